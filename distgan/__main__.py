@@ -1,0 +1,8 @@
+"""`python -m distgan` and `accelerate launch -m distgan`."""
+
+import sys
+
+from distgan.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())

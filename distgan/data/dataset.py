@@ -1,0 +1,260 @@
+"""Shards as one data set: which there are, what they hold, and where each sample lies."""
+
+import glob
+import hashlib
+import os
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+
+from distgan.data import index
+from distgan.data.image import SUFFIXES
+from distgan.data.source import Source, is_local, local_path, public
+from distgan.errors import DataError
+
+Gather = Callable[[list], list[list]]  # this rank's list -> the lists of all ranks, in rank order
+
+
+def default_cache_dir() -> Path:
+    """Where indexes and piped shards go that cannot lie beside their shards."""
+    if os.environ.get("DISTGAN_CACHE"):
+        return Path(os.environ["DISTGAN_CACHE"])
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "distgan"
+
+
+def find_shards(spec: str | Sequence[str], *, allow_pipe: bool = False, cache_dir: Path | None = None) -> list[str]:
+    """Addresses of all shards that `spec` names, in its order.
+
+    A spec is a folder (its *.tar, sorted), a glob, a WebDataset expression with braces or `::`, an address such as
+    https://host/{000..099}.tar or s3://bucket/{00..99}.tar, or a list of these. `pipe:` commands run in a shell, so
+    they need `allow_pipe`; what they print is kept as a file in `cache_dir`.
+    """
+    urls = [url for item in ([spec] if isinstance(spec, str) else spec) for url in _expand(item)]
+    if not urls:
+        raise DataError("data.shards is empty: name a folder, a glob or addresses of .tar shards")
+    twice = [url for url, count in Counter(urls).items() if count > 1]
+    if twice:
+        raise DataError(f"data.shards names {public(twice[0])} {urls.count(twice[0])} times: its samples would repeat")
+    if any(url.startswith("pipe:") for url in urls):
+        if not allow_pipe:
+            raise DataError(
+                "data.shards has a pipe: address, which runs a command of the config in a shell; "
+                "set data.allow_pipe=true if you trust it"
+            )
+        urls = [_spool(url, cache_dir or default_cache_dir()) if url.startswith("pipe:") else url for url in urls]
+    return urls
+
+
+def _expand(item: str) -> list[str]:
+    """The shards that one expression names; at least one, or DataError."""
+    item = os.path.expanduser(item)
+    path = local_path(item)
+    if is_local(item) and os.path.isfile(path):
+        return [item]
+    if "{" in item or "::" in item:
+        from webdataset.shardlists import expand_urls  # imports torch, which a plain path does not need
+
+        try:
+            parts = expand_urls(item)
+        except AssertionError as error:  # an environment variable that is not set
+            raise DataError(f"data.shards: {item!r}: {error}") from None
+        if parts != [item]:
+            return [url for part in parts for url in _expand(part)]
+    if item.startswith("pipe:") or not is_local(item):
+        return [item]
+    found = sorted(glob.glob(os.path.join(glob.escape(path), "*.tar") if os.path.isdir(path) else path))
+    if not found:
+        raise DataError(f"data.shards: no shard matches {item!r} (seen from {os.getcwd()})")
+    return found
+
+
+def _spool(url: str, cache_dir: Path) -> str:
+    """The output of a `pipe:` address as a file: a stream that cannot seek is read once and kept."""
+    from webdataset.gopen import gopen
+
+    path = cache_dir / "pipes" / f"{hashlib.sha256(url.encode()).hexdigest()[:24]}.tar"
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = path.with_suffix(f".{os.getpid()}")
+        try:
+            with gopen(url, "rb") as stream, open(part, "wb") as file:
+                while piece := stream.read(2**20):
+                    file.write(piece)
+            os.replace(part, path)
+        except OSError as error:
+            part.unlink(missing_ok=True)
+            raise DataError(f"{url}: {error}") from None
+    return str(path)
+
+
+@dataclass(frozen=True)
+class Located:
+    """Samples of one shard that are used, in its order.
+
+    Attributes:
+        offset, length: Bytes of the image part.
+        label: Class number, -1 where there is none.
+        first: Offset of the sample's first tar header, from which its key can be read.
+    """
+
+    offset: np.ndarray
+    length: np.ndarray
+    label: np.ndarray
+    first: np.ndarray
+
+
+class Dataset:
+    """What a run reads: the usable samples of its shards, numbered 0 .. num_samples - 1 in the shards' order.
+
+    Args:
+        urls: The shards, as `find_shards` returns them.
+        labels: Whether every sample must have a class label.
+        classes: How many classes there are; 0 takes the largest label plus one.
+        image: Suffix of the image part; empty where it can be told from the names.
+        allow_damaged: Use the good samples of damaged shards, and leave out incomplete samples.
+        rank, world, gather: Ranks share the work of opening the shards, then tell one another what they found.
+
+    Raises:
+        DataError: for anything that would make the set other than what its shards seem to promise.
+    """
+
+    def __init__(
+        self,
+        urls: Sequence[str],
+        source: Source,
+        *,
+        labels: bool = False,
+        classes: int = 0,
+        image: str = "",
+        allow_damaged: bool = False,
+        cache_dir: Path | None = None,
+        rank: int = 0,
+        world: int = 1,
+        gather: Gather = lambda items: [items],
+    ):
+        self.urls, self.source, self.labels = list(urls), source, labels
+        self._cache_dir = (cache_dir or default_cache_dir()) / "index"
+        mine = [self._summary(url) for url in self.urls[rank::world]]
+        shares = gather(mine)
+        shards = [shares[i % world][i // world] for i in range(len(self.urls))]
+        for url, shard in zip(self.urls, shards):
+            if "error" in shard:
+                raise DataError(shard["error"])
+            source.expect(url, shard["size"])
+
+        self.problems = [f"{public(u)}: {defect}" for u, shard in zip(self.urls, shards) for defect in shard["defects"]]
+        self.has_labels = all("cls" in kind for shard in shards for kind in shard["kinds"])
+        self._image = _image_suffixes(shards, image, allow_damaged)
+        incomplete = self._incomplete(shards)
+        if (self.problems or incomplete) and not allow_damaged:
+            raise DataError(_damage_report(self.problems + incomplete))
+        self.problems += incomplete
+
+        self.counts = np.array([self._usable(shard) for shard in shards], np.int64)
+        self.num_samples = int(self.counts.sum())
+        if self.num_samples == 0:
+            raise DataError(f"data.shards: {len(self.urls)} shard(s) without a sample, from {public(self.urls[0])} on")
+        self._ends = np.cumsum(self.counts)
+        self.mean_bytes = sum(shard["size"] for shard in shards) / self.num_samples
+        self.class_counts = self._class_counts(shards, classes)
+        self.num_classes = len(self.class_counts)
+        self.fingerprint = hashlib.sha256(
+            "".join(
+                f"{os.path.basename(local_path(u))} {s['size']} {s['samples']} {s['digest']}\n"
+                for u, s in zip(self.urls, shards)
+            ).encode()
+        ).hexdigest()
+        self._open = lru_cache(maxsize=1024)(self._locate_shard)
+
+    def shard_of(self, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Shard number, and place among its usable samples, of each sample id."""
+        shard = np.searchsorted(self._ends, ids, side="right")
+        return shard, ids - (self._ends[shard] - self.counts[shard])
+
+    def located(self, shard: int) -> Located:
+        """The usable samples of a shard."""
+        return self._open(shard)
+
+    def key(self, sample: int) -> tuple[str, str]:
+        """Address of a sample's shard, and its key."""
+        shard, place = (int(x) for x in self.shard_of(np.int64(sample)))
+        url = self.urls[shard]
+        return public(url), index.key_of(url, self.source, int(self.located(shard).first[place]))
+
+    def _summary(self, url: str) -> dict:
+        try:
+            return index.load(url, self.source, self._cache_dir).summary()
+        except DataError as error:  # told to all ranks, so that all stop
+            return {"error": str(error)}
+
+    def _complete(self, kind: Sequence[str]) -> bool:
+        """Whether a sample with these parts can be used."""
+        return sum(part in self._image for part in kind) == 1 and (not self.labels or "cls" in kind)
+
+    def _usable(self, shard: dict) -> int:
+        return sum(count for kind, count in zip(shard["kinds"], shard["kind_counts"]) if self._complete(kind))
+
+    def _incomplete(self, shards: list[dict]) -> list[str]:
+        lines = []
+        for url, shard in zip(self.urls, shards):
+            for kind, count in zip(shard["kinds"], shard["kind_counts"]):
+                if not self._complete(kind):
+                    images = sum(part in self._image for part in kind)
+                    lacks = "no image part" if images == 0 else "several image parts" if images > 1 else "no cls part"
+                    lines.append(f"{public(url)}: {count} sample(s) with {lacks}; parts: {' '.join(kind)}")
+        return lines
+
+    def _class_counts(self, shards: list[dict], classes: int) -> list[int]:
+        """Samples of each class; empty where labels are not asked for."""
+        if not self.labels:
+            return []
+        for url, shard in zip(self.urls, shards):
+            if shard["bad_labels"]:
+                raise DataError(f"{public(url)}: {shard['bad_labels']} cls part(s) hold no whole number from 0 on")
+            largest = max((label for label, _ in shard["labels"]), default=0)
+            if classes and largest >= classes:
+                raise DataError(f"{public(url)}: label {largest} is outside of data.classes={classes}")
+        counts = Counter()
+        for shard in shards:
+            counts.update(dict(shard["labels"]))
+        return [counts[label] for label in range(classes or max(counts) + 1)]
+
+    def _locate_shard(self, shard: int) -> Located:
+        found = index.load(self.urls[shard], self.source, self._cache_dir)
+        parts = np.array([len(kind) for kind in found.kinds], np.int64)
+        column = np.array([next((i for i, p in enumerate(k) if p in self._image), 0) for k in found.kinds], np.int64)
+        good = np.array([self._complete(kind) for kind in found.kinds], bool)[found.kind]
+        at = (np.cumsum(parts[found.kind]) - parts[found.kind] + column[found.kind])[good]
+        if len(at) != self.counts[shard]:
+            raise DataError(f"{public(self.urls[shard])} changed while the run reads it: {len(at)} samples now")
+        return Located(found.offset[at], found.length[at], found.label[good], found.first[good])
+
+
+def _image_suffixes(shards: list[dict], chosen: str, allow_damaged: bool) -> set[str]:
+    """The suffixes that mark an image part."""
+    if chosen:
+        return {chosen.lower()}
+    kinds = Counter()
+    for shard in shards:
+        kinds.update({tuple(kind): count for kind, count in zip(shard["kinds"], shard["kind_counts"])})
+    found = {part for kind in kinds for part in kind if part in SUFFIXES}
+    ambiguous = [kind for kind in kinds if sum(part in found for part in kind) > 1]
+    if ambiguous and not allow_damaged:
+        names = ", ".join(sorted(part for part in ambiguous[0] if part in found))
+        raise DataError(f"samples have several image parts ({names}): set data.image to the one to train on")
+    if kinds and not found:
+        seen = ", ".join(sorted({part for kind in kinds for part in kind})[:12])
+        raise DataError(f"no image part in the shards, only {seen}: set data.image if one of these is an image")
+    return found
+
+
+def _damage_report(problems: list[str]) -> str:
+    more = f" (and {len(problems) - 3} more)" if len(problems) > 3 else ""
+    return (
+        f"the data set is damaged: {'; '.join(problems[:3])}{more}. "
+        "Replace the shards, or set data.allow_damaged=true to train on the good samples"
+    )

@@ -1,0 +1,271 @@
+"""Where each sample's bytes lie in a shard, kept in a small file beside it: `000000.tar` -> `000000.tar.index`.
+
+Any plain tar that WebDataset reads is accepted; the index is made on first use, and put into a cache folder when the
+shard's own folder cannot be written. A sample is a run of members with one key, as in `webdataset.group_by_keys`:
+the key ends at the first dot of the base name, what follows is the part's suffix, in lower case.
+"""
+
+import hashlib
+import json
+import mmap
+import os
+import re
+import tempfile
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from distgan.data import tar
+from distgan.data.source import Source, is_local, local_path, public
+from distgan.errors import DataError
+
+MAGIC = b"distgan-index-1\n"
+ARRAYS = {"first": "<u8", "kind": "<u2", "label": "<i4", "offset": "<u8", "length": "<u4"}
+NO_LABEL, BAD_LABEL = -1, -2
+_NAME = re.compile(r"((?:.*/|)[^.]+)\.([^/]*)$", re.DOTALL)
+_META = re.compile(r"__[^/]*__($|/)")
+
+
+@dataclass
+class ShardIndex:
+    """The samples of one shard, in its order.
+
+    Attributes:
+        size: Bytes of the shard.
+        kinds: The sets of parts that occur, each as suffixes in the archive's order, e.g. ("cls", "jpg").
+        first: Offset of each sample's first header; uint64 [n].
+        kind: Which of `kinds` each sample is; uint16 [n].
+        label: The number in each sample's `cls` part, NO_LABEL, or BAD_LABEL; int32 [n].
+        offset, length: Bytes of every part, sample by sample; uint64 and uint32 [parts].
+        defects: What is wrong with the shard, one line each; samples beyond a cut are not in the index.
+        digest: Of all keys, labels and places.
+    """
+
+    size: int
+    kinds: list[tuple[str, ...]]
+    first: np.ndarray
+    kind: np.ndarray
+    label: np.ndarray
+    offset: np.ndarray
+    length: np.ndarray
+    defects: list[str]
+    digest: str
+
+    def summary(self) -> dict:
+        """What is known of the shard without its arrays, as JSON types."""
+        labels = Counter(self.label[self.label >= 0].tolist())
+        return {
+            "size": self.size,
+            "samples": len(self.first),
+            "parts": len(self.offset),
+            "kinds": [list(kind) for kind in self.kinds],
+            "kind_counts": np.bincount(self.kind, minlength=len(self.kinds)).tolist(),
+            "labels": sorted(labels.items()),
+            "bad_labels": int((self.label == BAD_LABEL).sum()),
+            "defects": self.defects,
+            "digest": self.digest,
+        }
+
+    def to_bytes(self) -> bytes:
+        head = json.dumps(self.summary(), separators=(",", ":")).encode()
+        head += b" " * (-len(head) % 8)  # aligned arrays
+        arrays = b"".join(getattr(self, name).astype(dtype).tobytes() for name, dtype in ARRAYS.items())
+        return MAGIC + len(head).to_bytes(8, "little") + head + arrays
+
+    @staticmethod
+    def from_bytes(data: bytes) -> "ShardIndex":
+        """Raises ValueError for anything but a whole index of this version."""
+        head, body = _head(data)
+        lengths = {name: head["parts" if name in ("offset", "length") else "samples"] for name in ARRAYS}
+        if len(data) - body != sum(np.dtype(ARRAYS[name]).itemsize * n for name, n in lengths.items()):
+            raise ValueError("cut short")
+        arrays = {}
+        for name, dtype in ARRAYS.items():
+            arrays[name] = np.frombuffer(data, dtype, lengths[name], body)
+            body += arrays[name].nbytes
+        kinds = [tuple(kind) for kind in head["kinds"]]
+        return ShardIndex(
+            size=head["size"], kinds=kinds, defects=head["defects"], digest=head["digest"], **arrays
+        )  # fmt: skip
+
+
+def _head(data: bytes) -> tuple[dict, int]:
+    if not data.startswith(MAGIC):
+        raise ValueError("not an index of this version")
+    start = len(MAGIC) + 8
+    stop = start + int.from_bytes(data[len(MAGIC) : start], "little")
+    return json.loads(data[start:stop]), stop
+
+
+def scan(data: tar.Bytes, size: int) -> ShardIndex:
+    """Walk through a shard's headers once."""
+    columns: dict[str, list[int]] = {name: [] for name in ARRAYS}
+    kinds: dict[tuple[str, ...], int] = {}
+    keys: dict[str, None] = {}  # a set that keeps its order
+    defects: list[str] = []
+    key, first, suffixes, label = "", 0, [], NO_LABEL  # of the sample at hand
+    offset, length = columns["offset"], columns["length"]
+
+    def finish(whole: bool = True) -> None:
+        if whole and suffixes and key not in keys:
+            keys[key] = None
+            columns["first"].append(first)
+            columns["kind"].append(kinds.setdefault(tuple(suffixes), len(kinds)))
+            columns["label"].append(label)
+            return
+        if whole and suffixes:
+            defects.append(f"sample {key!r}: its parts are not neighbours, or its key occurs twice (at byte {first})")
+        del offset[len(offset) - len(suffixes) :], length[len(length) - len(suffixes) :]
+
+    try:
+        for name, kind, header, body, size_of_part in tar.members(data, size):
+            match = _NAME.match(name)
+            if match is None or (name.startswith("__") and _META.match(name)):
+                continue
+            if kind != "file" or size_of_part >= 2**32:
+                what = "larger than 4 GiB" if kind == "file" else f"a {kind}"
+                defects.append(f"member {name!r} is {what}, not a plain file: other readers lose it silently")
+                continue
+            base, suffix = match.groups()
+            suffix = suffix.lower()
+            if base != key:
+                finish()
+                key, first, suffixes, label = base, header, [], NO_LABEL
+            elif suffix in suffixes:
+                defects.append(f"sample {key!r} has two parts {suffix!r} (at byte {header})")
+                continue
+            suffixes.append(suffix)
+            offset.append(body)
+            length.append(size_of_part)
+            if suffix == "cls":
+                label = _label(data[body : body + min(size_of_part, 32)])
+        finish()
+    except tar.Damage as damage:
+        defects.append(str(damage))
+        finish(whole=False)  # the sample at hand may lack parts
+
+    arrays = {name: np.array(columns[name], dtype) for name, dtype in ARRAYS.items()}
+    digest = hashlib.sha256("\n".join([*keys, *map(str, kinds)]).encode("utf-8", "surrogateescape"))
+    for array in arrays.values():
+        digest.update(array.tobytes())
+    return ShardIndex(size=size, kinds=list(kinds), defects=defects, digest=digest.hexdigest(), **arrays)
+
+
+def _label(text: bytes) -> int:
+    try:
+        label = int(text)
+    except ValueError:
+        return BAD_LABEL
+    return label if 0 <= label < 2**31 else BAD_LABEL
+
+
+class Window:
+    """A shard as `tar.members` reads it, through a buffer that slides forward over the file."""
+
+    def __init__(self, source: Source, url: str, ahead: int):
+        self._source, self._url, self._ahead = source, url, ahead
+        self.size = source.size(url)
+        self._start, self._buffer = 0, b""
+
+    def __getitem__(self, at: slice) -> bytes:
+        start, stop = at.start, min(at.stop, self.size)
+        if stop <= start:
+            return b""
+        if not self._start <= start or stop > self._start + len(self._buffer):
+            length = min(max(stop - start, self._ahead), self.size - start)
+            self._start, self._buffer = start, self._source.read(self._url, start, length)
+        return self._buffer[start - self._start : stop - self._start]
+
+
+def build(url: str, source: Source) -> ShardIndex:
+    """Read a shard's headers: by memory map where it is local, in one pass over its bytes elsewhere."""
+    size = source.size(url)
+    if not is_local(url):
+        return scan(Window(source, url, ahead=8 * 2**20), size)
+    if size == 0:
+        return scan(b"", 0)
+    with open(local_path(url), "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        return scan(data, size)
+
+
+def load(url: str, source: Source, cache_dir: Path) -> ShardIndex:
+    """A shard's index: read where it is kept and still true, made and kept where not."""
+    kept = cache_dir / f"{hashlib.sha256(url.encode()).hexdigest()[:24]}.index"
+    beside = Path(local_path(url) + ".index") if is_local(url) else None
+    for path in filter(None, (beside, kept)):
+        index = _still_true(path, url, source)
+        if index is not None:
+            return index
+    index = _published(url, source) or build(url, source)
+    source.expect(url, index.size)
+    if beside is None or not _keep(index, beside):
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        _keep(index, kept)
+    return index
+
+
+def _still_true(path: Path, url: str, source: Source) -> ShardIndex | None:
+    """The index at `path`, unless it is missing, damaged, or the shard is another one now."""
+    try:
+        index = ShardIndex.from_bytes(path.read_bytes())
+    except (OSError, ValueError):
+        return None
+    if not is_local(url):  # each answer of a server tells the file's size, so later reads find out
+        source.expect(url, index.size)
+        return index
+    if source.size(url) != index.size:
+        return None
+    for sample in {0, len(index.first) - 1} if len(index.first) else ():
+        try:
+            start = int(index.first[sample])
+            _, _, _, body, length = next(tar.members(Window(source, url, ahead=2048), index.size, start))
+            part = 0 if sample == 0 else len(index.offset) - len(index.kinds[index.kind[sample]])
+            if (body, length) != (index.offset[part], index.length[part]):
+                return None
+        except (tar.Damage, StopIteration):
+            return None
+    return index
+
+
+def _published(url: str, source: Source) -> ShardIndex | None:
+    """The index that lies beside a remote shard."""
+    if is_local(url):
+        return None
+    beside = url + ".index"
+    try:
+        return ShardIndex.from_bytes(source.read(beside, 0, source.size(beside)))
+    except (DataError, ValueError):
+        return None
+
+
+def _keep(index: ShardIndex, path: Path) -> bool:
+    """Write whole or not at all; False where the folder cannot be written."""
+    try:
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
+            try:
+                file.write(index.to_bytes())
+                file.close()
+                os.chmod(file.name, 0o644)
+                os.replace(file.name, path)
+            except BaseException:
+                os.unlink(file.name)
+                raise
+    except OSError:
+        return False
+    return True
+
+
+def key_of(url: str, source: Source, first: int) -> str:
+    """The key of the sample whose first header lies at byte `first`."""
+    name, *_ = next(tar.members(Window(source, url, ahead=2048), source.size(url), first))
+    return _NAME.match(name)[1]
+
+
+def describe(url: str, summary: dict) -> str:
+    """One line for a person."""
+    parts = ", ".join(
+        f"{count:,} x ({' '.join(kind)})" for kind, count in zip(summary["kinds"], summary["kind_counts"])
+    )
+    return f"{public(url)}: {summary['samples']:,} samples: {parts or 'none'}"

@@ -1,0 +1,289 @@
+"""What `pack` packs: pictures in folders, zip and tar archives, .npz arrays, WebDataset shards."""
+
+import contextlib
+import io
+import json
+import os
+import sys
+import tarfile
+import zipfile
+import zlib
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+
+from distgan.data import tar
+from distgan.data.dataset import Dataset, find_shards
+from distgan.data.image import SUFFIXES
+from distgan.data.source import Source, is_local, local_path
+from distgan.errors import DataError
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One candidate for a picture: where its bytes are (a file, a zip member, a range of a file), or they themselves.
+
+    The label is -1 where there is none.
+    """
+
+    name: str
+    label: int = -1
+    path: str = ""
+    member: str = ""
+    span: tuple[int, int] | None = None
+    content: bytes | np.ndarray | None = None
+
+
+@dataclass
+class Listing:
+    """All candidates of a source, in a fixed order.
+
+    Attributes:
+        total: How many `entries` will yield.
+        classes: Names of the classes, or None where the source has no labels.
+        skipped: What was left out while listing, by reason.
+    """
+
+    entries: Iterable[Entry]
+    total: int
+    classes: list[str] | None = None
+    skipped: Counter = field(default_factory=Counter)
+
+
+def list_source(source: str, *, labels: bool = True, allow_damaged: bool = False) -> Listing:
+    """What a source holds; which kind it is, its name and its content tell."""
+    path = Path(source).expanduser()
+    name = path.name.lower()
+    if path.is_dir():
+        if any(path.glob("*.tar")):
+            return _list_shards(source, labels, allow_damaged)
+        return _list_folder(path, labels)
+    if not path.is_file():
+        if any(mark in source for mark in ("://", "{", "*", "::")):
+            return _list_shards(source, labels, allow_damaged)
+        raise DataError(f"{source}: no such file or folder")
+    if name.endswith(".npz"):
+        return _list_arrays(path, labels)
+    if zipfile.is_zipfile(path):
+        return _list_zip(path, labels)
+    if name.endswith(".tar"):
+        return _list_tar(path, labels, allow_damaged)
+    if name.endswith((".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".txz", ".tar.zst", ".tzst")):
+        return _list_compressed_tar(path, labels)
+    raise DataError(f"{source}: neither a folder nor a .zip, .tar(.gz .bz2 .xz .zst), .npz or shards")
+
+
+def read_entry(entry: Entry) -> bytes | np.ndarray:
+    """A candidate's bytes (or pixels, from an array file); called in the process that will decode them."""
+    if entry.content is not None:
+        return entry.content
+    if entry.member:
+        try:
+            return _open_zip(entry.path).read(entry.member)
+        except (zipfile.BadZipFile, zlib.error, RuntimeError) as error:  # RuntimeError: a member with a password
+            raise OSError(str(error)) from None
+    if entry.span is not None:
+        with open(entry.path, "rb") as file:
+            return os.pread(file.fileno(), entry.span[1], entry.span[0])
+    return Path(entry.path).read_bytes()
+
+
+@lru_cache(maxsize=1)
+def _open_zip(path: str) -> zipfile.ZipFile:
+    return zipfile.ZipFile(path)
+
+
+def _list_folder(folder: Path, labels: bool) -> Listing:
+    names = []
+    for root, _, files in os.walk(folder, followlinks=True):
+        inside = os.path.relpath(root, folder)
+        names += [name if inside == "." else f"{inside}/{name}" for name in files]
+    names = sorted(name for name in names if not _hidden(name))
+    table = _label_table(lambda: (folder / "dataset.json").read_bytes(), names)
+    classes, label_of = _classes(names, labels, table)
+    names = [name for name in names if name != "dataset.json"]
+    if not names:
+        raise DataError(f"{folder}: the folder is empty")
+    entries = [Entry(name, label_of(name), path=f"{folder}/{name}") for name in names]
+    return Listing(entries, len(entries), classes)
+
+
+def _list_zip(path: Path, labels: bool) -> Listing:
+    with zipfile.ZipFile(path) as archive:
+        names = sorted(info.filename for info in archive.infolist() if not info.is_dir() and not _hidden(info.filename))
+        table = _label_table(lambda: archive.read("dataset.json"), names)
+    classes, label_of = _classes(names, labels, table)
+    entries = [Entry(name, label_of(name), str(path), member=name) for name in names if name != "dataset.json"]
+    return Listing(entries, len(entries), classes)
+
+
+def _list_tar(path: Path, labels: bool, allow_damaged: bool) -> Listing:
+    """A plain tar: shards if it has `cls` parts, else a packed folder."""
+    import mmap
+
+    found: list[tuple[str, int, int]] = []
+    try:
+        with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            for name, kind, _, offset, size in tar.members(data, len(data)):
+                if kind == "file" and not _hidden(name):
+                    found.append((name, offset, size))
+    except (tar.Damage, ValueError) as damage:
+        raise DataError(f"{path}: {damage}") from None
+    if any(name.lower().endswith(".cls") for name, _, _ in found):
+        return _list_shards(str(path), labels, allow_damaged)
+    classes, label_of = _classes([name for name, _, _ in found], labels)
+    entries = [Entry(name, label_of(name), str(path), span=(offset, size)) for name, offset, size in found]
+    return Listing(entries, len(entries), classes)
+
+
+def _list_compressed_tar(path: Path, labels: bool) -> Listing:
+    """Read twice, since the classes are known only after all names are."""
+    try:
+        with _decompressed(path) as stream, tarfile.open(fileobj=stream, mode="r|") as archive:
+            names = [member.name for member in archive if member.isfile() and not _hidden(member.name)]
+    except (tarfile.TarError, EOFError, OSError, ValueError) as error:
+        raise DataError(f"{path}: damaged or not a tar archive ({error})") from None
+    classes, label_of = _classes(names, labels)
+
+    def entries() -> Iterator[Entry]:
+        with _decompressed(path) as stream, tarfile.open(fileobj=stream, mode="r|") as archive:
+            for member in archive:
+                if member.isfile() and not _hidden(member.name):
+                    yield Entry(member.name, label_of(member.name), content=archive.extractfile(member).read())
+                archive.members = []  # tarfile would keep every header it has passed
+
+    return Listing(entries(), len(names), classes)
+
+
+@contextlib.contextmanager
+def _decompressed(path: Path) -> Iterator[io.BufferedIOBase]:
+    """The plain tar inside a compressed one."""
+    suffix = path.suffix.lower()
+    if suffix in (".gz", ".tgz"):
+        import gzip as codec
+    elif suffix == ".bz2":
+        import bz2 as codec
+    elif suffix in (".xz", ".txz"):
+        import lzma as codec
+    elif sys.version_info >= (3, 14):
+        from compression import zstd as codec
+    else:
+        import zstandard as codec
+    with codec.open(path, "rb") as stream:
+        yield stream
+
+
+def _list_arrays(path: Path, labels: bool) -> Listing:
+    """An .npz with images [N, H, W], [N, H, W, C] or [N, C, H, W] in uint8, and perhaps labels [N]."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file.files}
+    except (ValueError, OSError, zipfile.BadZipFile) as error:
+        raise DataError(f"{path}: {error}") from None
+    images = _pick(arrays, ("images", "image", "x", "x_train", "data", "arr_0"), lambda a: a.ndim in (3, 4))
+    if images is None:
+        raise DataError(f"{path}: no image array [N, H, W(, C)] in it, only {_shapes(arrays)}")
+    if images.dtype != np.uint8:
+        raise DataError(f"{path}: the images are {images.dtype}, not uint8 0..255: convert them first")
+    if images.ndim == 4 and images.shape[3] not in (1, 3, 4) and images.shape[1] in (1, 3, 4):
+        images = images.transpose(0, 2, 3, 1)
+    if images.ndim == 3:
+        images = images[..., None]
+    if images.shape[3] not in (1, 3):
+        raise DataError(f"{path}: images with {images.shape[3]} channels, expected 1 or 3")
+    numbers = _pick(arrays, ("labels", "label", "y", "y_train", "targets", "arr_1"), lambda a: a.ndim <= 2)
+    classes = None
+    if labels and numbers is not None:
+        numbers = numbers.reshape(-1)
+        if len(numbers) != len(images) or not np.issubdtype(numbers.dtype, np.integer) or numbers.min() < 0:
+            raise DataError(f"{path}: labels must be whole numbers from 0 on, one for each image")
+        classes = [str(name) for name in arrays.get("classes", range(int(numbers.max()) + 1))]
+        if len(classes) <= numbers.max():
+            raise DataError(f"{path}: label {numbers.max()}, but only {len(classes)} class names")
+    entries = (
+        Entry(f"{path.name}[{i}]", int(numbers[i]) if classes else -1, content=np.repeat(image, 3 // image.shape[2], 2))
+        for i, image in enumerate(images)
+    )
+    return Listing(entries, len(images), classes)
+
+
+def _pick(arrays: dict[str, np.ndarray], names: tuple[str, ...], fits) -> np.ndarray | None:
+    return next((arrays[name] for name in names if name in arrays and fits(arrays[name])), None)
+
+
+def _shapes(arrays: dict[str, np.ndarray]) -> str:
+    return ", ".join(f"{name} {array.dtype}{list(array.shape)}" for name, array in arrays.items()) or "nothing"
+
+
+def _list_shards(spec: str, labels: bool, allow_damaged: bool) -> Listing:
+    source = Source()
+    urls = find_shards(spec)
+    data = Dataset(urls, source, allow_damaged=allow_damaged)
+    labelled = labels and data.has_labels
+    if labelled:
+        data = Dataset(urls, source, labels=True, allow_damaged=allow_damaged)
+
+    def entries() -> Iterator[Entry]:
+        for number, url in enumerate(urls):
+            found = data.located(number)
+            for i, (label, start, length) in enumerate(zip(found.label, found.offset, found.length)):
+                name, label, span = f"{os.path.basename(url)}[{i}]", int(label), (int(start), int(length))
+                if is_local(url):
+                    yield Entry(name, label, local_path(url), span=span)
+                else:
+                    yield Entry(name, label, content=source.cached(url, *span))
+
+    names = [str(i) for i in range(data.num_classes)]
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        card = json.loads((Path(local_path(urls[0])).parent / "dataset.json").read_text())
+        names = card["classes"] if len(card["classes"]) >= len(names) else names
+    return Listing(entries(), data.num_samples, names if labelled else None)
+
+
+def _hidden(name: str) -> bool:
+    """Files that file managers leave behind, and the resource forks of archives from a Mac."""
+    return any((part[:1] == "." and part not in (".", "..")) or part == "__MACOSX" for part in name.split("/"))
+
+
+def _label_table(read, names: list[str]) -> dict[str, int] | None:
+    """Labels from a StyleGAN data set's `dataset.json`: {"labels": [["00000/img00000000.png", 6], ...]}."""
+    if "dataset.json" not in names:
+        return None
+    try:
+        table = json.loads(read()).get("labels")
+        return {name: int(label) for name, label in table} if table else None
+    except (ValueError, TypeError, AttributeError):
+        return None
+
+
+def _classes(names: list[str], labels: bool, table: dict[str, int] | None = None):
+    """Class names, and a function from a picture's name to its label.
+
+    A class is a folder: the first one in which the pictures' paths differ. Where a picture lies outside of such
+    folders, or there is only one folder, there are no labels.
+    """
+    none = None, lambda name: -1
+    pictures = [name for name in names if name.rpartition(".")[2].lower() in SUFFIXES]
+    if not labels or not pictures:
+        return none
+    if table:
+        if missing := [name for name in pictures if name not in table]:
+            raise DataError(f"dataset.json has no label for {missing[0]}")
+        return [str(i) for i in range(max(table.values()) + 1)], lambda name: table.get(name, -1)
+    folders = [name.split("/")[:-1] for name in pictures]
+    depth = len(os.path.commonprefix(folders))  # noqa: RUF071 (of lists it takes whole elements)
+    if any(len(folder) <= depth for folder in folders):
+        return none
+    found = {folder[depth] for folder in folders}
+    classes = sorted(found, key=lambda name: (int(name), "") if name.isdecimal() else (-1, name))
+    number = {name: i for i, name in enumerate(classes)}
+
+    def label_of(name: str) -> int:
+        parts = name.split("/")
+        return number.get(parts[depth], -1) if len(parts) > depth else -1
+
+    return classes, label_of

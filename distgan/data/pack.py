@@ -1,0 +1,350 @@
+"""Images in a folder, an archive, an array file or existing shards -> WebDataset shards of one picture size.
+
+The work is spread over processes, the order is not: the same source and options give byte-identical shards.
+"""
+
+import errno
+import hashlib
+import io
+import itertools
+import json
+import multiprocessing
+import os
+import shutil
+import tempfile
+from collections import Counter, deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Executor, Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from PIL import Image
+from tqdm import tqdm
+
+from distgan import __version__
+from distgan.data import index, tar
+from distgan.data.image import FILTERS, MAX_PIXELS, BadImage, Picture, decode, fit
+from distgan.data.listing import Entry, Listing, list_source, read_entry
+from distgan.data.source import Source
+from distgan.errors import ConfigError, DataError, MachineError
+
+CHUNK = 32  # pictures that travel to a process together
+SAVE = {
+    "png": {"format": "PNG", "compress_level": 1},  # level 6 takes four times as long for a tenth of the bytes
+    "webp": {"format": "WEBP", "lossless": True, "method": 0},
+    "jpg": {"format": "JPEG", "subsampling": 0},
+}
+
+
+@dataclass(frozen=True)
+class Options:
+    """How each picture is stored.
+
+    Attributes:
+        resolution: Side in pixels; 0 keeps each picture's own size.
+        crop: "center" takes the largest centred square, "squeeze" the whole picture.
+        filter: Resampling filter: "lanczos", "area" or "bicubic".
+        image: "png" or "webp" (both lossless), or "jpg".
+        quality: Of jpg.
+        background: Grey level under transparent pixels.
+        max_pixels: Larger pictures are skipped.
+    """
+
+    resolution: int = 0
+    crop: str = "center"
+    filter: str = "lanczos"
+    image: str = "png"
+    quality: int = 95
+    background: int = 255
+    max_pixels: int = MAX_PIXELS
+
+    def __post_init__(self) -> None:
+        for name, allowed in (("crop", ("center", "squeeze")), ("filter", FILTERS), ("image", SAVE)):
+            if getattr(self, name) not in allowed:
+                raise ConfigError(f"--{name} {getattr(self, name)!r}: choose one of {', '.join(allowed)}")
+        if not 0 <= self.resolution <= 8192:
+            raise ConfigError(f"--resolution {self.resolution}: 1 to 8192 pixels, or 0 for each picture's own")
+        if not 1 <= self.quality <= 100:
+            raise ConfigError(f"--quality {self.quality}: 1 to 100")
+
+
+@dataclass
+class Stored:
+    """What became of one picture: its bytes, or the reason why it is left out."""
+
+    data: bytes = b""
+    size: tuple[int, int] = (0, 0)
+    notes: tuple[str, ...] = ()
+    skipped: str = ""
+
+
+@dataclass
+class Summary:
+    """What `pack` did; the data set card holds the same."""
+
+    samples: int = 0
+    classes: list[str] | None = None
+    class_counts: list[int] | None = None
+    sizes: Counter = field(default_factory=Counter)
+    skipped: Counter = field(default_factory=Counter)
+    examples: dict[str, str] = field(default_factory=dict)  # reason -> the first source it happened to
+    notes: Counter = field(default_factory=Counter)
+    shards: list[dict] = field(default_factory=list)
+
+
+def pack(
+    source: str,
+    out: str,
+    options: Options,
+    *,
+    shard_mb: float = 256,
+    workers: int = 0,
+    labels: bool = True,
+    allow_damaged: bool = False,
+    overwrite: bool = False,
+) -> Summary:
+    """Write the pictures of `source` as shards, with an index beside each and a card `dataset.json`, into `out`.
+
+    Nothing appears in `out` before all is written.
+
+    Args:
+        source: Folder, .zip, .tar (also .gz .bz2 .xz .zst), .npz, or shards as `find_shards` takes them.
+        shard_mb: Largest size of a shard in MB (10^6 bytes).
+        workers: Processes that decode and encode; 0 means one per core, 1 means none beside this one.
+        labels: Whether class folders, `cls` parts or label arrays become labels.
+        allow_damaged: Whether the good samples of damaged shards are taken.
+        overwrite: Replace what `out` holds.
+    """
+    target = Path(out)
+    if target.exists() and not target.is_dir():
+        raise ConfigError(f"{out} is a file: name a folder for the shards")
+    if target.exists() and any(target.iterdir()) and not overwrite:
+        raise ConfigError(f"{out} is not empty: choose another folder, or pass --overwrite to replace it")
+    if shard_mb * 1e6 < 2**16:
+        raise ConfigError(f"--shard-mb {shard_mb:g} is too small for a shard")
+    listing = list_source(source, labels=labels, allow_damaged=allow_damaged)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        folder = Path(tempfile.mkdtemp(prefix=f".{target.name}.packing-", dir=target.parent))
+    except OSError as error:
+        raise MachineError(f"{target.parent}: {error.strerror}") from None
+    try:
+        workers = workers or min(os.cpu_count() or 1, 1 + listing.total // 1000)  # each takes a moment to start
+        summary = _write(listing, folder, options, int(shard_mb * 1e6), workers)
+        if summary.samples == 0:
+            raise DataError(f"{source}: no usable picture among {listing.total}; {_tally(summary)}")
+        _finish(folder, summary, source, options)
+        _put_in_place(folder, target)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise MachineError(f"the disk of {target.parent} is full; nothing was changed in {target}") from None
+        raise
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    return summary
+
+
+def _write(listing: Listing, folder: Path, options: Options, shard_bytes: int, workers: int) -> Summary:
+    """Encode all pictures and append them to shards."""
+    summary = Summary(classes=listing.classes, class_counts=[0] * len(listing.classes) if listing.classes else None)
+    summary.skipped.update(listing.skipped)
+    shards = _ShardWriter(folder, shard_bytes)
+    bar = tqdm(total=listing.total, unit=" images", disable=None, smoothing=0.05, desc="pack")
+    entries = iter(listing.entries)
+    chunks = iter(lambda: list(itertools.islice(entries, CHUNK)), [])
+    try:
+        with _executor(workers) as pool, bar:
+            for chunk, stored in _in_order(pool, chunks, options, depth=4 * workers):
+                for entry, picture in zip(chunk, stored):
+                    bar.update()
+                    summary.notes.update(picture.notes)
+                    skipped = picture.skipped
+                    if listing.classes and entry.label < 0:
+                        skipped = skipped or "without a label"
+                    if skipped:
+                        summary.skipped[skipped] += 1
+                        summary.examples.setdefault(skipped, entry.name)
+                        continue
+                    parts = {options.image: picture.data}
+                    if listing.classes:
+                        parts["cls"] = b"%d" % entry.label
+                        summary.class_counts[entry.label] += 1
+                    shards.add(f"{summary.samples:08d}", parts)
+                    summary.samples += 1
+                    summary.sizes[picture.size] += 1
+    except BrokenProcessPool:
+        raise MachineError("a process of `pack` was killed (out of memory?): try fewer --workers") from None
+    finally:
+        shards.close()
+    summary.shards = shards.done
+    return summary
+
+
+def _executor(workers: int) -> Executor:
+    if workers == 1:
+        return _Inline()
+    return ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"))
+
+
+class _Inline(Executor):
+    """Runs each task at once, in this process."""
+
+    def submit(self, function, /, *args) -> Future:
+        future: Future = Future()
+        future.set_result(function(*args))
+        return future
+
+
+def _in_order(
+    pool: Executor, chunks: Iterable[list[Entry]], options: Options, depth: int
+) -> Iterator[tuple[list[Entry], list[Stored]]]:
+    """Chunks with what became of them, in their order; at most `depth` are under way at a time."""
+    waiting: deque[tuple[list[Entry], Future]] = deque()
+    try:
+        for chunk in chunks:
+            waiting.append((chunk, pool.submit(_store_all, chunk, options)))
+            if len(waiting) >= depth:
+                entries, future = waiting.popleft()
+                yield entries, future.result()
+        while waiting:
+            entries, future = waiting.popleft()
+            yield entries, future.result()
+    finally:
+        for _, future in waiting:
+            future.cancel()
+
+
+def _store_all(entries: list[Entry], options: Options) -> list[Stored]:
+    return [_store(entry, options) for entry in entries]
+
+
+def _store(entry: Entry, options: Options) -> Stored:
+    """Read, decode, fit and encode one picture."""
+    try:
+        content = read_entry(entry)
+        if isinstance(content, bytes):
+            picture = decode(content, max_pixels=options.max_pixels, background=options.background)
+        else:
+            picture = Picture(content)
+    except BadImage as reason:
+        return Stored(skipped=str(reason))
+    except OSError as error:
+        return Stored(skipped=f"unreadable ({error.strerror or error})")
+    pixels, notes = picture.pixels, picture.notes
+    if options.resolution:
+        if min(pixels.shape[:2]) < options.resolution:
+            notes += ("enlarged",)
+        pixels = fit(pixels, options.resolution, options.filter, options.crop)
+    out = io.BytesIO()
+    settings = SAVE[options.image] | ({"quality": options.quality} if options.image == "jpg" else {})
+    try:
+        Image.fromarray(pixels).save(out, **settings)
+    except (OSError, ValueError):  # WebP ends at 16383 pixels
+        return Stored(skipped=f"too large for {options.image}")
+    return Stored(out.getvalue(), pixels.shape[1::-1], notes)
+
+
+class _ShardWriter:
+    """Appends samples to 000000.tar, 000001.tar ... and starts the next before one grows over `shard_bytes`.
+
+    The members are what `webdataset.ShardWriter(mtime=0)` would write; see `tar.header` for why it is not used.
+    """
+
+    def __init__(self, folder: Path, shard_bytes: int):
+        self.done: list[dict] = []
+        self._folder, self._limit = folder, shard_bytes
+        self._file, self._hash, self._size, self._samples = None, None, 0, 0
+
+    def add(self, key: str, parts: dict[str, bytes]) -> None:
+        blob = b"".join(
+            piece
+            for suffix, data in sorted(parts.items())
+            for piece in (tar.header(f"{key}.{suffix}", len(data)), data, b"\0" * (-len(data) % tar.BLOCK))
+        )
+        if self._file and self._size + len(blob) + len(tar.END) > self._limit:
+            self.close()
+        if self._file is None:
+            self._file = open(self._folder / f"{len(self.done):06d}.tar", "xb")  # noqa: SIM115
+            self._hash, self._size, self._samples = hashlib.sha256(), 0, 0
+        self._append(blob)
+        self._samples += 1
+
+    def close(self) -> None:
+        """End the shard at hand."""
+        if self._file is None:
+            return
+        self._append(tar.END)
+        self._file.close()
+        name, self._file = os.path.basename(self._file.name), None
+        digest = self._hash.hexdigest()
+        self.done.append({"name": name, "bytes": self._size, "samples": self._samples, "sha256": digest})
+
+    def _append(self, data: bytes) -> None:
+        self._file.write(data)
+        self._hash.update(data)
+        self._size += len(data)
+
+
+def _finish(folder: Path, summary: Summary, source: str, options: Options) -> None:
+    """The index beside each shard, and the card."""
+    reader = Source()
+    for shard in summary.shards:
+        index.load(str(folder / shard["name"]), reader, folder)
+    how = asdict(options)
+    if options.image != "jpg":
+        del how["quality"]
+    sizes = summary.sizes.most_common()
+    card = {
+        "made_by": f"distgan {__version__}",
+        "samples": summary.samples,
+        "classes": summary.classes,
+        "class_counts": summary.class_counts,
+        **how,
+        "resolution": options.resolution or None,
+        "pixel_sizes": None if options.resolution else [[f"{w}x{h}", n] for (w, h), n in sizes[:20]],
+        "source": os.path.basename(os.path.normpath(source)),
+        "skipped": dict(sorted(summary.skipped.items())),
+        "changed": dict(sorted(summary.notes.items())),
+        "digest": hashlib.sha256("".join(shard["sha256"] for shard in summary.shards).encode()).hexdigest(),
+        "shards": summary.shards,
+    }
+    (folder / "dataset.json").write_text(json.dumps(card, indent=1) + "\n")
+
+
+def _put_in_place(folder: Path, target: Path) -> None:
+    folder.chmod(0o755)
+    old = folder.with_name(folder.name + "-old")
+    if target.exists():
+        target.rename(old)
+    folder.rename(target)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _tally(summary: Summary) -> str:
+    return ", ".join(
+        f"{count:,} {reason}" + (f" (e.g. {summary.examples[reason]})" if reason in summary.examples else "")
+        for reason, count in summary.skipped.most_common()
+    )
+
+
+def report(summary: Summary, out: str, seconds: float) -> str:
+    """The summary as lines for a person."""
+    total = sum(shard["bytes"] for shard in summary.shards)
+    size = "x".join(map(str, summary.sizes.most_common(1)[0][0])) if len(summary.sizes) == 1 else "of their own sizes"
+    lines = [f"{summary.samples:,} images {size} in {len(summary.shards)} shard(s), {total / 1e6:,.1f} MB: {out}"]
+    if summary.classes:
+        least, most = min(summary.class_counts), max(summary.class_counts)
+        lines.append(f"{len(summary.classes)} classes with {least:,} to {most:,} images: {_names(summary.classes)}")
+    else:
+        lines.append("no class labels")
+    if summary.skipped:
+        lines.append(f"skipped {sum(summary.skipped.values()):,}: {_tally(summary)}")
+    if summary.notes:
+        lines.append("changed: " + ", ".join(f"{count:,} {note}" for note, count in summary.notes.most_common()))
+    lines.append(f"{summary.samples / max(seconds, 1e-9):,.0f} images/s")
+    return "\n".join(lines)
+
+
+def _names(classes: list[str]) -> str:
+    return ", ".join(classes[:10]) + (" ..." if len(classes) > 10 else "")

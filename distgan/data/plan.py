@@ -1,0 +1,155 @@
+"""Which sample stands at global position p. Integers only: no files, no ranks, no state.
+
+One endless order over epochs: position p belongs to epoch p // N, and every epoch holds every sample exactly once.
+An epoch is laid out in three steps, so that the order is well shuffled and the reads stay nearly sequential:
+
+    blocks   every shard is cut into runs of `block` samples; all blocks of the data set are permuted
+    lanes    that sequence is cut into `lanes` equal parts; consecutive positions take turns among the lanes,
+             so the samples of one batch come from as many places of the data set
+    windows  inside a lane, each run of `window` rows is shuffled; the boundaries of different lanes are staggered,
+             so that the lanes do not all need new bytes at the same moment
+
+The N mod lanes samples that are left over close the epoch, shuffled among themselves.
+"""
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+
+from distgan import keyed
+
+VERSION = 1  # of the order itself: a run keeps the version it was started with
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The constants of an order, chosen once per run and kept in its checkpoints."""
+
+    lanes: int
+    block: int
+    window: int
+    version: int = VERSION
+
+    @staticmethod
+    def choose(num_samples: int, mean_bytes: float, batch: int) -> "Layout":
+        """Constants for a data set of `num_samples` samples of `mean_bytes` each, at `batch` samples per step.
+
+        A block is about 2 MiB, but small enough that there are many blocks per lane; lanes are a multiple of the
+        batch, at least 256; all windows together stay below 512 MiB (the read-ahead of remote shards).
+        """
+        lanes = batch * -(-256 // batch)
+        block = min(64, int(2 * 2**20 / mean_bytes), num_samples // (64 * lanes))
+        window = min(64, int(512 * 2**20 / (mean_bytes * lanes)))
+        return Layout(lanes=lanes, block=max(1, block), window=max(1, window))
+
+
+class Plan:
+    """The order of a data set whose shard s holds `counts[s]` samples, under one seed.
+
+    A sample id counts samples through the shards in their order: 0 .. num_samples - 1.
+    """
+
+    def __init__(self, counts: np.ndarray, layout: Layout, seed: int):
+        if layout.version != VERSION:
+            raise ValueError(f"this order is of version {layout.version}, this program writes version {VERSION}")
+        counts = np.asarray(counts, np.int64)
+        self.layout, self.seed = layout, seed
+        self.num_samples = int(counts.sum())
+        if self.num_samples == 0:
+            raise ValueError("a plan needs at least one sample")
+        self.rows = self.num_samples // layout.lanes  # per lane and epoch
+        self._windows = -(-self.rows // layout.window) + 1  # per lane at most, the staggered first one included
+
+        blocks = -(-counts // layout.block)  # per shard
+        place = np.arange(blocks.sum()) - np.repeat(np.cumsum(blocks) - blocks, blocks)  # of a block in its shard
+        self._starts = np.repeat(np.cumsum(counts) - counts, blocks) + place * layout.block
+        self._sizes = np.minimum(layout.block, np.repeat(counts, blocks) - place * layout.block)
+        self._sequence = lru_cache(maxsize=2)(self._permuted_blocks)  # a batch may span two epochs
+
+    def ids(self, positions: np.ndarray) -> np.ndarray:
+        """Sample ids at global positions; int64, the shape of `positions`."""
+        return self._each_epoch(positions, lambda epoch, place: self._samples(epoch, self._shuffled(epoch, place)))
+
+    def windows(self, positions: np.ndarray) -> np.ndarray:
+        """The window of each position, as a number that `window_ids` understands; int64."""
+
+        def number(epoch: int, place: np.ndarray) -> np.ndarray:
+            lane, _, window = self._in_lane(place)
+            in_tail = place >= self.rows * self.layout.lanes
+            lane, window = np.where(in_tail, 0, lane), np.where(in_tail, self._windows, window)
+            return (epoch * (self._windows + 1) + window) * self.layout.lanes + lane
+
+        return self._each_epoch(positions, number)
+
+    def window_ids(self, window: int) -> np.ndarray:
+        """The samples of a window in the order in which they lie in their shards' blocks: what to read ahead."""
+        rest, lane = divmod(int(window), self.layout.lanes)
+        epoch, in_lane = divmod(rest, self._windows + 1)
+        if in_lane == self._windows:
+            return self._samples(epoch, np.arange(self.rows * self.layout.lanes, self.num_samples))
+        start, stop = self._bounds(np.int64(lane), np.int64(in_lane))
+        return self._samples(epoch, lane * self.rows + np.arange(start, stop))
+
+    def substitutes(self, position: int) -> np.ndarray:
+        """Positions whose samples may stand in for that of `position`, best first: the rest of its window, in turn."""
+        epoch, place = divmod(int(position), self.num_samples)
+        body = self.rows * self.layout.lanes
+        if place >= body:
+            first, step, here, size = body, 1, place - body, self.num_samples - body
+        else:
+            lane, row, window = self._in_lane(np.int64(place))
+            start, stop = self._bounds(lane, window)
+            first, step, here, size = start * self.layout.lanes + lane, self.layout.lanes, row - start, stop - start
+        return epoch * self.num_samples + first + step * ((here + np.arange(1, size)) % size)
+
+    def _each_epoch(self, positions: np.ndarray, function) -> np.ndarray:
+        positions = np.asarray(positions, np.int64)
+        epochs = positions // self.num_samples
+        out = np.empty_like(positions)
+        for epoch in np.unique(epochs).tolist():
+            at = epochs == epoch
+            out[at] = function(epoch, positions[at] - epoch * self.num_samples)
+        return out
+
+    def _permuted_blocks(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+        """First sample id of each block in the epoch's sequence, and the offset at which each block ends."""
+        order = keyed.permutation(keyed.key(self.seed, "blocks", epoch), len(self._starts))
+        return self._starts[order], np.cumsum(self._sizes[order])
+
+    def _samples(self, epoch: int, offsets: np.ndarray) -> np.ndarray:
+        """Sample ids at offsets of the epoch's sequence of blocks."""
+        starts, ends = self._sequence(epoch)
+        block = np.searchsorted(ends, offsets, side="right")
+        size = ends[block] - np.where(block > 0, ends[block - 1], 0)
+        return starts[block] + offsets - (ends[block] - size)
+
+    def _in_lane(self, place: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Lane, row and window of places in an epoch."""
+        lane, row = place % self.layout.lanes, place // self.layout.lanes
+        return lane, row, (row + self._phase(lane)) // self.layout.window
+
+    def _phase(self, lane: np.ndarray) -> np.ndarray:
+        return lane * self.layout.window // self.layout.lanes
+
+    def _bounds(self, lane: np.ndarray, window: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """First and last-plus-one row of a window."""
+        start = window * self.layout.window - self._phase(lane)
+        return np.maximum(start, 0), np.minimum(start + self.layout.window, self.rows)
+
+    def _shuffled(self, epoch: int, place: np.ndarray) -> np.ndarray:
+        """Offsets in the epoch's sequence of blocks for places in the epoch."""
+        body = self.rows * self.layout.lanes
+        out = np.empty_like(place)
+        tail = place >= body
+        if tail.any():
+            order = keyed.permutation(keyed.key(self.seed, "tail", epoch), self.num_samples - body)
+            out[tail] = body + order[place[tail] - body]
+        lane, row, window = self._in_lane(place[~tail])
+        start, stop = self._bounds(lane, window)
+        keys = keyed.bits(keyed.bits(keyed.key(self.seed, "windows", epoch), lane), window)
+        draws = keyed.bits(keys[:, None], np.arange(self.layout.window))
+        draws[np.arange(self.layout.window) >= (stop - start)[:, None]] = np.iinfo(np.uint64).max  # rows it lacks
+        order = np.argsort(draws, axis=1, kind="stable")
+        out[~tail] = lane * self.rows + start + order[np.arange(len(row)), row - start]
+        return out

@@ -1,0 +1,320 @@
+"""Byte ranges of shards: local files, http(s), and whatever fsspec knows (s3://, gs://, memory:// ...).
+
+A read returns exactly the bytes asked for or raises DataError: transient faults are retried from the byte reached,
+with growing pauses, until a deadline; a file that changed its size, or a server without ranges, is an error at once.
+"""
+
+import errno
+import os
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Protocol, TypeVar
+from urllib.parse import urlsplit, urlunsplit
+
+from distgan.errors import DataError
+
+CHUNK = 256 * 1024  # what the cache of remote bytes keeps and drops as one
+PIECE = 64 * 1024  # what is received from a connection at a time, between two looks at the clock
+TRANSIENT = {errno.EIO, errno.ESTALE, errno.EAGAIN, errno.EINTR, errno.ETIMEDOUT, errno.EMFILE, errno.ENFILE}
+
+T = TypeVar("T")
+
+
+class RefusedError(Exception):
+    """An answer that no retry would change."""
+
+
+class Backend(Protocol):
+    """How one kind of address is read. Both raise RefusedError for good, OSError for a fault worth a retry."""
+
+    def size(self, url: str) -> int: ...
+
+    def pieces(self, url: str, start: int, length: int) -> Iterator[bytes]: ...
+
+
+class Source:
+    """Reads byte ranges of shards, from any number of threads.
+
+    Args:
+        timeout_sec: How long one read may go on trying.
+        cache_bytes: How much of remote shards is kept in memory; it has to hold the windows that are being read.
+        connections: How many ranges are fetched at a time when reading ahead.
+    """
+
+    def __init__(self, *, timeout_sec: float = 120, cache_bytes: int = 2**30, connections: int = 8):
+        self.timeout_sec = timeout_sec
+        self.retries = 0
+        self._connections = connections
+        self._local = LocalFiles()
+        self._remote: dict[str, Backend] = {}  # by scheme
+        self._sizes: dict[str, int] = {}
+        self._chunks: OrderedDict[tuple[str, int], Future] = OrderedDict()
+        self._max_chunks = max(2, cache_bytes // CHUNK)
+        self._pool: ThreadPoolExecutor | None = None
+        self._lock = threading.Lock()
+
+    def size(self, url: str) -> int:
+        """Bytes of a whole shard."""
+        if url not in self._sizes:
+            backend = self._local if is_local(url) else self._backend(url)
+            self._sizes[url] = self._patiently(url, lambda: backend.size(url))
+        return self._sizes[url]
+
+    def expect(self, url: str, size: int) -> None:
+        """The size that the shard's index was made for: an answer that shows another one is an error."""
+        self._sizes[url] = size
+
+    def read(self, url: str, start: int, length: int) -> bytes:
+        """Bytes start .. start + length of a shard, from where it lies."""
+        if is_local(url):
+            return self._patiently(url, lambda: self._local.read(url, start, length))
+        backend, got = self._backend(url), bytearray()
+
+        def go_on() -> bytes:
+            deadline = time.monotonic() + self.timeout_sec
+            for piece in backend.pieces(url, start + len(got), length - len(got)):
+                got.extend(piece)
+                if time.monotonic() > deadline:  # a connection that only trickles
+                    break
+            if len(got) != length:
+                raise ConnectionError(f"the answer ended {length - len(got)} bytes early")
+            return bytes(got)
+
+        return self._patiently(url, go_on)
+
+    def cached(self, url: str, start: int, length: int) -> bytes:
+        """Like `read`, through the cache that `prefetch` fills. For local files the system keeps that cache."""
+        if is_local(url):
+            return self.read(url, start, length)
+        self.prefetch(url, start, length)
+        first = start // CHUNK
+        pieces = []
+        for number in range(first, (start + length - 1) // CHUNK + 1):
+            with self._lock:
+                chunk = self._chunks.get((url, number))
+            # A chunk is missing only when the cache is too small for all that is being read at this moment.
+            begin = number * CHUNK
+            pieces.append(chunk.result() if chunk else self.read(url, begin, min(CHUNK, self.size(url) - begin)))
+        return b"".join(pieces)[start - first * CHUNK :][:length]
+
+    def prefetch(self, url: str, start: int, length: int) -> None:
+        """Have these bytes at hand soon: the system reads ahead in local files, background threads elsewhere."""
+        if is_local(url):
+            self._local.read_ahead(url, start, length)
+            return
+        size = self.size(url)
+        with self._lock:
+            self._pool = self._pool or ThreadPoolExecutor(self._connections, thread_name_prefix="distgan-fetch")
+            missing: list[int] = []
+            for number in range(start // CHUNK, (start + length - 1) // CHUNK + 1):
+                if (url, number) in self._chunks:
+                    self._chunks.move_to_end((url, number))
+                else:
+                    missing.append(number)
+                    self._chunks[url, number] = Future()
+            runs = [{n: self._chunks[url, n] for n in run} for run in _runs(missing)]
+            while len(self._chunks) > self._max_chunks:
+                self._chunks.popitem(last=False)
+        for chunks in runs:
+            self._pool.submit(self._fetch, url, size, chunks)
+
+    def close(self) -> None:
+        if self._pool is not None:
+            self._pool.shutdown(wait=False, cancel_futures=True)
+
+    def _fetch(self, url: str, size: int, chunks: dict[int, Future]) -> None:
+        """One range for neighbouring chunks, given by number."""
+        begin, end = min(chunks) * CHUNK, min((max(chunks) + 1) * CHUNK, size)
+        try:
+            data = self.read(url, begin, end - begin)
+        except DataError as error:
+            with self._lock:  # whoever asks again later tries again
+                for number in chunks:
+                    self._chunks.pop((url, number), None)
+            for future in chunks.values():
+                future.set_exception(error)
+        else:
+            for number, future in chunks.items():
+                future.set_result(data[number * CHUNK - begin :][:CHUNK])
+
+    def _patiently(self, url: str, attempt: Callable[[], T]) -> T:
+        """The result of `attempt`, which is made again after a transient fault until the deadline."""
+        deadline, pause = time.monotonic() + self.timeout_sec, 0.25
+        while True:
+            try:
+                return attempt()
+            except RefusedError as error:
+                raise DataError(f"{public(url)}: {error}") from None
+            except OSError as error:
+                if time.monotonic() + pause > deadline:
+                    raise DataError(
+                        f"{public(url)}: not readable within data.timeout_sec={self.timeout_sec:g}: {error}"
+                    ) from None
+            self.retries += 1
+            time.sleep(pause)
+            pause = min(2 * pause, 15)
+
+    def _backend(self, url: str) -> Backend:
+        scheme = urlsplit(url).scheme
+        if scheme not in self._remote:
+            if scheme in ("http", "https"):
+                self._remote[scheme] = Http(self._sizes, min(self.timeout_sec, 20), self._connections)
+            else:
+                self._remote[scheme] = Fsspec()
+        return self._remote[scheme]
+
+
+def is_local(url: str) -> bool:
+    return "://" not in url or url.startswith("file://")
+
+
+def local_path(url: str) -> str:
+    return url.removeprefix("file://")
+
+
+def public(url: str) -> str:
+    """An address without what may be secret in it: user, password and query."""
+    if is_local(url):
+        return local_path(url)
+    parts = urlsplit(url)
+    return urlunsplit((parts.scheme, parts.netloc.rsplit("@")[-1], parts.path, "", ""))
+
+
+def _runs(numbers: list[int]) -> Iterator[list[int]]:
+    """Ascending numbers, cut into runs without a gap."""
+    run: list[int] = []
+    for number in numbers:
+        if run and number != run[-1] + 1:
+            yield run
+            run = []
+        run.append(number)
+    if run:
+        yield run
+
+
+class LocalFiles:
+    """Files of this machine, read by offset so that threads share a descriptor."""
+
+    MAX_OPEN = 128
+
+    def __init__(self) -> None:
+        self._open_files: OrderedDict[str, object] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def size(self, url: str) -> int:
+        return os.stat(self._file(url).fileno()).st_size
+
+    def read(self, url: str, start: int, length: int) -> bytes:
+        file = self._file(url)
+        try:
+            data = os.pread(file.fileno(), length, start)
+        except OSError as error:
+            raise _lasting(error) from None
+        if len(data) == length:
+            return data
+        if start + len(data) >= os.stat(file.fileno()).st_size:
+            raise RefusedError(f"ends before byte {start + length}: the file is shorter than when it was indexed")
+        return data + self.read(url, start + len(data), length - len(data))  # at most 2 GiB come at a time
+
+    def read_ahead(self, url: str, start: int, length: int) -> None:
+        if hasattr(os, "posix_fadvise"):
+            os.posix_fadvise(self._file(url).fileno(), start, length, os.POSIX_FADV_WILLNEED)
+
+    def _file(self, url: str):
+        path = local_path(url)
+        with self._lock:
+            if path not in self._open_files:
+                try:
+                    # Dropped from here, a file closes with the last thread that still reads from it.
+                    self._open_files[path] = open(path, "rb", buffering=0)  # noqa: SIM115
+                except OSError as error:
+                    raise _lasting(error) from None
+                if len(self._open_files) > self.MAX_OPEN:
+                    self._open_files.popitem(last=False)
+            self._open_files.move_to_end(path)
+            return self._open_files[path]
+
+
+def _lasting(error: OSError) -> Exception:
+    """A fault of this machine's files, as RefusedError unless it may pass."""
+    return error if error.errno in TRANSIENT else RefusedError(error.strerror)
+
+
+class Http:
+    """Range requests over connections that are kept open."""
+
+    def __init__(self, sizes: dict[str, int], timeout_sec: float, connections: int):
+        import urllib3
+
+        self._urllib3, self._sizes = urllib3, sizes
+        self._pool = urllib3.PoolManager(
+            maxsize=connections,
+            timeout=urllib3.Timeout(connect=timeout_sec, read=timeout_sec),
+            retries=urllib3.Retry(total=5, redirect=5, connect=0, read=0, status=0, other=0),
+        )
+
+    def size(self, url: str) -> int:
+        with self._get(url, 0, 1) as answer:
+            return _total(answer)
+
+    def pieces(self, url: str, start: int, length: int) -> Iterator[bytes]:
+        with self._get(url, start, length) as answer:
+            total = _total(answer)
+            if total != self._sizes.get(url, total):
+                raise RefusedError(f"has {total} bytes now, {self._sizes[url]} when it was indexed")
+            try:
+                yield from answer.stream(PIECE, decode_content=False)
+            except self._urllib3.exceptions.HTTPError as error:
+                raise ConnectionError(error) from None
+
+    def _get(self, url: str, start: int, length: int):
+        wanted = {"Range": f"bytes={start}-{start + length - 1}", "Accept-Encoding": "identity"}
+        try:
+            answer = self._pool.request("GET", url, headers=wanted, preload_content=False)
+        except self._urllib3.exceptions.HTTPError as error:
+            raise ConnectionError(error) from None
+        if answer.status == 206:
+            return answer
+        answer.close()
+        if answer.status == 200:
+            raise RefusedError("the server does not answer range requests; use one that does, or copy the shards")
+        if answer.status == 416:
+            raise RefusedError(f"has no byte {start}: the file is shorter than when it was indexed")
+        if answer.status in (408, 425, 429) or answer.status >= 500:
+            raise ConnectionError(f"HTTP status {answer.status}")
+        raise RefusedError(f"HTTP status {answer.status} {answer.reason}")
+
+
+def _total(answer) -> int:
+    """The whole file's size, from `Content-Range: bytes 0-0/1234`."""
+    size = answer.headers.get("Content-Range", "").rpartition("/")[2]
+    if not size.isdigit():
+        raise RefusedError("the server's range answers do not tell the size of the file")
+    return int(size)
+
+
+class Fsspec:
+    """Object stores and other file systems, by their fsspec drivers."""
+
+    def size(self, url: str) -> int:
+        return self._call(url, lambda files, path: int(files.size(path)))
+
+    def pieces(self, url: str, start: int, length: int) -> Iterator[bytes]:
+        yield self._call(url, lambda files, path: files.cat_file(path, start=start, end=start + length))
+
+    def _call(self, url: str, function: Callable) -> object:
+        import fsspec
+
+        try:
+            return function(*fsspec.core.url_to_fs(url))
+        except (FileNotFoundError, PermissionError) as error:
+            raise RefusedError(error or type(error).__name__) from None
+        except (ImportError, ValueError) as error:  # a driver that is not installed, a protocol nobody knows
+            raise RefusedError(error) from None
+        except OSError:
+            raise
+        except Exception as error:  # the drivers' own network errors share no base class
+            raise ConnectionError(f"{type(error).__name__}: {error}") from error

@@ -1,0 +1,207 @@
+"""Plan and shards -> batches of decoded images, read and decoded ahead by threads.
+
+The stream is a function of one number, the position where it starts: batch after batch it walks through the plan's
+endless order, and each rank takes its slice of every global batch. Threads suffice, since reading and decoding let go
+of Python's lock; they write straight into reused buffers, so no pixel is copied between processes.
+"""
+
+import itertools
+import queue
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from distgan.data.dataset import Dataset
+from distgan.data.image import MAX_PIXELS, BadImage, decode_into
+from distgan.data.plan import Plan
+from distgan.data.source import is_local
+from distgan.errors import DataError
+
+
+@dataclass
+class Batch:
+    """One rank's slice of a global batch. The arrays are reused: they hold until the next batch is asked for.
+
+    Attributes:
+        images: RGB, uint8 [B, R, R, 3].
+        labels: Class numbers, int64 [B]; -1 where there is none.
+        positions: Global positions, int64 [B].
+        samples: The samples that stand there, int64 [B].
+        num_substituted: How many of them stand in for damaged ones.
+    """
+
+    images: np.ndarray
+    labels: np.ndarray
+    positions: np.ndarray
+    samples: np.ndarray
+    num_substituted: int = 0
+    _fills: list[Future] = field(default_factory=list)
+
+
+class Stream(Iterator[Batch]):
+    """Endless batches of a data set in the plan's order.
+
+    Args:
+        batch: Images of a global batch; every rank gets batch / world of them.
+        resolution: Images of another size are cropped and resized to it.
+        start: The position of the first batch. A resumed stream starts where the run stopped, at once.
+        threads: How many decode at a time.
+        prefetch: Batches that are made ahead.
+        max_bad_share: Share of the data set that may turn out damaged before the stream gives up.
+        allocate: Makes the buffers; a trainer on a GPU passes one that returns pinned memory.
+
+    Raises (from `next`):
+        DataError: bytes that cannot be read, or too many damaged samples.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        plan: Plan,
+        *,
+        batch: int,
+        resolution: int,
+        start: int = 0,
+        rank: int = 0,
+        world: int = 1,
+        threads: int = 2,
+        prefetch: int = 3,
+        filter: str = "lanczos",
+        crop: str = "center",
+        max_pixels: int = MAX_PIXELS,
+        max_bad_share: float = 0.01,
+        allocate: Callable[[tuple[int, ...]], np.ndarray] = lambda shape: np.empty(shape, np.uint8),
+    ):
+        self.dataset, self.plan = dataset, plan
+        self.num_resized = 0
+        self.bad: dict[int, str] = {}  # sample -> what is wrong with it
+        self._decode = {"max_pixels": max_pixels, "filter": filter, "crop": crop}
+        self._max_bad = -int(-max_bad_share * dataset.num_samples // 1)
+        self._batch, self._local = batch, batch // world
+        self._start = start + rank * self._local
+        self._window_of_lane = np.full(plan.layout.lanes, -1, np.int64)  # the last one that was read ahead
+        # With single samples as blocks there is nothing sequential to read, and so small a set is soon in memory.
+        self._reads_ahead = plan.layout.block > 1 or not all(map(is_local, dataset.urls))
+        self._lock = threading.Lock()
+        self._stopping = False
+        self._free: queue.SimpleQueue[np.ndarray | None] = queue.SimpleQueue()
+        self._ready: queue.SimpleQueue[Batch | BaseException] = queue.SimpleQueue()
+        self._held: np.ndarray | None = None
+        for _ in range(prefetch + 1):
+            self._free.put(allocate((self._local, resolution, resolution, 3)))
+        bounds = np.linspace(0, self._local, min(threads, self._local) + 1).astype(int)
+        self._slices = [range(a, b) for a, b in itertools.pairwise(bounds.tolist())]
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="distgan-decode")
+        self._feeder = threading.Thread(target=self._feed, name="distgan-feed", daemon=True)
+        self._feeder.start()
+
+    def __next__(self) -> Batch:
+        if self._held is not None:
+            self._free.put(self._held)
+            self._held = None
+        batch = self._ready.get()
+        if isinstance(batch, BaseException):
+            self._ready.put(batch)
+            raise batch
+        batch.num_substituted = sum(fill.result() for fill in batch._fills)
+        self._held = batch.images
+        return batch
+
+    def close(self) -> None:
+        """Stop reading ahead."""
+        self._stopping = True
+        self._free.put(None)
+        self._feeder.join(timeout=10)
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+    def _feed(self) -> None:
+        """Hand out work as buffers become free."""
+        try:
+            for step in itertools.count():
+                buffer = self._free.get()
+                if self._stopping or buffer is None:
+                    return
+                positions = self._start + step * self._batch + np.arange(self._local)
+                self._read_ahead(positions)
+                samples = self.plan.ids(positions)
+                batch = Batch(buffer, np.empty(self._local, np.int64), positions, samples)
+                shards, places = (x.tolist() for x in self.dataset.shard_of(samples))
+                for part in self._slices:
+                    batch._fills.append(self._pool.submit(self._fill, batch, part, shards, places))
+                self._ready.put(batch)
+        except BaseException as error:  # told to whoever asks for the next batch
+            self._ready.put(error)
+
+    def _read_ahead(self, positions: np.ndarray) -> None:
+        """Ask for the bytes of each window that a lane will enter half a window from now, or is in already."""
+        if not self._reads_ahead:
+            return
+        ahead = positions + self.plan.layout.lanes * (self.plan.layout.window // 2)
+        for wanted in (positions, ahead):
+            windows = self.plan.windows(wanted)
+            lanes = windows % self.plan.layout.lanes
+            for window in np.unique(windows[windows > self._window_of_lane[lanes]]).tolist():
+                self._window_of_lane[window % self.plan.layout.lanes] = window
+                self._prefetch(self.plan.window_ids(window))
+
+    def _prefetch(self, samples: np.ndarray) -> None:
+        shards, places = self.dataset.shard_of(samples)
+        cuts = np.flatnonzero((np.diff(shards) != 0) | (np.diff(places) != 1)) + 1
+        for shard, run in zip(shards[np.r_[0, cuts]], np.split(places, cuts)):
+            located = self.dataset.located(int(shard))
+            start, last = int(located.offset[run[0]]), run[-1]
+            length = int(located.offset[last]) + int(located.length[last]) - start
+            self.dataset.source.prefetch(self.dataset.urls[shard], start, length)
+
+    def _fill(self, batch: Batch, part: range, shards: list[int], places: list[int]) -> int:
+        """Decode a part of a batch; the number of substituted samples in it."""
+        num_substituted = 0
+        for i in part:
+            sample = int(batch.samples[i])
+            label = self._try(sample, shards[i], places[i], batch.images[i])
+            if label is None:
+                num_substituted += 1
+                label = self._substitute(batch, i)
+            batch.labels[i] = label
+        return num_substituted
+
+    def _try(self, sample: int, shard: int, place: int, out: np.ndarray) -> int | None:
+        """Decode one sample into `out`; its label, or None for a damaged one."""
+        if sample in self.bad:
+            return None
+        located = self.dataset.located(shard)
+        data = self.dataset.source.cached(
+            self.dataset.urls[shard], int(located.offset[place]), int(located.length[place])
+        )
+        try:
+            if decode_into(data, out, **self._decode):
+                self.num_resized += 1
+        except BadImage as reason:
+            self._note(sample, str(reason))
+            return None
+        return int(located.label[place])
+
+    def _substitute(self, batch: Batch, i: int) -> int:
+        """Fill a damaged sample's slot by the fixed rule, which knows neither ranks nor threads."""
+        for position in self.plan.substitutes(int(batch.positions[i])):
+            sample = self.plan.ids(position[None])
+            shard, place = (int(x[0]) for x in self.dataset.shard_of(sample))
+            label = self._try(int(sample[0]), shard, place, batch.images[i])
+            if label is not None:
+                batch.samples[i] = sample[0]
+                return label
+        raise DataError(f"no good sample in the window of position {batch.positions[i]}")
+
+    def _note(self, sample: int, reason: str) -> None:
+        with self._lock:
+            self.bad[sample] = reason
+            if len(self.bad) <= self._max_bad:
+                return
+        url, key = self.dataset.key(sample)
+        raise DataError(
+            f"{len(self.bad)} of {self.dataset.num_samples} samples are damaged, more than data.max_bad_share allows; "
+            f"the last one is {key!r} in {url}: {reason}"
+        )

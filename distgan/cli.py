@@ -7,7 +7,7 @@ import time
 from collections.abc import Sequence
 
 from distgan import __version__
-from distgan.errors import DistganError
+from distgan.errors import ConfigError, DistganError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -54,7 +54,34 @@ def _parser() -> argparse.ArgumentParser:
 
     index = _command(commands, "index", _index, "make the index of plain WebDataset tars, and check them")
     index.add_argument("shards", nargs="+", help="files, folders, globs or addresses")
+
+    train = _command(commands, "train", _train, "train a GAN, or go on with a run that stopped")
+    _takes_config(train)
+    train.add_argument("-n", "--dry-run", action="store_true", help="tell what would be done, and stop there")
+
+    check = _command(commands, "check", _check, "validate a config, its shards and its batch plan")
+    _takes_config(check)
+    check.add_argument("--ranks", type=int, default=0, help="ranks to plan for (default: this launch's)")
+
+    config = _command(commands, "config", _config, "print the resolved config, or every key there is")
+    config.add_argument("config", nargs="?", help="YAML file or run folder")
+    config.add_argument("overrides", nargs="*", metavar="key=value")
+    config.add_argument("--help-keys", nargs="?", const="", metavar="GROUP", help="list the keys that begin with GROUP")
+
+    generate = _command(commands, "generate", _generate, "images from a trained generator")
+    generate.add_argument("checkpoint", help="run folder or checkpoint")
+    generate.add_argument("--num", type=int, default=64, help="how many (default 64)")
+    generate.add_argument("--out", required=True, help="folder for png, file for grid")
+    generate.add_argument("--as", dest="kind", default="png", choices=("png", "grid"), help="png (default) or grid")
+    generate.add_argument("--seed", type=int, default=0, help="image i is a function of the seed and i (default 0)")
+    generate.add_argument("--labels", default="", help="classes to take in turn, as 0,3,7 or 0-9 (default: all)")
+    generate.add_argument("--columns", type=int, default=0, help="of the grid (default: a square, or a row per class)")
     return parser
+
+
+def _takes_config(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("config", help="YAML file or run folder")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings that win over the file's")
 
 
 def _command(commands, name: str, run, help: str) -> argparse.ArgumentParser:
@@ -97,3 +124,68 @@ def _index(options: argparse.Namespace) -> int:
             print(f"{public(url)}: DAMAGED: {defect}", file=sys.stderr)
     print(f"{samples:,} samples in {len(urls):,} shard(s), {defects} defect(s)")
     return 3 if defects else 0
+
+
+def _train(options: argparse.Namespace) -> int:
+    from distgan import ranks, stop
+    from distgan.config import batch_plan
+    from distgan.configfile import load
+
+    stop.listen()
+    config = load(options.config, options.overrides)
+    if options.dry_run:
+        return _check(options)
+    batch_plan(config, ranks.settle())
+
+    from distgan.trainer import train
+
+    return train(config)
+
+
+def _check(options: argparse.Namespace) -> int:
+    from distgan import ranks
+    from distgan.config import batch_plan, warnings
+    from distgan.configfile import load
+
+    world = getattr(options, "ranks", 0) or ranks.settle()
+    config = load(options.config, options.overrides)
+    spread = batch_plan(config, world)
+    if ranks.rank() > 0:
+        return 0
+
+    from distgan.check import check
+
+    for line in check(config, spread):
+        print(line)
+    for line in warnings(config, world):
+        print(f"warning: {line}")
+    return 0
+
+
+def _config(options: argparse.Namespace) -> int:
+    from distgan.configfile import help_keys, load, to_yaml
+
+    if options.help_keys is not None:
+        print(help_keys(options.help_keys))
+    elif options.config is None:
+        raise ConfigError("name a config file, or pass --help-keys")
+    else:
+        print(to_yaml(load(options.config, options.overrides)), end="")
+    return 0
+
+
+def _generate(options: argparse.Namespace) -> int:
+    from distgan.generate import generate
+
+    print(
+        generate(
+            options.checkpoint,
+            options.num,
+            options.out,
+            kind=options.kind,
+            seed=options.seed,
+            labels=options.labels,
+            columns=options.columns,
+        )
+    )
+    return 0

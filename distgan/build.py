@@ -1,0 +1,97 @@
+"""Config -> objects: the data set, the networks, the optimizers."""
+
+import os
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+from distgan import keyed
+from distgan.config import BatchPlan, Config
+from distgan.config import Optimizer as OptimizerSettings
+from distgan.data.dataset import Dataset, Gather, find_shards
+from distgan.data.plan import Layout
+from distgan.data.source import Source
+from distgan.errors import DataError
+from distgan.models import MODELS
+
+
+def open_dataset(config: Config, *, rank: int = 0, world: int = 1, gather: Gather = lambda item: [item]) -> Dataset:
+    """The data set of a run. Raises DataError where it is not what the config asks for."""
+    data = config.data
+    source = Source(timeout_sec=data.timeout_sec, cache_bytes=data.cache_mb * 2**20)
+    dataset = Dataset(
+        find_shards(data.shards, allow_pipe=data.allow_pipe),
+        source,
+        labels=config.model.conditional,
+        classes=data.classes,
+        image=data.image,
+        allow_damaged=data.allow_damaged,
+        rank=rank,
+        world=world,
+        gather=gather,
+    )
+    if dataset.num_samples < config.train.batch:
+        raise DataError(
+            f"the data set has {dataset.num_samples} samples, fewer than train.batch={config.train.batch}: "
+            "lower train.batch, or add data"
+        )
+    return dataset
+
+
+def choose_layout(config: Config, dataset: Dataset) -> Layout:
+    """The constants of the data order, for a run that starts."""
+    data, chosen = config.data, Layout.choose(dataset.num_samples, dataset.mean_bytes, config.train.batch)
+    return Layout(data.lanes or chosen.lanes, data.block or chosen.block, data.window or chosen.window)
+
+
+def build_nets(config: Config, num_classes: int) -> tuple[nn.Module, nn.Module]:
+    """G and D on the CPU, with weights that are a function of the seed."""
+    model, resolution = config.model, config.data.resolution
+    family = MODELS[model.family]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(int(keyed.key(config.train.seed, "weights") >> 1))
+        G = family.generator(resolution, model.z_dim, num_classes, **model.G)
+        D = family.discriminator(resolution, num_classes, **model.D)
+    return G, D
+
+
+def build_optimizer(settings: OptimizerSettings, net: nn.Module) -> torch.optim.Optimizer:
+    """The fused form, which is several times faster, on the CPU too."""
+    kinds: dict[str, Callable] = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
+    betas = (float(settings.betas[0]), float(settings.betas[1]))
+    decay = {"weight_decay": settings.weight_decay} if settings.name == "adamw" else {}
+    return kinds[settings.name](net.parameters(), lr=settings.lr[0], betas=betas, eps=settings.eps, fused=True, **decay)
+
+
+def decoding_threads(ranks_here: int, device: str) -> int:
+    """Of each rank: the cores divided, but few beside a training that needs the cores itself."""
+    share = (os.cpu_count() or 1) // ranks_here
+    return max(1, min(share, 8 if device == "cuda" else 2))
+
+
+def describe(
+    config: Config, spread: BatchPlan, dataset: Dataset, layout: Layout, G: nn.Module, D: nn.Module
+) -> list[str]:
+    """What a run will do, for a person."""
+    train = config.train
+    classes = f" of {dataset.num_classes} classes" if dataset.num_classes else ""
+    order = f"lanes {layout.lanes}, block {layout.block}, window {layout.window}"
+    limit = f", at most {train.max_minutes:g} min" if train.max_minutes else ""
+    lines = [
+        f"data: {dataset.num_samples:,} images{classes} in {len(dataset.urls):,} shard(s); order: {order}",
+        f"batch: {spread}, {train.n_critic} D step(s) to a G step",
+        f"length: {train.images:,} images, {train.images / dataset.num_samples:.1f} epochs{limit}",
+        f"networks: {config.model.family}, G {num_weights(G) / 1e6:.2f}M and D {num_weights(D) / 1e6:.2f}M weights, "
+        f"{checkpoint_bytes(G, D) / 1e6:.0f} MB to a checkpoint",
+    ]
+    return [*lines, *(f"data problem, passed over: {problem}" for problem in dataset.problems[:10])]
+
+
+def checkpoint_bytes(G: nn.Module, D: nn.Module) -> int:
+    """Size of a checkpoint: G, its average and D, and two moments of each trained weight."""
+    return 4 * (4 * num_weights(G) + 3 * num_weights(D))
+
+
+def num_weights(net: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in net.parameters())

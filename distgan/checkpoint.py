@@ -1,0 +1,198 @@
+"""Checkpoints: a folder of named tensors and a few numbers, complete or absent, with a hash of every file.
+
+    step-<images>/
+        G.safetensors  D.safetensors  G_ema.safetensors  opt_G.safetensors  opt_D.safetensors
+        state.json     images, cursor constants, controllers, the whole config
+        manifest.json  sha256 and size of each file above
+
+Nothing in it is a pickle, so a checkpoint from elsewhere cannot run code. A folder is written under another name, forced
+to disk, and renamed; whatever happens on the way, the older ones stay as they are.
+"""
+
+import errno
+import hashlib
+import json
+import logging
+import os
+import shutil
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+from torch import Tensor, nn
+
+from distgan.errors import ConfigError, DataError, DivergedError, MachineError
+
+log = logging.getLogger("distgan")
+
+Tensors = dict[str, dict[str, Tensor]]  # object -> name -> tensor
+
+
+class DamagedError(Exception):
+    """A checkpoint that is incomplete or was altered; the message says how."""
+
+
+def save(folder: Path, images: int, tensors: Tensors, state: dict) -> Path:
+    """Write a checkpoint into `folder`; returns where it lies.
+
+    Raises:
+        DivergedError: a value is not finite; nothing is written.
+        MachineError: the disk is full or cannot be written; older checkpoints stay.
+    """
+    bad = next((f"{o}.{n}" for o, named in tensors.items() for n, t in named.items() if not t.isfinite().all()), None)
+    if bad:
+        raise DivergedError(f"{bad} is not finite after {images} images: not saved; the older checkpoints are good")
+    final = folder / f"step-{images:012d}"
+    part = folder / f".{final.name}.part"
+    try:
+        shutil.rmtree(part, ignore_errors=True)
+        part.mkdir(parents=True)
+        manifest = {}
+        for name, named in tensors.items():
+            data = save_tensors({key: tensor.detach().cpu().contiguous() for key, tensor in named.items()})
+            manifest[f"{name}.safetensors"] = _write(part / f"{name}.safetensors", data)
+        manifest["state.json"] = _write(part / "state.json", json.dumps(state, indent=1).encode())
+        _write(part / "manifest.json", json.dumps(manifest, indent=1).encode())
+        _sync_folder(part)
+        if final.exists():  # a damaged one that a resumed run has come to again
+            shutil.rmtree(final)
+        part.rename(final)
+        _sync_folder(folder)
+        replace_file(folder / "latest.json", json.dumps({"checkpoint": final.name, "images": images}) + "\n")
+    except OSError as error:
+        shutil.rmtree(part, ignore_errors=True)
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        reason = "the disk is full" if full else error.strerror or error
+        raise MachineError(
+            f"checkpoint {final} could not be written: {reason}; the older checkpoints are good"
+        ) from None
+    return final
+
+
+def load(path: Path) -> tuple[Tensors, dict]:
+    """The tensors and the state of a checkpoint, after its hashes were checked. Raises DamagedError."""
+    try:
+        manifest = json.loads((path / "manifest.json").read_text())
+        contents = {name: (path / name).read_bytes() for name in manifest}
+    except FileNotFoundError as error:
+        raise DamagedError(f"{os.path.basename(error.filename)} is missing") from None
+    except (OSError, ValueError) as error:
+        raise DamagedError(f"unreadable: {error}") from None
+    for name, data in contents.items():
+        if hashlib.sha256(data).hexdigest() != manifest[name]["sha256"]:
+            raise DamagedError(f"{name} is not what was written ({len(data)} of {manifest[name]['bytes']} bytes)")
+    try:
+        tensors = {n.removesuffix(".safetensors"): load_tensors(d) for n, d in contents.items() if n != "state.json"}
+        return tensors, json.loads(contents["state.json"])
+    except (SafetensorError, ValueError, KeyError) as error:
+        raise DamagedError(f"unreadable: {error}") from None
+
+
+def newest_first(folder: Path) -> list[Path]:
+    """The checkpoints of a run."""
+    return sorted((p for p in folder.glob("step-*") if p.is_dir()), reverse=True)
+
+
+def newest_good(folder: Path) -> tuple[Path | None, list[str]]:
+    """The newest checkpoint whose hashes hold, and what is wrong with newer ones."""
+    refused = []
+    for path in newest_first(folder):
+        try:
+            load(path)
+            return path, refused
+        except DamagedError as damage:
+            refused.append(f"{path.name}: {damage}")
+    return None, refused
+
+
+def find(path: Path) -> Path:
+    """The checkpoint that `path` means: itself, or the newest good one of a run folder."""
+    if (path / "manifest.json").exists():
+        return path
+    found, refused = newest_good(path / "checkpoints")
+    if found is None:
+        raise DataError(f"{path}: no good checkpoint there" + "".join(f"; {reason}" for reason in refused))
+    return found
+
+
+def choose(folder: Path, resume: str) -> tuple[Path | None, bool]:
+    """Where a run with its checkpoints in `folder` goes on from, and whether that is a checkpoint of its own.
+
+    Args:
+        resume: "auto", the newest good one; "never", none, which needs a folder without any; or a path: one of the
+            run's own takes it back to there (newer ones are set aside), any other is where a new run begins.
+    """
+    own, refused = newest_good(folder)
+    for reason in refused:
+        log.warning(f"passing over a damaged checkpoint: {reason}")
+    if resume == "never":
+        if own or refused:
+            raise ConfigError(f"run.resume=never, but {folder} has checkpoints: choose another run.dir")
+        return None, False
+    if resume != "auto":
+        wanted = find(Path(resume).expanduser())
+        if wanted.parent.resolve() != folder.resolve():
+            return (own, True) if own else (wanted, False)
+        for newer in newest_first(folder):
+            if newer.name > wanted.name:
+                newer.rename(newer.with_name(f"aside-{newer.name}"))
+        return wanted, True
+    if refused and own is None:
+        raise DataError(f"{folder} has no good checkpoint left; move it away to start anew")
+    return own, True
+
+
+def prune(folder: Path, keep_last: int, keep_every: int) -> None:
+    """Remove all but the newest `keep_last`, and the first at or after each multiple of `keep_every` images."""
+    paths = newest_first(folder)[::-1]
+    images = [int(path.name.removeprefix("step-")) for path in paths]
+    for before, at, path in list(zip([0, *images], images, paths))[:-keep_last]:
+        if not keep_every or at // keep_every == before // keep_every:
+            shutil.rmtree(path, ignore_errors=True)
+    for part in folder.glob(".step-*.part"):  # of a save that was killed
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer, net: nn.Module) -> dict[str, Tensor]:
+    """An optimizer's state as "<weight>/<slot>". Its settings are functions of the config and the images seen."""
+    state = optimizer.state_dict()["state"]
+    names = [name for name, _ in net.named_parameters()]
+    return {f"{names[i]}/{slot}": value for i, slots in state.items() for slot, value in slots.items()}
+
+
+def load_optimizer(optimizer: torch.optim.Optimizer, net: nn.Module, tensors: dict[str, Tensor]) -> None:
+    """Undo `optimizer_tensors`."""
+    numbers = {name: i for i, (name, _) in enumerate(net.named_parameters())}
+    state: dict[int, dict[str, Tensor]] = {}
+    for name, value in tensors.items():
+        weight, _, slot = name.rpartition("/")
+        state.setdefault(numbers[weight], {})[slot] = value
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def replace_file(path: Path, text: str) -> None:
+    """Replace a small file as a whole: readers see the old text or the new."""
+    part = path.with_name(f".{path.name}.{os.getpid()}")
+    with open(part, "w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(part, path)
+
+
+def _write(path: Path, data: bytes) -> dict:
+    with open(path, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    return {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,326 @@
+"""Every setting of a run: what it means, its default, and which settings exclude one another.
+
+The dataclasses are the schema: `configfile` fills them from YAML and `key=value`, and refuses what is not here. This
+module imports neither torch nor OmegaConf, so that mistakes are told at once.
+"""
+
+from collections.abc import Iterator
+from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
+from typing import Literal
+
+from distgan.errors import ConfigError
+
+
+def key(
+    default: object,
+    help: str,
+    *,
+    unit: str = "",
+    free: bool = False,
+    low: float | None = None,
+    high: float | None = None,
+):
+    """A setting.
+
+    Args:
+        unit: "images" takes 200k and 25M too; "schedule" takes a number, or [first, last] over train.ramp images.
+        free: Whether a resumed run may change it without asking.
+        low, high: Bounds, both allowed.
+    """
+    about = {"help": help, "unit": unit, "free": free, "low": low, "high": high}
+    if isinstance(default, (list, dict)):
+        return field(default_factory=lambda: type(default)(default), metadata=about)
+    return field(default=default, metadata=about)
+
+
+@dataclass
+class Run:
+    dir: str = key("", "run folder; empty: runs/<name of the config file>", free=True)
+    resume: str = key("auto", "auto: go on from the newest good checkpoint; never; or a checkpoint folder", free=True)
+    expect_ranks: int = key(0, "refuse to run on any other number of ranks; 0: any", free=True, low=0)
+    timeout_sec: int = key(600, "how long a rank waits for another before the run fails", free=True, low=10)
+    allow_config_change: bool = key(False, "resume although settings differ that change the training", free=True)
+    allow_data_change: bool = key(False, "resume although the shards are not those of the start", free=True)
+
+
+@dataclass
+class Data:
+    shards: list[str] = key(
+        [], "folder, glob, WebDataset expression or addresses of shards, or a list of these", free=True
+    )
+    resolution: int = key(0, "side of the images in pixels; others are cropped and resized to it", low=8, high=1024)
+    classes: int = key(0, "number of classes; 0: largest label plus one", low=0)
+    image: str = key("", "suffix of the image part; empty: told from the names")
+    filter: Literal["lanczos", "area", "bicubic"] = key("lanczos", "resampling of images of another size")
+    crop: Literal["center", "squeeze"] = key("center", "how other proportions become square")
+    max_pixels: int = key(100_000_000, "larger images count as damaged", low=1)
+    max_bad_share: float = key(0.01, "share of damaged images above which the run fails", free=True, low=0, high=1)
+    allow_damaged: bool = key(False, "use the good samples of damaged shards")
+    allow_pipe: bool = key(False, "run the shell commands of pipe: addresses", free=True)
+    threads: int = key(0, "decoding threads of each rank; 0: by the cores of the machine", free=True, low=0, high=64)
+    prefetch: int = key(3, "batches made ahead", free=True, low=1, high=64)
+    cache_mb: int = key(1024, "memory for bytes of remote shards, each rank", free=True, low=64)
+    timeout_sec: float = key(120, "how long one read may go on trying", free=True, low=1)
+    audit: bool = key(False, "write a line for every consumed sample to audit/rank<r>.jsonl", free=True)
+    lanes: int = key(0, "places of the data set that a batch is mixed from; 0: chosen at the start", low=0)
+    block: int = key(0, "neighbours that are read together; 0: chosen at the start", low=0)
+    window: int = key(0, "rows of a lane that are shuffled together; 0: chosen at the start", low=0)
+
+
+@dataclass
+class Model:
+    family: str = key("dcgan", "network family")
+    z_dim: int = key(128, "length of the latent vector", low=1)
+    conditional: bool = key(False, "whether G and D know the class")
+    G: dict = key({}, "the generator's own settings (see its family)")
+    D: dict = key({}, "the discriminator's own settings (see its family)")
+
+
+@dataclass
+class Loss:
+    name: Literal["minimax", "nonsaturating", "leastsquares", "hinge", "wasserstein", "relativistic"] = key(
+        "relativistic", "adversarial loss"
+    )
+    r1: list[float] = key([0.0], "gamma of the gradient penalty on real images", unit="schedule", low=0)
+    r2: list[float] = key([0.0], "gamma of the gradient penalty on fakes", unit="schedule", low=0)
+    gp: list[float] = key([0.0], "lambda of the WGAN-GP penalty", unit="schedule", low=0)
+    clip: float = key(0.0, "bound on D's weights (WGAN); 0: none", low=0)
+    penalty_every: int = key(
+        1, "D steps from one application of r1, r2 and gp to the next, which is as much stronger", low=1
+    )
+
+
+@dataclass
+class Optimizer:
+    name: Literal["adam", "adamw"] = key("adam", "optimizer")
+    lr: list[float] = key([2e-4], "learning rate", unit="schedule", low=0)
+    betas: tuple[float, float] = key((0.0, 0.99), "decay of the gradient's first and second moment", low=0, high=1)
+    eps: float = key(1e-8, "added to the root of the second moment", low=0)
+    weight_decay: float = key(0.0, "of adamw", low=0)
+
+
+@dataclass
+class Optim:
+    G: Optimizer = field(default_factory=Optimizer)
+    D: Optimizer = field(default_factory=Optimizer)
+    warmup: int = key(0, "learning rates rise from 0 over these images", unit="images", low=0)
+
+
+@dataclass
+class Ema:
+    half_life: int = key(10_000, "half-life of the generator's average; 0: no average", unit="images", low=0)
+    ramp_up: float = key(0.05, "early on, the half-life is at most this share of the images seen; 0: never", low=0)
+
+
+@dataclass
+class Train:
+    batch: int = key(64, "images of a step, over all ranks", low=1)
+    micro_batch: int = key(0, "images of one pass on one rank; 0: all at once", free=True, low=0)
+    images: int = key(1_000_000, "stop after these images", unit="images", free=True, low=1)
+    max_minutes: float = key(
+        0.0, "stop after this much training time, resumed parts included; 0: never", free=True, low=0
+    )
+    n_critic: int = key(1, "D steps for each G step", low=1)
+    precision: Literal["fp32", "bf16"] = key("fp32", "of the networks; penalties are always fp32")
+    seed: int = key(0, "of everything that is drawn", low=0)
+    tick: int = key(
+        0, "images from one line of metrics to the next; 0: 1000, or 32 batches", unit="images", free=True, low=0
+    )
+    ramp: int = key(
+        10_000_000, "images over which schedules go from their first to their last value", unit="images", low=1
+    )
+    ramp_shape: Literal["cosine", "linear"] = key("cosine", "curve of the schedules")
+    deterministic: Literal["fast", "warn", "strict"] = key(
+        "fast", "GPU: fastest kernels; or deterministic ones, warning of or refusing those that have none"
+    )
+
+
+@dataclass
+class Sample:
+    every: int = key(20_000, "images from one sample grid to the next; 0: none", unit="images", free=True, low=0)
+    rows: int = key(0, "rows of the grid; 0: the classes, at most 16, or 8", free=True, low=0, high=64)
+    columns: int = key(8, "columns of the grid", free=True, low=1, high=64)
+
+
+@dataclass
+class Checkpoint:
+    every: int = key(100_000, "images from one checkpoint to the next", unit="images", free=True, low=1)
+    keep_last: int = key(3, "newest checkpoints that are kept", free=True, low=1)
+    keep_every: int = key(
+        0, "images from one to the next that is kept for good; 0: none", unit="images", free=True, low=0
+    )
+
+
+@dataclass
+class Wandb:
+    mode: Literal["auto", "online", "offline", "disabled"] = key(
+        "auto", "auto: online where there is a key and a network, else offline", free=True
+    )
+    project: str = key("distgan", "project", free=True)
+    entity: str = key("", "team or user; empty: the key's own", free=True)
+    name: str = key("", "run name; empty: the run folder's", free=True)
+    group: str = key("", "group", free=True)
+    tags: list[str] = key([], "tags", free=True)
+    notes: str = key("", "notes", free=True)
+
+
+@dataclass
+class Config:
+    run: Run = field(default_factory=Run)
+    data: Data = field(default_factory=Data)
+    model: Model = field(default_factory=Model)
+    loss: Loss = field(default_factory=Loss)
+    optim: Optim = field(default_factory=Optim)
+    ema: Ema = field(default_factory=Ema)
+    train: Train = field(default_factory=Train)
+    sample: Sample = field(default_factory=Sample)
+    checkpoint: Checkpoint = field(default_factory=Checkpoint)
+    wandb: Wandb = field(default_factory=Wandb)
+
+
+@dataclass
+class DcganGenerator:
+    width: int = key(64, "channels at half the resolution; they double as the side halves", low=1)
+    max_width: int = key(512, "bound on the channels", low=1)
+    norm: Literal["none", "batch"] = key("none", "batch norm, or none")
+    embedding: int = key(64, "numbers that a class label becomes", low=1)
+
+
+@dataclass
+class DcganDiscriminator:
+    width: int = key(64, "channels at half the resolution; they double as the side halves", low=1)
+    max_width: int = key(512, "bound on the channels", low=1)
+    norm: Literal["none", "batch"] = key("none", "batch norm, or none")
+
+
+FAMILIES: dict[str, tuple[type, type]] = {"dcgan": (DcganGenerator, DcganDiscriminator)}
+
+
+def leaves(schema: object, prefix: str = "") -> Iterator[tuple[str, object]]:
+    """All settings of a config by their dotted keys; of a schema's class, the fields instead of the values."""
+    for f in fields(schema):
+        name = prefix + f.name
+        default = f.default_factory if f.default is MISSING else None
+        if isinstance(schema, type):
+            inner = default if is_dataclass(default) else None
+            yield from leaves(inner, name + ".") if inner else [(name, f)]
+        else:
+            value = getattr(schema, f.name)
+            if is_dataclass(value):
+                yield from leaves(value, name + ".")
+            elif isinstance(value, dict):
+                yield from ((f"{name}.{inner}", x) for inner, x in value.items())
+            else:
+                yield name, value
+
+
+def problems(config: Config) -> list[str]:
+    """Settings that exclude one another or cannot work, each with the way out."""
+    found = []
+    data, model, loss, train = config.data, config.model, config.loss, config.train
+    if not data.shards:
+        found.append(
+            "data.shards is not set: name a folder of .tar shards (`distgan pack` makes them), e.g. data.shards=data/faces"
+        )
+    if data.resolution & (data.resolution - 1):
+        near = 2 ** (data.resolution.bit_length() - 1)
+        found.append(
+            f"data.resolution={data.resolution}: the networks need a power of two, such as {near} or {2 * near}"
+        )
+    if data.resolution == 0:
+        found.append("data.resolution is not set: the side of the images in pixels, e.g. data.resolution=64")
+    penalties = [name for name in ("r1", "r2", "gp") if any(getattr(loss, name))]
+    if penalties and model.D.get("norm") == "batch":
+        found.append(
+            f"loss.{penalties[0]} needs each image's own gradient, which batch norm in D mixes: "
+            f"set model.D.norm=none, or loss.{penalties[0]}=0"
+        )
+    if loss.name == "wasserstein" and not any(loss.gp) and not loss.clip:
+        found.append(
+            "loss.name=wasserstein needs a Lipschitz critic: set loss.gp=10 (and train.n_critic=5), or loss.clip=0.01"
+        )
+    if loss.clip and any(loss.gp):
+        found.append("loss.clip and loss.gp are two ways to one end: set one of them to 0")
+    if train.micro_batch and train.batch % train.micro_batch:
+        found.append(
+            f"train.batch={train.batch} is no multiple of train.micro_batch={train.micro_batch}: "
+            f"choose one of {_listed(divisors(train.batch))}"
+        )
+    if data.lanes and data.lanes % train.batch:
+        found.append(f"data.lanes={data.lanes} must be a multiple of train.batch={train.batch}, or 0")
+    return found
+
+
+def warnings(config: Config, world: int = 1) -> list[str]:
+    """What works but may not be meant."""
+    found = []
+    normed = [net for net in "GD" if getattr(config.model, net).get("norm") == "batch"]
+    if normed and world > 1:
+        found.append(
+            f"batch norm in {' and '.join(normed)} sees each rank's own {config.train.batch // world} images, "
+            f"so the update depends on the number of ranks (model.{normed[0]}.norm=none does not)"
+        )
+    if config.ema.half_life > config.train.images:
+        found.append(
+            f"ema.half_life={config.ema.half_life} is longer than the run (train.images={config.train.images})"
+        )
+    if config.checkpoint.every > config.train.images:
+        found.append(f"checkpoint.every={config.checkpoint.every} is longer than the run: only its end will be saved")
+    return found
+
+
+@dataclass(frozen=True)
+class BatchPlan:
+    """How a global batch is spread: `world` ranks make `passes` passes over `micro_batch` images each."""
+
+    batch: int
+    world: int
+    micro_batch: int
+    passes: int
+
+    def __str__(self) -> str:
+        return f"{self.batch} images = {self.world} rank(s) x {self.passes} pass(es) x {self.micro_batch}"
+
+
+def batch_plan(config: Config, world: int) -> BatchPlan:
+    """Spread train.batch over `world` ranks. Raises ConfigError that tells what would fit."""
+    batch, expected = config.train.batch, config.run.expect_ranks
+    if expected and expected != world:
+        raise ConfigError(f"{world} rank(s) started, run.expect_ranks={expected} wanted")
+    if batch % world:
+        fits = _listed([n for n in divisors(batch) if n <= 2 * world])
+        below, above = batch - batch % world, batch - batch % world + world
+        raise ConfigError(
+            f"train.batch={batch} cannot be spread evenly over {world} ranks: use {fits} ranks, "
+            f"or train.batch={' or '.join(str(n) for n in (below, above) if n)}"
+        )
+    local = batch // world
+    micro = config.train.micro_batch or local
+    if local % micro:
+        raise ConfigError(
+            f"train.micro_batch={micro} does not divide the {local} images that each of {world} ranks gets of "
+            f"train.batch={batch}: choose one of {_listed(divisors(local))}"
+        )
+    return BatchPlan(batch, world, micro, local // micro)
+
+
+def divisors(n: int) -> list[int]:
+    return [d for d in range(1, n + 1) if n % d == 0]
+
+
+def _listed(numbers: list[int]) -> str:
+    text = [str(n) for n in numbers]
+    return ", ".join(text[:-1]) + " or " + text[-1] if len(text) > 1 else text[0]
+
+
+def changes(old: Config, new: Config) -> tuple[dict[str, tuple], dict[str, tuple]]:
+    """Settings that differ, as key -> (old, new): those a resumed run may change freely, and the others."""
+    free = {name for name, f in leaves(Config) if f.metadata.get("free")}
+    before, after = dict(leaves(old)), dict(leaves(new))
+    differ = {k: (before.get(k), after.get(k)) for k in before | after if before.get(k) != after.get(k)}
+    return {k: v for k, v in differ.items() if k in free}, {k: v for k, v in differ.items() if k not in free}
+
+
+def to_dict(config: Config) -> dict:
+    """Plain nested values, as W&B and JSON take them."""
+    return asdict(config)

@@ -1,0 +1,260 @@
+"""YAML files and `key=value` -> Config. The only door to OmegaConf.
+
+Layers are merged in this order, each over the last: the schema's defaults, the files of the `base:` chain, the file
+itself, the overrides. Every setting is merged by itself, so that all mistakes of all layers are told at once, each
+with the file or override that it stands in.
+"""
+
+import difflib
+import fnmatch
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import Field
+from pathlib import Path
+
+import yaml
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from distgan.config import FAMILIES, Config, leaves, problems
+from distgan.errors import ConfigError
+
+READABLE_ENVIRONMENT = ("HOME", "USER", "TMPDIR", "SCRATCH", "WORK", "DATA_ROOT", "SLURM_*")
+
+
+def load(path: str, overrides: Sequence[str] = ()) -> Config:
+    """The config of a YAML file (or of a run folder) with overrides applied.
+
+    Raises:
+        ConfigError: with every mistake of every layer, one line each.
+    """
+    file = Path(path).expanduser()
+    if file.is_dir():
+        file = file / "config.yaml"
+    schema = {name: f for name, f in leaves(Config)}
+    config = OmegaConf.structured(Config)
+    mistakes: list[str] = []
+    nets: dict[str, tuple[str, object]] = {}  # the networks' own settings: key -> (layer, value)
+
+    for layer, values in [*_files(file, ()), *_override_layers(overrides)]:
+        for name, value in _flat(values):
+            if name == "model.family":  # a layer that chooses another family starts from that family's defaults
+                nets = {} if value != config.model.family else nets
+            if name.startswith(("model.G.", "model.D.")):
+                nets[name] = (layer, value)
+                continue
+            _put(config, layer, name, name, value, schema, mistakes)
+
+    _resolve(config, mistakes)
+    _merge_nets(config, nets, mistakes)
+    if mistakes:
+        raise ConfigError(_listed(mistakes))
+    try:
+        result = OmegaConf.to_object(config)
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"{file}: {error.full_key or ''}: {_first_line(error)}") from None
+    result.run.dir = result.run.dir or f"runs/{file.stem}"
+    mistakes = _out_of_bounds(result) + problems(result)
+    if mistakes:
+        raise ConfigError(_listed(mistakes))
+    return result
+
+
+def from_dict(values: dict) -> Config:
+    """The config that `config.to_dict` gave these values; raises ConfigError where they are another version's."""
+    try:
+        return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), values))
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"this config is of another version of distgan: {_first_line(error)}") from None
+
+
+def to_yaml(config: Config) -> str:
+    """The whole config as YAML that `load` reads back to an equal one."""
+    return OmegaConf.to_yaml(OmegaConf.structured(config))
+
+
+def help_keys(group: str = "") -> str:
+    """A table of settings: key, default, unit and meaning."""
+    rows = []
+    tables = [("", Config)] + [
+        (f"model.{net}.", schema) for family in FAMILIES.values() for net, schema in zip("GD", family)
+    ]
+    for prefix, schema in tables:
+        for name, f in leaves(schema, prefix):
+            if not (prefix + name).startswith(group):
+                continue
+            default = f.default_factory() if callable(f.default_factory) else f.default
+            if f.metadata["unit"] == "schedule":
+                default = default[0]
+            choices = getattr(f.type, "__args__", ()) if "Literal" in str(f.type) else ()
+            about = f.metadata["help"] + (f" ({', '.join(choices)})" if choices else "")
+            rows.append((name, str(default), f.metadata["unit"], about))
+    if not rows:
+        groups = [f.split(".")[0] for f, _ in leaves(Config)]
+        raise ConfigError(f"no settings begin with {group!r}; groups are {', '.join(dict.fromkeys(groups))}")
+    widths = [max(len(row[i]) for row in rows) for i in range(3)]
+    return "\n".join("  ".join([*(cell.ljust(w) for cell, w in zip(row, widths)), row[3]]) for row in rows)
+
+
+def _files(file: Path, chain: tuple[Path, ...]) -> Iterator[tuple[str, dict]]:
+    """A file's bases, deepest first, then the file: (name, values)."""
+    if file in chain:
+        raise ConfigError("base: goes round in a circle: " + " -> ".join(map(str, [*chain, file])))
+    try:
+        values = OmegaConf.to_container(OmegaConf.load(file), resolve=False)
+    except FileNotFoundError:
+        near = difflib.get_close_matches(file.name, os.listdir(file.parent) if file.parent.is_dir() else [], n=1)
+        hint = f"; did you mean {file.parent / near[0]}?" if near else ""
+        wanted = f"{chain[-1]}: base {file}" if chain else str(file)
+        raise ConfigError(f"{wanted}: no such file{hint}") from None
+    except OSError as error:
+        raise ConfigError(f"{file}: {error.strerror}") from None
+    except (yaml.YAMLError, OmegaConfBaseException, UnicodeDecodeError) as error:
+        raise ConfigError(f"{file}: not readable as YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict):
+        raise ConfigError(f"{file}: a config is a mapping of settings, not a {type(values).__name__}")
+    bases = values.pop("base", None) or []
+    for base in [bases] if isinstance(bases, str) else bases:
+        yield from _files(Path(os.path.normpath(file.parent / base)), (*chain, file))
+    yield str(file), values
+
+
+def _override_layers(overrides: Sequence[str]) -> Iterator[tuple[str, dict]]:
+    for i, text in enumerate(overrides, 1):
+        name, equals, _ = text.partition("=")
+        layer = f"override {i} {text!r}"
+        if text.startswith("-"):
+            raise ConfigError(f"{layer}: write overrides as key=value, without dashes: {text.lstrip('-')}")
+        if not equals or not name:
+            raise ConfigError(f"{layer}: an override is key=value")
+        try:
+            yield layer, OmegaConf.to_container(OmegaConf.from_dotlist([text]), resolve=False)
+        except (yaml.YAMLError, OmegaConfBaseException) as error:
+            raise ConfigError(f"{layer}: the value is no YAML, quote it: {_first_line(error)}") from None
+
+
+def _flat(values: dict, prefix: str = "") -> Iterator[tuple[str, object]]:
+    """Leaves by dotted key; lists and empty mappings are leaves."""
+    for name, value in values.items():
+        if isinstance(value, dict) and value:
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
+
+
+def _put(
+    config, layer: str, name: str, inner: str, value: object, schema: dict[str, Field], mistakes: list[str]
+) -> None:
+    """Merge setting `name`, which `config` knows as `inner`, or add to the mistakes why it cannot be."""
+    try:
+        group = [known for known in schema if known.startswith(inner + ".")]
+        if inner not in schema and group:
+            if value in ({}, None):  # an empty section
+                return
+            raise ValueError(f"is a group of settings, not a value: set one of its keys, such as {group[0]}")
+        OmegaConf.update(config, inner, _converted(value, schema.get(inner)), merge=False)
+    except (OmegaConfBaseException, ValueError) as error:
+        text = _first_line(error)
+        if inner not in schema and "Did you mean" not in text:
+            last = {known.rpartition(".")[2]: known for known in schema}
+            near = difflib.get_close_matches(inner.rpartition(".")[2], last, n=1)
+            text += f". Did you mean: {last[near[0]]!r}?" if near else ""
+        mistakes.append(f"{layer}: {name}: {text}")
+
+
+def _converted(value: object, field: Field | None) -> object:
+    """The spellings that a setting's unit allows, made plain."""
+    if field is None:
+        return value
+    if field.type in (list[str], "list[str]") and isinstance(value, str):
+        return [value]
+    if isinstance(value, str) and "${" in value:  # an interpolation: OmegaConf checks what it gives
+        return value
+    unit = field.metadata["unit"]
+    if unit == "images":
+        return _images(value)
+    if unit == "schedule":
+        ends = value if isinstance(value, list) else [value]
+        if not 1 <= len(ends) <= 2 or not all(isinstance(end, (int, float)) for end in ends):
+            raise ValueError(f"{value!r} is neither a number nor [first, last]")
+        return [float(end) for end in ends]
+    return value
+
+
+def _images(value: object) -> int:
+    """A number of images: 25000, 2.5e4, 25k or 1.5M."""
+    number = value
+    if isinstance(value, str):
+        scale = {"k": 1e3, "M": 1e6, "G": 1e9}.get(value[-1:], 1)
+        try:
+            number = float(value.rstrip("kMG") if scale > 1 else value) * scale
+        except ValueError:
+            number = None
+    if isinstance(number, bool) or not isinstance(number, (int, float)) or number != round(number):
+        raise ValueError(f"{value!r} is not a number of images: write 25000, 25k or 1.5M")
+    return round(number)
+
+
+def _resolve(config, mistakes: list[str]) -> None:
+    """Fill in interpolations. Only harmless environment variables may enter, since a config is written to W&B too."""
+
+    def read(name: str, default: str | None = None) -> str | None:
+        if not any(fnmatch.fnmatch(name, allowed) for allowed in READABLE_ENVIRONMENT):
+            allowed = ", ".join(READABLE_ENVIRONMENT)
+            raise ValueError(f"a config may not read the environment variable {name}, only {allowed}")
+        if name not in os.environ and default is None:
+            raise ValueError(f"the environment variable {name} is not set")
+        return os.environ.get(name, default)
+
+    OmegaConf.register_resolver("oc.env", read, replace=True)
+    try:
+        OmegaConf.resolve(config)
+    except OmegaConfBaseException as error:
+        mistakes.append(f"{error.full_key or 'interpolation'}: {_first_line(error)}")
+
+
+def _merge_nets(config, nets: dict[str, tuple[str, object]], mistakes: list[str]) -> None:
+    """Check the networks' own settings against their family, and fill in its defaults."""
+    if config.model.family not in FAMILIES:
+        mistakes.append(f"model.family={config.model.family!r}: choose one of {', '.join(FAMILIES)}")
+        return
+    for net, schema in zip("GD", FAMILIES[config.model.family]):
+        own = OmegaConf.structured(schema)
+        known = {name: f for name, f in leaves(schema)}
+        for name, (layer, value) in nets.items():
+            inner = name.removeprefix(f"model.{net}.")
+            if inner == name:
+                continue
+            _put(own, layer, name, inner, value, known, mistakes)
+        OmegaConf.update(config, f"model.{net}", OmegaConf.to_container(own), merge=False)
+
+
+def _out_of_bounds(config: Config) -> list[str]:
+    found = []
+    values = dict(leaves(config))
+    known = dict(leaves(Config))
+    for net, schema in zip("GD", FAMILIES[config.model.family]):
+        known |= dict(leaves(schema, f"model.{net}."))
+    for name, field in known.items():
+        low, high = field.metadata["low"], field.metadata["high"]
+        value = values.get(name)
+        for number in value if isinstance(value, (list, tuple)) else [value]:
+            if name == "data.resolution" and number == 0:
+                continue  # not set: `problems` says so
+            if isinstance(number, (int, float)) and (
+                (low is not None and number < low) or (high is not None and number > high)
+            ):
+                bounds = f"at least {low:g}" if high is None else f"from {low:g} to {high:g}"
+                found.append(f"{name}={number}: must be {bounds}")
+    return found
+
+
+def _first_line(error: Exception) -> str:
+    """An error's own sentence, without the lines that repeat the key."""
+    return str(error).split("\n")[0].strip()
+
+
+def _listed(mistakes: list[str]) -> str:
+    if len(mistakes) == 1:
+        return mistakes[0]
+    return f"{len(mistakes)} mistakes in the config\n  " + "\n  ".join(mistakes)

@@ -1,0 +1,28 @@
+"""The generator's moving average, with a half-life in images."""
+
+import torch
+from torch import nn
+
+
+def decay(images: int, batch: int, half_life: float, ramp_up: float) -> float:
+    """How much of the average is kept when `batch` more images bring the run to `images`.
+
+    While the run is young the half-life is `ramp_up` of its length, so that the first weights are soon forgotten
+    (Karras et al. 2019, StyleGAN2's training loop). A `ramp_up` of 0 switches that off.
+    """
+    if ramp_up > 0:
+        half_life = min(half_life, images * ramp_up)
+    return 0.5 ** (batch / half_life) if half_life > 0 else 0.0
+
+
+@torch.no_grad()
+def update(average: nn.Module, net: nn.Module, keep: float) -> None:
+    """average <- keep * average + (1 - keep) * net, for the weights; every rank does the same, so none is sent."""
+    torch._foreach_lerp_(list(average.parameters()), list(net.parameters()), 1 - keep)
+
+
+@torch.no_grad()
+def copy_buffers(average: nn.Module, net: nn.Module) -> None:
+    """Batch norm's running statistics are averages already: they are copied."""
+    for mean, buffer in zip(average.buffers(), net.buffers()):
+        mean.copy_(buffer)

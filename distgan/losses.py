@@ -1,0 +1,89 @@
+"""Adversarial losses on logits. Each is a pair of functions: what D minimises and what G minimises.
+
+To add one, write the two functions and a line in `LOSSES`; the tests pick it up. Both get logits of real images and of
+fakes, [B] each, and return the mean over the batch. A loss whose G part looks at real logits too is `paired`: real
+and fake images at the same place of the batch are compared, so they share position and label.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.functional import relu, softplus
+
+# softplus(-x) = -log(sigmoid(x)) and softplus(x) = -log(1 - sigmoid(x)): sigmoid and logarithm, finite for every logit.
+
+
+class Loss(NamedTuple):
+    d: Callable[[Tensor, Tensor], Tensor]  # (real, fake) -> what D minimises
+    g: Callable[[Tensor, Tensor | None], Tensor]  # (fake, real or None) -> what G minimises
+    paired: bool = False
+
+
+def cross_entropy_d(real: Tensor, fake: Tensor) -> Tensor:
+    """Goodfellow et al. 2014, eq. 1: D maximises log D(x) + log(1 - D(G(z)))."""
+    return softplus(-real).mean() + softplus(fake).mean()
+
+
+def saturating_g(fake: Tensor, real: Tensor | None = None) -> Tensor:
+    """Goodfellow et al. 2014, eq. 1 as it stands: G minimises log(1 - D(G(z))), whose gradient fades when D wins."""
+    return -softplus(fake).mean()
+
+
+def non_saturating_g(fake: Tensor, real: Tensor | None = None) -> Tensor:
+    """Goodfellow et al. 2014, section 3: G maximises log D(G(z)) instead."""
+    return softplus(-fake).mean()
+
+
+def least_squares_d(real: Tensor, fake: Tensor) -> Tensor:
+    """Mao et al. 2017, eq. 9, with targets 1 for real and 0 for fake."""
+    return (real - 1).square().mean() / 2 + fake.square().mean() / 2
+
+
+def least_squares_g(fake: Tensor, real: Tensor | None = None) -> Tensor:
+    return (fake - 1).square().mean() / 2
+
+
+def hinge_d(real: Tensor, fake: Tensor) -> Tensor:
+    """Lim and Ye 2017; Miyato et al. 2018, eq. 16."""
+    return relu(1 - real).mean() + relu(1 + fake).mean()
+
+
+def wasserstein_d(real: Tensor, fake: Tensor) -> Tensor:
+    """Arjovsky et al. 2017, eq. 2; D needs a gradient penalty or weight clipping to stay Lipschitz."""
+    return fake.mean() - real.mean()
+
+
+def critic_g(fake: Tensor, real: Tensor | None = None) -> Tensor:
+    """G raises the score of its images: the G side of Wasserstein and hinge."""
+    return -fake.mean()
+
+
+def relativistic_d(real: Tensor, fake: Tensor) -> Tensor:
+    """Jolicoeur-Martineau 2018, pairing form; with R1 and R2 the objective of Huang et al. 2024, eq. 2."""
+    return softplus(fake - real).mean()
+
+
+def relativistic_g(fake: Tensor, real: Tensor | None = None) -> Tensor:
+    return softplus(real - fake).mean()
+
+
+LOSSES: dict[str, Loss] = {
+    "minimax": Loss(cross_entropy_d, saturating_g),
+    "nonsaturating": Loss(cross_entropy_d, non_saturating_g),
+    "leastsquares": Loss(least_squares_d, least_squares_g),
+    "hinge": Loss(hinge_d, critic_g),
+    "wasserstein": Loss(wasserstein_d, critic_g),
+    "relativistic": Loss(relativistic_d, relativistic_g, paired=True),
+}
+
+
+LOGIT_STATISTICS = ("real_mean", "fake_mean", "real_square", "fake_square", "sign_real", "sign_fake", "acc")
+
+
+def logit_statistics(real: Tensor, fake: Tensor) -> Tensor:
+    """What to watch of D's verdicts, in the order of `LOGIT_STATISTICS`; [7], without gradient."""
+    both = torch.stack([real, fake]).detach().float()
+    right = (both[0] > both[1]).float()
+    return torch.cat([both.mean(1), both.square().mean(1), both.sign().mean(1), right.mean().view(1)])

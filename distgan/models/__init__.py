@@ -1,0 +1,20 @@
+"""Networks. A family is a generator and a discriminator for one device, which know nothing of ranks.
+
+To add one, copy `dcgan.py`, keep the two signatures, add a line here and its arguments to `config.FAMILIES`.
+"""
+
+from typing import NamedTuple
+
+from torch import nn
+
+from distgan.models import dcgan
+
+
+class Family(NamedTuple):
+    generator: type[nn.Module]  # (resolution, z_dim, num_classes, ...): G(z, labels) -> images [B, 3, R, R] in -1..1
+    discriminator: type[nn.Module]  # (resolution, num_classes, ...): D(images, labels, features=False) -> logits [B]
+
+
+MODELS: dict[str, Family] = {
+    "dcgan": Family(dcgan.Generator, dcgan.Discriminator),
+}

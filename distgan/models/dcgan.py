@@ -1,0 +1,102 @@
+"""DCGAN (Radford et al. 2016) at any power of two from 8 pixels on, with or without classes: the family to copy.
+
+G projects z to 4 x 4 and doubles the side with transposed convolutions; D halves it with strided ones. The number of
+channels halves as the side doubles. With `norm="batch"` this is the paper's network, with `norm="none"` the same one
+without batch norm, with weights scaled so that signals neither grow nor fade: it treats each image by itself, so the
+update does not depend on how a batch is spread over ranks.
+"""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+
+class Generator(nn.Module):
+    """z [B, z_dim] (and labels [B]) -> images [B, 3, R, R] in -1..1.
+
+    Args:
+        resolution: R, a power of two.
+        num_classes: 0 for an unconditional generator; else an embedding of the label is appended to z.
+        width: Channels of the last hidden stage, at half the resolution.
+        max_width: Bound on the channels of the others.
+        norm: "none" or "batch".
+        embedding: Numbers that a class label becomes.
+    """
+
+    def __init__(
+        self, resolution: int, z_dim: int, num_classes: int, width: int, max_width: int, norm: str, embedding: int
+    ):
+        super().__init__()
+        self.embed = nn.Embedding(num_classes, embedding) if num_classes else None
+        sides = [2**i for i in range(2, resolution.bit_length() - 1)]  # 4, 8 ... R / 2
+        channels = [min(max_width, width * resolution // (2 * side)) for side in sides]
+        z_dim += embedding if num_classes else 0
+        layers = [_stage(nn.ConvTranspose2d(z_dim, channels[0], 4, bias=norm == "none"), z_dim, norm, nn.ReLU())]
+        for before, after in zip(channels, channels[1:]):
+            up = nn.ConvTranspose2d(before, after, 4, 2, 1, bias=norm == "none")
+            layers.append(_stage(up, 4 * before / 2, norm, nn.ReLU()))
+        out = nn.ConvTranspose2d(channels[-1], 3, 4, 2, 1)
+        layers.append(nn.Sequential(_initialised(out, 4 * channels[-1], norm), nn.Tanh()))
+        self.layers = nn.Sequential(*layers)
+
+    def forward(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
+        if self.embed is not None:
+            z = torch.cat([z, self.embed(labels)], dim=1)
+        return self.layers(z[:, :, None, None])
+
+
+class Discriminator(nn.Module):
+    """Images [B, 3, R, R] (and labels [B]) -> logits [B]; with `features`, also the output of each stage.
+
+    With classes, the logit has a second term: the dot product of the image's features with an embedding of its label
+    (projection, Miyato and Koyama 2018). Args as for `Generator`.
+    """
+
+    def __init__(self, resolution: int, num_classes: int, width: int, max_width: int, norm: str):
+        super().__init__()
+        sides = [2**i for i in range(resolution.bit_length() - 2, 1, -1)]  # R / 2 ... 8, 4
+        channels = [3] + [min(max_width, width * resolution // (2 * side)) for side in sides]
+        self.stages = nn.ModuleList()
+        for i, (before, after) in enumerate(zip(channels, channels[1:])):
+            bare = i == 0 or norm == "none"  # the paper leaves the first stage without batch norm
+            down = nn.Conv2d(before, after, 4, 2, 1, bias=bare)
+            self.stages.append(_stage(down, 16 * before / (1 if i == 0 else 2), norm, nn.LeakyReLU(0.2), bare))
+        self.head = _initialised(nn.Conv2d(channels[-1], 1, 4), 16 * channels[-1], norm)
+        self.embed = self.pool = None
+        if num_classes:
+            self.embed = nn.Embedding(num_classes, channels[-1])
+            self.pool = _initialised(nn.Conv2d(channels[-1], channels[-1], 4, groups=channels[-1]), 16, norm)
+
+    def forward(self, images: Tensor, labels: Tensor | None = None, features: bool = False):
+        x, outputs = images, []
+        for stage in self.stages:
+            x = stage(x)
+            outputs.append(x)
+        logits = self.head(x).flatten()
+        if self.embed is not None:
+            scale = 1 / math.sqrt(x.shape[1])
+            logits = logits + scale * (self.pool(x).flatten(1) * self.embed(labels)).sum(1)
+        return (logits, outputs) if features else logits
+
+
+def _stage(conv: nn.Module, fan: float, norm: str, activation: nn.Module, bare: bool = False) -> nn.Sequential:
+    """A convolution, batch norm where it is asked for, and the activation."""
+    _initialised(conv, fan, norm)
+    if norm == "none" or bare:
+        return nn.Sequential(conv, activation)
+    scale = nn.BatchNorm2d(conv.out_channels)
+    nn.init.normal_(scale.weight, 1.0, 0.02)
+    return nn.Sequential(conv, scale, activation)
+
+
+def _initialised(conv: nn.Module, fan: float, norm: str) -> nn.Module:
+    """The paper's N(0, 0.02) under batch norm; else N(0, 1/fan), which keeps the signal's second moment.
+
+    `fan` counts the inputs of one output pixel, halved where they come out of a (leaky) ReLU (He et al. 2015). A
+    transposed convolution with stride 2 and kernel 4 meets 4 taps per channel, a plain one 16.
+    """
+    nn.init.normal_(conv.weight, std=0.02 if norm == "batch" else math.sqrt(1 / fan))
+    if conv.bias is not None:
+        nn.init.zeros_(conv.bias)
+    return conv

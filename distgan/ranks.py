@@ -1,0 +1,40 @@
+"""What the launcher said of the ranks, read from the environment before torch is imported."""
+
+import os
+from collections.abc import MutableMapping
+
+from distgan.errors import ConfigError, MachineError
+
+
+def settle(environment: MutableMapping[str, str] = os.environ) -> int:
+    """Make the environment what torch.distributed expects, and return the number of ranks.
+
+    Under srun each task is a rank; MASTER_ADDR and MASTER_PORT come from the batch script. That is keyed on
+    SLURM_STEP_ID, since an interactive shell inside of an allocation has the job's id as well.
+
+    Raises:
+        MachineError, ConfigError: for ways of launching that would silently start something else than asked for.
+    """
+    if "RANK" not in environment and "SLURM_STEP_ID" in environment and environment.get("SLURM_NTASKS", "1") != "1":
+        environment["RANK"] = environment["SLURM_PROCID"]
+        environment["WORLD_SIZE"] = environment["SLURM_NTASKS"]
+        environment["LOCAL_RANK"] = environment["SLURM_LOCALID"]
+        environment["LOCAL_WORLD_SIZE"] = str(len(environment["SLURM_GTIDS"].split(",")))
+        if "MASTER_ADDR" not in environment or "MASTER_PORT" not in environment:
+            raise MachineError(
+                "srun tasks need MASTER_ADDR and MASTER_PORT to find one another: see slurm/train.sbatch"
+            )
+    on_cpu = environment.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes", "on")
+    if on_cpu and "MASTER_ADDR" in environment and "RANK" not in environment:
+        raise MachineError(
+            "`accelerate launch --cpu --num_processes N` starts a single process, whatever N is: use launch/cpu.sh, or "
+            "ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes N"
+        )
+    if environment.get("ACCELERATE_DYNAMO_BACKEND", "no").lower() not in ("no", ""):
+        raise ConfigError("`accelerate launch --dynamo_backend` breaks gradient penalties: leave it out")
+    return int(environment.get("WORLD_SIZE", "1"))
+
+
+def rank(environment: MutableMapping[str, str] = os.environ) -> int:
+    """Of this process; 0 without a launcher."""
+    return int(environment.get("RANK", "0"))

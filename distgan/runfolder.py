@@ -1,0 +1,162 @@
+"""The folder of a run: its files, and what happens to them when a run is taken up again."""
+
+import fcntl
+import json
+import os
+import platform
+import shlex
+import socket
+import subprocess
+import sys
+import time
+from importlib import metadata
+from pathlib import Path
+
+from distgan.checkpoint import replace_file
+from distgan.errors import MachineError
+
+PACKAGES = ("torch", "accelerate", "webdataset", "wandb", "omegaconf", "numpy", "pillow", "simplejpeg", "safetensors")
+
+
+class RunFolder:
+    """Paths and small files of a run. Only rank 0 writes, but for `logs/` and `audit/`.
+
+    config.yaml       the whole config, which `distgan train` takes again
+    environment.json  versions, machine and command line of each start
+    status.json       what state the run is in, replaced as a whole
+    log.txt           what the console showed
+    logs/             what ranks other than 0 have to say
+    metrics.jsonl     a line per tick
+    samples/          reals.png, fakes-<kimg>.png
+    checkpoints/      see `checkpoint`
+    audit/            with data.audit, a line per consumed sample of each rank
+    """
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path).expanduser()
+        self.samples, self.checkpoints = self.path / "samples", self.path / "checkpoints"
+        self.metrics = self.path / "metrics.jsonl"
+        self._lock = None
+
+    def open(self, command: list[str]) -> None:
+        """Create the folder, keep other live runs out of it, and note the environment."""
+        try:
+            for folder in (self.path, self.samples, self.checkpoints, self.path / "logs"):
+                folder.mkdir(parents=True, exist_ok=True)
+            self._lock = open(self.path / ".lock", "a+")  # noqa: SIM115 (held until the process ends)
+        except OSError as error:
+            raise MachineError(f"run.dir={self.path}: {error.strerror}") from None
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self._lock.seek(0)
+            raise MachineError(
+                f"run.dir={self.path} is in use by a live run ({self._lock.read().strip() or 'unknown'}): "
+                "wait for it, stop it, or choose another run.dir"
+            ) from None
+        except OSError:
+            pass  # a file system without locks
+        self._lock.seek(0)
+        self._lock.truncate()
+        self._lock.write(f"process {os.getpid()} on {socket.gethostname()}")
+        self._lock.flush()
+        self._note_environment(command)
+
+    def write_config(self, text: str) -> None:
+        replace_file(self.path / "config.yaml", text)
+
+    def status(self, state: str, **values: object) -> None:
+        """Replace status.json: `state` is running, preempted, finished or failed."""
+        record = {"state": state, **values, "time": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
+        replace_file(self.path / "status.json", json.dumps(record, indent=1) + "\n")
+
+    def read_status(self) -> dict:
+        try:
+            return json.loads((self.path / "status.json").read_text())
+        except (OSError, ValueError):
+            return {}
+
+    def add_metrics(self, row: dict[str, float]) -> None:
+        with open(self.metrics, "a") as file:
+            file.write(json.dumps(row) + "\n")
+
+    def rewind(self, images: int) -> int:
+        """Take back what was written after `images`, since a resumed run writes it again.
+
+        Lines of metrics that are taken back are kept in metrics.orphan-<images>.jsonl. Returns the last image count
+        of any line ever written.
+        """
+        last = 0
+        for path in self.path.glob("metrics.orphan-*.jsonl"):
+            last = max([last, *(_number(line, "Progress/images") for line in _lines(path))])
+        kept, orphans = [], []
+        for line in _lines(self.metrics):
+            at = _number(line, "Progress/images")
+            last = max(last, at)
+            (kept if 0 <= at <= images else orphans).append(line)
+        if orphans:
+            with open(self.path / f"metrics.orphan-{images}.jsonl", "a") as file:
+                file.writelines(orphans)
+            replace_file(self.metrics, "".join(kept))
+        for path in (self.path / "audit").glob("rank*.jsonl"):
+            lines = _lines(path)
+            good = [line for line in lines if 0 <= _number(line, "position") < images]
+            if len(good) < len(lines):
+                replace_file(path, "".join(good))
+        return last
+
+    def _note_environment(self, command: list[str]) -> None:
+        """Add this start to environment.json."""
+        path = self.path / "environment.json"
+        try:
+            starts = json.loads(path.read_text())["starts"]
+        except (OSError, ValueError, KeyError):
+            starts = []
+        names = (
+            "SLURM_JOB_ID",
+            "SLURM_ARRAY_TASK_ID",
+            "SLURM_RESTART_COUNT",
+            "SLURM_JOB_NODELIST",
+            "CUDA_VISIBLE_DEVICES",
+        )
+        start = {
+            "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+            "command": shlex.join(command),
+            "host": socket.gethostname(),
+            "python": platform.python_version(),
+            "packages": {name: metadata.version(name) for name in PACKAGES},
+            "git": _git_state(),
+            "variables": {name: os.environ[name] for name in names if name in os.environ},
+        }
+        replace_file(path, json.dumps({"starts": [*starts, start]}, indent=1) + "\n")
+
+
+def _lines(path: Path) -> list[str]:
+    """Lines of a file, each with its end; none where there is no file."""
+    try:
+        with open(path) as file:
+            return file.readlines()
+    except FileNotFoundError:
+        return []
+
+
+def _number(line: str, name: str) -> int:
+    """A number of a JSON line; -1 for a line that was cut by a crash."""
+    try:
+        return int(json.loads(line)[name])
+    except (ValueError, KeyError, TypeError):
+        return -1
+
+
+def _git_state() -> str:
+    """Commit of the code that runs, with a + where it was changed; empty outside of a checkout."""
+    folder = Path(__file__).parent
+    try:
+        git = ["git", "-C", str(folder), "describe", "--always", "--dirty=+", "--abbrev=40", "--exclude=*"]
+        return subprocess.run(git, capture_output=True, text=True, timeout=10).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return ""
+
+
+def command_line() -> list[str]:
+    return [os.path.basename(sys.executable), *sys.orig_argv[1:]]

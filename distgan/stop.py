@@ -1,0 +1,35 @@
+"""Requests to stop: signals set a flag, the training loop acts on it.
+
+Imported before torch, so that a signal during the slow start is not lost. USR1 and USR2 are what schedulers send before
+a time limit, TERM is preemption or a launcher going down, INT is a person.
+"""
+
+import os
+import signal
+
+EXIT_CODES = {"finished": 0, "preempted": 75, "interrupted": 130}  # 75: EX_TEMPFAIL, try again later
+
+_requests: list[str] = []
+
+
+def listen() -> None:
+    """From now on, signals ask the run to save and stop. A second INT leaves at once."""
+    for name in ("SIGUSR1", "SIGUSR2", "SIGTERM", "SIGINT"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), _on_signal)
+
+
+def ask(reason: str) -> None:
+    """Ask the run to stop, as a signal would; `reason` is a key of EXIT_CODES."""
+    _requests.append(reason)
+
+
+def asked() -> str:
+    """Why the run should stop: a key of EXIT_CODES, or empty. A person's wish wins."""
+    return "interrupted" if "interrupted" in _requests else _requests[0] if _requests else ""
+
+
+def _on_signal(number: int, frame: object) -> None:
+    if number == signal.SIGINT and "interrupted" in _requests:
+        os._exit(130)
+    _requests.append("interrupted" if number == signal.SIGINT else "preempted")

@@ -1,0 +1,410 @@
+"""A run: built from its config, taken up where it stopped, carried on until it is done or asked to stop."""
+
+import copy
+import json
+import logging
+import math
+import secrets
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from distgan import build, checkpoint, ema, sample, stop
+from distgan.config import BatchPlan, Config, Optimizer, batch_plan, changes, to_dict, warnings
+from distgan.configfile import from_dict, to_yaml
+from distgan.data.dataset import Dataset
+from distgan.data.plan import Layout, Plan
+from distgan.data.stream import Batch, Stream
+from distgan.errors import ConfigError, DataError, DistganError, DivergedError
+from distgan.meter import Meter
+from distgan.penalties import is_due
+from distgan.runfolder import RunFolder, command_line
+from distgan.schedules import value_at, warm_up
+from distgan.step import DeviceBatch, GanStep
+from distgan.stopwatch import Stopwatch, peak_memory
+from distgan.tracker import Tracker, start_logging, start_wandb
+from distgan.world import World
+
+log = logging.getLogger("distgan")
+
+EARLY_TICK = 20  # iterations before the first line, so that a person sees life
+STOP_REASONS = ("", "finished", "preempted", "interrupted")  # where ranks differ, the later one wins
+
+
+def train(config: Config) -> int:
+    """Train until done; returns the exit code: 0 finished, 75 saved on a signal, 130 saved on Ctrl-C."""
+    world = World(timeout_sec=config.run.timeout_sec, deterministic=config.train.deterministic)
+    spread = batch_plan(config, world.size)
+    folder = RunFolder(config.run.dir)
+    world.on_main(lambda: folder.open(command_line()))
+    start_logging(folder.path, world.rank)
+    try:
+        reason = Trainer(config, world, spread, folder).run()
+    except Exception as error:
+        if world.is_main:
+            if not isinstance(error, DistganError):
+                log.exception("the run failed")
+            folder.status("failed", reason=f"{type(error).__name__}: {error}", world=world.size)
+        raise
+    world.close()
+    return stop.EXIT_CODES[reason]
+
+
+class Trainer:
+    """The objects of a run, and its loop."""
+
+    def __init__(self, config: Config, world: World, spread: BatchPlan, folder: RunFolder):
+        self.config, self.world, self.spread, self.folder = config, world, spread, folder
+        self.images = 0  # real images consumed so far: the clock of everything, and the position in the stream
+        self.iteration_images = spread.batch * config.train.n_critic
+
+        self.dataset = build.open_dataset(config, rank=world.rank, world=world.size, gather=world.gather)
+        self.layout = build.choose_layout(config, self.dataset)
+        self.num_classes = self.dataset.num_classes
+        self.G, self.D = build.build_nets(config, self.num_classes)
+        self.G_ema = copy.deepcopy(self.G).eval().requires_grad_(False).to(world.device)
+        self.step = GanStep(
+            world,
+            self.G,
+            self.D,
+            config.loss.name,
+            z_dim=config.model.z_dim,
+            seed=config.train.seed,
+            passes=spread.passes,
+            bf16=config.train.precision == "bf16",
+            clip=config.loss.clip,
+        )
+        self.opt_G = build.build_optimizer(config.optim.G, self.G)
+        self.opt_D = build.build_optimizer(config.optim.D, self.D)
+        self.meter = Meter(world)
+
+        self.wandb_id = secrets.token_hex(4)
+        self.grid_shape = sample.grid_shape(config.sample.rows, config.sample.columns, self.num_classes)
+        self._pictures: dict[str, np.ndarray] = {}  # to be logged with the next line
+        self._num_substituted = 0  # since the last line
+        self._poll_every = self._steps_to_poll = 1
+        self._copied: torch.cuda.Event | None = None
+
+    def run(self) -> str:
+        """Train until done or asked to stop; returns why it ended, a key of `stop.EXIT_CODES`."""
+        self.step.settle(self.spread.micro_batch, self.config.data.resolution, self.num_classes)
+        train_sec, logged_images = self._resume()
+        self.watch = Stopwatch(train_sec, self.images)
+        if self.images >= self.config.train.images or self._is_out_of_time():
+            log.info(f"{self.folder.path} is finished at {self.images} images: nothing to do")
+            return "finished"
+        if self.world.is_main:
+            self._start_tracking(logged_images)
+        self.audit = (
+            Audit(self.folder.path / "audit", self.world.rank, self.dataset) if self.config.data.audit else None
+        )
+        self.stream = self._open_stream()
+        try:
+            if self.images == 0:
+                self._save_reals()
+                self._save_samples()
+            reason = self._loop()
+        finally:
+            self.stream.close()
+        self._end(reason)
+        return reason
+
+    def _loop(self) -> str:
+        config = self.config
+        tick = config.train.tick or max(1000, 32 * self.spread.batch)
+        while True:
+            before = self.images
+            for _ in range(config.train.n_critic):
+                batch = self._next_batch()
+                self._d_step(batch)
+                self.images += self.spread.batch
+            self._g_step(batch)
+            ema.update(self.G_ema, self.G, self._ema_decay())
+
+            reason = "finished" if self.images >= config.train.images else self._asked_to_stop()
+            finished = reason == "finished"
+            sampling = config.sample.every and (finished or self._passed(config.sample.every, before))
+            saving = self._passed(config.checkpoint.every, before)
+            early = self.images == EARLY_TICK * self.iteration_images
+            if sampling or saving or reason:
+                self.world.average_buffers(self.G, self.D)
+                ema.copy_buffers(self.G_ema, self.G)
+            if sampling:
+                self._save_samples()
+            if sampling or saving or finished or early or self._passed(tick, before):
+                self._tick()
+            if saving or reason:
+                self._save_checkpoint()
+            if reason:
+                return reason
+
+    # One iteration.
+
+    def _next_batch(self) -> DeviceBatch:
+        """The next images on the device; on a CPU they share memory with the stream's buffer."""
+        with self.watch.waiting():
+            if self._copied is not None:
+                self._copied.synchronize()  # the stream takes that buffer back now
+            batch = next(self.stream)
+        self._num_substituted += batch.num_substituted
+        if self.audit is not None:
+            self.audit.write(batch)
+        images = torch.from_numpy(batch.images).to(self.world.device, non_blocking=True)
+        labels = torch.from_numpy(batch.labels).to(self.world.device) if self.num_classes else None
+        if self.world.device.type == "cuda":
+            self._copied = torch.cuda.Event()
+            self._copied.record()
+        return DeviceBatch(images, labels, batch.positions)
+
+    def _d_step(self, batch: DeviceBatch) -> None:
+        loss = self.config.loss
+        due = is_due(self.images, self.spread.batch, loss.penalty_every)
+        weights = [self._scheduled(ends) * loss.penalty_every if due else 0.0 for ends in (loss.r1, loss.r2, loss.gp)]
+        set_lr(self.opt_D, self._lr(self.config.optim.D))
+        self.meter.add_d(self.step.d_step(batch, self.opt_D, *weights))
+
+    def _g_step(self, batch: DeviceBatch) -> None:
+        set_lr(self.opt_G, self._lr(self.config.optim.G))
+        self.meter.add_g(self.step.g_step(batch, self.opt_G))
+
+    def _scheduled(self, ends: list[float]) -> float:
+        return value_at(self.images, ends, self.config.train.ramp, self.config.train.ramp_shape)
+
+    def _lr(self, settings: Optimizer) -> float:
+        return self._scheduled(settings.lr) * warm_up(self.images, self.config.optim.warmup)
+
+    def _ema_decay(self) -> float:
+        return ema.decay(self.images, self.iteration_images, self.config.ema.half_life, self.config.ema.ramp_up)
+
+    def _passed(self, every: int, before: int) -> bool:
+        """Whether a multiple of `every` images lies in the iteration that began at `before`."""
+        return every > 0 and self.images // every > before // every
+
+    def _asked_to_stop(self) -> str:
+        """Why to stop now, the same on every rank; ranks agree on it about twice a second, not in each step."""
+        reason = stop.asked() or ("finished" if self._is_out_of_time() else "")
+        if self.world.size == 1:
+            return reason
+        self._steps_to_poll -= 1
+        if self._steps_to_poll > 0:
+            return ""
+        self._steps_to_poll = self._poll_every
+        return STOP_REASONS[self.world.max(STOP_REASONS.index(reason))]
+
+    def _is_out_of_time(self) -> bool:
+        return 0 < self.config.train.max_minutes * 60 <= self.watch.total_sec
+
+    # Now and then.
+
+    def _tick(self) -> None:
+        """One line of metrics, the same on every rank; rank 0 writes it."""
+        row = self.meter.flush()
+        self._check_finite(row)
+        images, seconds, waited = self.watch.lap(self.images)
+        shares = self.world.gather((seconds, waited, self._num_substituted, peak_memory(self.world.device)))
+        self._num_substituted = 0
+        seconds = shares[0][0]  # rank 0's, so that all ranks poll in the same steps
+        self._poll_every = max(1, min(1000, int(0.5 * images / seconds / self.iteration_images)))
+        self._steps_to_poll = self._poll_every
+        row |= {
+            "Progress/epoch": self.images / self.dataset.num_samples,
+            "Progress/ema_beta": self._ema_decay(),
+            "Optim/lr_G": self._lr(self.config.optim.G),
+            "Optim/lr_D": self._lr(self.config.optim.D),
+            "Data/substituted": sum(share[2] for share in shares),
+            "Perf/sec_per_kimg": 1000 * seconds / images,
+            "Perf/img_per_sec": images / seconds,
+            "Perf/img_per_sec_per_rank": images / seconds / self.world.size,
+            "Perf/data_wait_pct": 100 * max(share[1] / share[0] for share in shares),
+            "Perf/total_hours": self.watch.total_sec / 3600,
+            **{name: max(share[3][name] for share in shares) for name in shares[0][3]},
+        }
+        for line in self.stream.news():
+            log.warning(line)
+        if self.world.is_main:
+            self.tracker.row(self.images, row, self._pictures, self.config.train.images)
+            self._pictures = {}
+            self._write_status("running")
+
+    def _check_finite(self, row: dict[str, float]) -> None:
+        bad = [name for name, value in row.items() if not math.isfinite(value)]
+        if bad:
+            kept = checkpoint.newest_first(self.folder.checkpoints)
+            raise DivergedError(
+                f"{', '.join(bad[:3])} not finite after {self.images} images; the last good state is "
+                f"{kept[0] if kept else 'the start'}. Try lower learning rates (optim.G.lr, optim.D.lr) or a larger loss.r1"
+            )
+
+    def _write_status(self, state: str, **values: object) -> None:
+        total = self.config.train.images
+        self.folder.status(state, images=self.images, total_images=total, world=self.world.size, **values)
+
+    def _save_samples(self) -> None:
+        """The grid of fixed latents, by the average generator."""
+        if self.world.is_main:
+            labels = sample.grid_labels(*self.grid_shape, self.num_classes)
+            numbers = range(math.prod(self.grid_shape))
+            z_dim, seed = self.config.model.z_dim, self.config.train.seed
+            pictures = list(sample.generate(self.G_ema, z_dim, seed, numbers, labels))
+            self._save_grid("Samples/ema_fixed", f"fakes-{kimg(self.images)}.png", pictures)
+
+    def _save_reals(self) -> None:
+        """Real images as the networks see them, laid out like the samples."""
+        if self.world.is_main:
+            labels = sample.grid_labels(*self.grid_shape, self.num_classes)
+            data, num = self.config.data, math.prod(self.grid_shape)
+            numbers = self.dataset.examples(num, self.config.train.seed, labels)
+            pictures = [self.dataset.read(n, data.resolution, data.filter, data.crop) for n in numbers]
+            self._save_grid("Samples/reals", "reals.png", pictures)
+
+    def _save_grid(self, name: str, file: str, pictures: list[np.ndarray]) -> None:
+        grid = sample.grid(pictures, columns=self.grid_shape[1])
+        sample.save_png(self.folder.samples / file, grid)
+        self._pictures[name] = grid
+
+    # The beginning and the end.
+
+    def _save_checkpoint(self) -> None:
+        """All that the rest of the run depends on; of single ranks, only the sums of an unfinished line."""
+        meter = self.meter.state()
+        if self.audit is not None:
+            self.audit.flush()
+        self.world.barrier()  # the lines that this checkpoint counts on are written
+        tensors = {name: net.state_dict() for name, net in self._nets().items()}
+        tensors["opt_G"] = checkpoint.optimizer_tensors(self.opt_G, self.G)
+        tensors["opt_D"] = checkpoint.optimizer_tensors(self.opt_D, self.D)
+        state = {
+            "images": self.images,
+            "fingerprint": self.dataset.fingerprint,
+            "layout": vars(self.layout),
+            "num_classes": self.num_classes,
+            "meter": meter,
+            "train_sec": self.watch.total_sec,
+            "wandb_id": self.wandb_id,
+            **self._conditions(),
+            "config": to_dict(self.config),
+        }
+
+        def write() -> None:
+            checkpoint.save(self.folder.checkpoints, self.images, tensors, state)
+            checkpoint.prune(
+                self.folder.checkpoints, self.config.checkpoint.keep_last, self.config.checkpoint.keep_every
+            )
+
+        self.world.on_main(write)
+
+    def _nets(self) -> dict[str, torch.nn.Module]:
+        return {"G": self.G, "D": self.D, "G_ema": self.G_ema}
+
+    def _conditions(self) -> dict[str, object]:
+        """What may change the last bits of a sum."""
+        return {"ranks": self.world.size, "threads": torch.get_num_threads(), "torch": torch.__version__}
+
+    def _resume(self) -> tuple[float, int]:
+        """Load the state to go on from, if there is one. Returns the time trained, and the last image count logged."""
+        path, is_own = self.world.on_main(lambda: checkpoint.choose(self.folder.checkpoints, self.config.run.resume))
+        if path is None:
+            return 0.0, self.world.on_main(lambda: self.folder.rewind(0))
+        tensors, state = checkpoint.load(path)
+        check_same_run(self.config, state, self.dataset.fingerprint)
+        for name, net in self._nets().items():
+            net.load_state_dict(tensors[name])
+        checkpoint.load_optimizer(self.opt_G, self.G, tensors["opt_G"])
+        checkpoint.load_optimizer(self.opt_D, self.D, tensors["opt_D"])
+        self.meter.load_state(state["meter"])
+        self.images, self.layout = state["images"], Layout(**state["layout"])
+        self.wandb_id = state["wandb_id"] if is_own else self.wandb_id
+        log.info(f"going on from {path}, at {self.images} images")
+        for what, now in self._conditions().items():
+            if state[what] != now:
+                log.info(f"{what}: {state[what]} before, {now} now: same samples and noise, other last bits of sums")
+        return state["train_sec"], self.world.on_main(lambda: self.folder.rewind(self.images))
+
+    def _start_tracking(self, logged_images: int) -> None:
+        """On rank 0: say what runs, and open the places where its numbers go."""
+        self.folder.write_config(to_yaml(self.config))
+        for line in build.describe(self.config, self.spread, self.dataset, self.layout, self.G, self.D):
+            log.info(line)
+        for line in warnings(self.config, self.world.size):
+            log.warning(f"warning: {line}")
+        on_stop = lambda: stop.ask("finished")  # noqa: E731
+        wandb = start_wandb(self.config.wandb, self.folder, to_dict(self.config), self.wandb_id, on_stop)
+        self.tracker = Tracker(self.folder, wandb, logged_images)
+        self._write_status("running")
+
+    def _open_stream(self) -> Stream:
+        data, pinned = self.config.data, self.world.device.type == "cuda"
+        return Stream(
+            self.dataset,
+            Plan(self.dataset.counts, self.layout, self.config.train.seed),
+            batch=self.spread.batch,
+            resolution=data.resolution,
+            start=self.images,
+            rank=self.world.rank,
+            world=self.world.size,
+            threads=data.threads or build.decoding_threads(self.world.local_size, self.world.device.type),
+            prefetch=data.prefetch,
+            filter=data.filter,
+            crop=data.crop,
+            max_pixels=data.max_pixels,
+            max_bad_share=data.max_bad_share,
+            allocate=lambda shape: torch.empty(shape, dtype=torch.uint8, pin_memory=pinned).numpy(),
+        )
+
+    def _end(self, reason: str) -> None:
+        """Tell how it ended; the checkpoint is written."""
+        code = stop.EXIT_CODES[reason]
+        if self.world.is_main:
+            state = "finished" if reason == "finished" else "preempted"
+            self._write_status(
+                state, reason=reason, checkpoint=checkpoint.newest_first(self.folder.checkpoints)[0].name
+            )
+            self.tracker.finish(code, {"images": self.images, "state": state})
+            log.info(f"{reason} at {self.images} images after {self.watch.total_sec / 60:.1f} min: {self.folder.path}")
+        self.world.barrier()
+
+
+def check_same_run(config: Config, state: dict, fingerprint: str) -> None:
+    """Refuse to go on with other data or with settings that change the training, unless the config allows it."""
+    if state["fingerprint"] != fingerprint and not config.run.allow_data_change:
+        raise DataError(
+            "the shards are not those that the checkpoint was trained on; put them back, or set "
+            "run.allow_data_change=true to go on with these"
+        )
+    if config.run.allow_config_change:
+        return
+    _, refused = changes(from_dict(state["config"]), config)
+    if refused:
+        listed = "; ".join(f"{key} was {old!r}, is {new!r}" for key, (old, new) in refused.items())
+        raise ConfigError(
+            f"the checkpoint was trained with other settings: {listed}. Put them back, choose another run.dir, or "
+            "set run.allow_config_change=true"
+        )
+
+
+def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+
+
+def kimg(images: int) -> str:
+    """Thousands of images, as in file names: 000120, or 000120.064 where it is not round."""
+    return f"{images // 1000:06d}" + (f".{images % 1000:03d}" if images % 1000 else "")
+
+
+class Audit:
+    """A line for every sample that this rank consumed, in audit/rank<r>.jsonl."""
+
+    def __init__(self, folder: Path, rank: int, dataset: Dataset):
+        folder.mkdir(exist_ok=True)
+        self._file = open(folder / f"rank{rank}.jsonl", "a")  # noqa: SIM115 (open as long as the run)
+        self._dataset = dataset
+
+    def write(self, batch: Batch) -> None:
+        for position, number in zip(batch.positions.tolist(), batch.samples.tolist()):
+            shard, key = self._dataset.key(number)
+            self._file.write(json.dumps({"position": position, "shard": shard, "key": key}) + "\n")
+
+    def flush(self) -> None:
+        self._file.flush()

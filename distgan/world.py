@@ -1,0 +1,144 @@
+"""This process among the ranks of a run. The only door to Accelerate and torch.distributed."""
+
+import contextlib
+import os
+from collections.abc import Callable
+from datetime import timedelta
+from typing import TypeVar
+
+import torch
+import torch.distributed as dist
+from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs, DistributedType, InitProcessGroupKwargs
+from torch import Tensor, nn
+
+from distgan import ranks
+from distgan.errors import ConfigError, DistganError, MachineError
+
+T = TypeVar("T")
+
+
+class World:
+    """The ranks of a run, and what they do together. With one rank, every operation is local.
+
+    Args:
+        timeout_sec: How long a collective operation waits for the slowest rank.
+        deterministic: "fast", or on a GPU "warn" / "strict": deterministic kernels, a warning or an error where
+            there are none.
+    """
+
+    def __init__(self, *, timeout_sec: float = 600, deterministic: str = "fast"):
+        promised = ranks.settle()
+        if deterministic != "fast":
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA starts
+        self._accelerator = Accelerator(
+            mixed_precision="no",  # autocast stands in the losses, so that penalties can stay in float32
+            kwargs_handlers=[
+                DistributedDataParallelKwargs(gradient_as_bucket_view=True),
+                InitProcessGroupKwargs(timeout=timedelta(seconds=timeout_sec)),
+            ],
+        )
+        self.rank: int = self._accelerator.process_index
+        self.size: int = self._accelerator.num_processes
+        self.local_size = int(os.environ.get("LOCAL_WORLD_SIZE", self.size))
+        self.is_main = self.rank == 0
+        self.device: torch.device = self._accelerator.device
+        if promised != self.size:
+            raise MachineError(
+                f"the launcher started {promised} processes, but each would train alone: on machines without a GPU "
+                "set ACCELERATE_USE_CPU=true for all of them (launch/cpu.sh does)"
+            )
+        kind = self._accelerator.distributed_type
+        if kind not in (DistributedType.NO, DistributedType.MULTI_GPU, DistributedType.MULTI_CPU):
+            raise ConfigError(
+                f"a GAN trains under plain data parallelism, not {kind}: use `accelerate launch --multi_gpu`"
+            )
+        _choose_kernels(self.device, deterministic)
+
+    def prepare(self, module: nn.Module) -> nn.Module:
+        """Move a module to this rank's device and, among several ranks, wrap it in DDP.
+
+        Rank 0's weights and buffers become everybody's. Afterwards buffers are left alone: DDP would broadcast them
+        before every forward, which breaks two forwards with one backward on a GPU.
+        """
+        wrapped = self._accelerator.prepare(module)
+        if self.size > 1:
+            wrapped.broadcast_buffers = False
+        return wrapped
+
+    def synchronising(self, module: nn.Module, last: bool) -> contextlib.AbstractContextManager:
+        """Around a forward and its backward: gradients are reduced over the ranks in the last pass only."""
+        return contextlib.nullcontext() if last else self._accelerator.no_sync(module)
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        """The sum over all ranks, in place."""
+        if self.size > 1:
+            dist.all_reduce(tensor)
+        return tensor
+
+    def max(self, number: int) -> int:
+        """The largest of the ranks' numbers; the host waits for it."""
+        box = torch.tensor([number], device=self.device)
+        if self.size > 1:
+            dist.all_reduce(box, dist.ReduceOp.MAX)
+        return int(box)
+
+    @torch.no_grad()
+    def average_buffers(self, *nets: nn.Module) -> None:
+        """Give all ranks the mean of their batch norm statistics, each rank having seen its own images."""
+        buffers = [b for net in nets for b in net.buffers() if b.is_floating_point()]
+        if self.size == 1 or not buffers:
+            return
+        flat = self.sum(torch.cat([b.flatten() for b in buffers])) / self.size
+        for buffer, mean in zip(buffers, flat.split([b.numel() for b in buffers])):
+            buffer.copy_(mean.view_as(buffer))
+
+    def gather(self, item: T) -> list[T]:
+        """What each rank passed, in rank order, on every rank."""
+        if self.size == 1:
+            return [item]
+        items: list = [None] * self.size
+        dist.all_gather_object(items, item)
+        return items
+
+    def broadcast(self, item: T) -> T:
+        """Rank 0's item, on every rank."""
+        if self.size == 1:
+            return item
+        box = [item]
+        dist.broadcast_object_list(box, device=self.device)
+        return box[0]
+
+    def on_main(self, function: Callable[[], T]) -> T:
+        """Run something on rank 0 and give its result to all; if it fails there, every rank raises the error."""
+        result, error = None, None
+        if self.is_main:
+            try:
+                result = function()
+            except Exception as failure:
+                error = failure
+        result, kind, text = self.broadcast((result, type(error).__name__ if error else "", str(error)))
+        if error is not None:
+            raise error
+        if kind:
+            known = {cls.__name__: cls for cls in DistganError.__subclasses__()}
+            raise known.get(kind, MachineError)(text if kind in known else f"rank 0 failed: {kind}: {text}")
+        return result
+
+    def barrier(self) -> None:
+        if self.size > 1:
+            self._accelerator.wait_for_everyone()
+
+    def close(self) -> None:
+        """Leave the process group; the last thing that a rank does."""
+        if self.size > 1 and dist.is_initialized():
+            dist.destroy_process_group()
+
+
+def _choose_kernels(device: torch.device, deterministic: str) -> None:
+    if device.type != "cuda":
+        return
+    torch.backends.cudnn.benchmark = deterministic == "fast"
+    if deterministic != "fast":
+        torch.utils.deterministic.fill_uninitialized_memory = False
+        torch.use_deterministic_algorithms(True, warn_only=deterministic == "warn")

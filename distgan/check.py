@@ -26,8 +26,8 @@ def _disk(config: Config, checkpoint_bytes: int) -> str:
     free, needed = shutil.disk_usage(existing).free, (config.checkpoint.keep_last + 1) * checkpoint_bytes
     if free < needed:
         raise MachineError(
-            f"run.dir={config.run.dir}: {needed / 1e9:.1f} GB are needed for checkpoints, {free / 1e9:.1f} GB are free; "
-            "lower checkpoint.keep_last or choose another disk"
+            f"run.dir={config.run.dir}: checkpoints need {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free; "
+            "lower checkpoint.keep_last, or choose another disk"
         )
     return f"run folder: {config.run.dir}, {free / 1e9:.0f} GB free, {needed / 1e9:.2f} GB needed for checkpoints"
 

@@ -5,8 +5,8 @@
         state.json     images, cursor constants, controllers, the whole config
         manifest.json  sha256 and size of each file above
 
-Nothing in it is a pickle, so a checkpoint from elsewhere cannot run code. A folder is written under another name, forced
-to disk, and renamed; whatever happens on the way, the older ones stay as they are.
+Nothing in it is a pickle, so a checkpoint from elsewhere cannot run code. A folder is written under another name,
+forced to disk, and renamed; whatever happens on the way, the older ones stay as they are.
 """
 
 import errno

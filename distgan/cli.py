@@ -12,7 +12,12 @@ from distgan.errors import ConfigError, DistganError
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the process's exit code."""
-    options = _parser().parse_args(arguments)
+    parser = _parser()
+    options, rest = parser.parse_known_args(arguments)
+    if rest and not hasattr(options, "overrides"):
+        parser.error(f"unknown: {' '.join(rest)}; see `distgan {options.command} --help`")
+    if rest:  # overrides behind an option: argparse takes only the first run of positional arguments
+        options.overrides = [*options.overrides, *rest]
     try:
         return options.run(options) or 0
     except DistganError as error:

@@ -53,7 +53,7 @@ class Data:
     image: str = key("", "suffix of the image part; empty: told from the names")
     filter: Literal["lanczos", "area", "bicubic"] = key("lanczos", "resampling of images of another size")
     crop: Literal["center", "squeeze"] = key("center", "how other proportions become square")
-    max_pixels: int = key(100_000_000, "larger images count as damaged", low=1)
+    max_pixels: int = key(100_000_000, "larger images count as damaged", low=1, high=178_000_000)
     max_bad_share: float = key(0.01, "share of damaged images above which the run fails", free=True, low=0, high=1)
     allow_damaged: bool = key(False, "use the good samples of damaged shards")
     allow_pipe: bool = key(False, "run the shell commands of pipe: addresses", free=True)
@@ -220,7 +220,7 @@ def problems(config: Config) -> list[str]:
     data, model, loss, train = config.data, config.model, config.loss, config.train
     if not data.shards:
         found.append(
-            "data.shards is not set: name a folder of .tar shards (`distgan pack` makes them), e.g. data.shards=data/faces"
+            "data.shards is not set: name a folder of shards (`distgan pack` makes them), e.g. data.shards=data/faces"
         )
     if data.resolution & (data.resolution - 1):
         near = 2 ** (data.resolution.bit_length() - 1)

@@ -31,7 +31,7 @@ def load(path: str, overrides: Sequence[str] = ()) -> Config:
     file = Path(path).expanduser()
     if file.is_dir():
         file = file / "config.yaml"
-    schema = {name: f for name, f in leaves(Config)}
+    schema = dict(leaves(Config))
     config = OmegaConf.structured(Config)
     mistakes: list[str] = []
     nets: dict[str, tuple[str, object]] = {}  # the networks' own settings: key -> (layer, value)
@@ -123,6 +123,8 @@ def _override_layers(overrides: Sequence[str]) -> Iterator[tuple[str, dict]]:
     for i, text in enumerate(overrides, 1):
         name, equals, _ = text.partition("=")
         layer = f"override {i} {text!r}"
+        if text.startswith("-") and not equals:
+            raise ConfigError(f"{text}: there is no such option")
         if text.startswith("-"):
             raise ConfigError(f"{layer}: write overrides as key=value, without dashes: {text.lstrip('-')}")
         if not equals or not name:
@@ -220,7 +222,7 @@ def _merge_nets(config, nets: dict[str, tuple[str, object]], mistakes: list[str]
         return
     for net, schema in zip("GD", FAMILIES[config.model.family]):
         own = OmegaConf.structured(schema)
-        known = {name: f for name, f in leaves(schema)}
+        known = dict(leaves(schema))
         for name, (layer, value) in nets.items():
             inner = name.removeprefix(f"model.{net}.")
             if inner == name:

@@ -62,6 +62,11 @@ class RunFolder:
         self._lock.flush()
         self._note_environment(command)
 
+    def close(self) -> None:
+        """Let another run in."""
+        if self._lock is not None:
+            self._lock.close()
+
     def write_config(self, text: str) -> None:
         replace_file(self.path / "config.yaml", text)
 

@@ -156,8 +156,8 @@ class GanStep:
     def settle(self, num: int, resolution: int, num_classes: int) -> None:
         """Two backwards that change nothing, made before any state is loaded.
 
-        DDP lays out its buckets anew after its first backward, and from three ranks on the order of a sum depends on the
-        layout. Without this, a resumed run would differ from the unbroken one in the last bits of its first step.
+        DDP lays out its buckets anew after its first backward, and from three ranks on the order of a sum depends on
+        the layout: without this, a resumed run would differ from the unbroken one in the last bits of its first step.
         """
         if self.world.size == 1:
             return

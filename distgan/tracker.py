@@ -6,10 +6,12 @@ metrics.jsonl is the truth. W&B is fenced: whatever happens to it, one line says
 import logging
 import os
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 from distgan.config import Wandb
 from distgan.runfolder import RunFolder
@@ -61,6 +63,7 @@ def console_line(row: dict[str, float], total_images: int) -> str:
     images = row["Progress/images"]
     left = (total_images - images) / 1000 * row["Perf/sec_per_kimg"]
     penalty = "".join(f" {name} {row[f'Loss/{name}']:.3g}" for name in ("r1", "r2", "gp") if row[f"Loss/{name}"])
+    memory = row.get("Resources/gpu_mem_peak_gb", row["Resources/cpu_mem_gb"])
     return " | ".join(
         [
             f"kimg {images / 1000:.1f}/{total_images / 1000:g} {images / total_images:6.1%}",
@@ -68,7 +71,7 @@ def console_line(row: dict[str, float], total_images: int) -> str:
             f"{row['Perf/sec_per_kimg']:.3g} s/kimg {row['Perf/img_per_sec']:.0f} img/s",
             f"D {row['Loss/D']:.3f} G {row['Loss/G']:.3f}{penalty}",
             f"gap {row['Logits/gap']:.2f} acc {row['Logits/acc']:.2f}",
-            f"data {row['Perf/data_wait_pct']:.0f}% mem {row.get('Resources/gpu_mem_peak_gb', row['Resources/cpu_mem_gb']):.1f}G",
+            f"data {row['Perf/data_wait_pct']:.0f}% mem {memory:.1f}G",
         ]
     )
 
@@ -96,9 +99,14 @@ class WandbRun:
         def send() -> None:
             import wandb
 
-            caption = f"{images / 1000:g} kimg"
-            media = {name: wandb.Image(pixels, caption=caption, file_type="jpg") for name, pixels in pictures.items()}
-            self._run.log({**values, **media}, step=images, commit=True)
+            with tempfile.TemporaryDirectory() as folder:  # of files that the client copies while it logs
+                media = {}
+                for i, (name, pixels) in enumerate(pictures.items()):
+                    # Uint8, since the client no longer rescales floats; a fine JPEG, since a PNG of a grid takes it
+                    # up to a second.
+                    Image.fromarray(pixels).save(f"{folder}/{i}.jpg", quality=92, subsampling=0)
+                    media[name] = wandb.Image(f"{folder}/{i}.jpg", caption=f"{images / 1000:g} kimg")
+                self._run.log({**values, **media}, step=images, commit=True)
 
         self._fenced("log", send)
 

@@ -1,21 +1,19 @@
 """A run: built from its config, taken up where it stopped, carried on until it is done or asked to stop."""
 
 import copy
-import json
 import logging
 import math
 import secrets
-from pathlib import Path
 
 import numpy as np
 import torch
 
 from distgan import build, checkpoint, ema, sample, stop
+from distgan.audit import Audit
 from distgan.config import BatchPlan, Config, Optimizer, batch_plan, changes, to_dict, warnings
 from distgan.configfile import from_dict, to_yaml
-from distgan.data.dataset import Dataset
 from distgan.data.plan import Layout, Plan
-from distgan.data.stream import Batch, Stream
+from distgan.data.stream import Stream
 from distgan.errors import ConfigError, DataError, DistganError, DivergedError
 from distgan.meter import Meter
 from distgan.penalties import is_due
@@ -47,6 +45,8 @@ def train(config: Config) -> int:
                 log.exception("the run failed")
             folder.status("failed", reason=f"{type(error).__name__}: {error}", world=world.size)
         raise
+    finally:
+        folder.close()
     world.close()
     return stop.EXIT_CODES[reason]
 
@@ -107,6 +107,7 @@ class Trainer:
             reason = self._loop()
         finally:
             self.stream.close()
+            self.dataset.source.close()
         self._end(reason)
         return reason
 
@@ -233,7 +234,7 @@ class Trainer:
             kept = checkpoint.newest_first(self.folder.checkpoints)
             raise DivergedError(
                 f"{', '.join(bad[:3])} not finite after {self.images} images; the last good state is "
-                f"{kept[0] if kept else 'the start'}. Try lower learning rates (optim.G.lr, optim.D.lr) or a larger loss.r1"
+                f"{kept[0] if kept else 'the start'}. Try lower learning rates (optim.*.lr) or a larger loss.r1"
             )
 
     def _write_status(self, state: str, **values: object) -> None:
@@ -247,7 +248,11 @@ class Trainer:
             numbers = range(math.prod(self.grid_shape))
             z_dim, seed = self.config.model.z_dim, self.config.train.seed
             pictures = list(sample.generate(self.G_ema, z_dim, seed, numbers, labels))
-            self._save_grid("Samples/ema_fixed", f"fakes-{kimg(self.images)}.png", pictures)
+            self._save_grid("Samples/ema_fixed", f"fakes-{self._kimg()}.png", pictures)
+
+    def _kimg(self) -> str:
+        """Thousands of images, in file names; with more digits only where grids come closer than that."""
+        return f"{self.images // 1000:06d}" if self.config.sample.every >= 1000 else f"{self.images / 1000:010.3f}"
 
     def _save_reals(self) -> None:
         """Real images as the networks see them, laid out like the samples."""
@@ -386,25 +391,3 @@ def check_same_run(config: Config, state: dict, fingerprint: str) -> None:
 def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
     for group in optimizer.param_groups:
         group["lr"] = lr
-
-
-def kimg(images: int) -> str:
-    """Thousands of images, as in file names: 000120, or 000120.064 where it is not round."""
-    return f"{images // 1000:06d}" + (f".{images % 1000:03d}" if images % 1000 else "")
-
-
-class Audit:
-    """A line for every sample that this rank consumed, in audit/rank<r>.jsonl."""
-
-    def __init__(self, folder: Path, rank: int, dataset: Dataset):
-        folder.mkdir(exist_ok=True)
-        self._file = open(folder / f"rank{rank}.jsonl", "a")  # noqa: SIM115 (open as long as the run)
-        self._dataset = dataset
-
-    def write(self, batch: Batch) -> None:
-        for position, number in zip(batch.positions.tolist(), batch.samples.tolist()):
-            shard, key = self._dataset.key(number)
-            self._file.write(json.dumps({"position": position, "shard": shard, "key": key}) + "\n")
-
-    def flush(self) -> None:
-        self._file.flush()

@@ -2,17 +2,20 @@
 
 import glob
 import hashlib
+import itertools
 import os
 from collections import Counter
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 
+from distgan import keyed
 from distgan.data import index
-from distgan.data.image import SUFFIXES
+from distgan.data.image import MAX_PIXELS, SUFFIXES, BadImage, decode_into
 from distgan.data.source import Source, is_local, local_path, public
 from distgan.errors import DataError
 
@@ -36,9 +39,10 @@ def find_shards(spec: str | Sequence[str], *, allow_pipe: bool = False, cache_di
     urls = [url for item in ([spec] if isinstance(spec, str) else spec) for url in _expand(item)]
     if not urls:
         raise DataError("data.shards is empty: name a folder, a glob or addresses of .tar shards")
-    twice = [url for url, count in Counter(urls).items() if count > 1]
-    if twice:
-        raise DataError(f"data.shards names {public(twice[0])} {urls.count(twice[0])} times: its samples would repeat")
+    places = [os.path.realpath(local_path(url)) if is_local(url) else url for url in urls]
+    for place, count in Counter(places).items():
+        if count > 1:
+            raise DataError(f"data.shards names {public(place)} {count} times: its samples would repeat")
     if any(url.startswith("pipe:") for url in urls):
         if not allow_pipe:
             raise DataError(
@@ -60,8 +64,8 @@ def _expand(item: str) -> list[str]:
 
         try:
             parts = expand_urls(item)
-        except AssertionError as error:  # an environment variable that is not set
-            raise DataError(f"data.shards: {item!r}: {error}") from None
+        except (AssertionError, ValueError) as error:  # an environment variable that is not set, a brace left open
+            raise DataError(f"data.shards: {public(item)!r}: {error}") from None
         if parts != [item]:
             return [url for part in parts for url in _expand(part)]
     if item.startswith("pipe:") or not is_local(item):
@@ -85,7 +89,7 @@ def _spool(url: str, cache_dir: Path) -> str:
                 while piece := stream.read(2**20):
                     file.write(piece)
             os.replace(part, path)
-        except OSError as error:
+        except (OSError, ValueError) as error:
             part.unlink(missing_ok=True)
             raise DataError(f"{url}: {error}") from None
     return str(path)
@@ -138,7 +142,8 @@ class Dataset:
     ):
         self.urls, self.source, self.labels = list(urls), source, labels
         self._cache_dir = (cache_dir or default_cache_dir()) / "index"
-        mine = [self._summary(url) for url in self.urls[rank::world]]
+        with ThreadPoolExecutor(1 if all(map(is_local, self.urls)) else 16) as pool:
+            mine = list(pool.map(self._summary, self.urls[rank::world]))
         shares = gather(mine)
         shards = [shares[i % world][i // world] for i in range(len(self.urls))]
         for url, shard in zip(self.urls, shards):
@@ -147,7 +152,8 @@ class Dataset:
             source.expect(url, shard["size"])
 
         self.problems = [f"{public(u)}: {defect}" for u, shard in zip(self.urls, shards) for defect in shard["defects"]]
-        self.has_labels = all("cls" in kind for shard in shards for kind in shard["kinds"])
+        labelled = ["cls" in kind for shard in shards for kind in shard["kinds"]]
+        self.has_labels, self.has_some_labels = all(labelled), any(labelled)
         self._image = _image_suffixes(shards, image, allow_damaged)
         incomplete = self._incomplete(shards)
         if (self.problems or incomplete) and not allow_damaged:
@@ -164,7 +170,7 @@ class Dataset:
         self.num_classes = len(self.class_counts)
         self.fingerprint = hashlib.sha256(
             "".join(
-                f"{os.path.basename(local_path(u))} {s['size']} {s['samples']} {s['digest']}\n"
+                f"{os.path.basename(public(u))} {s['size']} {s['samples']} {s['digest']}\n"
                 for u, s in zip(self.urls, shards)
             ).encode()
         ).hexdigest()
@@ -179,6 +185,30 @@ class Dataset:
         """The usable samples of a shard."""
         return self._open(shard)
 
+    def examples(self, num: int, seed: int, labels: Sequence[int] | None = None) -> list[int]:
+        """Some samples by a fixed choice, of the given classes where there are enough of them at hand."""
+        drawn = (keyed.bits(keyed.key(seed, "examples"), np.arange(64 * num)) % np.uint64(self.num_samples)).astype(int)
+        drawn = list(dict.fromkeys(drawn.tolist()))
+        if labels is None:
+            return list(itertools.islice(itertools.cycle(drawn), num))
+        by_label: dict[int, list[int]] = {}
+        for sample in drawn:
+            shard, place = (int(x) for x in self.shard_of(np.int64(sample)))
+            by_label.setdefault(int(self.located(shard).label[place]), []).append(sample)
+        cycles = {label: itertools.cycle(by_label.get(label, drawn)) for label in set(labels)}
+        return [next(cycles[label]) for label in labels]
+
+    def read(self, sample: int, resolution: int, filter: str, crop: str) -> np.ndarray:
+        """One image at the given resolution, uint8 [R, R, 3]; white where it is damaged."""
+        shard, place = (int(x) for x in self.shard_of(np.int64(sample)))
+        located, out = self.located(shard), np.empty((resolution, resolution, 3), np.uint8)
+        data = self.source.cached(self.urls[shard], int(located.offset[place]), int(located.length[place]))
+        try:
+            decode_into(data, out, max_pixels=MAX_PIXELS, filter=filter, crop=crop)
+        except BadImage:
+            out[:] = 255
+        return out
+
     def key(self, sample: int) -> tuple[str, str]:
         """Address of a sample's shard, and its key."""
         shard, place = (int(x) for x in self.shard_of(np.int64(sample)))
@@ -188,7 +218,7 @@ class Dataset:
     def _summary(self, url: str) -> dict:
         try:
             return index.load(url, self.source, self._cache_dir).summary()
-        except DataError as error:  # told to all ranks, so that all stop
+        except (DataError, OSError) as error:  # told to all ranks, so that all stop
             return {"error": str(error)}
 
     def _complete(self, kind: Sequence[str]) -> bool:
@@ -212,15 +242,16 @@ class Dataset:
         """Samples of each class; empty where labels are not asked for."""
         if not self.labels:
             return []
-        for url, shard in zip(self.urls, shards):
-            if shard["bad_labels"]:
-                raise DataError(f"{public(url)}: {shard['bad_labels']} cls part(s) hold no whole number from 0 on")
-            largest = max((label for label, _ in shard["labels"]), default=0)
-            if classes and largest >= classes:
-                raise DataError(f"{public(url)}: label {largest} is outside of data.classes={classes}")
         counts = Counter()
-        for shard in shards:
-            counts.update(dict(shard["labels"]))
+        for url, shard in zip(self.urls, shards):
+            for kind, label, count in shard["labels"]:
+                if not self._complete(shard["kinds"][kind]):
+                    continue
+                if label == index.BAD_LABEL:
+                    raise DataError(f"{public(url)}: {count} cls part(s) hold no whole number from 0 on")
+                if classes and label >= classes:
+                    raise DataError(f"{public(url)}: label {label} is outside of data.classes={classes}")
+                counts[label] += count
         return [counts[label] for label in range(classes or max(counts) + 1)]
 
     def _locate_shard(self, shard: int) -> Located:

@@ -1,7 +1,7 @@
 """Image bytes -> RGB uint8, by one rule for every format and decoder.
 
-JPEG goes through libjpeg-turbo directly, which is bit-identical to Pillow and does not hold Python's lock; everything
-else, and every JPEG with an orientation mark, goes through Pillow. What a file is, its first bytes tell, not its name.
+JPEG goes through libjpeg-turbo directly, which is bit-identical to Pillow, does not hold Python's lock, and refuses
+damaged data; everything else goes through Pillow. What a file is, its first bytes tell, not its name.
 """
 
 import io
@@ -15,6 +15,19 @@ from PIL import Image, ImageOps
 SUFFIXES = {"jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff", "ppm", "pgm", "jp2", "avif"}
 FILTERS = {"lanczos": Image.Resampling.LANCZOS, "area": Image.Resampling.BOX, "bicubic": Image.Resampling.BICUBIC}
 MAX_PIXELS = 100_000_000
+JPEG = b"\xff\xd8\xff"
+ORIENTATION = 0x0112  # EXIF tag
+
+
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 
 class BadImage(Exception):
@@ -38,8 +51,8 @@ def decode(data: bytes, *, max_pixels: int = MAX_PIXELS, background: int = 255) 
     Raises:
         BadImage: no image, a damaged one, or one of more than `max_pixels` pixels (checked before decoding).
     """
-    if _is_plain_jpeg(data):
-        return Picture(_decode_jpeg(data, max_pixels))
+    if data.startswith(JPEG):
+        return _decode_jpeg(data, max_pixels)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow warns of what is checked here
@@ -52,14 +65,14 @@ def decode(data: bytes, *, max_pixels: int = MAX_PIXELS, background: int = 255) 
     except Image.DecompressionBombError:
         raise BadImage("too many pixels") from None
     except Image.UnidentifiedImageError:
-        raise BadImage("damaged" if data.startswith(b"\xff\xd8\xff") else "not an image") from None
+        raise BadImage("not an image") from None
     except Exception as error:  # Pillow's plugins raise SyntaxError, struct.error, OSError ... on damaged files
         raise BadImage(f"damaged ({type(error).__name__})") from None
 
 
 def decode_into(data: bytes, out: np.ndarray, *, max_pixels: int, filter: str, crop: str) -> bool:
     """Decode a picture into `out`, RGB uint8 [R, R, 3]; tells whether it had to be resized for that."""
-    if _is_plain_jpeg(data):
+    if data.startswith(JPEG) and not _may_be_turned(data):
         try:
             height, width, *_ = simplejpeg.decode_jpeg_header(data)
             if (height, width) == out.shape[:2]:
@@ -77,28 +90,39 @@ def decode_into(data: bytes, out: np.ndarray, *, max_pixels: int, filter: str, c
 
 def fit(pixels: np.ndarray, resolution: int, filter: str = "lanczos", crop: str = "center") -> np.ndarray:
     """RGB uint8 [H, W, 3] -> [R, R, 3]: the largest centred square ("center"), or all of it squeezed ("squeeze")."""
-    height, width = pixels.shape[:2]
-    side = min(height, width)
-    box = None
     if crop == "center":
-        left, top = (width - side) // 2, (height - side) // 2
-        box = (left, top, left + side, top + side)
+        height, width = pixels.shape[:2]
+        side = min(height, width)
+        top, left = (height - side) // 2, (width - side) // 2
+        pixels = pixels[top : top + side, left : left + side]
     if pixels.shape[:2] == (resolution, resolution):
-        return pixels
-    return np.asarray(Image.fromarray(pixels).resize((resolution, resolution), FILTERS[filter], box=box))
+        return np.ascontiguousarray(pixels)
+    image = Image.fromarray(np.ascontiguousarray(pixels))
+    return np.asarray(image.resize((resolution, resolution), FILTERS[filter]))
 
 
-def _is_plain_jpeg(data: bytes) -> bool:
-    return data.startswith(b"\xff\xd8\xff") and data.find(b"Exif\0", 0, 65536) < 0
-
-
-def _decode_jpeg(data: bytes, max_pixels: int) -> np.ndarray:
+def _decode_jpeg(data: bytes, max_pixels: int) -> Picture:
     try:
         height, width, *_ = simplejpeg.decode_jpeg_header(data)
         _check_size(width, height, max_pixels)
-        return simplejpeg.decode_jpeg(data, "RGB")
+        pixels = simplejpeg.decode_jpeg(data, "RGB")
     except ValueError:
         raise BadImage("damaged") from None
+    if _may_be_turned(data) and (turn := TURNS.get(_orientation(data))) is not None:
+        return Picture(np.asarray(Image.fromarray(pixels).transpose(turn)), ("turned upright",))
+    return Picture(pixels)
+
+
+def _may_be_turned(data: bytes) -> bool:
+    return data.find(b"Exif\0", 0, 65536) >= 0
+
+
+def _orientation(jpeg: bytes) -> int:
+    """What the camera noted of how it was held; 1 is upright."""
+    try:
+        return Image.open(io.BytesIO(jpeg)).getexif().get(ORIENTATION, 1)
+    except Exception:  # a damaged EXIF block; Pillow's reader raises of every kind
+        return 1
 
 
 def _check_size(width: int, height: int, max_pixels: int) -> None:
@@ -111,7 +135,7 @@ def _to_rgb(image: Image.Image, background: int) -> Picture:
     if getattr(image, "n_frames", 1) > 1:
         image.seek(0)
         notes.append("animation, first frame taken")
-    if image.getexif().get(0x0112, 1) != 1:
+    if image.getexif().get(ORIENTATION, 1) != 1:
         image = ImageOps.exif_transpose(image)
         notes.append("turned upright")
     if image.mode.startswith("I;16") or image.mode == "I":

@@ -11,6 +11,7 @@ import mmap
 import os
 import re
 import tempfile
+import zlib
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +25,7 @@ from distgan.errors import DataError
 MAGIC = b"distgan-index-1\n"
 ARRAYS = {"first": "<u8", "kind": "<u2", "label": "<i4", "offset": "<u8", "length": "<u4"}
 NO_LABEL, BAD_LABEL = -1, -2
-_NAME = re.compile(r"((?:.*/|)[^.]+)\.([^/]*)$", re.DOTALL)
+_NAME = re.compile(r"((?:.*/|)[^.]+)\.([^/]*)$")
 _META = re.compile(r"__[^/]*__($|/)")
 
 
@@ -55,15 +56,14 @@ class ShardIndex:
 
     def summary(self) -> dict:
         """What is known of the shard without its arrays, as JSON types."""
-        labels = Counter(self.label[self.label >= 0].tolist())
+        labels = Counter(zip(self.kind.tolist(), self.label.tolist()))
         return {
             "size": self.size,
             "samples": len(self.first),
             "parts": len(self.offset),
             "kinds": [list(kind) for kind in self.kinds],
             "kind_counts": np.bincount(self.kind, minlength=len(self.kinds)).tolist(),
-            "labels": sorted(labels.items()),
-            "bad_labels": int((self.label == BAD_LABEL).sum()),
+            "labels": [[kind, label, n] for (kind, label), n in sorted(labels.items()) if label != NO_LABEL],
             "defects": self.defects,
             "digest": self.digest,
         }
@@ -72,18 +72,19 @@ class ShardIndex:
         head = json.dumps(self.summary(), separators=(",", ":")).encode()
         head += b" " * (-len(head) % 8)  # aligned arrays
         arrays = b"".join(getattr(self, name).astype(dtype).tobytes() for name, dtype in ARRAYS.items())
-        return MAGIC + len(head).to_bytes(8, "little") + head + arrays
+        content = MAGIC + len(head).to_bytes(8, "little") + head + arrays
+        return content + zlib.crc32(content).to_bytes(4, "little")
 
     @staticmethod
     def from_bytes(data: bytes) -> "ShardIndex":
         """Raises ValueError for anything but a whole index of this version."""
+        if zlib.crc32(memoryview(data)[:-4]) != int.from_bytes(data[-4:], "little"):
+            raise ValueError("damaged")
         head, body = _head(data)
-        lengths = {name: head["parts" if name in ("offset", "length") else "samples"] for name in ARRAYS}
-        if len(data) - body != sum(np.dtype(ARRAYS[name]).itemsize * n for name, n in lengths.items()):
-            raise ValueError("cut short")
         arrays = {}
         for name, dtype in ARRAYS.items():
-            arrays[name] = np.frombuffer(data, dtype, lengths[name], body)
+            rows = head["parts" if name in ("offset", "length") else "samples"]
+            arrays[name] = np.frombuffer(data, dtype, rows, body)
             body += arrays[name].nbytes
         kinds = [tuple(kind) for kind in head["kinds"]]
         return ShardIndex(
@@ -105,7 +106,7 @@ def scan(data: tar.Bytes, size: int) -> ShardIndex:
     kinds: dict[tuple[str, ...], int] = {}
     keys: dict[str, None] = {}  # a set that keeps its order
     defects: list[str] = []
-    key, first, suffixes, label = "", 0, [], NO_LABEL  # of the sample at hand
+    key, first, suffixes, label = "", 0, {}, NO_LABEL  # of the sample at hand
     offset, length = columns["offset"], columns["length"]
 
     def finish(whole: bool = True) -> None:
@@ -132,11 +133,11 @@ def scan(data: tar.Bytes, size: int) -> ShardIndex:
             suffix = suffix.lower()
             if base != key:
                 finish()
-                key, first, suffixes, label = base, header, [], NO_LABEL
+                key, first, suffixes, label = base, header, {}, NO_LABEL
             elif suffix in suffixes:
                 defects.append(f"sample {key!r} has two parts {suffix!r} (at byte {header})")
                 continue
-            suffixes.append(suffix)
+            suffixes[suffix] = None
             offset.append(body)
             length.append(size_of_part)
             if suffix == "cls":
@@ -146,6 +147,11 @@ def scan(data: tar.Bytes, size: int) -> ShardIndex:
         defects.append(str(damage))
         finish(whole=False)  # the sample at hand may lack parts
 
+    if len(kinds) >= 2**16:
+        raise DataError(
+            f"the samples have {len(kinds):,} different sets of parts, such as {' '.join(next(iter(kinds)))}: a key "
+            "ends at the first dot of a name, so names like photo.0001.jpg do not go; `distgan pack` renames them"
+        )
     arrays = {name: np.array(columns[name], dtype) for name, dtype in ARRAYS.items()}
     digest = hashlib.sha256("\n".join([*keys, *map(str, kinds)]).encode("utf-8", "surrogateescape"))
     for array in arrays.values():
@@ -192,8 +198,9 @@ def build(url: str, source: Source) -> ShardIndex:
 
 def load(url: str, source: Source, cache_dir: Path) -> ShardIndex:
     """A shard's index: read where it is kept and still true, made and kept where not."""
-    kept = cache_dir / f"{hashlib.sha256(url.encode()).hexdigest()[:24]}.index"
-    beside = Path(local_path(url) + ".index") if is_local(url) else None
+    address = os.path.abspath(local_path(url)) if is_local(url) else url
+    kept = cache_dir / f"{hashlib.sha256(os.fsencode(address)).hexdigest()[:24]}.index"
+    beside = Path(f"{address}.index") if is_local(url) else None
     for path in filter(None, (beside, kept)):
         index = _still_true(path, url, source)
         if index is not None:
@@ -201,7 +208,6 @@ def load(url: str, source: Source, cache_dir: Path) -> ShardIndex:
     index = _published(url, source) or build(url, source)
     source.expect(url, index.size)
     if beside is None or not _keep(index, beside):
-        kept.parent.mkdir(parents=True, exist_ok=True)
         _keep(index, kept)
     return index
 
@@ -212,10 +218,11 @@ def _still_true(path: Path, url: str, source: Source) -> ShardIndex | None:
         index = ShardIndex.from_bytes(path.read_bytes())
     except (OSError, ValueError):
         return None
-    if not is_local(url):  # each answer of a server tells the file's size, so later reads find out
-        source.expect(url, index.size)
-        return index
     if source.size(url) != index.size:
+        return None
+    if not is_local(url):
+        return index
+    if os.path.getmtime(local_path(url)) > os.path.getmtime(path):
         return None
     for sample in {0, len(index.first) - 1} if len(index.first) else ():
         try:
@@ -243,6 +250,7 @@ def _published(url: str, source: Source) -> ShardIndex | None:
 def _keep(index: ShardIndex, path: Path) -> bool:
     """Write whole or not at all; False where the folder cannot be written."""
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
             try:
                 file.write(index.to_bytes())

@@ -5,21 +5,21 @@ import io
 import json
 import os
 import sys
-import tarfile
 import zipfile
 import zlib
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 from distgan.data import tar
 from distgan.data.dataset import Dataset, find_shards
 from distgan.data.image import SUFFIXES
-from distgan.data.source import Source, is_local, local_path
+from distgan.data.source import Source, is_local, local_path, public
 from distgan.errors import DataError
 
 
@@ -46,12 +46,22 @@ class Listing:
         total: How many `entries` will yield.
         classes: Names of the classes, or None where the source has no labels.
         skipped: What was left out while listing, by reason.
+        lacking: Why there are no labels, where one might have expected some.
     """
 
     entries: Iterable[Entry]
     total: int
     classes: list[str] | None = None
     skipped: Counter = field(default_factory=Counter)
+    lacking: str = ""
+
+
+class Classes(NamedTuple):
+    """Names of classes, the number of a picture's class by its name (-1 for none), and why there are no classes."""
+
+    names: list[str] | None = None
+    of: Callable[[str], int] = lambda name: -1
+    lacking: str = ""
 
 
 def list_source(source: str, *, labels: bool = True, allow_damaged: bool = False) -> Listing:
@@ -98,65 +108,114 @@ def _open_zip(path: str) -> zipfile.ZipFile:
 
 
 def _list_folder(folder: Path, labels: bool) -> Listing:
-    names = []
-    for root, _, files in os.walk(folder, followlinks=True):
-        inside = os.path.relpath(root, folder)
-        names += [name if inside == "." else f"{inside}/{name}" for name in files]
-    names = sorted(name for name in names if not _hidden(name))
+    try:
+        names = sorted(name for name in _walk(folder) if not _hidden(name))
+    except OSError as error:
+        raise DataError(f"{error.filename}: {error.strerror}") from None
     table = _label_table(lambda: (folder / "dataset.json").read_bytes(), names)
-    classes, label_of = _classes(names, labels, table)
+    classes = _find_classes(names, labels, table)
     names = [name for name in names if name != "dataset.json"]
     if not names:
         raise DataError(f"{folder}: the folder is empty")
-    entries = [Entry(name, label_of(name), path=f"{folder}/{name}") for name in names]
-    return Listing(entries, len(entries), classes)
+    entries = [Entry(name, classes.of(name), path=f"{folder}/{name}") for name in names]
+    return Listing(entries, len(entries), classes.names, lacking=classes.lacking)
+
+
+def _walk(folder: str | Path, inside: str = "", above: tuple[str, ...] = ()) -> Iterator[str]:
+    """Paths of all files below a folder; a linked folder that contains itself is entered once."""
+    real = os.path.realpath(folder)
+    if real in above:
+        return
+    with os.scandir(folder) as found:
+        for entry in found:
+            if entry.is_dir():
+                yield from _walk(entry.path, f"{inside}{entry.name}/", (*above, real))
+            else:
+                yield inside + entry.name
 
 
 def _list_zip(path: Path, labels: bool) -> Listing:
-    with zipfile.ZipFile(path) as archive:
-        names = sorted(info.filename for info in archive.infolist() if not info.is_dir() and not _hidden(info.filename))
-        table = _label_table(lambda: archive.read("dataset.json"), names)
-    classes, label_of = _classes(names, labels, table)
-    entries = [Entry(name, label_of(name), str(path), member=name) for name in names if name != "dataset.json"]
-    return Listing(entries, len(entries), classes)
+    try:
+        with zipfile.ZipFile(path) as archive:
+            files = [info.filename for info in archive.infolist() if not info.is_dir()]
+            names = sorted(name for name in files if not _hidden(name))
+            table = _label_table(lambda: archive.read("dataset.json"), names)
+    except (zipfile.BadZipFile, zlib.error, RuntimeError) as error:
+        raise DataError(f"{path}: {error}") from None
+    classes = _find_classes(names, labels, table)
+    entries = [Entry(name, classes.of(name), str(path), member=name) for name in names if name != "dataset.json"]
+    return Listing(entries, len(entries), classes.names, lacking=classes.lacking)
 
 
 def _list_tar(path: Path, labels: bool, allow_damaged: bool) -> Listing:
     """A plain tar: shards if it has `cls` parts, else a packed folder."""
     import mmap
 
-    found: list[tuple[str, int, int]] = []
+    skipped = Counter()
     try:
         with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            for name, kind, _, offset, size in tar.members(data, len(data)):
-                if kind == "file" and not _hidden(name):
-                    found.append((name, offset, size))
+            found = list(_files(data, len(data), skipped))
     except (tar.Damage, ValueError) as damage:
         raise DataError(f"{path}: {damage}") from None
     if any(name.lower().endswith(".cls") for name, _, _ in found):
         return _list_shards(str(path), labels, allow_damaged)
-    classes, label_of = _classes([name for name, _, _ in found], labels)
-    entries = [Entry(name, label_of(name), str(path), span=(offset, size)) for name, offset, size in found]
-    return Listing(entries, len(entries), classes)
+    classes = _find_classes([name for name, _, _ in found], labels)
+    entries = [Entry(name, classes.of(name), str(path), span=(offset, size)) for name, offset, size in found]
+    return Listing(entries, len(entries), classes.names, skipped, classes.lacking)
+
+
+def _files(data: tar.Bytes, size: int, skipped: Counter) -> Iterator[tuple[str, int, int]]:
+    """Name, offset and length of the plain files in a tar; links and sparse files are counted."""
+    for name, kind, _, offset, length in tar.members(data, size):
+        if not _hidden(name):
+            if kind == "file":
+                yield name, offset, length
+            else:
+                skipped[f"a {kind} in the archive"] += 1
 
 
 def _list_compressed_tar(path: Path, labels: bool) -> Listing:
     """Read twice, since the classes are known only after all names are."""
+    skipped = Counter()
+    names = [name for name, _ in _unpacked(path, skipped)]
+    classes = _find_classes(names, labels)
+    if labels and any(name.lower().endswith(".cls") for name in names):
+        classes = Classes(lacking="the cls parts of a compressed tar are not read: unpack it first")
+    entries = (Entry(name, classes.of(name), content=content) for name, content in _unpacked(path, Counter()))
+    return Listing(entries, len(names), classes.names, skipped, classes.lacking)
+
+
+def _unpacked(path: Path, skipped: Counter) -> Iterator[tuple[str, bytes]]:
+    """Names and contents of the files in a compressed tar."""
     try:
-        with _decompressed(path) as stream, tarfile.open(fileobj=stream, mode="r|") as archive:
-            names = [member.name for member in archive if member.isfile() and not _hidden(member.name)]
-    except (tarfile.TarError, EOFError, OSError, ValueError) as error:
-        raise DataError(f"{path}: damaged or not a tar archive ({error})") from None
-    classes, label_of = _classes(names, labels)
+        with _decompressed(path) as stream:
+            data = _Forward(stream)
+            for name, offset, size in _files(data, sys.maxsize, skipped):
+                yield name, data[offset : offset + size]
+    except tar.Damage as damage:
+        raise DataError(f"{path}: damaged: {damage}") from None
 
-    def entries() -> Iterator[Entry]:
-        with _decompressed(path) as stream, tarfile.open(fileobj=stream, mode="r|") as archive:
-            for member in archive:
-                if member.isfile() and not _hidden(member.name):
-                    yield Entry(member.name, label_of(member.name), content=archive.extractfile(member).read())
-                archive.members = []  # tarfile would keep every header it has passed
 
-    return Listing(entries(), len(names), classes)
+class _Forward:
+    """A compressed tar as `tar.members` reads it: what lies before the last slice is gone."""
+
+    def __init__(self, stream: io.BufferedIOBase):
+        self._stream, self._start, self._buffer = stream, 0, b""
+
+    def __getitem__(self, at: slice) -> bytes:
+        gap = at.start - self._start - len(self._buffer)
+        while gap > 0 and (piece := self._read(min(gap, 2**20))):
+            gap -= len(piece)
+        self._start, self._buffer = at.start, self._buffer[at.start - self._start :]
+        while (lack := at.stop - at.start - len(self._buffer)) > 0 and (piece := self._read(lack)):
+            self._buffer += piece
+        return self._buffer[: at.stop - at.start]
+
+    def _read(self, length: int) -> bytes:
+        try:
+            return self._stream.read(length)
+        except Exception as error:  # the errors of the decompressors share no base class
+            raise tar.Damage(f"not to be decompressed ({error})", self._start) from None
 
 
 @contextlib.contextmanager
@@ -179,10 +238,12 @@ def _decompressed(path: Path) -> Iterator[io.BufferedIOBase]:
 
 def _list_arrays(path: Path, labels: bool) -> Listing:
     """An .npz with images [N, H, W], [N, H, W, C] or [N, C, H, W] in uint8, and perhaps labels [N]."""
+    if not zipfile.is_zipfile(path):
+        raise DataError(f"{path}: not an .npz file")
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
-    except (ValueError, OSError, zipfile.BadZipFile) as error:
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise DataError(f"{path}: {error}") from None
     images = _pick(arrays, ("images", "image", "x", "x_train", "data", "arr_0"), lambda a: a.ndim in (3, 4))
     if images is None:
@@ -199,11 +260,12 @@ def _list_arrays(path: Path, labels: bool) -> Listing:
     classes = None
     if labels and numbers is not None:
         numbers = numbers.reshape(-1)
-        if len(numbers) != len(images) or not np.issubdtype(numbers.dtype, np.integer) or numbers.min() < 0:
+        if len(numbers) != len(images) or not np.issubdtype(numbers.dtype, np.integer) or (numbers < 0).any():
             raise DataError(f"{path}: labels must be whole numbers from 0 on, one for each image")
-        classes = [str(name) for name in arrays.get("classes", range(int(numbers.max()) + 1))]
-        if len(classes) <= numbers.max():
-            raise DataError(f"{path}: label {numbers.max()}, but only {len(classes)} class names")
+        num_classes = int(numbers.max()) + 1 if len(numbers) else 0
+        classes = [str(name) for name in arrays.get("classes", range(num_classes))]
+        if len(classes) < num_classes:
+            raise DataError(f"{path}: label {num_classes - 1}, but only {len(classes)} class names")
     entries = (
         Entry(f"{path.name}[{i}]", int(numbers[i]) if classes else -1, content=np.repeat(image, 3 // image.shape[2], 2))
         for i, image in enumerate(images)
@@ -231,7 +293,7 @@ def _list_shards(spec: str, labels: bool, allow_damaged: bool) -> Listing:
         for number, url in enumerate(urls):
             found = data.located(number)
             for i, (label, start, length) in enumerate(zip(found.label, found.offset, found.length)):
-                name, label, span = f"{os.path.basename(url)}[{i}]", int(label), (int(start), int(length))
+                name, label, span = f"{os.path.basename(public(url))}[{i}]", int(label), (int(start), int(length))
                 if is_local(url):
                     yield Entry(name, label, local_path(url), span=span)
                 else:
@@ -241,7 +303,8 @@ def _list_shards(spec: str, labels: bool, allow_damaged: bool) -> Listing:
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
         card = json.loads((Path(local_path(urls[0])).parent / "dataset.json").read_text())
         names = card["classes"] if len(card["classes"]) >= len(names) else names
-    return Listing(entries(), data.num_samples, names if labelled else None)
+    lacking = "some samples have no cls part" if labels and not labelled and data.has_some_labels else ""
+    return Listing(entries(), data.num_samples, names if labelled else None, lacking=lacking)
 
 
 def _hidden(name: str) -> bool:
@@ -260,30 +323,33 @@ def _label_table(read, names: list[str]) -> dict[str, int] | None:
         return None
 
 
-def _classes(names: list[str], labels: bool, table: dict[str, int] | None = None):
-    """Class names, and a function from a picture's name to its label.
+def _find_classes(names: list[str], labels: bool, table: dict[str, int] | None = None) -> Classes:
+    """The classes that folder names, or a table, give the pictures.
 
     A class is a folder: the first one in which the pictures' paths differ. Where a picture lies outside of such
     folders, or there is only one folder, there are no labels.
     """
-    none = None, lambda name: -1
     pictures = [name for name in names if name.rpartition(".")[2].lower() in SUFFIXES]
     if not labels or not pictures:
-        return none
+        return Classes()
     if table:
         if missing := [name for name in pictures if name not in table]:
             raise DataError(f"dataset.json has no label for {missing[0]}")
-        return [str(i) for i in range(max(table.values()) + 1)], lambda name: table.get(name, -1)
+        return Classes([str(i) for i in range(max(table.values()) + 1)], lambda name: table.get(name, -1))
     folders = [name.split("/")[:-1] for name in pictures]
     depth = len(os.path.commonprefix(folders))  # noqa: RUF071 (of lists it takes whole elements)
-    if any(len(folder) <= depth for folder in folders):
-        return none
+    outside = [name for name, folder in zip(pictures, folders) if len(folder) <= depth]
+    if outside:
+        some = len(outside) < len(pictures)
+        return Classes(
+            lacking=f"{len(outside):,} picture(s), such as {outside[0]}, lie in no class folder" if some else ""
+        )
     found = {folder[depth] for folder in folders}
-    classes = sorted(found, key=lambda name: (int(name), "") if name.isdecimal() else (-1, name))
+    classes = sorted(found, key=lambda name: (int(name) if name.isdecimal() else -1, name))
     number = {name: i for i, name in enumerate(classes)}
 
     def label_of(name: str) -> int:
         parts = name.split("/")
         return number.get(parts[depth], -1) if len(parts) > depth else -1
 
-    return classes, label_of
+    return Classes(classes, label_of)

@@ -26,7 +26,7 @@ from distgan import __version__
 from distgan.data import index, tar
 from distgan.data.image import FILTERS, MAX_PIXELS, BadImage, Picture, decode, fit
 from distgan.data.listing import Entry, Listing, list_source, read_entry
-from distgan.data.source import Source
+from distgan.data.source import Source, public
 from distgan.errors import ConfigError, DataError, MachineError
 
 CHUNK = 32  # pictures that travel to a process together
@@ -65,6 +65,8 @@ class Options:
                 raise ConfigError(f"--{name} {getattr(self, name)!r}: choose one of {', '.join(allowed)}")
         if not 0 <= self.resolution <= 8192:
             raise ConfigError(f"--resolution {self.resolution}: 1 to 8192 pixels, or 0 for each picture's own")
+        if not 1 <= self.max_pixels <= 178_000_000:
+            raise ConfigError(f"--max-pixels {self.max_pixels}: 1 to 178,000,000, which is where Pillow stops")
         if not 1 <= self.quality <= 100:
             raise ConfigError(f"--quality {self.quality}: 1 to 100")
 
@@ -90,6 +92,7 @@ class Summary:
     skipped: Counter = field(default_factory=Counter)
     examples: dict[str, str] = field(default_factory=dict)  # reason -> the first source it happened to
     notes: Counter = field(default_factory=Counter)
+    lacking: str = ""  # why there are no labels
     shards: list[dict] = field(default_factory=list)
 
 
@@ -116,7 +119,7 @@ def pack(
         allow_damaged: Whether the good samples of damaged shards are taken.
         overwrite: Replace what `out` holds.
     """
-    target = Path(out)
+    target = Path(out).resolve()  # a link stays a link, to what lies there then
     if target.exists() and not target.is_dir():
         raise ConfigError(f"{out} is a file: name a folder for the shards")
     if target.exists() and any(target.iterdir()) and not overwrite:
@@ -133,13 +136,13 @@ def pack(
         workers = workers or min(os.cpu_count() or 1, 1 + listing.total // 1000)  # each takes a moment to start
         summary = _write(listing, folder, options, int(shard_mb * 1e6), workers)
         if summary.samples == 0:
-            raise DataError(f"{source}: no usable picture among {listing.total}; {_tally(summary)}")
+            raise DataError(f"{source}: no usable picture among {listing.total}{_tally(summary, '; ')}")
         _finish(folder, summary, source, options)
         _put_in_place(folder, target)
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise MachineError(f"the disk of {target.parent} is full; nothing was changed in {target}") from None
-        raise
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        reason = f"the disk of {target.parent} is full" if full else f"{target}: {error.strerror or error}"
+        raise MachineError(f"{reason}; nothing was changed in {target}") from None
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     return summary
@@ -149,6 +152,7 @@ def _write(listing: Listing, folder: Path, options: Options, shard_bytes: int, w
     """Encode all pictures and append them to shards."""
     summary = Summary(classes=listing.classes, class_counts=[0] * len(listing.classes) if listing.classes else None)
     summary.skipped.update(listing.skipped)
+    summary.lacking = listing.lacking
     shards = _ShardWriter(folder, shard_bytes)
     bar = tqdm(total=listing.total, unit=" images", disable=None, smoothing=0.05, desc="pack")
     entries = iter(listing.entries)
@@ -303,7 +307,7 @@ def _finish(folder: Path, summary: Summary, source: str, options: Options) -> No
         **how,
         "resolution": options.resolution or None,
         "pixel_sizes": None if options.resolution else [[f"{w}x{h}", n] for (w, h), n in sizes[:20]],
-        "source": os.path.basename(os.path.normpath(source)),
+        "source": os.path.basename(os.path.normpath(public(source))),
         "skipped": dict(sorted(summary.skipped.items())),
         "changed": dict(sorted(summary.notes.items())),
         "digest": hashlib.sha256("".join(shard["sha256"] for shard in summary.shards).encode()).hexdigest(),
@@ -317,15 +321,22 @@ def _put_in_place(folder: Path, target: Path) -> None:
     old = folder.with_name(folder.name + "-old")
     if target.exists():
         target.rename(old)
-    folder.rename(target)
+    try:
+        folder.rename(target)
+    except OSError:
+        if old.exists():
+            old.rename(target)
+        raise
     shutil.rmtree(old, ignore_errors=True)
 
 
-def _tally(summary: Summary) -> str:
-    return ", ".join(
+def _tally(summary: Summary, before: str) -> str:
+    """What was skipped, and why; nothing at all where nothing was."""
+    text = ", ".join(
         f"{count:,} {reason}" + (f" (e.g. {summary.examples[reason]})" if reason in summary.examples else "")
         for reason, count in summary.skipped.most_common()
     )
+    return before + text if text else ""
 
 
 def report(summary: Summary, out: str, seconds: float) -> str:
@@ -337,9 +348,9 @@ def report(summary: Summary, out: str, seconds: float) -> str:
         least, most = min(summary.class_counts), max(summary.class_counts)
         lines.append(f"{len(summary.classes)} classes with {least:,} to {most:,} images: {_names(summary.classes)}")
     else:
-        lines.append("no class labels")
+        lines.append("no class labels" + (f": {summary.lacking}" if summary.lacking else ""))
     if summary.skipped:
-        lines.append(f"skipped {sum(summary.skipped.values()):,}: {_tally(summary)}")
+        lines.append(f"skipped {sum(summary.skipped.values()):,}{_tally(summary, ': ')}")
     if summary.notes:
         lines.append("changed: " + ", ".join(f"{count:,} {note}" for note, count in summary.notes.most_common()))
     lines.append(f"{summary.samples / max(seconds, 1e-9):,.0f} images/s")

@@ -4,20 +4,24 @@ A read returns exactly the bytes asked for or raises DataError: transient faults
 with growing pauses, until a deadline; a file that changed its size, or a server without ranges, is an error at once.
 """
 
+import contextlib
 import errno
 import os
+import re
 import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Protocol, TypeVar
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import unquote, urlsplit, urlunsplit
 
 from distgan.errors import DataError
 
 CHUNK = 256 * 1024  # what the cache of remote bytes keeps and drops as one
-PIECE = 64 * 1024  # what is received from a connection at a time, between two looks at the clock
+PIECE = 64 * 1024  # at most this is received from a connection at a time, between two looks at the clock
+PAUSE_SEC = 0.25  # before the first retry
+STALL_SEC = 20  # a connection that is silent for so long is given up
 TRANSIENT = {errno.EIO, errno.ESTALE, errno.EAGAIN, errno.EINTR, errno.ETIMEDOUT, errno.EMFILE, errno.ENFILE}
 
 T = TypeVar("T")
@@ -55,6 +59,7 @@ class Source:
         self._max_chunks = max(2, cache_bytes // CHUNK)
         self._pool: ThreadPoolExecutor | None = None
         self._lock = threading.Lock()
+        self._closed = threading.Event()
 
     def size(self, url: str) -> int:
         """Bytes of a whole shard."""
@@ -69,15 +74,19 @@ class Source:
 
     def read(self, url: str, start: int, length: int) -> bytes:
         """Bytes start .. start + length of a shard, from where it lies."""
+        if length == 0:
+            return b""
         if is_local(url):
             return self._patiently(url, lambda: self._local.read(url, start, length))
         backend, got = self._backend(url), bytearray()
+        deadline = time.monotonic() + self.timeout_sec
 
         def go_on() -> bytes:
-            deadline = time.monotonic() + self.timeout_sec
+            if self._closed.is_set():
+                raise RefusedError("the source is closed")
             for piece in backend.pieces(url, start + len(got), length - len(got)):
                 got.extend(piece)
-                if time.monotonic() > deadline:  # a connection that only trickles
+                if time.monotonic() > deadline or self._closed.is_set():  # a connection may only trickle
                     break
             if len(got) != length:
                 raise ConnectionError(f"the answer ended {length - len(got)} bytes early")
@@ -87,8 +96,10 @@ class Source:
 
     def cached(self, url: str, start: int, length: int) -> bytes:
         """Like `read`, through the cache that `prefetch` fills. For local files the system keeps that cache."""
-        if is_local(url):
+        if is_local(url) or length == 0:
             return self.read(url, start, length)
+        if start + length > self.size(url):
+            raise DataError(f"{public(url)}: ends before byte {start + length}")
         self.prefetch(url, start, length)
         first = start // CHUNK
         pieces = []
@@ -103,10 +114,13 @@ class Source:
     def prefetch(self, url: str, start: int, length: int) -> None:
         """Have these bytes at hand soon: the system reads ahead in local files, background threads elsewhere."""
         if is_local(url):
-            self._local.read_ahead(url, start, length)
+            with contextlib.suppress(OSError, RefusedError):  # the read itself will tell
+                self._local.read_ahead(url, start, length)
             return
         size = self.size(url)
         with self._lock:
+            if self._closed.is_set():
+                raise DataError(f"{public(url)}: the source is closed")
             self._pool = self._pool or ThreadPoolExecutor(self._connections, thread_name_prefix="distgan-fetch")
             missing: list[int] = []
             for number in range(start // CHUNK, (start + length - 1) // CHUNK + 1):
@@ -118,19 +132,22 @@ class Source:
             runs = [{n: self._chunks[url, n] for n in run} for run in _runs(missing)]
             while len(self._chunks) > self._max_chunks:
                 self._chunks.popitem(last=False)
-        for chunks in runs:
-            self._pool.submit(self._fetch, url, size, chunks)
+            for chunks in runs:
+                self._pool.submit(self._fetch, url, size, chunks)
 
     def close(self) -> None:
-        if self._pool is not None:
-            self._pool.shutdown(wait=False, cancel_futures=True)
+        """Stop reading remote shards; whoever waits for their bytes gets an error."""
+        self._closed.set()
+        with self._lock:
+            if self._pool is not None:
+                self._pool.shutdown(wait=False)  # each fetch that has not begun ends at once, with that error
 
     def _fetch(self, url: str, size: int, chunks: dict[int, Future]) -> None:
         """One range for neighbouring chunks, given by number."""
         begin, end = min(chunks) * CHUNK, min((max(chunks) + 1) * CHUNK, size)
         try:
             data = self.read(url, begin, end - begin)
-        except DataError as error:
+        except BaseException as error:
             with self._lock:  # whoever asks again later tries again
                 for number in chunks:
                     self._chunks.pop((url, number), None)
@@ -142,7 +159,7 @@ class Source:
 
     def _patiently(self, url: str, attempt: Callable[[], T]) -> T:
         """The result of `attempt`, which is made again after a transient fault until the deadline."""
-        deadline, pause = time.monotonic() + self.timeout_sec, 0.25
+        deadline, pause = time.monotonic() + self.timeout_sec, PAUSE_SEC
         while True:
             try:
                 return attempt()
@@ -154,14 +171,15 @@ class Source:
                         f"{public(url)}: not readable within data.timeout_sec={self.timeout_sec:g}: {error}"
                     ) from None
             self.retries += 1
-            time.sleep(pause)
+            if self._closed.wait(pause):
+                raise DataError(f"{public(url)}: the source is closed")
             pause = min(2 * pause, 15)
 
     def _backend(self, url: str) -> Backend:
         scheme = urlsplit(url).scheme
         if scheme not in self._remote:
             if scheme in ("http", "https"):
-                self._remote[scheme] = Http(self._sizes, min(self.timeout_sec, 20), self._connections)
+                self._remote[scheme] = Http(self._sizes, min(self.timeout_sec, STALL_SEC), self._connections)
             else:
                 self._remote[scheme] = Fsspec()
         return self._remote[scheme]
@@ -258,24 +276,29 @@ class Http:
 
     def size(self, url: str) -> int:
         with self._get(url, 0, 1) as answer:
-            return _total(answer)
+            return _content_range(answer)[2]
 
     def pieces(self, url: str, start: int, length: int) -> Iterator[bytes]:
         with self._get(url, start, length) as answer:
-            total = _total(answer)
+            first, last, total = _content_range(answer)
             if total != self._sizes.get(url, total):
                 raise RefusedError(f"has {total} bytes now, {self._sizes[url]} when it was indexed")
+            if first != start or last >= start + length:
+                raise RefusedError("the server answers with another range than the one it was asked for")
             try:
-                yield from answer.stream(PIECE, decode_content=False)
+                while piece := answer.read1(PIECE, decode_content=False):  # what has come by now, however little
+                    yield piece
             except self._urllib3.exceptions.HTTPError as error:
                 raise ConnectionError(error) from None
 
     def _get(self, url: str, start: int, length: int):
         wanted = {"Range": f"bytes={start}-{start + length - 1}", "Accept-Encoding": "identity"}
+        if auth := self._urllib3.util.parse_url(url).auth:
+            wanted |= self._urllib3.util.make_headers(basic_auth=unquote(auth))
         try:
             answer = self._pool.request("GET", url, headers=wanted, preload_content=False)
         except self._urllib3.exceptions.HTTPError as error:
-            raise ConnectionError(error) from None
+            raise ConnectionError(getattr(error, "reason", error)) from None  # the error itself shows the whole URL
         if answer.status == 206:
             return answer
         answer.close()
@@ -288,12 +311,13 @@ class Http:
         raise RefusedError(f"HTTP status {answer.status} {answer.reason}")
 
 
-def _total(answer) -> int:
-    """The whole file's size, from `Content-Range: bytes 0-0/1234`."""
-    size = answer.headers.get("Content-Range", "").rpartition("/")[2]
-    if not size.isdigit():
+def _content_range(answer) -> tuple[int, int, int]:
+    """First and last byte, and the whole file's size, from `Content-Range: bytes 0-0/1234`."""
+    found = re.fullmatch(r"bytes (\d+)-(\d+)/(\d+)", answer.headers.get("Content-Range", ""))
+    if found is None:
         raise RefusedError("the server's range answers do not tell the size of the file")
-    return int(size)
+    first, last, total = map(int, found.groups())
+    return first, last, total
 
 
 class Fsspec:

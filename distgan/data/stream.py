@@ -77,6 +77,7 @@ class Stream(Iterator[Batch]):
     ):
         self.dataset, self.plan = dataset, plan
         self.num_resized = 0
+        self._num_told, self._told_resized = 0, False
         self.bad: dict[int, str] = {}  # sample -> what is wrong with it
         self._decode = {"max_pixels": max_pixels, "filter": filter, "crop": crop}
         self._max_bad = -int(-max_bad_share * dataset.num_samples // 1)
@@ -87,6 +88,7 @@ class Stream(Iterator[Batch]):
         self._reads_ahead = plan.layout.block > 1 or not all(map(is_local, dataset.urls))
         self._lock = threading.Lock()
         self._stopping = False
+        self._error: BaseException | None = None
         self._free: queue.SimpleQueue[np.ndarray | None] = queue.SimpleQueue()
         self._ready: queue.SimpleQueue[Batch | BaseException] = queue.SimpleQueue()
         self._held: np.ndarray | None = None
@@ -99,16 +101,35 @@ class Stream(Iterator[Batch]):
         self._feeder.start()
 
     def __next__(self) -> Batch:
+        if self._stopping:
+            raise ValueError("the stream is closed")
+        if self._error is not None:  # the batch that it befell is not passed over
+            raise self._error
         if self._held is not None:
             self._free.put(self._held)
             self._held = None
-        batch = self._ready.get()
-        if isinstance(batch, BaseException):
-            self._ready.put(batch)
-            raise batch
-        batch.num_substituted = sum(fill.result() for fill in batch._fills)
+        try:
+            batch = self._ready.get()
+            if isinstance(batch, BaseException):
+                raise batch
+            batch.num_substituted = sum(fill.result() for fill in batch._fills)
+        except BaseException as error:
+            self._error = error
+            raise
         self._held = batch.images
         return batch
+
+    def news(self) -> list[str]:
+        """What was found out about the data since the last call, for a person."""
+        lines = []
+        for sample in list(self.bad)[self._num_told :]:
+            url, key = self.dataset.key(sample)
+            lines.append(f"damaged sample {key!r} in {url}: {self.bad[sample]}; another takes its place")
+        self._num_told += len(lines)
+        if self.num_resized and not self._told_resized:
+            self._told_resized = True
+            lines.append("images are resized while training; `distgan pack --resolution` would do it once for all")
+        return lines
 
     def close(self) -> None:
         """Stop reading ahead."""
@@ -186,14 +207,16 @@ class Stream(Iterator[Batch]):
 
     def _substitute(self, batch: Batch, i: int) -> int:
         """Fill a damaged sample's slot by the fixed rule, which knows neither ranks nor threads."""
-        for position in self.plan.substitutes(int(batch.positions[i])):
-            sample = self.plan.ids(position[None])
+        position = int(batch.positions[i])
+        beyond = range(position + 1, position + self.dataset.num_samples)  # where the whole window is damaged
+        for candidate in itertools.chain(self.plan.substitutes(position), beyond):
+            sample = self.plan.ids(np.array([candidate]))
             shard, place = (int(x[0]) for x in self.dataset.shard_of(sample))
             label = self._try(int(sample[0]), shard, place, batch.images[i])
             if label is not None:
                 batch.samples[i] = sample[0]
                 return label
-        raise DataError(f"no good sample in the window of position {batch.positions[i]}")
+        raise DataError(f"no good sample among the {self.dataset.num_samples} of the data set")
 
     def _note(self, sample: int, reason: str) -> None:
         with self._lock:

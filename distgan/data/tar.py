@@ -11,7 +11,8 @@ from typing import Protocol
 
 BLOCK = 512
 END = b"\0" * (2 * BLOCK)
-REGULAR, LINKS, SPARSE, EXTENDED = b"07\0", b"12", ord("S"), b"xgLK"  # type flags
+REGULAR, LINKS, SPARSE, EXTENDED = b"07\0", b"12", ord("S"), b"xXgLK"  # type flags
+WITHOUT_BYTES = b"123456"  # links, devices, directories: nothing follows their header, whatever size it tells
 COMPRESSED = {
     b"\x1f\x8b": "gzip",
     b"\xfd7zXZ\x00": "xz",
@@ -45,7 +46,7 @@ def members(data: Bytes, size: int, start: int = 0) -> Iterator[tuple[str, str, 
         Damage: where the archive is cut, not a tar, or continues after its end marker.
     """
     for magic, program in COMPRESSED.items():
-        if data[0 : len(magic)] == magic:
+        if start == 0 and data[0 : len(magic)] == magic:
             raise Damage(f"a {program} file, not a plain tar (its samples cannot be read at random: unpack it)", 0)
     at = first = start  # of this block; of the first block of the member that it belongs to
     extended: dict[str, bytes] = {}  # from the extended headers before a member
@@ -55,10 +56,17 @@ def members(data: Bytes, size: int, start: int = 0) -> Iterator[tuple[str, str, 
         if len(block) < BLOCK:
             raise Damage("a cut header" if block else "no end-of-archive marker (the file was probably cut)", at)
         if block[0] == 0:
-            _check_end(data, at, size)
+            _check_end(data, at)
             return
         length, kind = _length(block, at), block[156]
         body = at + BLOCK
+        if kind in WITHOUT_BYTES:
+            length = 0
+        elif kind == SPARSE:
+            more = block[482:483]
+            while more == b"\1":  # the rest of its map
+                more = data[body : body + BLOCK][504:505]
+                body += BLOCK
         at = body + (length + BLOCK - 1) // BLOCK * BLOCK
         if body + length > size:
             raise Damage(f"member {_name(block)!r} of {length} bytes is cut by the end of the file", body)
@@ -74,7 +82,8 @@ def members(data: Bytes, size: int, start: int = 0) -> Iterator[tuple[str, str, 
         if shared or extended:
             fields = {**shared, **extended}
             name = fields["path"].decode("utf-8", "surrogateescape") if "path" in fields else name
-            length = int(fields.get("size", length))
+            if "size" in fields and kind not in WITHOUT_BYTES:
+                length = int(fields["size"])
             at = body + (length + BLOCK - 1) // BLOCK * BLOCK
             if body + length > size:
                 raise Damage(f"member {name!r} of {length} bytes is cut by the end of the file", body)
@@ -92,14 +101,18 @@ def members(data: Bytes, size: int, start: int = 0) -> Iterator[tuple[str, str, 
 def _length(block: bytes, at: int) -> int:
     """Bytes of the member whose header this block is, once its checksum is found right."""
     try:
-        stored = int(block[148:156].strip(b"\0 "), 8)
         # Adler-32 keeps the plain sum of the bytes, plus one, modulo 65521 in its low half: a checksum in C.
         total = (zlib.adler32(block) & 0xFFFF) - sum(block[148:156]) + (8 * 0x20 - 1)
-        if (stored - total) % 65521 and stored != _signed_sum(block):
-            raise Damage("a header with a wrong checksum", at)
-        if block[124] < 0x80:
-            return int(block[124:136].strip(b"\0 ") or b"0", 8)
-        return int.from_bytes(block[125:136], "big")  # base 256, for sizes beyond 8 GiB
+        if block[148:154] != b"%06o" % total:  # wrong, or not in the usual form
+            stored = int(block[148:156].strip(b"\0 "), 8)
+            if (stored - total) % 65521 and stored != _signed_sum(block):
+                raise Damage("a header with a wrong checksum", at)
+        if block[124] >= 0x80:  # base 256, for sizes beyond 8 GiB
+            return int.from_bytes(block[125:136], "big")
+        length = int(block[124:136].strip(b"\0 ") or b"0", 8)
+        if length < 0:
+            raise ValueError
+        return length
     except ValueError:
         raise Damage("bytes that are no tar header", at) from None
 
@@ -122,18 +135,21 @@ def _pax_records(text: bytes, at: int) -> Iterator[tuple[str, bytes]]:
         if not length.isdigit() or not 0 < int(length) <= len(text):
             raise Damage("a malformed extended header", at)
         field, _, value = text[len(length) + 1 : int(length) - 1].partition(b"=")
+        if field == b"size" and not value.isdigit():
+            raise Damage("a malformed extended header", at)
         yield field.decode("utf-8", "replace"), value
         text = text[int(length) :]
 
 
-def _check_end(data: Bytes, at: int, size: int) -> None:
+def _check_end(data: Bytes, at: int) -> None:
     """After the first zero block only zeros may follow, at least one more block of them."""
-    if size - at < 2 * BLOCK:
+    if len(data[at : at + 2 * BLOCK]) < 2 * BLOCK:
         raise Damage("half an end-of-archive marker (the file was probably cut)", at)
-    for start in range(at, size, 2**20):
-        piece = data[start : min(start + 2**20, size)]
+    start = at
+    while piece := data[start : start + 2**20]:
         if piece.count(0) != len(piece):
             raise Damage("zeros where a header should be, with data after them,", at)
+        start += len(piece)
 
 
 def header(name: str, size: int) -> bytes:

@@ -6,6 +6,7 @@ without batch norm, with weights scaled so that signals neither grow nor fade: i
 update does not depend on how a batch is spread over ranks.
 """
 
+import itertools
 import math
 
 import torch
@@ -33,7 +34,7 @@ class Generator(nn.Module):
         channels = [min(max_width, width * resolution // (2 * side)) for side in sides]
         z_dim += embedding if num_classes else 0
         layers = [_stage(nn.ConvTranspose2d(z_dim, channels[0], 4, bias=norm == "none"), z_dim, norm, nn.ReLU())]
-        for before, after in zip(channels, channels[1:]):
+        for before, after in itertools.pairwise(channels):
             up = nn.ConvTranspose2d(before, after, 4, 2, 1, bias=norm == "none")
             layers.append(_stage(up, 4 * before / 2, norm, nn.ReLU()))
         out = nn.ConvTranspose2d(channels[-1], 3, 4, 2, 1)
@@ -58,15 +59,14 @@ class Discriminator(nn.Module):
         sides = [2**i for i in range(resolution.bit_length() - 2, 1, -1)]  # R / 2 ... 8, 4
         channels = [3] + [min(max_width, width * resolution // (2 * side)) for side in sides]
         self.stages = nn.ModuleList()
-        for i, (before, after) in enumerate(zip(channels, channels[1:])):
+        for i, (before, after) in enumerate(itertools.pairwise(channels)):
             bare = i == 0 or norm == "none"  # the paper leaves the first stage without batch norm
             down = nn.Conv2d(before, after, 4, 2, 1, bias=bare)
             self.stages.append(_stage(down, 16 * before / (1 if i == 0 else 2), norm, nn.LeakyReLU(0.2), bare))
         self.head = _initialised(nn.Conv2d(channels[-1], 1, 4), 16 * channels[-1], norm)
-        self.embed = self.pool = None
+        self.embed = nn.Embedding(num_classes, channels[-1]) if num_classes else None
         if num_classes:
-            self.embed = nn.Embedding(num_classes, channels[-1])
-            self.pool = _initialised(nn.Conv2d(channels[-1], channels[-1], 4, groups=channels[-1]), 16, norm)
+            self.pool = nn.Parameter(torch.randn(channels[-1], 4, 4) / 4)  # weights of each channel's pixels
 
     def forward(self, images: Tensor, labels: Tensor | None = None, features: bool = False):
         x, outputs = images, []
@@ -75,8 +75,8 @@ class Discriminator(nn.Module):
             outputs.append(x)
         logits = self.head(x).flatten()
         if self.embed is not None:
-            scale = 1 / math.sqrt(x.shape[1])
-            logits = logits + scale * (self.pool(x).flatten(1) * self.embed(labels)).sum(1)
+            pooled = (x * self.pool).sum((2, 3))
+            logits = logits + (pooled * self.embed(labels)).sum(1) / math.sqrt(x.shape[1])
         return (logits, outputs) if features else logits
 
 

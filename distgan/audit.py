@@ -1,0 +1,24 @@
+"""Proof of what a rank consumed: a line for every sample, in audit/rank<r>.jsonl."""
+
+import json
+from pathlib import Path
+
+from distgan.data.dataset import Dataset
+from distgan.data.stream import Batch
+
+
+class Audit:
+    """Appends {"position", "shard", "key"} for each sample, in the order of consumption."""
+
+    def __init__(self, folder: Path, rank: int, dataset: Dataset):
+        folder.mkdir(exist_ok=True)
+        self._file = open(folder / f"rank{rank}.jsonl", "a")  # noqa: SIM115 (as long as the run)
+        self._dataset = dataset
+
+    def write(self, batch: Batch) -> None:
+        for position, sample in zip(batch.positions.tolist(), batch.samples.tolist()):
+            shard, key = self._dataset.key(sample)
+            self._file.write(json.dumps({"position": position, "shard": shard, "key": key}) + "\n")
+
+    def flush(self) -> None:
+        self._file.flush()

@@ -1,0 +1,9 @@
+#!/usr/bin/env bash
+# Train in two processes on this machine's CPU, the way many GPUs do it:
+#   launch/cpu.sh CONFIG [key=value ...]
+# PROCESSES=4 takes more. (`accelerate launch --cpu --num_processes 2` would start one process, without a word.)
+set -euo pipefail
+
+export ACCELERATE_USE_CPU=true OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
+exec "${PYTHON:-python}" -m accelerate.commands.launch --multi_gpu --num_machines 1 --num_processes "${PROCESSES:-2}" \
+  --mixed_precision no --dynamo_backend no --main_process_port 0 -m distgan train "$@"

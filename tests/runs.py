@@ -1,0 +1,61 @@
+"""Tiny runs for the tests: a data set of real digits, a config, and what to compare of two runs."""
+
+import hashlib
+import json
+from pathlib import Path
+
+from distgan.data.pack import Options, pack
+
+PACKAGE = Path(__file__).parent.parent / "distgan"
+CONFIG = """
+model:
+  conditional: true
+  z_dim: 8
+  G: {width: 8, max_width: 16}
+  D: {width: 8, max_width: 16}
+loss: {r1: 1, r2: 1, penalty_every: 2}
+optim: {G: {lr: 1e-3}, D: {lr: 1e-3}}
+ema: {half_life: 500}
+train: {batch: 12, tick: 120}
+sample: {every: 600, rows: 2, columns: 3}
+checkpoint: {every: 240}
+"""
+
+
+def make_digits(folder: Path, resolution: int = 16, shard_mb: float = 0.4) -> Path:
+    """The embedded digits as shards."""
+    options = Options(resolution=resolution)
+    pack(str(PACKAGE / "data" / "digits.npz"), str(folder), options, shard_mb=shard_mb, workers=1)
+    return folder
+
+
+def write_config(path: Path, shards: Path, resolution: int = 16, more: str = "") -> Path:
+    path.write_text(f"data: {{shards: {shards}, resolution: {resolution}}}\n{CONFIG}{more}")
+    return path
+
+
+def weights(run: Path) -> dict[str, str]:
+    """A hash of every tensor file of the newest checkpoint."""
+    newest = max((run / "checkpoints").glob("step-*"))
+    return {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(newest.glob("*.safetensors"))}
+
+
+def metrics(run: Path) -> list[dict[str, float]]:
+    """The lines of metrics.jsonl, without what depends on the machine."""
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in row.items() if not k.startswith(("Perf/", "Resources/"))} for row in rows]
+
+
+def audit(run: Path) -> dict[int, str]:
+    """Which sample stood at each position; a position that was consumed twice is an error."""
+    found: dict[int, str] = {}
+    for path in (run / "audit").glob("rank*.jsonl"):
+        for line in path.read_text().splitlines():
+            record = json.loads(line)
+            assert record["position"] not in found, f"position {record['position']} twice"
+            found[record["position"]] = f"{record['shard']}/{record['key']}"
+    return found
+
+
+def status(run: Path) -> dict:
+    return json.loads((run / "status.json").read_text())

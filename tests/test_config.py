@@ -1,0 +1,213 @@
+"""From YAML and overrides to a config: layers, units, and the text of every mistake a user is likely to make."""
+
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from distgan.config import BatchPlan, Config, batch_plan, changes, divisors, leaves, to_dict, warnings
+from distgan.configfile import from_dict, help_keys, load, to_yaml
+from distgan.errors import ConfigError
+
+BASIC = "data: {shards: /data/faces, resolution: 64}\n"
+
+
+@pytest.fixture
+def basic(tmp_path: Path) -> Path:
+    path = tmp_path / "faces.yaml"
+    path.write_text(BASIC)
+    return path
+
+
+def mistakes(path: Path, *overrides: str) -> str:
+    with pytest.raises(ConfigError) as caught:
+        load(str(path), overrides)
+    return str(caught.value)
+
+
+def test_defaults_file_and_overrides_in_that_order(basic: Path) -> None:
+    config = load(str(basic), ["train.batch=16", "optim.G.lr=1e-4", "data.shards=/p/{000..099}.tar"])
+    assert (config.train.batch, config.optim.G.lr, config.optim.D.lr) == (16, [1e-4], [2e-4])
+    assert config.data.shards == ["/p/{000..099}.tar"]
+    assert config.run.dir == "runs/faces"
+
+
+def test_a_chain_of_bases_is_merged_deepest_first(tmp_path: Path) -> None:
+    (tmp_path / "models").mkdir()
+    (tmp_path / "root.yaml").write_text(BASIC + "train: {batch: 8, seed: 1}\n")
+    (tmp_path / "models" / "small.yaml").write_text("model: {G: {width: 8}}\ntrain: {seed: 2}\n")
+    (tmp_path / "mine.yaml").write_text("base: [root.yaml, models/small.yaml]\ntrain: {images: 5k}\n")
+    config = load(str(tmp_path / "mine.yaml"))
+    assert (config.train.batch, config.train.seed, config.train.images) == (8, 2, 5000)
+    assert config.model.G["width"] == 8
+
+
+def test_a_circle_of_bases_is_told(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text("base: b.yaml\n")
+    (tmp_path / "b.yaml").write_text("base: a.yaml\n")
+    assert "goes round in a circle" in mistakes(tmp_path / "a.yaml")
+
+
+@pytest.mark.parametrize(
+    ("text", "images"), [("25000", 25000), ("25k", 25000), ("1.5M", 1500000), ("2e5", 200000), ("0.5k", 500)]
+)
+def test_numbers_of_images(basic: Path, text: str, images: int) -> None:
+    assert load(str(basic), [f"train.images={text}"]).train.images == images
+
+
+def test_schedules_take_one_or_two_values(basic: Path) -> None:
+    config = load(str(basic), ["optim.G.lr=[2e-4,5e-5]", "loss.r1=2"])
+    assert config.optim.G.lr == [2e-4, 5e-5]
+    assert config.loss.r1 == [2.0]
+    assert "neither a number nor [first, last]" in mistakes(basic, "loss.r1=[1,2,3]")
+
+
+def test_betas_become_floats(basic: Path) -> None:
+    """torch refuses (0, 0.99), an integer beside a float."""
+    betas = load(str(basic), ["optim.G.betas=[0,0.9]"]).optim.G.betas
+    assert betas == (0.0, 0.9)
+    assert all(type(beta) is float for beta in betas)
+
+
+def test_all_mistakes_of_all_layers_are_told_at_once(tmp_path: Path) -> None:
+    (tmp_path / "base.yaml").write_text("optim: {G: {lrr: 1}}\n")
+    (tmp_path / "bad.yaml").write_text("base: base.yaml\n" + BASIC + "train: {batch: many}\n")
+    text = mistakes(tmp_path / "bad.yaml", "trian.seed=3", "train.precision=fp8", "model.G.widht=3", "train.images=3x")
+    lines = text.split("\n")
+    assert lines[0] == "6 mistakes in the config"
+    assert f"{tmp_path}/base.yaml: optim.G.lrr: Key 'lrr' not in 'Optimizer'. Did you mean: 'lr'?" in text
+    assert f"{tmp_path}/bad.yaml: train.batch: Value 'many' of type 'str' could not be converted to Integer" in text
+    assert "override 1 'trian.seed=3': trian.seed: Key 'trian' not in 'Config'. Did you mean: 'train'?" in text
+    assert "override 2 'train.precision=fp8': train.precision: Invalid value 'fp8', expected one of" in text
+    assert "override 3 'model.G.widht=3': model.G.widht: Key 'widht' not in 'DcganGenerator'" in text
+    assert (
+        "override 4 'train.images=3x': train.images: '3x' is not a number of images: write 25000, 25k or 1.5M" in text
+    )
+
+
+@pytest.mark.parametrize(
+    ("override", "told"),
+    [
+        ("--train.batch=3", "without dashes: train.batch=3"),
+        ("train.batch", "an override is key=value"),
+        ("train=3", "is a group of settings, not a value: set one of its keys"),
+        ("optim.lr=3", "Did you mean: 'optim.D.lr'?"),
+        ("data.shards=[a", "the value is no YAML, quote it"),
+        ("model.family=dcgann", "model.family='dcgann': choose one of dcgan"),
+        ("data.resolution=48", "the networks need a power of two, such as 32 or 64"),
+        ("data.resolution=4", "data.resolution=4: must be from 8 to 1024"),
+        ("train.n_critic=0", "train.n_critic=0: must be at least 1"),
+        ("optim.G.betas=[0,1.5]", "optim.G.betas=1.5: must be from 0 to 1"),
+        ("model.G.width=0", "model.G.width=0: must be at least 1"),
+        ("loss.name=wasserstein", "needs a Lipschitz critic: set loss.gp=10"),
+        ("train.micro_batch=7", "train.batch=64 is no multiple of train.micro_batch=7: choose one of 1, 2, 4, 8"),
+        ("data.shards=${oc.env:WANDB_API_KEY}", "may not read the environment variable WANDB_API_KEY"),
+        ("data.shards=${oc.env:SLURM_NOT_SET}", "the environment variable SLURM_NOT_SET is not set"),
+        ("train.seed=${train.nothing}", "train.nothing"),
+        ("data.shards=[]", "data.shards is not set"),
+    ],
+)
+def test_a_mistake_names_what_where_and_the_way_out(basic: Path, override: str, told: str) -> None:
+    assert told in mistakes(basic, override)
+
+
+def test_settings_that_exclude_one_another(basic: Path) -> None:
+    text = mistakes(basic, "model.D.norm=batch", "loss.r1=1", "loss.clip=0.1", "loss.gp=10")
+    assert "loss.r1 needs each image's own gradient, which batch norm in D mixes: set model.D.norm=none" in text
+    assert "loss.clip and loss.gp are two ways to one end" in text
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("- a\n", "a config is a mapping of settings, not a list"),
+        ("data: {a: 1\n", "not readable as YAML"),
+        ("train: {batch: 1, batch: 2}\n", "duplicate key"),
+        ("train: !!python/object:os.system {}\n", "not readable as YAML"),
+    ],
+)
+def test_a_file_that_is_no_config(tmp_path: Path, text: str, told: str) -> None:
+    (tmp_path / "x.yaml").write_text(text)
+    assert told in mistakes(tmp_path / "x.yaml")
+
+
+def test_a_missing_file_is_told_with_a_near_one(basic: Path) -> None:
+    assert f"did you mean {basic}?" in mistakes(basic.with_name("face.yaml"))
+
+
+def test_the_snapshot_reads_back_to_an_equal_config(basic: Path, tmp_path: Path) -> None:
+    config = load(str(basic), ["loss.r1=[1,0.1]", "model.G.width=12", "wandb.tags=[a,b]", "run.dir=/r"])
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.yaml").write_text(to_yaml(config))
+    assert load(str(tmp_path / "run" / "config.yaml")) == config
+    assert load(str(tmp_path / "run")) == config  # a run folder stands for its config
+    assert from_dict(to_dict(config)) == config
+
+
+def test_a_permitted_variable_is_filled_in(basic: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DATA_ROOT", "/mnt/d")
+    assert load(str(basic), ["data.shards=${oc.env:DATA_ROOT}/faces"]).data.shards == ["/mnt/d/faces"]
+
+
+def test_changes_separates_what_a_resumed_run_may_change(basic: Path) -> None:
+    old = load(str(basic))
+    new = load(str(basic), ["train.images=2M", "data.threads=3", "optim.G.lr=1e-3", "model.G.width=8", "train.seed=4"])
+    free, refused = changes(old, new)
+    assert set(free) == {"train.images", "data.threads"}
+    assert refused == {"optim.G.lr": ([2e-4], [1e-3]), "model.G.width": (64, 8), "train.seed": (0, 4)}
+
+
+@pytest.mark.parametrize("world", [1, 2, 3, 4, 6, 12])
+@pytest.mark.parametrize("micro", [0, 1, 2])
+def test_a_batch_plan_covers_the_batch(basic: Path, world: int, micro: int) -> None:
+    config = load(str(basic), ["train.batch=24", f"train.micro_batch={micro}"])
+    spread = batch_plan(config, world)
+    assert spread.world * spread.micro_batch * spread.passes == 24
+    assert spread == BatchPlan(24, world, micro or 24 // world, spread.passes)
+
+
+def test_an_impossible_batch_plan_tells_what_fits(basic: Path) -> None:
+    config = load(str(basic))
+    with pytest.raises(
+        ConfigError, match=r"train.batch=64 cannot .* 3 ranks: use 1, 2 or 4 ranks, or train.batch=63 or 66"
+    ):
+        batch_plan(config, 3)
+    with pytest.raises(ConfigError, match=r"does not divide the 16 images .* choose one of 1, 2, 4, 8 or 16"):
+        batch_plan(replace(config, train=replace(config.train, micro_batch=32)), 4)
+    with pytest.raises(ConfigError, match=r"2 rank\(s\) started, run.expect_ranks=4 wanted"):
+        batch_plan(replace(config, run=replace(config.run, expect_ranks=4)), 2)
+
+
+def test_divisors() -> None:
+    assert divisors(12) == [1, 2, 3, 4, 6, 12]
+
+
+def test_warnings_speak_of_batch_norm_on_many_ranks_only(basic: Path) -> None:
+    config = load(str(basic), ["model.G.norm=batch"])
+    assert not any("batch norm" in line for line in warnings(config, 1))
+    assert any("batch norm in G sees each rank's own 32 images" in line for line in warnings(config, 2))
+
+
+def test_every_setting_is_explained() -> None:
+    for name, field in leaves(Config):
+        assert field.metadata["help"], name
+    table = help_keys()
+    assert "train.batch" in table
+    assert "model.G.width" in table
+    assert all(line.startswith("loss.") for line in help_keys("loss").splitlines())
+    with pytest.raises(ConfigError, match="groups are run, data, model"):
+        help_keys("nonsense")
+
+
+def test_a_mistake_is_told_without_torch(basic: Path) -> None:
+    code = (
+        "import sys; from distgan.cli import main; "
+        f"assert main(['train', {str(basic)!r}, 'train.batchh=3']) == 2; "
+        f"assert main(['config', {str(basic)!r}]) == 0; "
+        "assert 'torch' not in sys.modules and 'accelerate' not in sys.modules"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert "Did you mean: 'batch'?" in done.stderr

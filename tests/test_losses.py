@@ -1,0 +1,92 @@
+"""Adversarial losses against closed forms, and what every loss in the table must satisfy."""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from distgan.losses import LOGIT_STATISTICS, LOSSES, logit_statistics
+
+REAL = torch.tensor([2.0, -1.0, 0.5], dtype=torch.float64)
+FAKE = torch.tensor([-0.5, 3.0, 0.25], dtype=torch.float64)
+
+
+def sigmoid(x: float) -> float:
+    return 1 / (1 + math.exp(-x))
+
+
+def mean(values: list[float]) -> float:
+    return sum(values) / len(values)
+
+
+CLOSED_FORMS = {
+    "minimax": (
+        lambda r, f: -math.log(sigmoid(r)) - math.log(1 - sigmoid(f)),
+        lambda r, f: math.log(1 - sigmoid(f)),
+    ),
+    "nonsaturating": (
+        lambda r, f: -math.log(sigmoid(r)) - math.log(1 - sigmoid(f)),
+        lambda r, f: -math.log(sigmoid(f)),
+    ),
+    "leastsquares": (lambda r, f: (r - 1) ** 2 / 2 + f**2 / 2, lambda r, f: (f - 1) ** 2 / 2),
+    "hinge": (lambda r, f: max(0, 1 - r) + max(0, 1 + f), lambda r, f: -f),
+    "wasserstein": (lambda r, f: f - r, lambda r, f: -f),
+    "relativistic": (
+        lambda r, f: -math.log(sigmoid(r - f)),
+        lambda r, f: -math.log(sigmoid(f - r)),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_equals_its_closed_form(name: str) -> None:
+    d, g = CLOSED_FORMS[name]
+    pairs = list(zip(REAL.tolist(), FAKE.tolist()))
+    assert LOSSES[name].d(REAL, FAKE).item() == pytest.approx(mean([d(r, f) for r, f in pairs]), rel=1e-12)
+    assert LOSSES[name].g(FAKE, REAL).item() == pytest.approx(mean([g(r, f) for r, f in pairs]), rel=1e-12)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_gradients_point_the_right_way_and_are_exact(name: str) -> None:
+    """D raises real and lowers fake logits; G raises fake ones; finite differences agree."""
+    loss = LOSSES[name]
+    real, fake = torch.tensor([0.3, -0.4]).double().requires_grad_(), torch.tensor([0.1, 0.2]).double().requires_grad_()
+    for value in torch.autograd.grad(loss.d(real, fake), real):
+        assert (value < 0).all()
+    (towards,) = torch.autograd.grad(loss.d(real, fake), fake)
+    assert (towards > 0).all()
+    (towards,) = torch.autograd.grad(loss.g(fake, real), fake)
+    assert (towards < 0).all()
+    assert torch.autograd.gradcheck(loss.d, (real, fake))
+    assert torch.autograd.gradcheck(lambda f: loss.g(f, real), (fake,))
+
+
+@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("extreme", [0.0, 1e4, -1e4])
+def test_is_finite_at_extreme_logits(name: str, extreme: float) -> None:
+    real = torch.full((4,), extreme, requires_grad=True)
+    fake = torch.full((4,), -extreme, requires_grad=True)
+    d, g = LOSSES[name].d(real, fake), LOSSES[name].g(fake, real)
+    gradients = torch.autograd.grad(d, (real, fake)) + torch.autograd.grad(g, fake)
+    assert all(x.isfinite().all() for x in (d, g, *gradients))
+
+
+def test_only_paired_losses_look_at_real_logits_in_the_generator_step() -> None:
+    for name, loss in LOSSES.items():
+        if loss.paired:
+            assert loss.g(FAKE, REAL) != loss.g(FAKE, REAL + 1), name
+        else:
+            assert loss.g(FAKE, None) == loss.g(FAKE, REAL), name
+
+
+def test_statistics_are_what_they_are_called() -> None:
+    def named(real: Tensor, fake: Tensor) -> dict[str, float]:
+        return dict(zip(LOGIT_STATISTICS, logit_statistics(real, fake).tolist()))
+
+    found = named(REAL, FAKE)
+    assert found["real_mean"] == pytest.approx(0.5)
+    assert found["fake_square"] == pytest.approx((0.25 + 9 + 0.0625) / 3)
+    assert found["sign_real"] == pytest.approx(1 / 3)
+    assert found["sign_fake"] == pytest.approx(1 / 3)
+    assert found["acc"] == pytest.approx(2 / 3)

@@ -1,0 +1,91 @@
+"""What every network family must satisfy: signatures, ranges, gradients, independence of the images of a batch."""
+
+import pytest
+import torch
+from torch import nn
+
+from distgan.config import FAMILIES, leaves
+from distgan.models import MODELS
+
+RESOLUTIONS = (16, 32, 64)
+
+
+def build(family: str, resolution: int, num_classes: int, **settings: object) -> tuple[nn.Module, nn.Module]:
+    """G and D with few channels."""
+    torch.manual_seed(0)
+    own = [{name: f.default for name, f in leaves(schema)} for schema in FAMILIES[family]]
+    small = [{**values, "width": 4, "max_width": 16, **settings} for values in own]
+    G = MODELS[family].generator(resolution, 8, num_classes, **small[0])
+    return G, MODELS[family].discriminator(resolution, num_classes, **small[1])
+
+
+@pytest.mark.parametrize("family", MODELS)
+@pytest.mark.parametrize("resolution", RESOLUTIONS)
+@pytest.mark.parametrize("num_classes", [0, 3])
+def test_signatures_and_ranges(family: str, resolution: int, num_classes: int) -> None:
+    G, D = build(family, resolution, num_classes)
+    labels = torch.tensor([0, 2, 1, 0]) if num_classes else None
+    images = G(torch.randn(4, 8), labels)
+    assert images.shape == (4, 3, resolution, resolution)
+    assert images.abs().max() <= 1
+    assert images.std() > 0.1
+    logits, features = D(images, labels, features=True)
+    assert logits.shape == (4,)
+    assert torch.equal(logits, D(images, labels))
+    assert features
+    assert all(len(f) == 4 for f in features)
+
+
+@pytest.mark.parametrize("family", MODELS)
+@pytest.mark.parametrize("num_classes", [0, 3])
+def test_every_weight_takes_part(family: str, num_classes: int) -> None:
+    """DDP waits for the gradient of each weight in each step."""
+    G, D = build(family, 16, num_classes)
+    labels = torch.arange(4) % 3 if num_classes else None
+    D(G(torch.randn(4, 8), labels), labels).sum().backward()
+    for net in (G, D):
+        assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in net.parameters())
+
+
+@pytest.mark.parametrize("family", MODELS)
+def test_the_norm_free_form_treats_each_image_by_itself(family: str) -> None:
+    G, D = (net.double() for net in build(family, 16, 3))
+    z, labels = torch.randn(6, 8).double(), torch.arange(6) % 3
+    together, alone = G(z, labels), torch.cat([G(z[i : i + 1], labels[i : i + 1]) for i in range(6)])
+    assert torch.allclose(together, alone, rtol=0, atol=1e-12)
+    assert torch.allclose(D(alone, labels), torch.cat([D(alone[i : i + 1], labels[i : i + 1]) for i in range(6)]))
+
+
+@pytest.mark.parametrize("family", MODELS)
+def test_the_class_matters(family: str) -> None:
+    G, D = build(family, 16, 3)
+    z = torch.randn(1, 8).expand(3, 8)
+    images = G(z, torch.arange(3))
+    assert not torch.allclose(images[0], images[1])
+    logits = D(images[:1].expand(3, -1, -1, -1), torch.arange(3))
+    assert len(set(logits.tolist())) == 3
+
+
+def test_signals_neither_grow_nor_fade_in_a_deep_norm_free_dcgan() -> None:
+    """The second moment after each stage of D stays within a factor of two, and logits start of order one."""
+    torch.manual_seed(0)
+    D = MODELS["dcgan"].discriminator(256, 0, width=32, max_width=256, norm="none")
+    logits, features = D(torch.randn(8, 3, 256, 256).clamp(-1, 1), features=True)
+    moments = [f.square().mean().item() for f in features]
+    assert max(moments) / min(moments) < 2
+    assert 0.01 < logits.std() < 3
+
+
+def test_dcgan_64_with_batch_norm_is_the_paper_s() -> None:
+    """Radford et al. 2016: 100 -> 1024/512/256/128 -> 3 in the paper's figure; 64 base channels in its code."""
+    G = MODELS["dcgan"].generator(64, 100, 0, width=64, max_width=512, norm="batch", embedding=1)
+    D = MODELS["dcgan"].discriminator(64, 0, width=64, max_width=512, norm="batch")
+    # transposed convolutions without bias, batch norm's two vectors each, and the last one with its bias
+    assert (
+        sum(p.numel() for p in G.parameters())
+        == 16 * (100 * 512 + 512 * 256 + 256 * 128 + 128 * 64 + 64 * 3) + 2 * (512 + 256 + 128 + 64) + 3
+    )
+    assert (
+        sum(p.numel() for p in D.parameters())
+        == 16 * (3 * 64 + 64 * 128 + 128 * 256 + 256 * 512 + 512) + 64 + 2 * (128 + 256 + 512) + 1
+    )

@@ -1,0 +1,70 @@
+"""Pictures as functions of (seed, number), and the way from -1..1 to bytes."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from distgan import sample
+from distgan.models import MODELS
+
+
+def generator(num_classes: int = 3) -> nn.Module:
+    torch.manual_seed(0)
+    return MODELS["dcgan"].generator(16, 8, num_classes, width=4, max_width=16, norm="none", embedding=4)
+
+
+def test_a_picture_does_not_depend_on_how_many_are_asked_for() -> None:
+    G = generator()
+    labels = [i % 3 for i in range(150)]
+    many = list(sample.generate(G, 8, 5, range(150), labels))
+    few = list(sample.generate(G, 8, 5, range(3), labels[:3]))
+    assert all(np.array_equal(a, b) for a, b in zip(many, few))
+    late = list(sample.generate(G, 8, 5, range(100, 102), labels[100:102]))
+    assert all(np.abs(a.astype(int) - b).max() <= 1 for a, b in zip(many[100:], late))
+    other = list(sample.generate(G, 8, 6, range(3), labels[:3]))
+    assert not np.array_equal(few[0], other[0])
+
+
+def test_sampling_leaves_the_mode_as_it_was() -> None:
+    G = generator().train()
+    list(sample.generate(G, 8, 0, range(2), [0, 1]))
+    assert G.training
+
+
+def test_the_ends_and_the_middle_of_the_range() -> None:
+    values = torch.tensor([-1.0, 0.0, 1.0, -2.0, 3.0, 1 / 255])
+
+    def image(value: Tensor) -> np.ndarray:
+        return sample.to_uint8(value.view(1, 1, 1, 1).expand(1, 3, 2, 2))[0]
+
+    assert [int(image(v)[0, 0, 0]) for v in values] == [0, 128, 255, 0, 255, 128]
+    levels = torch.arange(256)
+    back = sample.to_uint8((levels.float() / 127.5 - 1).view(256, 1, 1, 1).expand(256, 3, 1, 1))
+    assert np.array_equal(back[:, 0, 0, 0], levels.numpy())  # the way in and out loses nothing
+
+
+def test_a_grid_is_filled_row_by_row(tmp_path: Path) -> None:
+    pictures = [np.full((2, 3, 3), i, np.uint8) for i in range(5)]
+    grid = sample.grid(pictures, columns=3)
+    assert grid.shape == (4, 9, 3)
+    assert grid[0, ::3, 0].tolist() == [0, 1, 2]
+    assert grid[2, ::3, 0].tolist() == [3, 4, 255]
+    sample.save_png(tmp_path / "grid.png", grid)
+    assert np.array_equal(np.asarray(Image.open(tmp_path / "grid.png")), grid)
+    assert [p.name for p in tmp_path.iterdir()] == ["grid.png"]
+
+
+@pytest.mark.parametrize(
+    ("rows", "classes", "expected"), [(0, 0, (8, 10)), (0, 10, (10, 10)), (0, 99, (16, 10)), (3, 10, (3, 10))]
+)
+def test_the_shape_of_a_grid(rows: int, classes: int, expected: tuple[int, int]) -> None:
+    assert sample.grid_shape(rows, 10, classes) == expected
+
+
+def test_a_grid_has_one_class_to_a_row() -> None:
+    assert sample.grid_labels(3, 2, 2) == [0, 0, 1, 1, 0, 0]
+    assert sample.grid_labels(3, 2, 0) is None

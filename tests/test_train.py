@@ -1,0 +1,292 @@
+"""`distgan train` as its user meets it: what it leaves behind, and what it says when something is wrong."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from processes import ROOT, environment, free_port, run_ranks
+from runs import make_digits, metrics, status, weights, write_config
+
+from distgan.cli import main
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_digits(tmp_path_factory.mktemp("data") / "digits")
+
+
+@pytest.fixture
+def config(tmp_path: Path, digits: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    return write_config(tmp_path / "tiny.yaml", digits)
+
+
+def train(config: Path, run: Path, *overrides: str) -> int:
+    return main(["train", str(config), f"run.dir={run}", *overrides])
+
+
+def test_what_a_run_leaves_behind(tmp_path: Path, config: Path, capsys: pytest.CaptureFixture) -> None:
+    run = tmp_path / "run"
+    assert train(config, run, "train.images=600") == 0
+    assert {p.name for p in run.iterdir() if not p.name.startswith(".")} == {
+        "config.yaml", "environment.json", "status.json", "log.txt", "logs", "metrics.jsonl", "samples", "checkpoints",
+    }  # fmt: skip
+    assert {p.name for p in (run / "samples").iterdir()} == {
+        "reals.png",
+        "fakes-000000.000.png",
+        "fakes-000000.600.png",
+    }
+    assert np.asarray(Image.open(run / "samples" / "reals.png")).shape == (2 * 16, 3 * 16, 3)
+    found = status(run)
+    assert (found["state"], found["images"], found["world"]) == ("finished", 600, 1)
+    rows = metrics(run)
+    assert [row["Progress/images"] for row in rows] == [120, 240, 360, 480, 600]
+    assert all(np.isfinite(list(row.values())).all() for row in rows)
+    for key in ("Loss/D", "Loss/G", "Loss/r1", "Logits/gap", "Logits/sign_real", "Optim/lr_G", "Progress/epoch"):
+        assert key in rows[0]
+    assert all(key.count("/") == 1 for key in rows[0])
+    checkpoints = sorted(p.name for p in (run / "checkpoints").glob("step-*"))
+    assert checkpoints == ["step-000000000240", "step-000000000480", "step-000000000600"]
+    assert capsys.readouterr().out == (run / "log.txt").read_text()
+    assert train(run, run) == 0  # the run folder is a config too
+    assert "nothing to do" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ("loss.name=wasserstein", "loss.gp=10", "train.n_critic=2", "loss.r1=0", "loss.r2=0"),
+        ("loss.name=wasserstein", "loss.clip=0.01", "loss.r1=0", "loss.r2=0", "optim.G.name=adamw"),
+        ("loss.name=minimax", "loss.r2=0"),
+        ("loss.name=hinge", "train.precision=bf16", "loss.penalty_every=1"),
+        ("loss.name=leastsquares", "model.conditional=false", "train.micro_batch=3"),
+        ("loss.name=nonsaturating", "model.D.norm=batch", "model.G.norm=batch", "loss.r1=0", "loss.r2=0"),
+        ("ema.half_life=0", "optim.warmup=60", "optim.G.lr=[1e-3,1e-4]", "train.ramp=100", "train.ramp_shape=linear"),
+        ("data.resolution=32",),
+    ],
+)
+def test_every_choice_trains(tmp_path: Path, config: Path, overrides: tuple[str, ...]) -> None:
+    run = tmp_path / "run"
+    assert train(config, run, "train.images=120", "checkpoint.every=60", *overrides) == 0
+    assert status(run)["state"] == "finished"
+    if "loss.clip=0.01" in overrides:
+        from distgan.checkpoint import find, load
+
+        assert max(t.abs().max().item() for t in load(find(run))[0]["D"].values()) <= 0.01
+
+
+def test_values_that_are_not_finite_end_the_run_with_the_cause(
+    tmp_path: Path, config: Path, capsys: pytest.CaptureFixture
+) -> None:
+    run = tmp_path / "run"
+    assert train(config, run, "train.images=240") == 0
+    good = weights(run)
+    broken = ("optim.G.lr=1e30", "optim.D.lr=1e30", "run.allow_config_change=true", "train.images=600")
+    assert train(config, run, *broken) == 4
+    told = capsys.readouterr().err
+    assert "not finite after 360 images" in told
+    assert "step-000000000240" in told
+    assert status(run)["state"] == "failed"
+    assert "DivergedError" in status(run)["reason"]
+    assert weights(run) == good
+
+
+def test_a_damaged_checkpoint_is_passed_over(tmp_path: Path, config: Path, capsys: pytest.CaptureFixture) -> None:
+    run = tmp_path / "run"
+    assert train(config, run, "train.images=480") == 0
+    expected = weights(run)
+    path = run / "checkpoints" / "step-000000000480" / "opt_D.safetensors"
+    data = bytearray(path.read_bytes())
+    data[-5] ^= 1
+    path.write_bytes(data)
+    assert train(config, run, "train.images=480") == 0
+    told = capsys.readouterr().out
+    assert "passing over a damaged checkpoint: step-000000000480: opt_D.safetensors is not what was written" in told
+    assert "going on from" in told
+    assert weights(run) == expected
+
+
+def test_other_settings_or_other_data_are_refused_unless_allowed(
+    tmp_path: Path, config: Path, digits: Path, capsys: pytest.CaptureFixture
+) -> None:
+    run = tmp_path / "run"
+    assert train(config, run, "train.images=120") == 0
+    assert train(config, run, "train.images=240", "train.seed=9") == 2
+    assert "train.seed was 0, is 9" in capsys.readouterr().err
+    other = shutil.copytree(digits, tmp_path / "other")
+    assert train(config, run, "train.images=240", f"data.shards={other}") == 0  # the same data elsewhere
+    (other / "000000.tar").unlink()
+    assert train(config, run, "train.images=360", f"data.shards={other}") == 3
+    assert "run.allow_data_change=true" in capsys.readouterr().err
+    assert train(config, run, "train.images=360", f"data.shards={other}", "run.allow_data_change=true") == 0
+
+
+def test_a_run_can_begin_at_another_run_s_checkpoint(tmp_path: Path, config: Path) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    assert train(config, first, "train.images=240") == 0
+    assert train(config, second, "train.images=480", f"run.resume={first}") == 0
+    assert train(config, first, "train.images=480") == 0
+    assert weights(first) == weights(second)
+    assert train(config, first, "run.resume=never") == 2
+
+
+@pytest.mark.parametrize(
+    ("overrides", "code", "told"),
+    [
+        (("data.shards=/nowhere/*.tar",), 3, "data.shards: no shard matches '/nowhere/*.tar'"),
+        (("train.batch=4096",), 3, "the data set has 1797 samples, fewer than train.batch=4096"),
+        (("data.shards=pipe:cat x",), 3, "set data.allow_pipe=true if you trust it"),
+        (("data.classes=5",), 3, "is outside of data.classes=5"),
+        (("train.batchh=4",), 2, "Did you mean: 'batch'?"),
+    ],
+)
+def test_what_cannot_run_is_told_in_a_line(
+    tmp_path: Path, config: Path, capsys: pytest.CaptureFixture, overrides: tuple[str, ...], code: int, told: str
+) -> None:
+    assert train(config, tmp_path / "run", *overrides) == code
+    error = capsys.readouterr().err
+    assert told in error
+    assert error.count("\n") == 1
+
+
+def test_a_dry_run_and_check_tell_the_plan_and_write_nothing(
+    tmp_path: Path, config: Path, capsys: pytest.CaptureFixture
+) -> None:
+    for command in (["train", str(config), "--dry-run"], ["check", str(config), "--ranks", "3"]):
+        assert main([*command, f"run.dir={tmp_path / 'run'}"]) == 0
+        told = capsys.readouterr().out
+        ranks = 3 if "check" in command else 1
+        assert f"batch: 12 images = {ranks} rank(s) x 1 pass(es) x {12 // ranks}" in told
+        assert "1,797 images of 10 classes in" in told
+        assert "GB needed for checkpoints" in told
+    assert not (tmp_path / "run").exists()
+    assert main(["check", str(config), "--ranks", "5"]) == 2
+    assert "use 1, 2, 3, 4 or 6 ranks, or train.batch=10 or 15" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda path: path.name)
+def test_every_shipped_config_takes_a_step(tmp_path: Path, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At a reduced size: few channels, and as few images as make a step."""
+    from distgan.configfile import load
+
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    full = load(str(path))
+    shards = make_digits(tmp_path / "data", resolution=full.data.resolution if full.data.resolution <= 64 else 64)
+    small = ["train.batch=4", "train.micro_batch=0", "data.lanes=0", f"data.shards={shards}", "train.n_critic=1"]
+    small += [f"model.{net}.{key}={value}" for net in "GD" for key, value in (("width", 4), ("max_width", 8))]
+    overrides = [*small, "train.images=8", "sample.rows=1", "sample.columns=2"]
+    assert train(path, tmp_path / "run", *overrides) == 0
+    assert path.read_text().startswith("# ")
+
+
+def test_generate_writes_what_it_is_asked_for(tmp_path: Path, config: Path, capsys: pytest.CaptureFixture) -> None:
+    run = tmp_path / "run"
+    assert train(config, run, "train.images=120") == 0
+    assert main(["generate", str(run), "--num", "20", "--out", str(tmp_path / "png"), "--labels", "3,7-8"]) == 0
+    files = sorted(p.relative_to(tmp_path / "png") for p in (tmp_path / "png").rglob("*.png"))
+    assert len(files) == 20
+    assert {p.parent.name for p in files} == {"003", "007", "008"}
+    assert main(["generate", str(run), "--num", "30", "--as", "grid", "--out", str(tmp_path / "g.png")]) == 0
+    assert np.asarray(Image.open(tmp_path / "g.png")).shape == (10 * 16, 3 * 16, 3)  # a row for each class
+    checkpoint = next((run / "checkpoints").glob("step-*"))
+    assert main(["generate", str(checkpoint), "--num", "1", "--out", str(tmp_path / "one")]) == 0
+    capsys.readouterr()
+    for arguments, told in (
+        (["--num", "0"], "--num 0: at least 1"),
+        (["--labels", "10"], "the classes are 0 to 9"),
+        (["--labels", "x"], "write class numbers as 0,3,7 or 0-9"),
+    ):
+        assert main(["generate", str(run), "--out", str(tmp_path / "x"), *arguments]) == 2
+        assert told in capsys.readouterr().err
+    assert main(["generate", str(tmp_path), "--out", str(tmp_path / "x")]) == 3
+
+
+@pytest.mark.multi
+def test_a_second_live_run_in_one_folder_is_refused(tmp_path: Path, config: Path) -> None:
+    from processes import ranks
+    from test_resume import wait_for
+
+    run = tmp_path / "run"
+    command = ["-m", "distgan", "train", str(config), f"run.dir={run}", "train.images=10M"]
+    with ranks(1, command, tmp_path / "first"):
+        wait_for((run / "metrics.jsonl").exists)
+        assert run_ranks(1, command, tmp_path / "second") == [5]
+    assert "is in use by a live run (process" in (tmp_path / "second.0").read_text()
+
+
+LAUNCH = [sys.executable, "-m", "accelerate.commands.launch", "--num_machines", "1", "--mixed_precision", "no"]
+
+
+@pytest.mark.multi
+@pytest.mark.parametrize(
+    ("command", "variables", "told"),
+    [
+        ([*LAUNCH, "--cpu", "--num_processes", "2", "--dynamo_backend", "no"], {}, "starts a single process"),
+        ([sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"], {}, "each would train alone"),
+        ([*LAUNCH, "--multi_gpu", "--num_processes", "2", "--dynamo_backend", "inductor"],
+         {"ACCELERATE_USE_CPU": "true"}, "breaks gradient penalties"),
+    ],
+    ids=["accelerate --cpu", "torchrun without a word on the CPU", "dynamo"],
+)  # fmt: skip
+def test_launches_that_are_not_what_they_seem_are_refused(
+    tmp_path: Path, config: Path, command: list[str], variables: dict[str, str], told: str
+) -> None:
+    port = ["--main_process_port" if "accelerate" in command[2] else "--master_port", str(free_port())]
+    arguments = ["-m", "distgan", "train", str(config), f"run.dir={tmp_path / 'run'}"]
+    done = subprocess.run(
+        [*command, *port, *arguments],
+        env=environment(**variables),
+        capture_output=True,
+        text=True,
+        timeout=120,
+        cwd=ROOT,
+    )
+    assert done.returncode != 0
+    assert told in done.stderr
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+@pytest.mark.multi
+def test_the_cpu_launcher_starts_two_ranks(tmp_path: Path, config: Path) -> None:
+    run = tmp_path / "run"
+    script = [str(ROOT / "launch" / "cpu.sh"), str(config), f"run.dir={run}", "train.images=240"]
+    done = subprocess.run(
+        script, env=environment(PYTHON=sys.executable), capture_output=True, text=True, timeout=120, cwd=ROOT
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert status(run)["world"] == 2
+    assert "2 rank(s) x 1 pass(es) x 6" in done.stdout
+    assert done.stdout.count("finished at 240 images") == 1
+    mistake = subprocess.run(
+        [*script, "train.batchh=3"], env=environment(PYTHON=sys.executable), capture_output=True, text=True, timeout=120
+    )
+    assert mistake.stderr.count("Did you mean: 'batch'?") == 1  # told once, not by every rank
+
+
+def test_wandb_gets_rows_and_pictures_offline(tmp_path: Path, config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = tmp_path / "run"
+    monkeypatch.delenv("WANDB_MODE")
+    monkeypatch.setenv("WANDB_API_KEY", "")
+    assert train(config, run, "train.images=600", "wandb.mode=offline", "wandb.tags=[a]") == 0
+    (folder,) = (run / "wandb").glob("offline-run-*")
+    told = (run / "log.txt").read_text()
+    assert f"wandb: offline. View: wandb leet {folder}" in told
+    read = subprocess.run(
+        [shutil.which("wandb", path=str(Path(sys.executable).parent)), "leet", "inspect", "--json", str(folder)],
+        capture_output=True, text=True, timeout=60, check=True,
+    )  # fmt: skip
+    text = read.stdout
+    assert "Samples/ema_fixed" in text
+    assert "Samples/reals" in text
+    assert "Loss/D" in text
+    images = sorted((folder / "files" / "media" / "images" / "Samples").glob("*.jpg"))
+    assert len(images) == 3  # the grid of the start, the last one, and the real images
+    grid = np.asarray(Image.open(run / "samples" / "reals.png")).astype(int)
+    sent = min((np.asarray(Image.open(path)).astype(int) for path in images), key=lambda a: np.abs(a - grid).mean())
+    assert np.abs(sent - grid).mean() < 3  # no black picture, no second rescaling
+    assert json.loads((run / "status.json").read_text())["state"] == "finished"

@@ -1,4 +1,4 @@
-"""How many generated digits a classifier trained on the real ones reads as what they were meant to be.
+"""What a classifier trained on the real digits makes of generated ones, and whether they are as varied.
 
 Usage: judge_digits.py RUN_OR_CHECKPOINT [NUM]
 """
@@ -11,30 +11,39 @@ from PIL import Image
 from sklearn.svm import SVC
 
 from distgan import sample
-from distgan.data.image import fit
 from distgan.generate import load_generator
 
 DIGITS = Path(__file__).parent.parent / "distgan" / "data" / "digits.npz"
 
 
 def features(pictures: list[np.ndarray]) -> np.ndarray:
-    """Pictures of any size as the 64 numbers of the original scans, in 0..1."""
+    """Pictures of any size as 64 numbers in 0..1, like the original scans; [N, 64]."""
     small = [np.asarray(Image.fromarray(p).convert("L").resize((8, 8), Image.Resampling.BOX)) for p in pictures]
     return np.stack(small).reshape(len(small), 64) / 255
 
 
-def agreement(checkpoint: str, num: int = 1000) -> float:
-    """The share of `num` generated digits, the classes in turn, whose label the classifier finds."""
+def spread(points: np.ndarray, labels: np.ndarray) -> float:
+    """Mean variance within a class."""
+    return float(np.mean([points[labels == label].var(axis=0).sum() for label in np.unique(labels)]))
+
+
+def judge(checkpoint: str, num: int = 1000) -> tuple[float, float]:
+    """Of `num` generated digits, the classes in turn: the share whose label is found, and spread over the real."""
     G, config, num_classes = load_generator(checkpoint)
+    side = config.data.resolution
     with np.load(DIGITS) as data:
-        real = [fit(np.repeat(image[..., None], 3, 2), config.data.resolution) for image in data["images"]]
-        judge = SVC(gamma="scale", C=10).fit(features(real), data["labels"])
-    labels = [i % num_classes for i in range(num)]
-    fake = list(sample.generate(G, config.model.z_dim, 1, range(num), labels))
-    return float((judge.predict(features(fake)) == labels).mean())
+        scans, real_labels = [Image.fromarray(scan) for scan in data["images"]], data["labels"]
+    real = features([np.asarray(scan.resize((side, side), Image.Resampling.LANCZOS)) for scan in scans])
+    labels = np.arange(num) % num_classes
+    fake = features(list(sample.generate(G, config.model.z_dim, 1, range(num), labels.tolist())))
+    found = SVC(gamma="scale", C=10).fit(real, real_labels).predict(fake)
+    return float((found == labels).mean()), spread(fake, labels) / spread(real, real_labels)
 
 
 if __name__ == "__main__":
     num = int(sys.argv[2]) if len(sys.argv) > 2 else 1000
-    share = agreement(sys.argv[1], num)
-    print(f"a classifier trained on the real digits reads {share:.1%} of {num} generated ones as their label")
+    agreement, variety = judge(sys.argv[1], num)
+    print(
+        f"a classifier trained on the real digits reads {agreement:.1%} of {num} generated ones as their label; "
+        f"they vary {variety:.0%} as much as the real ones"
+    )

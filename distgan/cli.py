@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from distgan import __version__
 from distgan.errors import ConfigError, DistganError
+from distgan.ranks import rank, settle
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -21,7 +22,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return options.run(options) or 0
     except DistganError as error:
-        if _rank() == 0:
+        if error.rank is not None:
+            print(f"distgan {options.command}: rank {error.rank}: {error}", file=sys.stderr)
+        elif rank() == 0:
             print(f"distgan {options.command}: {error}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
@@ -29,11 +32,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # `distgan ... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-
-
-def _rank() -> int:
-    """Of this process under a launcher; each message appears once."""
-    return int(os.environ.get("RANK", "0") or 0)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -132,30 +130,29 @@ def _index(options: argparse.Namespace) -> int:
 
 
 def _train(options: argparse.Namespace) -> int:
-    from distgan import ranks, stop
     from distgan.config import batch_plan
     from distgan.configfile import load
+    from distgan.stop import listening
 
-    stop.listen()
-    config = load(options.config, options.overrides)
     if options.dry_run:
         return _check(options)
-    batch_plan(config, ranks.settle())
+    with listening():
+        config = load(options.config, options.overrides)
+        batch_plan(config, settle())
 
-    from distgan.trainer import train
+        from distgan.trainer import train
 
-    return train(config)
+        return train(config)
 
 
 def _check(options: argparse.Namespace) -> int:
-    from distgan import ranks
     from distgan.config import batch_plan, warnings
     from distgan.configfile import load
 
-    world = getattr(options, "ranks", 0) or ranks.settle()
+    world = getattr(options, "ranks", 0) or settle()
     config = load(options.config, options.overrides)
     spread = batch_plan(config, world)
-    if ranks.rank() > 0:
+    if rank() > 0:
         return 0
 
     from distgan.check import check

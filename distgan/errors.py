@@ -1,10 +1,20 @@
 """What can go wrong for a user, by exit code. A message says what, where, and the way out."""
 
+from pathlib import Path
+
 
 class DistganError(Exception):
-    """Base of the errors whose message is enough: the command line prints it without a traceback."""
+    """Base of the errors whose message is enough: the command line prints it without a traceback.
+
+    Most errors befall all ranks alike, and rank 0 tells; one that befell a single rank knows it.
+    """
 
     exit_code = 1
+    rank: int | None = None
+
+    def on_rank(self, rank: int) -> "DistganError":
+        self.rank = rank
+        return self
 
 
 class ConfigError(DistganError):
@@ -29,3 +39,19 @@ class MachineError(DistganError):
     """The machine is in the way: disk full, a folder in use, ranks that are not what the launcher promised."""
 
     exit_code = 5
+
+
+class FailedError(DistganError):
+    """Anything else that ended a run; the traceback is in the rank's log."""
+
+    HINTS = (
+        ("out of memory", "lower train.micro_batch"),
+        ("onnection", "another rank is gone: its own message tells why"),
+    )
+
+    @classmethod
+    def of(cls, error: Exception, rank: int, folder: Path) -> "FailedError":
+        text = " ".join(str(error).split())
+        file = "log.txt" if rank == 0 else f"logs/rank_{rank:05d}.txt"
+        hint = next((f" ({hint})" for mark, hint in cls.HINTS if mark in text), "")
+        return cls(f"{type(error).__name__}: {text[:300]}{hint}; traceback in {folder / file}").on_rank(rank)

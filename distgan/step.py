@@ -118,7 +118,7 @@ class GanStep:
     def d_step(self, batch: DeviceBatch, optimizer: torch.optim.Optimizer, r1: float, r2: float, gp: float) -> Tensor:
         """Move D towards telling this batch from as many fakes; returns the report of `meter.D_REPORT`."""
         z = self._normal("z of D", batch.positions)
-        mix = self._to_device(keyed.uniform(self._keys["mix"], batch.positions))
+        mix = self.world.send(keyed.uniform(self._keys["mix"], batch.positions))
         reports = 0
         for part, last in self._parts(batch):
             labels = None if batch.labels is None else batch.labels[part]
@@ -188,13 +188,7 @@ class GanStep:
         return batch.images[part].permute(0, 3, 1, 2).to(self._dtype) / 127.5 - 1
 
     def _normal(self, purpose: str, positions: np.ndarray) -> Tensor:
-        return self._to_device(keyed.normal(self._keys[purpose], positions, self._z_dim))
-
-    def _to_device(self, draws: np.ndarray) -> Tensor:
-        tensor = torch.from_numpy(draws)
-        if self.world.device.type == "cuda":  # a copy from pinned memory does not make the host wait
-            tensor = tensor.pin_memory()
-        return tensor.to(self.world.device, self._dtype, non_blocking=True)
+        return self.world.send(keyed.normal(self._keys[purpose], positions, self._z_dim)).to(self._dtype)
 
 
 def _autocast(like: Tensor, bf16: bool) -> torch.autocast:

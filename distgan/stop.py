@@ -4,19 +4,27 @@ Imported before torch, so that a signal during the slow start is not lost. USR1 
 a time limit, TERM is preemption or a launcher going down, INT is a person.
 """
 
+import contextlib
 import os
 import signal
+from collections.abc import Iterator
 
 EXIT_CODES = {"finished": 0, "preempted": 75, "interrupted": 130}  # 75: EX_TEMPFAIL, try again later
 
-_requests: list[str] = []
+_requests: list[str] = []  # a signal handler has nowhere else to put them
 
 
-def listen() -> None:
-    """From now on, signals ask the run to save and stop. A second INT leaves at once."""
-    for name in ("SIGUSR1", "SIGUSR2", "SIGTERM", "SIGINT"):
-        if hasattr(signal, name):
-            signal.signal(getattr(signal, name), _on_signal)
+@contextlib.contextmanager
+def listening() -> Iterator[None]:
+    """Meanwhile, signals ask the run to save and stop. A second INT leaves at once."""
+    _requests.clear()
+    signals = [signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM, signal.SIGINT]
+    before = {number: signal.signal(number, _on_signal) for number in signals}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def ask(reason: str) -> None:

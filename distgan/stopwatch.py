@@ -8,17 +8,19 @@ from collections.abc import Iterator
 
 import torch
 
+from distgan.world import World
+
 
 class Stopwatch:
-    """Time of one rank: in all, since the last lap, and of that, time spent waiting for data.
+    """Training time of a run, and of the lap since the last line of metrics.
 
     Args:
         total_sec: Training time before this start, of a run that is taken up again.
         images: The clock at this start.
     """
 
-    def __init__(self, total_sec: float, images: int):
-        self._before_sec, self._started = total_sec, time.perf_counter()
+    def __init__(self, world: World, total_sec: float, images: int):
+        self._world, self._before_sec, self._started = world, total_sec, time.perf_counter()
         self._lap_started, self._lap_images, self._wait_sec = self._started, images, 0.0
 
     @property
@@ -32,16 +34,25 @@ class Stopwatch:
         yield
         self._wait_sec += time.perf_counter() - started
 
-    def lap(self, images: int) -> tuple[int, float, float]:
-        """Images, seconds, and seconds of waiting since the last lap."""
+    def lap(self, images: int) -> dict[str, float]:
+        """Speed, waiting and memory since the last lap, over all ranks: the same on each, by log key."""
         now = time.perf_counter()
-        lap = images - self._lap_images, now - self._lap_started, self._wait_sec
+        mine = (now - self._lap_started, self._wait_sec, peak_memory(self._world.device))
+        ranks = self._world.gather(mine)
+        num, seconds = images - self._lap_images, ranks[0][0]  # rank 0's clock
         self._lap_started, self._lap_images, self._wait_sec = now, images, 0.0
-        return lap
+        return {
+            "Perf/sec_per_kimg": 1000 * seconds / num,
+            "Perf/img_per_sec": num / seconds,
+            "Perf/img_per_sec_per_rank": num / seconds / self._world.size,
+            "Perf/data_wait_pct": 100 * max(waited / total for total, waited, _ in ranks),
+            "Perf/total_hours": self.total_sec / 3600,
+            **{name: max(memory[name] for _, _, memory in ranks) for name in mine[2]},
+        }
 
 
 def peak_memory(device: torch.device) -> dict[str, float]:
-    """Peak of the accelerator's memory since the last call, and of this process's, in GB, by log key."""
+    """Peak of this process's memory, and of its GPU's since the last call, in GB, by log key."""
     unit = 1 if sys.platform == "darwin" else 1024  # bytes there, KiB elsewhere
     peak = {"Resources/cpu_mem_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9}
     if device.type == "cuda":

@@ -13,61 +13,85 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from distgan.config import Wandb
+from distgan import sample, stop
+from distgan.config import Config, Wandb, to_dict
+from distgan.configfile import to_yaml
 from distgan.runfolder import RunFolder
 
 log = logging.getLogger("distgan")
 
 
-def start_logging(folder: Path | None, rank: int) -> None:
-    """Rank 0 speaks on the console and in log.txt; the others, of warnings only, in logs/rank_<r>.txt."""
+def start_logging(folder: Path, rank: int) -> None:
+    """Rank 0 speaks on the console and in log.txt; the others, of warnings only, in logs/rank_<r>.txt.
+
+    Debug messages, such as tracebacks, go to the file alone.
+    """
+    path = folder / "log.txt" if rank == 0 else folder / "logs" / f"rank_{rank:05d}.txt"
+    handlers: list[logging.Handler] = [logging.FileHandler(path, delay=rank > 0)]
+    if rank == 0:
+        handlers.append(logging.StreamHandler(sys.stdout))
+        handlers[1].setLevel(logging.INFO)
     log.handlers.clear()
-    log.setLevel(logging.INFO if rank == 0 else logging.WARNING)
     log.propagate = False
-    handlers: list[logging.Handler] = [logging.StreamHandler(sys.stdout)] if rank == 0 else []
-    if folder is not None:
-        path = folder / "log.txt" if rank == 0 else folder / "logs" / f"rank_{rank:05d}.txt"
-        handlers.append(logging.FileHandler(path, delay=rank > 0))
-    for handler in handlers or [logging.NullHandler()]:
+    log.setLevel(logging.DEBUG)
+    for handler in handlers:
+        if rank > 0:
+            handler.addFilter(lambda record: record.levelno != logging.INFO)
         handler.setFormatter(logging.Formatter("%(message)s"))
         log.addHandler(handler)
 
 
 class Tracker:
-    """Rank 0's record of a run.
+    """Writes down what a run reports; on ranks other than 0, does nothing.
 
     Args:
-        wandb: A started WandbRun, or None.
-        logged_images: The last image count that W&B was sent; earlier rows of a resumed run are equal, and not sent.
+        wandb_id: Of the W&B run that is taken up again, or of a new one.
+        logged_images: The last image count ever logged: a resumed run's rows up to there are equal, and W&B has them.
     """
 
-    def __init__(self, folder: RunFolder, wandb: "WandbRun | None", logged_images: int = -1):
-        self._folder, self._wandb, self._logged_images = folder, wandb, logged_images
+    def __init__(self, config: Config, folder: RunFolder, is_main: bool, wandb_id: str, logged_images: int):
+        self._folder, self._is_main, self._logged_images = folder, is_main, logged_images
+        self._train, self._grids = config.train, {}
+        self._wandb = None
+        if is_main:
+            folder.write_config(to_yaml(config))
+            self._wandb = start_wandb(config.wandb, folder, to_dict(config), wandb_id, lambda: stop.ask("finished"))
 
-    def row(self, images: int, values: dict[str, float], pictures: dict[str, np.ndarray], total_images: int) -> None:
-        """All that is due at this moment, as one line each."""
-        rounded = {"Progress/images": images, "Progress/kimg": images / 1000}
-        rounded |= {name: float(f"{value:.6g}") for name, value in values.items()}
-        self._folder.add_metrics(rounded)
-        log.info(console_line(rounded, total_images))
+    def grid(self, name: str, file: str, pictures: list[np.ndarray], columns: int) -> None:
+        """Save a grid of pictures among the samples; W&B gets it with the next row."""
+        if self._is_main:
+            self._grids[name] = sample.grid(pictures, columns)
+            sample.save_png(self._folder.samples / file, self._grids[name])
+
+    def row(self, images: int, values: dict[str, float]) -> None:
+        """All that is due at this moment, as one line on each way."""
+        if not self._is_main:
+            return
+        row = {"Progress/images": images, "Progress/kimg": images / 1000}
+        row |= {name: float(f"{value:.6g}") for name, value in values.items()}
+        self._folder.add_metrics(row)
+        log.info(console_line(row, self._train.images, self._train.max_minutes))
         if self._wandb is not None and images > self._logged_images:
-            self._wandb.log(images, rounded, pictures)
+            self._wandb.log(images, row, self._grids)
+        self._grids = {}
 
-    def finish(self, exit_code: int, summary: dict[str, object]) -> None:
+    def finish(self, reason: str, images: int) -> None:
         if self._wandb is not None:
-            self._wandb.finish(exit_code, summary)
+            self._wandb.finish(stop.EXIT_CODES[reason], {"images": images, "state": reason})
 
 
-def console_line(row: dict[str, float], total_images: int) -> str:
+def console_line(row: dict[str, float], total_images: int, max_minutes: float = 0.0) -> str:
     """A tick for a person: progress, speed, losses, D's verdicts, where time and memory went."""
-    images = row["Progress/images"]
-    left = (total_images - images) / 1000 * row["Perf/sec_per_kimg"]
+    images, minutes = row["Progress/images"], row["Perf/total_hours"] * 60
+    left_sec = (total_images - images) / 1000 * row["Perf/sec_per_kimg"]
+    if max_minutes:
+        left_sec = min(left_sec, max(0.0, 60 * (max_minutes - minutes)))
     penalty = "".join(f" {name} {row[f'Loss/{name}']:.3g}" for name in ("r1", "r2", "gp") if row[f"Loss/{name}"])
     memory = row.get("Resources/gpu_mem_peak_gb", row["Resources/cpu_mem_gb"])
     return " | ".join(
         [
             f"kimg {images / 1000:.1f}/{total_images / 1000:g} {images / total_images:6.1%}",
-            f"{_duration(row['Perf/total_hours'] * 3600)} eta {_duration(left)}",
+            f"{_duration(minutes * 60)} eta {_duration(left_sec)}",
             f"{row['Perf/sec_per_kimg']:.3g} s/kimg {row['Perf/img_per_sec']:.0f} img/s",
             f"D {row['Loss/D']:.3f} G {row['Loss/G']:.3f}{penalty}",
             f"gap {row['Logits/gap']:.2f} acc {row['Logits/acc']:.2f}",
@@ -88,22 +112,17 @@ def _duration(seconds: float) -> str:
 class WandbRun:
     """A W&B run that cannot hurt: after its first failure it is silent."""
 
-    def __init__(self, run: object, about: str):
-        self._run, self.about = run, about
+    def __init__(self, run: object):
+        self._run = run
 
-    @property
-    def id(self) -> str:
-        return self._run.id
-
-    def log(self, images: int, values: dict[str, float], pictures: dict[str, np.ndarray]) -> None:
+    def log(self, images: int, values: dict[str, float], grids: dict[str, np.ndarray]) -> None:
         def send() -> None:
             import wandb
 
             with tempfile.TemporaryDirectory() as folder:  # of files that the client copies while it logs
                 media = {}
-                for i, (name, pixels) in enumerate(pictures.items()):
-                    # Uint8, since the client no longer rescales floats; a fine JPEG, since a PNG of a grid takes it
-                    # up to a second.
+                for i, (name, pixels) in enumerate(grids.items()):
+                    # Files, because the client takes up to a second to make a PNG of a grid, and rescales no floats.
                     Image.fromarray(pixels).save(f"{folder}/{i}.jpg", quality=92, subsampling=0)
                     media[name] = wandb.Image(f"{folder}/{i}.jpg", caption=f"{images / 1000:g} kimg")
                 self._run.log({**values, **media}, step=images, commit=True)
@@ -113,7 +132,7 @@ class WandbRun:
     def finish(self, exit_code: int, summary: dict[str, object]) -> None:
         def end() -> None:
             self._run.summary.update(summary)
-            if exit_code == 75:
+            if exit_code == stop.EXIT_CODES["preempted"]:
                 self._run.mark_preempting()
             self._run.finish(exit_code=exit_code)
 
@@ -126,53 +145,43 @@ class WandbRun:
             function()
         except Exception as error:  # the client raises of every kind when its side process or the disk is gone
             self._run = None
-            log.warning("wandb: %s failed (%s: %s); going on without it", what, type(error).__name__, _short(error))
+            log.warning(f"wandb: {what} failed ({_short(error)}); going on without it")
 
 
 def start_wandb(
     settings: Wandb, folder: RunFolder, config: dict, run_id: str, on_stop: Callable[[], None]
 ) -> WandbRun | None:
-    """Start W&B on rank 0, in the mode that the settings, the environment and the network allow.
+    """Start W&B in the mode that the settings, the environment and the network allow; None where it cannot be.
 
     Never asks, never raises, and waits for a server for seconds only. WANDB_MODE in the environment wins.
 
     Args:
-        run_id: The id of the run that is taken up again, or of the new one.
         on_stop: Called when somebody presses "stop run" on the web page.
     """
     asked = os.environ.get("WANDB_MODE", "")
-    mode = asked or settings.mode
-    if mode in ("disabled", "dryrun"):
+    mode, reason = asked or settings.mode, ""
+    if mode == "disabled":
         return None
     try:
         import wandb
-    except ImportError as error:
-        log.warning("wandb: not importable (%s); metrics go to metrics.jsonl alone", error)
-        return None
-    try:
-        reason = ""
+
         if mode == "auto":
             mode, reason = ("online", "") if _has_key(wandb) else ("offline", " (no API key)")
         try:
-            run = _init(wandb, settings, folder, config, run_id, "" if asked else mode, on_stop)
+            run = _init(wandb, settings, folder, config, run_id, None if asked else mode, on_stop)
         except Exception as error:
             if mode != "online":
                 raise
-            mode, reason = "offline", f" ({type(error).__name__}: {_short(error)})"
+            mode, reason = "offline", f" ({_short(error)})"
             wandb.teardown()
             run = _init(wandb, settings, folder, config, run_id, mode, on_stop)
     except Exception as error:  # see WandbRun._fenced
-        log.warning(
-            "wandb: could not start (%s: %s); metrics go to metrics.jsonl alone", type(error).__name__, _short(error)
-        )
+        log.warning(f"wandb: could not start ({_short(error)}); metrics go to metrics.jsonl alone")
         return None
-    if mode == "online":
-        about = f"wandb: {run.url}"
-    else:
-        where = Path(run.dir).parent
-        about = f"wandb: {mode}{reason}. View: wandb leet {where} · Upload later: wandb sync {where}"
-    log.info(about)
-    return WandbRun(run, about)
+    where = Path(run.dir).parent
+    offline = f"{mode}{reason}. View: wandb leet {where} · Upload later: wandb sync {where}"
+    log.info(f"wandb: {run.url if mode == 'online' else offline}")
+    return WandbRun(run)
 
 
 def _has_key(wandb) -> bool:
@@ -183,7 +192,7 @@ def _has_key(wandb) -> bool:
         return False
 
 
-def _init(wandb, settings: Wandb, folder: RunFolder, config: dict, run_id: str, mode: str, on_stop):
+def _init(wandb, settings: Wandb, folder: RunFolder, config: dict, run_id: str, mode: str | None, on_stop):
     wanted = {
         "x_transaction_log_flush_interval": 1,  # a killed run loses a second of its record instead of fifteen
         "init_timeout": 20,
@@ -192,10 +201,11 @@ def _init(wandb, settings: Wandb, folder: RunFolder, config: dict, run_id: str, 
         "x_stats_track_process_tree": True,
         "silent": True,
     }
-    known = getattr(wandb.Settings, "model_fields", wanted)
+    known = wandb.Settings.model_fields  # names that begin with x_ come and go
     for name in ("WANDB_DATA_DIR", "WANDB_CACHE_DIR"):
         os.environ.setdefault(name, str(folder.path / "wandb"))
     run = wandb.init(
+        mode=mode,
         dir=str(folder.path),
         project=settings.project,
         entity=settings.entity or None,
@@ -207,7 +217,6 @@ def _init(wandb, settings: Wandb, folder: RunFolder, config: dict, run_id: str, 
         id=run_id,
         resume="allow",
         settings=wandb.Settings(**{name: value for name, value in wanted.items() if name in known}),
-        **({"mode": mode} if mode else {}),
     )
     run.define_metric("Progress/kimg", hidden=True)
     run.define_metric("*", step_metric="Progress/kimg")
@@ -215,4 +224,4 @@ def _init(wandb, settings: Wandb, folder: RunFolder, config: dict, run_id: str, 
 
 
 def _short(error: Exception) -> str:
-    return " ".join(str(error).split())[:160]
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"

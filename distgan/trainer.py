@@ -5,28 +5,29 @@ import logging
 import math
 import secrets
 
-import numpy as np
 import torch
+from torch import nn
 
 from distgan import build, checkpoint, ema, sample, stop
 from distgan.audit import Audit
 from distgan.config import BatchPlan, Config, Optimizer, batch_plan, changes, to_dict, warnings
-from distgan.configfile import from_dict, to_yaml
+from distgan.configfile import from_dict
 from distgan.data.plan import Layout, Plan
 from distgan.data.stream import Stream
-from distgan.errors import ConfigError, DataError, DistganError, DivergedError
+from distgan.errors import ConfigError, DataError, DistganError, DivergedError, FailedError
 from distgan.meter import Meter
 from distgan.penalties import is_due
 from distgan.runfolder import RunFolder, command_line
 from distgan.schedules import value_at, warm_up
 from distgan.step import DeviceBatch, GanStep
-from distgan.stopwatch import Stopwatch, peak_memory
-from distgan.tracker import Tracker, start_logging, start_wandb
+from distgan.stopwatch import Stopwatch
+from distgan.tracker import Tracker, start_logging
 from distgan.world import World
 
 log = logging.getLogger("distgan")
 
 EARLY_TICK = 20  # iterations before the first line, so that a person sees life
+POLL_SEC = 0.5  # how often ranks agree on whether to stop
 STOP_REASONS = ("", "finished", "preempted", "interrupted")  # where ranks differ, the later one wins
 
 
@@ -40,11 +41,12 @@ def train(config: Config) -> int:
     try:
         reason = Trainer(config, world, spread, folder).run()
     except Exception as error:
+        log.debug("the run failed", exc_info=error)
         if world.is_main:
-            if not isinstance(error, DistganError):
-                log.exception("the run failed")
             folder.status("failed", reason=f"{type(error).__name__}: {error}", world=world.size)
-        raise
+        if isinstance(error, DistganError):
+            raise
+        raise FailedError.of(error, world.rank, folder.path) from error
     finally:
         folder.close()
     world.close()
@@ -78,10 +80,7 @@ class Trainer:
         self.opt_G = build.build_optimizer(config.optim.G, self.G)
         self.opt_D = build.build_optimizer(config.optim.D, self.D)
         self.meter = Meter(world)
-
         self.wandb_id = secrets.token_hex(4)
-        self.grid_shape = sample.grid_shape(config.sample.rows, config.sample.columns, self.num_classes)
-        self._pictures: dict[str, np.ndarray] = {}  # to be logged with the next line
         self._num_substituted = 0  # since the last line
         self._poll_every = self._steps_to_poll = 1
         self._copied: torch.cuda.Event | None = None
@@ -90,18 +89,19 @@ class Trainer:
         """Train until done or asked to stop; returns why it ended, a key of `stop.EXIT_CODES`."""
         self.step.settle(self.spread.micro_batch, self.config.data.resolution, self.num_classes)
         train_sec, logged_images = self._resume()
-        self.watch = Stopwatch(train_sec, self.images)
+        self.watch = Stopwatch(self.world, train_sec, self.images)
         if self.images >= self.config.train.images or self._is_out_of_time():
             log.info(f"{self.folder.path} is finished at {self.images} images: nothing to do")
             return "finished"
-        if self.world.is_main:
-            self._start_tracking(logged_images)
+        self._describe()
+        self.tracker = Tracker(self.config, self.folder, self.world.is_main, self.wandb_id, logged_images)
+        self._write_status("running")
         self.audit = (
             Audit(self.folder.path / "audit", self.world.rank, self.dataset) if self.config.data.audit else None
         )
         self.stream = self._open_stream()
         try:
-            if self.images == 0:
+            if self.images == 0 and self.world.is_main:
                 self._save_reals()
                 self._save_samples()
             reason = self._loop()
@@ -131,7 +131,7 @@ class Trainer:
             if sampling or saving or reason:
                 self.world.average_buffers(self.G, self.D)
                 ema.copy_buffers(self.G_ema, self.G)
-            if sampling:
+            if sampling and self.world.is_main:
                 self._save_samples()
             if sampling or saving or finished or early or self._passed(tick, before):
                 self._tick()
@@ -147,15 +147,18 @@ class Trainer:
         with self.watch.waiting():
             if self._copied is not None:
                 self._copied.synchronize()  # the stream takes that buffer back now
-            batch = next(self.stream)
+            try:
+                batch = next(self.stream)
+            except DataError as error:
+                raise error.on_rank(self.world.rank) from None
         self._num_substituted += batch.num_substituted
         if self.audit is not None:
             self.audit.write(batch)
         images = torch.from_numpy(batch.images).to(self.world.device, non_blocking=True)
-        labels = torch.from_numpy(batch.labels).to(self.world.device) if self.num_classes else None
         if self.world.device.type == "cuda":
             self._copied = torch.cuda.Event()
             self._copied.record()
+        labels = self.world.send(batch.labels) if self.num_classes else None
         return DeviceBatch(images, labels, batch.positions)
 
     def _d_step(self, batch: DeviceBatch) -> None:
@@ -183,7 +186,7 @@ class Trainer:
         return every > 0 and self.images // every > before // every
 
     def _asked_to_stop(self) -> str:
-        """Why to stop now, the same on every rank; ranks agree on it about twice a second, not in each step."""
+        """Why to stop now, the same on every rank; ranks agree on it now and then, not in each step."""
         reason = stop.asked() or ("finished" if self._is_out_of_time() else "")
         if self.world.size == 1:
             return reason
@@ -199,34 +202,24 @@ class Trainer:
     # Now and then.
 
     def _tick(self) -> None:
-        """One line of metrics, the same on every rank; rank 0 writes it."""
+        """One line of metrics, computed on every rank and written by rank 0."""
         row = self.meter.flush()
         self._check_finite(row)
-        images, seconds, waited = self.watch.lap(self.images)
-        shares = self.world.gather((seconds, waited, self._num_substituted, peak_memory(self.world.device)))
-        self._num_substituted = 0
-        seconds = shares[0][0]  # rank 0's, so that all ranks poll in the same steps
-        self._poll_every = max(1, min(1000, int(0.5 * images / seconds / self.iteration_images)))
-        self._steps_to_poll = self._poll_every
         row |= {
             "Progress/epoch": self.images / self.dataset.num_samples,
             "Progress/ema_beta": self._ema_decay(),
             "Optim/lr_G": self._lr(self.config.optim.G),
             "Optim/lr_D": self._lr(self.config.optim.D),
-            "Data/substituted": sum(share[2] for share in shares),
-            "Perf/sec_per_kimg": 1000 * seconds / images,
-            "Perf/img_per_sec": images / seconds,
-            "Perf/img_per_sec_per_rank": images / seconds / self.world.size,
-            "Perf/data_wait_pct": 100 * max(share[1] / share[0] for share in shares),
-            "Perf/total_hours": self.watch.total_sec / 3600,
-            **{name: max(share[3][name] for share in shares) for name in shares[0][3]},
+            "Data/substituted": sum(self.world.gather(self._num_substituted)),
+            **self.watch.lap(self.images),
         }
+        self._num_substituted = 0
+        steps_per_sec = row["Perf/img_per_sec"] / self.iteration_images  # the same on every rank
+        self._poll_every = self._steps_to_poll = max(1, min(1000, int(POLL_SEC * steps_per_sec)))
         for line in self.stream.news():
             log.warning(line)
-        if self.world.is_main:
-            self.tracker.row(self.images, row, self._pictures, self.config.train.images)
-            self._pictures = {}
-            self._write_status("running")
+        self.tracker.row(self.images, row)
+        self._write_status("running")
 
     def _check_finite(self, row: dict[str, float]) -> None:
         bad = [name for name, value in row.items() if not math.isfinite(value)]
@@ -238,35 +231,32 @@ class Trainer:
             )
 
     def _write_status(self, state: str, **values: object) -> None:
-        total = self.config.train.images
-        self.folder.status(state, images=self.images, total_images=total, world=self.world.size, **values)
+        if self.world.is_main:
+            total = self.config.train.images
+            self.folder.status(state, images=self.images, total_images=total, world=self.world.size, **values)
+
+    def _grid(self) -> tuple[int, int, list[int] | None]:
+        """Number of pictures in a grid, its columns, and the pictures' labels."""
+        rows, columns = sample.grid_shape(self.config.sample.rows, self.config.sample.columns, self.num_classes)
+        return rows * columns, columns, sample.grid_labels(rows, columns, self.num_classes)
 
     def _save_samples(self) -> None:
         """The grid of fixed latents, by the average generator."""
-        if self.world.is_main:
-            labels = sample.grid_labels(*self.grid_shape, self.num_classes)
-            numbers = range(math.prod(self.grid_shape))
-            z_dim, seed = self.config.model.z_dim, self.config.train.seed
-            pictures = list(sample.generate(self.G_ema, z_dim, seed, numbers, labels))
-            self._save_grid("Samples/ema_fixed", f"fakes-{self._kimg()}.png", pictures)
+        num, columns, labels = self._grid()
+        z_dim, seed = self.config.model.z_dim, self.config.train.seed
+        pictures = list(sample.generate(self.G_ema, z_dim, seed, range(num), labels))
+        self.tracker.grid("Samples/ema_fixed", f"fakes-{self._kimg()}.png", pictures, columns)
+
+    def _save_reals(self) -> None:
+        """Real images as the networks see them, laid out like the samples."""
+        num, columns, labels = self._grid()
+        data, numbers = self.config.data, self.dataset.examples(num, self.config.train.seed, labels)
+        pictures = [self.dataset.read(n, data.resolution, data.filter, data.crop) for n in numbers]
+        self.tracker.grid("Samples/reals", "reals.png", pictures, columns)
 
     def _kimg(self) -> str:
         """Thousands of images, in file names; with more digits only where grids come closer than that."""
         return f"{self.images // 1000:06d}" if self.config.sample.every >= 1000 else f"{self.images / 1000:010.3f}"
-
-    def _save_reals(self) -> None:
-        """Real images as the networks see them, laid out like the samples."""
-        if self.world.is_main:
-            labels = sample.grid_labels(*self.grid_shape, self.num_classes)
-            data, num = self.config.data, math.prod(self.grid_shape)
-            numbers = self.dataset.examples(num, self.config.train.seed, labels)
-            pictures = [self.dataset.read(n, data.resolution, data.filter, data.crop) for n in numbers]
-            self._save_grid("Samples/reals", "reals.png", pictures)
-
-    def _save_grid(self, name: str, file: str, pictures: list[np.ndarray]) -> None:
-        grid = sample.grid(pictures, columns=self.grid_shape[1])
-        sample.save_png(self.folder.samples / file, grid)
-        self._pictures[name] = grid
 
     # The beginning and the end.
 
@@ -290,16 +280,15 @@ class Trainer:
             **self._conditions(),
             "config": to_dict(self.config),
         }
+        keep = self.config.checkpoint
 
         def write() -> None:
             checkpoint.save(self.folder.checkpoints, self.images, tensors, state)
-            checkpoint.prune(
-                self.folder.checkpoints, self.config.checkpoint.keep_last, self.config.checkpoint.keep_every
-            )
+            checkpoint.prune(self.folder.checkpoints, keep.keep_last, keep.keep_every)
 
         self.world.on_main(write)
 
-    def _nets(self) -> dict[str, torch.nn.Module]:
+    def _nets(self) -> dict[str, nn.Module]:
         return {"G": self.G, "D": self.D, "G_ema": self.G_ema}
 
     def _conditions(self) -> dict[str, object]:
@@ -326,17 +315,12 @@ class Trainer:
                 log.info(f"{what}: {state[what]} before, {now} now: same samples and noise, other last bits of sums")
         return state["train_sec"], self.world.on_main(lambda: self.folder.rewind(self.images))
 
-    def _start_tracking(self, logged_images: int) -> None:
-        """On rank 0: say what runs, and open the places where its numbers go."""
-        self.folder.write_config(to_yaml(self.config))
+    def _describe(self) -> None:
         for line in build.describe(self.config, self.spread, self.dataset, self.layout, self.G, self.D):
             log.info(line)
-        for line in warnings(self.config, self.world.size):
-            log.warning(f"warning: {line}")
-        on_stop = lambda: stop.ask("finished")  # noqa: E731
-        wandb = start_wandb(self.config.wandb, self.folder, to_dict(self.config), self.wandb_id, on_stop)
-        self.tracker = Tracker(self.folder, wandb, logged_images)
-        self._write_status("running")
+        if self.world.is_main:
+            for line in warnings(self.config, self.world.size):
+                log.warning(f"warning: {line}")
 
     def _open_stream(self) -> Stream:
         data, pinned = self.config.data, self.world.device.type == "cuda"
@@ -359,14 +343,10 @@ class Trainer:
 
     def _end(self, reason: str) -> None:
         """Tell how it ended; the checkpoint is written."""
-        code = stop.EXIT_CODES[reason]
-        if self.world.is_main:
-            state = "finished" if reason == "finished" else "preempted"
-            self._write_status(
-                state, reason=reason, checkpoint=checkpoint.newest_first(self.folder.checkpoints)[0].name
-            )
-            self.tracker.finish(code, {"images": self.images, "state": state})
-            log.info(f"{reason} at {self.images} images after {self.watch.total_sec / 60:.1f} min: {self.folder.path}")
+        state = "finished" if reason == "finished" else "preempted"
+        self._write_status(state, reason=reason, checkpoint=checkpoint.newest_first(self.folder.checkpoints)[0].name)
+        self.tracker.finish(reason, self.images)
+        log.info(f"{reason} at {self.images} images after {self.watch.total_sec / 60:.1f} min: {self.folder.path}")
         self.world.barrier()
 
 

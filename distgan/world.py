@@ -6,6 +6,7 @@ from collections.abc import Callable
 from datetime import timedelta
 from typing import TypeVar
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator
@@ -92,6 +93,11 @@ class World:
         flat = self.sum(torch.cat([b.flatten() for b in buffers])) / self.size
         for buffer, mean in zip(buffers, flat.split([b.numel() for b in buffers])):
             buffer.copy_(mean.view_as(buffer))
+
+    def send(self, array: np.ndarray) -> Tensor:
+        """An array on this rank's device, which the host does not wait for."""
+        tensor = torch.from_numpy(array)
+        return tensor.pin_memory().to(self.device, non_blocking=True) if self.device.type == "cuda" else tensor
 
     def gather(self, item: T) -> list[T]:
         """What each rank passed, in rank order, on every rank."""

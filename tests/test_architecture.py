@@ -9,10 +9,10 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "distgan"
 
 LEVELS = [
-    {"errors", "keyed", "losses", "penalties", "schedules", "ema", "stop", "stopwatch", "data.tar", "models.dcgan"},
+    {"errors", "keyed", "losses", "penalties", "schedules", "ema", "stop", "data.tar", "models.dcgan"},
     {"checkpoint", "ranks", "config", "models", "sample", "data.source", "data.image", "data.plan"},
     {"configfile", "runfolder", "world", "data.index"},
-    {"data.dataset", "tracker", "meter", "step"},
+    {"data.dataset", "tracker", "meter", "step", "stopwatch"},
     {"data.stream", "data.listing", "build"},
     {"data.pack", "check", "generate", "audit"},
     {"trainer"},

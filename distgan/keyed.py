@@ -21,7 +21,7 @@ def key(seed: int, *words: str | int) -> np.uint64:
 def bits(keys: np.uint64 | np.ndarray, index: int | np.ndarray) -> np.ndarray:
     """64 random bits for each (key, index), broadcast against each other; uint64."""
     with np.errstate(over="ignore"):  # the arithmetic is modulo 2^64
-        x = np.asarray(keys, np.uint64) + np.asarray(index).astype(np.uint64) * GOLDEN
+        x = keys + np.asarray(index, np.uint64) * GOLDEN
         x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
         x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
         return x ^ (x >> np.uint64(31))
@@ -40,15 +40,15 @@ def uniform(keys: np.uint64, index: np.ndarray) -> np.ndarray:
 def normal(keys: np.uint64, index: np.ndarray, n: int) -> np.ndarray:
     """Row r holds n standard normal numbers that depend on (key, index[r]) alone; float32 [len(index), n].
 
-    Box-Muller on two 32-bit halves of each 64-bit word. The radius uses a half-open grid that excludes zero.
+    Word w of row i is number i * 2^20 + w of the key, so rows have at most 2^21 numbers. Box-Muller on the two halves
+    of each word; the half that makes the radius lies on a grid without zero.
     """
-    rows = bits(keys, index)[:, None]
-    words = bits(rows, np.arange((n + 1) // 2))
-    low = (words & np.uint64(0xFFFFFFFF)).astype(np.float32)
-    high = (words >> np.uint64(32)).astype(np.float32)
-    radius = np.sqrt(np.float32(-2) * np.log((high + np.float32(0.5)) * np.float32(2**-32)))
-    angle = low * np.float32(2 * np.pi * 2**-32)
-    out = np.empty((len(rows), words.shape[1], 2), np.float32)
-    np.multiply(radius, np.cos(angle), out=out[..., 0])
-    np.multiply(radius, np.sin(angle), out=out[..., 1])
-    return out.reshape(len(rows), -1)[:, :n]
+    rows = np.asarray(index, np.uint64)[:, None] << np.uint64(20)
+    words = bits(keys, rows + np.arange((n + 1) // 2, dtype=np.uint64))
+    halves = words.astype("<u8", copy=False).view("<u4").astype(np.float32).reshape(*words.shape, 2)
+    halves *= np.float32(2**-32)
+    radius = np.sqrt(np.log(halves[..., 1] + np.float32(2**-33)) * np.float32(-2))
+    angle = halves[..., 0] * np.float32(2 * np.pi)
+    np.multiply(radius, np.cos(angle), out=halves[..., 0])
+    np.multiply(radius, np.sin(angle), out=halves[..., 1])
+    return halves.reshape(len(words), -1)[:, :n]

@@ -8,7 +8,6 @@ and fake images at the same place of the batch are compared, so they share posit
 from collections.abc import Callable
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 from torch.nn.functional import relu, softplus
 
@@ -77,13 +76,3 @@ LOSSES: dict[str, Loss] = {
     "wasserstein": Loss(wasserstein_d, critic_g),
     "relativistic": Loss(relativistic_d, relativistic_g, paired=True),
 }
-
-
-LOGIT_STATISTICS = ("real_mean", "fake_mean", "real_square", "fake_square", "sign_real", "sign_fake", "acc")
-
-
-def logit_statistics(real: Tensor, fake: Tensor) -> Tensor:
-    """What to watch of D's verdicts, in the order of `LOGIT_STATISTICS`; [7], without gradient."""
-    both = torch.stack([real, fake]).detach().float()
-    right = (both[0] > both[1]).float()
-    return torch.cat([both.mean(1), both.square().mean(1), both.sign().mean(1), right.mean().view(1)])

@@ -6,6 +6,7 @@ gradients rightly, penalties and accumulation included. The networks themselves 
 only serves the other (G in D's step, D in G's), it is called as the plain module that it is.
 """
 
+import contextlib
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from distgan import keyed, penalties
-from distgan.losses import LOSSES, Loss, logit_statistics
+from distgan.losses import LOSSES, Loss
+from distgan.meter import Meter
 from distgan.world import World
 
 
@@ -24,16 +26,41 @@ class DeviceBatch:
     Attributes:
         images: uint8 [B, R, R, 3].
         labels: int64 [B], or None for unconditional networks.
-        positions: Global positions, on the host; all that is drawn for an image is a function of its position.
+        z_d, z_g: Latents of the fakes in D's and in G's step, [B, Z].
+        mix: Where between a real image and its fake the gradient penalty looks, in 0..1, [B].
     """
 
     images: Tensor
     labels: Tensor | None
-    positions: np.ndarray
+    z_d: Tensor
+    z_g: Tensor
+    mix: Tensor
+
+    def parts(self, num: int) -> list["DeviceBatch"]:
+        """The batch in `num` parts of equal size."""
+        if num == 1:
+            return [self]
+        size = len(self.images) // num
+        columns = (self.images, self.labels, self.z_d, self.z_g, self.mix)
+        split = [[None] * num if column is None else column.split(size) for column in columns]
+        return [DeviceBatch(*part) for part in zip(*split)]
+
+
+class Noise:
+    """All that is drawn for an image, as a function of the seed and the image's position."""
+
+    def __init__(self, seed: int, z_dim: int):
+        self._z_dim = z_dim
+        self._z_d, self._z_g, self._mix = (keyed.key(seed, purpose) for purpose in ("z of D", "z of G", "mix"))
+
+    def __call__(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """`z_d`, `z_g` and `mix` of `DeviceBatch`, float32, on the host."""
+        z_d = keyed.normal(self._z_d, positions, self._z_dim)
+        return z_d, keyed.normal(self._z_g, positions, self._z_dim), keyed.uniform(self._mix, positions)
 
 
 class DiscriminatorLoss(nn.Module):
-    """Real and fake images -> what D minimises, and the report of `meter.D_REPORT`."""
+    """Real and fake images -> what D minimises."""
 
     def __init__(self, D: nn.Module, loss: Loss, bf16: bool):
         super().__init__()
@@ -41,23 +68,31 @@ class DiscriminatorLoss(nn.Module):
 
     def forward(
         self, real: Tensor, fake: Tensor, labels: Tensor | None, mix: Tensor, r1: float, r2: float, gp: float
-    ) -> tuple[Tensor, Tensor]:
-        """`r1`, `r2`, `gp`: this step's weights of the penalties, 0 where one is not applied."""
+    ) -> tuple[Tensor, dict[str, Tensor], Tensor, Tensor]:
+        """Returns the loss, its terms by log key, and the logits, all but the first without gradient.
+
+        Args:
+            real, fake: [B, 3, R, R] in -1..1.
+            mix: Where between them the gradient penalty looks, [B] in 0..1.
+            r1, r2, gp: This step's weights of the penalties, 0 where one is not applied.
+        """
         real.requires_grad_(r1 > 0)
         fake.requires_grad_(r2 > 0)
         with _autocast(real, self.bf16):
             real_logits, fake_logits = self.D(real, labels), self.D(fake, labels)
-        adversarial = self.loss.d(_full(real_logits), _full(fake_logits))
-        terms = [adversarial] + [adversarial.new_zeros(())] * 3
+        total = self.loss.d(_full(real_logits), _full(fake_logits))
+        terms = {"Loss/D_adv": total.detach()}
         if r1 > 0:
-            terms[1] = r1 / 2 * self._squared_gradient(real, real_logits, labels)
+            terms["Loss/r1"] = r1 / 2 * self._squared_gradient(real, real_logits, labels)
+            total = total + terms["Loss/r1"]
         if r2 > 0:
-            terms[2] = r2 / 2 * self._squared_gradient(fake, fake_logits, labels)
+            terms["Loss/r2"] = r2 / 2 * self._squared_gradient(fake, fake_logits, labels)
+            total = total + terms["Loss/r2"]
         if gp > 0:
-            terms[3] = gp * penalties.gradient_penalty(self.D, real, fake, labels, mix)
-        total = sum(terms)
-        report = torch.cat([torch.stack([total, *terms]).detach(), logit_statistics(real_logits, fake_logits)])
-        return total, report
+            terms["Loss/gp"] = gp * penalties.gradient_penalty(self.D, real, fake, labels, mix)
+            total = total + terms["Loss/gp"]
+        terms["Loss/D"] = total
+        return total, {k: v.detach() for k, v in terms.items()}, real_logits.detach(), fake_logits.detach()
 
     def _squared_gradient(self, images: Tensor, logits: Tensor, labels: Tensor | None) -> Tensor:
         """In float32: under bf16, D sees the images once more for it."""
@@ -65,14 +100,15 @@ class DiscriminatorLoss(nn.Module):
 
 
 class GeneratorLoss(nn.Module):
-    """Latents -> what G minimises, and the report of `meter.G_REPORT`. D only judges."""
+    """Latents -> what G minimises. D only judges."""
 
     def __init__(self, G: nn.Module, D: nn.Module, loss: Loss, bf16: bool):
         super().__init__()
         self.G, self.loss, self.bf16 = G, loss, bf16
         self._judge = (D,)  # in a tuple, D is no submodule: its weights are not DDP's business here
 
-    def forward(self, z: Tensor, labels: Tensor | None, real: Tensor | None) -> tuple[Tensor, Tensor]:
+    def forward(self, z: Tensor, labels: Tensor | None, real: Tensor | None) -> Tensor:
+        """`real` images are given for paired losses only."""
         (D,) = self._judge
         with _autocast(z, self.bf16):
             fake_logits = _full(D(self.G(z, labels), labels))
@@ -80,16 +116,14 @@ class GeneratorLoss(nn.Module):
             if real is not None:
                 with torch.no_grad():
                     real_logits = _full(D(real, labels))
-        loss = self.loss.g(fake_logits, real_logits)
-        return loss, loss.detach().view(1)
+        return self.loss.g(fake_logits, real_logits)
 
 
 class GanStep:
     """D's and G's step on one rank.
 
     Args:
-        G, D: The plain networks, on this rank's device once the losses are prepared.
-        seed: Of all noise.
+        G, D: The plain networks; they are moved to this rank's device.
         passes: Passes over micro-batches that a step's gradient is gathered from.
         clip: Bound on D's weights after each of its steps; 0 for none.
     """
@@ -101,59 +135,47 @@ class GanStep:
         D: nn.Module,
         loss: str,
         *,
-        z_dim: int,
-        seed: int,
         passes: int = 1,
         bf16: bool = False,
         clip: float = 0.0,
         dtype: torch.dtype = torch.float32,
     ):
-        self.world, self.G, self.D = world, G, D
+        self.world, self.G, self.D, self.meter = world, G, D, Meter(world)
         self.passes, self.clip, self._bf16, self._dtype = passes, clip, bf16, dtype
-        self._z_dim, self._paired = z_dim, LOSSES[loss].paired
-        self._keys = {name: keyed.key(seed, name) for name in ("z of D", "z of G", "mix")}
+        self._paired = LOSSES[loss].paired
         self.d_loss = world.prepare(DiscriminatorLoss(D, LOSSES[loss], bf16))
         self.g_loss = world.prepare(GeneratorLoss(G, D, LOSSES[loss], bf16))
 
-    def d_step(self, batch: DeviceBatch, optimizer: torch.optim.Optimizer, r1: float, r2: float, gp: float) -> Tensor:
-        """Move D towards telling this batch from as many fakes; returns the report of `meter.D_REPORT`."""
-        z = self._normal("z of D", batch.positions)
-        mix = self.world.send(keyed.uniform(self._keys["mix"], batch.positions))
-        reports = 0
-        for part, last in self._parts(batch):
-            labels = None if batch.labels is None else batch.labels[part]
-            with torch.no_grad(), _autocast(z, self._bf16):
-                fake = self.G(z[part], labels).to(self._dtype)
-            with self.world.synchronising(self.d_loss, last):
-                loss, report = self.d_loss(self._scaled(batch, part), fake, labels, mix[part], r1, r2, gp)
-                (loss / self.passes).backward()
-            reports += report
+    def d_step(self, batch: DeviceBatch, optimizer: torch.optim.Optimizer, r1: float, r2: float, gp: float) -> None:
+        """Move D towards telling this batch from as many fakes, with these weights of the penalties."""
+        for number, part in enumerate(batch.parts(self.passes), 1):
+            with torch.no_grad(), _autocast(part.z_d, self._bf16):
+                fake = self.G(part.z_d, part.labels).to(self._dtype)
+            with self.world.synchronising(self.d_loss, last=number == self.passes):
+                loss, *report = self.d_loss(self._scaled(part), fake, part.labels, part.mix, r1, r2, gp)
+                self._backward(loss)
+            self.meter.add_d(*report)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         if self.clip:
             penalties.clip_weights(self.D, self.clip)
-        return reports / self.passes
 
-    def g_step(self, batch: DeviceBatch, optimizer: torch.optim.Optimizer) -> Tensor:
-        """Move G towards what D takes for real; returns the report of `meter.G_REPORT`.
+    def g_step(self, batch: DeviceBatch, optimizer: torch.optim.Optimizer) -> None:
+        """Move G towards what D takes for real.
 
         A paired loss compares with the real images of the batch, which are those of D's last step.
         """
-        z = self._normal("z of G", batch.positions)
         self.D.requires_grad_(False)
-        reports = 0
-        for part, last in self._parts(batch):
-            labels = None if batch.labels is None else batch.labels[part]
-            with self.world.synchronising(self.g_loss, last):
-                loss, report = self.g_loss(z[part], labels, self._scaled(batch, part) if self._paired else None)
-                (loss / self.passes).backward()
-            reports += report
+        for number, part in enumerate(batch.parts(self.passes), 1):
+            with self.world.synchronising(self.g_loss, last=number == self.passes):
+                loss = self.g_loss(part.z_g, part.labels, self._scaled(part) if self._paired else None)
+                self._backward(loss)
+            self.meter.add_g(loss.detach())
         self.D.requires_grad_(True)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        return reports / self.passes
 
-    def settle(self, num: int, resolution: int, num_classes: int) -> None:
+    def settle(self, num: int, resolution: int, z_dim: int, num_classes: int) -> None:
         """Two backwards that change nothing, made before any state is loaded.
 
         DDP lays out its buckets anew after its first backward, and from three ranks on the order of a sum depends on
@@ -163,37 +185,31 @@ class GanStep:
             return
         blank = torch.zeros(num, 3, resolution, resolution, device=self.world.device, dtype=self._dtype)
         labels = torch.zeros(num, device=self.world.device, dtype=torch.long) if num_classes else None
-        z = blank.new_zeros(num, self._z_dim)
+        z = blank.new_zeros(num, z_dim)
         buffers = [*self.G.buffers(), *self.D.buffers()]
         kept = [buffer.clone() for buffer in buffers]
         for _ in range(2):
-            loss, _ = self.d_loss(blank.clone(), blank.clone(), labels, z[:, 0], 0.0, 0.0, 0.0)
+            loss, *_ = self.d_loss(blank.clone(), blank.clone(), labels, z[:, 0], 0.0, 0.0, 0.0)
             (0 * loss).backward()
             self.D.requires_grad_(False)
-            loss, _ = self.g_loss(z, labels, blank if self._paired else None)
-            (0 * loss).backward()
+            (0 * self.g_loss(z, labels, blank if self._paired else None)).backward()
             self.D.requires_grad_(True)
         self.G.zero_grad(set_to_none=True)
         self.D.zero_grad(set_to_none=True)
         for buffer, value in zip(buffers, kept):
             buffer.copy_(value)
 
-    def _parts(self, batch: DeviceBatch) -> list[tuple[slice, bool]]:
-        """The micro-batches of a batch, and whether each is the last."""
-        size = len(batch.positions) // self.passes
-        return [(slice(i * size, (i + 1) * size), i == self.passes - 1) for i in range(self.passes)]
+    def _backward(self, loss: Tensor) -> None:
+        (loss if self.passes == 1 else loss / self.passes).backward()
 
-    def _scaled(self, batch: DeviceBatch, part: slice) -> Tensor:
+    def _scaled(self, batch: DeviceBatch) -> Tensor:
         """Real images as the networks see them: [B, 3, R, R] in -1..1."""
-        return batch.images[part].permute(0, 3, 1, 2).to(self._dtype) / 127.5 - 1
-
-    def _normal(self, purpose: str, positions: np.ndarray) -> Tensor:
-        return self.world.send(keyed.normal(self._keys[purpose], positions, self._z_dim)).to(self._dtype)
+        return batch.images.permute(0, 3, 1, 2).to(self._dtype) / 127.5 - 1
 
 
-def _autocast(like: Tensor, bf16: bool) -> torch.autocast:
+def _autocast(like: Tensor, bf16: bool) -> contextlib.AbstractContextManager:
     """Round one forward, never a whole step: its cache of cast weights would outlive the optimizer's change."""
-    return torch.autocast(like.device.type, torch.bfloat16, enabled=bf16)
+    return torch.autocast(like.device.type, torch.bfloat16) if bf16 else contextlib.nullcontext()
 
 
 def _full(logits: Tensor) -> Tensor:

@@ -15,11 +15,10 @@ from distgan.configfile import from_dict
 from distgan.data.plan import Layout, Plan
 from distgan.data.stream import Stream
 from distgan.errors import ConfigError, DataError, DistganError, DivergedError, FailedError
-from distgan.meter import Meter
 from distgan.penalties import is_due
 from distgan.runfolder import RunFolder, command_line
 from distgan.schedules import value_at, warm_up
-from distgan.step import DeviceBatch, GanStep
+from distgan.step import DeviceBatch, GanStep, Noise
 from distgan.stopwatch import Stopwatch
 from distgan.tracker import Tracker, start_logging
 from distgan.world import World
@@ -71,15 +70,12 @@ class Trainer:
             self.G,
             self.D,
             config.loss.name,
-            z_dim=config.model.z_dim,
-            seed=config.train.seed,
             passes=spread.passes,
             bf16=config.train.precision == "bf16",
             clip=config.loss.clip,
         )
         self.opt_G = build.build_optimizer(config.optim.G, self.G)
         self.opt_D = build.build_optimizer(config.optim.D, self.D)
-        self.meter = Meter(world)
         self.wandb_id = secrets.token_hex(4)
         self._num_substituted = 0  # since the last line
         self._poll_every = self._steps_to_poll = 1
@@ -87,7 +83,8 @@ class Trainer:
 
     def run(self) -> str:
         """Train until done or asked to stop; returns why it ended, a key of `stop.EXIT_CODES`."""
-        self.step.settle(self.spread.micro_batch, self.config.data.resolution, self.num_classes)
+        model, data = self.config.model, self.config.data
+        self.step.settle(self.spread.micro_batch, data.resolution, model.z_dim, self.num_classes)
         train_sec, logged_images = self._resume()
         self.watch = Stopwatch(self.world, train_sec, self.images)
         if self.images >= self.config.train.images or self._is_out_of_time():
@@ -159,18 +156,18 @@ class Trainer:
             self._copied = torch.cuda.Event()
             self._copied.record()
         labels = self.world.send(batch.labels) if self.num_classes else None
-        return DeviceBatch(images, labels, batch.positions)
+        return DeviceBatch(images, labels, *map(self.world.send, batch.drawn))
 
     def _d_step(self, batch: DeviceBatch) -> None:
         loss = self.config.loss
         due = is_due(self.images, self.spread.batch, loss.penalty_every)
         weights = [self._scheduled(ends) * loss.penalty_every if due else 0.0 for ends in (loss.r1, loss.r2, loss.gp)]
         set_lr(self.opt_D, self._lr(self.config.optim.D))
-        self.meter.add_d(self.step.d_step(batch, self.opt_D, *weights))
+        self.step.d_step(batch, self.opt_D, *weights)
 
     def _g_step(self, batch: DeviceBatch) -> None:
         set_lr(self.opt_G, self._lr(self.config.optim.G))
-        self.meter.add_g(self.step.g_step(batch, self.opt_G))
+        self.step.g_step(batch, self.opt_G)
 
     def _scheduled(self, ends: list[float]) -> float:
         return value_at(self.images, ends, self.config.train.ramp, self.config.train.ramp_shape)
@@ -203,7 +200,7 @@ class Trainer:
 
     def _tick(self) -> None:
         """One line of metrics, computed on every rank and written by rank 0."""
-        row = self.meter.flush()
+        row = self.step.meter.flush()
         self._check_finite(row)
         row |= {
             "Progress/epoch": self.images / self.dataset.num_samples,
@@ -262,7 +259,7 @@ class Trainer:
 
     def _save_checkpoint(self) -> None:
         """All that the rest of the run depends on; of single ranks, only the sums of an unfinished line."""
-        meter = self.meter.state()
+        meter = self.step.meter.state()
         if self.audit is not None:
             self.audit.flush()
         self.world.barrier()  # the lines that this checkpoint counts on are written
@@ -306,7 +303,7 @@ class Trainer:
             net.load_state_dict(tensors[name])
         checkpoint.load_optimizer(self.opt_G, self.G, tensors["opt_G"])
         checkpoint.load_optimizer(self.opt_D, self.D, tensors["opt_D"])
-        self.meter.load_state(state["meter"])
+        self.step.meter.load_state(state["meter"])
         self.images, self.layout = state["images"], Layout(**state["layout"])
         self.wandb_id = state["wandb_id"] if is_own else self.wandb_id
         log.info(f"going on from {path}, at {self.images} images")
@@ -338,6 +335,7 @@ class Trainer:
             crop=data.crop,
             max_pixels=data.max_pixels,
             max_bad_share=data.max_bad_share,
+            draw=Noise(self.config.train.seed, self.config.model.z_dim),
             allocate=lambda shape: torch.empty(shape, dtype=torch.uint8, pin_memory=pinned).numpy(),
         )
 

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 
 from distgan.losses import LOSSES
 from distgan.models import MODELS
-from distgan.step import DeviceBatch, GanStep
+from distgan.step import DeviceBatch, GanStep, Noise
 from distgan.world import World
 
 BATCH, RESOLUTION, Z_DIM, CLASSES = 8, 16, 6, 3
@@ -43,7 +43,8 @@ def main(out: str, passes: int) -> None:
     share = BATCH // world.size
     mine = np.arange(world.rank * share, (world.rank + 1) * share)
     images = torch.randint(0, 256, (BATCH, RESOLUTION, RESOLUTION, 3), generator=torch.Generator().manual_seed(1))
-    batch = DeviceBatch(images[mine].to(torch.uint8), torch.from_numpy(mine % CLASSES), 1000 + mine)
+    drawn = [torch.from_numpy(array).double() for array in Noise(0, Z_DIM)(1000 + mine)]
+    batch = DeviceBatch(images[mine].to(torch.uint8), torch.from_numpy(mine % CLASSES), *drawn)
     results = {}
     for loss in LOSSES:
         torch.manual_seed(0)
@@ -51,19 +52,19 @@ def main(out: str, passes: int) -> None:
         G = MODELS["dcgan"].generator(RESOLUTION, Z_DIM, CLASSES, **small, embedding=3).double()
         D = MODELS["dcgan"].discriminator(RESOLUTION, CLASSES, **small).double()
         sizes = {net: sum(p.numel() for p in module.parameters()) for net, module in (("G", G), ("D", D))}
-        step = GanStep(world, G, D, loss, z_dim=Z_DIM, seed=0, passes=passes, dtype=torch.float64)
-        step.settle(share // passes, RESOLUTION, CLASSES)
+        step = GanStep(world, G, D, loss, passes=passes, dtype=torch.float64)
+        step.settle(share // passes, RESOLUTION, Z_DIM, CLASSES)
         counters = {"D": [0], "G": [0]}
         if world.size > 1:
             step.d_loss.register_comm_hook(counters["D"], count_reduced)
             step.g_loss.register_comm_hook(counters["G"], count_reduced)
         for penalty, weights in PENALTIES.items():
             recorder = Recorder(D)
-            report = step.d_step(batch, recorder, *weights)
-            results[f"{loss}/{penalty}/report"] = world.sum(report.clone()) / world.size
+            step.d_step(batch, recorder, *weights)
+            results[f"{loss}/{penalty}/report"] = torch.tensor(list(step.meter.flush().values()))
             results |= {f"{loss}/{penalty}/D.{name}": g for name, g in recorder.gradients.items()}
         recorder = Recorder(G)
-        results[f"{loss}/G/report"] = world.sum(step.g_step(batch, recorder).clone()) / world.size
+        step.g_step(batch, recorder)
         results |= {f"{loss}/G/G.{name}": g for name, g in recorder.gradients.items()}
         assert all(p.grad is None for p in D.parameters()), "G's step left gradients in D"
         if world.size > 1:

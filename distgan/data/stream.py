@@ -30,6 +30,7 @@ class Batch:
         labels: Class numbers, int64 [B]; -1 where there is none.
         positions: Global positions, int64 [B].
         samples: The samples that stand there, int64 [B].
+        drawn: What the stream's `draw` made of the positions.
         num_substituted: How many of them stand in for damaged ones.
     """
 
@@ -37,6 +38,7 @@ class Batch:
     labels: np.ndarray
     positions: np.ndarray
     samples: np.ndarray
+    drawn: tuple[np.ndarray, ...] = ()
     num_substituted: int = 0
     _fills: list[Future] = field(default_factory=list)
 
@@ -51,6 +53,7 @@ class Stream(Iterator[Batch]):
         threads: How many decode at a time.
         prefetch: Batches that are made ahead.
         max_bad_share: Share of the data set that may turn out damaged before the stream gives up.
+        draw: Noise for the positions of a batch, made ahead like the images.
         allocate: Makes the buffers; a trainer on a GPU passes one that returns pinned memory.
 
     Raises (from `next`):
@@ -73,12 +76,14 @@ class Stream(Iterator[Batch]):
         crop: str = "center",
         max_pixels: int = MAX_PIXELS,
         max_bad_share: float = 0.01,
+        draw: Callable[[np.ndarray], tuple[np.ndarray, ...]] = lambda positions: (),
         allocate: Callable[[tuple[int, ...]], np.ndarray] = lambda shape: np.empty(shape, np.uint8),
     ):
         self.dataset, self.plan = dataset, plan
         self.num_resized = 0
         self._num_told, self._told_resized = 0, False
         self.bad: dict[int, str] = {}  # sample -> what is wrong with it
+        self._draw = draw
         self._decode = {"max_pixels": max_pixels, "filter": filter, "crop": crop}
         self._max_bad = -int(-max_bad_share * dataset.num_samples // 1)
         self._batch, self._local = batch, batch // world
@@ -152,6 +157,7 @@ class Stream(Iterator[Batch]):
                 shards, places = (x.tolist() for x in self.dataset.shard_of(samples))
                 for part in self._slices:
                     batch._fills.append(self._pool.submit(self._fill, batch, part, shards, places))
+                batch.drawn = self._draw(positions)
                 self._ready.put(batch)
         except BaseException as error:  # told to whoever asks for the next batch
             self._ready.put(error)

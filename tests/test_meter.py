@@ -1,0 +1,66 @@
+"""Means of what the steps report: equal to those computed at once, however they are grouped or interrupted."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from distgan import meter
+from distgan.meter import Meter
+from distgan.world import World
+
+
+def reports(num: int, size: int = 4) -> list[tuple[dict[str, Tensor], Tensor, Tensor, Tensor]]:
+    """D's losses, with R1 in every third step only; logits of real and fake images; G's loss."""
+    generator = torch.Generator().manual_seed(0)
+    found = []
+    for i in range(num):
+        numbers = torch.randn(4, generator=generator)
+        losses = {"Loss/D": numbers[0], "Loss/D_adv": numbers[1]} | ({"Loss/r1": numbers[2]} if i % 3 == 0 else {})
+        real, fake = torch.randn(2, size, generator=generator) + torch.tensor([[1.0], [-0.5]])
+        found.append((losses, real, fake, numbers[3]))
+    return found
+
+
+def put_down(into: Meter, given: list[tuple[dict[str, Tensor], Tensor, Tensor, Tensor]]) -> None:
+    for losses, real, fake, g in given:
+        into.add_d(losses, real, fake)
+        into.add_g(g)
+
+
+def test_means_are_those_of_all_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(meter, "COMPACT", 7)  # several times in between
+    found, given = Meter(World()), reports(30)
+    put_down(found, given)
+    row = found.flush()
+    real, fake = torch.cat([g[1] for g in given]).double(), torch.cat([g[2] for g in given]).double()
+    expected = {
+        "Loss/D": sum(g[0]["Loss/D"].item() for g in given) / 30,
+        "Loss/r1": sum(g[0]["Loss/r1"].item() for g in given if "Loss/r1" in g[0]) / 30,  # as optimised, on average
+        "Loss/r2": 0.0,
+        "Loss/G": sum(g[3].item() for g in given) / 30,
+        "Logits/real_mean": real.mean().item(),
+        "Logits/fake_std": fake.std(correction=0).item(),
+        "Logits/sign_real": real.sign().mean().item(),
+        "Logits/gap": (real.mean() - fake.mean()).item(),
+        "Logits/acc": (real > fake).double().mean().item(),
+    }
+    assert {name: row[name] for name in expected} == pytest.approx(expected, rel=1e-6)
+    assert found.flush()["Loss/D"] == 0  # nothing is left over
+
+
+def test_a_stop_in_between_changes_no_bit() -> None:
+    given = reports(40)
+    whole, before, after = Meter(World()), Meter(World()), Meter(World())
+    put_down(whole, given)
+    put_down(before, given[:13])
+    after.load_state(before.state())
+    put_down(after, given[13:])
+    assert after.flush() == whole.flush()
+
+
+def test_values_that_are_not_finite_show() -> None:
+    found = Meter(World())
+    found.add_d({"Loss/D": torch.tensor(float("nan"))}, torch.ones(2), torch.full((2,), float("inf")))
+    row = found.flush()
+    assert row["Loss/D"] != row["Loss/D"]
+    assert row["Logits/fake_std"] == float("inf")

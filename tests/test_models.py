@@ -7,7 +7,7 @@ from torch import nn
 from distgan.config import FAMILIES, leaves
 from distgan.models import MODELS
 
-RESOLUTIONS = (16, 32, 64)
+RESOLUTIONS = (16, 32, 64, 128, 256)
 
 
 def build(family: str, resolution: int, num_classes: int, **settings: object) -> tuple[nn.Module, nn.Module]:

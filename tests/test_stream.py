@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import pickle
 import shlex
 import threading
 import time
@@ -19,6 +20,7 @@ from distgan.data import index
 from distgan.data import source as source_module
 from distgan.data.dataset import Dataset, find_shards
 from distgan.data.image import fit
+from distgan.data.pack import Options, pack
 from distgan.data.plan import Layout, Plan
 from distgan.data.source import Source
 from distgan.data.stream import Stream
@@ -513,6 +515,31 @@ def test_data_sets_are_refused_with_a_reason(name: str, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=message) as caught:
         open_data(tmp_path, **options)
     assert "\n" not in str(caught.value)
+
+
+class Trap:
+    """Leaves a file behind where it is unpickled."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def __reduce__(self) -> tuple:
+        return Path.touch, (self.path,)
+
+
+def test_pickles_in_a_shard_are_never_opened(tmp_path: Path, start_stream: Callable[..., Stream]) -> None:
+    trap = pickle.dumps(Trap(tmp_path / "sprung"))
+    names = ("pkl", "pickle", "pyd", "pth", "pt", "npy", "json")
+    members = [(f"{i}.{name}", trap) for i in range(8) for name in names]
+    members += [(f"{i}.{part}", data) for i in range(8) for part, data in (("png", PNG), ("cls", b"1"))]
+    members.sort(key=lambda member: member[0].partition(".")[0])
+    (tmp_path / "a.tar").write_bytes(tar_bytes(members))
+    data = open_data(tmp_path, labels=True)
+    next(start_stream(data, batch=8))
+    pack(str(tmp_path), str(tmp_path / "packed"), Options(), workers=1)
+    assert not (tmp_path / "sprung").exists()
+    pickle.loads(trap)
+    assert (tmp_path / "sprung").exists()  # the trap is one
 
 
 def test_which_image_part_can_be_chosen(tmp_path: Path) -> None:

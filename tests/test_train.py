@@ -1,6 +1,7 @@
 """`distgan train` as its user meets it: what it leaves behind, and what it says when something is wrong."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -8,8 +9,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import write_shards
 from PIL import Image
-from processes import ROOT, environment, free_port, run_ranks
+from processes import ROOT, environment, free_port, output, run_ranks
 from runs import make_digits, metrics, status, weights, write_config
 
 from distgan.cli import main
@@ -217,6 +219,21 @@ def test_a_second_live_run_in_one_folder_is_refused(tmp_path: Path, config: Path
         wait_for((run / "metrics.jsonl").exists)
         assert run_ranks(1, command, tmp_path / "second") == [5]
     assert "is in use by a live run (process" in (tmp_path / "second.0").read_text()
+
+
+@pytest.mark.multi
+def test_a_rank_whose_data_fail_ends_the_others_and_tells_why(tmp_path: Path) -> None:
+    """No rank waits for one that is gone, and the message of the one that failed is among those that are shown."""
+    shards, run, log = tmp_path / "shards", tmp_path / "run", tmp_path / "log"
+    write_shards(shards, [240], damaged=range(0, 240, 40))  # 6, of which 1 % may be
+    config = write_config(tmp_path / "tiny.yaml", shards)
+    codes = run_ranks(2, ["-m", "distgan", "train", str(config), f"run.dir={run}", "train.images=10M"], log, 60)
+    told = output(log, 2)
+    assert 3 in codes, told
+    assert 0 not in codes
+    assert re.search(r"distgan train: rank [01]: .* damaged", told)
+    assert "Traceback" not in told
+    assert status(run)["state"] == "failed"
 
 
 LAUNCH = [sys.executable, "-m", "accelerate.commands.launch", "--num_machines", "1", "--mixed_precision", "no"]

@@ -67,7 +67,8 @@ def build_optimizer(settings: OptimizerSettings, net: nn.Module) -> torch.optim.
 def decoding_threads(ranks_here: int, device: str) -> int:
     """Of each rank: the cores divided, but few beside a training that needs the cores itself."""
     share = (os.cpu_count() or 1) // ranks_here
-    return max(1, min(share, 8 if device == "cuda" else 2))
+    own = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else share  # fewer, where srun binds tasks
+    return max(1, min(share, own, 8 if device == "cuda" else 2))
 
 
 def describe(

@@ -129,7 +129,7 @@ class RunFolder:
             "command": shlex.join(command),
             "host": socket.gethostname(),
             "python": platform.python_version(),
-            "packages": {name: metadata.version(name) for name in PACKAGES},
+            "packages": {name: _version(name) for name in PACKAGES},
             "git": _git_state(),
             "variables": {name: os.environ[name] for name in names if name in os.environ},
         }
@@ -151,6 +151,13 @@ def _number(line: str, name: str) -> int:
         return int(json.loads(line)[name])
     except (ValueError, KeyError, TypeError):
         return -1
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:  # W&B is not needed, and a copied package may lack its metadata
+        return None
 
 
 def _git_state() -> str:

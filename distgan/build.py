@@ -14,14 +14,16 @@ from distgan.data.plan import Layout
 from distgan.data.source import Source
 from distgan.errors import DataError
 from distgan.models import MODELS
+from distgan.ranks import together
 
 
 def open_dataset(config: Config, *, rank: int = 0, world: int = 1, gather: Gather = lambda item: [item]) -> Dataset:
     """The data set of a run. Raises DataError where it is not what the config asks for."""
     data = config.data
     source = Source(timeout_sec=data.timeout_sec, cache_bytes=data.cache_mb * 2**20)
+    urls = together(lambda: find_shards(data.shards, allow_pipe=data.allow_pipe), gather)
     dataset = Dataset(
-        find_shards(data.shards, allow_pipe=data.allow_pipe),
+        urls,
         source,
         labels=config.model.conditional,
         classes=data.classes,

@@ -122,7 +122,8 @@ def choose(folder: Path, resume: str) -> tuple[Path | None, bool]:
 
     Args:
         resume: "auto", the newest good one; "never", none, which needs a folder without any; or a path: one of the
-            run's own takes it back to there (newer ones are set aside), any other is where a new run begins.
+            run's own takes it back to there (newer ones are set aside), any other is where a new run begins. What was
+            trained with the same path since then is gone on with, as by "auto": the same command goes on.
     """
     own, refused = newest_good(folder)
     for reason in refused:
@@ -135,9 +136,12 @@ def choose(folder: Path, resume: str) -> tuple[Path | None, bool]:
         wanted = find(Path(resume).expanduser())
         if wanted.parent.resolve() != folder.resolve():
             return (own, True) if own else (wanted, False)
+        if own is not None and load(own)[1]["config"]["run"]["resume"] == resume:
+            return own, True
+        times = 1 + len({path.name.split("-")[1] for path in folder.glob("aside-*")})
         for newer in newest_first(folder):
             if newer.name > wanted.name:
-                newer.rename(newer.with_name(f"aside-{newer.name}"))
+                newer.rename(folder / f"aside-{times}-{newer.name}")
         return wanted, True
     if refused and own is None:
         raise DataError(f"{folder} has no good checkpoint left; move it away to start anew")

@@ -20,7 +20,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if rest:  # overrides behind an option: argparse takes only the first run of positional arguments
         options.overrides = [*options.overrides, *rest]
     try:
-        return options.run(options) or 0
+        code = options.run(options) or 0
+        sys.stdout.flush()
+        return code
     except DistganError as error:
         if error.rank is not None:
             print(f"distgan {options.command}: rank {error.rank}: {error}", file=sys.stderr)
@@ -137,8 +139,9 @@ def _train(options: argparse.Namespace) -> int:
     if options.dry_run:
         return _check(options)
     with listening():
+        world = settle()  # first, since it tells which rank this is, and rank 0 alone prints
         config = load(options.config, options.overrides)
-        batch_plan(config, settle())
+        batch_plan(config, world)
 
         from distgan.trainer import train
 
@@ -149,7 +152,8 @@ def _check(options: argparse.Namespace) -> int:
     from distgan.config import batch_plan, warnings
     from distgan.configfile import load
 
-    world = getattr(options, "ranks", 0) or settle()
+    launched = settle()
+    world = getattr(options, "ranks", 0) or launched
     config = load(options.config, options.overrides)
     spread = batch_plan(config, world)
     if rank() > 0:
@@ -159,7 +163,7 @@ def _check(options: argparse.Namespace) -> int:
 
     for line in check(config, spread):
         print(line)
-    for line in warnings(config, world):
+    for line in warnings(config, spread):
         print(f"warning: {line}")
     return 0
 

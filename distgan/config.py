@@ -122,6 +122,7 @@ class Train:
     )
     n_critic: int = key(1, "D steps for each G step", low=1)
     precision: Literal["fp32", "bf16"] = key("fp32", "of the networks; penalties are always fp32")
+    tf32: bool = key(False, "GPU: let fp32 products be of numbers rounded to 10 bits, which is faster")
     seed: int = key(0, "of everything that is drawn", low=0)
     tick: int = key(
         0, "images from one line of metrics to the next; 0: 1000, or 32 batches", unit="images", free=True, low=0
@@ -251,14 +252,14 @@ def problems(config: Config) -> list[str]:
     return found
 
 
-def warnings(config: Config, world: int = 1) -> list[str]:
+def warnings(config: Config, spread: "BatchPlan") -> list[str]:
     """What works but may not be meant."""
     found = []
     normed = [net for net in "GD" if getattr(config.model, net).get("norm") == "batch"]
-    if normed and world > 1:
+    if normed and spread.micro_batch < spread.batch:
         found.append(
-            f"batch norm in {' and '.join(normed)} sees each rank's own {config.train.batch // world} images, "
-            f"so the update depends on the number of ranks (model.{normed[0]}.norm=none does not)"
+            f"batch norm in {' and '.join(normed)} sees each pass's own {spread.micro_batch} images, so the update "
+            f"depends on ranks and train.micro_batch (with model.{normed[0]}.norm=none it does not)"
         )
     if config.ema.half_life > config.train.images:
         found.append(

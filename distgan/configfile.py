@@ -29,14 +29,16 @@ def load(path: str, overrides: Sequence[str] = ()) -> Config:
         ConfigError: with every mistake of every layer, one line each.
     """
     file = Path(path).expanduser()
-    if file.is_dir():
-        file = file / "config.yaml"
+    folder = file if file.is_dir() else None
+    if folder:
+        file = folder / "config.yaml"
     schema = dict(leaves(Config))
     config = OmegaConf.structured(Config)
     mistakes: list[str] = []
     nets: dict[str, tuple[str, object]] = {}  # the networks' own settings: key -> (layer, value)
 
-    for layer, values in [*_files(file, ()), *_override_layers(overrides)]:
+    here = [("run folder", {"run": {"dir": str(folder)}})] if folder else []  # it may have been moved or copied
+    for layer, values in [*_files(file, ()), *here, *_override_layers(overrides)]:
         for name, value in _flat(values):
             if name == "model.family":  # a layer that chooses another family starts from that family's defaults
                 nets = {} if value != config.model.family else nets
@@ -81,7 +83,7 @@ def help_keys(group: str = "") -> str:
     ]
     for prefix, schema in tables:
         for name, f in leaves(schema, prefix):
-            if not (prefix + name).startswith(group):
+            if not name.startswith(group):
                 continue
             default = f.default_factory() if callable(f.default_factory) else f.default
             if f.metadata["unit"] == "schedule":
@@ -192,7 +194,7 @@ def _images(value: object) -> int:
             number = float(value.rstrip("kMG") if scale > 1 else value) * scale
         except ValueError:
             number = None
-    if isinstance(number, bool) or not isinstance(number, (int, float)) or number != round(number):
+    if isinstance(number, bool) or not isinstance(number, (int, float)) or number % 1 != 0:
         raise ValueError(f"{value!r} is not a number of images: write 25000, 25k or 1.5M")
     return round(number)
 

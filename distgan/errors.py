@@ -41,17 +41,26 @@ class MachineError(DistganError):
     exit_code = 5
 
 
+def of_kind(kind: str, text: str) -> DistganError:
+    """The error of another rank, of which the name of its class and its message came over."""
+    known = {cls.__name__: cls for cls in DistganError.__subclasses__()}
+    return known[kind](text) if kind in known else MachineError(f"{kind}: {text}")
+
+
 class FailedError(DistganError):
     """Anything else that ended a run; the traceback is in the rank's log."""
 
+    OTHERS_END = "onnection"  # what libraries say where another rank is gone
     HINTS = (
         ("out of memory", "lower train.micro_batch"),
-        ("onnection", "another rank is gone: its own message tells why"),
+        (OTHERS_END, "another rank is gone: its own message tells why"),
     )
 
     @classmethod
-    def of(cls, error: Exception, rank: int, folder: Path) -> "FailedError":
+    def of(cls, error: Exception, rank: int, folder: Path) -> DistganError:
+        """What a rank says of an error that nobody foresaw."""
         text = " ".join(str(error).split())
         file = "log.txt" if rank == 0 else f"logs/rank_{rank:05d}.txt"
         hint = next((f" ({hint})" for mark, hint in cls.HINTS if mark in text), "")
-        return cls(f"{type(error).__name__}: {text[:300]}{hint}; traceback in {folder / file}").on_rank(rank)
+        kind = MachineError if isinstance(error, OSError) and cls.OTHERS_END not in text else cls
+        return kind(f"{type(error).__name__}: {text[:300]}{hint}; traceback in {folder / file}").on_rank(rank)

@@ -3,6 +3,7 @@
 import math
 from pathlib import Path
 
+import torch
 from torch import nn
 
 from distgan import build, checkpoint, sample
@@ -22,6 +23,7 @@ def load_generator(path: str | Path) -> tuple[nn.Module, Config, int]:
     config = from_dict(state["config"])
     G, _ = build.build_nets(config, state["num_classes"])
     G.load_state_dict(tensors["G_ema"])
+    G.to("cuda" if torch.cuda.is_available() else "cpu")
     return G.eval().requires_grad_(False), config, state["num_classes"]
 
 

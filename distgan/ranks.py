@@ -1,9 +1,12 @@
 """What the launcher said of the ranks, read from the environment before torch is imported."""
 
 import os
-from collections.abc import MutableMapping
+from collections.abc import Callable, MutableMapping
+from typing import TypeVar
 
-from distgan.errors import ConfigError, MachineError
+from distgan.errors import ConfigError, DistganError, MachineError, of_kind
+
+T = TypeVar("T")
 
 
 def settle(environment: MutableMapping[str, str] = os.environ) -> int:
@@ -20,12 +23,15 @@ def settle(environment: MutableMapping[str, str] = os.environ) -> int:
         environment["WORLD_SIZE"] = environment["SLURM_NTASKS"]
         environment["LOCAL_RANK"] = environment["SLURM_LOCALID"]
         environment["LOCAL_WORLD_SIZE"] = str(len(environment["SLURM_GTIDS"].split(",")))
+        if environment.get("CUDA_VISIBLE_DEVICES", "").isdecimal():  # this task's own GPU is the only one it sees
+            environment["LOCAL_RANK"] = "0"
         if "MASTER_ADDR" not in environment or "MASTER_PORT" not in environment:
             raise MachineError(
                 "srun tasks need MASTER_ADDR and MASTER_PORT to find one another: see slurm/train.sbatch"
             )
     on_cpu = environment.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes", "on")
-    if on_cpu and "MASTER_ADDR" in environment and "RANK" not in environment:
+    by_accelerate = "MASTER_ADDR" in environment and "SLURM_STEP_ID" not in environment
+    if on_cpu and by_accelerate and "RANK" not in environment:
         raise MachineError(
             "`accelerate launch --cpu --num_processes N` starts a single process, whatever N is: use launch/cpu.sh, or "
             "ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes N"
@@ -38,3 +44,24 @@ def settle(environment: MutableMapping[str, str] = os.environ) -> int:
 def rank(environment: MutableMapping[str, str] = os.environ) -> int:
     """Of this process; 0 without a launcher."""
     return int(environment.get("RANK", "0"))
+
+
+def together(function: Callable[[], T], gather: Callable[[object], list]) -> T:
+    """Run something on every rank. Where it fails on some, all ranks raise the first of these errors.
+
+    Args:
+        gather: What each rank passes, in rank order, on every rank.
+    """
+    result, error = None, None
+    try:
+        result = function()
+    except DistganError as failure:
+        error = failure
+    told = gather((type(error).__name__, str(error)) if error else None)
+    failed = [number for number, words in enumerate(told) if words]
+    if not failed:
+        return result
+    if len(failed) == len(told) and error is not None:
+        raise error  # on all alike
+    kind, text = told[failed[0]]
+    raise of_kind(kind, f"rank {failed[0]}: {text}")

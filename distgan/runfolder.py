@@ -2,6 +2,7 @@
 
 import fcntl
 import json
+import logging
 import os
 import platform
 import shlex
@@ -14,6 +15,8 @@ from pathlib import Path
 
 from distgan.checkpoint import replace_file
 from distgan.errors import MachineError
+
+log = logging.getLogger("distgan")
 
 PACKAGES = ("torch", "accelerate", "webdataset", "wandb", "omegaconf", "numpy", "pillow", "simplejpeg", "safetensors")
 
@@ -44,8 +47,12 @@ class RunFolder:
             for folder in (self.path, self.samples, self.checkpoints, self.path / "logs"):
                 folder.mkdir(parents=True, exist_ok=True)
             self._lock = open(self.path / ".lock", "a+")  # noqa: SIM115 (held until the process ends)
+            self._take_lock()
+            self._note_environment(command)
         except OSError as error:
             raise MachineError(f"run.dir={self.path}: {error.strerror}") from None
+
+    def _take_lock(self) -> None:
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -54,13 +61,12 @@ class RunFolder:
                 f"run.dir={self.path} is in use by a live run ({self._lock.read().strip() or 'unknown'}): "
                 "wait for it, stop it, or choose another run.dir"
             ) from None
-        except OSError:
-            pass  # a file system without locks
+        except OSError as error:
+            log.warning(f"run.dir={self.path} has no locks ({error.strerror}): see that no two runs share it")
         self._lock.seek(0)
         self._lock.truncate()
         self._lock.write(f"process {os.getpid()} on {socket.gethostname()}")
         self._lock.flush()
-        self._note_environment(command)
 
     def close(self) -> None:
         """Let another run in."""

@@ -3,8 +3,6 @@
 import math
 from collections.abc import Sequence
 
-SHAPES = ("cosine", "linear")
-
 
 def value_at(images: int, ends: Sequence[float], ramp: int, shape: str) -> float:
     """The first of `ends` at the start, the last after `ramp` images, on a curve between; one end is a constant."""

@@ -12,19 +12,27 @@ from collections.abc import Iterator
 EXIT_CODES = {"finished": 0, "preempted": 75, "interrupted": 130}  # 75: EX_TEMPFAIL, try again later
 
 _requests: list[str] = []  # a signal handler has nowhere else to put them
+_launchers: list[int] = []  # the process of the launcher that this rank must not outlive
 
 
 @contextlib.contextmanager
 def listening() -> Iterator[None]:
-    """Meanwhile, signals ask the run to save and stop. A second INT leaves at once."""
+    """Meanwhile, signals ask the run to save and stop. A second INT leaves at once.
+
+    Where a signal came, the process ignores all but INT from then on: srun sends TERM to the ranks that leave later
+    than the first one, and a rank that dies of it loses its exit code. (A handler would not do: Python takes those away
+    when it shuts down.)
+    """
     _requests.clear()
+    _launchers[:] = [os.getppid()] if "TORCHELASTIC_RUN_ID" in os.environ else []
     signals = [signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM, signal.SIGINT]
     before = {number: signal.signal(number, _on_signal) for number in signals}
     try:
         yield
     finally:
+        came = bool(set(_requests) - {"finished"})
         for number, handler in before.items():
-            signal.signal(number, handler)
+            signal.signal(number, signal.SIG_IGN if came and number != signal.SIGINT else handler)
 
 
 def ask(reason: str) -> None:
@@ -33,7 +41,12 @@ def ask(reason: str) -> None:
 
 
 def asked() -> str:
-    """Why the run should stop: a key of EXIT_CODES, or empty. A person's wish wins."""
+    """Why the run should stop: a key of EXIT_CODES, or empty. A person's wish wins.
+
+    Ranks whose launcher was killed are orphans that nobody could stop any more: they are preempted too.
+    """
+    if _launchers and os.getppid() != _launchers[0]:
+        ask("preempted")
     return "interrupted" if "interrupted" in _requests else _requests[0] if _requests else ""
 
 

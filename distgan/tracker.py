@@ -16,6 +16,7 @@ from PIL import Image
 from distgan import sample, stop
 from distgan.config import Config, Wandb, to_dict
 from distgan.configfile import to_yaml
+from distgan.data.source import public
 from distgan.runfolder import RunFolder
 
 log = logging.getLogger("distgan")
@@ -32,6 +33,7 @@ def start_logging(folder: Path, rank: int) -> None:
         handlers.append(logging.StreamHandler(sys.stdout))
         handlers[1].setLevel(logging.INFO)
     log.handlers.clear()
+    logging.raiseExceptions = False  # a closed console or a full disk is no reason to print tracebacks there
     log.propagate = False
     log.setLevel(logging.DEBUG)
     for handler in handlers:
@@ -55,7 +57,10 @@ class Tracker:
         self._wandb = None
         if is_main:
             folder.write_config(to_yaml(config))
-            self._wandb = start_wandb(config.wandb, folder, to_dict(config), wandb_id, lambda: stop.ask("finished"))
+            told = to_dict(config)
+            shards = told["data"]["shards"]
+            told["data"]["shards"] = public(shards) if isinstance(shards, str) else [public(url) for url in shards]
+            self._wandb = start_wandb(config.wandb, folder, told, wandb_id, lambda: stop.ask("finished"))
 
     def grid(self, name: str, file: str, pictures: list[np.ndarray], columns: int) -> None:
         """Save a grid of pictures among the samples; W&B gets it with the next row."""

@@ -1,9 +1,11 @@
 """A run: built from its config, taken up where it stopped, carried on until it is done or asked to stop."""
 
 import copy
+import hashlib
 import logging
 import math
 import secrets
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -11,7 +13,7 @@ from torch import nn
 from distgan import build, checkpoint, ema, sample, stop
 from distgan.audit import Audit
 from distgan.config import BatchPlan, Config, Optimizer, batch_plan, changes, to_dict, warnings
-from distgan.configfile import from_dict
+from distgan.configfile import from_dict, to_yaml
 from distgan.data.plan import Layout, Plan
 from distgan.data.stream import Stream
 from distgan.errors import ConfigError, DataError, DistganError, DivergedError, FailedError
@@ -32,7 +34,8 @@ STOP_REASONS = ("", "finished", "preempted", "interrupted")  # where ranks diffe
 
 def train(config: Config) -> int:
     """Train until done; returns the exit code: 0 finished, 75 saved on a signal, 130 saved on Ctrl-C."""
-    world = World(timeout_sec=config.run.timeout_sec, deterministic=config.train.deterministic)
+    world = World(timeout_sec=config.run.timeout_sec, deterministic=config.train.deterministic, tf32=config.train.tf32)
+    world.require_same(config=digest(to_yaml(config).encode()), code=digest_of_code(), torch=torch.__version__)
     spread = batch_plan(config, world.size)
     folder = RunFolder(config.run.dir)
     world.on_main(lambda: folder.open(command_line()))
@@ -41,11 +44,9 @@ def train(config: Config) -> int:
         reason = Trainer(config, world, spread, folder).run()
     except Exception as error:
         log.debug("the run failed", exc_info=error)
-        if world.is_main:
-            folder.status("failed", reason=f"{type(error).__name__}: {error}", world=world.size)
-        if isinstance(error, DistganError):
-            raise
-        raise FailedError.of(error, world.rank, folder.path) from error
+        failure = error if isinstance(error, DistganError) else FailedError.of(error, world.rank, folder.path)
+        tell_failure(failure, world, folder)
+        raise failure from error
     finally:
         folder.close()
     world.close()
@@ -77,7 +78,7 @@ class Trainer:
         self.opt_G = build.build_optimizer(config.optim.G, self.G)
         self.opt_D = build.build_optimizer(config.optim.D, self.D)
         self.wandb_id = secrets.token_hex(4)
-        self._num_substituted = 0  # since the last line
+        self._num_substituted = 0  # since the last line, on this rank
         self._poll_every = self._steps_to_poll = 1
         self._copied: torch.cuda.Event | None = None
 
@@ -87,7 +88,7 @@ class Trainer:
         self.step.settle(self.spread.micro_batch, data.resolution, model.z_dim, self.num_classes)
         train_sec, logged_images = self._resume()
         self.watch = Stopwatch(self.world, train_sec, self.images)
-        if self.images >= self.config.train.images or self._is_out_of_time():
+        if self.images >= self.config.train.images or self._is_out_of_time(train_sec):
             log.info(f"{self.folder.path} is finished at {self.images} images: nothing to do")
             return "finished"
         self._describe()
@@ -141,9 +142,9 @@ class Trainer:
 
     def _next_batch(self) -> DeviceBatch:
         """The next images on the device; on a CPU they share memory with the stream's buffer."""
+        if self._copied is not None:
+            self._copied.synchronize()  # the stream takes that buffer back now
         with self.watch.waiting():
-            if self._copied is not None:
-                self._copied.synchronize()  # the stream takes that buffer back now
             try:
                 batch = next(self.stream)
             except DataError as error:
@@ -184,7 +185,7 @@ class Trainer:
 
     def _asked_to_stop(self) -> str:
         """Why to stop now, the same on every rank; ranks agree on it now and then, not in each step."""
-        reason = stop.asked() or ("finished" if self._is_out_of_time() else "")
+        reason = stop.asked() or ("finished" if self._is_out_of_time(self.watch.total_sec) else "")
         if self.world.size == 1:
             return reason
         self._steps_to_poll -= 1
@@ -193,8 +194,8 @@ class Trainer:
         self._steps_to_poll = self._poll_every
         return STOP_REASONS[self.world.max(STOP_REASONS.index(reason))]
 
-    def _is_out_of_time(self) -> bool:
-        return 0 < self.config.train.max_minutes * 60 <= self.watch.total_sec
+    def _is_out_of_time(self, train_sec: float) -> bool:
+        return 0 < self.config.train.max_minutes * 60 <= train_sec
 
     # Now and then.
 
@@ -259,7 +260,7 @@ class Trainer:
 
     def _save_checkpoint(self) -> None:
         """All that the rest of the run depends on; of single ranks, only the sums of an unfinished line."""
-        meter = self.step.meter.state()
+        meter, num_substituted = self.step.meter.state(), self.world.gather(self._num_substituted)
         if self.audit is not None:
             self.audit.flush()
         self.world.barrier()  # the lines that this checkpoint counts on are written
@@ -272,6 +273,7 @@ class Trainer:
             "layout": vars(self.layout),
             "num_classes": self.num_classes,
             "meter": meter,
+            "num_substituted": num_substituted,
             "train_sec": self.watch.total_sec,
             "wandb_id": self.wandb_id,
             **self._conditions(),
@@ -297,13 +299,15 @@ class Trainer:
         path, is_own = self.world.on_main(lambda: checkpoint.choose(self.folder.checkpoints, self.config.run.resume))
         if path is None:
             return 0.0, self.world.on_main(lambda: self.folder.rewind(0))
-        tensors, state = checkpoint.load(path)
-        check_same_run(self.config, state, self.dataset.fingerprint)
+        tensors, state = self.world.together(lambda: self._load(path))
         for name, net in self._nets().items():
             net.load_state_dict(tensors[name])
         checkpoint.load_optimizer(self.opt_G, self.G, tensors["opt_G"])
         checkpoint.load_optimizer(self.opt_D, self.D, tensors["opt_D"])
         self.step.meter.load_state(state["meter"])
+        counts = state["num_substituted"]
+        counts = counts if len(counts) == self.world.size else [sum(counts)] + [0] * self.world.size
+        self._num_substituted = counts[self.world.rank]
         self.images, self.layout = state["images"], Layout(**state["layout"])
         self.wandb_id = state["wandb_id"] if is_own else self.wandb_id
         log.info(f"going on from {path}, at {self.images} images")
@@ -312,11 +316,19 @@ class Trainer:
                 log.info(f"{what}: {state[what]} before, {now} now: same samples and noise, other last bits of sums")
         return state["train_sec"], self.world.on_main(lambda: self.folder.rewind(self.images))
 
+    def _load(self, path: Path) -> tuple[checkpoint.Tensors, dict]:
+        try:
+            tensors, state = checkpoint.load(path)
+        except checkpoint.DamagedError as damage:
+            raise DataError(f"{path}: {damage}") from None
+        check_same_run(self.config, state, self.dataset.fingerprint)
+        return tensors, state
+
     def _describe(self) -> None:
         for line in build.describe(self.config, self.spread, self.dataset, self.layout, self.G, self.D):
             log.info(line)
         if self.world.is_main:
-            for line in warnings(self.config, self.world.size):
+            for line in warnings(self.config, self.spread):
                 log.warning(f"warning: {line}")
 
     def _open_stream(self) -> Stream:
@@ -346,6 +358,28 @@ class Trainer:
         self.tracker.finish(reason, self.images)
         log.info(f"{reason} at {self.images} images after {self.watch.total_sec / 60:.1f} min: {self.folder.path}")
         self.world.barrier()
+
+
+def tell_failure(error: DistganError, world: World, folder: RunFolder) -> None:
+    """Leave the cause in status.json. A rank that only saw another one go leaves that one's word as it is."""
+    if error.rank != world.rank and not world.is_main:
+        return
+    if FailedError.OTHERS_END in str(error) and folder.read_status().get("state") == "failed":
+        return
+    try:
+        folder.status("failed", reason=f"{type(error).__name__}: {error}", world=world.size)
+    except OSError as problem:
+        log.warning(f"{folder.path}: status.json could not be written: {problem.strerror}")
+
+
+def digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()[:16]
+
+
+def digest_of_code() -> str:
+    """Of the package that runs here."""
+    files = sorted(Path(__file__).parent.rglob("*.py"))
+    return digest(b"\0".join(path.read_bytes() for path in files))
 
 
 def check_same_run(config: Config, state: dict, fingerprint: str) -> None:

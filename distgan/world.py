@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import socket
 from collections.abc import Callable
 from datetime import timedelta
 from typing import TypeVar
@@ -14,7 +15,7 @@ from accelerate.utils import DistributedDataParallelKwargs, DistributedType, Ini
 from torch import Tensor, nn
 
 from distgan import ranks
-from distgan.errors import ConfigError, DistganError, MachineError
+from distgan.errors import ConfigError, MachineError, of_kind
 
 T = TypeVar("T")
 
@@ -26,17 +27,20 @@ class World:
         timeout_sec: How long a collective operation waits for the slowest rank.
         deterministic: "fast", or on a GPU "warn" / "strict": deterministic kernels, a warning or an error where
             there are none.
+        tf32: Let a GPU round the factors of convolutions and matrix products to 10 bits.
     """
 
-    def __init__(self, *, timeout_sec: float = 600, deterministic: str = "fast"):
+    def __init__(self, *, timeout_sec: float = 600, deterministic: str = "fast", tf32: bool = False):
         promised = ranks.settle()
         if deterministic != "fast":
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA starts
         self._accelerator = Accelerator(
+            cpu=torch.backends.mps.is_available(),  # which has no float64, and no second rank
             mixed_precision="no",  # autocast stands in the losses, so that penalties can stay in float32
             kwargs_handlers=[
                 DistributedDataParallelKwargs(gradient_as_bucket_view=True),
-                InitProcessGroupKwargs(timeout=timedelta(seconds=timeout_sec)),
+                # Accelerate passes on what differs from its own 600 s, and gloo's default is half an hour.
+                InitProcessGroupKwargs(timeout=timedelta(seconds=timeout_sec, microseconds=1)),
             ],
         )
         self.rank: int = self._accelerator.process_index
@@ -44,6 +48,8 @@ class World:
         self.local_size = int(os.environ.get("LOCAL_WORLD_SIZE", self.size))
         self.is_main = self.rank == 0
         self.device: torch.device = self._accelerator.device
+        if self.device.type not in ("cuda", "cpu"):
+            raise MachineError(f"distgan trains on CUDA GPUs and CPUs, not {self.device}: set ACCELERATE_USE_CPU=true")
         if promised != self.size:
             raise MachineError(
                 f"the launcher started {promised} processes, but each would train alone: on machines without a GPU "
@@ -54,7 +60,7 @@ class World:
             raise ConfigError(
                 f"a GAN trains under plain data parallelism, not {kind}: use `accelerate launch --multi_gpu`"
             )
-        _choose_kernels(self.device, deterministic)
+        _choose_kernels(self.device, deterministic, tf32)
 
     def prepare(self, module: nn.Module) -> nn.Module:
         """Move a module to this rank's device and, among several ranks, wrap it in DDP.
@@ -127,9 +133,23 @@ class World:
         if error is not None:
             raise error
         if kind:
-            known = {cls.__name__: cls for cls in DistganError.__subclasses__()}
-            raise known.get(kind, MachineError)(text if kind in known else f"rank 0 failed: {kind}: {text}")
+            raise of_kind(kind, text)
         return result
+
+    def together(self, function: Callable[[], T]) -> T:
+        """Run something on every rank; if it fails on some, every rank raises the first of these errors."""
+        return ranks.together(function, self.gather)
+
+    def require_same(self, **values: object) -> None:
+        """Raise MachineError where ranks differ in one of these, naming the first that does."""
+        told = self.gather((socket.gethostname(), values))
+        for rank, (host, theirs) in enumerate(told):
+            for name, value in theirs.items():
+                if value != told[0][1][name]:
+                    raise MachineError(
+                        f"rank {rank} on {host} has another {name} than rank 0 on {told[0][0]} "
+                        f"({value}, not {told[0][1][name]}): start all ranks alike"
+                    )
 
     def barrier(self) -> None:
         if self.size > 1:
@@ -141,9 +161,12 @@ class World:
             dist.destroy_process_group()
 
 
-def _choose_kernels(device: torch.device, deterministic: str) -> None:
+def _choose_kernels(device: torch.device, deterministic: str, tf32: bool) -> None:
     if device.type != "cuda":
         return
+    precision = "tf32" if tf32 else "ieee"  # torch's own default is tf32 for convolutions only
+    torch.backends.cudnn.conv.fp32_precision = precision
+    torch.backends.cuda.matmul.fp32_precision = precision
     torch.backends.cudnn.benchmark = deterministic == "fast"
     if deterministic != "fast":
         torch.utils.deterministic.fill_uninitialized_memory = False

@@ -5,5 +5,6 @@
 set -euo pipefail
 
 export ACCELERATE_USE_CPU=true OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
+export PET_SIGNALS_TO_HANDLE=SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1,SIGUSR2 # which the launcher hands on to the ranks
 exec "${PYTHON:-python}" -m accelerate.commands.launch --multi_gpu --num_machines 1 --num_processes "${PROCESSES:-2}" \
   --mixed_precision no --dynamo_backend no --main_process_port 0 -m distgan train "$@"

@@ -8,9 +8,10 @@ source launch/environment.sh
 run=runs/digits32
 [ -e data/digits32/dataset.json ] || distgan pack distgan/data/digits.npz data/digits32 --resolution 32
 
-launcher=launch/cpu.sh
-if python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then launcher=launch/local.sh; fi
-"$launcher" configs/digits32.yaml run.dir=$run train.max_minutes="${DEMO_MINUTES:-2}"
+gpus=$(python -c 'import torch; print(torch.cuda.device_count())')
+if [ "$gpus" -gt 0 ]; then launcher=launch/local.sh ranks=$gpus; else launcher=launch/cpu.sh ranks=2; fi
+batch=$(((64 + ranks - 1) / ranks * ranks)) # 64, or a little more where so many GPUs do not divide it
+"$launcher" configs/digits32.yaml run.dir=$run train.batch=$batch train.max_minutes="${DEMO_MINUTES:-2}"
 
 python tests/judge_digits.py $run
 echo

@@ -14,4 +14,4 @@ if ! cat "$root/pyproject.toml" "$root/constraints.txt" | cmp -s - "$stamp"; the
   "$root/.venv/bin/python" -m pip install --quiet --disable-pip-version-check -e "$root[dev]" -c "$root/constraints.txt"
   cat "$root/pyproject.toml" "$root/constraints.txt" >"$stamp"
 fi
-export PATH=$root/.venv/bin:$PATH
+export PATH=$root/.venv/bin:$PATH PYTHON=$root/.venv/bin/python

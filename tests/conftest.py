@@ -67,10 +67,10 @@ def numbered_shard(numbers: Iterable[int], *, damaged: Iterable[int] = (), size:
     return tar_bytes(members)
 
 
-def write_shards(folder: Path, counts: Iterable[int], **options: Iterable[int]) -> list[str]:
+def write_shards(folder: Path, counts: Iterable[int], *, numbers_from: int = 0, **options: Iterable[int]) -> list[str]:
     """Numbered shards of so many samples each, numbered through; their paths."""
     folder.mkdir(parents=True, exist_ok=True)
-    paths, first = [], 0
+    paths, first = [], numbers_from
     for i, count in enumerate(counts):
         path = folder / f"{i:03d}.tar"
         path.write_bytes(numbered_shard(range(first, first + count), **options))

@@ -18,14 +18,15 @@ def tensors(value: float = 1.0) -> checkpoint.Tensors:
     return {"G": {"w": torch.full((4, 3), value), "b": torch.arange(3.0)}, "opt_G": {"w/step": torch.tensor(7.0)}}
 
 
-def save(folder: Path, images: int, value: float = 1.0) -> Path:
-    return checkpoint.save(folder, images, tensors(value), {"images": images})
+def save(folder: Path, images: int, value: float = 1.0, resume: str = "auto") -> Path:
+    state = {"images": images, "config": {"run": {"resume": resume}}}
+    return checkpoint.save(folder, images, tensors(value), state)
 
 
 def test_what_is_saved_is_loaded(tmp_path: Path) -> None:
     path = save(tmp_path, 1000, 2.5)
     found, state = checkpoint.load(path)
-    assert state == {"images": 1000}
+    assert state == {"images": 1000, "config": {"run": {"resume": "auto"}}}
     for name, named in tensors(2.5).items():
         assert named.keys() == found[name].keys()
         assert all(torch.equal(named[key], found[name][key]) for key in named)
@@ -114,7 +115,12 @@ def test_where_a_run_goes_on_from(tmp_path: Path) -> None:
         checkpoint.choose(run, "never")
     assert checkpoint.choose(run, str(second)) == (second, True)  # back to there
     assert checkpoint.choose(run, "auto") == (second, True)
-    assert (run / "aside-step-000000000300").is_dir()
+    assert (run / "aside-1-step-000000000300").is_dir()
+    third = save(run, 300, resume=str(second))
+    assert checkpoint.choose(run, str(second)) == (third, True)  # the same command goes on
+    save(run, 300)
+    assert checkpoint.choose(run, str(second)) == (second, True)  # back once more, after another one
+    assert (run / "aside-2-step-000000000300").is_dir()
     with pytest.raises(DataError, match="no good checkpoint there"):
         checkpoint.choose(run, str(tmp_path / "nowhere"))
     for path in (first, second):

@@ -142,7 +142,8 @@ def test_the_snapshot_reads_back_to_an_equal_config(basic: Path, tmp_path: Path)
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "config.yaml").write_text(to_yaml(config))
     assert load(str(tmp_path / "run" / "config.yaml")) == config
-    assert load(str(tmp_path / "run")) == config  # a run folder stands for its config
+    here = replace(config, run=replace(config.run, dir=str(tmp_path / "run")))
+    assert load(str(tmp_path / "run")) == here  # a run folder stands for its config
     assert from_dict(to_dict(config)) == config
 
 
@@ -184,10 +185,21 @@ def test_divisors() -> None:
     assert divisors(12) == [1, 2, 3, 4, 6, 12]
 
 
-def test_warnings_speak_of_batch_norm_on_many_ranks_only(basic: Path) -> None:
+def test_warnings_speak_of_batch_norm_where_a_batch_is_parted(basic: Path) -> None:
     config = load(str(basic), ["model.G.norm=batch"])
-    assert not any("batch norm" in line for line in warnings(config, 1))
-    assert any("batch norm in G sees each rank's own 32 images" in line for line in warnings(config, 2))
+    assert not any("batch norm" in line for line in warnings(config, batch_plan(config, 1)))
+    told = "batch norm in G sees each pass's own 32 images"
+    assert any(told in line for line in warnings(config, batch_plan(config, 2)))
+    config = load(str(basic), ["model.G.norm=batch", "train.micro_batch=32"])
+    assert any(told in line for line in warnings(config, batch_plan(config, 1)))
+
+
+def test_a_run_folder_is_a_config_wherever_it_lies_now(basic: Path, tmp_path: Path) -> None:
+    moved = tmp_path / "moved"
+    moved.mkdir()
+    (moved / "config.yaml").write_text(to_yaml(load(str(basic), ["run.dir=runs/old"])))
+    assert load(str(moved)).run.dir == str(moved)
+    assert load(str(moved), ["run.dir=runs/new"]).run.dir == "runs/new"
 
 
 def test_every_setting_is_explained() -> None:

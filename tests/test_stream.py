@@ -372,6 +372,8 @@ def test_served_shards_are_fetched_once_and_by_blocks(
     shards = {f"/{i:03d}.tar": numbered_shard(range(200 * i, 200 * i + 200)) for i in range(4)}
     with RangeServer(shards) as server:
         data = Dataset(find_shards(server.address + "/{000..003}.tar"), Source())
+        for shard in range(4):
+            data.located(shard)  # looks at the first and the last header
         server.ranges.clear()
         plan = Plan(data.counts, Layout(lanes=32, block=8, window=8), seed=0)
         numbers, _, _, _ = take([start_stream(data, plan=plan, batch=32, prefetch=1)], 24)
@@ -592,15 +594,15 @@ def test_a_shard_that_changes_while_a_run_reads_it_is_noticed(folder: Path) -> N
     data = open_data(folder)
     time.sleep(0.02)
     (folder / "000.tar").write_bytes(numbered_shard(range(12)))
-    with pytest.raises(DataError, match=r"000\.tar.*changed|000\.tar.*indexed"):
+    with pytest.raises(DataError, match=r"000\.tar.*indexed|000\.tar is not the shard that this run began with"):
         data.located(0)
 
 
 # Ranks that open a set together.
 
 
-def open_together(urls: list[str], world: int) -> list[Dataset | DataError]:
-    """What each rank gets when they tell one another what they found."""
+def open_together(urls: list[str], world: int, own: dict[int, list[str]] | None = None) -> list[Dataset | DataError]:
+    """What each rank gets when they tell one another what they found; some may see `own` shards."""
     told: list[list] = [[] for _ in range(world)]
     barrier = threading.Barrier(world, timeout=20)
 
@@ -611,7 +613,8 @@ def open_together(urls: list[str], world: int) -> list[Dataset | DataError]:
             return list(told)
 
         try:
-            return Dataset(urls, Source(), labels=True, rank=rank, world=world, gather=gather)
+            seen = (own or {}).get(rank, urls)
+            return Dataset(seen, Source(), labels=True, rank=rank, world=world, gather=gather)
         except DataError as error:
             return error
 
@@ -632,6 +635,33 @@ def test_ranks_share_the_opening(world: int, folder: Path, monkeypatch: pytest.M
         assert data.class_counts == alone.class_counts
         assert data.mean_bytes == alone.mean_bytes
         assert [data.key(i) for i in (0, 20, 50)] == [alone.key(i) for i in (0, 20, 50)]
+
+
+@pytest.mark.parametrize(
+    ("rank", "change", "told"),
+    [
+        (1, lambda urls: urls[:-1], "rank 1 finds other shards than rank 0: it lacks 004.tar"),
+        (0, lambda urls: urls[:-1], "rank 1 finds other shards than rank 0: it alone has 004.tar"),
+        (2, lambda urls: urls[::-1], "rank 2 finds other shards than rank 0: 5 and 5, or another order"),
+    ],
+)
+def test_ranks_that_find_other_shards_are_told(
+    rank: int, change: Callable[[list[str]], list[str]], told: str, folder: Path
+) -> None:
+    urls = find_shards(str(folder))
+    found = open_together(urls, 3, {rank: change(urls)})
+    assert len({str(error) for error in found}) == 1
+    assert told in str(found[0])
+
+
+def test_another_shard_of_the_same_name_is_noticed_when_it_is_opened(folder: Path, tmp_path: Path) -> None:
+    """A node's own copy, with other samples: the index that its rank reads is not the one that was agreed on."""
+    write_shards(tmp_path / "other", COUNTS, numbers_from=100)
+    theirs = find_shards(str(tmp_path / "other"))
+    _, other = open_together(find_shards(str(folder)), 2, {1: theirs})
+    assert other.counts.tolist() == COUNTS
+    with pytest.raises(DataError, match=r"000\.tar is not the shard that this run began with"):
+        other.located(0)
 
 
 def test_one_ranks_error_is_everyones(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,7 +19,7 @@ from distgan.data.image import MAX_PIXELS, SUFFIXES, BadImage, decode_into
 from distgan.data.source import Source, is_local, local_path, public
 from distgan.errors import DataError
 
-Gather = Callable[[list], list[list]]  # this rank's list -> the lists of all ranks, in rank order
+Gather = Callable[[object], list]  # what this rank found -> what all ranks found, in rank order
 
 
 def default_cache_dir() -> Path:
@@ -144,7 +144,14 @@ class Dataset:
         self._cache_dir = (cache_dir or default_cache_dir()) / "index"
         with ThreadPoolExecutor(1 if all(map(is_local, self.urls)) else 16) as pool:
             mine = list(pool.map(self._summary, self.urls[rank::world]))
-        shares = gather(mine)
+        names = [os.path.basename(public(url)) for url in self.urls]
+        lists, shares = zip(*gather((names, mine)))
+        for number, other in enumerate(lists):
+            if other != lists[0]:
+                raise DataError(
+                    f"rank {number} finds other shards than rank 0: {_difference(other, lists[0])}. "
+                    "All nodes need the same data"
+                )
         shards = [shares[i % world][i // world] for i in range(len(self.urls))]
         for url, shard in zip(self.urls, shards):
             if "error" in shard:
@@ -174,6 +181,7 @@ class Dataset:
                 for u, s in zip(self.urls, shards)
             ).encode()
         ).hexdigest()
+        self._digests = [shard["digest"] for shard in shards]
         self._open = lru_cache(maxsize=1024)(self._locate_shard)
 
     def shard_of(self, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -260,8 +268,11 @@ class Dataset:
         column = np.array([next((i for i, p in enumerate(k) if p in self._image), 0) for k in found.kinds], np.int64)
         good = np.array([self._complete(kind) for kind in found.kinds], bool)[found.kind]
         at = (np.cumsum(parts[found.kind]) - parts[found.kind] + column[found.kind])[good]
-        if len(at) != self.counts[shard]:
-            raise DataError(f"{public(self.urls[shard])} changed while the run reads it: {len(at)} samples now")
+        if found.digest != self._digests[shard]:
+            raise DataError(
+                f"{public(self.urls[shard])} is not the shard that this run began with: it changed meanwhile, or "
+                "another node has another one"
+            )
         return Located(found.offset[at], found.length[at], found.label[good], found.first[good])
 
 
@@ -281,6 +292,12 @@ def _image_suffixes(shards: list[dict], chosen: str, allow_damaged: bool) -> set
         seen = ", ".join(sorted({part for kind in kinds for part in kind})[:12])
         raise DataError(f"no image part in the shards, only {seen}: set data.image if one of these is an image")
     return found
+
+
+def _difference(some: list[str], others: list[str]) -> str:
+    lacks, has = sorted(set(others) - set(some)), sorted(set(some) - set(others))
+    words = [f"{word} {', '.join(names[:3])}" for word, names in (("it lacks", lacks), ("it alone has", has)) if names]
+    return "; ".join(words) or f"{len(some)} and {len(others)}, or another order"
 
 
 def _damage_report(problems: list[str]) -> str:

@@ -7,6 +7,7 @@ damaged data; everything else goes through Pillow. What a file is, its first byt
 import io
 import warnings
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import simplejpeg
@@ -54,12 +55,11 @@ def decode(data: bytes, *, max_pixels: int = MAX_PIXELS, background: int = 255) 
     if data.startswith(JPEG):
         return _decode_jpeg(data, max_pixels)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow warns of what is checked here
-            image = Image.open(io.BytesIO(data))
-            _check_size(*image.size, max_pixels)
-            image.load()
-            return _to_rgb(image, background)
+        _silence_pillow()
+        image = Image.open(io.BytesIO(data))
+        _check_size(*image.size, max_pixels)
+        image.load()
+        return _to_rgb(image, background)
     except BadImage:
         raise
     except Image.DecompressionBombError:
@@ -68,6 +68,12 @@ def decode(data: bytes, *, max_pixels: int = MAX_PIXELS, background: int = 255) 
         raise BadImage("not an image") from None
     except Exception as error:  # Pillow's plugins raise SyntaxError, struct.error, OSError ... on damaged files
         raise BadImage(f"damaged ({type(error).__name__})") from None
+
+
+@lru_cache(maxsize=1)
+def _silence_pillow() -> None:
+    """Pillow warns of what is checked here. For the whole process and once: filters are not made for threads."""
+    warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
 def decode_into(data: bytes, out: np.ndarray, *, max_pixels: int, filter: str, crop: str) -> bool:

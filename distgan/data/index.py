@@ -220,9 +220,7 @@ def _still_true(path: Path, url: str, source: Source) -> ShardIndex | None:
         return None
     if source.size(url) != index.size:
         return None
-    if not is_local(url):
-        return index
-    if os.path.getmtime(local_path(url)) > os.path.getmtime(path):
+    if is_local(url) and os.path.getmtime(local_path(url)) > os.path.getmtime(path):
         return None
     for sample in {0, len(index.first) - 1} if len(index.first) else ():
         try:

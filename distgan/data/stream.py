@@ -6,6 +6,7 @@ of Python's lock; they write straight into reused buffers, so no pixel is copied
 """
 
 import itertools
+import math
 import queue
 import threading
 from collections.abc import Callable, Iterator
@@ -85,7 +86,7 @@ class Stream(Iterator[Batch]):
         self.bad: dict[int, str] = {}  # sample -> what is wrong with it
         self._draw = draw
         self._decode = {"max_pixels": max_pixels, "filter": filter, "crop": crop}
-        self._max_bad = -int(-max_bad_share * dataset.num_samples // 1)
+        self._max_bad = math.ceil(max_bad_share * dataset.num_samples)
         self._batch, self._local = batch, batch // world
         self._start = start + rank * self._local
         self._window_of_lane = np.full(plan.layout.lanes, -1, np.int64)  # the last one that was read ahead

@@ -1,0 +1,77 @@
+"""What a launcher says of the ranks, and what ranks make of one another's errors."""
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier
+
+import pytest
+
+from distgan.errors import DataError, DistganError, MachineError
+from distgan.ranks import settle, together
+
+STEP = {"SLURM_STEP_ID": "0", "SLURM_NTASKS": "4", "SLURM_PROCID": "3", "SLURM_LOCALID": "1", "SLURM_GTIDS": "2,3"}
+MEETING = {"MASTER_ADDR": "node1", "MASTER_PORT": "1"}
+
+
+def test_a_task_of_a_step_is_a_rank() -> None:
+    found = STEP | MEETING
+    assert settle(found) == 4
+    assert [found[name] for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")] == ["3", "1", "4", "2"]
+
+
+def test_a_task_that_sees_its_own_gpu_alone_uses_it() -> None:
+    for visible, local in (("5", "0"), ("0,1", "1"), ("", "1")):
+        found = STEP | MEETING | {"CUDA_VISIBLE_DEVICES": visible}
+        settle(found)
+        assert found["LOCAL_RANK"] == local
+
+
+@pytest.mark.parametrize(
+    ("variables", "size"),
+    [
+        ({}, 1),
+        ({k: v for k, v in STEP.items() if k != "SLURM_STEP_ID"}, 1),  # an interactive shell inside of an allocation
+        (STEP | MEETING | {"RANK": "0", "WORLD_SIZE": "2"}, 2),  # a launcher that srun started
+        (STEP | MEETING | {"SLURM_NTASKS": "1", "ACCELERATE_USE_CPU": "true"}, 1),  # a job of one task
+    ],
+)
+def test_what_is_no_task_among_several(variables: dict[str, str], size: int) -> None:
+    assert settle(variables) == size
+
+
+def test_launches_that_would_start_something_else_are_refused() -> None:
+    with pytest.raises(MachineError, match="srun tasks need MASTER_ADDR"):
+        settle(dict(STEP))
+    with pytest.raises(MachineError, match="starts a single process"):
+        settle(MEETING | {"ACCELERATE_USE_CPU": "true"})
+
+
+def on_ranks(functions: list[Callable[[], int]]) -> list[int | DistganError]:
+    """What each rank gets from `together`."""
+    told: list = [None] * len(functions)
+    barrier = Barrier(len(functions), timeout=10)
+
+    def run(rank: int) -> int | DistganError:
+        def gather(item: object) -> list:
+            told[rank] = item
+            barrier.wait()
+            return list(told)
+
+        try:
+            return together(functions[rank], gather)
+        except DistganError as error:
+            return error
+
+    with ThreadPoolExecutor(len(functions)) as pool:
+        return list(pool.map(run, range(len(functions))))
+
+
+def fails() -> int:
+    raise DataError("no shards here")
+
+
+def test_an_error_of_one_rank_becomes_everyones() -> None:
+    assert on_ranks([lambda: 1, lambda: 2]) == [1, 2]
+    found = on_ranks([lambda: 1, lambda: 2, fails])
+    assert [(type(error), str(error)) for error in found] == [(DataError, "rank 2: no shards here")] * 3
+    assert [str(error) for error in on_ranks([fails, fails])] == ["no shards here"] * 2  # of all alike: no rank named

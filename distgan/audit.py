@@ -10,7 +10,7 @@ from distgan.data.stream import Batch
 class Audit:
     """Appends {"position", "shard", "key"} for each sample, in the order of consumption."""
 
-    def __init__(self, folder: Path, rank: int, dataset: Dataset):
+    def __init__(self, folder: Path, rank: int, dataset: Dataset) -> None:
         folder.mkdir(exist_ok=True)
         self._file = open(folder / f"rank{rank}.jsonl", "a")  # noqa: SIM115 (as long as the run)
         self._dataset = dataset

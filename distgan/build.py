@@ -12,7 +12,7 @@ from distgan.config import Optimizer as OptimizerSettings
 from distgan.data.dataset import Dataset, Gather, find_shards
 from distgan.data.plan import Layout
 from distgan.data.source import Source
-from distgan.errors import DataError
+from distgan.errors import DataError, MachineError
 from distgan.models import MODELS
 from distgan.ranks import together
 
@@ -53,8 +53,15 @@ def build_nets(config: Config, num_classes: int) -> tuple[nn.Module, nn.Module]:
     family = MODELS[model.family]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(int(keyed.key(config.train.seed, "weights") >> 1))
-        G = family.generator(resolution, model.z_dim, num_classes, **model.G)
-        D = family.discriminator(resolution, num_classes, **model.D)
+        try:
+            G = family.generator(resolution, model.z_dim, num_classes, **model.G)
+            D = family.discriminator(resolution, num_classes, **model.D)
+        except (RuntimeError, MemoryError) as error:
+            if "memory" not in str(error) and not isinstance(error, MemoryError):
+                raise
+            raise MachineError(
+                "the networks do not fit into memory: lower model.G.width, model.D.width or model.z_dim"
+            ) from None
     return G, D
 
 

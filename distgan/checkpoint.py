@@ -75,14 +75,16 @@ def load(path: Path) -> tuple[Tensors, dict]:
     """The tensors and the state of a checkpoint, after its hashes were checked. Raises DamagedError."""
     try:
         manifest = json.loads((path / "manifest.json").read_text())
-        contents = {name: (path / name).read_bytes() for name in manifest}
+        hashes = {name: (told["sha256"], told["bytes"]) for name, told in manifest.items()}
+        contents = {name: (path / name).read_bytes() for name in hashes}
     except FileNotFoundError as error:
         raise DamagedError(f"{os.path.basename(error.filename)} is missing") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DamagedError(f"unreadable: {error}") from None
     for name, data in contents.items():
-        if hashlib.sha256(data).hexdigest() != manifest[name]["sha256"]:
-            raise DamagedError(f"{name} is not what was written ({len(data)} of {manifest[name]['bytes']} bytes)")
+        digest, size = hashes[name]
+        if hashlib.sha256(data).hexdigest() != digest:
+            raise DamagedError(f"{name} is not what was written ({len(data)} of {size} bytes)")
     try:
         tensors = {n.removesuffix(".safetensors"): load_tensors(d) for n, d in contents.items() if n != "state.json"}
         return tensors, json.loads(contents["state.json"])
@@ -92,7 +94,7 @@ def load(path: Path) -> tuple[Tensors, dict]:
 
 def newest_first(folder: Path) -> list[Path]:
     """The checkpoints of a run."""
-    return sorted((p for p in folder.glob("step-*") if p.is_dir()), reverse=True)
+    return sorted((p for p in folder.glob("step-" + 12 * "[0-9]") if p.is_dir()), reverse=True)
 
 
 def newest_good(folder: Path) -> tuple[Path | None, list[str]]:

@@ -1,18 +1,25 @@
 """The commands. Each body imports what it needs, so that a typo is told without waiting for torch."""
 
 import argparse
+import io
 import os
+import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from distgan import __version__
-from distgan.errors import ConfigError, DistganError
+from distgan.errors import ConfigError, DistganError, MachineError
 from distgan.ranks import rank, settle
+
+RANK_0_SPEAKS_SEC = 3  # a launcher ends all ranks once one is gone: the others leave rank 0 the time to say why
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the process's exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a file's name may hold bytes that the terminal's encoding lacks
+            stream.reconfigure(errors="backslashreplace")
     parser = _parser()
     options, rest = parser.parse_known_args(arguments)
     if rest and not hasattr(options, "overrides"):
@@ -28,8 +35,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"distgan {options.command}: rank {error.rank}: {error}", file=sys.stderr)
         elif rank() == 0:
             print(f"distgan {options.command}: {error}", file=sys.stderr)
+        else:
+            time.sleep(RANK_0_SPEAKS_SEC)
         return error.exit_code
     except KeyboardInterrupt:
+        print(f"distgan {options.command}: interrupted", file=sys.stderr)
         return 130
     except BrokenPipeError:  # `distgan ... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -89,7 +99,9 @@ def _takes_config(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings that win over the file's")
 
 
-def _command(commands, name: str, run, help: str) -> argparse.ArgumentParser:
+def _command(
+    commands: argparse._SubParsersAction, name: str, run: Callable[[argparse.Namespace], int | None], help: str
+) -> argparse.ArgumentParser:
     parser = commands.add_parser(name, help=help, description=help)
     parser.set_defaults(run=run)
     return parser
@@ -100,16 +112,20 @@ def _pack(options: argparse.Namespace) -> None:
 
     fields = ("resolution", "crop", "filter", "image", "quality", "background", "max_pixels")
     started = time.perf_counter()
-    summary = pack(
-        options.source,
-        options.out,
-        Options(**{name: getattr(options, name) for name in fields}),
-        shard_mb=options.shard_mb,
-        workers=options.workers,
-        labels=not options.no_labels,
-        allow_damaged=options.allow_damaged,
-        overwrite=options.overwrite,
-    )
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # clean up, as after Ctrl-C
+    try:
+        summary = pack(
+            options.source,
+            options.out,
+            Options(**{name: getattr(options, name) for name in fields}),
+            shard_mb=options.shard_mb,
+            workers=options.workers,
+            labels=not options.no_labels,
+            allow_damaged=options.allow_damaged,
+            overwrite=options.overwrite,
+        )
+    finally:
+        signal.signal(signal.SIGTERM, before)
     print(report(summary, options.out, time.perf_counter() - started))
 
 
@@ -154,6 +170,8 @@ def _check(options: argparse.Namespace) -> int:
 
     launched = settle()
     world = getattr(options, "ranks", 0) or launched
+    if world < 1:
+        raise ConfigError(f"--ranks {world}: at least 1")
     config = load(options.config, options.overrides)
     spread = batch_plan(config, world)
     if rank() > 0:
@@ -183,8 +201,8 @@ def _config(options: argparse.Namespace) -> int:
 def _generate(options: argparse.Namespace) -> int:
     from distgan.generate import generate
 
-    print(
-        generate(
+    try:
+        line = generate(
             options.checkpoint,
             options.num,
             options.out,
@@ -193,5 +211,7 @@ def _generate(options: argparse.Namespace) -> int:
             labels=options.labels,
             columns=options.columns,
         )
-    )
+    except OSError as error:
+        raise MachineError(f"--out {options.out}: {error.strerror or error}") from None
+    print(line)
     return 0

@@ -4,9 +4,10 @@ The dataclasses are the schema: `configfile` fills them from YAML and `key=value
 module imports neither torch nor OmegaConf, so that mistakes are told at once.
 """
 
+import math
 from collections.abc import Iterator
 from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from distgan.errors import ConfigError
 
@@ -19,7 +20,7 @@ def key(
     free: bool = False,
     low: float | None = None,
     high: float | None = None,
-):
+) -> Any:
     """A setting.
 
     Args:
@@ -38,7 +39,7 @@ class Run:
     dir: str = key("", "run folder; empty: runs/<name of the config file>", free=True)
     resume: str = key("auto", "auto: go on from the newest good checkpoint; never; or a checkpoint folder", free=True)
     expect_ranks: int = key(0, "refuse to run on any other number of ranks; 0: any", free=True, low=0)
-    timeout_sec: int = key(600, "how long a rank waits for another before the run fails", free=True, low=10)
+    timeout_sec: int = key(600, "how long a rank waits for another before the run fails", free=True, low=10, high=10**6)
     allow_config_change: bool = key(False, "resume although settings differ that change the training", free=True)
     allow_data_change: bool = key(False, "resume although the shards are not those of the start", free=True)
 
@@ -49,7 +50,7 @@ class Data:
         [], "folder, glob, WebDataset expression or addresses of shards, or a list of these", free=True
     )
     resolution: int = key(0, "side of the images in pixels; others are cropped and resized to it", low=8, high=1024)
-    classes: int = key(0, "number of classes; 0: largest label plus one", low=0)
+    classes: int = key(0, "number of classes; 0: largest label plus one", low=0, high=1_000_000)
     image: str = key("", "suffix of the image part; empty: told from the names")
     filter: Literal["lanczos", "area", "bicubic"] = key("lanczos", "resampling of images of another size")
     crop: Literal["center", "squeeze"] = key("center", "how other proportions become square")
@@ -62,15 +63,15 @@ class Data:
     cache_mb: int = key(1024, "memory for bytes of remote shards, each rank", free=True, low=64)
     timeout_sec: float = key(120, "how long one read may go on trying", free=True, low=1)
     audit: bool = key(False, "write a line for every consumed sample to audit/rank<r>.jsonl", free=True)
-    lanes: int = key(0, "places of the data set that a batch is mixed from; 0: chosen at the start", low=0)
-    block: int = key(0, "neighbours that are read together; 0: chosen at the start", low=0)
-    window: int = key(0, "rows of a lane that are shuffled together; 0: chosen at the start", low=0)
+    lanes: int = key(0, "places of the data set that a batch is mixed from; 0: chosen at the start", low=0, high=2**22)
+    block: int = key(0, "neighbours that are read together; 0: chosen at the start", low=0, high=2**20)
+    window: int = key(0, "rows of a lane that are shuffled together; 0: chosen at the start", low=0, high=2**12)
 
 
 @dataclass
 class Model:
     family: str = key("dcgan", "network family")
-    z_dim: int = key(128, "length of the latent vector", low=1)
+    z_dim: int = key(128, "length of the latent vector", low=1, high=2**16)
     conditional: bool = key(False, "whether G and D know the class")
     G: dict = key({}, "the generator's own settings (see its family)")
     D: dict = key({}, "the discriminator's own settings (see its family)")
@@ -94,7 +95,9 @@ class Loss:
 class Optimizer:
     name: Literal["adam", "adamw"] = key("adam", "optimizer")
     lr: list[float] = key([2e-4], "learning rate", unit="schedule", low=0)
-    betas: tuple[float, float] = key((0.0, 0.99), "decay of the gradient's first and second moment", low=0, high=1)
+    betas: tuple[float, float] = key(
+        (0.0, 0.99), "decay of the gradient's first and second moment", low=0, high=0.999999
+    )
     eps: float = key(1e-8, "added to the root of the second moment", low=0)
     weight_decay: float = key(0.0, "of adamw", low=0)
 
@@ -114,16 +117,16 @@ class Ema:
 
 @dataclass
 class Train:
-    batch: int = key(64, "images of a step, over all ranks", low=1)
+    batch: int = key(64, "images of a step, over all ranks", low=1, high=2**22)
     micro_batch: int = key(0, "images of one pass on one rank; 0: all at once", free=True, low=0)
     images: int = key(1_000_000, "stop after these images", unit="images", free=True, low=1)
     max_minutes: float = key(
         0.0, "stop after this much training time, resumed parts included; 0: never", free=True, low=0
     )
-    n_critic: int = key(1, "D steps for each G step", low=1)
+    n_critic: int = key(1, "D steps for each G step", low=1, high=1000)
     precision: Literal["fp32", "bf16"] = key("fp32", "of the networks; penalties are always fp32")
     tf32: bool = key(False, "GPU: let fp32 products be of numbers rounded to 10 bits, which is faster")
-    seed: int = key(0, "of everything that is drawn", low=0)
+    seed: int = key(0, "of everything that is drawn", low=0, high=2**63 - 1)
     tick: int = key(
         0, "images from one line of metrics to the next; 0: 1000, or 32 batches", unit="images", free=True, low=0
     )
@@ -181,16 +184,16 @@ class Config:
 
 @dataclass
 class DcganGenerator:
-    width: int = key(64, "channels at half the resolution; they double as the side halves", low=1)
-    max_width: int = key(512, "bound on the channels", low=1)
+    width: int = key(64, "channels at half the resolution; they double as the side halves", low=1, high=2**14)
+    max_width: int = key(512, "bound on the channels", low=1, high=2**14)
     norm: Literal["none", "batch"] = key("none", "batch norm, or none")
-    embedding: int = key(64, "numbers that a class label becomes", low=1)
+    embedding: int = key(64, "numbers that a class label becomes", low=1, high=2**14)
 
 
 @dataclass
 class DcganDiscriminator:
-    width: int = key(64, "channels at half the resolution; they double as the side halves", low=1)
-    max_width: int = key(512, "bound on the channels", low=1)
+    width: int = key(64, "channels at half the resolution; they double as the side halves", low=1, high=2**14)
+    max_width: int = key(512, "bound on the channels", low=1, high=2**14)
     norm: Literal["none", "batch"] = key("none", "batch norm, or none")
 
 
@@ -306,12 +309,18 @@ def batch_plan(config: Config, world: int) -> BatchPlan:
 
 
 def divisors(n: int) -> list[int]:
-    return [d for d in range(1, n + 1) if n % d == 0]
+    small = [d for d in range(1, math.isqrt(n) + 1) if n % d == 0]
+    return sorted({*small, *(n // d for d in small)})
 
 
 def _listed(numbers: list[int]) -> str:
     text = [str(n) for n in numbers]
     return ", ".join(text[:-1]) + " or " + text[-1] if len(text) > 1 else text[0]
+
+
+def shapes_nets(name: str) -> bool:
+    """Whether other values of this setting make other networks, which no saved weights fit."""
+    return name.startswith("model.") or name in ("data.resolution", "data.classes")
 
 
 def changes(old: Config, new: Config) -> tuple[dict[str, tuple], dict[str, tuple]]:

@@ -13,7 +13,7 @@ from dataclasses import Field
 from pathlib import Path
 
 import yaml
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from distgan.config import FAMILIES, Config, leaves, problems
@@ -38,9 +38,16 @@ def load(path: str, overrides: Sequence[str] = ()) -> Config:
     nets: dict[str, tuple[str, object]] = {}  # the networks' own settings: key -> (layer, value)
 
     here = [("run folder", {"run": {"dir": str(folder)}})] if folder else []  # it may have been moved or copied
-    for layer, values in [*_files(file, ()), *here, *_override_layers(overrides)]:
+    try:
+        layers = [*_files(file, ()), *here, *_override_layers(overrides)]
+    except RecursionError:
+        raise ConfigError(f"{file}: nested too deeply") from None
+    for layer, values in layers:
         for name, value in _flat(values):
             if name == "model.family":  # a layer that chooses another family starts from that family's defaults
+                if value not in list(FAMILIES):
+                    mistakes.append(f"{layer}: model.family={value!r}: choose one of {', '.join(FAMILIES)}")
+                    continue
                 nets = {} if value != config.model.family else nets
             if name.startswith(("model.G.", "model.D.")):
                 nets[name] = (layer, value)
@@ -116,6 +123,8 @@ def _files(file: Path, chain: tuple[Path, ...]) -> Iterator[tuple[str, dict]]:
     if not isinstance(values, dict):
         raise ConfigError(f"{file}: a config is a mapping of settings, not a {type(values).__name__}")
     bases = values.pop("base", None) or []
+    if not all(isinstance(base, str) for base in ([bases] if isinstance(bases, str) else bases or [""])):
+        raise ConfigError(f"{file}: base: {bases!r}: name a file, or a list of files")
     for base in [bases] if isinstance(bases, str) else bases:
         yield from _files(Path(os.path.normpath(file.parent / base)), (*chain, file))
     yield str(file), values
@@ -133,7 +142,7 @@ def _override_layers(overrides: Sequence[str]) -> Iterator[tuple[str, dict]]:
             raise ConfigError(f"{layer}: an override is key=value")
         try:
             yield layer, OmegaConf.to_container(OmegaConf.from_dotlist([text]), resolve=False)
-        except (yaml.YAMLError, OmegaConfBaseException) as error:
+        except (yaml.YAMLError, OmegaConfBaseException, UnicodeError) as error:
             raise ConfigError(f"{layer}: the value is no YAML, quote it: {_first_line(error)}") from None
 
 
@@ -147,7 +156,7 @@ def _flat(values: dict, prefix: str = "") -> Iterator[tuple[str, object]]:
 
 
 def _put(
-    config, layer: str, name: str, inner: str, value: object, schema: dict[str, Field], mistakes: list[str]
+    config: DictConfig, layer: str, name: str, inner: str, value: object, schema: dict[str, Field], mistakes: list[str]
 ) -> None:
     """Merge setting `name`, which `config` knows as `inner`, or add to the mistakes why it cannot be."""
     try:
@@ -157,7 +166,7 @@ def _put(
                 return
             raise ValueError(f"is a group of settings, not a value: set one of its keys, such as {group[0]}")
         OmegaConf.update(config, inner, _converted(value, schema.get(inner)), merge=False)
-    except (OmegaConfBaseException, ValueError) as error:
+    except (OmegaConfBaseException, ValueError, TypeError) as error:
         text = _first_line(error)
         if inner not in schema and "Did you mean" not in text:
             last = {known.rpartition(".")[2]: known for known in schema}
@@ -199,7 +208,7 @@ def _images(value: object) -> int:
     return round(number)
 
 
-def _resolve(config, mistakes: list[str]) -> None:
+def _resolve(config: DictConfig, mistakes: list[str]) -> None:
     """Fill in interpolations. Only harmless environment variables may enter, since a config is written to W&B too."""
 
     def read(name: str, default: str | None = None) -> str | None:
@@ -217,11 +226,8 @@ def _resolve(config, mistakes: list[str]) -> None:
         mistakes.append(f"{error.full_key or 'interpolation'}: {_first_line(error)}")
 
 
-def _merge_nets(config, nets: dict[str, tuple[str, object]], mistakes: list[str]) -> None:
+def _merge_nets(config: DictConfig, nets: dict[str, tuple[str, object]], mistakes: list[str]) -> None:
     """Check the networks' own settings against their family, and fill in its defaults."""
-    if config.model.family not in FAMILIES:
-        mistakes.append(f"model.family={config.model.family!r}: choose one of {', '.join(FAMILIES)}")
-        return
     for net, schema in zip("GD", FAMILIES[config.model.family]):
         own = OmegaConf.structured(schema)
         known = dict(leaves(schema))
@@ -245,12 +251,14 @@ def _out_of_bounds(config: Config) -> list[str]:
         for number in value if isinstance(value, (list, tuple)) else [value]:
             if name == "data.resolution" and number == 0:
                 continue  # not set: `problems` says so
-            if isinstance(number, (int, float)) and (
-                (low is not None and number < low) or (high is not None and number > high)
-            ):
-                bounds = f"at least {low:g}" if high is None else f"from {low:g} to {high:g}"
+            if not isinstance(number, (int, float)):
+                continue
+            if not abs(number) < 2**63:  # nor a NaN
+                found.append(f"{name}={number}: must be a finite number")
+            elif (low is not None and number < low) or (high is not None and number > high):
+                bounds = f"at least {low}" if high is None else f"from {low} to {high}"
                 found.append(f"{name}={number}: must be {bounds}")
-    return found
+    return list(dict.fromkeys(found))
 
 
 def _first_line(error: Exception) -> str:

@@ -33,11 +33,14 @@ def generate(path: str, num: int, out: str, *, kind: str, seed: int, labels: str
     Args:
         labels: Classes that the images take in turn, "0,3" or "0-9"; empty for all. A grid has a row for each.
     """
-    if num < 1:
-        raise ConfigError(f"--num {num}: at least 1")
+    for name, value, least in (("num", num, 1), ("columns", columns, 0)):
+        if value < least:
+            raise ConfigError(f"--{name} {value}: at least {least}")
     G, config, num_classes = load_generator(path)
     chosen = _parse_labels(labels, num_classes)
     target = Path(out).expanduser()
+    if target.exists() and target.is_dir() == (kind == "grid"):
+        raise ConfigError(f"--out {out} is {'a folder, a grid is one file' if kind == 'grid' else 'a file'}")
     if kind == "grid":
         columns = columns or (-(-num // len(chosen)) if chosen else math.ceil(math.sqrt(num)))
         each = [chosen[i // columns % len(chosen)] for i in range(num)] if chosen else None
@@ -65,8 +68,7 @@ def _parse_labels(text: str, num_classes: int) -> list[int]:
         first, _, last = part.partition("-")
         if not first.isdecimal() or not (last or first).isdecimal():
             raise ConfigError(f"--labels {text}: write class numbers as 0,3,7 or 0-9")
+        if not int(first) <= int(last or first) < num_classes:
+            raise ConfigError(f"--labels {text}: the classes are 0 to {num_classes - 1}")
         found += range(int(first), int(last or first) + 1)
-    outside = [label for label in found if label >= num_classes]
-    if outside or not found:
-        raise ConfigError(f"--labels {text}: the classes are 0 to {num_classes - 1}")
     return found

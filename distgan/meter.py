@@ -20,7 +20,7 @@ class Meter:
     matter, and a run that was stopped between two ticks shows the same means as an unbroken one.
     """
 
-    def __init__(self, world: World):
+    def __init__(self, world: World) -> None:
         self._world = world
         self._losses: dict[str, list[Tensor]] = {name: [] for name in LOSSES}
         self._logits: list[tuple[Tensor, Tensor]] = []  # of real images and fakes

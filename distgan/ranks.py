@@ -38,12 +38,16 @@ def settle(environment: MutableMapping[str, str] = os.environ) -> int:
         )
     if environment.get("ACCELERATE_DYNAMO_BACKEND", "no").lower() not in ("no", ""):
         raise ConfigError("`accelerate launch --dynamo_backend` breaks gradient penalties: leave it out")
-    return int(environment.get("WORLD_SIZE", "1"))
+    size = environment.get("WORLD_SIZE", "1")
+    if not size.isdecimal() or not environment.get("RANK", "0").isdecimal():
+        raise MachineError(f"WORLD_SIZE={size} and RANK={environment.get('RANK')} are not whole numbers")
+    return int(size)
 
 
 def rank(environment: MutableMapping[str, str] = os.environ) -> int:
     """Of this process; 0 without a launcher."""
-    return int(environment.get("RANK", "0"))
+    number = environment.get("RANK", "0")
+    return int(number) if number.isdecimal() else 0
 
 
 def together(function: Callable[[], T], gather: Callable[[object], list]) -> T:

@@ -35,7 +35,7 @@ class RunFolder:
     audit/            with data.audit, a line per consumed sample of each rank
     """
 
-    def __init__(self, path: str | Path):
+    def __init__(self, path: str | Path) -> None:
         self.path = Path(path).expanduser()
         self.samples, self.checkpoints = self.path / "samples", self.path / "checkpoints"
         self.metrics = self.path / "metrics.jsonl"
@@ -83,9 +83,10 @@ class RunFolder:
 
     def read_status(self) -> dict:
         try:
-            return json.loads((self.path / "status.json").read_text())
+            found = json.loads((self.path / "status.json").read_text())
         except (OSError, ValueError):
             return {}
+        return found if isinstance(found, dict) else {}
 
     def add_metrics(self, row: dict[str, float]) -> None:
         with open(self.metrics, "a") as file:
@@ -120,8 +121,8 @@ class RunFolder:
         """Add this start to environment.json."""
         path = self.path / "environment.json"
         try:
-            starts = json.loads(path.read_text())["starts"]
-        except (OSError, ValueError, KeyError):
+            starts = list(json.loads(path.read_text())["starts"])
+        except (OSError, ValueError, KeyError, TypeError):
             starts = []
         names = (
             "SLURM_JOB_ID",
@@ -145,7 +146,7 @@ class RunFolder:
 def _lines(path: Path) -> list[str]:
     """Lines of a file, each with its end; none where there is no file."""
     try:
-        with open(path) as file:
+        with open(path, errors="replace") as file:
             return file.readlines()
     except FileNotFoundError:
         return []

@@ -49,7 +49,7 @@ class DeviceBatch:
 class Noise:
     """All that is drawn for an image, as a function of the seed and the image's position."""
 
-    def __init__(self, seed: int, z_dim: int):
+    def __init__(self, seed: int, z_dim: int) -> None:
         self._z_dim = z_dim
         self._z_d, self._z_g, self._mix = (keyed.key(seed, purpose) for purpose in ("z of D", "z of G", "mix"))
 
@@ -62,7 +62,7 @@ class Noise:
 class DiscriminatorLoss(nn.Module):
     """Real and fake images -> what D minimises."""
 
-    def __init__(self, D: nn.Module, loss: Loss, bf16: bool):
+    def __init__(self, D: nn.Module, loss: Loss, bf16: bool) -> None:
         super().__init__()
         self.D, self.loss, self.bf16 = D, loss, bf16
 
@@ -102,7 +102,7 @@ class DiscriminatorLoss(nn.Module):
 class GeneratorLoss(nn.Module):
     """Latents -> what G minimises. D only judges."""
 
-    def __init__(self, G: nn.Module, D: nn.Module, loss: Loss, bf16: bool):
+    def __init__(self, G: nn.Module, D: nn.Module, loss: Loss, bf16: bool) -> None:
         super().__init__()
         self.G, self.loss, self.bf16 = G, loss, bf16
         self._judge = (D,)  # in a tuple, D is no submodule: its weights are not DDP's business here
@@ -139,7 +139,7 @@ class GanStep:
         bf16: bool = False,
         clip: float = 0.0,
         dtype: torch.dtype = torch.float32,
-    ):
+    ) -> None:
         self.world, self.G, self.D, self.meter = world, G, D, Meter(world)
         self.passes, self.clip, self._bf16, self._dtype = passes, clip, bf16, dtype
         self._paired = LOSSES[loss].paired

@@ -19,7 +19,7 @@ class Stopwatch:
         images: The clock at this start.
     """
 
-    def __init__(self, world: World, total_sec: float, images: int):
+    def __init__(self, world: World, total_sec: float, images: int) -> None:
         self._world, self._before_sec, self._started = world, total_sec, time.perf_counter()
         self._lap_started, self._lap_images, self._wait_sec = self._started, images, 0.0
 

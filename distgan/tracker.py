@@ -9,6 +9,7 @@ import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 from PIL import Image
@@ -51,7 +52,7 @@ class Tracker:
         logged_images: The last image count ever logged: a resumed run's rows up to there are equal, and W&B has them.
     """
 
-    def __init__(self, config: Config, folder: RunFolder, is_main: bool, wandb_id: str, logged_images: int):
+    def __init__(self, config: Config, folder: RunFolder, is_main: bool, wandb_id: str, logged_images: int) -> None:
         self._folder, self._is_main, self._logged_images = folder, is_main, logged_images
         self._train, self._grids = config.train, {}
         self._wandb = None
@@ -117,7 +118,7 @@ def _duration(seconds: float) -> str:
 class WandbRun:
     """A W&B run that cannot hurt: after its first failure it is silent."""
 
-    def __init__(self, run: object):
+    def __init__(self, run: object) -> None:
         self._run = run
 
     def log(self, images: int, values: dict[str, float], grids: dict[str, np.ndarray]) -> None:
@@ -189,7 +190,7 @@ def start_wandb(
     return WandbRun(run)
 
 
-def _has_key(wandb) -> bool:
+def _has_key(wandb: ModuleType) -> bool:
     """Whether there is an API key; neither asks for one nor waits for the server to check it."""
     try:
         return bool(wandb.login(prompt=False, verify=False))
@@ -197,7 +198,15 @@ def _has_key(wandb) -> bool:
         return False
 
 
-def _init(wandb, settings: Wandb, folder: RunFolder, config: dict, run_id: str, mode: str | None, on_stop):
+def _init(
+    wandb: ModuleType,
+    settings: Wandb,
+    folder: RunFolder,
+    config: dict,
+    run_id: str,
+    mode: str | None,
+    on_stop: Callable[[], None],
+) -> object:
     wanted = {
         "x_transaction_log_flush_interval": 1,  # a killed run loses a second of its record instead of fifteen
         "init_timeout": 20,

@@ -12,7 +12,7 @@ from torch import nn
 
 from distgan import build, checkpoint, ema, sample, stop
 from distgan.audit import Audit
-from distgan.config import BatchPlan, Config, Optimizer, batch_plan, changes, to_dict, warnings
+from distgan.config import BatchPlan, Config, Optimizer, batch_plan, changes, shapes_nets, to_dict, warnings
 from distgan.configfile import from_dict, to_yaml
 from distgan.data.plan import Layout, Plan
 from distgan.data.stream import Stream
@@ -39,8 +39,8 @@ def train(config: Config) -> int:
     spread = batch_plan(config, world.size)
     folder = RunFolder(config.run.dir)
     world.on_main(lambda: folder.open(command_line()))
-    start_logging(folder.path, world.rank)
     try:
+        start_logging(folder.path, world.rank)
         reason = Trainer(config, world, spread, folder).run()
     except Exception as error:
         log.debug("the run failed", exc_info=error)
@@ -56,7 +56,7 @@ def train(config: Config) -> int:
 class Trainer:
     """The objects of a run, and its loop."""
 
-    def __init__(self, config: Config, world: World, spread: BatchPlan, folder: RunFolder):
+    def __init__(self, config: Config, world: World, spread: BatchPlan, folder: RunFolder) -> None:
         self.config, self.world, self.spread, self.folder = config, world, spread, folder
         self.images = 0  # real images consumed so far: the clock of everything, and the position in the stream
         self.iteration_images = spread.batch * config.train.n_critic
@@ -101,7 +101,8 @@ class Trainer:
         try:
             if self.images == 0 and self.world.is_main:
                 self._save_reals()
-                self._save_samples()
+                if self.config.sample.every:
+                    self._save_samples()
             reason = self._loop()
         finally:
             self.stream.close()
@@ -389,9 +390,12 @@ def check_same_run(config: Config, state: dict, fingerprint: str) -> None:
             "the shards are not those that the checkpoint was trained on; put them back, or set "
             "run.allow_data_change=true to go on with these"
         )
+    _, refused = changes(from_dict(state["config"]), config)
+    if misfits := [name for name in refused if shapes_nets(name)]:
+        listed = "; ".join(f"{name} was {refused[name][0]!r}, is {refused[name][1]!r}" for name in misfits)
+        raise ConfigError(f"the checkpoint is of other networks: {listed}. Put them back, or choose another run.dir")
     if config.run.allow_config_change:
         return
-    _, refused = changes(from_dict(state["config"]), config)
     if refused:
         listed = "; ".join(f"{key} was {old!r}, is {new!r}" for key, (old, new) in refused.items())
         raise ConfigError(

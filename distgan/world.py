@@ -30,7 +30,7 @@ class World:
         tf32: Let a GPU round the factors of convolutions and matrix products to 10 bits.
     """
 
-    def __init__(self, *, timeout_sec: float = 600, deterministic: str = "fast", tf32: bool = False):
+    def __init__(self, *, timeout_sec: float = 600, deterministic: str = "fast", tf32: bool = False) -> None:
         promised = ranks.settle()
         if deterministic != "fast":
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA starts

@@ -1,8 +1,11 @@
 """What a classifier trained on the real digits makes of generated ones, and whether they are as varied.
 
-Usage: judge_digits.py RUN_OR_CHECKPOINT [NUM]
+    judge_digits.py RUN_OR_CHECKPOINT [--num 1000] [--at-least 0.97]
+
+With --at-least, exits with 1 where a smaller share of the digits is read as their label.
 """
 
+import argparse
 import sys
 from pathlib import Path
 
@@ -41,9 +44,14 @@ def judge(checkpoint: str, num: int = 1000) -> tuple[float, float]:
 
 
 if __name__ == "__main__":
-    num = int(sys.argv[2]) if len(sys.argv) > 2 else 1000
-    agreement, variety = judge(sys.argv[1], num)
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("checkpoint")
+    parser.add_argument("--num", type=int, default=1000)
+    parser.add_argument("--at-least", type=float, default=0.0)
+    options = parser.parse_args()
+    agreement, variety = judge(options.checkpoint, options.num)
     print(
-        f"a classifier trained on the real digits reads {agreement:.1%} of {num} generated ones as their label; "
-        f"they vary {variety:.0%} as much as the real ones"
+        f"a classifier trained on the real digits reads {agreement:.1%} of {options.num} generated ones as their "
+        f"label; they vary {variety:.0%} as much as the real ones"
     )
+    sys.exit(agreement < options.at_least)

@@ -60,6 +60,21 @@ def test_a_damaged_checkpoint_is_passed_over_with_a_word(tmp_path: Path, file: s
     assert refused[0].startswith(new.name)
 
 
+@pytest.mark.parametrize("text", ["null", "[]", '{"state.json": 3}', '{"state.json": {}}', '"x"'])
+def test_a_manifest_of_another_form_is_damage(text: str, tmp_path: Path) -> None:
+    old, new = save(tmp_path, 1000), save(tmp_path, 2000)
+    (new / "manifest.json").write_text(text)
+    assert checkpoint.newest_good(tmp_path)[0] == old
+
+
+def test_other_folders_are_no_checkpoints(tmp_path: Path) -> None:
+    (tmp_path / "step-abc").mkdir(parents=True)
+    for images in (1, 2, 3):
+        save(tmp_path, images)
+    checkpoint.prune(tmp_path, 1, 0)
+    assert [path.name for path in checkpoint.newest_first(tmp_path)] == ["step-000000000003"]
+
+
 def test_a_save_that_fails_leaves_the_older_ones_and_no_trash(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     old = save(tmp_path, 1000)
     real = os.fsync

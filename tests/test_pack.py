@@ -468,6 +468,11 @@ def test_a_target_that_holds_something_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"not empty.*--overwrite"):
         pack(source, str(target), Options())
     assert contents(target) == {"precious.txt": b"x"}
+    with pytest.raises(ConfigError, match=r"holds 'precious\.txt', which `pack` did not write"):
+        pack(source, str(target), Options(), overwrite=True)
+    assert contents(target) == {"precious.txt": b"x"}
+    (target / "precious.txt").unlink()
+    (target / "000001.tar").write_bytes(b"of an earlier packing")
     pack(source, str(target), Options(), overwrite=True)
     assert sorted(contents(target)) == ["000000.tar", "000000.tar.index", "dataset.json"]
     with pytest.raises(ConfigError, match="is a file"):
@@ -491,6 +496,7 @@ def test_a_data_set_can_replace_itself(tmp_path: Path) -> None:
         ({"resolution": -1}, "--resolution -1"),
         ({"resolution": 8193}, "--resolution 8193"),
         ({"quality": 0}, "--quality 0"),
+        ({"background": 999}, "--background 999"),
     ],
 )
 def test_impossible_options(options: dict, message: str) -> None:
@@ -498,9 +504,21 @@ def test_impossible_options(options: dict, message: str) -> None:
         Options(**options)
 
 
-def test_a_shard_of_no_size_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="shard-mb"):
-        pack(folder(tmp_path / "in", FLAT), str(tmp_path / "out"), Options(), shard_mb=0.01)
+@pytest.mark.parametrize(
+    "options", [{"shard_mb": 0.01}, {"shard_mb": float("nan")}, {"shard_mb": float("inf")}, {"workers": -2}]
+)
+def test_a_shard_of_no_size_and_fewer_than_no_workers_are_refused(options: dict, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"--shard-mb|--workers"):
+        pack(folder(tmp_path / "in", FLAT), str(tmp_path / "out"), Options(), **options)
+
+
+def test_what_can_be_read_without_an_end_is_left_out(tmp_path: Path) -> None:
+    source = Path(folder(tmp_path / "in", FLAT))
+    os.mkfifo(source / "pipe.png")
+    (source / "device.png").symlink_to("/dev/zero")
+    summary = pack(str(source), str(tmp_path / "out"), Options())
+    assert summary.skipped["no regular file"] == 2
+    assert len(packed(tmp_path / "out")) == 5
 
 
 GOOD_TAR = tar_bytes(FLAT)

@@ -1,6 +1,8 @@
 """`distgan train` as its user meets it: what it leaves behind, and what it says when something is wrong."""
 
+import errno
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -15,6 +17,7 @@ from processes import ROOT, environment, free_port, output, run_ranks
 from runs import make_digits, metrics, status, weights, write_config
 
 from distgan.cli import main
+from distgan.runfolder import RunFolder
 
 
 @pytest.fixture(scope="module")
@@ -120,6 +123,8 @@ def test_other_settings_or_other_data_are_refused_unless_allowed(
     assert train(config, run, "train.images=120") == 0
     assert train(config, run, "train.images=240", "train.seed=9") == 2
     assert "train.seed was 0, is 9" in capsys.readouterr().err
+    assert train(config, run, "train.images=240", "model.G.width=16", "run.allow_config_change=true") == 2
+    assert "the checkpoint is of other networks: model.G.width was 8, is 16" in capsys.readouterr().err
     other = shutil.copytree(digits, tmp_path / "other")
     assert train(config, run, "train.images=240", f"data.shards={other}") == 0  # the same data elsewhere
     (other / "000000.tar").unlink()
@@ -202,10 +207,45 @@ def test_generate_writes_what_it_is_asked_for(tmp_path: Path, config: Path, caps
         (["--num", "0"], "--num 0: at least 1"),
         (["--labels", "10"], "the classes are 0 to 9"),
         (["--labels", "x"], "write class numbers as 0,3,7 or 0-9"),
+        (["--labels", "0-99999999999"], "the classes are 0 to 9"),
+        (["--columns", "-3"], "--columns -3: at least 0"),
+        (["--as", "grid", "--out", str(tmp_path)], "is a folder, a grid is one file"),
+        (["--out", str(tmp_path / "g.png")], "is a file"),
     ):
         assert main(["generate", str(run), "--out", str(tmp_path / "x"), *arguments]) == 2
         assert told in capsys.readouterr().err
     assert main(["generate", str(tmp_path), "--out", str(tmp_path / "x")]) == 3
+
+
+@pytest.mark.parametrize("where", ["add_metrics", "write_config", "_note_environment"])
+def test_a_full_disk_is_told_wherever_it_is_met(
+    where: str, tmp_path: Path, config: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """Also where the status cannot be written any more."""
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    status, told = RunFolder.status, []
+    monkeypatch.setattr(RunFolder, where, full)
+    monkeypatch.setattr(
+        RunFolder, "status", lambda *a, **k: full() if a[1] == "failed" else told.append(status(*a, **k))
+    )
+    assert train(config, tmp_path / "run", "train.images=240") == 5
+    error = capsys.readouterr().err
+    assert "No space left on device" in error
+    assert "Traceback" not in error
+
+
+def test_files_of_a_run_that_others_spoiled_do_not_end_it(tmp_path: Path, config: Path) -> None:
+    run = tmp_path / "run"
+    assert train(config, run, "train.images=240") == 0
+    (run / "environment.json").write_text("[]")
+    (run / "status.json").write_text("[]")
+    with open(run / "metrics.jsonl", "ab") as file:
+        file.write(b"\xff\xfe\n")
+    assert train(config, run, "train.images=480") == 0
+    assert [row["Progress/images"] for row in metrics(run)] == [120, 240, 360, 480]
 
 
 @pytest.mark.multi

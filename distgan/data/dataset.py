@@ -19,6 +19,7 @@ from distgan.data.image import MAX_PIXELS, SUFFIXES, BadImage, decode_into
 from distgan.data.source import Source, is_local, local_path, public
 from distgan.errors import DataError
 
+MAX_CLASSES = 1_000_000  # a larger label is no class number
 Gather = Callable[[object], list]  # what this rank found -> what all ranks found, in rank order
 
 
@@ -59,7 +60,7 @@ def _expand(item: str) -> list[str]:
     path = local_path(item)
     if is_local(item) and os.path.isfile(path):
         return [item]
-    if "{" in item or "::" in item:
+    if ("{" in item or "::" in item) and not os.path.isdir(path):
         from webdataset.shardlists import expand_urls  # imports torch, which a plain path does not need
 
         try:
@@ -73,6 +74,8 @@ def _expand(item: str) -> list[str]:
     found = sorted(glob.glob(os.path.join(glob.escape(path), "*.tar") if os.path.isdir(path) else path))
     if not found:
         raise DataError(f"data.shards: no shard matches {item!r} (seen from {os.getcwd()})")
+    if special := [path for path in found if os.path.exists(path) and not os.path.isfile(path)]:
+        raise DataError(f"data.shards: {special[0]} is no regular file")
     return found
 
 
@@ -139,7 +142,7 @@ class Dataset:
         rank: int = 0,
         world: int = 1,
         gather: Gather = lambda items: [items],
-    ):
+    ) -> None:
         self.urls, self.source, self.labels = list(urls), source, labels
         self._cache_dir = (cache_dir or default_cache_dir()) / "index"
         with ThreadPoolExecutor(1 if all(map(is_local, self.urls)) else 16) as pool:
@@ -257,6 +260,8 @@ class Dataset:
                     continue
                 if label == index.BAD_LABEL:
                     raise DataError(f"{public(url)}: {count} cls part(s) hold no whole number from 0 on")
+                if label >= MAX_CLASSES:
+                    raise DataError(f"{public(url)}: label {label}: more than {MAX_CLASSES:,} classes")
                 if classes and label >= classes:
                     raise DataError(f"{public(url)}: label {label} is outside of data.classes={classes}")
                 counts[label] += count

@@ -170,7 +170,7 @@ def _label(text: bytes) -> int:
 class Window:
     """A shard as `tar.members` reads it, through a buffer that slides forward over the file."""
 
-    def __init__(self, source: Source, url: str, ahead: int):
+    def __init__(self, source: Source, url: str, ahead: int) -> None:
         self._source, self._url, self._ahead = source, url, ahead
         self.size = source.size(url)
         self._start, self._buffer = 0, b""
@@ -220,8 +220,8 @@ def _still_true(path: Path, url: str, source: Source) -> ShardIndex | None:
         return None
     if source.size(url) != index.size:
         return None
-    if is_local(url) and os.path.getmtime(local_path(url)) > os.path.getmtime(path):
-        return None
+    if is_local(url) and os.stat(local_path(url)).st_ctime_ns > path.stat().st_ctime_ns:
+        return None  # by the time of the change, which `mv`, `cp -p` and rsync cannot set back as they do the other
     for sample in {0, len(index.first) - 1} if len(index.first) else ():
         try:
             start = int(index.first[sample])

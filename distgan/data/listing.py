@@ -3,6 +3,7 @@
 import contextlib
 import io
 import json
+import lzma
 import os
 import sys
 import zipfile
@@ -17,10 +18,13 @@ from typing import NamedTuple
 import numpy as np
 
 from distgan.data import tar
-from distgan.data.dataset import Dataset, find_shards
+from distgan.data.dataset import MAX_CLASSES, Dataset, find_shards
 from distgan.data.image import SUFFIXES
 from distgan.data.source import Source, is_local, local_path, public
 from distgan.errors import DataError
+
+# RuntimeError: a member with a password; NotImplementedError, one of these: packed in a way that Python lacks
+ZIP_ERRORS = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, RuntimeError)
 
 
 @dataclass(frozen=True)
@@ -94,7 +98,7 @@ def read_entry(entry: Entry) -> bytes | np.ndarray:
     if entry.member:
         try:
             return _open_zip(entry.path).read(entry.member)
-        except (zipfile.BadZipFile, zlib.error, RuntimeError) as error:  # RuntimeError: a member with a password
+        except (*ZIP_ERRORS, EOFError) as error:
             raise OSError(str(error)) from None
     if entry.span is not None:
         with open(entry.path, "rb") as file:
@@ -109,7 +113,8 @@ def _open_zip(path: str) -> zipfile.ZipFile:
 
 def _list_folder(folder: Path, labels: bool) -> Listing:
     try:
-        names = sorted(name for name in _walk(folder) if not _hidden(name))
+        skipped: Counter = Counter()
+        names = sorted(name for name in _walk(folder, skipped) if not _hidden(name))
     except OSError as error:
         raise DataError(f"{error.filename}: {error.strerror}") from None
     table = _label_table(lambda: (folder / "dataset.json").read_bytes(), names)
@@ -118,20 +123,25 @@ def _list_folder(folder: Path, labels: bool) -> Listing:
     if not names:
         raise DataError(f"{folder}: the folder is empty")
     entries = [Entry(name, classes.of(name), path=f"{folder}/{name}") for name in names]
-    return Listing(entries, len(entries), classes.names, lacking=classes.lacking)
+    return Listing(entries, len(entries), classes.names, skipped, classes.lacking)
 
 
-def _walk(folder: str | Path, inside: str = "", above: tuple[str, ...] = ()) -> Iterator[str]:
-    """Paths of all files below a folder; a linked folder that contains itself is entered once."""
+def _walk(folder: str | Path, skipped: Counter, inside: str = "", above: tuple[str, ...] = ()) -> Iterator[str]:
+    """Paths of all files below a folder; a linked folder that contains itself is entered once.
+
+    Pipes and devices, which could be read without an end, are counted.
+    """
     real = os.path.realpath(folder)
     if real in above:
         return
     with os.scandir(folder) as found:
         for entry in found:
             if entry.is_dir():
-                yield from _walk(entry.path, f"{inside}{entry.name}/", (*above, real))
-            else:
+                yield from _walk(entry.path, skipped, f"{inside}{entry.name}/", (*above, real))
+            elif entry.is_file() or not os.path.exists(entry.path):  # of a dead link, reading tells
                 yield inside + entry.name
+            else:
+                skipped["no regular file"] += 1
 
 
 def _list_zip(path: Path, labels: bool) -> Listing:
@@ -140,7 +150,7 @@ def _list_zip(path: Path, labels: bool) -> Listing:
             files = [info.filename for info in archive.infolist() if not info.is_dir()]
             names = sorted(name for name in files if not _hidden(name))
             table = _label_table(lambda: archive.read("dataset.json"), names)
-    except (zipfile.BadZipFile, zlib.error, RuntimeError) as error:
+    except ZIP_ERRORS as error:
         raise DataError(f"{path}: {error}") from None
     classes = _find_classes(names, labels, table)
     entries = [Entry(name, classes.of(name), str(path), member=name) for name in names if name != "dataset.json"]
@@ -199,7 +209,7 @@ def _unpacked(path: Path, skipped: Counter) -> Iterator[tuple[str, bytes]]:
 class _Forward:
     """A compressed tar as `tar.members` reads it: what lies before the last slice is gone."""
 
-    def __init__(self, stream: io.BufferedIOBase):
+    def __init__(self, stream: io.BufferedIOBase) -> None:
         self._stream, self._start, self._buffer = stream, 0, b""
 
     def __getitem__(self, at: slice) -> bytes:
@@ -254,6 +264,8 @@ def _list_arrays(path: Path, labels: bool) -> Listing:
         images = images.transpose(0, 2, 3, 1)
     if images.ndim == 3:
         images = images[..., None]
+    if 0 in images.shape[1:3]:
+        raise DataError(f"{path}: images of {images.shape[2]}x{images.shape[1]} pixels")
     if images.shape[3] not in (1, 3):
         raise DataError(f"{path}: images with {images.shape[3]} channels, expected 1 or 3")
     numbers = _pick(arrays, ("labels", "label", "y", "y_train", "targets", "arr_1"), lambda a: a.ndim <= 2)
@@ -263,6 +275,8 @@ def _list_arrays(path: Path, labels: bool) -> Listing:
         if len(numbers) != len(images) or not np.issubdtype(numbers.dtype, np.integer) or (numbers < 0).any():
             raise DataError(f"{path}: labels must be whole numbers from 0 on, one for each image")
         num_classes = int(numbers.max()) + 1 if len(numbers) else 0
+        if num_classes > MAX_CLASSES:
+            raise DataError(f"{path}: label {num_classes - 1}: more than {MAX_CLASSES:,} classes")
         classes = [str(name) for name in arrays.get("classes", range(num_classes))]
         if len(classes) < num_classes:
             raise DataError(f"{path}: label {num_classes - 1}, but only {len(classes)} class names")
@@ -273,7 +287,9 @@ def _list_arrays(path: Path, labels: bool) -> Listing:
     return Listing(entries, len(images), classes)
 
 
-def _pick(arrays: dict[str, np.ndarray], names: tuple[str, ...], fits) -> np.ndarray | None:
+def _pick(
+    arrays: dict[str, np.ndarray], names: tuple[str, ...], fits: Callable[[np.ndarray], bool]
+) -> np.ndarray | None:
     return next((arrays[name] for name in names if name in arrays and fits(arrays[name])), None)
 
 
@@ -312,15 +328,18 @@ def _hidden(name: str) -> bool:
     return any((part[:1] == "." and part not in (".", "..")) or part == "__MACOSX" for part in name.split("/"))
 
 
-def _label_table(read, names: list[str]) -> dict[str, int] | None:
+def _label_table(read: Callable[[], bytes], names: list[str]) -> dict[str, int] | None:
     """Labels from a StyleGAN data set's `dataset.json`: {"labels": [["00000/img00000000.png", 6], ...]}."""
     if "dataset.json" not in names:
         return None
     try:
         table = json.loads(read()).get("labels")
-        return {name: int(label) for name, label in table} if table else None
-    except (ValueError, TypeError, AttributeError):
+        labels = {name: int(label) for name, label in table} if table else None
+    except (ValueError, TypeError, AttributeError, OverflowError):
         return None
+    if labels and not 0 <= min(labels.values()) <= max(labels.values()) < MAX_CLASSES:
+        raise DataError(f"dataset.json: labels must be whole numbers from 0 to {MAX_CLASSES - 1:,}")
+    return labels
 
 
 def _find_classes(names: list[str], labels: bool, table: dict[str, int] | None = None) -> Classes:

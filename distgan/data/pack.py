@@ -10,10 +10,11 @@ import itertools
 import json
 import multiprocessing
 import os
+import re
 import shutil
 import tempfile
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, field
@@ -29,6 +30,7 @@ from distgan.data.listing import Entry, Listing, list_source, read_entry
 from distgan.data.source import Source, public
 from distgan.errors import ConfigError, DataError, MachineError
 
+OWN = re.compile(r"\d{6}\.tar(\.index)?|dataset\.json")  # what pack writes, and so may replace
 CHUNK = 32  # pictures that travel to a process together
 SAVE = {
     "png": {"format": "PNG", "compress_level": 1},  # level 6 takes four times as long for a tenth of the bytes
@@ -67,8 +69,9 @@ class Options:
             raise ConfigError(f"--resolution {self.resolution}: 1 to 8192 pixels, or 0 for each picture's own")
         if not 1 <= self.max_pixels <= 178_000_000:
             raise ConfigError(f"--max-pixels {self.max_pixels}: 1 to 178,000,000, which is where Pillow stops")
-        if not 1 <= self.quality <= 100:
-            raise ConfigError(f"--quality {self.quality}: 1 to 100")
+        for name, low, high in (("quality", 1, 100), ("background", 0, 255)):
+            if not low <= getattr(self, name) <= high:
+                raise ConfigError(f"--{name} {getattr(self, name)}: {low} to {high}")
 
 
 @dataclass
@@ -124,8 +127,14 @@ def pack(
         raise ConfigError(f"{out} is a file: name a folder for the shards")
     if target.exists() and any(target.iterdir()) and not overwrite:
         raise ConfigError(f"{out} is not empty: choose another folder, or pass --overwrite to replace it")
-    if shard_mb * 1e6 < 2**16:
-        raise ConfigError(f"--shard-mb {shard_mb:g} is too small for a shard")
+    if target.exists() and (foreign := [path.name for path in target.iterdir() if not OWN.fullmatch(path.name)]):
+        raise ConfigError(
+            f"{out} holds {foreign[0]!r}, which `pack` did not write and would delete: choose another folder"
+        )
+    if not 0.065536 <= shard_mb <= 1e9:
+        raise ConfigError(f"--shard-mb {shard_mb:g}: 0.066 or more")
+    if not 0 <= workers <= 1024:
+        raise ConfigError(f"--workers {workers}: 1 to 1024, or 0 for one per core")
     listing = list_source(source, labels=labels, allow_damaged=allow_damaged)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -194,7 +203,7 @@ def _executor(workers: int) -> Executor:
 class _Inline(Executor):
     """Runs each task at once, in this process."""
 
-    def submit(self, function, /, *args) -> Future:
+    def submit(self, function: Callable, /, *args: object) -> Future:
         future: Future = Future()
         future.set_result(function(*args))
         return future
@@ -255,7 +264,7 @@ class _ShardWriter:
     The members are what `webdataset.ShardWriter(mtime=0)` would write; see `tar.header` for why it is not used.
     """
 
-    def __init__(self, folder: Path, shard_bytes: int):
+    def __init__(self, folder: Path, shard_bytes: int) -> None:
         self.done: list[dict] = []
         self._folder, self._limit = folder, shard_bytes
         self._file, self._hash, self._size, self._samples = None, None, 0, 0

@@ -12,6 +12,7 @@ An epoch is laid out in three steps, so that the order is well shuffled and the 
 The N mod lanes samples that are left over close the epoch, shuffled among themselves.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -50,7 +51,7 @@ class Plan:
     A sample id counts samples through the shards in their order: 0 .. num_samples - 1.
     """
 
-    def __init__(self, counts: np.ndarray, layout: Layout, seed: int):
+    def __init__(self, counts: np.ndarray, layout: Layout, seed: int) -> None:
         if layout.version != VERSION:
             raise ValueError(f"this order is of version {layout.version}, this program writes version {VERSION}")
         counts = np.asarray(counts, np.int64)
@@ -103,7 +104,7 @@ class Plan:
             first, step, here, size = start * self.layout.lanes + lane, self.layout.lanes, row - start, stop - start
         return epoch * self.num_samples + first + step * ((here + np.arange(1, size)) % size)
 
-    def _each_epoch(self, positions: np.ndarray, function) -> np.ndarray:
+    def _each_epoch(self, positions: np.ndarray, function: Callable[[int, np.ndarray], np.ndarray]) -> np.ndarray:
         positions = np.asarray(positions, np.int64)
         epochs = positions // self.num_samples
         out = np.empty_like(positions)

@@ -6,6 +6,7 @@ with growing pauses, until a deadline; a file that changed its size, or a server
 
 import contextlib
 import errno
+import io
 import os
 import re
 import threading
@@ -13,10 +14,13 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Protocol, TypeVar
+from typing import TYPE_CHECKING, Protocol, TypeVar
 from urllib.parse import unquote, urlsplit, urlunsplit
 
 from distgan.errors import DataError
+
+if TYPE_CHECKING:
+    import urllib3  # imported by those who read from a server only
 
 CHUNK = 256 * 1024  # what the cache of remote bytes keeps and drops as one
 PIECE = 64 * 1024  # at most this is received from a connection at a time, between two looks at the clock
@@ -48,7 +52,7 @@ class Source:
         connections: How many ranges are fetched at a time when reading ahead.
     """
 
-    def __init__(self, *, timeout_sec: float = 120, cache_bytes: int = 2**30, connections: int = 8):
+    def __init__(self, *, timeout_sec: float = 120, cache_bytes: int = 2**30, connections: int = 8) -> None:
         self.timeout_sec = timeout_sec
         self.retries = 0
         self._connections = connections
@@ -241,7 +245,7 @@ class LocalFiles:
         if hasattr(os, "posix_fadvise"):
             os.posix_fadvise(self._file(url).fileno(), start, length, os.POSIX_FADV_WILLNEED)
 
-    def _file(self, url: str):
+    def _file(self, url: str) -> io.FileIO:
         path = local_path(url)
         with self._lock:
             if path not in self._open_files:
@@ -264,7 +268,7 @@ def _lasting(error: OSError) -> Exception:
 class Http:
     """Range requests over connections that are kept open."""
 
-    def __init__(self, sizes: dict[str, int], timeout_sec: float, connections: int):
+    def __init__(self, sizes: dict[str, int], timeout_sec: float, connections: int) -> None:
         import urllib3
 
         self._urllib3, self._sizes = urllib3, sizes
@@ -291,7 +295,7 @@ class Http:
             except self._urllib3.exceptions.HTTPError as error:
                 raise ConnectionError(error) from None
 
-    def _get(self, url: str, start: int, length: int):
+    def _get(self, url: str, start: int, length: int) -> "urllib3.BaseHTTPResponse":
         wanted = {"Range": f"bytes={start}-{start + length - 1}", "Accept-Encoding": "identity"}
         if auth := self._urllib3.util.parse_url(url).auth:
             wanted |= self._urllib3.util.make_headers(basic_auth=unquote(auth))
@@ -311,7 +315,7 @@ class Http:
         raise RefusedError(f"HTTP status {answer.status} {answer.reason}")
 
 
-def _content_range(answer) -> tuple[int, int, int]:
+def _content_range(answer: "urllib3.BaseHTTPResponse") -> tuple[int, int, int]:
     """First and last byte, and the whole file's size, from `Content-Range: bytes 0-0/1234`."""
     found = re.fullmatch(r"bytes (\d+)-(\d+)/(\d+)", answer.headers.get("Content-Range", ""))
     if found is None:

@@ -79,7 +79,7 @@ class Stream(Iterator[Batch]):
         max_bad_share: float = 0.01,
         draw: Callable[[np.ndarray], tuple[np.ndarray, ...]] = lambda positions: (),
         allocate: Callable[[tuple[int, ...]], np.ndarray] = lambda shape: np.empty(shape, np.uint8),
-    ):
+    ) -> None:
         self.dataset, self.plan = dataset, plan
         self.num_resized = 0
         self._num_told, self._told_resized = 0, False

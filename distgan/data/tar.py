@@ -31,7 +31,7 @@ class Bytes(Protocol):
 class Damage(Exception):
     """The archive cannot be read past this byte."""
 
-    def __init__(self, what: str, at: int):
+    def __init__(self, what: str, at: int) -> None:
         super().__init__(f"{what} at byte {at}")
 
 
@@ -132,10 +132,10 @@ def _name(block: bytes) -> str:
 def _pax_records(text: bytes, at: int) -> Iterator[tuple[str, bytes]]:
     while text and text[0]:
         length = text.partition(b" ")[0]
-        if not length.isdigit() or not 0 < int(length) <= len(text):
+        if not length.isdigit() or len(length) > 9 or not 0 < int(length) <= len(text):
             raise Damage("a malformed extended header", at)
         field, _, value = text[len(length) + 1 : int(length) - 1].partition(b"=")
-        if field == b"size" and not value.isdigit():
+        if field == b"size" and not (value.isdigit() and len(value) < 20):
             raise Damage("a malformed extended header", at)
         yield field.decode("utf-8", "replace"), value
         text = text[int(length) :]

@@ -27,7 +27,7 @@ class Generator(nn.Module):
 
     def __init__(
         self, resolution: int, z_dim: int, num_classes: int, width: int, max_width: int, norm: str, embedding: int
-    ):
+    ) -> None:
         super().__init__()
         self.embed = nn.Embedding(num_classes, embedding) if num_classes else None
         sides = [2**i for i in range(2, resolution.bit_length() - 1)]  # 4, 8 ... R / 2
@@ -54,7 +54,7 @@ class Discriminator(nn.Module):
     (projection, Miyato and Koyama 2018). Args as for `Generator`.
     """
 
-    def __init__(self, resolution: int, num_classes: int, width: int, max_width: int, norm: str):
+    def __init__(self, resolution: int, num_classes: int, width: int, max_width: int, norm: str) -> None:
         super().__init__()
         sides = [2**i for i in range(resolution.bit_length() - 2, 1, -1)]  # R / 2 ... 8, 4
         channels = [3] + [min(max_width, width * resolution // (2 * side)) for side in sides]
@@ -68,7 +68,9 @@ class Discriminator(nn.Module):
         if num_classes:
             self.pool = nn.Parameter(torch.randn(channels[-1], 4, 4) / 4)  # weights of each channel's pixels
 
-    def forward(self, images: Tensor, labels: Tensor | None = None, features: bool = False):
+    def forward(
+        self, images: Tensor, labels: Tensor | None = None, features: bool = False
+    ) -> Tensor | tuple[Tensor, list[Tensor]]:
         x, outputs = images, []
         for stage in self.stages:
             x = stage(x)

@@ -1,0 +1,15 @@
+#!/usr/bin/env bash
+# Train on several machines without SLURM; the same line on each of them, with its own NODE:
+#   NODES=2 NODE=0 MASTER_ADDR=10.0.0.1 launch/multinode.sh CONFIG [key=value ...]
+# NODE counts from 0, and MASTER_ADDR is machine 0. GPUS is the number on each (all of them), MASTER_PORT the port (29500).
+# On CPUs: ACCELERATE_USE_CPU=true GPUS=1.
+set -euo pipefail
+: "${NODES:?how many machines}" "${NODE:?which of them this is, from 0}" "${MASTER_ADDR:?name or address of machine 0}"
+
+python=${PYTHON:-python}
+gpus=${GPUS:-$("$python" -c 'import torch; print(torch.cuda.device_count())')}
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
+export PET_SIGNALS_TO_HANDLE=SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1,SIGUSR2 # which the launcher hands on to the ranks
+exec "$python" -m accelerate.commands.launch --multi_gpu --num_machines "$NODES" --machine_rank "$NODE" \
+  --num_processes $((NODES * gpus)) --main_process_ip "$MASTER_ADDR" --main_process_port "${MASTER_PORT:-29500}" \
+  --mixed_precision no --dynamo_backend no -m distgan train "$@"

@@ -1,0 +1,110 @@
+"""The scripts in launch/: signals reach the ranks, and no rank outlives its launcher."""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from processes import ROOT, environment, free_port
+from runs import make_digits, status, write_config
+from test_resume import wait_for
+
+pytestmark = [pytest.mark.multi, pytest.mark.timeout(180)]
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("data")
+    return write_config(folder / "tiny.yaml", make_digits(folder / "digits"))
+
+
+class Launched:
+    """A script and the ranks that it started."""
+
+    def __init__(self, script: str, config: Path, run: Path, **variables: str):
+        self.run = run
+        more = {"PYTHON": sys.executable, "ACCELERATE_USE_CPU": "true", **variables}
+        command = [str(ROOT / "launch" / script), str(config), f"run.dir={run}", "train.images=10M"]
+        self.process = subprocess.Popen(command, env=environment(**more), start_new_session=True)
+
+    def ranks(self) -> list[int]:
+        found = subprocess.run(["pgrep", "-f", f"distgan train .*run.dir={self.run}"], capture_output=True, text=True)
+        own = (int(line) for line in found.stdout.split())
+        return [process for process in own if b"accelerate.commands.launch" not in _command(process)]
+
+    def wait_until_it_trains(self) -> None:
+        path = self.run / "metrics.jsonl"
+        wait_for(lambda: path.exists() and path.stat().st_size > 0)
+
+    def wait_until_it_is_gone(self) -> None:
+        wait_for(lambda: not self.ranks(), 60)
+        self.process.wait(30)
+
+    def kill(self) -> None:
+        for process in [*self.ranks(), self.process.pid]:
+            try:
+                os.kill(process, signal.SIGKILL)
+            except ProcessLookupError:
+                continue
+        self.process.wait()
+
+
+def _command(process: int) -> bytes:
+    try:
+        return Path(f"/proc/{process}/cmdline").read_bytes()
+    except OSError:
+        return b"accelerate.commands.launch"  # gone
+
+
+@pytest.fixture
+def launched() -> Iterator[list[Launched]]:
+    started: list[Launched] = []
+    yield started
+    for launch in started:
+        launch.kill()
+
+
+@pytest.mark.parametrize("script", ["cpu.sh", "local.sh"], ids=["two processes", "one process"])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1], ids=lambda number: number.name)
+def test_a_signal_to_the_launcher_saves(
+    script: str, number: signal.Signals, launched: list[Launched], config: Path, tmp_path: Path
+) -> None:
+    launched.append(Launched(script, config, tmp_path / "run"))
+    launched[0].wait_until_it_trains()
+    launched[0].process.send_signal(number)
+    launched[0].wait_until_it_is_gone()
+    found = status(tmp_path / "run")
+    assert (found["state"], found["world"]) == ("preempted", 2 if script == "cpu.sh" else 1)
+    assert (tmp_path / "run" / "checkpoints" / found["checkpoint"] / "manifest.json").exists()
+
+
+def test_ranks_whose_launcher_was_killed_save_and_leave(launched: list[Launched], config: Path, tmp_path: Path) -> None:
+    launched.append(Launched("cpu.sh", config, tmp_path / "run"))
+    launched[0].wait_until_it_trains()
+    launched[0].process.kill()
+    launched[0].wait_until_it_is_gone()
+    assert status(tmp_path / "run")["state"] == "preempted"
+
+
+def test_a_signal_to_one_rank_stops_all(launched: list[Launched], config: Path, tmp_path: Path) -> None:
+    launched.append(Launched("cpu.sh", config, tmp_path / "run"))
+    launched[0].wait_until_it_trains()
+    os.kill(launched[0].ranks()[-1], signal.SIGTERM)
+    launched[0].wait_until_it_is_gone()
+    assert status(tmp_path / "run")["state"] == "preempted"
+
+
+def test_two_machines_are_one_run_and_stop_together(launched: list[Launched], config: Path, tmp_path: Path) -> None:
+    """launch/multinode.sh twice on loopback; a signal to one of the two is enough."""
+    meeting = {"NODES": "2", "GPUS": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    for node in "01":
+        launched.append(Launched("multinode.sh", config, tmp_path / "run", NODE=node, **meeting))
+    launched[0].wait_until_it_trains()
+    assert status(tmp_path / "run")["world"] == 2
+    launched[1].process.terminate()
+    for launch in launched:
+        launch.wait_until_it_is_gone()
+    assert status(tmp_path / "run")["state"] == "preempted"

@@ -30,6 +30,7 @@ class RunFolder:
     log.txt           what the console showed
     logs/             what ranks other than 0 have to say
     metrics.jsonl     a line per tick
+    quarantine.jsonl  a line per damaged sample, where there are any
     samples/          reals.png, fakes-<kimg>.png
     checkpoints/      see `checkpoint`
     audit/            with data.audit, a line per consumed sample of each rank
@@ -91,6 +92,16 @@ class RunFolder:
     def add_metrics(self, row: dict[str, float]) -> None:
         with open(self.metrics, "a") as file:
             file.write(json.dumps(row) + "\n")
+
+    def quarantine(self, samples: list[dict[str, str]]) -> list[dict[str, str]]:
+        """Add damaged samples to quarantine.jsonl; returns those that were not in it yet."""
+        path = self.path / "quarantine.jsonl"
+        known = set(_lines(path)) if samples else set()
+        new = [row for row in samples if json.dumps(row) + "\n" not in known]
+        if new:
+            with open(path, "a") as file:
+                file.writelines(json.dumps(row) + "\n" for row in new)
+        return new
 
     def rewind(self, images: int) -> int:
         """Take back what was written after `images`, since a resumed run writes it again.

@@ -1,10 +1,12 @@
 """A run: built from its config, taken up where it stopped, carried on until it is done or asked to stop."""
 
 import copy
+import faulthandler
 import hashlib
 import logging
 import math
 import secrets
+import sys
 from pathlib import Path
 
 import torch
@@ -16,13 +18,14 @@ from distgan.config import BatchPlan, Config, Optimizer, batch_plan, changes, sh
 from distgan.configfile import from_dict, to_yaml
 from distgan.data.plan import Layout, Plan
 from distgan.data.stream import Stream
-from distgan.errors import ConfigError, DataError, DistganError, DivergedError, FailedError
+from distgan.errors import ConfigError, DataError, DistganError, DivergedError, FailedError, MachineError
 from distgan.penalties import is_due
 from distgan.runfolder import RunFolder, command_line
 from distgan.schedules import value_at, warm_up
 from distgan.step import DeviceBatch, GanStep, Noise
 from distgan.stopwatch import Stopwatch
 from distgan.tracker import Tracker, start_logging
+from distgan.watch import GRACE_SEC, Watch
 from distgan.world import World
 
 log = logging.getLogger("distgan")
@@ -34,7 +37,11 @@ STOP_REASONS = ("", "finished", "preempted", "interrupted")  # where ranks diffe
 
 def train(config: Config) -> int:
     """Train until done; returns the exit code: 0 finished, 75 saved on a signal, 130 saved on Ctrl-C."""
-    world = World(timeout_sec=config.run.timeout_sec, deterministic=config.train.deterministic, tf32=config.train.tf32)
+    world = World(
+        timeout_sec=config.run.timeout_sec + 2 * GRACE_SEC,  # a rank that hangs has its own word before that
+        deterministic=config.train.deterministic,
+        tf32=config.train.tf32,
+    )
     world.require_same(config=digest(to_yaml(config).encode()), code=digest_of_code(), torch=torch.__version__)
     spread = batch_plan(config, world.size)
     folder = RunFolder(config.run.dir)
@@ -98,6 +105,7 @@ class Trainer:
             Audit(self.folder.path / "audit", self.world.rank, self.dataset) if self.config.data.audit else None
         )
         self.stream = self._open_stream()
+        self.hangs = Watch(self.config.run.timeout_sec, self._tell_hang)
         try:
             if self.images == 0 and self.world.is_main:
                 self._save_reals()
@@ -105,6 +113,7 @@ class Trainer:
                     self._save_samples()
             reason = self._loop()
         finally:
+            self.hangs.close()
             self.stream.close()
             self.dataset.source.close()
         self._end(reason)
@@ -145,6 +154,7 @@ class Trainer:
         """The next images on the device; on a CPU they share memory with the stream's buffer."""
         if self._copied is not None:
             self._copied.synchronize()  # the stream takes that buffer back now
+        self.hangs.phase("waiting for data")
         with self.watch.waiting():
             try:
                 batch = next(self.stream)
@@ -164,10 +174,12 @@ class Trainer:
         loss = self.config.loss
         due = is_due(self.images, self.spread.batch, loss.penalty_every)
         weights = [self._scheduled(ends) * loss.penalty_every if due else 0.0 for ends in (loss.r1, loss.r2, loss.gp)]
+        self.hangs.phase("in a step of D")
         set_lr(self.opt_D, self._lr(self.config.optim.D))
         self.step.d_step(batch, self.opt_D, *weights)
 
     def _g_step(self, batch: DeviceBatch) -> None:
+        self.hangs.phase("in a step of G")
         set_lr(self.opt_G, self._lr(self.config.optim.G))
         self.step.g_step(batch, self.opt_G)
 
@@ -202,6 +214,7 @@ class Trainer:
 
     def _tick(self) -> None:
         """One line of metrics, computed on every rank and written by rank 0."""
+        self.hangs.phase("gathering metrics")
         row = self.step.meter.flush()
         self._check_finite(row)
         row |= {
@@ -215,6 +228,9 @@ class Trainer:
         self._num_substituted = 0
         steps_per_sec = row["Perf/img_per_sec"] / self.iteration_images  # the same on every rank
         self._poll_every = self._steps_to_poll = max(1, min(1000, int(POLL_SEC * steps_per_sec)))
+        damaged = [row for found in self.world.gather(self.stream.newly_damaged()) for row in found]
+        for bad in self.folder.quarantine(damaged) if self.world.is_main else ():
+            log.warning("damaged sample {key!r} in {shard}: {reason}; another takes its place".format(**bad))
         for line in self.stream.news():
             log.warning(line)
         self.tracker.row(self.images, row)
@@ -241,6 +257,7 @@ class Trainer:
 
     def _save_samples(self) -> None:
         """The grid of fixed latents, by the average generator."""
+        self.hangs.phase("drawing samples")
         num, columns, labels = self._grid()
         z_dim, seed = self.config.model.z_dim, self.config.train.seed
         pictures = list(sample.generate(self.G_ema, z_dim, seed, range(num), labels))
@@ -248,6 +265,7 @@ class Trainer:
 
     def _save_reals(self) -> None:
         """Real images as the networks see them, laid out like the samples."""
+        self.hangs.phase("drawing samples")
         num, columns, labels = self._grid()
         data, numbers = self.config.data, self.dataset.examples(num, self.config.train.seed, labels)
         pictures = [self.dataset.read(n, data.resolution, data.filter, data.crop) for n in numbers]
@@ -261,6 +279,7 @@ class Trainer:
 
     def _save_checkpoint(self) -> None:
         """All that the rest of the run depends on; of single ranks, only the sums of an unfinished line."""
+        self.hangs.phase("writing a checkpoint")
         meter, num_substituted = self.step.meter.state(), self.world.gather(self._num_substituted)
         if self.audit is not None:
             self.audit.flush()
@@ -351,6 +370,14 @@ class Trainer:
             draw=Noise(self.config.train.seed, self.config.model.z_dim),
             allocate=lambda shape: torch.empty(shape, dtype=torch.uint8, pin_memory=pinned).numpy(),
         )
+
+    def _tell_hang(self, error: MachineError) -> None:
+        """On the console first, then where a disk that hangs may keep it from."""
+        rank = self.world.rank
+        print(f"distgan train: rank {rank}: {error}", file=sys.stderr, flush=True)
+        tell_failure(error.on_rank(rank), self.world, self.folder)
+        with open(self.folder.path / "logs" / f"rank_{rank:05d}.stacks.txt", "w") as file:
+            faulthandler.dump_traceback(file, all_threads=True)
 
     def _end(self, reason: str) -> None:
         """Tell how it ended; the checkpoint is written."""

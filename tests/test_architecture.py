@@ -10,7 +10,7 @@ PACKAGE = Path(__file__).parent.parent / "distgan"
 
 LEVELS = [
     {"errors", "keyed", "losses", "penalties", "schedules", "ema", "stop", "data.tar", "models.dcgan"},
-    {"checkpoint", "ranks", "config", "models", "sample", "data.source", "data.image", "data.plan"},
+    {"checkpoint", "ranks", "config", "watch", "models", "sample", "data.source", "data.image", "data.plan"},
     {"configfile", "runfolder", "world", "data.index"},
     {"data.dataset", "tracker", "meter", "stopwatch"},
     {"data.stream", "data.listing", "build", "step"},

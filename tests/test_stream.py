@@ -257,10 +257,10 @@ def test_substitutes_are_counted_and_told(damaged_folder: Path, start_stream: Ca
     for row in ids:
         assert next(stream).num_substituted == len(DAMAGED & set(row.tolist()))
     assert set(stream.bad) == DAMAGED
-    news = stream.news()
-    assert len(news) == len(DAMAGED)
-    assert any("'000050'" in line and "004.tar" in line and "damaged" in line for line in news)
-    assert stream.news() == []
+    found = stream.newly_damaged()
+    assert len(found) == len(DAMAGED)
+    assert any(row["key"] == "000050" and "004.tar" in row["shard"] and "damaged" in row["reason"] for row in found)
+    assert stream.newly_damaged() == []
 
 
 @pytest.mark.parametrize(("share", "fine"), [(7 / 51, True), (6 / 51, False), (0, False)])

@@ -217,6 +217,22 @@ def test_generate_writes_what_it_is_asked_for(tmp_path: Path, config: Path, caps
     assert main(["generate", str(tmp_path), "--out", str(tmp_path / "x")]) == 3
 
 
+def test_damaged_samples_are_listed_once_whatever_happens(tmp_path: Path) -> None:
+    shards, run = tmp_path / "shards", tmp_path / "run"
+    write_shards(shards, [120, 120], damaged=[7, 200])
+    config = write_config(tmp_path / "tiny.yaml", shards)
+    for images in (360, 720):
+        assert train(config, run, f"train.images={images}", "data.max_bad_share=0.02", "wandb.mode=disabled") == 0
+    listed = [json.loads(line) for line in (run / "quarantine.jsonl").read_text().splitlines()]
+    assert sorted((Path(row["shard"]).name, row["key"]) for row in listed) == [
+        ("000.tar", "000007"),
+        ("001.tar", "000200"),
+    ]
+    assert all("damaged" in row["reason"] for row in listed)
+    assert (run / "log.txt").read_text().count("another takes its place") == 2
+    assert sum(row["Data/substituted"] for row in metrics(run)) == 6  # two of 240 samples, three times
+
+
 @pytest.mark.parametrize("where", ["add_metrics", "write_config", "_note_environment"])
 def test_a_full_disk_is_told_wherever_it_is_met(
     where: str, tmp_path: Path, config: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture

@@ -125,17 +125,21 @@ class Stream(Iterator[Batch]):
         self._held = batch.images
         return batch
 
-    def news(self) -> list[str]:
-        """What was found out about the data since the last call, for a person."""
-        lines = []
+    def newly_damaged(self) -> list[dict[str, str]]:
+        """Shard, key and reason of the samples that were found damaged since the last call."""
+        found = []
         for sample in list(self.bad)[self._num_told :]:
-            url, key = self.dataset.key(sample)
-            lines.append(f"damaged sample {key!r} in {url}: {self.bad[sample]}; another takes its place")
-        self._num_told += len(lines)
-        if self.num_resized and not self._told_resized:
-            self._told_resized = True
-            lines.append("images are resized while training; `distgan pack --resolution` would do it once for all")
-        return lines
+            shard, key = self.dataset.key(sample)
+            found.append({"shard": shard, "key": key, "reason": self.bad[sample]})
+        self._num_told += len(found)
+        return found
+
+    def news(self) -> list[str]:
+        """What else was found out about the data since the last call, for a person."""
+        if not self.num_resized or self._told_resized:
+            return []
+        self._told_resized = True
+        return ["images are resized while training; `distgan pack --resolution` would do it once for all"]
 
     def close(self) -> None:
         """Stop reading ahead."""

@@ -1,0 +1,50 @@
+"""A rank that hangs ends the run with a word, instead of holding all its machines in silence."""
+
+import os
+import threading
+import time
+from collections.abc import Callable
+
+from distgan.errors import MachineError
+
+ALONE = ("waiting for data", "drawing samples")  # phases in which a rank waits for nobody else
+GRACE_SEC = 30.0  # in the others a rank may be waiting for one that hangs, and leaves it the time to speak first
+
+
+class Watch:
+    """Looks at what this rank is doing from a thread of its own, and ends the process where that takes too long.
+
+    Args:
+        limit_sec: How long one phase may take.
+        tell: Takes the error that says which phase hangs, before the process ends with its exit code.
+    """
+
+    def __init__(self, limit_sec: float, tell: Callable[[MachineError], None]) -> None:
+        self._limit_sec, self._tell = limit_sec, tell
+        self._now = ("starting", time.monotonic())
+        self._over = threading.Event()
+        threading.Thread(target=self._look, name="distgan-watch", daemon=True).start()
+
+    def phase(self, name: str) -> None:
+        """What this rank does from now on, in words that end "for 600 s, ..."."""
+        self._now = (name, time.monotonic())
+
+    def close(self) -> None:
+        self._over.set()
+
+    def _look(self) -> None:
+        while not self._over.wait(min(1.0, self._limit_sec / 4)):
+            name, since = self._now
+            age_sec = time.monotonic() - since
+            if age_sec > self._limit_sec + (0 if name in ALONE else GRACE_SEC):
+                self._end(name, age_sec)
+
+    def _end(self, name: str, age_sec: float) -> None:
+        error = MachineError(
+            f"{name} for {age_sec:.0f} s, longer than run.timeout_sec allows: given up. The last checkpoint is good; "
+            "the same command goes on from there"
+        )
+        teller = threading.Thread(target=self._tell, args=(error,), daemon=True)
+        teller.start()
+        teller.join(10)  # a file system that hangs must not keep the process
+        os._exit(error.exit_code)

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import socket
+import time
 from collections.abc import Callable
 from datetime import timedelta
 from typing import TypeVar
@@ -89,6 +90,19 @@ class World:
         if self.size > 1:
             dist.all_reduce(box, dist.ReduceOp.MAX)
         return int(box)
+
+    def exchange(self, other: int, num: int) -> float:
+        """Seconds for `num` float32 numbers to go from rank `other` to rank 0 and back; called by all ranks."""
+        numbers = torch.ones(num, device=self.device)
+        self.barrier()
+        started = time.perf_counter()
+        for sender, receiver in ((other, 0), (0, other)):
+            if self.rank == sender:
+                dist.send(numbers, receiver)
+            elif self.rank == receiver:
+                dist.recv(numbers, sender)
+        numbers[0].item()  # waits for a GPU
+        return time.perf_counter() - started
 
     @torch.no_grad()
     def average_buffers(self, *nets: nn.Module) -> None:

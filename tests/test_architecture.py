@@ -14,7 +14,7 @@ LEVELS = [
     {"configfile", "runfolder", "world", "data.index"},
     {"data.dataset", "tracker", "meter", "stopwatch"},
     {"data.stream", "data.listing", "build", "step"},
-    {"data.pack", "check", "generate", "audit"},
+    {"data.pack", "check", "generate", "audit", "preflight"},
     {"trainer"},
     {"cli"},
     {"__main__"},

@@ -123,6 +123,16 @@ def test_preemption_saves_and_requeues(cluster: Cluster, config: Path, whole: Pa
     assert_same(run, whole)
 
 
+def test_the_preflight_names_hosts_and_passes(cluster: Cluster, tmp_path: Path) -> None:
+    job = cluster.submit(*TWO_BY_ONE, f"--output={tmp_path}/out", ROOT / "slurm" / "check.sbatch")
+    ended = cluster.wait(job, "COMPLETED", "FAILED")
+    told = (tmp_path / "out").read_text()
+    assert ended["JobState"] == "COMPLETED", told
+    assert re.search(r"node1: 1 rank\(s\) on CPU, [\d.]+ TFLOP/s\n", told)
+    assert re.search(r"node2: 1 rank\(s\) on CPU, [\d.]+ TFLOP/s, [\d.]+ GB/s to node1", told)
+    assert "2 ranks are fine" in told
+
+
 @pytest.mark.slow
 def test_the_time_limit_saves_and_requeues(cluster: Cluster, config: Path, tmp_path: Path) -> None:
     """Nobody's hand in it: the header's signal comes before the end of a limit of two minutes."""

@@ -1,0 +1,117 @@
+"""Two minutes before a long job: are all ranks there, do sums over them come out right, and is a host slow?
+
+    srun python -m distgan.preflight        (slurm/check.sbatch), or any other launcher
+
+Every rank multiplies matrices, all of them add known numbers, and rank 0 exchanges data with one rank of each other
+host. Prints a line for each host and names those that stand out; exit code 5 where something is wrong.
+"""
+
+import socket
+import statistics
+import sys
+import time
+from dataclasses import dataclass
+
+import torch
+
+from distgan.errors import DistganError
+from distgan.stop import listening
+from distgan.world import World
+
+SIDE, PRODUCTS = 2048, 5  # of the matrices
+NUMBERS = 2**24  # float32: 64 MiB over the network
+SLOW = 1.5  # times the median
+
+
+@dataclass(frozen=True)
+class Found:
+    """What one rank found out about its host.
+
+    Attributes:
+        product_sec: For one product of matrices.
+        right: Whether the sum over all ranks came out right.
+        exchange_sec: For sending NUMBERS to rank 0 and back; None where that is rank 0's own host.
+    """
+
+    host: str
+    device: str
+    product_sec: float
+    right: bool
+    exchange_sec: float | None = None
+
+
+def preflight(world: World) -> list[Found]:
+    """What every rank found, in rank order, the same on each."""
+    product_sec = _time_product(world.device)
+    right = _sum_is_right(world)
+    hosts = world.gather(socket.gethostname())
+    exchange_sec = None
+    for host in dict.fromkeys(hosts):
+        if host != hosts[0]:
+            other = hosts.index(host)
+            taken = world.exchange(other, NUMBERS)
+            exchange_sec = taken if world.rank == other else exchange_sec
+    name = torch.cuda.get_device_name(world.device) if world.device.type == "cuda" else "CPU"
+    return world.gather(Found(hosts[world.rank], name, product_sec, right, exchange_sec))
+
+
+def _time_product(device: torch.device) -> float:
+    a = torch.ones(SIDE, SIDE, device=device)
+    times = []
+    for _ in range(PRODUCTS):
+        started = time.perf_counter()
+        (a @ a)[0, 0].item()  # waits for a GPU
+        times.append(time.perf_counter() - started)
+    return min(times)
+
+
+def _sum_is_right(world: World) -> bool:
+    """Whole numbers that float32 adds exactly, other ones in each place and on each rank."""
+    places = torch.arange(1000, device=world.device, dtype=torch.float32)
+    total = world.sum(places * (world.rank + 1))
+    return bool((total == places * (world.size * (world.size + 1) // 2)).all())
+
+
+def report(found: list[Found]) -> tuple[list[str], list[str]]:
+    """Lines for a person, one for each host; and what is wrong."""
+    product = statistics.median(rank.product_sec for rank in found)
+    exchanges = [rank.exchange_sec for rank in found if rank.exchange_sec is not None]
+    exchange = statistics.median(exchanges) if exchanges else 0.0
+    lines, wrong = [], []
+    for host in dict.fromkeys(rank.host for rank in found):
+        own = [rank for rank in found if rank.host == host]
+        slowest = max(rank.product_sec for rank in own)
+        line = f"{host}: {len(own)} rank(s) on {own[0].device}, {2 * SIDE**3 / slowest / 1e12:.3g} TFLOP/s"
+        if slowest > SLOW * product:
+            wrong.append(f"{host} computes {slowest / product:.1f} times as slowly as the median rank")
+        for rank in own:
+            if rank.exchange_sec is not None:
+                line += f", {8 * NUMBERS / rank.exchange_sec / 1e9:.3g} GB/s to {found[0].host}"
+                if rank.exchange_sec > SLOW * exchange:
+                    wrong.append(f"{host} exchanges data {rank.exchange_sec / exchange:.1f} times as slowly as others")
+        if not all(rank.right for rank in own):
+            wrong.append(f"{host} has wrong sums over the ranks")
+        lines.append(line)
+    return lines, wrong
+
+
+def main() -> int:
+    try:
+        with listening():
+            world = World(timeout_sec=60)
+            started = time.perf_counter()
+            found = preflight(world)
+            lines, wrong = report(found)
+            if world.is_main:
+                print("\n".join(lines))
+                print("\n".join(f"WRONG: {line}" for line in wrong) or f"{world.size} ranks are fine", flush=True)
+                print(f"{time.perf_counter() - started:.1f} s")
+            world.close()
+    except DistganError as error:
+        print(f"distgan.preflight: {error}", file=sys.stderr)
+        return error.exit_code
+    return 5 if wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,33 @@
+"""Hosts that are slow or wrong are named."""
+
+from dataclasses import replace
+
+from distgan.preflight import Found, preflight, report
+from distgan.world import World
+
+GOOD = [Found("a", "CPU", 0.1, True), Found("b", "CPU", 0.1, True, 0.5), Found("c", "CPU", 0.1, True, 0.6)]
+
+
+def test_good_hosts_pass() -> None:
+    lines, wrong = report(GOOD)
+    assert [line.partition(":")[0] for line in lines] == ["a", "b", "c"]
+    assert wrong == []
+
+
+def test_a_slow_or_wrong_host_is_named() -> None:
+    more = [*GOOD, Found("d", "CPU", 0.1, True, 0.5)]
+    for change, told in (
+        ({"product_sec": 0.3}, "d computes 3.0 times as slowly"),
+        ({"exchange_sec": 2.0}, "d exchanges data 3.3 times as slowly"),
+        ({"right": False}, "d has wrong sums over the ranks"),
+    ):
+        _, wrong = report([*GOOD, replace(more[-1], **change)])
+        assert len(wrong) == 1
+        assert told in wrong[0]
+
+
+def test_one_process_is_a_host_too() -> None:
+    (found,) = preflight(World())
+    assert found.right
+    assert found.exchange_sec is None
+    assert report([found])[1] == []

@@ -159,7 +159,7 @@ def _train(options: argparse.Namespace) -> int:
         config = load(options.config, options.overrides)
         batch_plan(config, world)
 
-        from distgan.trainer import train
+        from distgan.run import train
 
         return train(config)
 

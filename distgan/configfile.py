@@ -7,6 +7,7 @@ with the file or override that it stands in.
 
 import difflib
 import fnmatch
+import math
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import Field
@@ -253,7 +254,7 @@ def _out_of_bounds(config: Config) -> list[str]:
                 continue  # not set: `problems` says so
             if not isinstance(number, (int, float)):
                 continue
-            if not abs(number) < 2**63:  # nor a NaN
+            if not abs(number) < (2**63 if isinstance(number, int) else math.inf):  # a NaN is not, either
                 found.append(f"{name}={number}: must be a finite number")
             elif (low is not None and number < low) or (high is not None and number > high):
                 bounds = f"at least {low}" if high is None else f"from {low} to {high}"

@@ -14,7 +14,7 @@ from importlib import metadata
 from pathlib import Path
 
 from distgan.checkpoint import replace_file
-from distgan.errors import MachineError
+from distgan.errors import DistganError, FailedError, MachineError
 
 log = logging.getLogger("distgan")
 
@@ -81,6 +81,17 @@ class RunFolder:
         """Replace status.json: `state` is running, preempted, finished or failed."""
         record = {"state": state, **values, "time": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
         replace_file(self.path / "status.json", json.dumps(record, indent=1) + "\n")
+
+    def tell_failure(self, error: DistganError, rank: int, world: int) -> None:
+        """Leave the cause in status.json. A rank that only saw another one go leaves that one's word as it is."""
+        if rank not in (0, error.rank):
+            return
+        if FailedError.OTHERS_END in str(error) and self.read_status().get("state") == "failed":
+            return
+        try:
+            self.status("failed", reason=f"{type(error).__name__}: {error}", world=world)
+        except OSError as problem:
+            log.warning(f"{self.path}: status.json could not be written: {problem.strerror}")
 
     def read_status(self) -> dict:
         try:

@@ -2,7 +2,6 @@
 
 import copy
 import faulthandler
-import hashlib
 import logging
 import math
 import secrets
@@ -14,18 +13,18 @@ from torch import nn
 
 from distgan import build, checkpoint, ema, sample, stop
 from distgan.audit import Audit
-from distgan.config import BatchPlan, Config, Optimizer, batch_plan, changes, shapes_nets, to_dict, warnings
-from distgan.configfile import from_dict, to_yaml
+from distgan.config import BatchPlan, Config, Optimizer, changes, shapes_nets, to_dict, warnings
+from distgan.configfile import from_dict
 from distgan.data.plan import Layout, Plan
 from distgan.data.stream import Stream
-from distgan.errors import ConfigError, DataError, DistganError, DivergedError, FailedError, MachineError
+from distgan.errors import ConfigError, DataError, DivergedError, MachineError
 from distgan.penalties import is_due
-from distgan.runfolder import RunFolder, command_line
+from distgan.runfolder import RunFolder
 from distgan.schedules import value_at, warm_up
 from distgan.step import DeviceBatch, GanStep, Noise
 from distgan.stopwatch import Stopwatch
-from distgan.tracker import Tracker, start_logging
-from distgan.watch import GRACE_SEC, Watch
+from distgan.tracker import Tracker
+from distgan.watch import Watch
 from distgan.world import World
 
 log = logging.getLogger("distgan")
@@ -33,31 +32,6 @@ log = logging.getLogger("distgan")
 EARLY_TICK = 20  # iterations before the first line, so that a person sees life
 POLL_SEC = 0.5  # how often ranks agree on whether to stop
 STOP_REASONS = ("", "finished", "preempted", "interrupted")  # where ranks differ, the later one wins
-
-
-def train(config: Config) -> int:
-    """Train until done; returns the exit code: 0 finished, 75 saved on a signal, 130 saved on Ctrl-C."""
-    world = World(
-        timeout_sec=config.run.timeout_sec + 2 * GRACE_SEC,  # a rank that hangs has its own word before that
-        deterministic=config.train.deterministic,
-        tf32=config.train.tf32,
-    )
-    world.require_same(config=digest(to_yaml(config).encode()), code=digest_of_code(), torch=torch.__version__)
-    spread = batch_plan(config, world.size)
-    folder = RunFolder(config.run.dir)
-    world.on_main(lambda: folder.open(command_line()))
-    try:
-        start_logging(folder.path, world.rank)
-        reason = Trainer(config, world, spread, folder).run()
-    except Exception as error:
-        log.debug("the run failed", exc_info=error)
-        failure = error if isinstance(error, DistganError) else FailedError.of(error, world.rank, folder.path)
-        tell_failure(failure, world, folder)
-        raise failure from error
-    finally:
-        folder.close()
-    world.close()
-    return stop.EXIT_CODES[reason]
 
 
 class Trainer:
@@ -375,7 +349,7 @@ class Trainer:
         """On the console first, then where a disk that hangs may keep it from."""
         rank = self.world.rank
         print(f"distgan train: rank {rank}: {error}", file=sys.stderr, flush=True)
-        tell_failure(error.on_rank(rank), self.world, self.folder)
+        self.folder.tell_failure(error.on_rank(rank), rank, self.world.size)
         with open(self.folder.path / "logs" / f"rank_{rank:05d}.stacks.txt", "w") as file:
             faulthandler.dump_traceback(file, all_threads=True)
 
@@ -386,28 +360,6 @@ class Trainer:
         self.tracker.finish(reason, self.images)
         log.info(f"{reason} at {self.images} images after {self.watch.total_sec / 60:.1f} min: {self.folder.path}")
         self.world.barrier()
-
-
-def tell_failure(error: DistganError, world: World, folder: RunFolder) -> None:
-    """Leave the cause in status.json. A rank that only saw another one go leaves that one's word as it is."""
-    if error.rank != world.rank and not world.is_main:
-        return
-    if FailedError.OTHERS_END in str(error) and folder.read_status().get("state") == "failed":
-        return
-    try:
-        folder.status("failed", reason=f"{type(error).__name__}: {error}", world=world.size)
-    except OSError as problem:
-        log.warning(f"{folder.path}: status.json could not be written: {problem.strerror}")
-
-
-def digest(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()[:16]
-
-
-def digest_of_code() -> str:
-    """Of the package that runs here."""
-    files = sorted(Path(__file__).parent.rglob("*.py"))
-    return digest(b"\0".join(path.read_bytes() for path in files))
 
 
 def check_same_run(config: Config, state: dict, fingerprint: str) -> None:

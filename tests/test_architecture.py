@@ -16,6 +16,7 @@ LEVELS = [
     {"data.stream", "data.listing", "build", "step"},
     {"data.pack", "check", "generate", "audit", "preflight"},
     {"trainer"},
+    {"run"},
     {"cli"},
     {"__main__"},
 ]

@@ -1,0 +1,54 @@
+"""A run from start to end: ranks and folder made ready, the trainer run, and how it ended told."""
+
+import hashlib
+import logging
+from pathlib import Path
+
+import torch
+
+from distgan import stop
+from distgan.config import Config, batch_plan
+from distgan.configfile import to_yaml
+from distgan.errors import DistganError, FailedError
+from distgan.runfolder import RunFolder, command_line
+from distgan.tracker import start_logging
+from distgan.trainer import Trainer
+from distgan.watch import GRACE_SEC
+from distgan.world import World
+
+log = logging.getLogger("distgan")
+
+
+def train(config: Config) -> int:
+    """Train until done; returns the exit code: 0 finished, 75 saved on a signal, 130 saved on Ctrl-C."""
+    world = World(
+        timeout_sec=config.run.timeout_sec + 2 * GRACE_SEC,  # a rank that hangs has its own word before that
+        deterministic=config.train.deterministic,
+        tf32=config.train.tf32,
+    )
+    world.require_same(config=digest(to_yaml(config).encode()), code=digest_of_code(), torch=torch.__version__)
+    spread = batch_plan(config, world.size)
+    folder = RunFolder(config.run.dir)
+    world.on_main(lambda: folder.open(command_line()))
+    try:
+        start_logging(folder.path, world.rank)
+        reason = Trainer(config, world, spread, folder).run()
+    except Exception as error:
+        log.debug("the run failed", exc_info=error)
+        failure = error if isinstance(error, DistganError) else FailedError.of(error, world.rank, folder.path)
+        folder.tell_failure(failure, world.rank, world.size)
+        raise failure from error
+    finally:
+        folder.close()
+    world.close()
+    return stop.EXIT_CODES[reason]
+
+
+def digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()[:16]
+
+
+def digest_of_code() -> str:
+    """Of the package that runs here."""
+    files = sorted(Path(__file__).parent.rglob("*.py"))
+    return digest(b"\0".join(path.read_bytes() for path in files))

@@ -216,15 +216,15 @@ class NullD(NullG):
         return (images * self.scale).mean((1, 2, 3))
 
 
-def bench_step(folder: Path) -> None:
+def bench_step(folder: Path, rounds: int = 20) -> None:
     torch.manual_seed(0)
     sizes = {"width": 64, "max_width": 512, "norm": "none"}
     G = MODELS["dcgan"].generator(64, 100, 0, **sizes, embedding=1)
     D = MODELS["dcgan"].discriminator(64, 0, **sizes)
     ours, bare = loops(G, D, z_dim=100, side=64, batch=16, steps=2)
-    report("step: DCGAN-64, batch 16, process time over a bare loop", ratios(compare(ours, bare, 20)), "<= 1.02")
+    report("step: DCGAN-64, batch 16, process time over a bare loop", ratios(compare(ours, bare, rounds)), "<= 1.02")
     ours, bare = loops(NullG(), NullD(), z_dim=192, side=8, batch=16, steps=200)
-    pairs = compare(ours, bare, 9, clock=time.thread_time)  # of the thread that a GPU would wait for
+    pairs = compare(ours, bare, rounds // 2, clock=time.thread_time)  # of the thread that a GPU would wait for
     report("step: a null model, host time added to an iteration", [5 * (a - b) for a, b in pairs], "<= 0.3 ms", "ms")
     report("step: the bare loop's own host time for an iteration", [5 * b for _, b in pairs], "-", "ms")
 

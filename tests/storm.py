@@ -47,7 +47,7 @@ def storm(folder: Path, kills: int, world: int, seed: int, disk: Path | None = N
             for process in started:
                 process.send_signal(signal.SIGKILL)
             blows["killed" if all(alive) else "came too late"] += 1
-    train(world, log, *command[2:], timeout=300)
+    train(world, log, *command[3:], timeout=300)
 
     assert "Traceback" not in output(log, world)
     assert weights(broken) == weights(whole)

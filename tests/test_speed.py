@@ -31,7 +31,7 @@ def test_loader(side: int, num: int, bound: float, tmp_path: Path, monkeypatch: 
 
 
 def test_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    found = figures(benchmark.bench_step, tmp_path, monkeypatch)
+    found = figures(lambda folder: benchmark.bench_step(folder, rounds=6), tmp_path, monkeypatch)
     assert found["step: DCGAN-64, batch 16, process time over a bare loop"] <= 1.1
     assert found["step: a null model, host time added to an iteration"] <= 1.0
 

@@ -26,10 +26,11 @@ from runs import audit, make_digits, metrics, weights, write_config
 MOMENTS_SEC = 14.0  # a start takes about half of it
 
 
-def storm(folder: Path, kills: int, world: int, seed: int, disk: Path | None = None) -> Counter:
+def storm(folder: Path, kills: int, world: int, seed: int, disk: Path | None = None, images: int = 6000) -> Counter:
     """Raises AssertionError where anything is lost; returns how many blows of which kind the run survived."""
     config = write_config(folder / "tiny.yaml", make_digits(folder / "digits"))
-    own = ["train.images=6000", "data.audit=true", "checkpoint.every=120", "sample.every=240", "checkpoint.keep_last=2"]
+    own = [f"train.images={images}", "data.audit=true", "checkpoint.keep_last=2"]
+    own += ["checkpoint.every=120", "sample.every=240"]
     whole, broken = folder / "whole", (disk or folder) / "broken"
     train(world, folder / "log-whole", str(config), *own, f"run.dir={whole}")
 
@@ -53,7 +54,7 @@ def storm(folder: Path, kills: int, world: int, seed: int, disk: Path | None = N
     assert weights(broken) == weights(whole)
     assert metrics(broken) == metrics(whole)
     assert audit(broken) == audit(whole)
-    assert sorted(audit(whole)) == list(range(6000))
+    assert sorted(audit(whole)) == list(range(images))
     return blows
 
 

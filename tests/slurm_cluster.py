@@ -42,7 +42,7 @@ AccountingStorageType=accounting_storage/none
 MailProg=/bin/true
 FirstJobId={first_job}
 ReturnToService=2
-KillWait=8
+KillWait=30
 SchedulerParameters=batch_sched_delay=0,sched_interval=2,bf_interval=1
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
@@ -123,7 +123,7 @@ class Cluster:
     def __exit__(self, *_: object) -> None:
         if _process(self.folder / "slurmctld.pid", "slurmctld"):
             subprocess.run(["scancel", "--user=root"], env=self.environment, timeout=30, check=False)
-            wait_for(lambda: not self.run("squeue", "-h"), 40)
+            wait_for(lambda: not self.run("squeue", "-h"), 60)
         daemons = [(f"slurmd-{name}", "slurmd") for name in self.nodes]
         for file, program in [*daemons, ("slurmctld", "slurmctld"), ("munged", "munged")]:
             if process := _process(self.folder / f"{file}.pid", program):

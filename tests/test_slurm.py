@@ -152,7 +152,7 @@ def test_a_cancelled_job_leaves_a_checkpoint_and_stays_away(cluster: Cluster, co
     wait_for_lines(run, 3)
     cluster.run("scancel", job)
     assert cluster.wait(job, "CANCELLED")["Restarts"] == "0"
-    wait_for(lambda: status(run)["state"] == "preempted", 20)
+    wait_for(lambda: status(run)["state"] == "preempted", 45)
     assert (run / "checkpoints" / status(run)["checkpoint"] / "manifest.json").exists()
 
 

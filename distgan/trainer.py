@@ -68,7 +68,7 @@ class Trainer:
         model, data = self.config.model, self.config.data
         self.step.settle(self.spread.micro_batch, data.resolution, model.z_dim, self.num_classes)
         train_sec, logged_images = self._resume()
-        self.watch = Stopwatch(self.world, train_sec, self.images)
+        self.stopwatch = Stopwatch(self.world, train_sec, self.images)
         if self.images >= self.config.train.images or self._is_out_of_time(train_sec):
             log.info(f"{self.folder.path} is finished at {self.images} images: nothing to do")
             return "finished"
@@ -79,7 +79,7 @@ class Trainer:
             Audit(self.folder.path / "audit", self.world.rank, self.dataset) if self.config.data.audit else None
         )
         self.stream = self._open_stream()
-        self.hangs = Watch(self.config.run.timeout_sec, self._tell_hang)
+        self.watch = Watch(self.config.run.timeout_sec, self._tell_hang)
         try:
             if self.images == 0 and self.world.is_main:
                 self._save_reals()
@@ -87,7 +87,7 @@ class Trainer:
                     self._save_samples()
             reason = self._loop()
         finally:
-            self.hangs.close()
+            self.watch.close()
             self.stream.close()
             self.dataset.source.close()
         self._end(reason)
@@ -128,8 +128,8 @@ class Trainer:
         """The next images on the device; on a CPU they share memory with the stream's buffer."""
         if self._copied is not None:
             self._copied.synchronize()  # the stream takes that buffer back now
-        self.hangs.phase("waiting for data")
-        with self.watch.waiting():
+        self.watch.phase("waiting for data")
+        with self.stopwatch.waiting():
             try:
                 batch = next(self.stream)
             except DataError as error:
@@ -148,12 +148,12 @@ class Trainer:
         loss = self.config.loss
         due = is_due(self.images, self.spread.batch, loss.penalty_every)
         weights = [self._scheduled(ends) * loss.penalty_every if due else 0.0 for ends in (loss.r1, loss.r2, loss.gp)]
-        self.hangs.phase("in a step of D")
+        self.watch.phase("in a step of D")
         set_lr(self.opt_D, self._lr(self.config.optim.D))
         self.step.d_step(batch, self.opt_D, *weights)
 
     def _g_step(self, batch: DeviceBatch) -> None:
-        self.hangs.phase("in a step of G")
+        self.watch.phase("in a step of G")
         set_lr(self.opt_G, self._lr(self.config.optim.G))
         self.step.g_step(batch, self.opt_G)
 
@@ -172,7 +172,7 @@ class Trainer:
 
     def _asked_to_stop(self) -> str:
         """Why to stop now, the same on every rank; ranks agree on it now and then, not in each step."""
-        reason = stop.asked() or ("finished" if self._is_out_of_time(self.watch.total_sec) else "")
+        reason = stop.asked() or ("finished" if self._is_out_of_time(self.stopwatch.total_sec) else "")
         if self.world.size == 1:
             return reason
         self._steps_to_poll -= 1
@@ -188,7 +188,7 @@ class Trainer:
 
     def _tick(self) -> None:
         """One line of metrics, computed on every rank and written by rank 0."""
-        self.hangs.phase("gathering metrics")
+        self.watch.phase("gathering metrics")
         row = self.step.meter.flush()
         self._check_finite(row)
         row |= {
@@ -197,14 +197,14 @@ class Trainer:
             "Optim/lr_G": self._lr(self.config.optim.G),
             "Optim/lr_D": self._lr(self.config.optim.D),
             "Data/substituted": sum(self.world.gather(self._num_substituted)),
-            **self.watch.lap(self.images),
+            **self.stopwatch.lap(self.images),
         }
         self._num_substituted = 0
         steps_per_sec = row["Perf/img_per_sec"] / self.iteration_images  # the same on every rank
         self._poll_every = self._steps_to_poll = max(1, min(1000, int(POLL_SEC * steps_per_sec)))
-        damaged = [row for found in self.world.gather(self.stream.newly_damaged()) for row in found]
-        for bad in self.folder.quarantine(damaged) if self.world.is_main else ():
-            log.warning("damaged sample {key!r} in {shard}: {reason}; another takes its place".format(**bad))
+        damaged = [one for found in self.world.gather(self.stream.newly_damaged()) for one in found]
+        for one in self.folder.quarantine(damaged) if self.world.is_main else ():
+            log.warning("damaged sample {key!r} in {shard}: {reason}; another takes its place".format(**one))
         for line in self.stream.news():
             log.warning(line)
         self.tracker.row(self.images, row)
@@ -231,7 +231,7 @@ class Trainer:
 
     def _save_samples(self) -> None:
         """The grid of fixed latents, by the average generator."""
-        self.hangs.phase("drawing samples")
+        self.watch.phase("drawing samples")
         num, columns, labels = self._grid()
         z_dim, seed = self.config.model.z_dim, self.config.train.seed
         pictures = list(sample.generate(self.G_ema, z_dim, seed, range(num), labels))
@@ -239,7 +239,7 @@ class Trainer:
 
     def _save_reals(self) -> None:
         """Real images as the networks see them, laid out like the samples."""
-        self.hangs.phase("drawing samples")
+        self.watch.phase("drawing samples")
         num, columns, labels = self._grid()
         data, numbers = self.config.data, self.dataset.examples(num, self.config.train.seed, labels)
         pictures = [self.dataset.read(n, data.resolution, data.filter, data.crop) for n in numbers]
@@ -253,7 +253,7 @@ class Trainer:
 
     def _save_checkpoint(self) -> None:
         """All that the rest of the run depends on; of single ranks, only the sums of an unfinished line."""
-        self.hangs.phase("writing a checkpoint")
+        self.watch.phase("writing a checkpoint")
         meter, num_substituted = self.step.meter.state(), self.world.gather(self._num_substituted)
         if self.audit is not None:
             self.audit.flush()
@@ -268,7 +268,7 @@ class Trainer:
             "num_classes": self.num_classes,
             "meter": meter,
             "num_substituted": num_substituted,
-            "train_sec": self.watch.total_sec,
+            "train_sec": self.stopwatch.total_sec,
             "wandb_id": self.wandb_id,
             **self._conditions(),
             "config": to_dict(self.config),
@@ -358,7 +358,7 @@ class Trainer:
         state = "finished" if reason == "finished" else "preempted"
         self._write_status(state, reason=reason, checkpoint=checkpoint.newest_first(self.folder.checkpoints)[0].name)
         self.tracker.finish(reason, self.images)
-        log.info(f"{reason} at {self.images} images after {self.watch.total_sec / 60:.1f} min: {self.folder.path}")
+        log.info(f"{reason} at {self.images} images after {self.stopwatch.total_sec / 60:.1f} min: {self.folder.path}")
         self.world.barrier()
 
 

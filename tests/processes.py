@@ -7,7 +7,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
@@ -75,3 +75,11 @@ def train(world: int, log: Path, *arguments: str, **variables: str) -> None:
 def output(log: Path, world: int = 1) -> str:
     """What the ranks printed."""
     return "\n".join(f"--- rank {rank}\n{Path(f'{log}.{rank}').read_text()}" for rank in range(world))
+
+
+def wait_for(condition: Callable[[], object], timeout: float = 90, told: Callable[[], str] = str) -> None:
+    """Wait until something holds; `told` says more where it does not in time."""
+    deadline = time.monotonic() + timeout
+    while not condition():
+        assert time.monotonic() < deadline, f"nothing happened in {timeout:g} s {told()}"
+        time.sleep(0.02)

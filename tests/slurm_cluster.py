@@ -14,8 +14,9 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
+
+from processes import wait_for
 
 FREEZER = Path("/sys/fs/cgroup/freezer")  # cgroup v1, which this version of SLURM wants for proctrack/cgroup
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "unshare")
@@ -162,13 +163,6 @@ class Cluster:
         """Wait until a job is in one of these states."""
         wait_for(lambda: self.job(number)["JobState"] in states, timeout, lambda: json.dumps(self.job(number)))
         return self.job(number)
-
-
-def wait_for(condition: Callable[[], object], timeout: float, told: Callable[[], str] = str) -> None:
-    deadline = time.monotonic() + timeout
-    while not condition():
-        assert time.monotonic() < deadline, f"nothing happened in {timeout:g} s {told()}"
-        time.sleep(0.1)
 
 
 def _path() -> str:

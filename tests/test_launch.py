@@ -8,9 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from processes import ROOT, environment, free_port
+from processes import ROOT, environment, free_port, wait_for
 from runs import make_digits, status, write_config
-from test_resume import wait_for
 
 pytestmark = [pytest.mark.multi, pytest.mark.timeout(180)]
 

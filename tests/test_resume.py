@@ -3,11 +3,10 @@
 import random
 import signal
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from processes import output, ranks, train
+from processes import output, ranks, train, wait_for
 from runs import audit, make_digits, metrics, status, weights, write_config
 
 
@@ -15,13 +14,6 @@ from runs import audit, make_digits, metrics, status, weights, write_config
 def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("data")
     return write_config(folder / "tiny.yaml", make_digits(folder / "digits"))
-
-
-def wait_for(condition: Callable[[], bool], timeout: float = 90) -> None:
-    deadline = time.monotonic() + timeout
-    while not condition():
-        assert time.monotonic() < deadline, "nothing happened in time"
-        time.sleep(0.02)
 
 
 def kill_midway(world: int, log: Path, run: Path, arguments: list[str], after_lines: int, delay: float) -> None:

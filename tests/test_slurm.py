@@ -8,9 +8,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from processes import ROOT, environment
+from processes import ROOT, environment, wait_for
 from runs import audit, make_digits, metrics, status, weights, write_config
-from slurm_cluster import Cluster, wait_for, why_not
+from slurm_cluster import Cluster, why_not
 
 pytestmark = [
     pytest.mark.multi,

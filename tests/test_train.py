@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from conftest import write_shards
 from PIL import Image
-from processes import ROOT, environment, free_port, output, run_ranks
+from processes import ROOT, environment, free_port, output, ranks, run_ranks, wait_for
 from runs import make_digits, metrics, status, weights, write_config
 
 from distgan.cli import main
@@ -266,9 +266,6 @@ def test_files_of_a_run_that_others_spoiled_do_not_end_it(tmp_path: Path, config
 
 @pytest.mark.multi
 def test_a_second_live_run_in_one_folder_is_refused(tmp_path: Path, config: Path) -> None:
-    from processes import ranks
-    from test_resume import wait_for
-
     run = tmp_path / "run"
     command = ["-m", "distgan", "train", str(config), f"run.dir={run}", "train.images=10M"]
     with ranks(1, command, tmp_path / "first"):

@@ -1,6 +1,9 @@
-"""Ratios of the benchmark that must not slip, with room for a busy machine; `benchmark.py` prints them all."""
+"""Ratios of the benchmark that must not slip; `benchmark.py` prints them all.
 
-import statistics
+Neighbours on a busy machine stretch single rounds to twice their length, so the lowest of the interleaved rounds is held
+to a bound: a loss of speed raises every round, a neighbour only some of them.
+"""
+
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,11 +18,9 @@ def one_thread() -> None:
 
 
 def figures(run: Callable[[Path], None], folder: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
-    """The medians that a benchmark reports, by the beginning of their names."""
+    """The lowest round of each line that a benchmark reports."""
     found = {}
-    monkeypatch.setattr(
-        benchmark, "report", lambda name, values, *_: found.__setitem__(name, statistics.median(values))
-    )
+    monkeypatch.setattr(benchmark, "report", lambda name, values, *_: found.__setitem__(name, min(values)))
     run(folder)
     return found
 
@@ -32,8 +33,8 @@ def test_loader(side: int, num: int, bound: float, tmp_path: Path, monkeypatch: 
 
 def test_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = figures(lambda folder: benchmark.bench_step(folder, rounds=6), tmp_path, monkeypatch)
-    assert found["step: DCGAN-64, batch 16, process time over a bare loop"] <= 1.1
-    assert found["step: a null model, host time added to an iteration"] <= 1.0
+    assert found["step: DCGAN-64, batch 16, process time over a bare loop"] <= 1.05
+    assert found["step: a null model, host time added to an iteration"] <= 0.5
 
 
 @pytest.mark.slow

@@ -1,7 +1,7 @@
 """Ratios of the benchmark that must not slip; `benchmark.py` prints them all.
 
-Neighbours on a busy machine stretch single rounds to twice their length, so the lowest of the interleaved rounds is held
-to a bound: a loss of speed raises every round, a neighbour only some of them.
+Neighbours on a busy machine stretch single rounds to twice their length, so the lowest of the interleaved rounds is
+held to a bound: a loss of speed raises every round, a neighbour only some of them.
 """
 
 from collections.abc import Callable

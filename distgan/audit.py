@@ -22,3 +22,6 @@ class Audit:
 
     def flush(self) -> None:
         self._file.flush()
+
+    def close(self) -> None:
+        self._file.close()

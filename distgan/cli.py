@@ -199,6 +199,8 @@ def _config(options: argparse.Namespace) -> int:
 
 
 def _generate(options: argparse.Namespace) -> int:
+    world = settle()
+
     from distgan.generate import generate
 
     try:
@@ -210,8 +212,11 @@ def _generate(options: argparse.Namespace) -> int:
             seed=options.seed,
             labels=options.labels,
             columns=options.columns,
+            rank=rank(),
+            world=world,
         )
     except OSError as error:
         raise MachineError(f"--out {options.out}: {error.strerror or error}") from None
-    print(line)
+    if rank() == 0:
+        print(line)
     return 0

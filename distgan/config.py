@@ -6,9 +6,10 @@ module imports neither torch nor OmegaConf, so that mistakes are told at once.
 
 import math
 from collections.abc import Iterator
-from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
+from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass, replace
 from typing import Any, Literal
 
+from distgan.data.address import public_text
 from distgan.errors import ConfigError
 
 
@@ -127,6 +128,13 @@ class Train:
     precision: Literal["fp32", "bf16"] = key("fp32", "of the networks; penalties are always fp32")
     tf32: bool = key(False, "GPU: let fp32 products be of numbers rounded to 10 bits, which is faster")
     seed: int = key(0, "of everything that is drawn", low=0, high=2**63 - 1)
+    on_nan: Literal["fail", "skip", "rollback"] = key(
+        "fail",
+        "where a loss or gradient is not finite (such a step is never taken): end the run; go on; or go back to the "
+        "last checkpoint, with other noise",
+        free=True,
+    )
+    nan_limit: int = key(10, "steps skipped, or rollbacks made, before the run fails all the same", free=True, low=1)
     tick: int = key(
         0, "images from one line of metrics to the next; 0: 1000, or 32 batches", unit="images", free=True, low=0
     )
@@ -334,3 +342,8 @@ def changes(old: Config, new: Config) -> tuple[dict[str, tuple], dict[str, tuple
 def to_dict(config: Config) -> dict:
     """Plain nested values, as W&B and JSON take them."""
     return asdict(config)
+
+
+def without_secrets(config: Config) -> Config:
+    """As a run's records keep it: addresses of shards without user, password and query."""
+    return replace(config, data=replace(config.data, shards=[public_text(url) for url in config.data.shards]))

@@ -2,6 +2,13 @@
 
 from pathlib import Path
 
+OTHERS_END = "onnection"  # what libraries say where another rank is gone
+HINTS = (
+    ("out of memory", "lower train.micro_batch"),
+    ("Too many open files", "raise the limit, e.g. by `ulimit -n 65536`"),
+    (OTHERS_END, "another rank is gone: its own message tells why"),
+)
+
 
 class DistganError(Exception):
     """Base of the errors whose message is enough: the command line prints it without a traceback.
@@ -47,20 +54,19 @@ def of_kind(kind: str, text: str) -> DistganError:
     return known[kind](text) if kind in known else MachineError(f"{kind}: {text}")
 
 
+def with_hint(text: str) -> str:
+    """A message of the system or a library, with the way out where it is a known one."""
+    hint = next((f" ({hint})" for mark, hint in HINTS if mark in text), "")
+    return text[:300] + hint
+
+
 class FailedError(DistganError):
     """Anything else that ended a run; the traceback is in the rank's log."""
-
-    OTHERS_END = "onnection"  # what libraries say where another rank is gone
-    HINTS = (
-        ("out of memory", "lower train.micro_batch"),
-        (OTHERS_END, "another rank is gone: its own message tells why"),
-    )
 
     @classmethod
     def of(cls, error: Exception, rank: int, folder: Path) -> DistganError:
         """What a rank says of an error that nobody foresaw."""
         text = " ".join(str(error).split())
         file = "log.txt" if rank == 0 else f"logs/rank_{rank:05d}.txt"
-        hint = next((f" ({hint})" for mark, hint in cls.HINTS if mark in text), "")
-        kind = MachineError if isinstance(error, OSError) and cls.OTHERS_END not in text else cls
-        return kind(f"{type(error).__name__}: {text[:300]}{hint}; traceback in {folder / file}").on_rank(rank)
+        kind = MachineError if isinstance(error, OSError) or OTHERS_END in text else cls
+        return kind(f"{type(error).__name__}: {with_hint(text)}; traceback in {folder / file}").on_rank(rank)

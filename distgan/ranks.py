@@ -46,8 +46,16 @@ def settle(environment: MutableMapping[str, str] = os.environ) -> int:
 
 def rank(environment: MutableMapping[str, str] = os.environ) -> int:
     """Of this process; 0 without a launcher."""
-    number = environment.get("RANK", "0")
-    return int(number) if number.isdecimal() else 0
+    return _number(environment.get("RANK", ""))
+
+
+def local_rank(environment: MutableMapping[str, str] = os.environ) -> int:
+    """Of this process among those of its machine."""
+    return _number(environment.get("LOCAL_RANK", ""))
+
+
+def _number(text: str) -> int:
+    return int(text) if text.isdecimal() else 0
 
 
 def together(function: Callable[[], T], gather: Callable[[object], list]) -> T:

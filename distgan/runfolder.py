@@ -14,7 +14,8 @@ from importlib import metadata
 from pathlib import Path
 
 from distgan.checkpoint import replace_file
-from distgan.errors import DistganError, FailedError, MachineError
+from distgan.data.address import public_text
+from distgan.errors import OTHERS_END, DistganError, MachineError
 
 log = logging.getLogger("distgan")
 
@@ -86,7 +87,7 @@ class RunFolder:
         """Leave the cause in status.json. A rank that only saw another one go leaves that one's word as it is."""
         if rank not in (0, error.rank):
             return
-        if FailedError.OTHERS_END in str(error) and self.read_status().get("state") == "failed":
+        if OTHERS_END in str(error) and self.read_status().get("state") == "failed":
             return
         try:
             self.status("failed", reason=f"{type(error).__name__}: {error}", world=world)
@@ -200,4 +201,4 @@ def _git_state() -> str:
 
 
 def command_line() -> list[str]:
-    return [os.path.basename(sys.executable), *sys.orig_argv[1:]]
+    return [public_text(word) for word in (os.path.basename(sys.executable), *sys.orig_argv[1:])]

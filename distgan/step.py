@@ -7,6 +7,7 @@ only serves the other (G in D's step, D in G's), it is called as the plain modul
 """
 
 import contextlib
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -47,11 +48,16 @@ class DeviceBatch:
 
 
 class Noise:
-    """All that is drawn for an image, as a function of the seed and the image's position."""
+    """All that is drawn for an image, as a function of the seed and the image's position.
 
-    def __init__(self, seed: int, z_dim: int) -> None:
+    Args:
+        attempt: Other numbers give other noise for the same images.
+    """
+
+    def __init__(self, seed: int, z_dim: int, attempt: int = 0) -> None:
         self._z_dim = z_dim
-        self._z_d, self._z_g, self._mix = (keyed.key(seed, purpose) for purpose in ("z of D", "z of G", "mix"))
+        purposes = ("z of D", "z of G", "mix")
+        self._z_d, self._z_g, self._mix = (keyed.key(seed, purpose, attempt) for purpose in purposes)
 
     def __call__(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """`z_d`, `z_g` and `mix` of `DeviceBatch`, float32, on the host."""
@@ -122,10 +128,14 @@ class GeneratorLoss(nn.Module):
 class GanStep:
     """D's and G's step on one rank.
 
+    A step whose loss or gradient is not finite, on any rank, is not taken: weights and optimizer stay as they are.
+
     Args:
         G, D: The plain networks; they are moved to this rank's device.
         passes: Passes over micro-batches that a step's gradient is gathered from.
         clip: Bound on D's weights after each of its steps; 0 for none.
+        undo_buffers: Whether a step that is not taken leaves running statistics alone too, for the price of a copy in
+            each step.
     """
 
     def __init__(
@@ -138,6 +148,7 @@ class GanStep:
         passes: int = 1,
         bf16: bool = False,
         clip: float = 0.0,
+        undo_buffers: bool = False,
         dtype: torch.dtype = torch.float32,
     ) -> None:
         self.world, self.G, self.D, self.meter = world, G, D, Meter(world)
@@ -145,18 +156,31 @@ class GanStep:
         self._paired = LOSSES[loss].paired
         self.d_loss = world.prepare(DiscriminatorLoss(D, LOSSES[loss], bf16))
         self.g_loss = world.prepare(GeneratorLoss(G, D, LOSSES[loss], bf16))
+        self._undone = [*G.buffers(), *D.buffers()] if undo_buffers else []
 
-    def d_step(self, batch: DeviceBatch, optimizer: torch.optim.Optimizer, r1: float, r2: float, gp: float) -> None:
-        """Move D towards telling this batch from as many fakes, with these weights of the penalties."""
+    def d_step(
+        self,
+        batch: DeviceBatch,
+        optimizer: torch.optim.Optimizer,
+        r1: float,
+        r2: float,
+        gp: float,
+        around_fakes: Callable[[], contextlib.AbstractContextManager] = contextlib.nullcontext,
+    ) -> None:
+        """Move D towards telling this batch from as many fakes, with these weights of the penalties.
+
+        Args:
+            around_fakes: Context of the fakes' making, which is work without any word from other ranks.
+        """
+        before = [buffer.clone() for buffer in self._undone]
         for number, part in enumerate(batch.parts(self.passes), 1):
-            with torch.no_grad(), _autocast(part.z_d, self._bf16):
+            with torch.no_grad(), around_fakes(), _autocast(part.z_d, self._bf16):
                 fake = self.G(part.z_d, part.labels).to(self._dtype)
             with self.world.synchronising(self.d_loss, last=number == self.passes):
                 loss, *report = self.d_loss(self._scaled(part), fake, part.labels, part.mix, r1, r2, gp)
                 self._backward(loss)
             self.meter.add_d(*report)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+        self._update("D", self.D, optimizer, before)
         if self.clip:
             penalties.clip_weights(self.D, self.clip)
 
@@ -165,6 +189,7 @@ class GanStep:
 
         A paired loss compares with the real images of the batch, which are those of D's last step.
         """
+        before = [buffer.clone() for buffer in self._undone]
         self.D.requires_grad_(False)
         for number, part in enumerate(batch.parts(self.passes), 1):
             with self.world.synchronising(self.g_loss, last=number == self.passes):
@@ -172,8 +197,7 @@ class GanStep:
                 self._backward(loss)
             self.meter.add_g(loss.detach())
         self.D.requires_grad_(True)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+        self._update("G", self.G, optimizer, before)
 
     def settle(self, num: int, resolution: int, z_dim: int, num_classes: int) -> None:
         """Two backwards that change nothing, made before any state is loaded.
@@ -200,7 +224,20 @@ class GanStep:
             buffer.copy_(value)
 
     def _backward(self, loss: Tensor) -> None:
-        (loss if self.passes == 1 else loss / self.passes).backward()
+        """A loss that is not finite makes its gradients so; thus their sum over the ranks tells every rank."""
+        value = loss.detach()
+        loss.backward((value - value + 1) / self.passes)
+
+    def _update(self, name: str, net: nn.Module, optimizer: torch.optim.Optimizer, buffers: list[Tensor]) -> None:
+        """Take the step, or leave all as it was where the gradient is not finite; the host does not ask which."""
+        norm = torch.nn.utils.get_total_norm([p.grad for p in net.parameters() if p.grad is not None])
+        is_bad = ~norm.isfinite()
+        optimizer.found_inf = is_bad.float()  # what fused optimizers look at before they change anything
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        for buffer, before in zip(self._undone, buffers):
+            buffer.copy_(torch.where(is_bad, before, buffer))
+        self.meter.add_update(name, norm)
 
     def _scaled(self, batch: DeviceBatch) -> Tensor:
         """Real images as the networks see them: [B, 3, R, R] in -1..1."""

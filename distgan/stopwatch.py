@@ -2,13 +2,29 @@
 
 import contextlib
 import resource
+import socket
+import statistics
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import torch
 
 from distgan.world import World
+
+SLOW, SLOW_LAPS = 0.3, 2  # a rank costs the others this share of their time, in so many laps in a row
+
+
+@dataclass
+class Lap:
+    """What one rank has to say of a lap."""
+
+    host: str
+    total_sec: float
+    wait_sec: float  # for data
+    work_sec: float  # see `Stopwatch.working`
+    memory: dict[str, float]
 
 
 class Stopwatch:
@@ -21,7 +37,10 @@ class Stopwatch:
 
     def __init__(self, world: World, total_sec: float, images: int) -> None:
         self._world, self._before_sec, self._started = world, total_sec, time.perf_counter()
-        self._lap_started, self._lap_images, self._wait_sec = self._started, images, 0.0
+        self._lap_started, self._lap_images = self._started, images
+        self._wait_sec = self._work_sec = 0.0
+        self._events: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
+        self._slow_laps, self._slow_rank = 0, -1
 
     @property
     def total_sec(self) -> float:
@@ -34,21 +53,81 @@ class Stopwatch:
         yield
         self._wait_sec += time.perf_counter() - started
 
-    def lap(self, images: int) -> dict[str, float]:
-        """Speed, waiting and memory since the last lap, over all ranks: the same on each, by log key."""
+    @contextlib.contextmanager
+    def working(self) -> Iterator[None]:
+        """Around work of the device that is the same on every rank and waits for no other one."""
+        if self._world.device.type == "cuda":
+            span = (torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True))
+            span[0].record()
+            yield
+            span[1].record()
+            self._events.append(span)
+        else:
+            started = time.perf_counter()
+            yield
+            self._work_sec += time.perf_counter() - started
+
+    def lap(self, images: int) -> tuple[dict[str, float], str]:
+        """Speed, waiting and memory since the last lap, over all ranks: the same on each.
+
+        Returns:
+            The numbers by log key, and a word on a rank that the others have been waiting for, or "".
+        """
         now = time.perf_counter()
-        mine = (now - self._lap_started, self._wait_sec, peak_memory(self._world.device))
-        ranks = self._world.gather(mine)
-        num, seconds = images - self._lap_images, ranks[0][0]  # rank 0's clock
-        self._lap_started, self._lap_images, self._wait_sec = now, images, 0.0
-        return {
+        if self._events:
+            self._events[-1][1].synchronize()
+            self._work_sec = sum(start.elapsed_time(end) for start, end in self._events) / 1000
+        mine = Lap(
+            socket.gethostname(),
+            now - self._lap_started,
+            self._wait_sec,
+            self._work_sec,
+            peak_memory(self._world.device),
+        )
+        laps = self._world.gather(mine)
+        num, seconds = images - self._lap_images, laps[0].total_sec  # rank 0's clock
+        self._lap_started, self._lap_images, self._events = now, images, []
+        self._wait_sec = self._work_sec = 0.0
+        rank, skew = slowest(laps)
+        row = {
             "Perf/sec_per_kimg": 1000 * seconds / num,
             "Perf/img_per_sec": num / seconds,
             "Perf/img_per_sec_per_rank": num / seconds / self._world.size,
-            "Perf/data_wait_pct": 100 * max(waited / total for total, waited, _ in ranks),
+            "Perf/data_wait_pct": 100 * max(lap.wait_sec / lap.total_sec for lap in laps),
+            "Perf/rank_skew_pct": 100 * skew,
             "Perf/total_hours": self.total_sec / 3600,
-            **{name: max(memory[name] for _, _, memory in ranks) for name in mine[2]},
+            **{name: max(lap.memory[name] for lap in laps) for name in mine.memory},
         }
+        return row, self._word_on(rank, skew, laps)
+
+    def _word_on(self, rank: int, skew: float, laps: list[Lap]) -> str:
+        """Once, when the same rank was the slowest by far for some laps in a row."""
+        is_slow = skew > SLOW
+        self._slow_laps = self._slow_laps + 1 if is_slow and rank == self._slow_rank else int(is_slow)
+        self._slow_rank = rank
+        if self._slow_laps != SLOW_LAPS:
+            return ""
+        slow = laps[rank]
+        return (
+            f"rank {rank} on {slow.host} is slow: the others wait for it {skew:.0%} of the time "
+            f"(it waits for data {slow.wait_sec / slow.total_sec:.0%} of the time)"
+        )
+
+
+def slowest(laps: list[Lap]) -> tuple[int, float]:
+    """The rank that the others wait for most, and the share of the time that this costs them.
+
+    A rank is behind by what it waits longer for data than the median rank, and what it takes longer for the same work.
+    """
+    if len(laps) == 1:
+        return 0, 0.0
+    wait, work = (statistics.median_low(values) for values in ([x.wait_sec for x in laps], [x.work_sec for x in laps]))
+    lost = [
+        max(0.0, lap.wait_sec - wait) / lap.total_sec + (max(0.0, 1 - work / lap.work_sec) if lap.work_sec else 0.0)
+        for lap in laps
+    ]
+    rank = max(range(len(laps)), key=lost.__getitem__)
+    return rank, min(1.0, lost[rank])
 
 
 def peak_memory(device: torch.device) -> dict[str, float]:

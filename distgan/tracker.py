@@ -15,9 +15,9 @@ import numpy as np
 from PIL import Image
 
 from distgan import sample, stop
-from distgan.config import Config, Wandb, to_dict
+from distgan.config import Config, Wandb, to_dict, without_secrets
 from distgan.configfile import to_yaml
-from distgan.data.source import public
+from distgan.data.address import public_text
 from distgan.runfolder import RunFolder
 
 log = logging.getLogger("distgan")
@@ -29,7 +29,7 @@ def start_logging(folder: Path, rank: int) -> None:
     Debug messages, such as tracebacks, go to the file alone.
     """
     path = folder / "log.txt" if rank == 0 else folder / "logs" / f"rank_{rank:05d}.txt"
-    handlers: list[logging.Handler] = [logging.FileHandler(path, delay=rank > 0)]
+    handlers: list[logging.Handler] = [LogFile(path, delay=rank > 0)]
     if rank == 0:
         handlers.append(logging.StreamHandler(sys.stdout))
         handlers[1].setLevel(logging.INFO)
@@ -44,6 +44,16 @@ def start_logging(folder: Path, rank: int) -> None:
         log.addHandler(handler)
 
 
+class LogFile(logging.FileHandler):
+    """A file that training goes on without, where it cannot be opened any more."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            super().emit(record)
+        except OSError:
+            self.handleError(record)
+
+
 class Tracker:
     """Writes down what a run reports; on ranks other than 0, does nothing.
 
@@ -53,15 +63,13 @@ class Tracker:
     """
 
     def __init__(self, config: Config, folder: RunFolder, is_main: bool, wandb_id: str, logged_images: int) -> None:
-        self._folder, self._is_main, self._logged_images = folder, is_main, logged_images
+        self._folder, self._is_main, self.logged_images = folder, is_main, logged_images
         self._train, self._grids = config.train, {}
         self._wandb = None
         if is_main:
-            folder.write_config(to_yaml(config))
-            told = to_dict(config)
-            shards = told["data"]["shards"]
-            told["data"]["shards"] = public(shards) if isinstance(shards, str) else [public(url) for url in shards]
-            self._wandb = start_wandb(config.wandb, folder, told, wandb_id, lambda: stop.ask("finished"))
+            told = without_secrets(config)
+            folder.write_config(to_yaml(told))
+            self._wandb = start_wandb(config.wandb, folder, to_dict(told), wandb_id, lambda: stop.ask("finished"))
 
     def grid(self, name: str, file: str, pictures: list[np.ndarray], columns: int) -> None:
         """Save a grid of pictures among the samples; W&B gets it with the next row."""
@@ -77,7 +85,7 @@ class Tracker:
         row |= {name: float(f"{value:.6g}") for name, value in values.items()}
         self._folder.add_metrics(row)
         log.info(console_line(row, self._train.images, self._train.max_minutes))
-        if self._wandb is not None and images > self._logged_images:
+        if self._wandb is not None and images > self.logged_images:
             self._wandb.log(images, row, self._grids)
         self._grids = {}
 
@@ -218,20 +226,24 @@ def _init(
     known = wandb.Settings.model_fields  # names that begin with x_ come and go
     for name in ("WANDB_DATA_DIR", "WANDB_CACHE_DIR"):
         os.environ.setdefault(name, str(folder.path / "wandb"))
-    run = wandb.init(
-        mode=mode,
-        dir=str(folder.path),
-        project=settings.project,
-        entity=settings.entity or None,
-        name=settings.name or folder.path.name,
-        group=settings.group or None,
-        tags=settings.tags or None,
-        notes=settings.notes or None,
-        config=config,
-        id=run_id,
-        resume="allow",
-        settings=wandb.Settings(**{name: value for name, value in wanted.items() if name in known}),
-    )
+    words, sys.argv = sys.argv, [public_text(word) for word in sys.argv]  # which the client sends
+    try:
+        run = wandb.init(
+            mode=mode,
+            dir=str(folder.path),
+            project=settings.project,
+            entity=settings.entity or None,
+            name=settings.name or folder.path.name,
+            group=settings.group or None,
+            tags=settings.tags or None,
+            notes=settings.notes or None,
+            config=config,
+            id=run_id,
+            resume="allow",
+            settings=wandb.Settings(**{name: value for name, value in wanted.items() if name in known}),
+        )
+    finally:
+        sys.argv = words
     run.define_metric("Progress/kimg", hidden=True)
     run.define_metric("*", step_metric="Progress/kimg")
     return run

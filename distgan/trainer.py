@@ -3,7 +3,6 @@
 import copy
 import faulthandler
 import logging
-import math
 import secrets
 import sys
 from pathlib import Path
@@ -13,7 +12,7 @@ from torch import nn
 
 from distgan import build, checkpoint, ema, sample, stop
 from distgan.audit import Audit
-from distgan.config import BatchPlan, Config, Optimizer, changes, shapes_nets, to_dict, warnings
+from distgan.config import BatchPlan, Config, Optimizer, changes, shapes_nets, to_dict, warnings, without_secrets
 from distgan.configfile import from_dict
 from distgan.data.plan import Layout, Plan
 from distgan.data.stream import Stream
@@ -55,10 +54,12 @@ class Trainer:
             passes=spread.passes,
             bf16=config.train.precision == "bf16",
             clip=config.loss.clip,
+            undo_buffers=config.train.on_nan == "skip",
         )
         self.opt_G = build.build_optimizer(config.optim.G, self.G)
         self.opt_D = build.build_optimizer(config.optim.D, self.D)
         self.wandb_id = secrets.token_hex(4)
+        self.num_skipped = self.num_rollbacks = 0  # since the run began
         self._num_substituted = 0  # since the last line, on this rank
         self._poll_every = self._steps_to_poll = 1
         self._copied: torch.cuda.Event | None = None
@@ -75,9 +76,7 @@ class Trainer:
         self._describe()
         self.tracker = Tracker(self.config, self.folder, self.world.is_main, self.wandb_id, logged_images)
         self._write_status("running")
-        self.audit = (
-            Audit(self.folder.path / "audit", self.world.rank, self.dataset) if self.config.data.audit else None
-        )
+        self.audit = self._open_audit()
         self.stream = self._open_stream()
         self.watch = Watch(self.config.run.timeout_sec, self._tell_hang)
         try:
@@ -85,13 +84,26 @@ class Trainer:
                 self._save_reals()
                 if self.config.sample.every:
                     self._save_samples()
-            reason = self._loop()
+            reason = self._loop_with_rollbacks()
         finally:
             self.watch.close()
             self.stream.close()
             self.dataset.source.close()
         self._end(reason)
         return reason
+
+    def _loop_with_rollbacks(self) -> str:
+        train = self.config.train
+        if train.on_nan == "rollback" and not checkpoint.newest_first(self.folder.checkpoints):
+            self._save_checkpoint()
+        while True:
+            try:
+                return self._loop()
+            except DivergedError as error:  # which all ranks raise together
+                if train.on_nan != "rollback" or self.num_rollbacks >= train.nan_limit:
+                    raise DivergedError(f"{error}. {self._way_out()}") from error
+                log.warning(f"{error}")
+                self._roll_back()
 
     def _loop(self) -> str:
         config = self.config
@@ -150,7 +162,7 @@ class Trainer:
         weights = [self._scheduled(ends) * loss.penalty_every if due else 0.0 for ends in (loss.r1, loss.r2, loss.gp)]
         self.watch.phase("in a step of D")
         set_lr(self.opt_D, self._lr(self.config.optim.D))
-        self.step.d_step(batch, self.opt_D, *weights)
+        self.step.d_step(batch, self.opt_D, *weights, around_fakes=self.stopwatch.working)
 
     def _g_step(self, batch: DeviceBatch) -> None:
         self.watch.phase("in a step of G")
@@ -189,15 +201,22 @@ class Trainer:
     def _tick(self) -> None:
         """One line of metrics, computed on every rank and written by rank 0."""
         self.watch.phase("gathering metrics")
+        if num := self._check_skipped():
+            self.num_skipped += num
+            limit = self.config.train.nan_limit
+            log.warning(f"steps skipped, since loss or gradient were not finite: {self.num_skipped} of at most {limit}")
         row = self.step.meter.flush()
-        self._check_finite(row)
+        speed, slow_rank = self.stopwatch.lap(self.images)
+        if slow_rank:
+            log.warning(slow_rank)
         row |= {
             "Progress/epoch": self.images / self.dataset.num_samples,
             "Progress/ema_beta": self._ema_decay(),
             "Optim/lr_G": self._lr(self.config.optim.G),
             "Optim/lr_D": self._lr(self.config.optim.D),
+            "Optim/rollbacks": self.num_rollbacks,
             "Data/substituted": sum(self.world.gather(self._num_substituted)),
-            **self.stopwatch.lap(self.images),
+            **speed,
         }
         self._num_substituted = 0
         steps_per_sec = row["Perf/img_per_sec"] / self.iteration_images  # the same on every rank
@@ -210,14 +229,21 @@ class Trainer:
         self.tracker.row(self.images, row)
         self._write_status("running")
 
-    def _check_finite(self, row: dict[str, float]) -> None:
-        bad = [name for name, value in row.items() if not math.isfinite(value)]
-        if bad:
-            kept = checkpoint.newest_first(self.folder.checkpoints)
-            raise DivergedError(
-                f"{', '.join(bad[:3])} not finite after {self.images} images; the last good state is "
-                f"{kept[0] if kept else 'the start'}. Try lower learning rates (optim.*.lr) or a larger loss.r1"
-            )
+    def _check_skipped(self) -> int:
+        """The number of steps that were not taken since the last line, if the config allows for that many."""
+        num, told = self.step.meter.skipped()
+        train = self.config.train
+        if num == 0 or (train.on_nan == "skip" and self.num_skipped + num <= train.nan_limit):
+            return num
+        raise DivergedError(f"after {self.images} images: {told}")
+
+    def _way_out(self) -> str:
+        kept = checkpoint.newest_first(self.folder.checkpoints)
+        other = "train.on_nan=skip or rollback" if self.config.train.on_nan == "fail" else "a larger train.nan_limit"
+        return (
+            f"The last good state is {kept[0].name if kept else 'the start'}. Try lower learning rates (optim.*.lr), "
+            f"a larger loss.r1, or {other}"
+        )
 
     def _write_status(self, state: str, **values: object) -> None:
         if self.world.is_main:
@@ -254,6 +280,7 @@ class Trainer:
     def _save_checkpoint(self) -> None:
         """All that the rest of the run depends on; of single ranks, only the sums of an unfinished line."""
         self.watch.phase("writing a checkpoint")
+        self._check_skipped()
         meter, num_substituted = self.step.meter.state(), self.world.gather(self._num_substituted)
         if self.audit is not None:
             self.audit.flush()
@@ -268,10 +295,12 @@ class Trainer:
             "num_classes": self.num_classes,
             "meter": meter,
             "num_substituted": num_substituted,
+            "num_skipped": self.num_skipped,
+            "num_rollbacks": self.num_rollbacks,
             "train_sec": self.stopwatch.total_sec,
             "wandb_id": self.wandb_id,
             **self._conditions(),
-            "config": to_dict(self.config),
+            "config": to_dict(without_secrets(self.config)),
         }
         keep = self.config.checkpoint
 
@@ -293,6 +322,33 @@ class Trainer:
         path, is_own = self.world.on_main(lambda: checkpoint.choose(self.folder.checkpoints, self.config.run.resume))
         if path is None:
             return 0.0, self.world.on_main(lambda: self.folder.rewind(0))
+        state = self._take_up(path)
+        self.wandb_id = state["wandb_id"] if is_own else self.wandb_id
+        log.info(f"going on from {path}, at {self.images} images")
+        for what, now in self._conditions().items():
+            if state[what] != now:
+                log.info(f"{what}: {state[what]} before, {now} now: same samples and noise, other last bits of sums")
+        return state["train_sec"], self.world.on_main(lambda: self.folder.rewind(self.images))
+
+    def _roll_back(self) -> None:
+        """Go on from the newest checkpoint, with noise that was not tried yet."""
+        self.watch.phase("going back to a checkpoint")
+        path = self.world.on_main(lambda: checkpoint.find(self.folder.path))
+        number = self.num_rollbacks + 1
+        self.stream.close()
+        if self.audit is not None:
+            self.audit.close()
+        self._take_up(path)
+        self.num_rollbacks = number
+        limit = self.config.train.nan_limit
+        log.warning(f"going back to {path.name} with other noise ({number} of at most {limit} times)")
+        self.tracker.logged_images = self.world.on_main(lambda: self.folder.rewind(self.images))
+        self.stopwatch = Stopwatch(self.world, self.stopwatch.total_sec, self.images)
+        self.audit = self._open_audit()
+        self.stream = self._open_stream()
+
+    def _take_up(self, path: Path) -> dict:
+        """Become what a checkpoint holds; returns its state."""
         tensors, state = self.world.together(lambda: self._load(path))
         for name, net in self._nets().items():
             net.load_state_dict(tensors[name])
@@ -302,13 +358,9 @@ class Trainer:
         counts = state["num_substituted"]
         counts = counts if len(counts) == self.world.size else [sum(counts)] + [0] * self.world.size
         self._num_substituted = counts[self.world.rank]
+        self.num_skipped, self.num_rollbacks = state["num_skipped"], state["num_rollbacks"]
         self.images, self.layout = state["images"], Layout(**state["layout"])
-        self.wandb_id = state["wandb_id"] if is_own else self.wandb_id
-        log.info(f"going on from {path}, at {self.images} images")
-        for what, now in self._conditions().items():
-            if state[what] != now:
-                log.info(f"{what}: {state[what]} before, {now} now: same samples and noise, other last bits of sums")
-        return state["train_sec"], self.world.on_main(lambda: self.folder.rewind(self.images))
+        return state
 
     def _load(self, path: Path) -> tuple[checkpoint.Tensors, dict]:
         try:
@@ -324,6 +376,9 @@ class Trainer:
         if self.world.is_main:
             for line in warnings(self.config, self.spread):
                 log.warning(f"warning: {line}")
+
+    def _open_audit(self) -> Audit | None:
+        return Audit(self.folder.path / "audit", self.world.rank, self.dataset) if self.config.data.audit else None
 
     def _open_stream(self) -> Stream:
         data, pinned = self.config.data, self.world.device.type == "cuda"
@@ -341,7 +396,7 @@ class Trainer:
             crop=data.crop,
             max_pixels=data.max_pixels,
             max_bad_share=data.max_bad_share,
-            draw=Noise(self.config.train.seed, self.config.model.z_dim),
+            draw=Noise(self.config.train.seed, self.config.model.z_dim, self.num_rollbacks),
             allocate=lambda shape: torch.empty(shape, dtype=torch.uint8, pin_memory=pinned).numpy(),
         )
 

@@ -9,7 +9,7 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "distgan"
 
 LEVELS = [
-    {"errors", "keyed", "losses", "penalties", "schedules", "ema", "stop", "data.tar", "models.dcgan"},
+    {"errors", "keyed", "losses", "penalties", "schedules", "ema", "stop", "data.tar", "data.address", "models.dcgan"},
     {"checkpoint", "ranks", "config", "watch", "models", "sample", "data.source", "data.image", "data.plan"},
     {"configfile", "runfolder", "world", "data.index"},
     {"data.dataset", "tracker", "meter", "stopwatch"},
@@ -28,7 +28,8 @@ DOORS = {
     "safetensors": {"checkpoint"},
 }
 TORCH_FREE = {"errors", "keyed", "stop", "ranks", "config", "configfile", "cli"} | {
-    f"data.{name}" for name in ("tar", "source", "image", "plan", "index", "dataset", "stream", "listing", "pack")
+    f"data.{name}"
+    for name in ("tar", "address", "source", "image", "plan", "index", "dataset", "stream", "listing", "pack")
 }
 
 

@@ -60,6 +60,17 @@ def test_a_damaged_checkpoint_is_passed_over_with_a_word(tmp_path: Path, file: s
     assert refused[0].startswith(new.name)
 
 
+@pytest.mark.parametrize("left", [0, 1, 3])
+def test_a_checkpoint_that_is_half_deleted_is_passed_over(tmp_path: Path, left: int) -> None:
+    old, new = save(tmp_path, 1000), save(tmp_path, 2000)
+    for path in sorted(new.iterdir())[left:]:
+        path.unlink()
+    found, refused = checkpoint.newest_good(tmp_path)
+    assert found == old
+    assert len(refused) == 1
+    assert refused[0].startswith(f"{new.name}: ")
+
+
 @pytest.mark.parametrize("text", ["null", "[]", '{"state.json": 3}', '{"state.json": {}}', '"x"'])
 def test_a_manifest_of_another_form_is_damage(text: str, tmp_path: Path) -> None:
     old, new = save(tmp_path, 1000), save(tmp_path, 2000)

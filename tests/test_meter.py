@@ -1,5 +1,7 @@
 """Means of what the steps report: equal to those computed at once, however they are grouped or interrupted."""
 
+import math
+
 import pytest
 import torch
 from torch import Tensor
@@ -58,9 +60,21 @@ def test_a_stop_in_between_changes_no_bit() -> None:
     assert after.flush() == whole.flush()
 
 
-def test_values_that_are_not_finite_show() -> None:
-    found = Meter(World())
-    found.add_d({"Loss/D": torch.tensor(float("nan"))}, torch.ones(2), torch.full((2,), float("inf")))
+def test_what_is_not_finite_is_counted_and_left_out_of_the_means() -> None:
+    found, nan = Meter(World()), torch.tensor(float("nan"))
+    found.add_d({"Loss/D": nan, "Loss/r1": nan}, torch.ones(2), torch.full((2,), float("inf")))
+    found.add_update("D", nan)
+    found.add_d({"Loss/D": torch.tensor(3.0), "Loss/r1": torch.tensor(1.0)}, torch.ones(2), torch.zeros(2))
+    found.add_update("D", torch.tensor(5.0))
+    found.add_g(torch.tensor(2.0))
+    found.add_update("G", torch.tensor(7.0))
+    num, told = found.skipped()
+    assert num == 1
+    assert "1 step(s) of D" in told
+    assert "Loss/D 1 times, Loss/r1 1 times" in told
     row = found.flush()
-    assert row["Loss/D"] != row["Loss/D"]
-    assert row["Logits/fake_std"] == float("inf")
+    expected = {"Loss/D": 3, "Loss/r1": 1, "Loss/G": 2, "Optim/grad_norm_D": 5, "Optim/grad_norm_G": 7}
+    assert {name: row[name] for name in expected} == expected
+    assert row["Optim/skipped_steps"] == 1
+    assert all(math.isfinite(value) for value in row.values())
+    assert found.skipped()[0] == 0

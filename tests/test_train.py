@@ -94,7 +94,8 @@ def test_values_that_are_not_finite_end_the_run_with_the_cause(
     broken = ("optim.G.lr=1e30", "optim.D.lr=1e30", "run.allow_config_change=true", "train.images=600")
     assert train(config, run, *broken) == 4
     told = capsys.readouterr().err
-    assert "not finite after 360 images" in told
+    assert "after 360 images: " in told
+    assert "not finite: " in told
     assert "step-000000000240" in told
     assert status(run)["state"] == "failed"
     assert "DivergedError" in status(run)["reason"]

@@ -15,9 +15,10 @@ import numpy as np
 
 from distgan import keyed
 from distgan.data import index
+from distgan.data.address import is_local, local_path, public
 from distgan.data.image import MAX_PIXELS, SUFFIXES, BadImage, decode_into
-from distgan.data.source import Source, is_local, local_path, public
-from distgan.errors import DataError
+from distgan.data.source import Source
+from distgan.errors import DataError, with_hint
 
 MAX_CLASSES = 1_000_000  # a larger label is no class number
 Gather = Callable[[object], list]  # what this rank found -> what all ranks found, in rank order
@@ -230,7 +231,7 @@ class Dataset:
         try:
             return index.load(url, self.source, self._cache_dir).summary()
         except (DataError, OSError) as error:  # told to all ranks, so that all stop
-            return {"error": str(error)}
+            return {"error": with_hint(str(error))}
 
     def _complete(self, kind: Sequence[str]) -> bool:
         """Whether a sample with these parts can be used."""

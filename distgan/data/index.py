@@ -13,13 +13,15 @@ import re
 import tempfile
 import zlib
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from distgan.data import tar
-from distgan.data.source import Source, is_local, local_path, public
+from distgan.data.address import is_local, local_path, public
+from distgan.data.source import Source
 from distgan.errors import DataError
 
 MAGIC = b"distgan-index-1\n"
@@ -170,9 +172,8 @@ def _label(text: bytes) -> int:
 class Window:
     """A shard as `tar.members` reads it, through a buffer that slides forward over the file."""
 
-    def __init__(self, source: Source, url: str, ahead: int) -> None:
-        self._source, self._url, self._ahead = source, url, ahead
-        self.size = source.size(url)
+    def __init__(self, read: Callable[[str, int, int], bytes], url: str, size: int, ahead: int) -> None:
+        self._read, self._url, self.size, self._ahead = read, url, size, ahead
         self._start, self._buffer = 0, b""
 
     def __getitem__(self, at: slice) -> bytes:
@@ -181,7 +182,7 @@ class Window:
             return b""
         if not self._start <= start or stop > self._start + len(self._buffer):
             length = min(max(stop - start, self._ahead), self.size - start)
-            self._start, self._buffer = start, self._source.read(self._url, start, length)
+            self._start, self._buffer = start, self._read(self._url, start, length)
         return self._buffer[start - self._start : stop - self._start]
 
 
@@ -189,7 +190,7 @@ def build(url: str, source: Source) -> ShardIndex:
     """Read a shard's headers: by memory map where it is local, in one pass over its bytes elsewhere."""
     size = source.size(url)
     if not is_local(url):
-        return scan(Window(source, url, ahead=8 * 2**20), size)
+        return scan(Window(source.read, url, size, ahead=8 * 2**20), size)
     if size == 0:
         return scan(b"", 0)
     with open(local_path(url), "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
@@ -225,7 +226,8 @@ def _still_true(path: Path, url: str, source: Source) -> ShardIndex | None:
     for sample in {0, len(index.first) - 1} if len(index.first) else ():
         try:
             start = int(index.first[sample])
-            _, _, _, body, length = next(tar.members(Window(source, url, ahead=2048), index.size, start))
+            window = Window(source.read, url, index.size, ahead=2048)
+            _, _, _, body, length = next(tar.members(window, index.size, start))
             part = 0 if sample == 0 else len(index.offset) - len(index.kinds[index.kind[sample]])
             if (body, length) != (index.offset[part], index.length[part]):
                 return None
@@ -264,8 +266,9 @@ def _keep(index: ShardIndex, path: Path) -> bool:
 
 
 def key_of(url: str, source: Source, first: int) -> str:
-    """The key of the sample whose first header lies at byte `first`."""
-    name, *_ = next(tar.members(Window(source, url, ahead=2048), source.size(url), first))
+    """The key of the sample whose first header lies at byte `first`, most often at hand since its image was read."""
+    size = source.size(url)
+    name, *_ = next(tar.members(Window(source.cached, url, size, ahead=512), size, first))
     return _NAME.match(name)[1]
 
 

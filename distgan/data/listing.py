@@ -18,9 +18,10 @@ from typing import NamedTuple
 import numpy as np
 
 from distgan.data import tar
+from distgan.data.address import is_local, local_path, public
 from distgan.data.dataset import MAX_CLASSES, Dataset, find_shards
 from distgan.data.image import SUFFIXES
-from distgan.data.source import Source, is_local, local_path, public
+from distgan.data.source import Source
 from distgan.errors import DataError
 
 # RuntimeError: a member with a password; NotImplementedError, one of these: packed in a way that Python lacks

@@ -25,9 +25,10 @@ from tqdm import tqdm
 
 from distgan import __version__
 from distgan.data import index, tar
+from distgan.data.address import public
 from distgan.data.image import FILTERS, MAX_PIXELS, BadImage, Picture, decode, fit
 from distgan.data.listing import Entry, Listing, list_source, read_entry
-from distgan.data.source import Source, public
+from distgan.data.source import Source
 from distgan.errors import ConfigError, DataError, MachineError
 
 OWN = re.compile(r"\d{6}\.tar(\.index)?|dataset\.json")  # what pack writes, and so may replace

@@ -15,9 +15,10 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Protocol, TypeVar
-from urllib.parse import unquote, urlsplit, urlunsplit
+from urllib.parse import unquote, urlsplit
 
-from distgan.errors import DataError
+from distgan.data.address import is_local, local_path, public
+from distgan.errors import DataError, with_hint
 
 if TYPE_CHECKING:
     import urllib3  # imported by those who read from a server only
@@ -26,7 +27,8 @@ CHUNK = 256 * 1024  # what the cache of remote bytes keeps and drops as one
 PIECE = 64 * 1024  # at most this is received from a connection at a time, between two looks at the clock
 PAUSE_SEC = 0.25  # before the first retry
 STALL_SEC = 20  # a connection that is silent for so long is given up
-TRANSIENT = {errno.EIO, errno.ESTALE, errno.EAGAIN, errno.EINTR, errno.ETIMEDOUT, errno.EMFILE, errno.ENFILE}
+TRANSIENT = {errno.EIO, errno.ESTALE, errno.EAGAIN, errno.EINTR, errno.ETIMEDOUT}
+TOO_MANY_FILES = {errno.EMFILE, errno.ENFILE}
 
 T = TypeVar("T")
 
@@ -189,22 +191,6 @@ class Source:
         return self._remote[scheme]
 
 
-def is_local(url: str) -> bool:
-    return "://" not in url or url.startswith("file://")
-
-
-def local_path(url: str) -> str:
-    return url.removeprefix("file://")
-
-
-def public(url: str) -> str:
-    """An address without what may be secret in it: user, password and query."""
-    if is_local(url):
-        return local_path(url)
-    parts = urlsplit(url)
-    return urlunsplit((parts.scheme, parts.netloc.rsplit("@")[-1], parts.path, "", ""))
-
-
 def _runs(numbers: list[int]) -> Iterator[list[int]]:
     """Ascending numbers, cut into runs without a gap."""
     run: list[int] = []
@@ -249,15 +235,23 @@ class LocalFiles:
         path = local_path(url)
         with self._lock:
             if path not in self._open_files:
-                try:
-                    # Dropped from here, a file closes with the last thread that still reads from it.
-                    self._open_files[path] = open(path, "rb", buffering=0)  # noqa: SIM115
-                except OSError as error:
-                    raise _lasting(error) from None
+                self._open_files[path] = self._opened(path)
                 if len(self._open_files) > self.MAX_OPEN:
                     self._open_files.popitem(last=False)
             self._open_files.move_to_end(path)
             return self._open_files[path]
+
+    def _opened(self, path: str) -> io.FileIO:
+        while True:
+            try:
+                # Dropped from the list, a file closes with the last thread that still reads from it.
+                return open(path, "rb", buffering=0)
+            except OSError as error:
+                if error.errno not in TOO_MANY_FILES:
+                    raise _lasting(error) from None
+                if not self._open_files:
+                    raise RefusedError(with_hint(error.strerror)) from None
+                self._open_files.popitem(last=False)  # its descriptor serves this one
 
 
 def _lasting(error: OSError) -> Exception:

@@ -15,10 +15,10 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from distgan.data.address import is_local
 from distgan.data.dataset import Dataset
 from distgan.data.image import MAX_PIXELS, BadImage, decode_into
 from distgan.data.plan import Plan
-from distgan.data.source import is_local
 from distgan.errors import DataError
 
 

@@ -220,7 +220,8 @@ class Trainer:
         }
         self._num_substituted = 0
         steps_per_sec = row["Perf/img_per_sec"] / self.iteration_images  # the same on every rank
-        self._poll_every = self._steps_to_poll = max(1, min(1000, int(POLL_SEC * steps_per_sec)))
+        self._poll_every = max(1, min(1000, int(POLL_SEC * steps_per_sec)))
+        self._steps_to_poll = min(self._steps_to_poll, self._poll_every)  # lines that come often put no poll off
         damaged = [one for found in self.world.gather(self.stream.newly_damaged()) for one in found]
         for one in self.folder.quarantine(damaged) if self.world.is_main else ():
             log.warning("damaged sample {key!r} in {shard}: {reason}; another takes its place".format(**one))

@@ -1,5 +1,6 @@
 """Config -> objects: the data set, the networks, the optimizers."""
 
+import functools
 import os
 from collections.abc import Callable
 
@@ -14,6 +15,7 @@ from distgan.data.plan import Layout
 from distgan.data.source import Source
 from distgan.errors import DataError, MachineError
 from distgan.models import MODELS
+from distgan.models.tail import Tail
 from distgan.ranks import together
 
 
@@ -55,7 +57,8 @@ def build_nets(config: Config, num_classes: int) -> tuple[nn.Module, nn.Module]:
         torch.manual_seed(int(keyed.key(config.train.seed, "weights") >> 1))
         try:
             G = family.generator(resolution, model.z_dim, num_classes, **model.G)
-            D = family.discriminator(resolution, num_classes, **model.D)
+            tail = functools.partial(Tail, minibatch=model.minibatch, group=config.train.group, dropout=model.dropout)
+            D = family.discriminator(resolution, num_classes, **model.D, tail=tail)
         except (RuntimeError, MemoryError) as error:
             if "memory" not in str(error) and not isinstance(error, MemoryError):
                 raise
@@ -66,11 +69,16 @@ def build_nets(config: Config, num_classes: int) -> tuple[nn.Module, nn.Module]:
 
 
 def build_optimizer(settings: OptimizerSettings, net: nn.Module) -> torch.optim.Optimizer:
-    """The fused form, which is several times faster, on the CPU too."""
-    kinds: dict[str, Callable] = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
-    betas = (float(settings.betas[0]), float(settings.betas[1]))
-    decay = {"weight_decay": settings.weight_decay} if settings.name == "adamw" else {}
-    return kinds[settings.name](net.parameters(), lr=settings.lr[0], betas=betas, eps=settings.eps, fused=True, **decay)
+    """The fused form where there is one, which is several times faster, on the CPU too."""
+    beta1, beta2 = (float(beta) for beta in settings.betas)
+    adam = {"betas": (beta1, beta2), "eps": settings.eps, "fused": True}
+    kinds: dict[str, Callable] = {
+        "adam": functools.partial(torch.optim.Adam, **adam),
+        "adamw": functools.partial(torch.optim.AdamW, weight_decay=settings.weight_decay, **adam),
+        "sgd": functools.partial(torch.optim.SGD, momentum=beta1, fused=True),
+        "rmsprop": functools.partial(torch.optim.RMSprop, alpha=beta2, eps=settings.eps, momentum=beta1, foreach=True),
+    }
+    return kinds[settings.name](net.parameters(), lr=settings.lr[0])
 
 
 def decoding_threads(ranks_here: int, device: str) -> int:

@@ -5,7 +5,7 @@ module imports neither torch nor OmegaConf, so that mistakes are told at once.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass, replace
 from typing import Any, Literal
 
@@ -55,6 +55,7 @@ class Data:
     image: str = key("", "suffix of the image part; empty: told from the names")
     filter: Literal["lanczos", "area", "bicubic"] = key("lanczos", "resampling of images of another size")
     crop: Literal["center", "squeeze"] = key("center", "how other proportions become square")
+    flip: bool = key(False, "mirror half of the real images, anew in each epoch")
     max_pixels: int = key(100_000_000, "larger images count as damaged", low=1, high=178_000_000)
     max_bad_share: float = key(0.01, "share of damaged images above which the run fails", free=True, low=0, high=1)
     allow_damaged: bool = key(False, "use the good samples of damaged shards")
@@ -74,6 +75,10 @@ class Model:
     family: str = key("dcgan", "network family")
     z_dim: int = key(128, "length of the latent vector", low=1, high=2**16)
     conditional: bool = key(False, "whether G and D know the class")
+    minibatch: Literal["none", "stddev", "discrimination"] = key(
+        "none", "what D is told of how images differ from others in their group (train.group)"
+    )
+    dropout: float = key(0.0, "share of D's last features that are dropped in training", low=0, high=0.95)
     G: dict = key({}, "the generator's own settings (see its family)")
     D: dict = key({}, "the discriminator's own settings (see its family)")
 
@@ -87,17 +92,59 @@ class Loss:
     r2: list[float] = key([0.0], "gamma of the gradient penalty on fakes", unit="schedule", low=0)
     gp: list[float] = key([0.0], "lambda of the WGAN-GP penalty", unit="schedule", low=0)
     clip: float = key(0.0, "bound on D's weights (WGAN); 0: none", low=0)
+    smooth: float = key(
+        0.0, "one-sided label smoothing: how far below 1 the target for real images lies", low=0, high=0.5
+    )
+    feature_matching: float = key(0.0, "weight of G's distance to real images in the mean of D's features", low=0)
     penalty_every: int = key(
         1, "D steps from one application of r1, r2 and gp to the next, which is as much stronger", low=1
     )
 
 
 @dataclass
+class Augment:
+    pipe: Literal["none", "flip", "diffaugment", "ada", "ada-cutout"] = key(
+        "none", "what is done to every image before D sees it, real and fake"
+    )
+    p: list[float] = key([1.0], "probability of each transformation", unit="schedule", low=0, high=1)
+    target: float = key(0.0, "adaptive p: the mean sign of D on real images to aim at; 0: p as given", low=0, high=1)
+    speed: int = key(500_000, "adaptive p: images in which it could go from 0 to 1", unit="images", low=1)
+    p_max: float = key(0.85, "bound on an adaptive p", low=0, high=1)
+    every: int = key(256, "images from one look of the controller to the next", unit="images", low=1)
+    colour: float = key(1.0, "strength of ADA's changes of colour", low=0, high=1)
+    noise: list[float] = key(
+        [0.0], "instance noise on real images and fakes, standard deviation on a scale of -1..1", unit="schedule", low=0
+    )
+
+
+@dataclass
+class Balance:
+    adapt: Literal["", "d_lr", "d_steps", "augment"] = key(
+        "",
+        "what weakens D where it is too strong: its learning rate, its steps to a G step, or augment.p; empty: nothing",
+    )
+    watch: Literal["acc", "sign"] = key(
+        "acc", "share of pairs that D orders rightly (0.5 is chance), or mean sign of D on real images (-1..1)"
+    )
+    low: float = key(0.6, "below, D is too weak", low=-1, high=1)
+    high: float = key(0.85, "above, D is too strong", low=-1, high=1)
+    limit: float = key(16.0, "factor by which D is weakened at most", low=1, high=1e6)
+    rate: float = key(0.05, "share of the way to that factor that one look goes", low=1e-6, high=1)
+    every: int = key(1000, "images from one look to the next", unit="images", low=1)
+
+
+@dataclass
 class Optimizer:
-    name: Literal["adam", "adamw"] = key("adam", "optimizer")
+    name: Literal["adam", "adamw", "sgd", "rmsprop"] = key("adam", "optimizer")
     lr: list[float] = key([2e-4], "learning rate", unit="schedule", low=0)
     betas: tuple[float, float] = key(
-        (0.0, 0.99), "decay of the gradient's first and second moment", low=0, high=0.999999
+        (0.0, 0.99),
+        "decay of the gradient's first and second moment; of sgd, the first is its momentum",
+        low=0,
+        high=0.999999,
+    )
+    beta2: list[float] = key(
+        [], "second of the betas over the run; empty: constant", unit="schedule", low=0, high=0.999999
     )
     eps: float = key(1e-8, "added to the root of the second moment", low=0)
     weight_decay: float = key(0.0, "of adamw", low=0)
@@ -123,6 +170,9 @@ class Train:
     images: int = key(1_000_000, "stop after these images", unit="images", free=True, low=1)
     max_minutes: float = key(
         0.0, "stop after this much training time, resumed parts included; 0: never", free=True, low=0
+    )
+    group: int = key(
+        0, "neighbours in a batch that model.minibatch and loss.feature_matching compare; 0: all of a pass", low=0
     )
     n_critic: int = key(1, "D steps for each G step", low=1, high=1000)
     precision: Literal["fp32", "bf16"] = key("fp32", "of the networks; penalties are always fp32")
@@ -182,6 +232,8 @@ class Config:
     data: Data = field(default_factory=Data)
     model: Model = field(default_factory=Model)
     loss: Loss = field(default_factory=Loss)
+    augment: Augment = field(default_factory=Augment)
+    balance: Balance = field(default_factory=Balance)
     optim: Optim = field(default_factory=Optim)
     ema: Ema = field(default_factory=Ema)
     train: Train = field(default_factory=Train)
@@ -205,7 +257,25 @@ class DcganDiscriminator:
     norm: Literal["none", "batch"] = key("none", "batch norm, or none")
 
 
-FAMILIES: dict[str, tuple[type, type]] = {"dcgan": (DcganGenerator, DcganDiscriminator)}
+@dataclass
+class HourglassGenerator:
+    width: int = key(128, "channels at the widest sides; 2 and 4 times as many further in", low=1, high=2**12)
+    norm: Literal["none", "batch"] = key("batch", "batch norm as in the article, or none")
+    embedding: int = key(64, "numbers that a class label becomes", low=1, high=2**14)
+
+
+@dataclass
+class HourglassDiscriminator:
+    width: int = key(128, "channels of the first two stages; 2, 2 and 4 times as many in the others", low=1, high=2**12)
+    norm: Literal["none", "batch"] = key("batch", "batch norm as in the article, or none")
+
+
+SMOOTHED = ("minimax", "nonsaturating", "leastsquares")
+FAMILIES: dict[str, tuple[type, type]] = {
+    "dcgan": (DcganGenerator, DcganDiscriminator),
+    "hourglass": (HourglassGenerator, HourglassDiscriminator),
+}
+LEAST_RESOLUTION = {"hourglass": 32}  # of a family that cannot do the 8 pixels that others can
 
 
 def leaves(schema: object, prefix: str = "") -> Iterator[tuple[str, object]]:
@@ -239,6 +309,9 @@ def problems(config: Config) -> list[str]:
         found.append(
             f"data.resolution={data.resolution}: the networks need a power of two, such as {near} or {2 * near}"
         )
+    least = LEAST_RESOLUTION.get(model.family, 8)
+    if 0 < data.resolution < least:
+        found.append(f"data.resolution={data.resolution}: model.family={model.family} needs {least} pixels at least")
     if data.resolution == 0:
         found.append("data.resolution is not set: the side of the images in pixels, e.g. data.resolution=64")
     penalties = [name for name in ("r1", "r2", "gp") if any(getattr(loss, name))]
@@ -258,6 +331,16 @@ def problems(config: Config) -> list[str]:
             f"train.batch={train.batch} is no multiple of train.micro_batch={train.micro_batch}: "
             f"choose one of {_listed(divisors(train.batch))}"
         )
+    if loss.smooth and loss.name not in SMOOTHED:
+        found.append(f"loss.smooth is of losses with a target: set loss.name to {_listed(SMOOTHED)}, or loss.smooth=0")
+    if config.augment.target and not config.augment.pipe.startswith("ada"):
+        found.append("augment.target adapts the probability of ADA: set augment.pipe=ada, or augment.target=0")
+    if config.balance.adapt == "augment" and (config.augment.pipe == "none" or config.augment.target):
+        found.append("balance.adapt=augment moves augment.p: set augment.pipe=ada and augment.target=0")
+    if config.balance.adapt == "d_steps" and train.n_critic == 1:
+        found.append("balance.adapt=d_steps lowers train.n_critic, which is 1: raise it, or set balance.adapt=d_lr")
+    if config.balance.low >= config.balance.high:
+        found.append(f"balance.low={config.balance.low} must be below balance.high={config.balance.high}")
     if data.lanes and data.lanes % train.batch:
         found.append(f"data.lanes={data.lanes} must be a multiple of train.batch={train.batch}, or 0")
     return found
@@ -271,6 +354,12 @@ def warnings(config: Config, spread: "BatchPlan") -> list[str]:
         found.append(
             f"batch norm in {' and '.join(normed)} sees each pass's own {spread.micro_batch} images, so the update "
             f"depends on ranks and train.micro_batch (with model.{normed[0]}.norm=none it does not)"
+        )
+    compares = [name for name, on in _comparing(config).items() if on]
+    if compares and not config.train.group and spread.micro_batch < spread.batch:
+        found.append(
+            f"{' and '.join(compares)} compares the {spread.micro_batch} images of a pass, so the update depends on "
+            f"ranks and train.micro_batch; with train.group set to a divisor of {spread.micro_batch} it does not"
         )
     if config.ema.half_life > config.train.images:
         found.append(
@@ -313,7 +402,21 @@ def batch_plan(config: Config, world: int) -> BatchPlan:
             f"train.micro_batch={micro} does not divide the {local} images that each of {world} ranks gets of "
             f"train.batch={batch}: choose one of {_listed(divisors(local))}"
         )
+    group = config.train.group
+    if group and any(_comparing(config).values()) and micro % group:
+        raise ConfigError(
+            f"train.group={group} does not divide the {micro} images of a pass: "
+            f"choose one of {_listed(divisors(micro)[1:] or [0])}"
+        )
     return BatchPlan(batch, world, micro, local // micro)
+
+
+def _comparing(config: Config) -> dict[str, bool]:
+    """Settings that compare images of a group with one another, and whether they are in use."""
+    return {
+        "model.minibatch": config.model.minibatch != "none",
+        "loss.feature_matching": config.loss.feature_matching > 0,
+    }
 
 
 def divisors(n: int) -> list[int]:
@@ -321,8 +424,8 @@ def divisors(n: int) -> list[int]:
     return sorted({*small, *(n // d for d in small)})
 
 
-def _listed(numbers: list[int]) -> str:
-    text = [str(n) for n in numbers]
+def _listed(values: Sequence[object]) -> str:
+    text = [str(value) for value in values]
     return ", ".join(text[:-1]) + " or " + text[-1] if len(text) > 1 else text[0]
 
 

@@ -95,7 +95,7 @@ def help_keys(group: str = "") -> str:
                 continue
             default = f.default_factory() if callable(f.default_factory) else f.default
             if f.metadata["unit"] == "schedule":
-                default = default[0]
+                default = default[0] if default else ""
             choices = getattr(f.type, "__args__", ()) if "Literal" in str(f.type) else ()
             about = f.metadata["help"] + (f" ({', '.join(choices)})" if choices else "")
             rows.append((name, str(default), f.metadata["unit"], about))
@@ -189,6 +189,8 @@ def _converted(value: object, field: Field | None) -> object:
         return _images(value)
     if unit == "schedule":
         ends = value if isinstance(value, list) else [value]
+        if ends == field.default_factory():
+            return ends
         if not 1 <= len(ends) <= 2 or not all(isinstance(end, (int, float)) for end in ends):
             raise ValueError(f"{value!r} is neither a number nor [first, last]")
         return [float(end) for end in ends]

@@ -5,9 +5,10 @@ fakes, [B] each, and return the mean over the batch. A loss whose G part looks a
 and fake images at the same place of the batch are compared, so they share position and label.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 from torch.nn.functional import relu, softplus
 
@@ -15,14 +16,18 @@ from torch.nn.functional import relu, softplus
 
 
 class Loss(NamedTuple):
-    d: Callable[[Tensor, Tensor], Tensor]  # (real, fake) -> what D minimises
+    d: Callable[..., Tensor]  # (real, fake) -> what D minimises; some take `smooth` too
     g: Callable[[Tensor, Tensor | None], Tensor]  # (fake, real or None) -> what G minimises
     paired: bool = False
 
 
-def cross_entropy_d(real: Tensor, fake: Tensor) -> Tensor:
-    """Goodfellow et al. 2014, eq. 1: D maximises log D(x) + log(1 - D(G(z)))."""
-    return softplus(-real).mean() + softplus(fake).mean()
+def cross_entropy_d(real: Tensor, fake: Tensor, smooth: float = 0.0) -> Tensor:
+    """Goodfellow et al. 2014, eq. 1: D maximises log D(x) + log(1 - D(G(z))).
+
+    With `smooth`, D is to say 1 - smooth of real images (one-sided label smoothing, Salimans et al. 2016, section 3.4):
+    (1 - s) softplus(-real) + s softplus(real) = softplus(-real) + s real.
+    """
+    return (softplus(-real) + smooth * real).mean() + softplus(fake).mean()
 
 
 def saturating_g(fake: Tensor, real: Tensor | None = None) -> Tensor:
@@ -35,9 +40,9 @@ def non_saturating_g(fake: Tensor, real: Tensor | None = None) -> Tensor:
     return softplus(-fake).mean()
 
 
-def least_squares_d(real: Tensor, fake: Tensor) -> Tensor:
-    """Mao et al. 2017, eq. 9, with targets 1 for real and 0 for fake."""
-    return (real - 1).square().mean() / 2 + fake.square().mean() / 2
+def least_squares_d(real: Tensor, fake: Tensor, smooth: float = 0.0) -> Tensor:
+    """Mao et al. 2017, eq. 9, with targets 1 (less `smooth`) for real and 0 for fake."""
+    return (real - 1 + smooth).square().mean() / 2 + fake.square().mean() / 2
 
 
 def least_squares_g(fake: Tensor, real: Tensor | None = None) -> Tensor:
@@ -66,6 +71,25 @@ def relativistic_d(real: Tensor, fake: Tensor) -> Tensor:
 
 def relativistic_g(fake: Tensor, real: Tensor | None = None) -> Tensor:
     return softplus(real - fake).mean()
+
+
+def feature_matching(real: Sequence[Tensor], fake: Sequence[Tensor], group: int = 0) -> Tensor:
+    """How far fakes are from real images in the mean of D's features (Salimans et al. 2016, section 3.1).
+
+    ||E f(x) - E f(G(z))||^2, as the mean over a layer's features instead of the sum, averaged over the layers. The
+    expectations are over groups of consecutive images, which do not depend on how a batch is spread over ranks.
+
+    Args:
+        real, fake: Features of some layers, [B, ...] each.
+        group: Images in a group; 0 for all that are given.
+    """
+    size = group or len(real[0])
+    distances = []
+    for r, f in zip(real, fake):
+        difference = (r - f).unflatten(0, (-1, size))
+        mean = difference.mean(1, dtype=torch.float32 if difference.dtype is torch.bfloat16 else None)
+        distances.append(mean.square().mean())
+    return torch.stack(distances).mean()
 
 
 LOSSES: dict[str, Loss] = {

@@ -7,7 +7,9 @@ from torch import Tensor
 
 from distgan.world import World
 
-LOSSES = ("Loss/D", "Loss/D_adv", "Loss/r1", "Loss/r2", "Loss/gp", "Loss/G")
+D_LOSSES = ("Loss/D", "Loss/D_adv", "Loss/r1", "Loss/r2", "Loss/gp")
+G_LOSSES = ("Loss/G", "Loss/G_adv", "Loss/fm")
+LOSSES = (*D_LOSSES, *G_LOSSES)
 STATISTICS = ("mean", "square", "sign")  # of logits, each of real images and of fakes
 NETS = ("D", "G")
 COMPACT = 256  # passes whose reports are kept before they become sums
@@ -49,9 +51,10 @@ class Meter:
         if len(self._logits) >= COMPACT:
             self._compact()
 
-    def add_g(self, loss: Tensor) -> None:
-        """One pass of a G step."""
-        self._losses["Loss/G"].append(loss)
+    def add_g(self, losses: dict[str, Tensor]) -> None:
+        """One pass of a G step: its losses by log key, scalars without gradients."""
+        for name, value in losses.items():
+            self._losses[name].append(value)
 
     def add_update(self, net: str, norm: Tensor) -> None:
         """One step of an optimizer: the norm of all ranks' gradient. Where it is not finite, the step was not taken."""
@@ -99,7 +102,7 @@ class Meter:
         sums = self._of_all_ranks()
         self._sums.zero_()
         images = {net: max(1, sums[f"images of {net}"]) for net in NETS}
-        row = {name: sums[name] / images["G" if name == "Loss/G" else "D"] for name in LOSSES}
+        row = {name: sums[name] / images["G" if name in G_LOSSES else "D"] for name in LOSSES}
         means = iter([sums[f"logits {i}"] / images["D"] for i in range(NUM_LOGITS)])
         found = {f"{kind}_{statistic}": next(means) for statistic in STATISTICS for kind in ("real", "fake")}
         for kind in ("real", "fake"):

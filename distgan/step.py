@@ -14,9 +14,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from distgan import keyed, penalties
-from distgan.losses import LOSSES, Loss
+from distgan import draw, keyed, penalties
+from distgan.augment import NUM_DRAWS, augment
+from distgan.losses import LOSSES, Loss, feature_matching
 from distgan.meter import Meter
+from distgan.models.tail import Tail
 from distgan.world import World
 
 
@@ -28,21 +30,21 @@ class DeviceBatch:
         images: uint8 [B, R, R, 3].
         labels: int64 [B], or None for unconditional networks.
         z_d, z_g: Latents of the fakes in D's and in G's step, [B, Z].
-        mix: Where between a real image and its fake the gradient penalty looks, in 0..1, [B].
+        seeds: Of all else that is drawn for an image, int64 [B]; see `draw`.
     """
 
     images: Tensor
     labels: Tensor | None
     z_d: Tensor
     z_g: Tensor
-    mix: Tensor
+    seeds: Tensor
 
     def parts(self, num: int) -> list["DeviceBatch"]:
         """The batch in `num` parts of equal size."""
         if num == 1:
             return [self]
         size = len(self.images) // num
-        columns = (self.images, self.labels, self.z_d, self.z_g, self.mix)
+        columns = (self.images, self.labels, self.z_d, self.z_g, self.seeds)
         split = [[None] * num if column is None else column.split(size) for column in columns]
         return [DeviceBatch(*part) for part in zip(*split)]
 
@@ -56,73 +58,137 @@ class Noise:
 
     def __init__(self, seed: int, z_dim: int, attempt: int = 0) -> None:
         self._z_dim = z_dim
-        purposes = ("z of D", "z of G", "mix")
-        self._z_d, self._z_g, self._mix = (keyed.key(seed, purpose, attempt) for purpose in purposes)
+        purposes = ("z of D", "z of G", "device")
+        self._z_d, self._z_g, self._device = (keyed.key(seed, purpose, attempt) for purpose in purposes)
 
     def __call__(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """`z_d`, `z_g` and `mix` of `DeviceBatch`, float32, on the host."""
-        z_d = keyed.normal(self._z_d, positions, self._z_dim)
-        return z_d, keyed.normal(self._z_g, positions, self._z_dim), keyed.uniform(self._mix, positions)
+        """`z_d`, `z_g` and `seeds` of `DeviceBatch`, on the host."""
+        z_d, z_g = (keyed.normal(key, positions, self._z_dim) for key in (self._z_d, self._z_g))
+        return z_d, z_g, keyed.bits(self._device, positions).view(np.int64)
+
+
+@dataclass(frozen=True)
+class Strengths:
+    """What schedules and controllers say at one moment.
+
+    Attributes:
+        r1, r2, gp: Weights of the penalties, 0 where one is not applied.
+        noise: Standard deviation of the noise on all images that D sees, which range over -1..1.
+        p: Probability of each augmentation.
+    """
+
+    r1: float = 0.0
+    r2: float = 0.0
+    gp: float = 0.0
+    noise: float = 0.0
+    p: float = 0.0
+
+
+class Judge:
+    """D behind what is done to every image before D sees it.
+
+    That is augmentation, then instance noise (Sonderby et al. 2017): the same for real images and fakes, and G's
+    gradient passes through it. A `look` keeps the draws of several judgements of one image apart.
+    """
+
+    def __init__(self, D: nn.Module, pipe: str, colour: float) -> None:
+        self.D, self.pipe, self.colour = D, pipe, colour
+        self._tails = [module for module in D.modules() if isinstance(module, Tail)]
+
+    def tell(self, seeds: Tensor, look: str) -> None:
+        """Tell D's dropout which images it is about to see."""
+        for tail in self._tails:
+            tail.seeds, tail.look = seeds, look
+
+    def __call__(
+        self,
+        images: Tensor,
+        labels: Tensor | None,
+        seeds: Tensor,
+        look: str,
+        now: Strengths,
+        features: bool = False,
+    ) -> Tensor | tuple[Tensor, list[Tensor]]:
+        x = images
+        if self.pipe != "none":
+            draws = draw.uniform(seeds, f"augment {look}", NUM_DRAWS[self.pipe])
+            x = augment(x, draws.to(x.dtype), self.pipe, now.p, self.colour)
+        if now.noise:
+            x = x + now.noise * draw.normal(seeds, f"noise {look}", x[0].numel()).view_as(x).to(x.dtype)
+        self.tell(seeds, look)
+        return self.D(x, labels, features=True) if features else self.D(x, labels)
 
 
 class DiscriminatorLoss(nn.Module):
     """Real and fake images -> what D minimises."""
 
-    def __init__(self, D: nn.Module, loss: Loss, bf16: bool) -> None:
+    def __init__(self, judge: Judge, loss: Loss, bf16: bool, smooth: float = 0.0) -> None:
         super().__init__()
-        self.D, self.loss, self.bf16 = D, loss, bf16
+        self.D, self.judge, self.loss, self.bf16 = judge.D, judge, loss, bf16
+        self.smooth = {"smooth": smooth} if smooth else {}
 
     def forward(
-        self, real: Tensor, fake: Tensor, labels: Tensor | None, mix: Tensor, r1: float, r2: float, gp: float
+        self, real: Tensor, fake: Tensor, labels: Tensor | None, seeds: Tensor, now: Strengths
     ) -> tuple[Tensor, dict[str, Tensor], Tensor, Tensor]:
         """Returns the loss, its terms by log key, and the logits, all but the first without gradient.
 
         Args:
             real, fake: [B, 3, R, R] in -1..1.
-            mix: Where between them the gradient penalty looks, [B] in 0..1.
-            r1, r2, gp: This step's weights of the penalties, 0 where one is not applied.
         """
-        real.requires_grad_(r1 > 0)
-        fake.requires_grad_(r2 > 0)
+        real.requires_grad_(now.r1 > 0)
+        fake.requires_grad_(now.r2 > 0)
         with _autocast(real, self.bf16):
-            real_logits, fake_logits = self.D(real, labels), self.D(fake, labels)
-        total = self.loss.d(_full(real_logits), _full(fake_logits))
+            real_logits = self.judge(real, labels, seeds, "real", now)
+            fake_logits = self.judge(fake, labels, seeds, "fake", now)
+        total = self.loss.d(_full(real_logits), _full(fake_logits), **self.smooth)
         terms = {"Loss/D_adv": total.detach()}
-        if r1 > 0:
-            terms["Loss/r1"] = r1 / 2 * self._squared_gradient(real, real_logits, labels)
-            total = total + terms["Loss/r1"]
-        if r2 > 0:
-            terms["Loss/r2"] = r2 / 2 * self._squared_gradient(fake, fake_logits, labels)
-            total = total + terms["Loss/r2"]
-        if gp > 0:
-            terms["Loss/gp"] = gp * penalties.gradient_penalty(self.D, real, fake, labels, mix)
+        for name, weight, images, logits in (("r1", now.r1, real, real_logits), ("r2", now.r2, fake, fake_logits)):
+            if weight > 0:
+                if self.bf16:  # in float32, for which D sees the images once more
+                    logits = self.judge(images, labels, seeds, "real" if name == "r1" else "fake", now)
+                terms[f"Loss/{name}"] = weight / 2 * penalties.squared_gradient(logits, images)
+                total = total + terms[f"Loss/{name}"]
+        if now.gp > 0:
+            self.judge.tell(seeds, "between")
+            mix = draw.uniform(seeds, "mix", 1).flatten()
+            terms["Loss/gp"] = now.gp * penalties.gradient_penalty(self.D, real, fake, labels, mix)
             total = total + terms["Loss/gp"]
         terms["Loss/D"] = total
         return total, {k: v.detach() for k, v in terms.items()}, real_logits.detach(), fake_logits.detach()
-
-    def _squared_gradient(self, images: Tensor, logits: Tensor, labels: Tensor | None) -> Tensor:
-        """In float32: under bf16, D sees the images once more for it."""
-        return penalties.squared_gradient(self.D(images, labels) if self.bf16 else logits, images)
 
 
 class GeneratorLoss(nn.Module):
     """Latents -> what G minimises. D only judges."""
 
-    def __init__(self, G: nn.Module, D: nn.Module, loss: Loss, bf16: bool) -> None:
+    def __init__(self, G: nn.Module, judge: Judge, loss: Loss, bf16: bool, matching: float, group: int) -> None:
         super().__init__()
-        self.G, self.loss, self.bf16 = G, loss, bf16
-        self._judge = (D,)  # in a tuple, D is no submodule: its weights are not DDP's business here
+        self.G, self.loss, self.bf16, self.matching, self.group = G, loss, bf16, matching, group
+        self.judge = judge  # no module: D's weights are not DDP's business here
 
-    def forward(self, z: Tensor, labels: Tensor | None, real: Tensor | None) -> Tensor:
-        """`real` images are given for paired losses only."""
-        (D,) = self._judge
+    def forward(
+        self, z: Tensor, labels: Tensor | None, real: Tensor | None, seeds: Tensor, now: Strengths
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Returns the loss, and its terms by log key without gradient.
+
+        Args:
+            real: Where the loss looks at real images too (see `GanStep.looks_at_real`).
+        """
+        with_features = self.matching > 0
         with _autocast(z, self.bf16):
-            fake_logits = _full(D(self.G(z, labels), labels))
-            real_logits = None
+            fake_verdict = self.judge(self.G(z, labels), labels, seeds, "G's fake", now, with_features)
+            real_verdict = None
             if real is not None:
                 with torch.no_grad():
-                    real_logits = _full(D(real, labels))
-        return self.loss.g(fake_logits, real_logits)
+                    real_verdict = self.judge(real, labels, seeds, "G's real", now, with_features)
+        fake_logits, fake_features = fake_verdict if with_features else (fake_verdict, [])
+        real_logits, real_features = real_verdict if with_features else (real_verdict, [])
+        total = self.loss.g(_full(fake_logits), None if real_logits is None else _full(real_logits))
+        terms = {"Loss/G_adv": total.detach()}
+        if with_features:
+            terms["Loss/fm"] = self.matching * feature_matching(real_features, fake_features, self.group)
+            total = total + terms["Loss/fm"]
+        terms["Loss/G"] = total
+        return total, {k: v.detach() for k, v in terms.items()}
 
 
 class GanStep:
@@ -134,6 +200,12 @@ class GanStep:
         G, D: The plain networks; they are moved to this rank's device.
         passes: Passes over micro-batches that a step's gradient is gathered from.
         clip: Bound on D's weights after each of its steps; 0 for none.
+        smooth: How far below 1 the target for real images lies, for losses that have one.
+        matching: Weight of feature matching in G's loss.
+        group: Images over which feature matching takes its means; 0 for those of a pass.
+        pipe, colour: Augmentation, a key of `augment.NUM_DRAWS`, or "none"; see there.
+        flip: Whether half of the real images, a function of their seeds, are mirrored.
+        observe: Told the logits of each pass of a D step, real and fake, [B] each.
         undo_buffers: Whether a step that is not taken leaves running statistics alone too, for the price of a copy in
             each step.
     """
@@ -148,26 +220,33 @@ class GanStep:
         passes: int = 1,
         bf16: bool = False,
         clip: float = 0.0,
+        smooth: float = 0.0,
+        matching: float = 0.0,
+        group: int = 0,
+        pipe: str = "none",
+        colour: float = 1.0,
+        flip: bool = False,
+        observe: Callable[[Tensor, Tensor], None] = lambda real_logits, fake_logits: None,
         undo_buffers: bool = False,
         dtype: torch.dtype = torch.float32,
     ) -> None:
         self.world, self.G, self.D, self.meter = world, G, D, Meter(world)
-        self.passes, self.clip, self._bf16, self._dtype = passes, clip, bf16, dtype
-        self._paired = LOSSES[loss].paired
-        self.d_loss = world.prepare(DiscriminatorLoss(D, LOSSES[loss], bf16))
-        self.g_loss = world.prepare(GeneratorLoss(G, D, LOSSES[loss], bf16))
+        self.passes, self.clip, self.flip, self._bf16, self._dtype = passes, clip, flip, bf16, dtype
+        self._observe = observe
+        self.looks_at_real = LOSSES[loss].paired or matching > 0
+        judge = Judge(D, pipe, colour)
+        self.d_loss = world.prepare(DiscriminatorLoss(judge, LOSSES[loss], bf16, smooth))
+        self.g_loss = world.prepare(GeneratorLoss(G, judge, LOSSES[loss], bf16, matching, group))
         self._undone = [*G.buffers(), *D.buffers()] if undo_buffers else []
 
     def d_step(
         self,
         batch: DeviceBatch,
         optimizer: torch.optim.Optimizer,
-        r1: float,
-        r2: float,
-        gp: float,
+        now: Strengths,
         around_fakes: Callable[[], contextlib.AbstractContextManager] = contextlib.nullcontext,
     ) -> None:
-        """Move D towards telling this batch from as many fakes, with these weights of the penalties.
+        """Move D towards telling this batch from as many fakes.
 
         Args:
             around_fakes: Context of the fakes' making, which is work without any word from other ranks.
@@ -176,28 +255,52 @@ class GanStep:
         for number, part in enumerate(batch.parts(self.passes), 1):
             with torch.no_grad(), around_fakes(), _autocast(part.z_d, self._bf16):
                 fake = self.G(part.z_d, part.labels).to(self._dtype)
+            real = self._scaled(part)
             with self.world.synchronising(self.d_loss, last=number == self.passes):
-                loss, *report = self.d_loss(self._scaled(part), fake, part.labels, part.mix, r1, r2, gp)
+                loss, *report = self.d_loss(real, fake, part.labels, part.seeds, now)
                 self._backward(loss)
             self.meter.add_d(*report)
+            self._last = (real.detach(), fake.detach(), part.labels)
+            self._observe(*report[1:])
         self._update("D", self.D, optimizer, before)
         if self.clip:
             penalties.clip_weights(self.D, self.clip)
 
-    def g_step(self, batch: DeviceBatch, optimizer: torch.optim.Optimizer) -> None:
+    def g_step(self, batch: DeviceBatch, optimizer: torch.optim.Optimizer, now: Strengths) -> None:
         """Move G towards what D takes for real.
 
-        A paired loss compares with the real images of the batch, which are those of D's last step.
+        Where the loss looks at real images, they are those of D's last step.
         """
         before = [buffer.clone() for buffer in self._undone]
         self.D.requires_grad_(False)
         for number, part in enumerate(batch.parts(self.passes), 1):
+            real = self._scaled(part) if self.looks_at_real else None
             with self.world.synchronising(self.g_loss, last=number == self.passes):
-                loss = self.g_loss(part.z_g, part.labels, self._scaled(part) if self._paired else None)
+                loss, report = self.g_loss(part.z_g, part.labels, real, part.seeds, now)
                 self._backward(loss)
-            self.meter.add_g(loss.detach())
+            self.meter.add_g(report)
         self.D.requires_grad_(True)
         self._update("G", self.G, optimizer, before)
+
+    @torch.no_grad()
+    def diversity(self) -> float:
+        """How much the fakes of the last D step differ, next to its real images; near 0 where G repeats itself.
+
+        The mean squared distance of two images' features, which is twice their variance: of D's last features, over all
+        ranks, fakes over real images.
+        """
+        real, fake, labels = self._last
+        was_training = self.D.training
+        self.D.eval()
+        spreads = []
+        for images in (fake, real):
+            with _autocast(images, self._bf16):
+                _, features = self.D(images, labels, features=True)
+            x = features[-1].flatten(1).double()
+            sums = self.world.sum(torch.cat([x.new_tensor([len(x)]), x.square().sum().view(1), x.sum(0)]))
+            spreads.append((sums[1] / sums[0] - (sums[2:] / sums[0]).square().sum()).item())
+        self.D.train(was_training)
+        return max(0.0, spreads[0]) / spreads[1] if spreads[1] > 0 else 0.0
 
     def settle(self, num: int, resolution: int, z_dim: int, num_classes: int) -> None:
         """Two backwards that change nothing, made before any state is loaded.
@@ -209,14 +312,15 @@ class GanStep:
             return
         blank = torch.zeros(num, 3, resolution, resolution, device=self.world.device, dtype=self._dtype)
         labels = torch.zeros(num, device=self.world.device, dtype=torch.long) if num_classes else None
-        z = blank.new_zeros(num, z_dim)
+        z, seeds = blank.new_zeros(num, z_dim), torch.zeros(num, device=self.world.device, dtype=torch.long)
         buffers = [*self.G.buffers(), *self.D.buffers()]
         kept = [buffer.clone() for buffer in buffers]
         for _ in range(2):
-            loss, *_ = self.d_loss(blank.clone(), blank.clone(), labels, z[:, 0], 0.0, 0.0, 0.0)
+            loss, *_ = self.d_loss(blank.clone(), blank.clone(), labels, seeds, Strengths())
             (0 * loss).backward()
             self.D.requires_grad_(False)
-            (0 * self.g_loss(z, labels, blank if self._paired else None)).backward()
+            loss, _ = self.g_loss(z, labels, blank if self.looks_at_real else None, seeds, Strengths())
+            (0 * loss).backward()
             self.D.requires_grad_(True)
         self.G.zero_grad(set_to_none=True)
         self.D.zero_grad(set_to_none=True)
@@ -232,8 +336,11 @@ class GanStep:
         """Take the step, or leave all as it was where the gradient is not finite; the host does not ask which."""
         norm = torch.nn.utils.get_total_norm([p.grad for p in net.parameters() if p.grad is not None])
         is_bad = ~norm.isfinite()
-        optimizer.found_inf = is_bad.float()  # what fused optimizers look at before they change anything
-        optimizer.step()
+        if optimizer.defaults.get("fused"):
+            optimizer.found_inf = is_bad.float()  # what fused optimizers look at before they change anything
+            optimizer.step()
+        elif not is_bad:  # for this the host waits
+            optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         for buffer, before in zip(self._undone, buffers):
             buffer.copy_(torch.where(is_bad, before, buffer))
@@ -241,7 +348,11 @@ class GanStep:
 
     def _scaled(self, batch: DeviceBatch) -> Tensor:
         """Real images as the networks see them: [B, 3, R, R] in -1..1."""
-        return batch.images.permute(0, 3, 1, 2).to(self._dtype) / 127.5 - 1
+        images = batch.images.permute(0, 3, 1, 2).to(self._dtype) / 127.5 - 1
+        if not self.flip:
+            return images
+        mirrored = draw.uniform(batch.seeds, "flip", 1) < 0.5
+        return torch.where(mirrored[:, :, None, None], images.flip(3), images)
 
 
 def _autocast(like: Tensor, bf16: bool) -> contextlib.AbstractContextManager:

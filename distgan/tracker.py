@@ -89,6 +89,13 @@ class Tracker:
             self._wandb.log(images, row, self._grids)
         self._grids = {}
 
+    def alert(self, title: str, text: str) -> None:
+        """Something that a person should see: on the console, and by W&B where they asked for it there."""
+        if self._is_main:
+            log.warning(f"{title} {text}")
+            if self._wandb is not None:
+                self._wandb.alert(title, text)
+
     def finish(self, reason: str, images: int) -> None:
         if self._wandb is not None:
             self._wandb.finish(stop.EXIT_CODES[reason], {"images": images, "state": reason})
@@ -142,6 +149,9 @@ class WandbRun:
                 self._run.log({**values, **media}, step=images, commit=True)
 
         self._fenced("log", send)
+
+    def alert(self, title: str, text: str) -> None:
+        self._fenced("alert", lambda: self._run.alert(title, text))
 
     def finish(self, exit_code: int, summary: dict[str, object]) -> None:
         def end() -> None:

@@ -12,14 +12,13 @@ from torch import nn
 
 from distgan import build, checkpoint, ema, sample, stop
 from distgan.audit import Audit
-from distgan.config import BatchPlan, Config, Optimizer, changes, shapes_nets, to_dict, warnings, without_secrets
+from distgan.config import BatchPlan, Config, changes, shapes_nets, to_dict, warnings, without_secrets
 from distgan.configfile import from_dict
+from distgan.controls import Controls, Rates
 from distgan.data.plan import Layout, Plan
 from distgan.data.stream import Stream
 from distgan.errors import ConfigError, DataError, DivergedError, MachineError
-from distgan.penalties import is_due
 from distgan.runfolder import RunFolder
-from distgan.schedules import value_at, warm_up
 from distgan.step import DeviceBatch, GanStep, Noise
 from distgan.stopwatch import Stopwatch
 from distgan.tracker import Tracker
@@ -30,6 +29,7 @@ log = logging.getLogger("distgan")
 
 EARLY_TICK = 20  # iterations before the first line, so that a person sees life
 POLL_SEC = 0.5  # how often ranks agree on whether to stop
+POOR, POOR_LINES = 0.05, 5  # so little diversity, in so many lines of metrics in a row, is told
 STOP_REASONS = ("", "finished", "preempted", "interrupted")  # where ranks differ, the later one wins
 
 
@@ -39,13 +39,13 @@ class Trainer:
     def __init__(self, config: Config, world: World, spread: BatchPlan, folder: RunFolder) -> None:
         self.config, self.world, self.spread, self.folder = config, world, spread, folder
         self.images = 0  # real images consumed so far: the clock of everything, and the position in the stream
-        self.iteration_images = spread.batch * config.train.n_critic
 
         self.dataset = build.open_dataset(config, rank=world.rank, world=world.size, gather=world.gather)
         self.layout = build.choose_layout(config, self.dataset)
         self.num_classes = self.dataset.num_classes
         self.G, self.D = build.build_nets(config, self.num_classes)
         self.G_ema = copy.deepcopy(self.G).eval().requires_grad_(False).to(world.device)
+        self.controls = Controls(config, world)
         self.step = GanStep(
             world,
             self.G,
@@ -54,12 +54,21 @@ class Trainer:
             passes=spread.passes,
             bf16=config.train.precision == "bf16",
             clip=config.loss.clip,
+            smooth=config.loss.smooth,
+            matching=config.loss.feature_matching,
+            group=config.train.group,
+            pipe=config.augment.pipe,
+            colour=config.augment.colour,
+            flip=config.data.flip,
+            observe=self.controls.observe,
             undo_buffers=config.train.on_nan == "skip",
         )
         self.opt_G = build.build_optimizer(config.optim.G, self.G)
         self.opt_D = build.build_optimizer(config.optim.D, self.D)
         self.wandb_id = secrets.token_hex(4)
-        self.num_skipped = self.num_rollbacks = 0  # since the run began
+        self.num_skipped = self.num_rollbacks = self._num_iterations = 0  # since the run began
+        self.ema_decay = 0.0
+        self._poor_lines = 0  # in a row, in which G's images hardly differ
         self._num_substituted = 0  # since the last line, on this rank
         self._poll_every = self._steps_to_poll = 1
         self._copied: torch.cuda.Event | None = None
@@ -110,18 +119,21 @@ class Trainer:
         tick = config.train.tick or max(1000, 32 * self.spread.batch)
         while True:
             before = self.images
-            for _ in range(config.train.n_critic):
+            for _ in range(self.controls.num_d_steps()):
                 batch = self._next_batch()
                 self._d_step(batch)
                 self.images += self.spread.batch
+                self.controls.update(self.images - self.spread.batch, self.images)
             self._g_step(batch)
-            ema.update(self.G_ema, self.G, self._ema_decay())
+            self.ema_decay = self.controls.ema_decay(self.images, self.images - before)
+            ema.update(self.G_ema, self.G, self.ema_decay)
+            self._num_iterations += 1
 
             reason = "finished" if self.images >= config.train.images else self._asked_to_stop()
             finished = reason == "finished"
             sampling = config.sample.every and (finished or self._passed(config.sample.every, before))
             saving = self._passed(config.checkpoint.every, before)
-            early = self.images == EARLY_TICK * self.iteration_images
+            early = self._num_iterations == EARLY_TICK
             if sampling or saving or reason:
                 self.world.average_buffers(self.G, self.D)
                 ema.copy_buffers(self.G_ema, self.G)
@@ -157,26 +169,14 @@ class Trainer:
         return DeviceBatch(images, labels, *map(self.world.send, batch.drawn))
 
     def _d_step(self, batch: DeviceBatch) -> None:
-        loss = self.config.loss
-        due = is_due(self.images, self.spread.batch, loss.penalty_every)
-        weights = [self._scheduled(ends) * loss.penalty_every if due else 0.0 for ends in (loss.r1, loss.r2, loss.gp)]
         self.watch.phase("in a step of D")
-        set_lr(self.opt_D, self._lr(self.config.optim.D))
-        self.step.d_step(batch, self.opt_D, *weights, around_fakes=self.stopwatch.working)
+        set_rates(self.opt_D, self.controls.rates("D", self.images))
+        self.step.d_step(batch, self.opt_D, self.controls.strengths(self.images), self.stopwatch.working)
 
     def _g_step(self, batch: DeviceBatch) -> None:
         self.watch.phase("in a step of G")
-        set_lr(self.opt_G, self._lr(self.config.optim.G))
-        self.step.g_step(batch, self.opt_G)
-
-    def _scheduled(self, ends: list[float]) -> float:
-        return value_at(self.images, ends, self.config.train.ramp, self.config.train.ramp_shape)
-
-    def _lr(self, settings: Optimizer) -> float:
-        return self._scheduled(settings.lr) * warm_up(self.images, self.config.optim.warmup)
-
-    def _ema_decay(self) -> float:
-        return ema.decay(self.images, self.iteration_images, self.config.ema.half_life, self.config.ema.ramp_up)
+        set_rates(self.opt_G, self.controls.rates("G", self.images))
+        self.step.g_step(batch, self.opt_G, self.controls.strengths(self.images))
 
     def _passed(self, every: int, before: int) -> bool:
         """Whether a multiple of `every` images lies in the iteration that began at `before`."""
@@ -211,15 +211,15 @@ class Trainer:
             log.warning(slow_rank)
         row |= {
             "Progress/epoch": self.images / self.dataset.num_samples,
-            "Progress/ema_beta": self._ema_decay(),
-            "Optim/lr_G": self._lr(self.config.optim.G),
-            "Optim/lr_D": self._lr(self.config.optim.D),
+            "Progress/ema_beta": self.ema_decay,
+            **self.controls.row(self.images),
+            "Diversity/fake_over_real": self._watch_diversity(),
             "Optim/rollbacks": self.num_rollbacks,
             "Data/substituted": sum(self.world.gather(self._num_substituted)),
             **speed,
         }
         self._num_substituted = 0
-        steps_per_sec = row["Perf/img_per_sec"] / self.iteration_images  # the same on every rank
+        steps_per_sec = row["Perf/img_per_sec"] / self.spread.batch  # the same on every rank
         self._poll_every = max(1, min(1000, int(POLL_SEC * steps_per_sec)))
         self._steps_to_poll = min(self._steps_to_poll, self._poll_every)  # lines that come often put no poll off
         damaged = [one for found in self.world.gather(self.stream.newly_damaged()) for one in found]
@@ -229,6 +229,17 @@ class Trainer:
             log.warning(line)
         self.tracker.row(self.images, row)
         self._write_status("running")
+
+    def _watch_diversity(self) -> float:
+        diversity = self.step.diversity()
+        self._poor_lines = self._poor_lines + 1 if diversity < POOR else 0
+        if self._poor_lines == POOR_LINES:
+            self.tracker.alert(
+                "Mode collapse?",
+                f"the generator's images differ {diversity:.0%} as much as real ones, for {POOR_LINES} lines of "
+                "metrics now: try model.minibatch=stddev, a larger loss.r1, augmentation, or balance.adapt=d_lr",
+            )
+        return diversity
 
     def _check_skipped(self) -> int:
         """The number of steps that were not taken since the last line, if the config allows for that many."""
@@ -283,6 +294,7 @@ class Trainer:
         self.watch.phase("writing a checkpoint")
         self._check_skipped()
         meter, num_substituted = self.step.meter.state(), self.world.gather(self._num_substituted)
+        controls = self.controls.state()
         if self.audit is not None:
             self.audit.flush()
         self.world.barrier()  # the lines that this checkpoint counts on are written
@@ -294,7 +306,9 @@ class Trainer:
             "fingerprint": self.dataset.fingerprint,
             "layout": vars(self.layout),
             "num_classes": self.num_classes,
+            "iterations": self._num_iterations,
             "meter": meter,
+            "controls": controls,
             "num_substituted": num_substituted,
             "num_skipped": self.num_skipped,
             "num_rollbacks": self.num_rollbacks,
@@ -356,6 +370,8 @@ class Trainer:
         checkpoint.load_optimizer(self.opt_G, self.G, tensors["opt_G"])
         checkpoint.load_optimizer(self.opt_D, self.D, tensors["opt_D"])
         self.step.meter.load_state(state["meter"])
+        self.controls.load_state(state["controls"])
+        self._num_iterations = state["iterations"]
         counts = state["num_substituted"]
         counts = counts if len(counts) == self.world.size else [sum(counts)] + [0] * self.world.size
         self._num_substituted = counts[self.world.rank]
@@ -439,6 +455,8 @@ def check_same_run(config: Config, state: dict, fingerprint: str) -> None:
         )
 
 
-def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
+def set_rates(optimizer: torch.optim.Optimizer, rates: Rates) -> None:
     for group in optimizer.param_groups:
-        group["lr"] = lr
+        group["lr"] = rates.lr
+        if "betas" in group:
+            group["betas"] = rates.betas

@@ -37,7 +37,7 @@ from distgan.data.plan import Layout, Plan
 from distgan.data.source import Source
 from distgan.data.stream import Stream
 from distgan.models import MODELS
-from distgan.step import DeviceBatch, GanStep, Noise
+from distgan.step import DeviceBatch, GanStep, Noise, Strengths
 from distgan.world import World
 
 Run = Callable[[], object]
@@ -244,8 +244,8 @@ def loops(G: torch.nn.Module, D: torch.nn.Module, *, z_dim: int, side: int, batc
     def ours() -> None:
         for drawn in ahead(noise(np.arange(i * batch, (i + 1) * batch)) for i in range(steps)):
             given = DeviceBatch(images, None, *map(world.send, drawn))
-            step.d_step(given, our_opt_d, 0.0, 0.0, 0.0)
-            step.g_step(given, our_opt_g)
+            step.d_step(given, our_opt_d, Strengths())
+            step.g_step(given, our_opt_g, Strengths())
             ema.update(our_average, our_g, 0.999)
         step.meter.flush()
 

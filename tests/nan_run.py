@@ -21,10 +21,10 @@ class FaultyNoise(step.Noise):
         self._is_faulty = attempt < ATTEMPTS
 
     def __call__(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        z_d, z_g, mix = super().__call__(positions)
+        z_d, z_g, seeds = super().__call__(positions)
         if self._is_faulty:
             z_d[positions == POSITION] = z_g[positions == POSITION] = np.nan
-        return z_d, z_g, mix
+        return z_d, z_g, seeds
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 Usage: ranks_gradients.py OUT PASSES; under RANK and WORLD_SIZE where there are several.
 """
 
+import functools
 import sys
 
 import numpy as np
@@ -11,7 +12,8 @@ from safetensors.torch import save_file
 
 from distgan.losses import LOSSES
 from distgan.models import MODELS
-from distgan.step import DeviceBatch, GanStep, Noise
+from distgan.models.tail import Tail
+from distgan.step import DeviceBatch, GanStep, Noise, Strengths
 from distgan.world import World
 
 BATCH, RESOLUTION, Z_DIM, CLASSES = 8, 16, 6, 3
@@ -22,7 +24,7 @@ class Recorder:
     """An optimizer that keeps the gradients instead of using them."""
 
     def __init__(self, net: torch.nn.Module):
-        self.net, self.gradients = net, {}
+        self.net, self.gradients, self.defaults = net, {}, {"fused": True}
 
     def step(self) -> None:
         self.gradients = {name: p.grad.clone() for name, p in self.net.named_parameters()}
@@ -38,38 +40,52 @@ def count_reduced(counter: list[int], bucket: torch.distributed.GradBucket) -> t
     return work.then(lambda done: done.value()[0] / torch.distributed.get_world_size())
 
 
+def steps(
+    world: World, batch: DeviceBatch, passes: int, loss: str, name: str, now: Strengths, tail: dict, more: dict
+) -> dict[str, torch.Tensor]:
+    """What D's and G's step find, by name."""
+    torch.manual_seed(0)
+    small = {"width": 4, "max_width": 8, "norm": "none"}
+    G = MODELS["dcgan"].generator(RESOLUTION, Z_DIM, CLASSES, **small, embedding=3).double()
+    D = MODELS["dcgan"].discriminator(RESOLUTION, CLASSES, **small, tail=functools.partial(Tail, **tail)).double()
+    step = GanStep(world, G, D, loss, passes=passes, dtype=torch.float64, **more)
+    step.settle(len(batch.images) // passes, RESOLUTION, Z_DIM, CLASSES)
+    sent = {"D": [0], "G": [0]}
+    if world.size > 1:
+        step.d_loss.register_comm_hook(sent["D"], count_reduced)
+        step.g_loss.register_comm_hook(sent["G"], count_reduced)
+    of_d, of_g = Recorder(D), Recorder(G)
+    step.d_step(batch, of_d, now)
+    step.g_step(batch, of_g, now)
+    assert all(p.grad is None for p in D.parameters()), "G's step left gradients in D"
+    if world.size > 1:
+        for net, module in (("D", D), ("G", G)):
+            assert sent[net][0] == sum(p.numel() for p in module.parameters()), (loss, name, net, sent)
+    found = {f"{loss}/{name}/diversity": torch.tensor(step.diversity())} if passes == 1 else {}  # it is of one pass
+    found[f"{loss}/{name}/report"] = torch.tensor(list(step.meter.flush().values()))
+    for net, recorder in (("D", of_d), ("G", of_g)):
+        found |= {f"{loss}/{name}/{net}.{key}": gradient for key, gradient in recorder.gradients.items()}
+    return found
+
+
 def main(out: str, passes: int) -> None:
     world = World()
     share = BATCH // world.size
     mine = np.arange(world.rank * share, (world.rank + 1) * share)
     images = torch.randint(0, 256, (BATCH, RESOLUTION, RESOLUTION, 3), generator=torch.Generator().manual_seed(1))
-    drawn = [torch.from_numpy(array).double() for array in Noise(0, Z_DIM)(1000 + mine)]
-    batch = DeviceBatch(images[mine].to(torch.uint8), torch.from_numpy(mine % CLASSES), *drawn)
+    z_d, z_g, seeds = map(torch.from_numpy, Noise(0, Z_DIM)(1000 + mine))
+    batch = DeviceBatch(
+        images[mine].to(torch.uint8), torch.from_numpy(mine % CLASSES), z_d.double(), z_g.double(), seeds
+    )
     results = {}
     for loss in LOSSES:
-        torch.manual_seed(0)
-        small = {"width": 4, "max_width": 8, "norm": "none"}
-        G = MODELS["dcgan"].generator(RESOLUTION, Z_DIM, CLASSES, **small, embedding=3).double()
-        D = MODELS["dcgan"].discriminator(RESOLUTION, CLASSES, **small).double()
-        sizes = {net: sum(p.numel() for p in module.parameters()) for net, module in (("G", G), ("D", D))}
-        step = GanStep(world, G, D, loss, passes=passes, dtype=torch.float64)
-        step.settle(share // passes, RESOLUTION, Z_DIM, CLASSES)
-        counters = {"D": [0], "G": [0]}
-        if world.size > 1:
-            step.d_loss.register_comm_hook(counters["D"], count_reduced)
-            step.g_loss.register_comm_hook(counters["G"], count_reduced)
         for penalty, weights in PENALTIES.items():
-            recorder = Recorder(D)
-            step.d_step(batch, recorder, *weights)
-            results[f"{loss}/{penalty}/report"] = torch.tensor(list(step.meter.flush().values()))
-            results |= {f"{loss}/{penalty}/D.{name}": g for name, g in recorder.gradients.items()}
-        recorder = Recorder(G)
-        step.g_step(batch, recorder)
-        results |= {f"{loss}/G/G.{name}": g for name, g in recorder.gradients.items()}
-        assert all(p.grad is None for p in D.parameters()), "G's step left gradients in D"
-        if world.size > 1:
-            assert counters["D"][0] == len(PENALTIES) * sizes["D"], (loss, counters, sizes)
-            assert counters["G"][0] == sizes["G"], (loss, counters, sizes)
+            results |= steps(world, batch, passes, loss, penalty, Strengths(*weights), {}, {})
+    everything = Strengths(r1=2.0, noise=0.2, p=0.7)
+    for minibatch in ("stddev", "discrimination"):
+        tail = {"minibatch": minibatch, "group": 2, "dropout": 0.3}
+        more = {"matching": 3.0, "group": 2, "pipe": "ada", "flip": True, "smooth": 0.1}
+        results |= steps(world, batch, passes, "nonsaturating", minibatch, everything, tail, more)
     save_file(results, f"{out}.{world.rank}")
     world.close()
 

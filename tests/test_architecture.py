@@ -9,11 +9,15 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "distgan"
 
 LEVELS = [
-    {"errors", "keyed", "losses", "penalties", "schedules", "ema", "stop", "data.tar", "data.address", "models.dcgan"},
+    {"errors", "keyed", "losses", "penalties", "schedules", "ema", "stop", "data.tar", "data.address"},
+    {"draw", "balance", "augment"},
+    {"models.tail"},
+    {"models.dcgan", "models.hourglass"},
     {"checkpoint", "ranks", "config", "watch", "models", "sample", "data.source", "data.image", "data.plan"},
     {"configfile", "runfolder", "world", "data.index"},
     {"data.dataset", "tracker", "meter", "stopwatch"},
     {"data.stream", "data.listing", "build", "step"},
+    {"controls"},
     {"data.pack", "check", "generate", "audit", "preflight"},
     {"trainer"},
     {"run"},

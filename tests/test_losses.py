@@ -2,10 +2,11 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
-from distgan.losses import LOSSES
+from distgan.losses import LOSSES, cross_entropy_d, feature_matching, least_squares_d
 
 REAL = torch.tensor([2.0, -1.0, 0.5], dtype=torch.float64)
 FAKE = torch.tensor([-0.5, 3.0, 0.25], dtype=torch.float64)
@@ -77,3 +78,29 @@ def test_only_paired_losses_look_at_real_logits_in_the_generator_step() -> None:
             assert loss.g(FAKE, REAL) != loss.g(FAKE, REAL + 1), name
         else:
             assert loss.g(FAKE, None) == loss.g(FAKE, REAL), name
+
+
+def test_label_smoothing_is_one_sided() -> None:
+    """D is to say 0.8 of real images, and still 0 of fakes."""
+    pairs = list(zip(REAL.tolist(), FAKE.tolist()))
+    entropy = [
+        -0.8 * math.log(sigmoid(r)) - 0.2 * math.log(1 - sigmoid(r)) - math.log(1 - sigmoid(f)) for r, f in pairs
+    ]
+    assert cross_entropy_d(REAL, FAKE, smooth=0.2).item() == pytest.approx(mean(entropy), rel=1e-12)
+    squares = [(r - 0.8) ** 2 / 2 + f**2 / 2 for r, f in pairs]
+    assert least_squares_d(REAL, FAKE, smooth=0.2).item() == pytest.approx(mean(squares), rel=1e-12)
+
+
+@pytest.mark.parametrize("group", [0, 2, 3, 6])
+def test_feature_matching_compares_the_means_of_groups(group: int) -> None:
+    rng = np.random.default_rng(0)
+    real, fake = ([rng.normal(size=(6, 4, 3, 3)), rng.normal(size=(6, 5))] for _ in range(2))
+    size, layers = group or 6, []
+    for r, f in zip(real, fake):
+        starts = range(0, 6, size)
+        layers.append(np.mean([(r[i : i + size].mean(0) - f[i : i + size].mean(0)) ** 2 for i in starts]))
+    given = [[torch.from_numpy(x) for x in side] for side in (real, fake)]
+    assert feature_matching(*given, group).item() == pytest.approx(np.mean(layers), rel=1e-12)
+    assert feature_matching(given[0], given[0], group) == 0
+    x = given[1][1].requires_grad_()
+    assert torch.autograd.gradcheck(lambda x: feature_matching(given[0][1:], [x], group), x)

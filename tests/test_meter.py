@@ -26,7 +26,7 @@ def reports(num: int, size: int = 4) -> list[tuple[dict[str, Tensor], Tensor, Te
 def put_down(into: Meter, given: list[tuple[dict[str, Tensor], Tensor, Tensor, Tensor]]) -> None:
     for losses, real, fake, g in given:
         into.add_d(losses, real, fake)
-        into.add_g(g)
+        into.add_g({"Loss/G": g})
 
 
 def test_means_are_those_of_all_images(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -66,7 +66,7 @@ def test_what_is_not_finite_is_counted_and_left_out_of_the_means() -> None:
     found.add_update("D", nan)
     found.add_d({"Loss/D": torch.tensor(3.0), "Loss/r1": torch.tensor(1.0)}, torch.ones(2), torch.zeros(2))
     found.add_update("D", torch.tensor(5.0))
-    found.add_g(torch.tensor(2.0))
+    found.add_g({"Loss/G": torch.tensor(2.0)})
     found.add_update("G", torch.tensor(7.0))
     num, told = found.skipped()
     assert num == 1

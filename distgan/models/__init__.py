@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from torch import nn
 
-from distgan.models import dcgan
+from distgan.models import dcgan, hourglass
 
 
 class Family(NamedTuple):
@@ -17,4 +17,5 @@ class Family(NamedTuple):
 
 MODELS: dict[str, Family] = {
     "dcgan": Family(dcgan.Generator, dcgan.Discriminator),
+    "hourglass": Family(hourglass.Generator, hourglass.Discriminator),
 }

@@ -12,6 +12,8 @@ import math
 import torch
 from torch import Tensor, nn
 
+from distgan.models.tail import MakeTail, Tail
+
 
 class Generator(nn.Module):
     """z [B, z_dim] (and labels [B]) -> images [B, 3, R, R] in -1..1.
@@ -51,10 +53,12 @@ class Discriminator(nn.Module):
     """Images [B, 3, R, R] (and labels [B]) -> logits [B]; with `features`, also the output of each stage.
 
     With classes, the logit has a second term: the dot product of the image's features with an embedding of its label
-    (projection, Miyato and Koyama 2018). Args as for `Generator`.
+    (projection, Miyato and Koyama 2018). Args as for `Generator`; `tail` makes what stands before the head.
     """
 
-    def __init__(self, resolution: int, num_classes: int, width: int, max_width: int, norm: str) -> None:
+    def __init__(
+        self, resolution: int, num_classes: int, width: int, max_width: int, norm: str, tail: MakeTail = Tail
+    ) -> None:
         super().__init__()
         sides = [2**i for i in range(resolution.bit_length() - 2, 1, -1)]  # R / 2 ... 8, 4
         channels = [3] + [min(max_width, width * resolution // (2 * side)) for side in sides]
@@ -63,7 +67,9 @@ class Discriminator(nn.Module):
             bare = i == 0 or norm == "none"  # the paper leaves the first stage without batch norm
             down = nn.Conv2d(before, after, 4, 2, 1, bias=bare)
             self.stages.append(_stage(down, 16 * before / (1 if i == 0 else 2), norm, nn.LeakyReLU(0.2), bare))
-        self.head = _initialised(nn.Conv2d(channels[-1], 1, 4), 16 * channels[-1], norm)
+        self.tail = tail(channels[-1], 4)
+        into_head = channels[-1] + self.tail.extra
+        self.head = _initialised(nn.Conv2d(into_head, 1, 4), 16 * into_head, norm)
         self.embed = nn.Embedding(num_classes, channels[-1]) if num_classes else None
         if num_classes:
             self.pool = nn.Parameter(torch.randn(channels[-1], 4, 4) / 4)  # weights of each channel's pixels
@@ -75,7 +81,7 @@ class Discriminator(nn.Module):
         for stage in self.stages:
             x = stage(x)
             outputs.append(x)
-        logits = self.head(x).flatten()
+        logits = self.head(self.tail(x)).flatten()
         if self.embed is not None:
             pooled = (x * self.pool).sum((2, 3))
             logits = logits + (pooled * self.embed(labels)).sum(1) / math.sqrt(x.shape[1])

@@ -1,0 +1,124 @@
+"""What schedules and controllers say at a moment of the run: learning rates, strengths, D steps to a G step."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from distgan import ema
+from distgan.augment import Ada
+from distgan.balance import Balance
+from distgan.config import Config, Optimizer
+from distgan.penalties import is_due
+from distgan.schedules import value_at, warm_up
+from distgan.step import Strengths
+from distgan.world import World
+
+
+@dataclass(frozen=True)
+class Rates:
+    """Of one optimizer, now."""
+
+    lr: float
+    betas: tuple[float, float]
+
+
+class Controls:
+    """Functions of the images seen, and of what D's logits were until now.
+
+    Controllers read D's verdicts every `augment.every` and `balance.every` images, as sums over all ranks that are
+    whole numbers. So they do the same on any number of ranks, and after a stop.
+    """
+
+    def __init__(self, config: Config, world: World) -> None:
+        self._config, self._world = config, world
+        augment, balance = config.augment, config.balance
+        self._ada = Ada(augment.target, augment.speed, augment.p_max) if augment.target else None
+        self._balance = Balance(balance.low, balance.high, balance.limit, balance.rate) if balance.adapt else None
+        # Since a controller last looked: images, the sum of D's signs on real ones, pairs in the right order.
+        self._verdicts = {name: torch.zeros(3, dtype=torch.float64, device=world.device) for name in self._intervals()}
+
+    def _intervals(self) -> dict[str, int]:
+        """How often the controllers that there are look, in images."""
+        found = {"augment": self._config.augment.every} if self._ada else {}
+        return found | ({"balance": self._config.balance.every} if self._balance else {})
+
+    def num_d_steps(self) -> int:
+        """D steps to the next G step."""
+        steps = self._config.train.n_critic
+        if self._config.balance.adapt == "d_steps":
+            steps = max(1, round(steps * self._config.balance.limit**-self._balance.level))
+        return steps
+
+    def strengths(self, images: int) -> Strengths:
+        """Of the step that begins at `images`."""
+        loss, augment = self._config.loss, self._config.augment
+        due = is_due(images, self._config.train.batch, loss.penalty_every)
+        r1, r2, gp = (self._at(images, x) * loss.penalty_every if due else 0.0 for x in (loss.r1, loss.r2, loss.gp))
+        return Strengths(r1, r2, gp, noise=self._at(images, augment.noise), p=self.p(images))
+
+    def p(self, images: int) -> float:
+        """Probability of each augmentation."""
+        augment = self._config.augment
+        if augment.pipe == "none":
+            return 0.0
+        if self._config.balance.adapt == "augment":
+            return augment.p_max * self._balance.level
+        return self._ada.p if self._ada else self._at(images, augment.p)
+
+    def rates(self, net: str, images: int) -> Rates:
+        settings: Optimizer = getattr(self._config.optim, net)
+        lr = self._at(images, settings.lr) * warm_up(images, self._config.optim.warmup)
+        if net == "D" and self._config.balance.adapt == "d_lr":
+            lr *= self._config.balance.limit**-self._balance.level
+        return Rates(lr, (settings.betas[0], self._at(images, settings.beta2) if settings.beta2 else settings.betas[1]))
+
+    def ema_decay(self, images: int, step_images: int) -> float:
+        """For a G step that `step_images` images led to."""
+        return ema.decay(images, step_images, self._config.ema.half_life, self._config.ema.ramp_up)
+
+    def _at(self, images: int, ends: list[float]) -> float:
+        return value_at(images, ends, self._config.train.ramp, self._config.train.ramp_shape)
+
+    def observe(self, real_logits: Tensor, fake_logits: Tensor) -> None:
+        """One pass of a D step; its logits, [B] each. Nothing waits for the device."""
+        if self._verdicts:
+            told = torch.stack([(real_logits > fake_logits).double().sum(), real_logits.sign().double().sum()])
+            seen = torch.cat([told.new_tensor([len(real_logits)]), told.flip(0)])
+            for verdicts in self._verdicts.values():
+                verdicts += seen
+
+    def update(self, before: int, images: int) -> None:
+        """After a D step that brought the run from `before` to `images`: controllers that are due look and act."""
+        for name, every in self._intervals().items():
+            if images // every > before // every:
+                seen, signs, right = self._world.sum(self._verdicts[name].clone()).tolist()
+                self._verdicts[name].zero_()
+                if seen and name == "augment":
+                    self._ada.update(signs / seen, int(seen))
+                elif seen:
+                    self._balance.update(right / seen if self._config.balance.watch == "acc" else signs / seen)
+
+    def row(self, images: int) -> dict[str, float]:
+        """For a line of metrics, by log key."""
+        g, d = self.rates("G", images), self.rates("D", images)
+        row = {"Optim/lr_G": g.lr, "Optim/lr_D": d.lr}
+        if self._config.augment.pipe != "none":
+            row["Augment/p"] = self.p(images)
+        if self._balance:
+            row |= {"Balance/level": self._balance.level, "Balance/d_steps": self.num_d_steps()}
+        return row
+
+    def state(self) -> dict:
+        """For a checkpoint; called by all ranks."""
+        verdicts = {name: self._world.sum(sums.clone()).tolist() for name, sums in self._verdicts.items()}
+        controllers = {"augment": self._ada, "balance": self._balance}
+        return {"verdicts": verdicts} | {name: one.state() for name, one in controllers.items() if one}
+
+    def load_state(self, state: dict) -> None:
+        """Undo `state`, on any number of ranks; controllers that were not there begin anew."""
+        for name, controller in (("augment", self._ada), ("balance", self._balance)):
+            if controller and name in state:
+                controller.load_state(state[name])
+                sums = torch.tensor(state["verdicts"][name], dtype=torch.float64)
+                self._verdicts[name].copy_(sums if self._world.is_main else torch.zeros_like(sums))

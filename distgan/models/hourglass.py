@@ -1,0 +1,237 @@
+"""The hourglass GAN of "GANs Architecture in Detail (Part 3)", a Keras article, with or without classes.
+
+G projects z straight to R x R x 3, takes that down to R / 8 by strided convolutions and up again by transposed ones; D
+halves the side five times. With `norm="batch"`, 128 pixels and the default width these are the article's networks:
+Keras' "same" padding, batch norm and initial weights (D's, which it does not state, are as G's). They differ from it in
+that D gives a logit, where the article has a sigmoid, and in what is optional: classes, other resolutions and widths,
+and `norm="none"`. That leaves batch norm out, with biases in its place and weights scaled so that signals neither grow
+nor fade: it treats each image by itself, so the update does not depend on how a batch is spread over ranks.
+"""
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from distgan.models.tail import MakeTail, Tail
+
+KERNEL = 4
+SLOPE = 0.3  # of leaky ReLU, Keras' default
+ACTIVATED = (1 + SLOPE**2) / 2  # what leaky ReLU makes of the second moment of a symmetric signal
+
+
+class _Row(NamedTuple):
+    """A convolution of the article's tables, and what follows it."""
+
+    transposed: bool
+    channels: int  # in units of `width`
+    stride: int
+    norm: bool
+    activation: bool
+
+
+_GENERATOR = (  # between the dense layer and the last one
+    _Row(False, 1, 1, False, False),
+    _Row(False, 1, 2, True, True),  # R / 2
+    _Row(False, 2, 1, False, False),
+    _Row(False, 2, 2, True, True),  # R / 4
+    _Row(True, 4, 1, False, False),
+    _Row(False, 4, 2, False, True),  # R / 8
+    _Row(True, 4, 1, False, False),
+    _Row(True, 4, 2, True, True),  # R / 4
+    _Row(True, 2, 1, False, False),
+    _Row(True, 2, 2, True, False),  # R / 2
+    _Row(True, 1, 2, False, False),  # R
+    _Row(True, 1, 1, True, False),
+)
+_DISCRIMINATOR = (
+    _Row(False, 1, 2, True, True),
+    _Row(False, 1, 2, True, True),
+    _Row(False, 2, 2, True, True),
+    _Row(False, 2, 2, True, True),
+    _Row(False, 4, 2, False, True),  # R / 32
+)
+
+
+class Conv(nn.Conv2d):
+    """Keras' Conv2D with kernel 4 and padding "same": [B, before, H, W] -> [B, after, H / stride, W / stride].
+
+    H and W are even where the stride is 2. One pixel is padded on each side then; with stride 1 it is one before and
+    two after.
+    """
+
+    def __init__(self, before: int, after: int, stride: int, bias: bool = False) -> None:
+        super().__init__(before, after, KERNEL, stride, padding=1, bias=bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(F.pad(x, (0, 1, 0, 1)) if self.stride == (1, 1) else x)
+
+
+class TransposedConv(nn.ConvTranspose2d):
+    """Keras' Conv2DTranspose, the adjoint of `Conv`: [B, before, H, W] -> [B, after, stride H, stride W].
+
+    With stride 1, what `Conv` pads after is dropped after: two pixels, of which torch's padding takes one.
+    """
+
+    def __init__(self, before: int, after: int, stride: int, bias: bool = False) -> None:
+        super().__init__(before, after, KERNEL, stride, padding=1, bias=bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = super().forward(x)
+        return x[:, :, :-1, :-1] if self.stride == (1, 1) else x
+
+
+class Generator(nn.Module):
+    """z [B, z_dim] (and labels [B]) -> images [B, 3, R, R] in -1..1.
+
+    Args:
+        resolution: R, a multiple of 8.
+        num_classes: 0 for an unconditional generator; else an embedding of the label is appended to z.
+        width: Channels at the widest sides; twice and four times as many further in.
+        embedding: Numbers that a class label becomes.
+        norm: "none" or "batch".
+
+    Raises:
+        ValueError: The resolution is not a multiple of 8.
+    """
+
+    def __init__(
+        self,
+        resolution: int,
+        z_dim: int,
+        num_classes: int,
+        width: int = 128,
+        embedding: int = 64,
+        norm: str = "batch",
+    ) -> None:
+        super().__init__()
+        _check(resolution, 8, "generator")
+        self.resolution = resolution
+        self.embed = nn.Embedding(num_classes, embedding) if num_classes else None
+        z_dim += embedding if num_classes else 0
+        dense = nn.Linear(z_dim, resolution * resolution * 3, bias=False)
+        self.dense = _initialised(dense, z_dim, norm, nn.init.xavier_uniform_)
+        out = TransposedConv(width, 3, stride=1, bias=True)
+        _initialised(out, width * _taps(resolution, resolution) ** 2, norm, nn.init.xavier_uniform_)
+        stages = _stages(_GENERATOR, resolution, width, norm)
+        self.layers = nn.Sequential(*stages, nn.Sequential(out, nn.Tanh()))
+
+    def forward(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
+        if self.embed is not None:
+            z = torch.cat([z, self.embed(labels)], dim=1)
+        x = self.dense(z).unflatten(1, (self.resolution, self.resolution, 3))
+        return self.layers(x.permute(0, 3, 1, 2).contiguous())
+
+
+class Discriminator(nn.Module):
+    """Images [B, 3, R, R] (and labels [B]) -> logits [B]; with `features`, also the output of each of the five stages.
+
+    With classes, the logit has a second term: the dot product of the image's features with an embedding of its label
+    (projection, Miyato and Koyama 2018).
+
+    Args:
+        resolution: R, a multiple of 32.
+        num_classes: 0 for an unconditional discriminator.
+        width: Channels of the first two stages; the next two have twice, the last four times as many.
+        norm: "none" or "batch".
+        tail: Makes what stands before the dense layer.
+
+    Raises:
+        ValueError: The resolution is not a multiple of 32.
+    """
+
+    def __init__(
+        self,
+        resolution: int,
+        num_classes: int,
+        width: int = 128,
+        norm: str = "batch",
+        tail: MakeTail = Tail,
+    ) -> None:
+        super().__init__()
+        _check(resolution, 32, "discriminator")
+        channels, side = _DISCRIMINATOR[-1].channels * width, resolution // 32
+        self.stages = nn.ModuleList(_stages(_DISCRIMINATOR, resolution, width, norm))
+        self.tail = tail(channels, side)
+        num = (channels + self.tail.extra) * side**2
+        self.head = _initialised(nn.Linear(num, 1), num * ACTIVATED, norm, nn.init.xavier_uniform_)
+        self.embed = nn.Embedding(num_classes, channels) if num_classes else None
+        if num_classes:
+            self.pool = nn.Parameter(torch.randn(channels, side, side) / side)  # weights of each channel's pixels
+
+    def forward(
+        self, images: Tensor, labels: Tensor | None = None, features: bool = False
+    ) -> Tensor | tuple[Tensor, list[Tensor]]:
+        x, outputs = images, []
+        for stage in self.stages:
+            x = stage(x)
+            outputs.append(x)
+        logits = self.head(self.tail(x).permute(0, 2, 3, 1).flatten(1)).flatten()  # Keras flattens in the order H, W, C
+        if self.embed is not None:
+            pooled = (x * self.pool).sum((2, 3))
+            logits = logits + (pooled * self.embed(labels)).sum(1) / math.sqrt(x.shape[1])
+        return (logits, outputs) if features else logits
+
+
+def _stages(rows: tuple[_Row, ...], side: int, width: int, norm: str) -> list[nn.Sequential]:
+    """The convolutions of a table, the first on three channels of `side` x `side` with second moment one."""
+    stages, before, moment = [], 3, 1.0
+    for row in rows:
+        kind = TransposedConv if row.transposed else Conv
+        conv = kind(before, row.channels * width, row.stride, bias=row.norm and norm == "none")
+        after_side = side * row.stride if row.transposed else side // row.stride
+        _initialised(conv, before * _taps(side, after_side) ** 2 * moment, norm, _he_normal)
+        layers = [conv]
+        if row.norm and norm == "batch":
+            # Keras' momentum 0.99. Its moving variance averages the biased variances of batches, torch's the unbiased.
+            layers.append(nn.BatchNorm2d(conv.out_channels, eps=1e-3, momentum=0.01))
+        if row.activation:
+            layers.append(nn.LeakyReLU(SLOPE))
+        stages.append(nn.Sequential(*layers))
+        before, side, moment = conv.out_channels, after_side, ACTIVATED if row.activation else 1.0
+    return stages
+
+
+def _initialised(layer: nn.Module, inputs: float, norm: str, keras: Callable[[Tensor], Tensor]) -> nn.Module:
+    """The article's weights under batch norm; else N(0, 1/inputs), which keeps the signal's second moment.
+
+    `inputs` counts the inputs of one output, fewer where they come out of a leaky ReLU (He et al. 2015).
+    """
+    if norm == "batch":
+        keras(layer.weight)
+    else:
+        nn.init.normal_(layer.weight, std=math.sqrt(1 / inputs))
+    if layer.bias is not None:
+        nn.init.zeros_(layer.bias)
+    return layer
+
+
+def _he_normal(weight: Tensor) -> Tensor:
+    """Keras' HeNormal: N(0, 2 / fan_in) by a normal cut at two deviations, which is widened to make up for the cut.
+
+    Keras takes the last but one axis of a kernel for the inputs, which in Conv2DTranspose's (H, W, out, in) holds the
+    outputs. In torch's (out, in, H, W) and, transposed, (in, out, H, W), that is the second axis of both.
+    """
+    std = math.sqrt(2 / weight[0].numel()) / 0.87962566103423978
+    return nn.init.trunc_normal_(weight, std=std, a=-2 * std, b=2 * std)
+
+
+def _taps(before: int, after: int) -> float:
+    """Inputs that one output meets on average in a row of `before` pixels that a convolution maps to one of `after`.
+
+    Not 4 or, transposed with stride 2, 2: outputs at the borders meet fewer, which are most outputs at small sides.
+    """
+    small, large = sorted((before, after))
+    stride = large // small
+    pairs = sum(0 <= stride * i + tap - 1 < large for i in range(small) for tap in range(KERNEL))
+    return pairs / after
+
+
+def _check(resolution: int, multiple: int, network: str) -> None:
+    if resolution < multiple or resolution % multiple:
+        raise ValueError(
+            f"data.resolution={resolution}: the hourglass {network} needs a multiple of {multiple}, such as 128"
+        )

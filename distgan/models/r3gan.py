@@ -1,0 +1,199 @@
+"""R3GAN (Huang et al. 2024, "The GAN is dead; long live the GAN!") at any power of two from 8 pixels on.
+
+Two plain residual networks without any normalisation, meant for the relativistic paired loss with R1 and R2. The trunk
+of each is the identity but for resampling when training starts: the last convolution of every residual block is zero.
+"""
+
+import itertools
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+SLOPE = 0.2  # of leaky ReLU
+GAIN = math.sqrt(2 / (1 + SLOPE**2))  # makes up for what leaky ReLU takes of the second moment (He et al. 2015)
+
+
+class Generator(nn.Module):
+    """z [B, z_dim] (and labels [B]) -> images [B, 3, R, R], trained towards -1..1 but not bound to it.
+
+    Args:
+        resolution: R, a power of two.
+        num_classes: 0 for an unconditional generator; else an embedding of the label is appended to z.
+        widths: Channels of the stages from 4 x 4 upwards; the last goes on where there are more stages.
+        blocks: Residual blocks of each stage.
+        group_width: Channels to a group of the 3 x 3 convolutions, counted before the block doubles them.
+        embedding: Numbers that a class label becomes.
+
+    Raises:
+        ValueError: A width is not a multiple of `group_width`.
+    """
+
+    def __init__(
+        self,
+        resolution: int,
+        z_dim: int,
+        num_classes: int,
+        widths: Sequence[int] = (768,),
+        blocks: int = 2,
+        group_width: int = 8,
+        embedding: int = 64,
+    ) -> None:
+        super().__init__()
+        widths = _widths(resolution, widths, group_width)
+        num_blocks = blocks * len(widths)
+        self.embed = nn.Embedding(num_classes, embedding) if num_classes else None
+        z_dim += embedding if num_classes else 0
+        self.dense = _initialised(nn.Linear(z_dim, widths[0], bias=False))
+        self.basis = nn.Parameter(torch.randn(widths[0], 4, 4))
+        stages = [_blocks(widths[0], blocks, group_width, num_blocks)]
+        for before, after in itertools.pairwise(widths):
+            # The 1 x 1 convolution and the resampling commute: it runs where there are fewer pixels.
+            up = [*_change(before, after), Upsample()]
+            stages.append([*up, *_blocks(after, blocks, group_width, num_blocks)])
+        self.stages = nn.Sequential(*(nn.Sequential(*stage) for stage in stages))
+        self.to_rgb = _initialised(nn.Conv2d(widths[-1], 3, 1, bias=False))
+
+    def forward(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
+        if self.embed is not None:
+            z = torch.cat([z, self.embed(labels)], dim=1)
+        return self.to_rgb(self.stages(self.basis * self.dense(z)[:, :, None, None]))
+
+
+class Discriminator(nn.Module):
+    """Images [B, 3, R, R] (and labels [B]) -> logits [B]; with `features`, also the output of each stage.
+
+    With classes, the logit is the dot product of a vector made of the image and an embedding of its label, both as
+    long as the stage at 4 x 4 has channels.
+
+    Args:
+        minibatch: Looks at several images at once: maps the last stage's [B, C, 4, 4] to
+            [B, C + minibatch.extra, 4, 4] before the head; C is the first of `widths`.
+
+    The others are as for `Generator`; `widths` counts from 4 x 4 here too.
+    """
+
+    def __init__(
+        self,
+        resolution: int,
+        num_classes: int,
+        widths: Sequence[int] = (768,),
+        blocks: int = 2,
+        group_width: int = 8,
+        minibatch: nn.Module | None = None,
+    ) -> None:
+        super().__init__()
+        widths = _widths(resolution, widths, group_width)[::-1]
+        num_blocks, channels = blocks * len(widths), widths[-1]
+        from_rgb = _initialised(nn.Conv2d(3, widths[0], 1, bias=False))
+        stages = [[from_rgb, *_blocks(widths[0], blocks, group_width, num_blocks)]]
+        for before, after in itertools.pairwise(widths):
+            down = [Downsample(), *_change(before, after)]
+            stages.append([*down, *_blocks(after, blocks, group_width, num_blocks)])
+        self.stages = nn.ModuleList(nn.Sequential(*stage) for stage in stages)
+        self.minibatch = minibatch
+        seen = channels + (minibatch.extra if minibatch is not None else 0)
+        pool = _initialised(nn.Conv2d(seen, seen, 4, groups=seen, bias=False))
+        dense = _initialised(nn.Linear(seen, channels if num_classes else 1, bias=False))
+        self.head = nn.Sequential(pool, nn.Flatten(), dense)
+        self.embed = nn.Embedding(num_classes, channels) if num_classes else None
+        if self.embed is not None:
+            nn.init.normal_(self.embed.weight, std=1 / math.sqrt(channels))  # for logits of order one
+
+    def forward(
+        self, images: Tensor, labels: Tensor | None = None, features: bool = False
+    ) -> Tensor | tuple[Tensor, list[Tensor]]:
+        x, outputs = images, []
+        for stage in self.stages:
+            x = stage(x)
+            outputs.append(x)
+        found = self.head(x if self.minibatch is None else self.minibatch(x))
+        logits = found.flatten() if self.embed is None else (found * self.embed(labels)).sum(1)
+        return (logits, outputs) if features else logits
+
+
+class Block(nn.Module):
+    """[B, C, H, W] -> the same shape: x + project(lrelu(mix(lrelu(expand(x))))), with 2 C channels in between.
+
+    The paper gives the biases to the activations; a convolution's own bias before a leaky ReLU is the same thing.
+    """
+
+    def __init__(self, channels: int, group_width: int, num_blocks: int) -> None:
+        super().__init__()
+        # Fixup (Zhang et al. 2019) for three convolutions, the last of them zero: the others are scaled by
+        # L^(-1 / (2 * 3 - 2)), so that each of the L blocks would add at most 1 / L to the second moment.
+        gain = GAIN * num_blocks**-0.25
+        inner = 2 * channels
+        self.expand = _initialised(nn.Conv2d(channels, inner, 1), gain)
+        self.mix = _initialised(nn.Conv2d(inner, inner, 3, padding=1, groups=channels // group_width), gain)
+        self.project = _initialised(nn.Conv2d(inner, channels, 1, bias=False), gain=0.0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        inner = F.leaky_relu(self.expand(x), SLOPE)
+        inner = F.leaky_relu(self.mix(inner), SLOPE)
+        return x + self.project(inner)
+
+
+class Upsample(nn.Module):
+    """[B, C, H, W] -> [B, C, 2 H, 2 W]: zeros between the pixels, then the filter [1, 2, 1] / 2 in both directions.
+
+    So an even pixel repeats one of the input's and an odd one is the mean of its neighbours. The picture goes on beyond
+    the border with the border's own value: a constant stays one everywhere.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        return _up(_up(x, 2), 3)
+
+
+class Downsample(nn.Module):
+    """[B, C, H, W] -> [B, C, H / 2, W / 2]: the filter [1, 2, 1] / 4 in both directions, then every other pixel.
+
+    Half of the transpose of `Upsample` in each direction, but for the border, which is treated as it is there.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        return _down(_down(x, 2), 3)
+
+
+def _up(x: Tensor, dim: int) -> Tensor:
+    # In slices, not with torch's padding or interpolation, whose gradients on CUDA depend on the order of threads.
+    following = torch.cat([x.narrow(dim, 1, x.shape[dim] - 1), x.narrow(dim, -1, 1)], dim)
+    return torch.stack([x, torch.lerp(x, following, 0.5)], dim + 1).flatten(dim, dim + 1)
+
+
+def _down(x: Tensor, dim: int) -> Tensor:
+    even, odd = x.unflatten(dim, (-1, 2)).unbind(dim + 1)
+    preceding = torch.cat([even.narrow(dim, 0, 1), odd.narrow(dim, 0, odd.shape[dim] - 1)], dim)
+    return torch.lerp(even, torch.lerp(preceding, odd, 0.5), 0.5)
+
+
+def _widths(resolution: int, widths: Sequence[int], group_width: int) -> list[int]:
+    """One width for each side 4, 8 ... `resolution`."""
+    uneven = [width for width in widths if width % group_width]
+    if uneven or not widths:
+        raise ValueError(
+            f"widths={list(widths)}, group_width={group_width}: needs one width or more, each of them a multiple of "
+            f"group_width, such as [{96 * group_width}]"
+        )
+    num = resolution.bit_length() - 2
+    return [*widths, *[widths[-1]] * num][:num]
+
+
+def _blocks(channels: int, blocks: int, group_width: int, num_blocks: int) -> list[nn.Module]:
+    """The residual blocks of one stage, in a network of `num_blocks`."""
+    return [Block(channels, group_width, num_blocks) for _ in range(blocks)]
+
+
+def _change(before: int, after: int) -> list[nn.Module]:
+    """A convolution from one number of channels to another, or nothing."""
+    return [] if before == after else [_initialised(nn.Conv2d(before, after, 1, bias=False))]
+
+
+def _initialised(layer: nn.Module, gain: float = 1.0) -> nn.Module:
+    """Weights N(0, gain^2 / fan_in): outputs have `gain`^2 times the second moment of the inputs. Biases zero."""
+    nn.init.normal_(layer.weight, std=gain / math.sqrt(layer.weight[0].numel()))
+    if layer.bias is not None:
+        nn.init.zeros_(layer.bias)
+    return layer

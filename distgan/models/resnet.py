@@ -1,0 +1,307 @@
+"""Residual networks: SNGAN's (Miyato et al. 2018), with the parts of BigGAN (Brock et al. 2019) that fit small budgets.
+
+At any power of two from 8 pixels on, with or without classes. Up to 32 pixels these are SNGAN's CIFAR networks, where
+all blocks are equally wide: G doubles the side from 4 to R; D has four blocks, of which the first two halve the side.
+Above, G's channels halve and D's double from block to block, up to 16 times as many as at the widest side, as in
+SNGAN's and BigGAN's networks for 64 and 128 pixels; the default widths are SNGAN's at all resolutions.
+"""
+
+import contextlib
+import itertools
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+LARGEST_UNIFORM = 32  # pixels up to which all blocks are equally wide
+RELU = math.sqrt(2)  # makes up for the half of the second moment that ReLU takes (He et al. 2015)
+HALF = math.sqrt(1 / 2)  # the two ways through a block start with half of the second moment each: their sum keeps it
+
+
+class Generator(nn.Module):
+    """z [B, z_dim] (and labels [B]) -> images [B, 3, R, R] in -1..1.
+
+    Args:
+        resolution: R, a power of two.
+        num_classes: 0 for an unconditional generator.
+        width: Channels. Above 32 pixels, those at a quarter of the resolution: at R / s there are min(s, 16) / 4 times
+            as many, e.g. 1024 at sides 4 and 8, then 512, 256, 128 and 64 for R = 128 and width 256.
+        norm: "batch"; "conditional", with gain and bias made from the class (needs classes); or "none", which treats
+            each image by itself, so that the update does not depend on how a batch is spread over ranks.
+        attention: Side after whose block self-attention comes, 8 ... R; 0 for none.
+        embedding: Numbers that a class label becomes. They are appended to z, but for `norm="conditional"`, where all
+            norms share them.
+
+    Raises:
+        ValueError: `norm="conditional"` without classes, or no block with the side `attention`.
+    """
+
+    def __init__(
+        self,
+        resolution: int,
+        z_dim: int,
+        num_classes: int,
+        width: int = 256,
+        norm: str = "batch",
+        attention: int = 0,
+        embedding: int = 128,
+    ) -> None:
+        super().__init__()
+        if norm == "conditional" and not num_classes:
+            raise ValueError("norm=conditional makes batch norm's gain and bias from the class, and there are none")
+        sides = [2**i for i in range(2, resolution.bit_length())]  # 4, 8 ... R
+        _check_attention(attention, sides[1:])
+        channels = [_generator_channels(resolution, side, width) for side in sides]
+        self.embed = nn.Embedding(num_classes, embedding) if num_classes else None
+        self.appends = num_classes > 0 and norm != "conditional"
+        z_dim += embedding if self.appends else 0
+        self.dense = _initialised(nn.Linear(z_dim, channels[0] * 4 * 4))
+        self.blocks = nn.ModuleList(
+            GeneratorBlock(before, after, norm, embedding, with_attention=side == attention)
+            for (before, after), side in zip(itertools.pairwise(channels), sides[1:])
+        )
+        self.norm = Norm(channels[-1], norm, embedding)
+        self.out = _initialised(nn.Conv2d(channels[-1], 3, 3, padding=1), RELU)
+
+    def forward(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
+        code = None if self.embed is None else self.embed(labels)
+        if self.appends:
+            z = torch.cat([z, code], dim=1)
+        x = self.dense(z).unflatten(1, (-1, 4, 4))
+        for block in self.blocks:
+            x = block(x, code)
+        return self.out(F.relu(self.norm(x, code))).tanh()
+
+
+class Discriminator(nn.Module):
+    """Images [B, 3, R, R] (and labels [B]) -> logits [B]; with `features`, also the output of each block.
+
+    With classes, the logit has a second term: the dot product of the image's features with an embedding of its label
+    (projection, Miyato and Koyama 2018).
+
+    Args:
+        resolution: R, a power of two.
+        num_classes: 0 for an unconditional discriminator.
+        width: Channels. Above 32 pixels, twice those of the first block: block i, counted from 0, has min(2^i, 16) / 2
+            times as many, e.g. 64, 128, 256, 512 and 1024 for R = 64 and width 128. All of these halve the side but
+            the last, which stays at 4.
+        spectral: Whether every weight is divided by its largest singular value.
+        attention: Side after whose block self-attention comes, the first one where there are several; 0 for none.
+        minibatch: Looks at several images at once: maps the last block's rectified [B, C, h, h] to
+            [B, C + minibatch.extra, h, h] before the head; h is R / 4 up to 32 pixels, 4 above.
+
+    Raises:
+        ValueError: There is no block with the side `attention`.
+    """
+
+    def __init__(
+        self,
+        resolution: int,
+        num_classes: int,
+        width: int = 128,
+        spectral: bool = True,
+        attention: int = 0,
+        minibatch: nn.Module | None = None,
+    ) -> None:
+        super().__init__()
+        uniform = resolution <= LARGEST_UNIFORM
+        num, num_down = (4, 2) if uniform else (resolution.bit_length() - 2, resolution.bit_length() - 3)
+        channels = [3] + [width if uniform else width * min(2**i, 16) // 2 for i in range(num)]
+        sides = [resolution >> min(i + 1, num_down) for i in range(num)]
+        _check_attention(attention, sides)
+        at = sides.index(attention) if attention else -1
+        self.blocks = nn.ModuleList(
+            DiscriminatorBlock(before, after, is_first=i == 0, halves=i < num_down, with_attention=i == at)
+            for i, (before, after) in enumerate(itertools.pairwise(channels))
+        )
+        self.minibatch = minibatch
+        seen = channels[-1] + (minibatch.extra if minibatch is not None else 0)
+        # A sum over pixels that are none of them negative grows like their number. Spectral norm sets the scale itself.
+        gain = 1.0 if spectral else RELU / sides[-1] ** 2
+        self.head = _initialised(nn.Linear(seen, 1), gain)
+        self.embed = nn.Embedding(num_classes, channels[-1]) if num_classes else None
+        if self.embed is not None:
+            _initialised(self.embed, gain)
+        if spectral:
+            for part in (self.blocks, self.head, self.embed):
+                _normalise(part)
+
+    def forward(
+        self, images: Tensor, labels: Tensor | None = None, features: bool = False
+    ) -> Tensor | tuple[Tensor, list[Tensor]]:
+        x, outputs = images, []
+        for block in self.blocks:
+            x = block(x)
+            outputs.append(x)
+        x = F.relu(x)
+        seen = x if self.minibatch is None else self.minibatch(x)
+        logits = self.head(seen.sum((2, 3))).flatten()
+        if self.embed is not None:
+            logits = logits + (x.sum((2, 3)) * self.embed(labels)).sum(1)
+        return (logits, outputs) if features else logits
+
+
+class GeneratorBlock(nn.Module):
+    """[B, before, H, W] and the class's code [B, embedding] or None -> [B, after, 2 H, 2 W]."""
+
+    def __init__(self, before: int, after: int, norm: str, embedding: int, with_attention: bool = False) -> None:
+        super().__init__()
+        bias = norm == "none"  # what it adds is the same for all pixels of a channel, and batch norm takes it away
+        self.norms = nn.ModuleList(Norm(channels, norm, embedding) for channels in (before, after))
+        self.first = _initialised(nn.Conv2d(before, after, 3, padding=1, bias=bias), RELU)
+        self.second = _initialised(nn.Conv2d(after, after, 3, padding=1, bias=bias), RELU * HALF)
+        self.shortcut = _initialised(nn.Conv2d(before, after, 1, bias=bias), HALF)
+        self.attention = SelfAttention(after) if with_attention else nn.Identity()
+
+    def forward(self, x: Tensor, code: Tensor | None) -> Tensor:
+        inner = self.first(_doubled(F.relu(self.norms[0](x, code))))
+        inner = self.second(F.relu(self.norms[1](inner, code)))
+        # The 1 x 1 convolution and the doubling commute: it runs where there are fewer pixels.
+        return self.attention(_doubled(self.shortcut(x)) + inner)
+
+
+class DiscriminatorBlock(nn.Module):
+    """[B, before, H, W] -> [B, after, H / 2, W / 2], or with the same sides.
+
+    Args:
+        is_first: The block sees images, which are not rectified first.
+    """
+
+    def __init__(self, before: int, after: int, is_first: bool, halves: bool, with_attention: bool = False) -> None:
+        super().__init__()
+        self.is_first, self.halves = is_first, halves
+        self.first = _initialised(nn.Conv2d(before, after, 3, padding=1), 1.0 if is_first else RELU)
+        self.second = _initialised(nn.Conv2d(after, after, 3, padding=1), RELU * HALF)
+        is_same = before == after and not halves
+        self.shortcut = nn.Identity() if is_same else _initialised(nn.Conv2d(before, after, 1), HALF)
+        self.attention = SelfAttention(after) if with_attention else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        inner = self.second(F.relu(self.first(x if self.is_first else F.relu(x))))
+        if self.halves:
+            x, inner = F.avg_pool2d(x, 2), F.avg_pool2d(inner, 2)
+        return self.attention(self.shortcut(x) + inner)
+
+
+class Norm(nn.Module):
+    """Batch norm of [B, C, H, W], by itself, with gain and bias made from a class's code [B, embedding], or none.
+
+    The conditional form is BigGAN's: gain 1 + A code and bias B code, where all norms of a network share the codes.
+    """
+
+    def __init__(self, channels: int, norm: str, embedding: int) -> None:
+        super().__init__()
+        # Plain modules of torch, so that its conversion to batch norm across ranks finds them.
+        self.norm = nn.Identity() if norm == "none" else nn.BatchNorm2d(channels, affine=norm == "batch")
+        is_conditional = norm == "conditional"
+        # Classes start a tenth apart: near the plain norm, but with a gradient for the codes.
+        self.gain = _initialised(nn.Linear(embedding, channels, bias=False), 0.1) if is_conditional else None
+        self.bias = _initialised(nn.Linear(embedding, channels, bias=False), 0.1) if is_conditional else None
+
+    def forward(self, x: Tensor, code: Tensor | None) -> Tensor:
+        x = self.norm(x)
+        if self.gain is None:
+            return x
+        return x * (1 + self.gain(code)[:, :, None, None]) + self.bias(code)[:, :, None, None]
+
+
+class SelfAttention(nn.Module):
+    """[B, C, H, W] -> the same shape: x + gain * attention, where the gain starts at zero (Zhang et al. 2019, SAGAN).
+
+    Every pixel asks; the answers come from the maxima of squares of 2 x 2 pixels (BigGAN), a quarter of the work. H and
+    W are even.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        few, half = max(1, channels // 8), max(1, channels // 2)
+        self.query = _initialised(nn.Conv2d(channels, few, 1, bias=False))
+        self.key = _initialised(nn.Conv2d(channels, few, 1, bias=False))
+        self.value = _initialised(nn.Conv2d(channels, half, 1, bias=False))
+        self.out = _initialised(nn.Conv2d(half, channels, 1, bias=False))
+        self.gain = nn.Parameter(torch.zeros(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        # Written out: torch's fused attention has no second derivative, which R1 needs.
+        query, key, value = self.query(x).flatten(2), _maxima(self.key(x)), _maxima(self.value(x))
+        weights = (query.transpose(1, 2) @ key).softmax(2)  # [B, H W, H W / 4]
+        mixed = value @ weights.transpose(1, 2)  # [B, C / 2, H W]
+        return x + self.gain * self.out(mixed.unflatten(2, x.shape[2:]))
+
+
+class SpectralNorm(nn.Module):
+    """A weight [out, ...] -> the weight divided by its largest singular value as a matrix [out, the rest].
+
+    Miyato et al. 2018, algorithm 1: the singular value is that of a power iteration, of which each pass in training
+    makes one step. Its vectors are functions of the weights alone, so they are the same on all ranks that make the
+    same passes. A parametrization for `torch.nn.utils.parametrize`; torch's own one leaves its products to autocast.
+    """
+
+    def __init__(self, weight: Tensor) -> None:
+        super().__init__()
+        rows = weight.detach().flatten(1)
+        self.register_buffer("u", F.normalize(torch.randn_like(rows[:, 0]), dim=0))  # [out]
+        self.register_buffer("v", F.normalize(torch.randn_like(rows[0]), dim=0))  # [the rest]
+        for _ in range(15):
+            self._iterate(rows)
+
+    def forward(self, weight: Tensor) -> Tensor:
+        with _without_autocast(weight):
+            rows = weight.flatten(1)
+            if self.training:
+                self._iterate(rows)
+            # Copies, since the next pass changes the buffers before the gradient of this one is taken.
+            u, v = self.u.clone(), self.v.clone()
+            return weight / torch.dot(u, torch.mv(rows, v))
+
+    @torch.no_grad()
+    def _iterate(self, rows: Tensor) -> None:
+        self.v.copy_(F.normalize(torch.mv(rows.T, self.u), dim=0))
+        self.u.copy_(F.normalize(torch.mv(rows, self.v), dim=0))
+
+
+def _normalise(net: nn.Module | None) -> None:
+    """Put spectral norm on every convolution, dense layer and embedding of a network."""
+    for layer in list(net.modules()) if net is not None else []:
+        if isinstance(layer, nn.Conv2d | nn.Linear | nn.Embedding):
+            parametrize.register_parametrization(layer, "weight", SpectralNorm(layer.weight))
+
+
+def _without_autocast(like: Tensor) -> contextlib.AbstractContextManager:
+    kind = like.device.type
+    return torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else contextlib.nullcontext()
+
+
+def _generator_channels(resolution: int, side: int, width: int) -> int:
+    return width if resolution <= LARGEST_UNIFORM else width * min(resolution // side, 16) // 4
+
+
+def _check_attention(attention: int, sides: list[int]) -> None:
+    if attention and attention not in sides:
+        allowed = ", ".join(map(str, dict.fromkeys(sides)))
+        raise ValueError(f"attention={attention}: no block has this side; choose 0 (none) or one of {allowed}")
+
+
+def _doubled(x: Tensor) -> Tensor:
+    """[B, C, H, W] -> [B, C, 2 H, 2 W]: each pixel four times."""
+    return F.interpolate(x, scale_factor=2, mode="nearest")
+
+
+def _maxima(x: Tensor) -> Tensor:
+    """[B, C, H, W] -> [B, C, H W / 4]: the maximum of each square of 2 x 2 pixels."""
+    return x.unflatten(3, (-1, 2)).unflatten(2, (-1, 2)).amax((3, 5)).flatten(2)
+
+
+def _initialised(layer: nn.Module, gain: float = 1.0) -> nn.Module:
+    """Weights N(0, gain^2 / fan_in): outputs have `gain`^2 times the second moment of the inputs. Biases zero.
+
+    This is what lets G do without norm: with `RELU` after each ReLU and `HALF` where two ways meet, every block hands
+    on the second moment that it got, and the last tanh gets one of about one. It is the scale of SNGAN's own Glorot
+    weights but for `HALF`, which batch and spectral norm take away again.
+    """
+    nn.init.normal_(layer.weight, std=gain / math.sqrt(layer.weight[0].numel()))
+    if getattr(layer, "bias", None) is not None:
+        nn.init.zeros_(layer.bias)
+    return layer

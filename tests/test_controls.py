@@ -1,0 +1,102 @@
+"""Schedules and controllers: what they say, when they act, and that a stop or other ranks change nothing."""
+
+import json
+
+import pytest
+import torch
+
+from distgan.balance import Balance
+from distgan.config import Augment, Config, Loss, Optim, Optimizer, Train
+from distgan.config import Balance as Settings
+from distgan.controls import Controls
+from distgan.world import World
+
+
+def controls(**groups: object) -> Controls:
+    return Controls(Config(**groups), World())
+
+
+def test_strengths_follow_their_schedules() -> None:
+    train = Train(batch=10, ramp=1000, ramp_shape="linear")
+    found = controls(train=train, loss=Loss(r1=[4.0, 2.0], penalty_every=2), augment=Augment(noise=[0.5, 0.0]))
+    assert found.strengths(0).r1 == 8  # lazy: half as often, twice as much
+    assert found.strengths(10).r1 == 0
+    assert found.strengths(500).r1 == pytest.approx(6)
+    assert [found.strengths(i).noise for i in (0, 500, 1000, 9000)] == pytest.approx([0.5, 0.25, 0, 0])
+    assert found.strengths(0).p == 0  # no augmentation
+
+
+def test_rates_follow_their_schedules() -> None:
+    optim = Optim(
+        D=Optimizer(lr=[1.0, 0.5], betas=(0.0, 0.9), beta2=[0.9, 0.99]), G=Optimizer(betas=(0.5, 0.9)), warmup=100
+    )
+    found = controls(train=Train(ramp=1000, ramp_shape="linear"), optim=optim)
+    assert found.rates("D", 50).lr == pytest.approx(0.5 * 0.975)
+    assert found.rates("D", 1000).lr == 0.5
+    assert found.rates("D", 500).betas == (0.0, pytest.approx(0.945))
+    assert found.rates("G", 500).betas == (0.5, 0.9)
+
+
+def logits(right: int, num: int = 100) -> tuple[torch.Tensor, torch.Tensor]:
+    """Of `num` pairs of which so many are in the right order, with a real logit above zero."""
+    real = torch.ones(num)
+    real[right:] = -1
+    return real, torch.zeros(num)
+
+
+@pytest.mark.parametrize("adapt", ["d_lr", "d_steps", "augment"])
+def test_a_d_that_is_too_strong_is_weakened_step_by_step(adapt: str) -> None:
+    settings = Settings(adapt=adapt, low=0.6, high=0.8, limit=16, rate=0.25, every=200)
+    augment = Augment(pipe="ada", p_max=0.8)
+    found = controls(balance=settings, augment=augment, train=Train(n_critic=8))
+    seen = []
+    for number, right in enumerate([90, 90, 90, 90, 70, 70, 90, 90, 50, 50, 50, 50]):
+        found.observe(*logits(right))
+        found.update(number * 100, (number + 1) * 100)
+        seen.append({"d_lr": found.rates("D", 0).lr, "d_steps": found.num_d_steps(), "augment": found.p(0)}[adapt])
+    assert seen[::2] != seen[1::2]  # it acts at every second one only
+    levels = [0, 0.25, 0.25, 0.5, 0.5, 0.5, 0.5, 0.75, 0.75, 0.5, 0.5, 0.25]
+    expected = {
+        "d_lr": [2e-4 * 16**-level for level in levels],
+        "d_steps": [max(1, round(8 * 16**-level)) for level in levels],
+        "augment": [0.8 * level for level in levels],
+    }
+    assert seen == pytest.approx(expected[adapt])
+
+
+def test_levels_stay_within_bounds() -> None:
+    balance = Balance(0.4, 0.6, limit=4, rate=0.3)
+    for value, levels in ((1.0, [0.3, 0.6, 0.9, 1.0, 1.0]), (0.0, [0.7, 0.4, 0.1, 0.0, 0.0])):
+        for level in levels:
+            balance.update(value)
+            assert balance.level == pytest.approx(level)
+    balance.update(0.5)
+    assert balance.level == 0
+
+
+@pytest.mark.parametrize(
+    "groups",
+    [
+        {"augment": Augment(pipe="ada", target=0.6, speed=2000, every=300)},
+        {"balance": Settings(adapt="d_lr", every=300, rate=0.1)},
+    ],
+)
+def test_a_stop_in_between_changes_nothing(groups: dict) -> None:
+    whole, broken = controls(**groups), controls(**groups)
+    for number in range(12):
+        for one in (whole, broken):
+            one.observe(*logits(95))
+            one.update(number * 100, (number + 1) * 100)
+        if number % 5 == 3:
+            state = json.loads(json.dumps(broken.state()))  # as a checkpoint keeps it
+            broken = controls(**groups)
+            broken.load_state(state)
+    assert broken.row(1200) == whole.row(1200)
+    assert broken.state() == whole.state()
+    assert (whole.p(1200) or whole.rates("D", 1200).lr) not in (0, 2e-4)  # it did act
+
+
+def test_controllers_that_were_not_there_begin_anew() -> None:
+    found = controls(balance=Settings(adapt="d_lr"))
+    found.load_state(controls().state())
+    assert found.rates("D", 0).lr == 2e-4

@@ -13,7 +13,7 @@ from distgan.config import Optimizer as OptimizerSettings
 from distgan.data.dataset import Dataset, Gather, find_shards
 from distgan.data.plan import Layout
 from distgan.data.source import Source
-from distgan.errors import DataError, MachineError
+from distgan.errors import ConfigError, DataError, MachineError
 from distgan.models import MODELS
 from distgan.models.tail import Tail
 from distgan.ranks import together
@@ -59,11 +59,13 @@ def build_nets(config: Config, num_classes: int) -> tuple[nn.Module, nn.Module]:
             G = family.generator(resolution, model.z_dim, num_classes, **model.G)
             tail = functools.partial(Tail, minibatch=model.minibatch, group=config.train.group, dropout=model.dropout)
             D = family.discriminator(resolution, num_classes, **model.D, tail=tail)
+        except ValueError as error:
+            raise ConfigError(f"model.family={model.family}: {error}") from None
         except (RuntimeError, MemoryError) as error:
             if "memory" not in str(error) and not isinstance(error, MemoryError):
                 raise
             raise MachineError(
-                "the networks do not fit into memory: lower model.G.width, model.D.width or model.z_dim"
+                "the networks do not fit into memory: lower the widths of model.G and model.D, or model.z_dim"
             ) from None
     return G, D
 

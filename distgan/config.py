@@ -270,9 +270,45 @@ class HourglassDiscriminator:
     norm: Literal["none", "batch"] = key("batch", "batch norm as in the article, or none")
 
 
+@dataclass
+class R3ganGenerator:
+    widths: list[int] = key(
+        [768], "channels from 4 x 4 on; the last number holds for all larger sides", low=1, high=2**14
+    )
+    blocks: int = key(2, "residual blocks at each side", low=1, high=64)
+    group_width: int = key(8, "channels of a group of the grouped convolutions", low=1, high=2**14)
+    embedding: int = key(64, "numbers that a class label becomes", low=1, high=2**14)
+
+
+@dataclass
+class R3ganDiscriminator:
+    widths: list[int] = key(
+        [768], "channels from 4 x 4 on; the last number holds for all larger sides", low=1, high=2**14
+    )
+    blocks: int = key(2, "residual blocks at each side", low=1, high=64)
+    group_width: int = key(8, "channels of a group of the grouped convolutions", low=1, high=2**14)
+
+
+@dataclass
+class ResnetGenerator:
+    width: int = key(256, "channels; above 32 pixels, those at a quarter of the resolution", low=4, high=2**13)
+    norm: Literal["none", "batch", "conditional"] = key("batch", "batch norm, one with gain and bias by class, or none")
+    attention: int = key(0, "side of the block that self-attention follows; 0: none", low=0, high=1024)
+    embedding: int = key(128, "numbers that a class label becomes", low=1, high=2**14)
+
+
+@dataclass
+class ResnetDiscriminator:
+    width: int = key(128, "channels; above 32 pixels, twice those of the first block", low=2, high=2**13)
+    spectral: bool = key(True, "spectral norm on every weight")
+    attention: int = key(0, "side of the block that self-attention follows; 0: none", low=0, high=1024)
+
+
 SMOOTHED = ("minimax", "nonsaturating", "leastsquares")
 FAMILIES: dict[str, tuple[type, type]] = {
     "dcgan": (DcganGenerator, DcganDiscriminator),
+    "r3gan": (R3ganGenerator, R3ganDiscriminator),
+    "resnet": (ResnetGenerator, ResnetDiscriminator),
     "hourglass": (HourglassGenerator, HourglassDiscriminator),
 }
 LEAST_RESOLUTION = {"hourglass": 32}  # of a family that cannot do the 8 pixels that others can
@@ -331,6 +367,13 @@ def problems(config: Config) -> list[str]:
             f"train.batch={train.batch} is no multiple of train.micro_batch={train.micro_batch}: "
             f"choose one of {_listed(divisors(train.batch))}"
         )
+    for net in "GD":
+        own = getattr(model, net)
+        widths, group = own.get("widths", [0]), own.get("group_width", 1)
+        if not widths or any(width % group for width in widths):
+            found.append(f"model.{net}.widths={widths}: each must be a multiple of model.{net}.group_width={group}")
+    if model.G.get("norm") == "conditional" and not model.conditional:
+        found.append("model.G.norm=conditional needs classes: set model.conditional=true, or model.G.norm=batch")
     if loss.smooth and loss.name not in SMOOTHED:
         found.append(f"loss.smooth is of losses with a target: set loss.name to {_listed(SMOOTHED)}, or loss.smooth=0")
     if config.augment.target and not config.augment.pipe.startswith("ada"):

@@ -18,6 +18,7 @@ from distgan import draw, keyed, penalties
 from distgan.augment import NUM_DRAWS, augment
 from distgan.losses import LOSSES, Loss, feature_matching
 from distgan.meter import Meter
+from distgan.models.spectral import normalised
 from distgan.models.tail import Tail
 from distgan.world import World
 
@@ -112,7 +113,7 @@ class Judge:
         x = images
         if self.pipe != "none":
             draws = draw.uniform(seeds, f"augment {look}", NUM_DRAWS[self.pipe])
-            x = augment(x, draws.to(x.dtype), self.pipe, now.p, self.colour)
+            x = augment(x, draws, self.pipe, now.p, self.colour)
         if now.noise:
             x = x + now.noise * draw.normal(seeds, f"noise {look}", x[0].numel()).view_as(x).to(x.dtype)
         self.tell(seeds, look)
@@ -237,6 +238,7 @@ class GanStep:
         judge = Judge(D, pipe, colour)
         self.d_loss = world.prepare(DiscriminatorLoss(judge, LOSSES[loss], bf16, smooth))
         self.g_loss = world.prepare(GeneratorLoss(G, judge, LOSSES[loss], bf16, matching, group))
+        self._spectral = [*normalised(G), *normalised(D)]
         self._undone = [*G.buffers(), *D.buffers()] if undo_buffers else []
 
     def d_step(
@@ -252,6 +254,8 @@ class GanStep:
             around_fakes: Context of the fakes' making, which is work without any word from other ranks.
         """
         before = [buffer.clone() for buffer in self._undone]
+        for norm, weight in self._spectral:
+            norm.advance(weight)
         for number, part in enumerate(batch.parts(self.passes), 1):
             with torch.no_grad(), around_fakes(), _autocast(part.z_d, self._bf16):
                 fake = self.G(part.z_d, part.labels).to(self._dtype)

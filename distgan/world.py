@@ -107,7 +107,8 @@ class World:
     @torch.no_grad()
     def average_buffers(self, *nets: nn.Module) -> None:
         """Give all ranks the mean of their batch norm statistics, each rank having seen its own images."""
-        buffers = [b for net in nets for b in net.buffers() if b.is_floating_point()]
+        statistics = ("running_mean", "running_var")  # other buffers are functions of the weights, alike on all ranks
+        buffers = [b for net in nets for name, b in net.named_buffers() if name.endswith(statistics)]
         if self.size == 1 or not buffers:
             return
         flat = self.sum(torch.cat([b.flatten() for b in buffers])) / self.size

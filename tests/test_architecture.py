@@ -11,8 +11,8 @@ PACKAGE = Path(__file__).parent.parent / "distgan"
 LEVELS = [
     {"errors", "keyed", "losses", "penalties", "schedules", "ema", "stop", "data.tar", "data.address"},
     {"draw", "balance", "augment"},
-    {"models.tail"},
-    {"models.dcgan", "models.hourglass"},
+    {"models.tail", "models.spectral"},
+    {"models.dcgan", "models.hourglass", "models.r3gan", "models.resnet"},
     {"checkpoint", "ranks", "config", "watch", "models", "sample", "data.source", "data.image", "data.plan"},
     {"configfile", "runfolder", "world", "data.index"},
     {"data.dataset", "tracker", "meter", "stopwatch"},

@@ -12,6 +12,8 @@ from distgan.models import MODELS
 RESOLUTIONS = (16, 32, 64, 128, 256)
 SMALL = {
     "dcgan": ({"width": 4, "max_width": 16}, {"width": 4, "max_width": 16}),
+    "r3gan": ({"widths": [8], "blocks": 1, "group_width": 2}, {"widths": [8], "blocks": 1, "group_width": 2}),
+    "resnet": ({"width": 8, "norm": "none"}, {"width": 8}),
     "hourglass": ({"width": 4, "norm": "none"}, {"width": 4, "norm": "none"}),
 }
 
@@ -38,7 +40,7 @@ def test_signatures_and_ranges(family: str, resolution: int, num_classes: int) -
     images = G(torch.randn(4, 8), labels)
     assert images.shape == (4, 3, *images.shape[2:])
     assert images.shape[2] == images.shape[3] >= resolution
-    assert images.abs().max() <= 1
+    assert images.abs().max() <= (1 if family != "r3gan" else 20)  # whose last layer is linear
     assert images.std() > 0.1
     logits, features = D(images, labels, features=True)
     assert logits.shape == (4,)
@@ -55,7 +57,9 @@ def test_every_weight_takes_part(family: str, num_classes: int) -> None:
     labels = torch.arange(4) % 3 if num_classes else None
     D(G(torch.randn(4, 8), labels), labels).sum().backward()
     for net in (G, D):
-        assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in net.parameters())
+        assert all(p.grad is not None for p in net.parameters())
+        if family != "r3gan":  # whose blocks begin as the identity; its own test has them awake
+            assert all(p.grad.abs().sum() > 0 for p in net.parameters())
 
 
 @pytest.mark.parametrize("family", MODELS)

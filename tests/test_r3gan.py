@@ -1,11 +1,14 @@
 """R3GAN: shapes, sizes of the published presets, its start as an identity, resampling, gradients of both orders."""
 
+import functools
+
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
 from distgan.models import r3gan
+from distgan.models.tail import Tail
 from distgan.penalties import squared_gradient
 
 
@@ -206,19 +209,10 @@ def test_up_and_down_lie_on_the_same_pixels() -> None:
     assert torch.equal(back[..., 1:-1], slope[..., 1:-1])
 
 
-class Mean(nn.Module):
-    """A stand-in for minibatch layers: two more channels, with what the batch has on average."""
-
-    extra = 2
-
-    def forward(self, x: Tensor) -> Tensor:
-        return torch.cat([x, x.mean((0, 1, 2, 3)).expand(len(x), 2, *x.shape[2:])], dim=1)
-
-
 @pytest.mark.parametrize("num_classes", [0, 3])
 def test_a_minibatch_layer_sits_before_the_head(num_classes: int) -> None:
     torch.manual_seed(0)
-    D = r3gan.Discriminator(16, num_classes, [4], 1, 2, minibatch=Mean())
+    D = r3gan.Discriminator(16, num_classes, [4], 1, 2, tail=functools.partial(Tail, minibatch="stddev"))
     images, labels = torch.randn(4, 3, 16, 16), torch.arange(4) % 3 if num_classes else None
     logits, features = D(images, labels, features=True)
     assert features[-1].shape == (4, 4, 4, 4)

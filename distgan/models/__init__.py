@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from torch import nn
 
-from distgan.models import dcgan, hourglass
+from distgan.models import dcgan, hourglass, r3gan, resnet
 
 
 class Family(NamedTuple):
@@ -17,5 +17,7 @@ class Family(NamedTuple):
 
 MODELS: dict[str, Family] = {
     "dcgan": Family(dcgan.Generator, dcgan.Discriminator),
+    "r3gan": Family(r3gan.Generator, r3gan.Discriminator),
+    "resnet": Family(resnet.Generator, resnet.Discriminator),
     "hourglass": Family(hourglass.Generator, hourglass.Discriminator),
 }

@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from distgan.models.tail import MakeTail, Tail
+
 SLOPE = 0.2  # of leaky ReLU
 GAIN = math.sqrt(2 / (1 + SLOPE**2))  # makes up for what leaky ReLU takes of the second moment (He et al. 2015)
 
@@ -69,8 +71,7 @@ class Discriminator(nn.Module):
     long as the stage at 4 x 4 has channels.
 
     Args:
-        minibatch: Looks at several images at once: maps the last stage's [B, C, 4, 4] to
-            [B, C + minibatch.extra, 4, 4] before the head; C is the first of `widths`.
+        tail: Makes what stands before the head.
 
     The others are as for `Generator`; `widths` counts from 4 x 4 here too.
     """
@@ -82,7 +83,7 @@ class Discriminator(nn.Module):
         widths: Sequence[int] = (768,),
         blocks: int = 2,
         group_width: int = 8,
-        minibatch: nn.Module | None = None,
+        tail: MakeTail = Tail,
     ) -> None:
         super().__init__()
         widths = _widths(resolution, widths, group_width)[::-1]
@@ -93,8 +94,8 @@ class Discriminator(nn.Module):
             down = [Downsample(), *_change(before, after)]
             stages.append([*down, *_blocks(after, blocks, group_width, num_blocks)])
         self.stages = nn.ModuleList(nn.Sequential(*stage) for stage in stages)
-        self.minibatch = minibatch
-        seen = channels + (minibatch.extra if minibatch is not None else 0)
+        self.tail = tail(channels, 4)
+        seen = channels + self.tail.extra
         pool = _initialised(nn.Conv2d(seen, seen, 4, groups=seen, bias=False))
         dense = _initialised(nn.Linear(seen, channels if num_classes else 1, bias=False))
         self.head = nn.Sequential(pool, nn.Flatten(), dense)
@@ -109,7 +110,7 @@ class Discriminator(nn.Module):
         for stage in self.stages:
             x = stage(x)
             outputs.append(x)
-        found = self.head(x if self.minibatch is None else self.minibatch(x))
+        found = self.head(self.tail(x))
         logits = found.flatten() if self.embed is None else (found * self.embed(labels)).sum(1)
         return (logits, outputs) if features else logits
 

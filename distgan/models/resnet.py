@@ -6,14 +6,15 @@ Above, G's channels halve and D's double from block to block, up to 16 times as 
 SNGAN's and BigGAN's networks for 64 and 128 pixels; the default widths are SNGAN's at all resolutions.
 """
 
-import contextlib
 import itertools
 import math
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
+
+from distgan.models.spectral import spectral_norm
+from distgan.models.tail import MakeTail, Tail
 
 LARGEST_UNIFORM = 32  # pixels up to which all blocks are equally wide
 RELU = math.sqrt(2)  # makes up for the half of the second moment that ReLU takes (He et al. 2015)
@@ -89,8 +90,7 @@ class Discriminator(nn.Module):
             the last, which stays at 4.
         spectral: Whether every weight is divided by its largest singular value.
         attention: Side after whose block self-attention comes, the first one where there are several; 0 for none.
-        minibatch: Looks at several images at once: maps the last block's rectified [B, C, h, h] to
-            [B, C + minibatch.extra, h, h] before the head; h is R / 4 up to 32 pixels, 4 above.
+        tail: Makes what stands before the head.
 
     Raises:
         ValueError: There is no block with the side `attention`.
@@ -103,7 +103,7 @@ class Discriminator(nn.Module):
         width: int = 128,
         spectral: bool = True,
         attention: int = 0,
-        minibatch: nn.Module | None = None,
+        tail: MakeTail = Tail,
     ) -> None:
         super().__init__()
         uniform = resolution <= LARGEST_UNIFORM
@@ -116,8 +116,8 @@ class Discriminator(nn.Module):
             DiscriminatorBlock(before, after, is_first=i == 0, halves=i < num_down, with_attention=i == at)
             for i, (before, after) in enumerate(itertools.pairwise(channels))
         )
-        self.minibatch = minibatch
-        seen = channels[-1] + (minibatch.extra if minibatch is not None else 0)
+        self.tail = tail(channels[-1], sides[-1])
+        seen = channels[-1] + self.tail.extra
         # A sum over pixels that are none of them negative grows like their number. Spectral norm sets the scale itself.
         gain = 1.0 if spectral else RELU / sides[-1] ** 2
         self.head = _initialised(nn.Linear(seen, 1), gain)
@@ -126,7 +126,7 @@ class Discriminator(nn.Module):
             _initialised(self.embed, gain)
         if spectral:
             for part in (self.blocks, self.head, self.embed):
-                _normalise(part)
+                spectral_norm(part)
 
     def forward(
         self, images: Tensor, labels: Tensor | None = None, features: bool = False
@@ -136,8 +136,7 @@ class Discriminator(nn.Module):
             x = block(x)
             outputs.append(x)
         x = F.relu(x)
-        seen = x if self.minibatch is None else self.minibatch(x)
-        logits = self.head(seen.sum((2, 3))).flatten()
+        logits = self.head(self.tail(x).sum((2, 3))).flatten()
         if self.embed is not None:
             logits = logits + (x.sum((2, 3)) * self.embed(labels)).sum(1)
         return (logits, outputs) if features else logits
@@ -229,49 +228,6 @@ class SelfAttention(nn.Module):
         weights = (query.transpose(1, 2) @ key).softmax(2)  # [B, H W, H W / 4]
         mixed = value @ weights.transpose(1, 2)  # [B, C / 2, H W]
         return x + self.gain * self.out(mixed.unflatten(2, x.shape[2:]))
-
-
-class SpectralNorm(nn.Module):
-    """A weight [out, ...] -> the weight divided by its largest singular value as a matrix [out, the rest].
-
-    Miyato et al. 2018, algorithm 1: the singular value is that of a power iteration, of which each pass in training
-    makes one step. Its vectors are functions of the weights alone, so they are the same on all ranks that make the
-    same passes. A parametrization for `torch.nn.utils.parametrize`; torch's own one leaves its products to autocast.
-    """
-
-    def __init__(self, weight: Tensor) -> None:
-        super().__init__()
-        rows = weight.detach().flatten(1)
-        self.register_buffer("u", F.normalize(torch.randn_like(rows[:, 0]), dim=0))  # [out]
-        self.register_buffer("v", F.normalize(torch.randn_like(rows[0]), dim=0))  # [the rest]
-        for _ in range(15):
-            self._iterate(rows)
-
-    def forward(self, weight: Tensor) -> Tensor:
-        with _without_autocast(weight):
-            rows = weight.flatten(1)
-            if self.training:
-                self._iterate(rows)
-            # Copies, since the next pass changes the buffers before the gradient of this one is taken.
-            u, v = self.u.clone(), self.v.clone()
-            return weight / torch.dot(u, torch.mv(rows, v))
-
-    @torch.no_grad()
-    def _iterate(self, rows: Tensor) -> None:
-        self.v.copy_(F.normalize(torch.mv(rows.T, self.u), dim=0))
-        self.u.copy_(F.normalize(torch.mv(rows, self.v), dim=0))
-
-
-def _normalise(net: nn.Module | None) -> None:
-    """Put spectral norm on every convolution, dense layer and embedding of a network."""
-    for layer in list(net.modules()) if net is not None else []:
-        if isinstance(layer, nn.Conv2d | nn.Linear | nn.Embedding):
-            parametrize.register_parametrization(layer, "weight", SpectralNorm(layer.weight))
-
-
-def _without_autocast(like: Tensor) -> contextlib.AbstractContextManager:
-    kind = like.device.type
-    return torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else contextlib.nullcontext()
 
 
 def _generator_channels(resolution: int, side: int, width: int) -> int:

@@ -17,6 +17,11 @@ from distgan.step import DeviceBatch, GanStep, Noise, Strengths
 from distgan.world import World
 
 BATCH, RESOLUTION, Z_DIM, CLASSES = 8, 16, 6, 3
+SMALL = {  # settings of G and of D
+    "dcgan": 2 * ({"width": 4, "max_width": 8, "norm": "none"},),
+    "r3gan": 2 * ({"widths": [4], "blocks": 1, "group_width": 2},),
+    "resnet": ({"width": 4, "norm": "none"}, {"width": 4, "attention": 8}),
+}
 PENALTIES = {"none": (0, 0, 0), "r1": (2.0, 0, 0), "r2": (0, 3.0, 0), "r1+r2": (2.0, 3.0, 0), "gp": (0, 0, 10.0)}
 
 
@@ -41,13 +46,21 @@ def count_reduced(counter: list[int], bucket: torch.distributed.GradBucket) -> t
 
 
 def steps(
-    world: World, batch: DeviceBatch, passes: int, loss: str, name: str, now: Strengths, tail: dict, more: dict
+    world: World,
+    batch: DeviceBatch,
+    passes: int,
+    loss: str,
+    name: str,
+    now: Strengths,
+    tail: dict,
+    more: dict,
+    family: str = "dcgan",
 ) -> dict[str, torch.Tensor]:
     """What D's and G's step find, by name."""
     torch.manual_seed(0)
-    small = {"width": 4, "max_width": 8, "norm": "none"}
-    G = MODELS["dcgan"].generator(RESOLUTION, Z_DIM, CLASSES, **small, embedding=3).double()
-    D = MODELS["dcgan"].discriminator(RESOLUTION, CLASSES, **small, tail=functools.partial(Tail, **tail)).double()
+    g, d = SMALL[family]
+    G = MODELS[family].generator(RESOLUTION, Z_DIM, CLASSES, **g, embedding=3).double()
+    D = MODELS[family].discriminator(RESOLUTION, CLASSES, **d, tail=functools.partial(Tail, **tail)).double()
     step = GanStep(world, G, D, loss, passes=passes, dtype=torch.float64, **more)
     step.settle(len(batch.images) // passes, RESOLUTION, Z_DIM, CLASSES)
     sent = {"D": [0], "G": [0]}
@@ -86,6 +99,8 @@ def main(out: str, passes: int) -> None:
         tail = {"minibatch": minibatch, "group": 2, "dropout": 0.3}
         more = {"matching": 3.0, "group": 2, "pipe": "ada", "flip": True, "smooth": 0.1}
         results |= steps(world, batch, passes, "nonsaturating", minibatch, everything, tail, more)
+    for family in ("r3gan", "resnet"):
+        results |= steps(world, batch, passes, "relativistic", family, Strengths(r1=2.0, r2=3.0), {}, {}, family)
     save_file(results, f"{out}.{world.rank}")
     world.close()
 

@@ -1,0 +1,63 @@
+"""One rank of test_families: every family with every loss takes steps, in float32 and in bf16.
+
+Usage: ranks_families.py; under RANK and WORLD_SIZE. Exits with an error where ranks end with different weights.
+"""
+
+import hashlib
+import itertools
+
+import numpy as np
+import torch
+
+from distgan.losses import LOSSES
+from distgan.models import MODELS
+from distgan.step import DeviceBatch, GanStep, Noise, Strengths
+from distgan.world import World
+
+SMALL = {  # settings of G and of D, and a resolution
+    "dcgan": (
+        {"width": 4, "max_width": 8, "norm": "batch", "embedding": 3},
+        {"width": 4, "max_width": 8, "norm": "none"},
+        16,
+    ),
+    "r3gan": 2 * ({"widths": [4], "blocks": 1, "group_width": 2},) + (16,),
+    "resnet": ({"width": 8, "norm": "conditional"}, {"width": 4}, 16),
+    "hourglass": ({"width": 4}, {"width": 4}, 32),
+}
+
+
+def digest(net: torch.nn.Module) -> str:
+    return hashlib.sha256(b"".join(p.detach().numpy().tobytes() for p in net.parameters())).hexdigest()
+
+
+def main() -> None:
+    world = World()
+    for family, loss, bf16 in itertools.product(SMALL, LOSSES, (False, True)):
+        torch.manual_seed(world.rank)  # DDP makes rank 0's weights everybody's
+        g, d, resolution = SMALL[family]
+        G = MODELS[family].generator(resolution, 4, 3, **g)
+        D = MODELS[family].discriminator(resolution, 3, **d)
+        step = GanStep(world, G, D, loss, bf16=bf16)
+        step.settle(4, resolution, 4, 3)
+        optimizers = [torch.optim.Adam(net.parameters(), 1e-3, fused=True) for net in (G, D)]
+        now = Strengths(r1=1.0) if family in ("r3gan", "resnet") else Strengths()
+        started = digest(G)
+        for number in range(2):
+            positions = np.arange(4) + 8 * number + 4 * world.rank
+            images = torch.from_numpy(
+                np.random.default_rng(positions[0]).integers(0, 256, (4, resolution, resolution, 3))
+            )
+            drawn = map(torch.from_numpy, Noise(0, 4)(positions))
+            batch = DeviceBatch(images.to(torch.uint8), torch.from_numpy(positions % 3), *drawn)
+            step.d_step(batch, optimizers[1], now)
+            step.g_step(batch, optimizers[0], now)
+        case = f"{family}, {loss}, bf16={bf16}"
+        assert step.meter.flush()["Optim/skipped_steps"] == 0, case
+        assert digest(G) != started, case
+        ends = world.gather((digest(G), digest(D)))
+        assert len(set(ends)) == 1, f"{case}: ranks differ"
+    world.close()
+
+
+if __name__ == "__main__":
+    main()

@@ -185,9 +185,10 @@ def test_every_shipped_config_takes_a_step(tmp_path: Path, path: Path, monkeypat
     monkeypatch.setenv("WANDB_MODE", "disabled")
     full = load(str(path))
     shards = make_digits(tmp_path / "data", resolution=full.data.resolution if full.data.resolution <= 64 else 64)
-    small = ["train.batch=4", "train.micro_batch=0", "data.lanes=0", f"data.shards={shards}", "train.n_critic=1"]
-    small += [f"model.{net}.{key}={value}" for net in "GD" for key, value in (("width", 4), ("max_width", 8))]
-    overrides = [*small, "train.images=8", "sample.rows=1", "sample.columns=2"]
+    small = ["train.batch=2", "train.micro_batch=0", "data.lanes=0", f"data.shards={shards}", "train.n_critic=1"]
+    narrow = {"width": 4, "max_width": 8, "widths": [8]}
+    small += [f"model.{net}.{key}={narrow[key]}" for net in "GD" for key in getattr(full.model, net) if key in narrow]
+    overrides = [*small, "train.images=4", "sample.rows=1", "sample.columns=2"]
     assert train(path, tmp_path / "run", *overrides) == 0
     assert path.read_text().startswith("# ")
 

@@ -12,7 +12,7 @@ from distgan import __version__
 from distgan.errors import ConfigError, DistganError, MachineError
 from distgan.ranks import rank, settle
 
-RANK_0_SPEAKS_SEC = 3  # a launcher ends all ranks once one is gone: the others leave rank 0 the time to say why
+RANK_0_SPEAKS_SEC = 8  # a launcher ends all ranks once one is gone: the others leave rank 0 the time to say why
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -31,12 +31,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
         return code
     except DistganError as error:
-        if error.rank is not None:
-            print(f"distgan {options.command}: rank {error.rank}: {error}", file=sys.stderr)
-        elif rank() == 0:
-            print(f"distgan {options.command}: {error}", file=sys.stderr)
-        else:
-            time.sleep(RANK_0_SPEAKS_SEC)
+        if error.rank is None and rank() > 0:
+            time.sleep(RANK_0_SPEAKS_SEC)  # whoever is still there then has an error that rank 0 has not
+        who = error.rank if error.rank is not None else rank()
+        named = f"rank {who}: " if error.rank is not None or who > 0 else ""
+        print(f"distgan {options.command}: {named}{error}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         print(f"distgan {options.command}: interrupted", file=sys.stderr)

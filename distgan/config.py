@@ -109,7 +109,7 @@ class Augment:
     p: list[float] = key([1.0], "probability of each transformation", unit="schedule", low=0, high=1)
     target: float = key(0.0, "adaptive p: the mean sign of D on real images to aim at; 0: p as given", low=0, high=1)
     speed: int = key(500_000, "adaptive p: images in which it could go from 0 to 1", unit="images", low=1)
-    p_max: float = key(0.85, "bound on an adaptive p", low=0, high=1)
+    p_max: float = key(0.8, "bound on an adaptive p", low=0, high=1)
     every: int = key(256, "images from one look of the controller to the next", unit="images", low=1)
     colour: float = key(1.0, "strength of ADA's changes of colour", low=0, high=1)
     noise: list[float] = key(

@@ -78,7 +78,7 @@ def test_a_slow_rank_slows_the_run_and_no_more(tmp_path: Path, config: Path) -> 
     assert re.search(r"rank 1 on \S+ is slow", output(log))
 
 
-@pytest.mark.parametrize("victim", [0, 1])
+@pytest.mark.parametrize("victim", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_a_rank_that_is_killed_ends_the_others(tmp_path: Path, config: Path, victim: int) -> None:
     run, log = tmp_path / "run", tmp_path / "log"
     command = ["-m", "distgan", "train", str(config), "train.images=10M", f"run.dir={run}"]
@@ -93,7 +93,7 @@ def test_a_rank_that_is_killed_ends_the_others(tmp_path: Path, config: Path, vic
 
 def test_a_killed_wandb_is_told_and_missed_by_nobody(tmp_path: Path, config: Path) -> None:
     run, log = tmp_path / "run", tmp_path / "log"
-    command = ["-m", "distgan", "train", str(config), "train.images=3600", f"run.dir={run}"]
+    command = ["-m", "distgan", "train", str(config), "train.images=1800", f"run.dir={run}"]
     with ranks(1, command, log, WANDB_MODE="offline") as (process,):
         wait_for(lambda: lines_of(run) >= 1, told=lambda: output(log))
         found = [pid for pid in children(process.pid) if b"wandb-core" in Path(f"/proc/{pid}/cmdline").read_bytes()]
@@ -151,7 +151,7 @@ def test_a_run_folder_that_is_read_only(tmp_path: Path, config: Path, when: str)
     assert "Traceback" not in output(log)
 
 
-@pytest.mark.parametrize("limit", [14, 24])
+@pytest.mark.parametrize("limit", [14, pytest.param(24, marks=pytest.mark.slow)])
 def test_too_few_file_descriptors_are_told_or_do(tmp_path: Path, config: Path, limit: int) -> None:
     """Never a hang, never a traceback; and what was saved is good."""
     run, log = tmp_path / "run", tmp_path / "log"
@@ -168,9 +168,9 @@ def test_too_few_file_descriptors_are_told_or_do(tmp_path: Path, config: Path, l
 def test_a_clock_that_runs_backwards_changes_nothing(tmp_path: Path, config: Path) -> None:
     """Wall time is only written down: neither the order of checkpoints nor a deadline is a matter of it."""
     own, log = [str(config), "data.audit=true"], tmp_path / "log"
-    train(1, log, *own, "train.images=960", f"run.dir={tmp_path / 'whole'}")
+    train(1, log, *own, "train.images=480", f"run.dir={tmp_path / 'whole'}")
     broken = tmp_path / "broken"
-    for images in ("480", "960"):
+    for images in ("240", "480"):
         command = [str(ROOT / "tests" / "backward_clock.py"), "train", *own, f"train.images={images}"]
         assert run_ranks(1, [*command, f"run.dir={broken}"], log) == [0], output(log)
         for age, path in enumerate(sorted((broken / "checkpoints").glob("step-*"))):

@@ -66,8 +66,17 @@ def launched() -> Iterator[list[Launched]]:
         launch.kill()
 
 
-@pytest.mark.parametrize("script", ["cpu.sh", "local.sh"], ids=["two processes", "one process"])
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1], ids=lambda number: number.name)
+@pytest.mark.parametrize(
+    ("script", "number"),
+    [
+        ("cpu.sh", signal.SIGTERM),
+        ("local.sh", signal.SIGINT),
+        pytest.param("cpu.sh", signal.SIGINT, marks=pytest.mark.slow),
+        pytest.param("cpu.sh", signal.SIGUSR1, marks=pytest.mark.slow),
+        pytest.param("local.sh", signal.SIGTERM, marks=pytest.mark.slow),
+        pytest.param("local.sh", signal.SIGUSR1, marks=pytest.mark.slow),
+    ],
+)
 def test_a_signal_to_the_launcher_saves(
     script: str, number: signal.Signals, launched: list[Launched], config: Path, tmp_path: Path
 ) -> None:

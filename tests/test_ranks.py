@@ -1,10 +1,14 @@
 """What a launcher says of the ranks, and what ranks make of one another's errors."""
 
+import subprocess
+import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from threading import Barrier
 
 import pytest
+from processes import environment
 
 from distgan.errors import DataError, DistganError, MachineError
 from distgan.ranks import settle, together
@@ -75,3 +79,16 @@ def test_an_error_of_one_rank_becomes_everyones() -> None:
     found = on_ranks([lambda: 1, lambda: 2, fails])
     assert [(type(error), str(error)) for error in found] == [(DataError, "rank 2: no shards here")] * 3
     assert [str(error) for error in on_ranks([fails, fails])] == ["no shards here"] * 2  # of all alike: no rank named
+
+
+@pytest.mark.multi
+def test_a_mistake_that_one_rank_alone_has_is_told(tmp_path: Path) -> None:
+    """As where a node has another file under the same name: the others cannot know why it is missing."""
+    config = tmp_path / "a.yaml"
+    config.write_text("data: {shards: x, resolution: 16}\n")
+    more = {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
+    command = [sys.executable, "-m", "distgan", "train", str(config), "train.bach=12"]
+    done = subprocess.run(command, env=environment(**more), capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2
+    assert "rank 1: " in done.stderr
+    assert "train.bach" in done.stderr

@@ -33,7 +33,7 @@ def kill_midway(world: int, log: Path, run: Path, arguments: list[str], after_li
 
 
 @pytest.mark.multi
-@pytest.mark.parametrize("world", [1, 2, 3])
+@pytest.mark.parametrize("world", [1, pytest.param(2, marks=pytest.mark.slow), 3])
 def test_killed_and_resumed_equals_unbroken(tmp_path: Path, config: Path, world: int) -> None:
     arguments = [str(config), "train.images=1440", "data.audit=true"]
     whole, broken = tmp_path / "whole", tmp_path / "broken"

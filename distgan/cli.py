@@ -11,8 +11,9 @@ from collections.abc import Callable, Sequence
 from distgan import __version__
 from distgan.errors import ConfigError, DistganError, MachineError
 from distgan.ranks import rank, settle
+from distgan.stop import asked, listening
 
-RANK_0_SPEAKS_SEC = 8  # a launcher ends all ranks once one is gone: the others leave rank 0 the time to say why
+RANK_0_SPEAKS_SEC = 3  # a launcher ends all ranks once one is gone: the others leave rank 0 the time to say why
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -33,6 +34,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except DistganError as error:
         if error.rank is None and rank() > 0:
             time.sleep(RANK_0_SPEAKS_SEC)  # whoever is still there then has an error that rank 0 has not
+            if asked():  # the launcher asked this rank to leave, since rank 0 has the same error
+                return error.exit_code
         who = error.rank if error.rank is not None else rank()
         named = f"rank {who}: " if error.rank is not None or who > 0 else ""
         print(f"distgan {options.command}: {named}{error}", file=sys.stderr)
@@ -149,7 +152,6 @@ def _index(options: argparse.Namespace) -> int:
 def _train(options: argparse.Namespace) -> int:
     from distgan.config import batch_plan
     from distgan.configfile import load
-    from distgan.stop import listening
 
     if options.dry_run:
         return _check(options)
@@ -160,7 +162,13 @@ def _train(options: argparse.Namespace) -> int:
 
         from distgan.run import train
 
-        return train(config)
+        code = train(config)
+    if world > 1:
+        # All is written. While Python shuts down, threads of torch.distributed that ask for it may abort the process.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    return code
 
 
 def _check(options: argparse.Namespace) -> int:

@@ -239,6 +239,7 @@ class GanStep:
         self.d_loss = world.prepare(DiscriminatorLoss(judge, LOSSES[loss], bf16, smooth))
         self.g_loss = world.prepare(GeneratorLoss(G, judge, LOSSES[loss], bf16, matching, group))
         self._spectral = [*normalised(G), *normalised(D)]
+        self._weights = {"G": list(G.parameters()), "D": list(D.parameters())}
         self._undone = [*G.buffers(), *D.buffers()] if undo_buffers else []
 
     def d_step(
@@ -266,7 +267,7 @@ class GanStep:
             self.meter.add_d(*report)
             self._last = (real.detach(), fake.detach(), part.labels)
             self._observe(*report[1:])
-        self._update("D", self.D, optimizer, before)
+        self._update("D", optimizer, before)
         if self.clip:
             penalties.clip_weights(self.D, self.clip)
 
@@ -284,7 +285,7 @@ class GanStep:
                 self._backward(loss)
             self.meter.add_g(report)
         self.D.requires_grad_(True)
-        self._update("G", self.G, optimizer, before)
+        self._update("G", optimizer, before)
 
     @torch.no_grad()
     def diversity(self) -> float:
@@ -334,12 +335,14 @@ class GanStep:
     def _backward(self, loss: Tensor) -> None:
         """A loss that is not finite makes its gradients so; thus their sum over the ranks tells every rank."""
         value = loss.detach()
-        loss.backward((value - value + 1) / self.passes)
+        one = value - value + 1  # or NaN
+        loss.backward(one if self.passes == 1 else one / self.passes)
 
-    def _update(self, name: str, net: nn.Module, optimizer: torch.optim.Optimizer, buffers: list[Tensor]) -> None:
+    def _update(self, name: str, optimizer: torch.optim.Optimizer, buffers: list[Tensor]) -> None:
         """Take the step, or leave all as it was where the gradient is not finite; the host does not ask which."""
-        norm = torch.nn.utils.get_total_norm([p.grad for p in net.parameters() if p.grad is not None])
-        is_bad = ~norm.isfinite()
+        norms = torch._foreach_norm([p.grad for p in self._weights[name] if p.grad is not None])
+        norm = torch.linalg.vector_norm(torch.stack(norms))
+        is_bad = norm - norm != 0  # infinite or NaN
         if optimizer.defaults.get("fused"):
             optimizer.found_inf = is_bad.float()  # what fused optimizers look at before they change anything
             optimizer.step()

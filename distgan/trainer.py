@@ -431,7 +431,6 @@ class Trainer:
         self._write_status(state, reason=reason, checkpoint=checkpoint.newest_first(self.folder.checkpoints)[0].name)
         self.tracker.finish(reason, self.images)
         log.info(f"{reason} at {self.images} images after {self.stopwatch.total_sec / 60:.1f} min: {self.folder.path}")
-        self.world.barrier()
 
 
 def check_same_run(config: Config, state: dict, fingerprint: str) -> None:

@@ -171,8 +171,9 @@ class World:
             self._accelerator.wait_for_everyone()
 
     def close(self) -> None:
-        """Leave the process group; the last thing that a rank does."""
+        """Leave the process group together with the others; the last thing that a rank does."""
         if self.size > 1 and dist.is_initialized():
+            self.barrier()
             dist.destroy_process_group()
 
 

@@ -5,11 +5,11 @@ import functools
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
+from finite_differences import check_r1
+from torch import nn
 
 from distgan.models import r3gan
 from distgan.models.tail import Tail
-from distgan.penalties import squared_gradient
 
 
 def small(resolution: int, num_classes: int, **settings: object) -> tuple[r3gan.Generator, r3gan.Discriminator]:
@@ -223,24 +223,4 @@ def test_a_minibatch_layer_sits_before_the_head(num_classes: int) -> None:
 def test_r1_has_the_right_gradient() -> None:
     """Double backward against finite differences, in every weight."""
     _, D = small(8, 3, widths=[4])
-    awake(D).double()
-    labels = torch.tensor([0, 2])
-    images = torch.randn(2, 3, 8, 8, dtype=torch.float64)
-
-    def penalty() -> Tensor:
-        x = images.clone().requires_grad_()
-        return squared_gradient(D(x, labels), x)
-
-    penalty().backward()
-    generator = torch.Generator().manual_seed(1)
-    for name, p in D.named_parameters():
-        direction = torch.randn(p.shape, dtype=torch.float64, generator=generator)
-        values = []
-        for step in (1e-6, -2e-6):
-            with torch.no_grad():
-                p += step * direction
-            values.append(penalty().item())
-        with torch.no_grad():
-            p += 1e-6 * direction
-        slope = (values[0] - values[1]) / 2e-6
-        assert (p.grad * direction).sum().item() == pytest.approx(slope, rel=1e-4, abs=1e-6), name
+    check_r1(awake(D).double(), num_classes=3, resolution=8)

@@ -3,22 +3,20 @@
 import copy
 import faulthandler
 import logging
-import secrets
 import sys
-from pathlib import Path
 
 import torch
-from torch import nn
 
-from distgan import build, checkpoint, ema, sample, stop
+from distgan import build, checkpoint, ema, stop
 from distgan.audit import Audit
-from distgan.config import BatchPlan, Config, changes, shapes_nets, to_dict, warnings, without_secrets
-from distgan.configfile import from_dict
+from distgan.config import BatchPlan, Config, warnings
 from distgan.controls import Controls, Rates
-from distgan.data.plan import Layout, Plan
+from distgan.data.plan import Plan
 from distgan.data.stream import Stream
-from distgan.errors import ConfigError, DataError, DivergedError, MachineError
+from distgan.errors import DataError, DivergedError, MachineError
+from distgan.gallery import Gallery
 from distgan.runfolder import RunFolder
+from distgan.state import RunState
 from distgan.step import DeviceBatch, GanStep, Noise
 from distgan.stopwatch import Stopwatch
 from distgan.tracker import Tracker
@@ -38,10 +36,8 @@ class Trainer:
 
     def __init__(self, config: Config, world: World, spread: BatchPlan, folder: RunFolder) -> None:
         self.config, self.world, self.spread, self.folder = config, world, spread, folder
-        self.images = 0  # real images consumed so far: the clock of everything, and the position in the stream
 
         self.dataset = build.open_dataset(config, rank=world.rank, world=world.size, gather=world.gather)
-        self.layout = build.choose_layout(config, self.dataset)
         self.num_classes = self.dataset.num_classes
         self.G, self.D = build.build_nets(config, self.num_classes)
         self.G_ema = copy.deepcopy(self.G).eval().requires_grad_(False).to(world.device)
@@ -65,11 +61,20 @@ class Trainer:
         )
         self.opt_G = build.build_optimizer(config.optim.G, self.G)
         self.opt_D = build.build_optimizer(config.optim.D, self.D)
-        self.wandb_id = secrets.token_hex(4)
-        self.num_skipped = self.num_rollbacks = self._num_iterations = 0  # since the run began
+        self.state = RunState(
+            config,
+            world,
+            build.choose_layout(config, self.dataset),
+            self.num_classes,
+            self.dataset.fingerprint,
+            {"G": self.G, "D": self.D, "G_ema": self.G_ema},
+            {"G": self.opt_G, "D": self.opt_D},
+            self.step.meter,
+            self.controls,
+        )
+        self.now = self.state.now
         self.ema_decay = 0.0
         self._poor_lines = 0  # in a row, in which G's images hardly differ
-        self._num_substituted = 0  # since the last line, on this rank
         self._poll_every = self._steps_to_poll = 1
         self._copied: torch.cuda.Event | None = None
 
@@ -77,22 +82,24 @@ class Trainer:
         """Train until done or asked to stop; returns why it ended, a key of `stop.EXIT_CODES`."""
         model, data = self.config.model, self.config.data
         self.step.settle(self.spread.micro_batch, data.resolution, model.z_dim, self.num_classes)
-        train_sec, logged_images = self._resume()
-        self.stopwatch = Stopwatch(self.world, train_sec, self.images)
-        if self.images >= self.config.train.images or self._is_out_of_time(train_sec):
-            log.info(f"{self.folder.path} is finished at {self.images} images: nothing to do")
+        logged_images = self._resume()
+        self.stopwatch = Stopwatch(self.world, self.now.train_sec, self.now.images)
+        if self.now.images >= self.config.train.images or self._is_out_of_time(self.now.train_sec):
+            log.info(f"{self.folder.path} is finished at {self.now.images} images: nothing to do")
             return "finished"
         self._describe()
-        self.tracker = Tracker(self.config, self.folder, self.world.is_main, self.wandb_id, logged_images)
+        self.tracker = Tracker(self.config, self.folder, self.world.is_main, self.now.wandb_id, logged_images)
+        self.gallery = Gallery(self.config, self.dataset, self.tracker)
         self._write_status("running")
         self.audit = self._open_audit()
         self.stream = self._open_stream()
         self.watch = Watch(self.config.run.timeout_sec, self._tell_hang)
         try:
-            if self.images == 0 and self.world.is_main:
-                self._save_reals()
+            if self.now.images == 0 and self.world.is_main:
+                self.watch.phase("drawing samples")
+                self.gallery.reals()
                 if self.config.sample.every:
-                    self._save_samples()
+                    self.gallery.fakes(self.G_ema, 0)
             reason = self._loop_with_rollbacks()
         finally:
             self.watch.close()
@@ -104,12 +111,12 @@ class Trainer:
     def _loop_with_rollbacks(self) -> str:
         train = self.config.train
         if train.on_nan == "rollback" and not checkpoint.newest_first(self.folder.checkpoints):
-            self._save_checkpoint()
+            self._save()
         while True:
             try:
                 return self._loop()
             except DivergedError as error:  # which all ranks raise together
-                if train.on_nan != "rollback" or self.num_rollbacks >= train.nan_limit:
+                if train.on_nan != "rollback" or self.now.num_rollbacks >= train.nan_limit:
                     raise DivergedError(f"{error}. {self._way_out()}") from error
                 log.warning(f"{error}")
                 self._roll_back()
@@ -118,31 +125,32 @@ class Trainer:
         config = self.config
         tick = config.train.tick or max(1000, 32 * self.spread.batch)
         while True:
-            before = self.images
+            before = self.now.images
             for _ in range(self.controls.num_d_steps()):
                 batch = self._next_batch()
                 self._d_step(batch)
-                self.images += self.spread.batch
-                self.controls.update(self.images - self.spread.batch, self.images)
+                self.now.images += self.spread.batch
+                self.controls.update(self.now.images - self.spread.batch, self.now.images)
             self._g_step(batch)
-            self.ema_decay = self.controls.ema_decay(self.images, self.images - before)
+            self.ema_decay = self.controls.ema_decay(self.now.images, self.now.images - before)
             ema.update(self.G_ema, self.G, self.ema_decay)
-            self._num_iterations += 1
+            self.now.iterations += 1
 
-            reason = "finished" if self.images >= config.train.images else self._asked_to_stop()
+            reason = "finished" if self.now.images >= config.train.images else self._asked_to_stop()
             finished = reason == "finished"
             sampling = config.sample.every and (finished or self._passed(config.sample.every, before))
             saving = self._passed(config.checkpoint.every, before)
-            early = self._num_iterations == EARLY_TICK
+            early = self.now.iterations == EARLY_TICK
             if sampling or saving or reason:
                 self.world.average_buffers(self.G, self.D)
                 ema.copy_buffers(self.G_ema, self.G)
             if sampling and self.world.is_main:
-                self._save_samples()
+                self.watch.phase("drawing samples")
+                self.gallery.fakes(self.G_ema, self.now.images)
             if sampling or saving or finished or early or self._passed(tick, before):
                 self._tick()
             if saving or reason:
-                self._save_checkpoint()
+                self._save()
             if reason:
                 return reason
 
@@ -158,7 +166,7 @@ class Trainer:
                 batch = next(self.stream)
             except DataError as error:
                 raise error.on_rank(self.world.rank) from None
-        self._num_substituted += batch.num_substituted
+        self.now.num_substituted += batch.num_substituted
         if self.audit is not None:
             self.audit.write(batch)
         images = torch.from_numpy(batch.images).to(self.world.device, non_blocking=True)
@@ -170,17 +178,17 @@ class Trainer:
 
     def _d_step(self, batch: DeviceBatch) -> None:
         self.watch.phase("in a step of D")
-        set_rates(self.opt_D, self.controls.rates("D", self.images))
-        self.step.d_step(batch, self.opt_D, self.controls.strengths(self.images), self.stopwatch.working)
+        set_rates(self.opt_D, self.controls.rates("D", self.now.images))
+        self.step.d_step(batch, self.opt_D, self.controls.strengths(self.now.images), self.stopwatch.working)
 
     def _g_step(self, batch: DeviceBatch) -> None:
         self.watch.phase("in a step of G")
-        set_rates(self.opt_G, self.controls.rates("G", self.images))
-        self.step.g_step(batch, self.opt_G, self.controls.strengths(self.images))
+        set_rates(self.opt_G, self.controls.rates("G", self.now.images))
+        self.step.g_step(batch, self.opt_G, self.controls.strengths(self.now.images))
 
     def _passed(self, every: int, before: int) -> bool:
         """Whether a multiple of `every` images lies in the iteration that began at `before`."""
-        return every > 0 and self.images // every > before // every
+        return every > 0 and self.now.images // every > before // every
 
     def _asked_to_stop(self) -> str:
         """Why to stop now, the same on every rank; ranks agree on it now and then, not in each step."""
@@ -202,23 +210,25 @@ class Trainer:
         """One line of metrics, computed on every rank and written by rank 0."""
         self.watch.phase("gathering metrics")
         if num := self._check_skipped():
-            self.num_skipped += num
+            self.now.num_skipped += num
             limit = self.config.train.nan_limit
-            log.warning(f"steps skipped, since loss or gradient were not finite: {self.num_skipped} of at most {limit}")
+            log.warning(
+                f"steps skipped, since loss or gradient were not finite: {self.now.num_skipped} of at most {limit}"
+            )
         row = self.step.meter.flush()
-        speed, slow_rank = self.stopwatch.lap(self.images)
+        speed, slow_rank = self.stopwatch.lap(self.now.images)
         if slow_rank:
             log.warning(slow_rank)
         row |= {
-            "Progress/epoch": self.images / self.dataset.num_samples,
+            "Progress/epoch": self.now.images / self.dataset.num_samples,
             "Progress/ema_beta": self.ema_decay,
-            **self.controls.row(self.images),
+            **self.controls.row(self.now.images),
             "Diversity/fake_over_real": self._watch_diversity(),
-            "Optim/rollbacks": self.num_rollbacks,
-            "Data/substituted": sum(self.world.gather(self._num_substituted)),
+            "Optim/rollbacks": self.now.num_rollbacks,
+            "Data/substituted": sum(self.world.gather(self.now.num_substituted)),
             **speed,
         }
-        self._num_substituted = 0
+        self.now.num_substituted = 0
         steps_per_sec = row["Perf/img_per_sec"] / self.spread.batch  # the same on every rank
         self._poll_every = max(1, min(1000, int(POLL_SEC * steps_per_sec)))
         self._steps_to_poll = min(self._steps_to_poll, self._poll_every)  # lines that come often put no poll off
@@ -227,7 +237,7 @@ class Trainer:
             log.warning("damaged sample {key!r} in {shard}: {reason}; another takes its place".format(**one))
         for line in self.stream.news():
             log.warning(line)
-        self.tracker.row(self.images, row)
+        self.tracker.row(self.now.images, row)
         self._write_status("running")
 
     def _watch_diversity(self) -> float:
@@ -245,9 +255,9 @@ class Trainer:
         """The number of steps that were not taken since the last line, if the config allows for that many."""
         num, told = self.step.meter.skipped()
         train = self.config.train
-        if num == 0 or (train.on_nan == "skip" and self.num_skipped + num <= train.nan_limit):
+        if num == 0 or (train.on_nan == "skip" and self.now.num_skipped + num <= train.nan_limit):
             return num
-        raise DivergedError(f"after {self.images} images: {told}")
+        raise DivergedError(f"after {self.now.images} images: {told}")
 
     def _way_out(self) -> str:
         kept = checkpoint.newest_first(self.folder.checkpoints)
@@ -260,135 +270,51 @@ class Trainer:
     def _write_status(self, state: str, **values: object) -> None:
         if self.world.is_main:
             total = self.config.train.images
-            self.folder.status(state, images=self.images, total_images=total, world=self.world.size, **values)
-
-    def _grid(self) -> tuple[int, int, list[int] | None]:
-        """Number of pictures in a grid, its columns, and the pictures' labels."""
-        rows, columns = sample.grid_shape(self.config.sample.rows, self.config.sample.columns, self.num_classes)
-        return rows * columns, columns, sample.grid_labels(rows, columns, self.num_classes)
-
-    def _save_samples(self) -> None:
-        """The grid of fixed latents, by the average generator."""
-        self.watch.phase("drawing samples")
-        num, columns, labels = self._grid()
-        z_dim, seed = self.config.model.z_dim, self.config.train.seed
-        pictures = list(sample.generate(self.G_ema, z_dim, seed, range(num), labels))
-        self.tracker.grid("Samples/ema_fixed", f"fakes-{self._kimg()}.png", pictures, columns)
-
-    def _save_reals(self) -> None:
-        """Real images as the networks see them, laid out like the samples."""
-        self.watch.phase("drawing samples")
-        num, columns, labels = self._grid()
-        data, numbers = self.config.data, self.dataset.examples(num, self.config.train.seed, labels)
-        pictures = [self.dataset.read(n, data.resolution, data.filter, data.crop) for n in numbers]
-        self.tracker.grid("Samples/reals", "reals.png", pictures, columns)
-
-    def _kimg(self) -> str:
-        """Thousands of images, in file names; with more digits only where grids come closer than that."""
-        return f"{self.images // 1000:06d}" if self.config.sample.every >= 1000 else f"{self.images / 1000:010.3f}"
+            self.folder.status(state, images=self.now.images, total_images=total, world=self.world.size, **values)
 
     # The beginning and the end.
 
-    def _save_checkpoint(self) -> None:
-        """All that the rest of the run depends on; of single ranks, only the sums of an unfinished line."""
+    def _save(self) -> None:
         self.watch.phase("writing a checkpoint")
         self._check_skipped()
-        meter, num_substituted = self.step.meter.state(), self.world.gather(self._num_substituted)
-        controls = self.controls.state()
         if self.audit is not None:
             self.audit.flush()
-        self.world.barrier()  # the lines that this checkpoint counts on are written
-        tensors = {name: net.state_dict() for name, net in self._nets().items()}
-        tensors["opt_G"] = checkpoint.optimizer_tensors(self.opt_G, self.G)
-        tensors["opt_D"] = checkpoint.optimizer_tensors(self.opt_D, self.D)
-        state = {
-            "images": self.images,
-            "fingerprint": self.dataset.fingerprint,
-            "layout": vars(self.layout),
-            "num_classes": self.num_classes,
-            "iterations": self._num_iterations,
-            "meter": meter,
-            "controls": controls,
-            "num_substituted": num_substituted,
-            "num_skipped": self.num_skipped,
-            "num_rollbacks": self.num_rollbacks,
-            "train_sec": self.stopwatch.total_sec,
-            "wandb_id": self.wandb_id,
-            **self._conditions(),
-            "config": to_dict(without_secrets(self.config)),
-        }
-        keep = self.config.checkpoint
+        self.now.train_sec = self.stopwatch.total_sec
+        self.state.save(self.folder.checkpoints)
 
-        def write() -> None:
-            checkpoint.save(self.folder.checkpoints, self.images, tensors, state)
-            checkpoint.prune(self.folder.checkpoints, keep.keep_last, keep.keep_every)
-
-        self.world.on_main(write)
-
-    def _nets(self) -> dict[str, nn.Module]:
-        return {"G": self.G, "D": self.D, "G_ema": self.G_ema}
-
-    def _conditions(self) -> dict[str, object]:
-        """What may change the last bits of a sum."""
-        return {"ranks": self.world.size, "threads": torch.get_num_threads(), "torch": torch.__version__}
-
-    def _resume(self) -> tuple[float, int]:
-        """Load the state to go on from, if there is one. Returns the time trained, and the last image count logged."""
+    def _resume(self) -> int:
+        """Go on from the last checkpoint, if there is one. Returns the image count of the last line of metrics."""
         path, is_own = self.world.on_main(lambda: checkpoint.choose(self.folder.checkpoints, self.config.run.resume))
-        if path is None:
-            return 0.0, self.world.on_main(lambda: self.folder.rewind(0))
-        state = self._take_up(path)
-        self.wandb_id = state["wandb_id"] if is_own else self.wandb_id
-        log.info(f"going on from {path}, at {self.images} images")
-        for what, now in self._conditions().items():
-            if state[what] != now:
-                log.info(f"{what}: {state[what]} before, {now} now: same samples and noise, other last bits of sums")
-        return state["train_sec"], self.world.on_main(lambda: self.folder.rewind(self.images))
+        if path is not None:
+            saved = self.state.load(path)
+            self.now.wandb_id = saved["wandb_id"] if is_own else self.now.wandb_id
+            log.info(f"going on from {path}, at {self.now.images} images")
+            for what, value in self.state.conditions().items():
+                if saved[what] != value:
+                    log.info(
+                        f"{what}: {saved[what]} before, {value} now: same samples and noise, other last bits of sums"
+                    )
+        return self.world.on_main(lambda: self.folder.rewind(self.now.images))
 
     def _roll_back(self) -> None:
         """Go on from the newest checkpoint, with noise that was not tried yet."""
         self.watch.phase("going back to a checkpoint")
         path = self.world.on_main(lambda: checkpoint.find(self.folder.path))
-        number = self.num_rollbacks + 1
+        number, train_sec = self.now.num_rollbacks + 1, self.stopwatch.total_sec
         self.stream.close()
         if self.audit is not None:
             self.audit.close()
-        self._take_up(path)
-        self.num_rollbacks = number
+        self.state.load(path)
+        self.now.num_rollbacks = number
         limit = self.config.train.nan_limit
         log.warning(f"going back to {path.name} with other noise ({number} of at most {limit} times)")
-        self.tracker.logged_images = self.world.on_main(lambda: self.folder.rewind(self.images))
-        self.stopwatch = Stopwatch(self.world, self.stopwatch.total_sec, self.images)
+        self.tracker.logged_images = self.world.on_main(lambda: self.folder.rewind(self.now.images))
+        self.stopwatch = Stopwatch(self.world, train_sec, self.now.images)
         self.audit = self._open_audit()
         self.stream = self._open_stream()
 
-    def _take_up(self, path: Path) -> dict:
-        """Become what a checkpoint holds; returns its state."""
-        tensors, state = self.world.together(lambda: self._load(path))
-        for name, net in self._nets().items():
-            net.load_state_dict(tensors[name])
-        checkpoint.load_optimizer(self.opt_G, self.G, tensors["opt_G"])
-        checkpoint.load_optimizer(self.opt_D, self.D, tensors["opt_D"])
-        self.step.meter.load_state(state["meter"])
-        self.controls.load_state(state["controls"])
-        self._num_iterations = state["iterations"]
-        counts = state["num_substituted"]
-        counts = counts if len(counts) == self.world.size else [sum(counts)] + [0] * self.world.size
-        self._num_substituted = counts[self.world.rank]
-        self.num_skipped, self.num_rollbacks = state["num_skipped"], state["num_rollbacks"]
-        self.images, self.layout = state["images"], Layout(**state["layout"])
-        return state
-
-    def _load(self, path: Path) -> tuple[checkpoint.Tensors, dict]:
-        try:
-            tensors, state = checkpoint.load(path)
-        except checkpoint.DamagedError as damage:
-            raise DataError(f"{path}: {damage}") from None
-        check_same_run(self.config, state, self.dataset.fingerprint)
-        return tensors, state
-
     def _describe(self) -> None:
-        for line in build.describe(self.config, self.spread, self.dataset, self.layout, self.G, self.D):
+        for line in build.describe(self.config, self.spread, self.dataset, self.state.layout, self.G, self.D):
             log.info(line)
         if self.world.is_main:
             for line in warnings(self.config, self.spread):
@@ -401,10 +327,10 @@ class Trainer:
         data, pinned = self.config.data, self.world.device.type == "cuda"
         return Stream(
             self.dataset,
-            Plan(self.dataset.counts, self.layout, self.config.train.seed),
+            Plan(self.dataset.counts, self.state.layout, self.config.train.seed),
             batch=self.spread.batch,
             resolution=data.resolution,
-            start=self.images,
+            start=self.now.images,
             rank=self.world.rank,
             world=self.world.size,
             threads=data.threads or build.decoding_threads(self.world.local_size, self.world.device.type),
@@ -413,7 +339,7 @@ class Trainer:
             crop=data.crop,
             max_pixels=data.max_pixels,
             max_bad_share=data.max_bad_share,
-            draw=Noise(self.config.train.seed, self.config.model.z_dim, self.num_rollbacks),
+            draw=Noise(self.config.train.seed, self.config.model.z_dim, self.now.num_rollbacks),
             allocate=lambda shape: torch.empty(shape, dtype=torch.uint8, pin_memory=pinned).numpy(),
         )
 
@@ -429,28 +355,9 @@ class Trainer:
         """Tell how it ended; the checkpoint is written."""
         state = "finished" if reason == "finished" else "preempted"
         self._write_status(state, reason=reason, checkpoint=checkpoint.newest_first(self.folder.checkpoints)[0].name)
-        self.tracker.finish(reason, self.images)
-        log.info(f"{reason} at {self.images} images after {self.stopwatch.total_sec / 60:.1f} min: {self.folder.path}")
-
-
-def check_same_run(config: Config, state: dict, fingerprint: str) -> None:
-    """Refuse to go on with other data or with settings that change the training, unless the config allows it."""
-    if state["fingerprint"] != fingerprint and not config.run.allow_data_change:
-        raise DataError(
-            "the shards are not those that the checkpoint was trained on; put them back, or set "
-            "run.allow_data_change=true to go on with these"
-        )
-    _, refused = changes(from_dict(state["config"]), config)
-    if misfits := [name for name in refused if shapes_nets(name)]:
-        listed = "; ".join(f"{name} was {refused[name][0]!r}, is {refused[name][1]!r}" for name in misfits)
-        raise ConfigError(f"the checkpoint is of other networks: {listed}. Put them back, or choose another run.dir")
-    if config.run.allow_config_change:
-        return
-    if refused:
-        listed = "; ".join(f"{key} was {old!r}, is {new!r}" for key, (old, new) in refused.items())
-        raise ConfigError(
-            f"the checkpoint was trained with other settings: {listed}. Put them back, choose another run.dir, or "
-            "set run.allow_config_change=true"
+        self.tracker.finish(reason, self.now.images)
+        log.info(
+            f"{reason} at {self.now.images} images after {self.stopwatch.total_sec / 60:.1f} min: {self.folder.path}"
         )
 
 

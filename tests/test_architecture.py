@@ -18,7 +18,7 @@ LEVELS = [
     {"data.dataset", "tracker", "meter", "stopwatch"},
     {"data.stream", "data.listing", "build", "step"},
     {"controls"},
-    {"data.pack", "check", "generate", "audit", "preflight"},
+    {"state", "gallery", "data.pack", "check", "generate", "audit", "preflight"},
     {"trainer"},
     {"run"},
     {"cli"},

@@ -1,0 +1,133 @@
+"""All that the rest of a run depends on, to a checkpoint and back."""
+
+import secrets
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from distgan import checkpoint
+from distgan.config import Config, changes, shapes_nets, to_dict, without_secrets
+from distgan.configfile import from_dict
+from distgan.controls import Controls
+from distgan.data.plan import Layout
+from distgan.errors import ConfigError, DataError
+from distgan.meter import Meter
+from distgan.world import World
+
+
+@dataclass
+class Progress:
+    """What a run counts. One line of metrics or one checkpoint tells it whole."""
+
+    images: int = 0  # real images consumed so far: the clock of everything, and the position in the stream
+    iterations: int = 0
+    num_skipped: int = 0  # steps not taken, since something was not finite
+    num_rollbacks: int = 0
+    num_substituted: int = 0  # images that took the place of damaged ones, since the last line, on this rank
+    train_sec: float = 0.0
+    wandb_id: str = field(default_factory=lambda: secrets.token_hex(4))
+
+
+class RunState:
+    """The objects of a run by name, and its counts."""
+
+    def __init__(
+        self,
+        config: Config,
+        world: World,
+        layout: Layout,
+        num_classes: int,
+        fingerprint: str,
+        nets: dict[str, nn.Module],
+        optimizers: dict[str, torch.optim.Optimizer],
+        meter: Meter,
+        controls: Controls,
+    ) -> None:
+        """`optimizers` has the names of the networks they train; `fingerprint` is the data set's."""
+        self.now, self.layout = Progress(), layout
+        self._config, self._world = config, world
+        self._num_classes, self._fingerprint = num_classes, fingerprint
+        self._nets, self._optimizers, self._meter, self._controls = nets, optimizers, meter, controls
+
+    def save(self, folder: Path) -> None:
+        """Write a checkpoint and let go of old ones; called by all ranks. Of one rank's own, only sums are kept."""
+        meter, controls = self._meter.state(), self._controls.state()
+        counts = vars(self.now) | {"num_substituted": self._world.gather(self.now.num_substituted)}
+        self._world.barrier()  # the lines of metrics and audit that this checkpoint counts on are written
+        tensors = {name: net.state_dict() for name, net in self._nets.items()}
+        for name, optimizer in self._optimizers.items():
+            tensors[f"opt_{name}"] = checkpoint.optimizer_tensors(optimizer, self._nets[name])
+        state = {
+            **counts,
+            "fingerprint": self._fingerprint,
+            "layout": vars(self.layout),
+            "num_classes": self._num_classes,
+            "meter": meter,
+            "controls": controls,
+            **self.conditions(),
+            "config": to_dict(without_secrets(self._config)),
+        }
+        keep = self._config.checkpoint
+
+        def write() -> None:
+            checkpoint.save(folder, self.now.images, tensors, state)
+            checkpoint.prune(folder, keep.keep_last, keep.keep_every)
+
+        self._world.on_main(write)
+
+    def load(self, path: Path) -> dict:
+        """Become what a checkpoint holds, on all ranks; returns its conditions. The W&B run stays as it is.
+
+        Raises:
+            DataError: it is damaged, or was trained on other shards.
+            ConfigError: it is of other networks or settings.
+        """
+        tensors, state = self._world.together(lambda: self._read(path))
+        for name, net in self._nets.items():
+            net.load_state_dict(tensors[name])
+        for name, optimizer in self._optimizers.items():
+            checkpoint.load_optimizer(optimizer, self._nets[name], tensors[f"opt_{name}"])
+        self._meter.load_state(state["meter"])
+        self._controls.load_state(state["controls"])
+        for name in vars(self.now).keys() - {"num_substituted", "wandb_id"}:
+            setattr(self.now, name, state[name])
+        counts = state["num_substituted"]
+        counts = counts if len(counts) == self._world.size else [sum(counts)] + [0] * self._world.size
+        self.now.num_substituted = counts[self._world.rank]
+        self.layout = Layout(**state["layout"])
+        return state
+
+    def conditions(self) -> dict[str, object]:
+        """What may change the last bits of a sum."""
+        return {"ranks": self._world.size, "threads": torch.get_num_threads(), "torch": torch.__version__}
+
+    def _read(self, path: Path) -> tuple[checkpoint.Tensors, dict]:
+        try:
+            tensors, state = checkpoint.load(path)
+        except checkpoint.DamagedError as damage:
+            raise DataError(f"{path}: {damage}") from None
+        check_same_run(self._config, state, self._fingerprint)
+        return tensors, state
+
+
+def check_same_run(config: Config, state: dict, fingerprint: str) -> None:
+    """Refuse to go on with other data or with settings that change the training, unless the config allows it."""
+    if state["fingerprint"] != fingerprint and not config.run.allow_data_change:
+        raise DataError(
+            "the shards are not those that the checkpoint was trained on; put them back, or set "
+            "run.allow_data_change=true to go on with these"
+        )
+    _, refused = changes(from_dict(state["config"]), config)
+    if misfits := [name for name in refused if shapes_nets(name)]:
+        listed = "; ".join(f"{name} was {refused[name][0]!r}, is {refused[name][1]!r}" for name in misfits)
+        raise ConfigError(f"the checkpoint is of other networks: {listed}. Put them back, or choose another run.dir")
+    if config.run.allow_config_change:
+        return
+    if refused:
+        listed = "; ".join(f"{key} was {old!r}, is {new!r}" for key, (old, new) in refused.items())
+        raise ConfigError(
+            f"the checkpoint was trained with other settings: {listed}. Put them back, choose another run.dir, or "
+            "set run.allow_config_change=true"
+        )

@@ -1,12 +1,13 @@
 """Requests to stop: signals set a flag, the training loop acts on it.
 
 Imported before torch, so that a signal during the slow start is not lost. USR1 and USR2 are what schedulers send before
-a time limit, TERM is preemption or a launcher going down, INT is a person.
+a time limit, TERM is preemption or a launcher going down, HUP is a terminal that closes, INT is a person.
 """
 
 import contextlib
 import os
 import signal
+import threading
 from collections.abc import Iterator
 
 EXIT_CODES = {"finished": 0, "preempted": 75, "interrupted": 130}  # 75: EX_TEMPFAIL, try again later
@@ -17,7 +18,7 @@ _launchers: list[int] = []  # the process of the launcher that this rank must no
 
 @contextlib.contextmanager
 def listening() -> Iterator[None]:
-    """Meanwhile, signals ask the run to save and stop. A second INT leaves at once.
+    """Meanwhile, signals ask the run to save and stop. A second INT leaves at once, and HUP stays ignored under nohup.
 
     Where a signal came, the process ignores all but INT from then on: srun sends TERM to the ranks that leave later
     than the first one, and a rank that dies of it loses its exit code. (A handler would not do: Python takes those away
@@ -26,9 +27,12 @@ def listening() -> Iterator[None]:
     _requests.clear()
     _launchers[:] = [os.getppid()] if "TORCHELASTIC_RUN_ID" in os.environ else []
     signals = [signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM, signal.SIGINT]
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+        signals.append(signal.SIGHUP)
     before = {number: signal.signal(number, _on_signal) for number in signals}
     try:
-        yield
+        with _leaving_at_second_int():
+            yield
     finally:
         came = bool(set(_requests) - {"finished"})
         for number, handler in before.items():
@@ -51,6 +55,29 @@ def asked() -> str:
 
 
 def _on_signal(number: int, frame: object) -> None:
-    if number == signal.SIGINT and "interrupted" in _requests:
-        os._exit(130)
     _requests.append("interrupted" if number == signal.SIGINT else "preempted")
+
+
+@contextlib.contextmanager
+def _leaving_at_second_int() -> Iterator[None]:
+    """By a thread: Python runs handlers in the main one, which may be waiting for ranks that hang."""
+    hears, tells = os.pipe()
+    os.set_blocking(tells, False)
+    before = signal.set_wakeup_fd(tells, warn_on_full_buffer=False)
+    listener = threading.Thread(target=_count_ints, args=(hears,), name="distgan-stop", daemon=True)
+    listener.start()
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(before)
+        os.close(tells)
+        listener.join()
+        os.close(hears)
+
+
+def _count_ints(hears: int) -> None:
+    num = 0
+    while byte := os.read(hears, 1):  # the number of a signal; nothing once the other end is closed
+        num += byte[0] == signal.SIGINT
+        if num == 2:
+            os._exit(EXIT_CODES["interrupted"])

@@ -1,4 +1,7 @@
-"""The scripts in launch/: signals reach the ranks, and no rank outlives its launcher."""
+"""The scripts in launch/: signals reach the ranks, and no rank outlives its launcher.
+
+All of it with a default_config.yaml in the user's home that says something else in every line.
+"""
 
 import os
 import signal
@@ -14,6 +17,24 @@ from runs import make_digits, status, write_config
 pytestmark = [pytest.mark.multi, pytest.mark.timeout(180)]
 
 
+DEFAULT_CONFIG = """
+compute_environment: LOCAL_MACHINE
+distributed_type: FSDP
+num_machines: 2
+num_processes: 16
+machine_rank: 1
+gpu_ids: '3'
+main_process_ip: 10.9.8.7
+main_process_port: 4321
+rdzv_backend: c10d
+same_network: false
+mixed_precision: bf16
+dynamo_config: {dynamo_backend: INDUCTOR}
+fsdp_config: {fsdp_version: 2}
+debug: true
+"""
+
+
 @pytest.fixture(scope="module")
 def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("data")
@@ -23,11 +44,18 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
 class Launched:
     """A script and the ranks that it started."""
 
-    def __init__(self, script: str, config: Path, run: Path, **variables: str):
+    def __init__(
+        self, script: str, config: Path, run: Path, hangup: signal.Handlers = signal.SIG_DFL, **variables: str
+    ):
         self.run = run
-        more = {"PYTHON": sys.executable, "ACCELERATE_USE_CPU": "true", **variables}
+        home = config.parent / "home"
+        (home / "accelerate").mkdir(parents=True, exist_ok=True)
+        (home / "accelerate" / "default_config.yaml").write_text(DEFAULT_CONFIG)
+        more = {"PYTHON": sys.executable, "ACCELERATE_USE_CPU": "true", "HF_HOME": str(home), **variables}
         command = [str(ROOT / "launch" / script), str(config), f"run.dir={run}", "train.images=10M"]
+        before = signal.signal(signal.SIGHUP, hangup)  # inherited
         self.process = subprocess.Popen(command, env=environment(**more), start_new_session=True)
+        signal.signal(signal.SIGHUP, before)
 
     def ranks(self) -> list[int]:
         found = subprocess.run(["pgrep", "-f", f"distgan train .*run.dir={self.run}"], capture_output=True, text=True)
@@ -73,8 +101,10 @@ def launched() -> Iterator[list[Launched]]:
         ("local.sh", signal.SIGINT),
         pytest.param("cpu.sh", signal.SIGINT, marks=pytest.mark.slow),
         pytest.param("cpu.sh", signal.SIGUSR1, marks=pytest.mark.slow),
+        pytest.param("cpu.sh", signal.SIGHUP, marks=pytest.mark.slow),
         pytest.param("local.sh", signal.SIGTERM, marks=pytest.mark.slow),
         pytest.param("local.sh", signal.SIGUSR1, marks=pytest.mark.slow),
+        pytest.param("local.sh", signal.SIGHUP, marks=pytest.mark.slow),
     ],
 )
 def test_a_signal_to_the_launcher_saves(
@@ -87,6 +117,17 @@ def test_a_signal_to_the_launcher_saves(
     found = status(tmp_path / "run")
     assert (found["state"], found["world"]) == ("preempted", 2 if script == "cpu.sh" else 1)
     assert (tmp_path / "run" / "checkpoints" / found["checkpoint"] / "manifest.json").exists()
+
+
+@pytest.mark.slow
+def test_under_nohup_a_terminal_may_close(launched: list[Launched], config: Path, tmp_path: Path) -> None:
+    launched.append(Launched("cpu.sh", config, tmp_path / "run", signal.SIG_IGN))
+    launched[0].wait_until_it_trains()
+    for process in [launched[0].process.pid, *launched[0].ranks()]:
+        os.kill(process, signal.SIGHUP)
+    so_far = (tmp_path / "run" / "metrics.jsonl").stat().st_size
+    wait_for(lambda: (tmp_path / "run" / "metrics.jsonl").stat().st_size > 2 * so_far)
+    assert len(launched[0].ranks()) == 2
 
 
 def test_ranks_whose_launcher_was_killed_save_and_leave(launched: list[Launched], config: Path, tmp_path: Path) -> None:

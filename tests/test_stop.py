@@ -1,0 +1,87 @@
+"""Signals ask a run to save and stop."""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+from processes import environment
+
+from distgan.stop import EXIT_CODES, asked, listening
+
+SIGNALS = [signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM, signal.SIGHUP, signal.SIGINT]
+BUSY = """
+import hashlib, signal, sys
+signal.signal(signal.SIGHUP, signal.{hangup})
+from distgan.stop import asked, listening
+with listening():
+    print("ready", flush=True)
+    {then}
+"""
+FOR_EVER = 'hashlib.pbkdf2_hmac("sha256", b"", b"", 2**31 - 1)'  # in C, as when waiting for ranks that hang
+A_LINE = "sys.stdin.readline(); print(asked() or 'nothing', flush=True)"
+
+
+@contextmanager
+def listener(then: str, hangup: str = "SIG_DFL") -> Iterator[subprocess.Popen]:
+    """A process that listens to signals and then does something else; SIG_IGN is what nohup makes of HUP."""
+    command = [sys.executable, "-c", BUSY.format(then=then, hangup=hangup)]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+    with subprocess.Popen(command, **pipes, text=True, env=environment()) as process:
+        try:
+            assert process.stdout.readline() == "ready\n"
+            yield process
+        finally:
+            process.kill()
+
+
+@pytest.fixture(autouse=True)
+def own_handlers() -> Iterator[None]:
+    before = {number: signal.signal(number, signal.default_int_handler) for number in SIGNALS}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_a_signal_asks(number: signal.Signals) -> None:
+    with listening():
+        assert asked() == ""
+        os.kill(os.getpid(), number)
+        assert asked() == ("interrupted" if number == signal.SIGINT else "preempted")
+    assert signal.set_wakeup_fd(-1) == -1
+    assert signal.getsignal(signal.SIGINT) == signal.default_int_handler
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_IGN  # sent again, it must not change the code
+
+
+def test_without_a_signal_all_is_as_before() -> None:
+    with listening():
+        pass
+    assert [signal.getsignal(number) for number in SIGNALS] == [signal.default_int_handler] * len(SIGNALS)
+
+
+def test_a_person_wins_over_a_scheduler() -> None:
+    with listening():
+        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGINT)
+        assert asked() == "interrupted"
+
+
+def test_only_a_second_interrupt_leaves_at_once() -> None:
+    with listener(FOR_EVER) as process:
+        process.send_signal(signal.SIGTERM)
+        process.send_signal(signal.SIGINT)
+        with pytest.raises(subprocess.TimeoutExpired):
+            process.wait(0.3)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(5) == EXIT_CODES["interrupted"]
+
+
+@pytest.mark.parametrize(("hangup", "told"), [("SIG_DFL", "preempted"), ("SIG_IGN", "nothing")])
+def test_a_terminal_that_closes_asks_but_not_under_nohup(hangup: str, told: str) -> None:
+    with listener(A_LINE, hangup) as process:
+        process.send_signal(signal.SIGHUP)
+        assert process.communicate("\n", timeout=5)[0] == f"{told}\n"

@@ -6,6 +6,9 @@ OTHERS_END = "onnection"  # what libraries say where another rank is gone
 HINTS = (
     ("out of memory", "lower train.micro_batch"),
     ("Too many open files", "raise the limit, e.g. by `ulimit -n 65536`"),
+    ("EADDRINUSE", "that port is taken: set another MASTER_PORT, the same for all ranks"),
+    ("client socket has timed out", "is that address rank 0's, seen from here, and has rank 0 started?"),
+    ("clients joined", "start the others too, with the same MASTER_ADDR and MASTER_PORT"),
     (OTHERS_END, "another rank is gone: its own message tells why"),
 )
 

@@ -16,7 +16,7 @@ from accelerate.utils import DistributedDataParallelKwargs, DistributedType, Ini
 from torch import Tensor, nn
 
 from distgan import ranks
-from distgan.errors import ConfigError, MachineError, of_kind
+from distgan.errors import ConfigError, MachineError, of_kind, with_hint
 
 T = TypeVar("T")
 
@@ -35,15 +35,22 @@ class World:
         promised = ranks.settle()
         if deterministic != "fast":
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA starts
-        self._accelerator = Accelerator(
-            cpu=torch.backends.mps.is_available(),  # which has no float64, and no second rank
-            mixed_precision="no",  # autocast stands in the losses, so that penalties can stay in float32
-            kwargs_handlers=[
-                DistributedDataParallelKwargs(gradient_as_bucket_view=True),
-                # Accelerate passes on what differs from its own 600 s, and gloo's default is half an hour.
-                InitProcessGroupKwargs(timeout=timedelta(seconds=timeout_sec, microseconds=1)),
-            ],
-        )
+        try:
+            self._accelerator = Accelerator(
+                cpu=torch.backends.mps.is_available(),  # which has no float64, and no second rank
+                mixed_precision="no",  # autocast stands in the losses, so that penalties can stay in float32
+                kwargs_handlers=[
+                    DistributedDataParallelKwargs(gradient_as_bucket_view=True),
+                    # Accelerate passes on what differs from its own 600 s, and gloo's default is half an hour.
+                    InitProcessGroupKwargs(timeout=timedelta(seconds=timeout_sec, microseconds=1)),
+                ],
+            )
+        except dist.DistError as error:
+            where = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+            raise MachineError(
+                f"rank {ranks.rank()} of {promised} did not meet the others at {where}: "
+                f"{with_hint(str(error).splitlines()[0])}"
+            ).on_rank(ranks.rank()) from None
         self.rank: int = self._accelerator.process_index
         self.size: int = self._accelerator.num_processes
         self.local_size = int(os.environ.get("LOCAL_WORLD_SIZE", self.size))

@@ -1,5 +1,6 @@
 """What a launcher says of the ranks, and what ranks make of one another's errors."""
 
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -8,7 +9,7 @@ from pathlib import Path
 from threading import Barrier
 
 import pytest
-from processes import environment
+from processes import environment, free_port
 
 from distgan.errors import DataError, DistganError, MachineError
 from distgan.ranks import settle, together
@@ -92,3 +93,32 @@ def test_a_mistake_that_one_rank_alone_has_is_told(tmp_path: Path) -> None:
     assert done.returncode == 2
     assert "rank 1: " in done.stderr
     assert "train.bach" in done.stderr
+
+
+@pytest.mark.multi
+@pytest.mark.parametrize(
+    ("rank", "is_taken", "told"),
+    [
+        ("0", False, "1/2 clients joined"),
+        ("1", False, "is that address rank 0's, seen from here"),
+        ("0", True, "set another MASTER_PORT"),
+    ],
+)
+def test_ranks_that_do_not_meet_are_told_why(rank: str, is_taken: bool, told: str) -> None:
+    """Without a traceback, whether the others are missing or another program is there."""
+    with socket.socket() as other:
+        other.bind(("", 0))
+        if is_taken:
+            other.listen()
+            port = other.getsockname()[1]
+        else:
+            port = free_port()
+        place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "ACCELERATE_USE_CPU": "true"}
+        more = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": "2", **place}
+        code = "from distgan.world import World; World(timeout_sec=3)"
+        done = subprocess.run(
+            [sys.executable, "-c", code], env=environment(**more), capture_output=True, text=True, timeout=60
+        )
+    last = done.stderr.splitlines()[-1]
+    assert f"MachineError: rank {rank} of 2 did not meet the others at 127.0.0.1:{port}: " in last
+    assert told in last

@@ -11,12 +11,15 @@ PACKAGE = Path(__file__).parent.parent / "distgan"
 LEVELS = [
     {"errors", "keyed", "losses", "penalties", "schedules", "ema", "stop", "data.tar", "data.address"},
     {"draw", "balance", "augment"},
+    {"metrics", "metrics.resize"},
     {"models.tail", "models.spectral"},
     {"models.dcgan", "models.hourglass", "models.r3gan", "models.resnet"},
     {"checkpoint", "ranks", "config", "watch", "models", "sample", "data.source", "data.image", "data.plan"},
     {"configfile", "runfolder", "world", "data.index"},
     {"data.dataset", "tracker", "meter", "stopwatch"},
     {"data.stream", "data.listing", "build", "step"},
+    {"metrics.weights"},
+    {"metrics.extractors"},
     {"controls"},
     {"state", "gallery", "data.pack", "check", "generate", "audit", "preflight"},
     {"trainer"},
@@ -31,7 +34,7 @@ DOORS = {
     "webdataset": {"data.dataset"},
     "safetensors": {"checkpoint"},
 }
-TORCH_FREE = {"errors", "keyed", "stop", "ranks", "config", "configfile", "cli"} | {
+TORCH_FREE = {"errors", "keyed", "stop", "ranks", "config", "configfile", "cli", "metrics.weights"} | {
     f"data.{name}"
     for name in ("tar", "address", "source", "image", "plan", "index", "dataset", "stream", "listing", "pack")
 }

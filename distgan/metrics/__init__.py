@@ -1,0 +1,1 @@
+"""How good generated images are: features once, by a frozen network, and metrics as pure functions of them."""

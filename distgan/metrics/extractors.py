@@ -1,0 +1,165 @@
+"""Frozen networks that turn images into features, each with an identity that becomes part of every metric's name.
+
+Numbers of two extractors never compare. Only the Inception network of 2015 with TensorFlow 1's resizing gives what the
+field calls FID; everything else is a Fréchet distance in other features, and is called so.
+"""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from distgan import keyed
+from distgan.errors import ConfigError
+from distgan.metrics.resize import RESIZERS
+from distgan.metrics.weights import WEIGHTS, find_weights
+
+VERSION = 1  # of what happens between pixels and features; a change of it changes every identity
+
+
+class Kind(NamedTuple):
+    """What an extractor is made of, but for its weights.
+
+    The network takes float32 [B, 3, size, size], (pixel - mean) / std, to features [B, dim] and logits or None.
+    """
+
+    build: Callable[[], nn.Module]
+    layer: str
+    size: int
+    resizer: str  # where no other is asked for
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    dim: int
+    num_logits: int = 0
+
+
+class Toy(nn.Module):
+    """A fixed random layer and a fixed random head, cheap and without meaning, for tests."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("layer", _drawn("layer", 3 * 16 * 16, 32))
+        self.register_buffer("head", _drawn("head", 32, 10))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        features = (x.flatten(1) @ self.layer).tanh()
+        return features, features @ self.head
+
+
+class Extractor:
+    """Images -> features, by a network that nothing changes.
+
+    Images go through in parts of a fixed number, the last one filled up: so the features of an image do not depend on
+    the batch it came in, to the last bit on a CPU. Float32 throughout, whatever autocast or TF32 say outside.
+
+    Attributes:
+        name: As in `EXTRACTORS`.
+        identity: Name, first digits of the weights' sha256, layer, input size, resizer and version, for cache keys.
+        key_prefix: What the Fréchet distance is called: "fid", or "fd_<name>", with the resizer where it is not
+            the extractor's own.
+        dim: Numbers of a feature vector.
+        num_logits: Classes that the network was trained for, 0 where it tells none.
+    """
+
+    def __init__(self, name: str, kind: Kind, net: nn.Module, digest: str, resizer: str, device: torch.device) -> None:
+        self.name, self.dim, self.num_logits = name, kind.dim, kind.num_logits
+        self.identity = f"{name}:{digest[:12]}:{kind.layer}:{kind.size}:{resizer}:v{VERSION}"
+        if name == "inception" and resizer == kind.resizer:
+            self.key_prefix = "fid"
+        else:
+            self.key_prefix = f"fd_{name}" + (f"_{resizer}" if resizer != kind.resizer else "")
+        self._net = net.eval().requires_grad_(False).to(device)
+        self._resize, self._size = RESIZERS[resizer], kind.size
+        self._mean, self._std = (torch.tensor(v, device=device).view(-1, 1, 1) for v in (kind.mean, kind.std))
+        self._device = device
+        self._part = 64 if device.type == "cuda" else 16
+
+    def __call__(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
+        """uint8 [B, 3, H, W] -> features float32 [B, dim], and logits float32 [B, num_logits] or None.
+
+        Greyscale, [B, 1, H, W], is taken as three equal channels. The results lie on the extractor's device.
+        """
+        if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] not in (1, 3):
+            raise ValueError(
+                f"features of {images.dtype} {list(images.shape)}: needs uint8 [B, 3, H, W], or [B, 1, H, W] for grey"
+            )
+        features = torch.empty(len(images), self.dim, device=self._device)
+        logits = torch.empty(len(images), self.num_logits, device=self._device) if self.num_logits else None
+        for start in range(0, len(images), self._part):
+            part = slice(start, min(start + self._part, len(images)))
+            features[part], found = self._features(images[part])
+            if logits is not None:
+                logits[part] = found
+        return features, logits
+
+    @torch.no_grad()
+    def _features(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Of one part; uint8 [P, C, H, W] with at most `_part` images."""
+        num = len(images)
+        images = images.to(self._device)
+        filled = images[torch.arange(self._part, device=self._device) % num].expand(-1, 3, -1, -1)
+        with _exact_float32(self._device):
+            x = self._resize(filled.float(), self._size)
+            features, logits = self._net((x - self._mean) / self._std)
+        return features[:num], None if logits is None else logits[:num]
+
+
+EXTRACTORS: dict[str, Kind] = {
+    "toy": Kind(Toy, "tanh", 16, "bilinear", (127.5,) * 3, (64.0,) * 3, 32, 10),
+}
+
+
+def open_extractor(
+    name: str,
+    weights: str = "",
+    resizer: str = "",
+    device: torch.device | str = "cpu",
+    download: bool = False,
+) -> Extractor:
+    """The extractor of that name.
+
+    Args:
+        weights: The file with its weights, or a folder that holds it; empty to look in the usual places.
+        resizer: One of `RESIZERS`; empty for the extractor's own.
+        download: Fetch weights that lie nowhere.
+
+    Raises:
+        ConfigError: No such extractor or resizer, or its weights lie nowhere.
+        DataError: A file of weights has another sha256 than it must.
+    """
+    for what, value, allowed in (("extractor", name, EXTRACTORS), ("resizer", resizer or "bilinear", RESIZERS)):
+        if value not in allowed:
+            raise ConfigError(f"{what} {value!r}: there are {', '.join(allowed)}")
+    kind = EXTRACTORS[name]
+    if name not in WEIGHTS:
+        digest, net = "none", kind.build()
+    else:
+        path, digest = find_weights(name, weights, download), WEIGHTS[name].sha256
+        with torch.device("meta"):  # no weights are drawn, so training's randomness stays where it is
+            net = kind.build()
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        # How many batches a norm saw while it was trained says nothing of what it does now.
+        net.load_state_dict({k: v for k, v in state.items() if not k.endswith("num_batches_tracked")}, assign=True)
+    return Extractor(name, kind, net, digest, resizer or kind.resizer, torch.device(device))
+
+
+def _drawn(purpose: str, inputs: int, outputs: int) -> Tensor:
+    """N(0, 1 / inputs), as a function of the purpose; float32 [inputs, outputs]."""
+    return torch.from_numpy(keyed.normal(keyed.key(0, "toy", purpose), np.arange(inputs), outputs)) * inputs**-0.5
+
+
+@contextlib.contextmanager
+def _exact_float32(device: torch.device) -> Iterator[None]:
+    """No autocast, no TF32, and no kernels chosen by their speed; afterwards as before."""
+    convolution, product, cudnn = torch.backends.cudnn.conv, torch.backends.cuda.matmul, torch.backends.cudnn
+    before = convolution.fp32_precision, product.fp32_precision, cudnn.benchmark, cudnn.deterministic
+    try:
+        convolution.fp32_precision, product.fp32_precision = "ieee", "ieee"
+        cudnn.benchmark, cudnn.deterministic = False, True
+        with torch.autocast(device.type, enabled=False):
+            yield
+    finally:
+        convolution.fp32_precision, product.fp32_precision, cudnn.benchmark, cudnn.deterministic = before

@@ -1,0 +1,160 @@
+"""Extractors: who they say they are, what they take, and features that nothing around them changes."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from distgan.errors import ConfigError
+from distgan.metrics.extractors import EXTRACTORS, Extractor, Kind, open_extractor
+from distgan.metrics.resize import RESIZERS
+
+
+def pictures(num: int, side: int = 20, seed: int = 0) -> Tensor:
+    return torch.randint(0, 256, (num, 3, side, side), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
+
+
+class Spy(nn.Module):
+    """A network that notes how it is called."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(()))
+        self.seen: list[dict[str, object]] = []
+
+    def forward(self, x: Tensor) -> tuple[Tensor, None]:
+        self.seen.append(
+            {
+                "shape": tuple(x.shape),
+                "training": self.training,
+                "autocast": torch.is_autocast_enabled("cpu"),
+                "precision": settings()[:2],
+                "grad": torch.is_grad_enabled(),
+            }
+        )
+        return (x * self.weight).flatten(1)[:, :4], None
+
+
+def settings() -> tuple[object, ...]:
+    cudnn = torch.backends.cudnn
+    products = torch.backends.cuda.matmul.fp32_precision
+    return cudnn.conv.fp32_precision, products, cudnn.benchmark, cudnn.deterministic
+
+
+@pytest.fixture
+def toy() -> Extractor:
+    return open_extractor("toy")
+
+
+@pytest.fixture
+def spied() -> tuple[Extractor, Spy]:
+    spy = Spy().train()
+    kind = Kind(Spy, "none", 8, "bilinear", (0.0,) * 3, (1.0,) * 3, 4)
+    return Extractor("spy", kind, spy, "none", "bilinear", torch.device("cpu")), spy
+
+
+def test_features_of_the_toy_are_what_they_were(toy: Extractor) -> None:
+    """Numbers of different machines and releases compare only while these stay."""
+    image = torch.arange(768).mul(37).remainder(256).to(torch.uint8).view(1, 3, 16, 16)
+    features, logits = toy(image)
+    assert toy.identity == "toy:none:tanh:16:bilinear:v1"
+    assert features.dtype == logits.dtype == torch.float32
+    assert features.shape == (1, toy.dim) == (1, 32)
+    assert logits.shape == (1, toy.num_logits) == (1, 10)
+    torch.testing.assert_close(features[0, :4], torch.tensor([-0.9793, 0.9066, -0.6568, 0.6388]), rtol=0, atol=1e-4)
+    torch.testing.assert_close(logits[0, :4], torch.tensor([-0.7211, -0.5530, 0.0379, -1.2665]), rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("sizes", [[1] * 37, [3] * 12 + [1], [20, 17], [16, 21]])
+def test_features_do_not_depend_on_the_batch(toy: Extractor, sizes: list[int]) -> None:
+    images = pictures(37)
+    features, logits = toy(images)
+    parts = [toy(part) for part in images.split(sizes)]
+    assert torch.equal(torch.cat([f for f, _ in parts]), features)
+    assert torch.equal(torch.cat([logits for _, logits in parts]), logits)
+
+
+def test_no_images_have_no_features(toy: Extractor) -> None:
+    features, logits = toy(pictures(0))
+    assert features.shape == (0, 32)
+    assert logits.shape == (0, 10)
+
+
+def test_greyscale_is_three_equal_channels(toy: Extractor) -> None:
+    grey = pictures(3)[:, :1]
+    assert torch.equal(toy(grey)[0], toy(grey.expand(-1, 3, -1, -1))[0])
+
+
+@pytest.mark.parametrize(
+    "images",
+    [pictures(2).float() / 127.5 - 1, pictures(2)[:, :2], pictures(2)[0], pictures(2).permute(0, 2, 3, 1)],
+    ids=["floats", "two channels", "one image", "channels last"],
+)
+def test_other_images_are_refused(toy: Extractor, images: Tensor) -> None:
+    with pytest.raises(ValueError, match=r"needs uint8 \[B, 3, H, W\]"):
+        toy(images)
+
+
+def test_the_network_runs_in_evaluation_in_float32_without_gradients(spied: tuple[Extractor, Spy]) -> None:
+    extractor, spy = spied
+    before = settings()
+    with torch.autocast("cpu", torch.bfloat16):
+        features, logits = extractor(pictures(2))
+    wanted = {"training": False, "autocast": False, "precision": ("ieee", "ieee"), "grad": False}
+    assert spy.seen == [{"shape": (16, 3, 8, 8), **wanted}]
+    assert settings() == before
+    assert logits is None
+    assert not features.requires_grad
+    assert not spy.weight.requires_grad
+
+
+def test_settings_are_as_before_even_after_an_error(spied: tuple[Extractor, Spy]) -> None:
+    extractor, _ = spied
+    matmul = torch.backends.cuda.matmul
+    usual, matmul.fp32_precision = matmul.fp32_precision, "tf32"
+    try:
+        before = settings()
+        extractor._net.forward = lambda x: x.no_such_thing
+        with pytest.raises(AttributeError, match="no_such_thing"):
+            extractor(pictures(1))
+        assert settings() == before
+        assert matmul.fp32_precision == "tf32"
+    finally:
+        matmul.fp32_precision = usual
+
+
+def test_training_s_randomness_is_left_alone(toy: Extractor) -> None:
+    state = torch.get_rng_state()
+    open_extractor("toy")(pictures(2))
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_features_can_be_learned_from(toy: Extractor) -> None:
+    """They are no inference tensors: a probe may put them into a loss with gradients."""
+    probe = nn.Linear(32, 2)
+    probe(toy(pictures(4))[0]).sum().backward()
+    assert probe.weight.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("resizer", RESIZERS)
+@pytest.mark.parametrize("name", EXTRACTORS)
+def test_only_the_network_of_2015_with_tensorflow_s_resizing_gives_fid(name: str, resizer: str) -> None:
+    extractor = Extractor(name, EXTRACTORS[name], Spy(), "0123456789abcdef", resizer, torch.device("cpu"))
+    assert extractor.key_prefix.startswith("fid") == ((name, resizer) == ("inception", "tf1_bilinear"))
+    assert extractor.identity.startswith(f"{name}:0123456789ab:")
+    assert f":{resizer}:" in extractor.identity
+
+
+def test_another_resizer_is_another_metric() -> None:
+    own, other = open_extractor("toy"), open_extractor("toy", resizer="tf1_bilinear")
+    assert own.key_prefix == "fd_toy"
+    assert other.key_prefix == "fd_toy_tf1_bilinear"
+    assert own.identity != other.identity
+    images = pictures(2)
+    assert not torch.allclose(own(images)[0], other(images)[0], atol=1e-3)
+
+
+def test_names_that_do_not_exist_are_told_with_those_that_do() -> None:
+    with pytest.raises(ConfigError, match=r"extractor 'vgg': there are .*toy"):
+        open_extractor("vgg")
+    with pytest.raises(ConfigError, match=r"resizer 'nearest': there are tf1_bilinear, bilinear"):
+        open_extractor("toy", resizer="nearest")

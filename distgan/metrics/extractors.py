@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from distgan import keyed
 from distgan.errors import ConfigError
+from distgan.metrics.efficientnet import EfficientNetLite0
 from distgan.metrics.resize import RESIZERS
 from distgan.metrics.weights import WEIGHTS, find_weights
 
@@ -108,7 +109,10 @@ class Extractor:
 
 
 EXTRACTORS: dict[str, Kind] = {
-    "toy": Kind(Toy, "tanh", 16, "bilinear", (127.5,) * 3, (64.0,) * 3, 32, 10),
+    "efficientnet_lite0": Kind(
+        EfficientNetLite0, "pool", 224, "clean_bicubic", (127.0,) * 3, (128.0,) * 3, dim=1280, num_logits=1000
+    ),
+    "toy": Kind(Toy, "tanh", 16, "bilinear", (127.5,) * 3, (64.0,) * 3, dim=32, num_logits=10),
 }
 
 

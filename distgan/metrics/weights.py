@@ -87,12 +87,12 @@ def find_weights(name: str, given: str = "", download: bool = False) -> Path:
         raise ConfigError(f"weights {given}: no such file, and no folder with {' or '.join(file.names)}")
     if file.url and (download or os.environ.get(DOWNLOAD_VARIABLE, "0") not in ("", "0")):
         return _download(file)
-    looked = ", ".join(str(place) for place in places if place.is_dir()) or "no folder that exists"
+    looked = ", ".join(map(str, places))
     ways = [file.install] if file.install else []
     ways += [f"{DOWNLOAD_VARIABLE}=1 fetches it from {file.url}"] if file.url else []
     raise ConfigError(
         f"the weights of {name} are missing: {file.names[0]} ({file.num_bytes:,} bytes, sha256 {file.sha256}); "
-        f"looked in {looked}. {', or '.join(ways)}, or set {FOLDER_VARIABLE} to a folder that holds it"
+        f"looked in {looked}. {', or '.join([*ways, f'set {FOLDER_VARIABLE} to a folder that holds it'])}"
     )
 
 

@@ -12,7 +12,7 @@ LEVELS = [
     {"errors", "keyed", "losses", "penalties", "schedules", "ema", "stop", "data.tar", "data.address"},
     {"draw", "balance", "augment"},
     {"metrics", "metrics.resize", "metrics.norm"},
-    {"metrics.efficientnet"},
+    {"metrics.efficientnet", "metrics.inception"},
     {"models.tail", "models.spectral"},
     {"models.dcgan", "models.hourglass", "models.r3gan", "models.resnet"},
     {"checkpoint", "ranks", "config", "watch", "models", "sample", "data.source", "data.image", "data.plan"},

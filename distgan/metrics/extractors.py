@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from distgan import keyed
 from distgan.errors import ConfigError
 from distgan.metrics.efficientnet import EfficientNetLite0
+from distgan.metrics.inception import Inception
 from distgan.metrics.resize import RESIZERS
 from distgan.metrics.weights import WEIGHTS, find_weights
 
@@ -109,6 +110,7 @@ class Extractor:
 
 
 EXTRACTORS: dict[str, Kind] = {
+    "inception": Kind(Inception, "pool3", 299, "tf1_bilinear", (128.0,) * 3, (128.0,) * 3, dim=2048, num_logits=1008),
     "efficientnet_lite0": Kind(
         EfficientNetLite0, "pool", 224, "clean_bicubic", (127.0,) * 3, (128.0,) * 3, dim=1280, num_logits=1000
     ),

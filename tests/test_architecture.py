@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).parent.parent / "distgan"
 LEVELS = [
     {"errors", "keyed", "losses", "penalties", "schedules", "ema", "stop", "data.tar", "data.address"},
     {"draw", "balance", "augment"},
-    {"metrics", "metrics.resize", "metrics.norm"},
+    {"metrics", "metrics.resize", "metrics.norm", "metrics.dinov2"},
     {"metrics.efficientnet", "metrics.inception"},
     {"models.tail", "models.spectral"},
     {"models.dcgan", "models.hourglass", "models.r3gan", "models.resnet"},

@@ -12,12 +12,11 @@ import types
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
+from drawn_weights import drawn
 from torch import Tensor, nn
 
-from distgan import keyed
 from distgan.metrics import inception
 from distgan.metrics.extractors import EXTRACTORS, Extractor, open_extractor
 from distgan.metrics.inception import Inception
@@ -27,19 +26,6 @@ from distgan.metrics.weights import WEIGHTS
 NORMS = 94
 FEATURES = torch.tensor([[4.9128, 1.2705, 0.0, 0.8983, 1.7647, 0.9214], [3.8898, 1.0782, 0.0, 0.6189, 1.1113, 0.7866]])
 LOGITS = torch.tensor([[-17.2130, 2.2984, -8.4749, 2.6315, 0.1753], [-13.2593, 1.6576, -6.9888, 1.3025, 0.9998]])
-
-
-def drawn(net: nn.Module) -> nn.Module:
-    """Weights that keep the size of signals, each a function of its name."""
-    for name, tensor in net.state_dict().items():
-        values = torch.from_numpy(keyed.uniform(keyed.key(0, "test", name), np.arange(tensor.numel()))).view_as(tensor)
-        if name.endswith(("bn.weight", "running_var")):
-            tensor.copy_(values + 0.5)
-        elif tensor.ndim == 1:
-            tensor.copy_(values - 0.5)
-        else:
-            tensor.copy_((values - 0.5) * (24 / tensor[0].numel()) ** 0.5)
-    return net.eval().requires_grad_(False)
 
 
 @pytest.fixture(scope="module")

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from distgan import keyed
 from distgan.errors import ConfigError
+from distgan.metrics.dinov2 import DinoV2
 from distgan.metrics.efficientnet import EfficientNetLite0
 from distgan.metrics.inception import Inception
 from distgan.metrics.resize import RESIZERS
@@ -111,6 +112,15 @@ class Extractor:
 
 EXTRACTORS: dict[str, Kind] = {
     "inception": Kind(Inception, "pool3", 299, "tf1_bilinear", (128.0,) * 3, (128.0,) * 3, dim=2048, num_logits=1008),
+    "dinov2_vitl14": Kind(
+        DinoV2,
+        "cls",
+        224,
+        "torch_bicubic_aa",
+        (255 * 0.485, 255 * 0.456, 255 * 0.406),
+        (255 * 0.229, 255 * 0.224, 255 * 0.225),
+        dim=1024,
+    ),
     "efficientnet_lite0": Kind(
         EfficientNetLite0, "pool", 224, "clean_bicubic", (127.0,) * 3, (128.0,) * 3, dim=1280, num_logits=1000
     ),

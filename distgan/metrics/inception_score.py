@@ -1,0 +1,26 @@
+"""Inception Score (Salimans et al. 2016): exp of the mean divergence of p(class | image) from p(class)."""
+
+import itertools
+
+import numpy as np
+import torch
+from torch import Tensor
+
+SEED = 2020  # of torch-fidelity's shuffle, which is copied so that values agree
+
+
+def score(logits: Tensor, splits: int = 10) -> tuple[float, float]:
+    """The mean over `splits` parts of the shuffled images, and the standard deviation over them; logits [n, classes].
+
+    Few images to a split lower the value, so the number of splits belongs to it; images in the order of their classes
+    would too, hence the shuffle.
+    """
+    order = torch.from_numpy(np.random.RandomState(SEED).permutation(len(logits))).to(logits.device)
+    log_p = logits[order].double().log_softmax(dim=1)
+    bounds = [i * len(logits) // splits for i in range(splits + 1)]
+    scores = []
+    for start, end in itertools.pairwise(bounds):
+        part = log_p[start:end]
+        p = part.exp()
+        scores.append(float((p * (part - p.mean(dim=0).log())).sum(dim=1).mean().exp()))
+    return float(np.mean(scores)), float(np.std(scores))

@@ -1,0 +1,69 @@
+"""Distances to nearest neighbours in feature space: how much of each set lies within reach of the other.
+
+Features are [n, d]; distances are float64, made tile by tile.
+"""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+TILE = 1024
+NOISE = 1e-12  # a squared distance below this share of the squared lengths is that of equal features
+
+
+Share = tuple[float, float]  # a mean over images, and its standard error
+
+
+def precision_recall(real: Tensor, fake: Tensor, k: int = 3) -> tuple[Share, Share]:
+    """Share of fakes within a ball of some real image, and the other way round (Kynkaanniemi et al. 2019).
+
+    The ball of an image reaches to its k-th nearest neighbour within its own set, and includes that distance.
+    """
+    reach_real, reach_fake = reach(real, k), reach(fake, k)
+    precise = [(part <= reach_real).any(dim=1) for part in _tiles(fake, real)]
+    recalled = [(part <= reach_fake).any(dim=1) for part in _tiles(real, fake)]
+    return _mean(precise), _mean(recalled)
+
+
+def density_coverage(real: Tensor, fake: Tensor, k: int = 5) -> tuple[Share, Share]:
+    """Mean number of real balls that a fake lies in, over k; share of real balls with a fake (Naeem et al. 2020).
+
+    A ball does not include its border here. Of equal distributions, the density is 1 and the coverage 1 - 2^-k.
+    """
+    reach_real = reach(real, k)
+    hits = [(part < reach_real).sum(dim=1).double() / k for part in _tiles(fake, real)]
+    own = reach_real.split(TILE)
+    covered = [part.min(dim=1).values < mine for part, mine in zip(_tiles(real, fake), own)]
+    return _mean(hits), _mean(covered)
+
+
+def reach(points: Tensor, k: int) -> Tensor:
+    """Squared distance of each image to its k-th nearest neighbour among the others; float64 [n]."""
+    if len(points) <= k:
+        raise ValueError(f"{k} neighbours need {k + 1} images at least, not {len(points)}")
+    # Itself is the first: its distance of 0 is the smallest there is.
+    return torch.cat([part.kthvalue(k + 1, dim=1).values for part in _tiles(points, points)])
+
+
+def nearest(points: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
+    """Distance of each of `points` to the nearest of `others`, float64 [n], and which that is, int64 [n]."""
+    found = [part.min(dim=1) for part in _tiles(points, others)]
+    return torch.cat([tile.values for tile in found]).sqrt(), torch.cat([tile.indices for tile in found])
+
+
+def _tiles(points: Tensor, others: Tensor) -> Iterator[Tensor]:
+    """Squared distances of some of `points` at a time to all `others`; float64 [<= TILE, m]."""
+    y = others.double()
+    y_squares = y.square().sum(dim=1)
+    for part in points.split(TILE):
+        x = part.double()
+        lengths = x.square().sum(dim=1, keepdim=True) + y_squares
+        distances = torch.addmm(lengths, x, y.T, alpha=-2)
+        # Rounding must not keep copies of one image apart.
+        yield distances.masked_fill_(distances < NOISE * lengths, 0)
+
+
+def _mean(parts: list[Tensor]) -> Share:
+    values = torch.cat(parts).double()
+    return float(values.mean()), float(values.std() / len(values) ** 0.5)

@@ -1,0 +1,98 @@
+"""The metrics: pure functions of features that were made once.
+
+`METRICS` is the list; a config names its entries in `eval.metrics`. What is fit for a paper and what is not, the names
+of the values say: see `naming`.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+from torch import Tensor
+
+from distgan.metrics import frechet, inception_score, kernel, neighbours
+from distgan.metrics.moments import Gaussian
+
+MOST_NEIGHBOURS = 10_000  # images of each side that precision, recall, density and coverage look at
+
+
+@dataclass
+class Features:
+    """What an extractor made of one set of images.
+
+    Attributes:
+        gaussian: Mean and covariance over all of them.
+        points: Features of all of them, or of a part drawn at random; float32 [n, d], empty where only the Gaussian
+            is known.
+        logits: Of the images of `points`, [n, classes]; None where the extractor has none.
+        labels: Of the images of `points`, int64 [n]; None where they have none.
+        root: Square root of the covariance, of real images.
+    """
+
+    gaussian: Gaussian
+    points: Tensor
+    logits: Tensor | None = None
+    labels: Tensor | None = None
+    root: Tensor | None = None
+
+
+Values = dict[str, tuple[float, float]]  # name -> value, and its standard error or NaN
+NAN = float("nan")
+
+
+class Metric(NamedTuple):
+    """One entry of METRICS.
+
+    Attributes:
+        values: (real, fake, with_errors) -> values. Errors that cost more than the value are left out if not wanted.
+        better: Which values are better; empty for a metric by which no checkpoint should be chosen.
+        needs_points: Whether real images must be known by more than their Gaussian.
+        needs_logits: Whether the extractor must be a classifier.
+        least: Images of each side without which the metric is undefined.
+    """
+
+    values: Callable[[Features, Features, bool], Values]
+    better: Literal["lower", "higher", ""]
+    needs_points: bool = True
+    needs_logits: bool = False
+    least: int = 2
+
+
+def _frechet(real: Features, fake: Features, with_errors: bool) -> Values:
+    value = frechet.distance(real.gaussian, fake.gaussian, real.root)
+    can = with_errors and len(fake.points) == fake.gaussian.num >= 3 * frechet.BLOCKS
+    return {"fd": (value, frechet.jackknife(real.gaussian, fake.points, real.root) if can else NAN)}
+
+
+def _kid(real: Features, fake: Features, with_errors: bool) -> Values:
+    mean, deviation, _ = kernel.subsets(real.points, fake.points)
+    return {"kid": (mean, NAN), "kid_subset_std": (deviation, NAN)}
+
+
+def _kid_full(real: Features, fake: Features, with_errors: bool) -> Values:
+    return {"kid_full": kernel.full(real.points, fake.points)}
+
+
+def _inception_score(real: Features, fake: Features, with_errors: bool) -> Values:
+    mean, deviation = inception_score.score(fake.logits)
+    return {"is": (mean, NAN), "is_split_std": (deviation, NAN)}
+
+
+def _precision_recall(real: Features, fake: Features, with_errors: bool) -> Values:
+    pair = neighbours.precision_recall(real.points[:MOST_NEIGHBOURS], fake.points[:MOST_NEIGHBOURS], 3)
+    return dict(zip(("precision_k3", "recall_k3"), pair))
+
+
+def _density_coverage(real: Features, fake: Features, with_errors: bool) -> Values:
+    pair = neighbours.density_coverage(real.points[:MOST_NEIGHBOURS], fake.points[:MOST_NEIGHBOURS], 5)
+    return dict(zip(("density_k5", "coverage_k5"), pair))
+
+
+METRICS: dict[str, Metric] = {
+    "fd": Metric(_frechet, "lower", needs_points=False),
+    "kid": Metric(_kid, "lower"),
+    "kid_full": Metric(_kid_full, "lower"),
+    "is": Metric(_inception_score, "higher", needs_points=False, needs_logits=True, least=10),
+    "pr": Metric(_precision_recall, "", least=4),  # blur raises precision
+    "dc": Metric(_density_coverage, "", least=6),  # and density
+}

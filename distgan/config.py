@@ -214,6 +214,34 @@ class Checkpoint:
 
 
 @dataclass
+class Eval:
+    every: int = key(0, "images from one evaluation to the next; 0: none", unit="images", free=True, low=0)
+    num: int = key(10_000, "generated images of an evaluation", unit="images", free=True, low=2)
+    metrics: list[str] = key(
+        ["fd", "kid"],
+        "what is measured: fd, kid, kid_full, is, pr (precision, recall) and dc (density, coverage)",
+        free=True,
+    )
+    best: Literal["", "fd", "kid", "kid_full", "is"] = key(
+        "", "metric whose best checkpoint is kept for good; empty: the first of eval.metrics that tells", free=True
+    )
+    extractor: Literal["inception", "dinov2_vitl14", "efficientnet_lite0", "toy"] = key(
+        "efficientnet_lite0", "network that makes features of images; values of two of them do not compare", free=True
+    )
+    weights: str = key("", "file of its weights, or a folder that holds it; empty: the usual places", free=True)
+    download: bool = key(False, "fetch its weights if they lie nowhere", free=True)
+    resizer: Literal["", "tf1_bilinear", "bilinear", "clean_bicubic", "torch_bicubic_aa"] = key(
+        "", "how images are brought to its size; empty: its own way", free=True
+    )
+    reference: str = key("", "real images: shards, or an .npz with mu and sigma; empty: data.shards", free=True)
+    keep: int = key(50_000, "real images whose features are kept for other metrics than fd", free=True, low=2)
+    seed: int = key(0, "of latents and labels, the same in every evaluation", free=True, low=0, high=2**62)
+    labels: str = key(
+        "empirical", "classes of generated images: empirical, uniform, or some in turn such as 0,3,7-9", free=True
+    )
+
+
+@dataclass
 class Wandb:
     mode: Literal["auto", "online", "offline", "disabled"] = key(
         "auto", "auto: online where there is a key and a network, else offline", free=True
@@ -239,6 +267,7 @@ class Config:
     train: Train = field(default_factory=Train)
     sample: Sample = field(default_factory=Sample)
     checkpoint: Checkpoint = field(default_factory=Checkpoint)
+    eval: Eval = field(default_factory=Eval)
     wandb: Wandb = field(default_factory=Wandb)
 
 
@@ -304,6 +333,14 @@ class ResnetDiscriminator:
     attention: int = key(0, "side of the block that self-attention follows; 0: none", low=0, high=1024)
 
 
+EVAL_METRICS = {
+    "fd": "lower",
+    "kid": "lower",
+    "kid_full": "lower",
+    "is": "higher",
+    "pr": "",
+    "dc": "",
+}  # what is better
 SMOOTHED = ("minimax", "nonsaturating", "leastsquares")
 FAMILIES: dict[str, tuple[type, type]] = {
     "dcgan": (DcganGenerator, DcganDiscriminator),
@@ -386,7 +423,27 @@ def problems(config: Config) -> list[str]:
         found.append(f"balance.low={config.balance.low} must be below balance.high={config.balance.high}")
     if data.lanes and data.lanes % train.batch:
         found.append(f"data.lanes={data.lanes} must be a multiple of train.batch={train.batch}, or 0")
+    found += eval_problems(config.eval)
     return found
+
+
+def eval_problems(settings: Eval) -> list[str]:
+    """Those of an evaluation."""
+    found = []
+    if unknown := [name for name in settings.metrics if name not in EVAL_METRICS]:
+        found.append(f"eval.metrics={unknown[0]}: choose of {', '.join(EVAL_METRICS)}")
+    if not settings.metrics:
+        found.append("eval.metrics is empty: name one, such as fd")
+    if settings.best and settings.best not in settings.metrics:
+        found.append(
+            f"eval.best={settings.best} is not measured: add it to eval.metrics, or set eval.best to one there"
+        )
+    return found
+
+
+def best_metric(settings: Eval) -> str:
+    """The metric by which the best checkpoint is chosen; empty where none of those measured tells."""
+    return settings.best or next((name for name in settings.metrics if EVAL_METRICS[name]), "")
 
 
 def warnings(config: Config, spread: "BatchPlan") -> list[str]:
@@ -410,6 +467,8 @@ def warnings(config: Config, spread: "BatchPlan") -> list[str]:
         )
     if config.checkpoint.every > config.train.images:
         found.append(f"checkpoint.every={config.checkpoint.every} is longer than the run: only its end will be saved")
+    if config.eval.every > config.train.images:
+        found.append(f"eval.every={config.eval.every} is longer than the run: only its end will be evaluated")
     return found
 
 

@@ -135,6 +135,22 @@ class World:
         dist.all_gather_object(items, item)
         return items
 
+    def collect(self, tensor: Tensor) -> list[Tensor]:
+        """What each rank passed, in rank order, on rank 0's CPU; nothing elsewhere. Only the first size may differ."""
+        if self.size == 1:
+            return [tensor.cpu()]
+        found = [tensor.cpu()] if self.is_main else []
+        for rank, length in enumerate(self.gather(len(tensor))):
+            if rank == 0 or length == 0:
+                continue
+            if self.rank == rank:
+                dist.send(tensor.to(self.device).contiguous(), 0)
+            elif self.is_main:
+                theirs = tensor.new_empty((length, *tensor.shape[1:]), device=self.device)
+                dist.recv(theirs, rank)
+                found.append(theirs.cpu())
+        return found
+
     def broadcast(self, item: T) -> T:
         """Rank 0's item, on every rank."""
         if self.size == 1:

@@ -9,6 +9,7 @@ import scipy.linalg
 import torch
 from torch import Tensor
 
+from distgan.config import EVAL_METRICS
 from distgan.metrics import frechet, inception_score, kernel, neighbours
 from distgan.metrics.moments import Gaussian, Moments
 from distgan.metrics.probe import train_probe
@@ -204,3 +205,12 @@ def test_every_metric_finds_a_shift(name: str, real: Tensor) -> None:
 def features(points: Tensor) -> Features:
     gaussian = Moments.of(points).gaussian()
     return Features(gaussian, points, points[:, :5] * 2, None, frechet.root(gaussian.cov))
+
+
+def test_the_config_knows_the_metrics() -> None:
+    assert {name: metric.better for name, metric in METRICS.items()} == EVAL_METRICS
+
+
+def test_values_have_their_names(real: Tensor) -> None:
+    for metric in METRICS.values():
+        assert tuple(metric.values(features(real), features(real[:300]), False)) == metric.names

@@ -8,8 +8,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
+import torch
 from torch import Tensor
 
+from distgan import keyed
 from distgan.metrics import frechet, inception_score, kernel, neighbours
 from distgan.metrics.moments import Gaussian
 
@@ -45,6 +47,7 @@ class Metric(NamedTuple):
 
     Attributes:
         values: (real, fake, with_errors) -> values. Errors that cost more than the value are left out if not wanted.
+        names: Of the values.
         better: Which values are better; empty for a metric by which no checkpoint should be chosen.
         needs_points: Whether real images must be known by more than their Gaussian.
         needs_logits: Whether the extractor must be a classifier.
@@ -52,6 +55,7 @@ class Metric(NamedTuple):
     """
 
     values: Callable[[Features, Features, bool], Values]
+    names: tuple[str, ...]
     better: Literal["lower", "higher", ""]
     needs_points: bool = True
     needs_logits: bool = False
@@ -79,20 +83,28 @@ def _inception_score(real: Features, fake: Features, with_errors: bool) -> Value
 
 
 def _precision_recall(real: Features, fake: Features, with_errors: bool) -> Values:
-    pair = neighbours.precision_recall(real.points[:MOST_NEIGHBOURS], fake.points[:MOST_NEIGHBOURS], 3)
-    return dict(zip(("precision_k3", "recall_k3"), pair))
+    pair = neighbours.precision_recall(_some(real.points), _some(fake.points), 3)
+    return dict(zip(METRICS["pr"].names, pair))
 
 
 def _density_coverage(real: Features, fake: Features, with_errors: bool) -> Values:
-    pair = neighbours.density_coverage(real.points[:MOST_NEIGHBOURS], fake.points[:MOST_NEIGHBOURS], 5)
-    return dict(zip(("density_k5", "coverage_k5"), pair))
+    pair = neighbours.density_coverage(_some(real.points), _some(fake.points), 5)
+    return dict(zip(METRICS["dc"].names, pair))
+
+
+def _some(points: Tensor) -> Tensor:
+    """At most MOST_NEIGHBOURS of them, by a fixed choice: data sets often lie in the order of their classes."""
+    if len(points) <= MOST_NEIGHBOURS:
+        return points
+    chosen = keyed.permutation(keyed.key(0, "neighbours"), len(points))[:MOST_NEIGHBOURS]
+    return points[torch.from_numpy(chosen).to(points.device)]
 
 
 METRICS: dict[str, Metric] = {
-    "fd": Metric(_frechet, "lower", needs_points=False),
-    "kid": Metric(_kid, "lower"),
-    "kid_full": Metric(_kid_full, "lower"),
-    "is": Metric(_inception_score, "higher", needs_points=False, needs_logits=True, least=10),
-    "pr": Metric(_precision_recall, "", least=4),  # blur raises precision
-    "dc": Metric(_density_coverage, "", least=6),  # and density
+    "fd": Metric(_frechet, ("fd",), "lower", needs_points=False),
+    "kid": Metric(_kid, ("kid", "kid_subset_std"), "lower"),
+    "kid_full": Metric(_kid_full, ("kid_full",), "lower"),
+    "is": Metric(_inception_score, ("is", "is_split_std"), "higher", needs_points=False, needs_logits=True, least=10),
+    "pr": Metric(_precision_recall, ("precision_k3", "recall_k3"), "", least=4),  # blur raises precision
+    "dc": Metric(_density_coverage, ("density_k5", "coverage_k5"), "", least=6),  # and density
 }

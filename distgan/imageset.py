@@ -1,0 +1,182 @@
+"""Images to be measured: generated ones, those of shards, or those of a folder, each known by its number."""
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple, Protocol
+
+import numpy as np
+from torch import nn
+
+from distgan import keyed, sample
+from distgan.data.dataset import Dataset
+from distgan.data.image import MAX_PIXELS, BadImage, decode, decode_into
+from distgan.data.listing import Entry, Listing, read_entry
+from distgan.errors import ConfigError, DataError
+
+CHUNK = sample.CHUNK  # neighbours that one rank takes at a time, and images of one forward
+
+
+class Images(NamedTuple):
+    """Some images: their numbers, int64 [B]; pixels, uint8 [B, H, W, 3]; class numbers, int64 [B], or None."""
+
+    numbers: np.ndarray
+    pixels: np.ndarray
+    labels: np.ndarray | None
+
+
+class ImageSet(Protocol):
+    """`num` images. `read` leaves out those that are damaged; `reads_files` says that it waits for a disk."""
+
+    num: int
+    reads_files: bool
+
+    def read(self, numbers: np.ndarray) -> Images: ...
+
+
+class GeneratedImages:
+    """Images of a generator. Image i is a function of (seed, i), and is that of `distgan generate --seed`."""
+
+    reads_files = False
+
+    def __init__(self, G: nn.Module, z_dim: int, seed: int, num: int, labels: np.ndarray | None) -> None:
+        self.num, self.labels = num, labels
+        self._G, self._z_dim, self._seed = G, z_dim, seed
+
+    def read(self, numbers: np.ndarray) -> Images:
+        labels = None if self.labels is None else self.labels[numbers]
+        pictures = list(sample.generate(self._G, self._z_dim, self._seed, numbers.tolist(), labels))
+        return Images(numbers, np.stack(pictures), labels)
+
+
+class ShardImages:
+    """The images of shards, at one resolution; as training sees them, but for flips and augmentation."""
+
+    reads_files = True
+
+    def __init__(
+        self, dataset: Dataset, *, resolution: int, filter: str, crop: str, max_pixels: int, threads: int
+    ) -> None:
+        self.num, self.dataset = dataset.num_samples, dataset
+        self._resolution, self._pool = resolution, ThreadPoolExecutor(threads)
+        self._decode = {"max_pixels": max_pixels, "filter": filter, "crop": crop}
+        self.origin = {
+            "shards": dataset.fingerprint,
+            "images": dataset.num_samples,
+            "resolution": resolution,
+            "labels": dataset.num_classes,
+            **self._decode,
+        }
+
+    def read(self, numbers: np.ndarray) -> Images:
+        pixels = np.empty((len(numbers), self._resolution, self._resolution, 3), np.uint8)
+        found = list(self._pool.map(self._read_into, numbers.tolist(), pixels))
+        labels = np.array([label for label, _ in found], np.int64)
+        good = np.array([is_good for _, is_good in found], bool)
+        return Images(numbers[good], pixels[good], labels[good] if self.dataset.labels else None)
+
+    def _read_into(self, number: int, out: np.ndarray) -> tuple[int, bool]:
+        """Its label, and whether it could be decoded."""
+        shard, place = (int(x) for x in self.dataset.shard_of(np.int64(number)))
+        located, url = self.dataset.located(shard), self.dataset.urls[shard]
+        data = self.dataset.source.cached(url, int(located.offset[place]), int(located.length[place]))
+        try:
+            decode_into(data, out, **self._decode)
+        except BadImage:
+            return -1, False
+        return int(located.label[place]), True
+
+
+class ListedImages:
+    """Pictures of a folder, archive or array file, all of one size, as they are: nothing is cropped or resized."""
+
+    reads_files = True
+
+    def __init__(self, listing: Listing, threads: int) -> None:
+        self._entries = list(listing.entries)
+        self.num, self._has_labels = len(self._entries), listing.classes is not None
+        if self.num == 0:
+            raise DataError("no pictures there")
+        self._pool = ThreadPoolExecutor(threads)
+        self.resolution = self._decode(self._entries[0]).shape[0]
+
+    def read(self, numbers: np.ndarray) -> Images:
+        entries = [self._entries[i] for i in numbers]
+        pixels = list(self._pool.map(self._decode, entries))
+        for entry, one in zip(entries, pixels):
+            if one.shape != (self.resolution, self.resolution, 3):
+                raise DataError(
+                    f"{entry.name} has {one.shape[1]}x{one.shape[0]} pixels, the first picture is square with "
+                    f"{self.resolution}: they must be square and of one size; `distgan pack --resolution` makes them so"
+                )
+        return Images(numbers, np.stack(pixels), np.array([e.label for e in entries]) if self._has_labels else None)
+
+    def _decode(self, entry: Entry) -> np.ndarray:
+        try:
+            data = read_entry(entry)
+            return data if isinstance(data, np.ndarray) else decode(data, max_pixels=MAX_PIXELS).pixels
+        except (BadImage, OSError) as error:
+            raise DataError(f"{entry.name}: {error}") from None
+
+
+def shares(images: ImageSet, rank: int, world: int) -> Iterator[Images | None]:
+    """One rank's images, a chunk at a time; None where it has none in a round in which others have some.
+
+    Every rank gets the same number of rounds, so that ranks may talk in each. Of files, the next chunk is read ahead.
+    """
+    chunks = [np.arange(start, min(start + CHUNK, images.num)) for start in range(0, images.num, CHUNK)]
+    rounds = -(-len(chunks) // world)
+    mine = chunks[rank::world]
+    if not images.reads_files:
+        found = map(images.read, mine)
+    else:
+        found = _ahead(images, mine)
+    yield from found
+    yield from [None] * (rounds - len(mine))
+
+
+def _ahead(images: ImageSet, chunks: Sequence[np.ndarray]) -> Iterator[Images]:
+    with ThreadPoolExecutor(1) as pool:
+        waiting = [pool.submit(images.read, chunk) for chunk in chunks[:2]]
+        for i in range(len(chunks)):
+            found = waiting.pop(0).result()
+            if i + 2 < len(chunks):
+                waiting.append(pool.submit(images.read, chunks[i + 2]))
+            yield found
+
+
+def draw_labels(policy: str, seed: int, num: int, class_counts: Sequence[int]) -> np.ndarray | None:
+    """Classes of generated images, the i-th a function of (seed, i); int64 [num], None without classes.
+
+    Args:
+        policy: "empirical" draws classes as often as the data set has them, "uniform" all alike; classes such as
+            "0,3,7-9" are taken in turn.
+        class_counts: Images of each class in the data set.
+
+    Raises:
+        ConfigError: a class that does not exist.
+    """
+    num_classes = len(class_counts)
+    if num_classes == 0:
+        if policy not in ("empirical", "uniform"):
+            raise ConfigError(f"eval.labels={policy}: this generator was trained without classes")
+        return None
+    drawn = keyed.bits(keyed.key(seed, "labels of an evaluation"), np.arange(num))
+    if policy == "uniform":
+        return (drawn % np.uint64(num_classes)).astype(np.int64)
+    if policy == "empirical":
+        ends = np.cumsum(np.asarray(class_counts, np.int64))
+        return np.searchsorted(ends, (drawn % np.uint64(ends[-1])).astype(np.int64), side="right")
+    return np.resize(np.array(parse_classes(policy, num_classes), np.int64), num)
+
+
+def parse_classes(text: str, num_classes: int) -> list[int]:
+    """ "0,3,7-9" -> [0, 3, 7, 8, 9]."""
+    found: list[int] = []
+    for part in text.split(","):
+        first, _, last = part.partition("-")
+        if not first.isdecimal() or not (last or first).isdecimal():
+            raise ConfigError(f"eval.labels={text}: write empirical, uniform, or class numbers as 0,3,7-9")
+        if not int(first) <= int(last or first) < num_classes:
+            raise ConfigError(f"eval.labels={text}: the classes are 0 to {num_classes - 1}")
+        found += range(int(first), int(last or first) + 1)
+    return found

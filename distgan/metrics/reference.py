@@ -1,0 +1,140 @@
+"""What is known of the real images, kept in a file so that it is made only once.
+
+The file is an .npz without pickles: it holds `mu` and `sigma` under the names that other tools read, and more of its
+own. Files of those tools are read too; what they do not tell (network, resolution, number of images) is then unknown.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import zipfile
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from distgan.errors import DataError, MachineError
+from distgan.metrics import frechet
+from distgan.metrics.moments import Gaussian
+from distgan.metrics.scores import Features
+
+VERSION = 1  # of the file
+DAMAGED = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, TypeError, AttributeError)
+
+
+@dataclass
+class Reference:
+    """Features of real images, and what they were made of.
+
+    Attributes:
+        features: See there; always with a root.
+        origin: What belongs into the key of a cache: fingerprint of the shards, resolution, extractor and so on. Empty
+            for a file of another tool.
+        numbers: Which images of the data set `features.points` are of; int64 [n].
+        num_damaged: Images that could not be decoded, and are not in it.
+        num_grey: Images without colour.
+        file: Where it was read from, for statistics that a user named.
+    """
+
+    features: Features
+    origin: dict[str, object] = field(default_factory=dict)
+    numbers: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))
+    num_damaged: int = 0
+    num_grey: int = 0
+    file: str = ""
+
+    @property
+    def has_points(self) -> bool:
+        return len(self.features.points) > 0
+
+    @property
+    def key(self) -> str:
+        return key_of(self.origin) if self.origin else f"file {Path(self.file).name}"
+
+
+def key_of(origin: dict[str, object]) -> str:
+    """A short name of an origin."""
+    told = json.dumps({"version": VERSION, **origin}, sort_keys=True)
+    return hashlib.sha256(told.encode()).hexdigest()[:24]
+
+
+def save(path: Path, known: Reference) -> None:
+    """Write a statistics file, whole or not at all. Raises MachineError."""
+    features = known.features
+    header = {"version": VERSION, "origin": known.origin, "num": features.gaussian.num}
+    header |= {"num_damaged": known.num_damaged, "num_grey": known.num_grey}
+    labels = np.empty(0, np.int64) if features.labels is None else features.labels.numpy()
+    part = path.with_name(f".{path.name}.{os.getpid()}.npz")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        np.savez(
+            part,
+            mu=features.gaussian.mean.numpy(),
+            sigma=features.gaussian.cov.numpy(),
+            root=features.root.numpy(),
+            points=features.points.numpy(),
+            labels=labels,
+            numbers=known.numbers,
+            header=np.array(json.dumps(header)),
+        )
+        os.replace(part, path)
+    except OSError as error:
+        raise MachineError(f"{path} could not be written: {error.strerror or error}") from None
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def load_cached(path: Path, origin: dict[str, object]) -> Reference | None:
+    """The statistics of this origin, or None where there is no such file or it is damaged."""
+    with contextlib.suppress(*DAMAGED), np.load(path, allow_pickle=False) as file:
+        found = _of_file(file)
+        return found if found.origin == origin else None
+    return None
+
+
+def load_statistics(path: Path, extractor: str, dim: int, resolution: int) -> Reference:
+    """The statistics file that a user named, if it fits.
+
+    Args:
+        extractor: Identity of the extractor that the other side's features are of.
+        resolution: Of the images of the other side; 0 where it is not known yet.
+
+    Raises:
+        DataError: There is none, it cannot be read, or it is of another extractor, resizer or resolution.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            if not {"mu", "sigma"} <= set(file.files):
+                raise DataError(f"{path}: no statistics: it has {', '.join(file.files)}, but not mu and sigma")
+            known = _of_file(file) if "header" in file.files else _of_others(file)
+    except DAMAGED as error:
+        raise DataError(f"{path}: not a statistics file (.npz with mu and sigma): {error}") from None
+    mean, cov = known.features.gaussian.mean, known.features.gaussian.cov
+    if mean.shape != (dim,) or cov.shape != (dim, dim):
+        raise DataError(f"{path}: statistics of {tuple(mean.shape)} features, but {extractor} gives {dim}")
+    for what, ours in (("extractor", extractor), ("resolution", resolution)):
+        theirs = known.origin.get(what)
+        if theirs is not None and ours and theirs != ours:
+            raise DataError(f"{path}: made with {what} {theirs}, but the other images are of {what} {ours}")
+    known.file = str(path)
+    return known
+
+
+def _of_file(file: np.lib.npyio.NpzFile) -> Reference:
+    header = json.loads(str(file["header"]))
+    if header["version"] != VERSION:
+        raise ValueError(f"version {header['version']} of the file, this distgan reads {VERSION}")
+    gaussian = Gaussian(header["num"], torch.from_numpy(file["mu"]), torch.from_numpy(file["sigma"]))
+    labels = torch.from_numpy(file["labels"])
+    points, root = torch.from_numpy(file["points"]), torch.from_numpy(file["root"])
+    features = Features(gaussian, points, labels=labels if len(labels) else None, root=root)
+    return Reference(features, header["origin"], file["numbers"], header["num_damaged"], header["num_grey"])
+
+
+def _of_others(file: np.lib.npyio.NpzFile) -> Reference:
+    """Mean and covariance of another tool, which does not tell of how many images."""
+    mean, cov = (torch.from_numpy(file[name].astype(np.float64)) for name in ("mu", "sigma"))
+    num = int(file["num"]) if "num" in file.files else 0
+    return Reference(Features(Gaussian(num, mean, cov), torch.empty(0, len(mean)), root=frechet.root(cov)))

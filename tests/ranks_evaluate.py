@@ -1,0 +1,52 @@
+"""One rank of test_evaluate: a small generator is measured against shards.
+
+Usage: ranks_evaluate.py SHARDS CACHE OUT NUM; under RANK and WORLD_SIZE where there are several.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+
+from distgan.data.dataset import Dataset, find_shards
+from distgan.data.source import Source
+from distgan.evaluate import known_reals, measure
+from distgan.imageset import GeneratedImages, ShardImages, draw_labels
+from distgan.metrics.extractors import open_extractor
+from distgan.models import MODELS
+from distgan.world import World
+
+shards, cache, out, num = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3]), int(sys.argv[4])
+world = World()
+dataset = Dataset(find_shards(shards), Source(), labels=True, rank=world.rank, world=world.size, gather=world.gather)
+torch.manual_seed(0)
+G = MODELS["dcgan"].generator(16, 8, 10, width=4, max_width=16, norm="none", embedding=4)
+extractor = open_extractor("toy")
+reads: list[int] = []
+polls = 0
+
+
+class Counted(ShardImages):
+    def read(self, numbers):
+        reads.extend(numbers.tolist())
+        return super().read(numbers)
+
+
+def poll() -> None:
+    global polls
+    polls += 1
+
+
+images = Counted(dataset, resolution=16, filter="lanczos", crop="center", max_pixels=10**6, threads=1)
+real = known_reals(world, extractor, images, keep=300, poll=poll, cache=cache)
+seen = sorted(number for numbers in world.gather(reads) for number in numbers)
+fakes = GeneratedImages(G, 8, 3, num, draw_labels("empirical", 3, num, dataset.class_counts))
+found = measure(world, extractor, real, fakes, ["fd", "kid", "is", "pr", "dc"], poll=poll)
+if world.is_main:
+    told = {"values": {name: value for name, (value, _) in found.values.items()}, "polls": polls, "reads": seen}
+    told |= {"num": found.extracted.num, "num_real": real.features.gaussian.num, "num_kept": len(real.numbers)}
+    told |= {"mean": found.extracted.features.points.double().mean(dim=0).tolist(), "warnings": found.warnings}
+    told |= {"labels": found.extracted.features.labels.bincount(minlength=10).tolist()}
+    out.write_text(json.dumps(told))
+world.close()

@@ -53,7 +53,13 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"distgan {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
-    pack = _command(commands, "pack", _pack, "images in a folder, archive, .npz or shards -> WebDataset shards")
+    pack = _command(
+        commands,
+        "pack",
+        _pack,
+        "images in a folder, archive, .npz or shards -> WebDataset shards",
+        "distgan pack ~/pictures data/faces --resolution 128",
+    )
     pack.add_argument("source", help="folder, .zip, .tar(.gz .bz2 .xz .zst), .npz, or shards")
     pack.add_argument("out", help="folder for the shards")
     pack.add_argument("--resolution", type=int, default=0, metavar="N", help="side in pixels (default: keep each size)")
@@ -69,23 +75,58 @@ def _parser() -> argparse.ArgumentParser:
     pack.add_argument("--allow-damaged", action="store_true", help="take the good samples of damaged shards")
     pack.add_argument("--overwrite", action="store_true", help="replace what OUT holds")
 
-    index = _command(commands, "index", _index, "make the index of plain WebDataset tars, and check them")
+    index = _command(
+        commands,
+        "index",
+        _index,
+        "make the index of plain WebDataset tars, and check them",
+        "distgan index data/faces",
+    )
     index.add_argument("shards", nargs="+", help="files, folders, globs or addresses")
 
-    train = _command(commands, "train", _train, "train a GAN, or go on with a run that stopped")
+    train = _command(
+        commands,
+        "train",
+        _train,
+        "train a GAN, or go on with a run that stopped",
+        "distgan train configs/folder128.yaml data.shards=data/faces run.dir=runs/faces",
+        "accelerate launch --multi_gpu --num_processes 8 -m distgan train configs/cifar10.yaml train.batch=512",
+    )
     _takes_config(train)
     train.add_argument("-n", "--dry-run", action="store_true", help="tell what would be done, and stop there")
 
-    check = _command(commands, "check", _check, "validate a config, its shards and its batch plan")
+    check = _command(
+        commands,
+        "check",
+        _check,
+        "validate a config, its shards and its batch plan",
+        "distgan check configs/cifar10.yaml --ranks 8 data.shards=data/cifar10",
+    )
     _takes_config(check)
     check.add_argument("--ranks", type=int, default=0, help="ranks to plan for (default: this launch's)")
 
-    config = _command(commands, "config", _config, "print the resolved config, or every key there is")
+    config = _command(
+        commands,
+        "config",
+        _config,
+        "print the resolved config, or every key there is",
+        "distgan config configs/cifar10.yaml train.batch=256",
+        "distgan config --help-keys loss",
+        "distgan config --diff runs/faces configs/folder128.yaml",
+    )
     config.add_argument("config", nargs="?", help="YAML file or run folder")
     config.add_argument("overrides", nargs="*", metavar="key=value")
     config.add_argument("--help-keys", nargs="?", const="", metavar="GROUP", help="list the keys that begin with GROUP")
+    config.add_argument("--markdown", action="store_true", help="with --help-keys: all keys, as docs/config.md")
+    config.add_argument("--diff", nargs=2, metavar=("A", "B"), help="how two configs or run folders differ")
 
-    generate = _command(commands, "generate", _generate, "images from a trained generator")
+    generate = _command(
+        commands,
+        "generate",
+        _generate,
+        "images from a trained generator",
+        "distgan generate runs/faces --num 64 --as grid --out faces.png",
+    )
     generate.add_argument("checkpoint", help="run folder or checkpoint")
     generate.add_argument("--num", type=int, default=64, help="how many (default 64)")
     generate.add_argument("--out", required=True, help="folder for png, file for grid")
@@ -102,9 +143,15 @@ def _takes_config(parser: argparse.ArgumentParser) -> None:
 
 
 def _command(
-    commands: argparse._SubParsersAction, name: str, run: Callable[[argparse.Namespace], int | None], help: str
+    commands: argparse._SubParsersAction,
+    name: str,
+    run: Callable[[argparse.Namespace], int | None],
+    help: str,
+    *examples: str,
 ) -> argparse.ArgumentParser:
-    parser = commands.add_parser(name, help=help, description=help)
+    epilog = "\n  ".join([f"example{'s' if len(examples) > 1 else ''}:", *examples])
+    verbatim = argparse.RawDescriptionHelpFormatter  # which leaves the examples' lines as they are
+    parser = commands.add_parser(name, help=help, description=help, epilog=epilog, formatter_class=verbatim)
     parser.set_defaults(run=run)
     return parser
 
@@ -194,12 +241,17 @@ def _check(options: argparse.Namespace) -> int:
 
 
 def _config(options: argparse.Namespace) -> int:
-    from distgan.configfile import help_keys, load, to_yaml
+    from distgan.configfile import load, to_yaml
+    from distgan.confighelp import diff, help_keys, markdown
 
     if options.help_keys is not None:
-        print(help_keys(options.help_keys))
+        print(markdown(), end="") if options.markdown else print(help_keys(options.help_keys))
+    elif options.diff:
+        if options.config is not None:
+            raise ConfigError(f"--diff compares two files, without overrides: {options.config} is one too many")
+        print(diff(*(load(path) for path in options.diff)))
     elif options.config is None:
-        raise ConfigError("name a config file, or pass --help-keys")
+        raise ConfigError("name a config file, or pass --help-keys or --diff")
     else:
         print(to_yaml(load(options.config, options.overrides)), end="")
     return 0

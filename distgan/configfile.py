@@ -83,29 +83,6 @@ def to_yaml(config: Config) -> str:
     return OmegaConf.to_yaml(OmegaConf.structured(config))
 
 
-def help_keys(group: str = "") -> str:
-    """A table of settings: key, default, unit and meaning."""
-    rows = []
-    tables = [("", Config)] + [
-        (f"model.{net}.", schema) for family in FAMILIES.values() for net, schema in zip("GD", family)
-    ]
-    for prefix, schema in tables:
-        for name, f in leaves(schema, prefix):
-            if not name.startswith(group):
-                continue
-            default = f.default_factory() if callable(f.default_factory) else f.default
-            if f.metadata["unit"] == "schedule":
-                default = default[0] if default else ""
-            choices = getattr(f.type, "__args__", ()) if "Literal" in str(f.type) else ()
-            about = f.metadata["help"] + (f" ({', '.join(choices)})" if choices else "")
-            rows.append((name, str(default), f.metadata["unit"], about))
-    if not rows:
-        groups = [f.split(".")[0] for f, _ in leaves(Config)]
-        raise ConfigError(f"no settings begin with {group!r}; groups are {', '.join(dict.fromkeys(groups))}")
-    widths = [max(len(row[i]) for row in rows) for i in range(3)]
-    return "\n".join("  ".join([*(cell.ljust(w) for cell, w in zip(row, widths)), row[3]]) for row in rows)
-
-
 def _files(file: Path, chain: tuple[Path, ...]) -> Iterator[tuple[str, dict]]:
     """A file's bases, deepest first, then the file: (name, values)."""
     if file in chain:

@@ -18,7 +18,7 @@ LEVELS = [
     {"models.tail", "models.spectral"},
     {"models.dcgan", "models.hourglass", "models.r3gan", "models.resnet"},
     {"checkpoint", "ranks", "config", "watch", "models", "sample", "data.source", "data.image", "data.plan"},
-    {"configfile", "runfolder", "world", "data.index"},
+    {"configfile", "confighelp", "runfolder", "world", "data.index"},
     {"data.dataset", "tracker", "meter", "stopwatch"},
     {"data.stream", "data.listing", "build", "step"},
     {"metrics.weights"},
@@ -39,7 +39,7 @@ DOORS = {
     "webdataset": {"data.dataset"},
     "safetensors": {"checkpoint"},
 }
-TORCH_FREE = {"errors", "keyed", "stop", "ranks", "config", "configfile", "cli", "metrics.weights"} | {
+TORCH_FREE = {"errors", "keyed", "stop", "ranks", "config", "configfile", "confighelp", "cli", "metrics.weights"} | {
     f"data.{name}"
     for name in ("tar", "address", "source", "image", "plan", "index", "dataset", "stream", "listing", "pack")
 }

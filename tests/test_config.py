@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from distgan.config import BatchPlan, Config, batch_plan, changes, divisors, leaves, to_dict, warnings
-from distgan.configfile import from_dict, help_keys, load, to_yaml
+from distgan.config import BatchPlan, batch_plan, changes, divisors, to_dict, warnings
+from distgan.configfile import from_dict, load, to_yaml
 from distgan.errors import ConfigError
 
 BASIC = "data: {shards: /data/faces, resolution: 64}\n"
@@ -209,17 +209,6 @@ def test_a_run_folder_is_a_config_wherever_it_lies_now(basic: Path, tmp_path: Pa
     (moved / "config.yaml").write_text(to_yaml(load(str(basic), ["run.dir=runs/old"])))
     assert load(str(moved)).run.dir == str(moved)
     assert load(str(moved), ["run.dir=runs/new"]).run.dir == "runs/new"
-
-
-def test_every_setting_is_explained() -> None:
-    for name, field in leaves(Config):
-        assert field.metadata["help"], name
-    table = help_keys()
-    assert "train.batch" in table
-    assert "model.G.width" in table
-    assert all(line.startswith("loss.") for line in help_keys("loss").splitlines())
-    with pytest.raises(ConfigError, match="groups are run, data, model"):
-        help_keys("nonsense")
 
 
 def test_a_mistake_is_told_without_torch(basic: Path) -> None:

@@ -1,0 +1,138 @@
+"""What the settings mean, for a person: `distgan config --help-keys`, docs/config.md, and how two configs differ."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import MISSING, Field, dataclass
+from typing import Literal, get_origin
+
+from distgan.config import FAMILIES, Config, changes, leaves
+from distgan.errors import ConfigError
+
+TYPES = {
+    bool: "true or false",
+    int: "integer",
+    float: "number",
+    str: "text",
+    dict: "settings",
+    list[str]: "texts",
+    list[int]: "integers",
+    list[float]: "numbers",
+    tuple[float, float]: "two numbers",
+}
+COMMAND = "distgan config --help-keys --markdown"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One setting. `family` is that of a network's own settings, else ""; `free`: a resumed run may change it."""
+
+    key: str
+    type: str
+    default: str
+    unit: str
+    about: str
+    family: str
+    free: bool
+
+    @property
+    def group(self) -> str:
+        return f"model.family={self.family}" if self.family else self.key.split(".")[0]
+
+
+def rows() -> Iterator[Row]:
+    """Every setting there is, in the schema's order; those of the networks last, family by family."""
+    for name, field in leaves(Config):
+        yield _row(name, field, "")
+    for family, schemas in FAMILIES.items():
+        for net, schema in zip("GD", schemas):
+            for name, field in leaves(schema, f"model.{net}."):
+                yield _row(name, field, family)
+
+
+def _row(name: str, field: Field, family: str) -> Row:
+    about, choices = field.metadata, ()
+    if about["unit"] == "schedule":
+        kind = "schedule"
+    elif get_origin(field.type) is Literal:
+        kind, choices = "choice", field.type.__args__
+    else:
+        kind = TYPES[field.type]
+    value = field.default if field.default_factory is MISSING else field.default_factory()
+    text = about["help"] + (f" ({', '.join(choice or 'empty' for choice in choices)})" if choices else "")
+    unit = "" if about["unit"] == "schedule" else about["unit"]
+    return Row(name, kind, _default(value, about["unit"]), unit, text, family, about["free"])
+
+
+def _default(value: object, unit: str) -> str:
+    """As it would be written in a config: 20k, [0.0, 0.99]; nothing for what is empty."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if unit == "images" and isinstance(value, int):
+        for suffix, scale in (("M", 10**6), ("k", 10**3)):
+            if value and value % scale == 0:
+                return f"{value // scale}{suffix}"
+    if unit == "schedule" and isinstance(value, list):
+        return str(value[0]) if value else ""
+    if isinstance(value, (list, tuple)):
+        return f"[{', '.join(map(str, value))}]" if value else ""
+    return "" if value == {} else str(value)
+
+
+def help_keys(wanted: str = "") -> str:
+    """A table of the settings that begin with `wanted`, or else have it in their name.
+
+    Raises ConfigError where there is none.
+    """
+    known = list(rows())
+    found = [row for row in known if row.key.startswith(wanted)] or [row for row in known if wanted in row.key]
+    if not found:
+        groups = dict.fromkeys(row.key.split(".")[0] for row in known)
+        raise ConfigError(f"no settings begin with {wanted!r}; groups are {', '.join(groups)}")
+    cells = [
+        (row.key, row.type, row.default, row.unit, f"{row.family}: {row.about}" if row.family else row.about)
+        for row in found
+    ]
+    return table(cells)
+
+
+def table(cells: Sequence[Sequence[str]]) -> str:
+    """Rows with their columns aligned."""
+    widths = [max(len(row[i]) for row in cells) for i in range(len(cells[0]) - 1)]
+    return "\n".join("  ".join([*(cell.ljust(w) for cell, w in zip(row, widths)), row[-1]]).rstrip() for row in cells)
+
+
+def markdown() -> str:
+    """The same for docs/config.md."""
+    lines = [
+        "# Every setting",
+        "",
+        f"Made by `{COMMAND} > docs/config.md`; do not edit it by hand.",
+        "",
+        "A setting goes into a YAML file by group (`train: {batch: 64}`) or behind the command (`train.batch=64`).",
+        "Numbers of images may be written `25000`, `25k` or `1.5M`. A schedule is a number, or `[first, last]`:",
+        "it then goes from the first to the last over `train.ramp` images. What has a * may be changed when a run is",
+        "taken up again.",
+    ]
+    group = ""
+    for row in rows():
+        if row.group != group:
+            group = row.group
+            lines += ["", f"## `{group}`", "", "| key | type | default | unit | meaning |", "|---|---|---|---|---|"]
+        default = f"`{row.default}`" if row.default else ""
+        about = row.about.replace("|", "\\|").replace("<", "&lt;")
+        lines.append(f"| `{row.key}`{' *' * row.free} | {row.type} | {default} | {row.unit} | {about} |")
+    return "\n".join(lines) + "\n"
+
+
+def diff(first: Config, second: Config) -> str:
+    """Settings that differ, in two parts: those that change the training, and those that a resumed run may change."""
+    free, others = changes(first, second)
+    parts = []
+    for title, found in (("change the training:", others), ("may change when a run is taken up again:", free)):
+        if found:
+            cells = [(f"  {name}", _shown(old), "->", _shown(new)) for name, (old, new) in sorted(found.items())]
+            parts.append(f"{title}\n{table(cells)}")
+    return "\n".join(parts) or "no difference"
+
+
+def _shown(value: object) -> str:
+    return "(none)" if value is None else repr(value) if isinstance(value, str) else str(value)

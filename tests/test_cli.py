@@ -1,0 +1,46 @@
+"""The commands' own help."""
+
+import argparse
+import shlex
+from collections.abc import Iterator
+
+import pytest
+
+from distgan.cli import _parser, main
+
+
+def commands() -> dict[str, argparse.ArgumentParser]:
+    actions = _parser()._subparsers._group_actions
+    return actions[0].choices
+
+
+def examples(parser: argparse.ArgumentParser) -> Iterator[list[str]]:
+    """Words behind `distgan` of each example in a command's help."""
+    for line in parser.epilog.splitlines()[1:]:
+        words = shlex.split(line)
+        yield words[words.index("distgan") + 1 :]
+
+
+@pytest.mark.parametrize("command", commands())
+def test_the_help_of_a_command_ends_with_examples_that_it_understands(
+    command: str, capsys: pytest.CaptureFixture
+) -> None:
+    with pytest.raises(SystemExit) as end:
+        main([command, "--help"])
+    assert end.value.code == 0
+    told = capsys.readouterr().out
+    found = list(examples(commands()[command]))
+    assert found, f"give _command({command!r}, ...) an example"
+    for words in found:
+        assert shlex.join(words).split()[-1] in told
+        options, rest = _parser().parse_known_args(words)
+        assert options.command == command
+        assert all("=" in word for word in rest)  # overrides behind an option
+
+
+@pytest.mark.parametrize("arguments", [[], ["trian"], ["train"], ["pack", "a", "b", "--resolutoin", "3"]])
+def test_a_wrong_command_line_is_told_with_exit_code_2(arguments: list[str], capsys: pytest.CaptureFixture) -> None:
+    with pytest.raises(SystemExit) as end:
+        main(arguments)
+    assert end.value.code == 2
+    assert "distgan" in capsys.readouterr().err

@@ -134,6 +134,28 @@ def _parser() -> argparse.ArgumentParser:
     generate.add_argument("--seed", type=int, default=0, help="image i is a function of the seed and i (default 0)")
     generate.add_argument("--labels", default="", help="classes to take in turn, as 0,3,7 or 0-9 (default: all)")
     generate.add_argument("--columns", type=int, default=0, help="of the grid (default: a square, or a row per class)")
+
+    plot = _command(
+        commands,
+        "plot",
+        _plot,
+        "curves of one or several runs as a picture",
+        "distgan plot runs/faces",
+        "distgan plot runs/hinge runs/r3gan --keys Loss/D,Metrics/kid --out compared.svg",
+    )
+    plot.add_argument("runs", nargs="+", metavar="RUN", help="run folders")
+    plot.add_argument("--out", default="", help=".png or .svg (default: plots/curves.png of the run)")
+    plot.add_argument("--keys", default="", metavar="A,B", help="log keys to draw (default: what tells how it goes)")
+
+    report = _command(
+        commands,
+        "report",
+        _report,
+        "a run as one HTML file: samples over time, curves, metrics, data, settings",
+        "distgan report runs/faces",
+    )
+    report.add_argument("run_folder", metavar="RUN", help="run folder")
+    report.add_argument("--out", default="", help=".html file (default: report.html of the run)")
     return parser
 
 
@@ -279,3 +301,17 @@ def _generate(options: argparse.Namespace) -> int:
     if rank() == 0:
         print(line)
     return 0
+
+
+def _plot(options: argparse.Namespace) -> None:
+    from distgan.plot import plot
+
+    for line in plot(options.runs, options.out, [key for key in options.keys.split(",") if key]):
+        print(line)
+
+
+def _report(options: argparse.Namespace) -> None:
+    from distgan.report import report
+
+    for line in report(options.run_folder, options.out):
+        print(line)

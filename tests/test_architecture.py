@@ -9,7 +9,7 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "distgan"
 
 LEVELS = [
-    {"errors", "keyed", "losses", "penalties", "schedules", "ema", "stop", "data.tar", "data.address"},
+    {"errors", "keyed", "losses", "penalties", "schedules", "ema", "stop", "data.tar", "data.address", "markup"},
     {"draw", "balance", "augment"},
     {"metrics", "metrics.resize", "metrics.norm", "metrics.dinov2"},
     {f"metrics.{name}" for name in ("efficientnet", "inception", "moments", "kernel", "neighbours", "probe")},
@@ -17,16 +17,17 @@ LEVELS = [
     {"metrics.scores"},
     {"models.tail", "models.spectral"},
     {"models.dcgan", "models.hourglass", "models.r3gan", "models.resnet"},
-    {"checkpoint", "ranks", "config", "watch", "models", "sample", "data.source", "data.image", "data.plan"},
-    {"configfile", "confighelp", "runfolder", "world", "data.index"},
-    {"data.dataset", "tracker", "meter", "stopwatch"},
+    {"checkpoint", "ranks", "config", "watch", "models", "sample", "data.source", "data.image", "data.plan"}
+    | {"history", "data.card"},
+    {"configfile", "confighelp", "runfolder", "world", "data.index", "curves"},
+    {"data.dataset", "tracker", "meter", "stopwatch", "svg", "plot"},
     {"data.stream", "data.listing", "build", "step"},
     {"metrics.weights"},
     {"metrics.extractors", "metrics.reference"},
     {"metrics.naming", "imageset"},
     {"evaluate"},
     {"controls"},
-    {"state", "gallery", "data.pack", "check", "generate", "audit", "preflight"},
+    {"state", "gallery", "data.pack", "check", "generate", "audit", "preflight", "report"},
     {"trainer"},
     {"run"},
     {"cli"},
@@ -38,11 +39,16 @@ DOORS = {
     "omegaconf": {"configfile"},
     "webdataset": {"data.dataset"},
     "safetensors": {"checkpoint"},
+    "matplotlib": {"plot"},
 }
-TORCH_FREE = {"errors", "keyed", "stop", "ranks", "config", "configfile", "confighelp", "cli", "metrics.weights"} | {
-    f"data.{name}"
-    for name in ("tar", "address", "source", "image", "plan", "index", "dataset", "stream", "listing", "pack")
-}
+TORCH_FREE = (
+    {"errors", "keyed", "stop", "ranks", "config", "configfile", "confighelp", "cli", "metrics.weights"}
+    | {"history", "curves", "markup", "svg", "plot", "report", "data.card"}
+    | {
+        f"data.{name}"
+        for name in ("tar", "address", "source", "image", "plan", "index", "dataset", "stream", "listing", "pack")
+    }
+)
 
 
 def modules() -> dict[str, ast.Module]:

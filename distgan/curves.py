@@ -1,0 +1,90 @@
+"""Which curves of a run are shown, which stand together, and how few points are enough."""
+
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+from distgan.errors import ConfigError
+from distgan.history import History, Series
+
+COLOURS = ("#2f6fde", "#d9622b", "#2a9d6a", "#b8478f", "#8a6d3b", "#5b5fc7", "#c03a3a", "#3d8ea5")
+MORE_IS_BETTER = r"(precision|recall|density|coverage|psnr|ssim|acc|is)(?![a-z])"
+NO_JUDGEMENT = r"_(sec|std|err|num)$"
+POINTS = 800  # of a curve, which is more than a picture's pixels can tell apart
+
+
+@dataclass(frozen=True)
+class Panel:
+    """Curves on one pair of axes; `log`: on a logarithmic scale; `optional`: keys that are left out where all zero."""
+
+    title: str
+    keys: tuple[str, ...]
+    unit: str = ""
+    log: bool = False
+    optional: tuple[str, ...] = ()
+
+
+PANELS = (
+    Panel("Losses", ("Loss/D", "Loss/G")),
+    Panel("Penalties", (), optional=("Loss/r1", "Loss/r2", "Loss/gp", "Loss/fm")),
+    Panel("Logits", ("Logits/real_mean", "Logits/fake_mean")),
+    Panel("Logits: real minus fake", ("Logits/gap",)),
+    Panel("D's verdicts", ("Logits/acc", "Logits/sign_real", "Logits/sign_fake")),
+    Panel("Diversity of fakes over reals", ("Diversity/fake_over_real",)),
+    Panel("Gradient norms", ("Optim/grad_norm_D", "Optim/grad_norm_G"), log=True),
+    Panel("Learning rates", ("Optim/lr_D", "Optim/lr_G")),
+    Panel("Probability of augmentation", ("Augment/p",)),
+    Panel("Balance", ("Balance/level", "Balance/d_steps")),
+    Panel("Steps not taken", (), optional=("Optim/skipped_steps", "Optim/rollbacks")),
+    Panel("Speed", ("Perf/img_per_sec",), "images/s"),
+    Panel("Time lost to waiting", ("Perf/data_wait_pct", "Perf/rank_skew_pct"), "%"),
+    Panel("Memory, peak", ("Resources/gpu_mem_peak_gb", "Resources/cpu_mem_gb"), "GB"),
+)
+
+
+def panels(runs: Sequence[History], keys: Sequence[str] = ()) -> list[Panel]:
+    """What there is to show of these runs: metrics first, then training. With `keys`, a panel for each of them.
+
+    Raises ConfigError for a key that no run has, naming those that there are.
+    """
+    known = list(dict.fromkeys(key for run in runs for key in run.log_keys()))
+    if unknown := [key for key in keys if key not in known]:
+        there = ", ".join(key for key in known if not key.startswith("Progress/"))
+        raise ConfigError(f"no run has {', '.join(unknown)}; there are {there or 'no numbers yet'}")
+    if keys:
+        return [Panel(key, (key,)) for key in keys]
+    metrics = [key for key in known if key.startswith("Metrics/") and better(key.partition("/")[2])]
+    found = [Panel(key.partition("/")[2], (key,)) for key in metrics]
+    for panel in PANELS:
+        shown = [key for key in (*panel.keys, *panel.optional) if key in known]
+        zero = {key for key in shown if key in panel.optional and not any(any(r.series(key).values) for r in runs)}
+        if kept := tuple(key for key in shown if key not in zero):
+            found.append(Panel(panel.title, kept, panel.unit, panel.log))
+    return found
+
+
+def better(metric: str) -> Callable[[Iterable[float]], float] | None:
+    """min or max, by what a metric is called; None for what is neither good nor bad, such as a time."""
+    if re.search(NO_JUDGEMENT, metric):
+        return None
+    return max if re.match(MORE_IS_BETTER, metric) else min
+
+
+def names(runs: Sequence[History]) -> list[str]:
+    """What to call each run: its folder's name, or its path where two are called alike."""
+    short = [run.name for run in runs]
+    return short if len(set(short)) == len(short) else [str(run.path) for run in runs]
+
+
+def thinned(series: Series, points: int = POINTS) -> Series:
+    """A series of at most so many points that looks the same: the least and the greatest of each stretch stay."""
+    num = len(series.values)
+    if num <= points:
+        return series
+    kept = {0, num - 1}
+    stretches = max(1, points // 2 - 1)
+    for i in range(stretches):
+        stretch = range(i * num // stretches, (i + 1) * num // stretches)
+        kept |= {min(stretch, key=series.values.__getitem__), max(stretch, key=series.values.__getitem__)}
+    order = sorted(kept)
+    return Series([series.kimg[i] for i in order], [series.values[i] for i in order])

@@ -1,0 +1,137 @@
+"""A run's records read back, for plots and reports: of runs that still go on, were killed, or are of another version.
+
+What cannot be read is passed over and told, since a picture of the rest is what its user came for.
+"""
+
+import json
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from distgan.errors import ConfigError
+
+Row = dict[str, object]  # of numbers by log key, as far as this version knows
+
+
+@dataclass
+class Series:
+    """One curve: values by thousands of images, as they were written."""
+
+    kimg: list[float] = field(default_factory=list)
+    values: list[float] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class History:
+    """What a run folder tells.
+
+    Attributes:
+        rows, evals: Lines of metrics.jsonl and evals.jsonl that can be read and say at which image they stand.
+        status: status.json, or {}.
+        problems: What was passed over, for a person.
+    """
+
+    path: Path
+    rows: list[Row]
+    evals: list[Row]
+    status: Row
+    problems: list[str]
+
+    @property
+    def name(self) -> str:
+        return self.path.resolve().name
+
+    def log_keys(self) -> list[str]:
+        """Log keys with at least one finite number, in the order in which they were first written."""
+        rows = self.rows + self.evals
+        return list(dict.fromkeys(key for row in rows for key, value in row.items() if _number(value) is not None))
+
+    def series(self, key: str) -> Series:
+        """A key's finite numbers. Where metrics and evaluations both have it, evaluations are taken."""
+        found = Series()
+        for row in self.evals if any(key in row for row in self.evals) else self.rows:
+            value = _number(row.get(key))
+            if value is not None:
+                found.kimg.append(kimg(row))
+                found.values.append(value)
+        return found
+
+    def last(self, key: str) -> float | None:
+        """The newest number of a key."""
+        return next((x for row in reversed(self.rows) if (x := _number(row.get(key))) is not None), None)
+
+
+def read(path: str | Path) -> History:
+    """The records of a run folder. Raises ConfigError where it is none."""
+    folder = Path(path).expanduser()
+    if not folder.is_dir():
+        raise ConfigError(f"{path}: no such run folder")
+    if not any((folder / name).exists() for name in ("metrics.jsonl", "config.yaml", "status.json")):
+        raise ConfigError(f"{path} is no run folder: it has no metrics.jsonl, config.yaml or status.json")
+    problems: list[str] = []
+    rows = _rows(folder / "metrics.jsonl", problems)
+    evals = _rows(folder / "evals.jsonl", problems)
+    return History(folder, rows, evals, read_json(folder / "status.json", problems), problems)
+
+
+def kimg(row: Row) -> float:
+    """Thousands of images at which a row stands."""
+    images, thousands = _number(row.get("Progress/images")), _number(row.get("Progress/kimg"))
+    return images / 1000 if images is not None else (thousands or 0.0)
+
+
+def read_json(path: Path, problems: list[str]) -> Row:
+    """A small JSON file; {} where there is none, or where it is no mapping, which is told."""
+    try:
+        found = json.loads(path.read_text(errors="replace"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, RecursionError) as error:
+        problems.append(f"{path}: not readable ({_short(error)}): passed over")
+        return {}
+    if not isinstance(found, dict):
+        problems.append(f"{path}: a {type(found).__name__}, not a mapping: passed over")
+        return {}
+    return found
+
+
+def _rows(path: Path, problems: list[str]) -> list[Row]:
+    try:
+        lines = path.read_text(errors="replace").splitlines(keepends=True)
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        problems.append(f"{path}: not readable ({_short(error)}): passed over")
+        return []
+    rows, bad = [], []
+    for number, line in enumerate(lines, 1):
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError):
+            row = None
+        if isinstance(row, dict) and any(
+            _number(row.get(f"Progress/{unit}")) is not None for unit in ("images", "kimg")
+        ):
+            rows.append(row)
+        elif line.strip():
+            bad.append(number)
+    if bad == [len(lines)] and not lines[-1].endswith("\n"):
+        problems.append(f"{path}: its last line is half written (the run goes on, or was killed): passed over")
+    elif bad:
+        more = f" and {len(bad) - 1} more" if len(bad) > 1 else ""
+        problems.append(f"{path}: line {bad[0]}{more} cannot be read, or lacks Progress/images: passed over")
+    return rows
+
+
+def _number(value: object) -> float | None:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return None
+    try:
+        number = float(value)
+    except OverflowError:  # a whole number of hundreds of digits
+        return None
+    return number if math.isfinite(number) else None
+
+
+def _short(error: Exception) -> str:
+    return (getattr(error, "strerror", None) or str(error).split("\n")[0])[:160]

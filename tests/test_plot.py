@@ -1,0 +1,100 @@
+"""`distgan plot`: curves as a picture, of runs in any state."""
+
+import subprocess
+import sys
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+
+import numpy as np
+import pytest
+from made_runs import make_run, rows
+from PIL import Image
+
+from distgan.cli import main
+
+
+@pytest.fixture(autouse=True)
+def has_matplotlib() -> None:
+    pytest.importorskip("matplotlib", reason="matplotlib is the extra `plots`")
+
+
+def is_drawn(path: Path, colour: str) -> bool:
+    """Whether a picture has pixels of exactly that colour."""
+    pixels = np.asarray(Image.open(path).convert("RGB"))
+    return bool((pixels == [int(colour[i : i + 2], 16) for i in (1, 3, 5)]).all(-1).any())
+
+
+def test_one_run_is_drawn_into_its_folder(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    run = make_run(tmp_path / "r")
+    assert main(["plot", str(run)]) == 0
+    told = capsys.readouterr().out
+    assert f"of 1 run(s): {run}/plots/curves.png" in told
+    assert is_drawn(run / "plots" / "curves.png", "#2f6fde")
+    assert is_drawn(run / "plots" / "curves.png", "#d9622b")
+
+
+def test_several_runs_have_a_colour_each(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    a, b = make_run(tmp_path / "a"), make_run(tmp_path / "b", rows(10, Own_key=3.0))
+    out = tmp_path / "both.png"
+    assert main(["plot", str(a), str(b), "--keys", "Logits/gap,Own/key", "--out", str(out)]) == 0
+    told = capsys.readouterr().out
+    assert "warning: Own/key is not in a" in told
+    assert "2 panel(s) of 2 run(s)" in told
+    assert is_drawn(out, "#2f6fde")
+    assert is_drawn(out, "#d9622b")
+
+
+def test_svg_and_names_that_mean_something_to_matplotlib(tmp_path: Path) -> None:
+    runs = [make_run(tmp_path / name) for name in ("_a $x^{$", "%s\\frac", "<b>&")]
+    out = tmp_path / "new" / "c.svg"
+    assert main(["plot", *map(str, runs), "--out", str(out), "--keys", "Loss/D"]) == 0
+    assert ElementTree.parse(out).getroot().tag.endswith("svg")
+    assert main(["plot", str(runs[0]), "--keys", "Loss/D"]) == 0
+
+
+def test_a_run_that_goes_on_or_was_killed_or_is_odd(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    run = make_run(tmp_path / "r", [*rows(3), {"Progress/images": 4000, "Optim/grad_norm_D": 0.0}])
+    (run / "status.json").unlink()
+    with open(run / "metrics.jsonl", "a") as file:
+        file.write('{"Progr')
+    assert main(["plot", str(run), "--keys", "Optim/grad_norm_D"]) == 0
+    assert "metrics.jsonl: its last line is half written" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told", "code"),
+    [
+        (["{}/nothing"], "nothing: no such run folder", 2),
+        (["{}"], "is no run folder", 2),
+        (["{}/new"], "no metrics yet", 2),
+        (["{}/r", "--out", "{}/x.pdf"], "the name must end in .png or .svg", 2),
+        (["{}/r", "--out", "{}/r/log.txt/x.png"], "choose another place by --out", 5),
+        (["{}/r", "--keys", "Loss/E"], "no run has Loss/E; there are Loss/D", 2),
+    ],
+)
+def test_mistakes(tmp_path: Path, capsys: pytest.CaptureFixture, arguments: list[str], told: str, code: int) -> None:
+    make_run(tmp_path / "r", rows(2))
+    make_run(tmp_path / "new", [])
+    assert main(["plot", *(word.replace("{}", str(tmp_path)) for word in arguments)]) == code
+    assert told in capsys.readouterr().err
+
+
+def test_without_the_extra_its_name_is_told(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    run = make_run(tmp_path / "r", rows(2))
+    hidden = {name: None for name in list(sys.modules) if name.split(".")[0] == "matplotlib"} | {"matplotlib": None}
+    with pytest.MonkeyPatch.context() as patch:
+        for name, module in hidden.items():
+            patch.setitem(sys.modules, name, module)
+        assert main(["plot", str(run)]) == 5
+    assert "pip install 'distgan[plots]'" in capsys.readouterr().err
+
+
+def test_plots_and_reports_wait_for_no_torch(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "r", rows(2), grids=1)
+    code = (
+        "import sys; from distgan.cli import main; "
+        f"assert main(['plot', {str(run)!r}, '--keys', 'Loss/D']) == 0 and main(['report', {str(run)!r}]) == 0; "
+        "assert not {'torch', 'accelerate', 'wandb'} & set(sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr

@@ -2,8 +2,8 @@
 
     srun python -m distgan.preflight        (slurm/check.sbatch), or any other launcher
 
-Every rank multiplies matrices, all of them add known numbers, and rank 0 exchanges data with one rank of each other
-host. Prints a line for each host and names those that stand out; exit code 5 where something is wrong.
+Every rank multiplies matrices, all of them add numbers, known ones and many, and rank 0 exchanges data with one rank of
+each other host. Prints a line for each host and names those that stand out; exit code 5 where something is wrong.
 """
 
 import socket
@@ -31,6 +31,7 @@ class Found:
         product_sec: For one product of matrices.
         right: Whether the sum over all ranks came out right.
         exchange_sec: For sending NUMBERS to rank 0 and back; None where that is rank 0's own host.
+        sum_sec: For adding NUMBERS over all ranks; None where there is one.
     """
 
     host: str
@@ -38,12 +39,13 @@ class Found:
     product_sec: float
     right: bool
     exchange_sec: float | None = None
+    sum_sec: float | None = None
 
 
 def preflight(world: World) -> list[Found]:
     """What every rank found, in rank order, the same on each."""
     product_sec = _time_product(world.device)
-    right = _sum_is_right(world)
+    right, sum_sec = _sum_is_right(world), _time_sum(world)
     hosts = world.gather(socket.gethostname())
     exchange_sec = None
     for host in dict.fromkeys(hosts):
@@ -52,7 +54,7 @@ def preflight(world: World) -> list[Found]:
             taken = world.exchange(other, NUMBERS)
             exchange_sec = taken if world.rank == other else exchange_sec
     name = torch.cuda.get_device_name(world.device) if world.device.type == "cuda" else "CPU"
-    return world.gather(Found(hosts[world.rank], name, product_sec, right, exchange_sec))
+    return world.gather(Found(hosts[world.rank], name, product_sec, right, exchange_sec, sum_sec))
 
 
 def _time_product(device: torch.device) -> float:
@@ -72,8 +74,19 @@ def _sum_is_right(world: World) -> bool:
     return bool((total == places * (world.size * (world.size + 1) // 2)).all())
 
 
+def _time_sum(world: World) -> float | None:
+    if world.size == 1:
+        return None
+    numbers = torch.ones(NUMBERS, device=world.device)
+    world.sum(numbers)  # the first time, connections are made
+    world.barrier()
+    started = time.perf_counter()
+    world.sum(numbers)[0].item()  # waits for a GPU
+    return time.perf_counter() - started
+
+
 def report(found: list[Found]) -> tuple[list[str], list[str]]:
-    """Lines for a person, one for each host; and what is wrong."""
+    """Lines for a person, one for each host and one for all; and what is wrong."""
     product = statistics.median(rank.product_sec for rank in found)
     exchanges = [rank.exchange_sec for rank in found if rank.exchange_sec is not None]
     exchange = statistics.median(exchanges) if exchanges else 0.0
@@ -92,6 +105,9 @@ def report(found: list[Found]) -> tuple[list[str], list[str]]:
         if not all(rank.right for rank in own):
             wrong.append(f"{host} has wrong sums over the ranks")
         lines.append(line)
+    sums = [rank.sum_sec for rank in found if rank.sum_sec is not None]
+    if sums:
+        lines.append(f"sums over {len(found)} ranks: {4 * NUMBERS / max(sums) / 1e9:.3g} GB/s")
     return lines, wrong
 
 

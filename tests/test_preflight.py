@@ -26,6 +26,12 @@ def test_a_slow_or_wrong_host_is_named() -> None:
         assert told in wrong[0]
 
 
+def test_sums_are_as_fast_as_their_slowest_rank() -> None:
+    lines, wrong = report([replace(one, sum_sec=sec) for one, sec in zip(GOOD, (0.01, 0.067108864, 0.02))])
+    assert lines[-1] == "sums over 3 ranks: 1 GB/s"
+    assert wrong == []
+
+
 def test_one_process_is_a_host_too() -> None:
     (found,) = preflight(World())
     assert found.right

@@ -154,7 +154,7 @@ def test_another_resizer_is_another_metric() -> None:
 
 
 def test_names_that_do_not_exist_are_told_with_those_that_do() -> None:
-    with pytest.raises(ConfigError, match=r"extractor 'vgg': there are .*toy"):
+    with pytest.raises(ConfigError, match=r"eval.extractor=vgg: there are .*toy"):
         open_extractor("vgg")
-    with pytest.raises(ConfigError, match=r"resizer 'nearest': there are tf1_bilinear, bilinear"):
+    with pytest.raises(ConfigError, match=r"eval.resizer=nearest: there are tf1_bilinear, bilinear"):
         open_extractor("toy", resizer="nearest")

@@ -148,7 +148,7 @@ def open_extractor(
     """
     for what, value, allowed in (("extractor", name, EXTRACTORS), ("resizer", resizer or "bilinear", RESIZERS)):
         if value not in allowed:
-            raise ConfigError(f"{what} {value!r}: there are {', '.join(allowed)}")
+            raise ConfigError(f"eval.{what}={value}: there are {', '.join(allowed)}")
     kind = EXTRACTORS[name]
     if name not in WEIGHTS:
         digest, net = "none", kind.build()

@@ -84,15 +84,15 @@ def find_weights(name: str, given: str = "", download: bool = False) -> Path:
                 check_sha256(path, file.sha256)
                 return path
     if given:
-        raise ConfigError(f"weights {given}: no such file, and no folder with {' or '.join(file.names)}")
+        raise ConfigError(f"eval.weights={given}: no such file, and no folder with {' or '.join(file.names)}")
     if file.url and (download or os.environ.get(DOWNLOAD_VARIABLE, "0") not in ("", "0")):
         return _download(file)
-    looked = ", ".join(map(str, places))
     ways = [file.install] if file.install else []
-    ways += [f"{DOWNLOAD_VARIABLE}=1 fetches it from {file.url}"] if file.url else []
+    ways += [f"eval.download=true or {DOWNLOAD_VARIABLE}=1 fetches it from {file.url}"] if file.url else []
+    ways += [f"set eval.weights to it, or {FOLDER_VARIABLE} to a folder that holds it"]
     raise ConfigError(
         f"the weights of {name} are missing: {file.names[0]} ({file.num_bytes:,} bytes, sha256 {file.sha256}); "
-        f"looked in {looked}. {', or '.join([*ways, f'set {FOLDER_VARIABLE} to a folder that holds it'])}"
+        f"looked in {', '.join(map(str, places))}. {'; or '.join(ways)}"
     )
 
 

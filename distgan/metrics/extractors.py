@@ -20,6 +20,8 @@ from distgan.metrics.inception import Inception
 from distgan.metrics.resize import RESIZERS
 from distgan.metrics.weights import WEIGHTS, find_weights
 
+IMAGENET_MEAN = (255 * 0.485, 255 * 0.456, 255 * 0.406)
+IMAGENET_STD = (255 * 0.229, 255 * 0.224, 255 * 0.225)
 VERSION = 1  # of what happens between pixels and features; a change of it changes every identity
 
 
@@ -61,8 +63,8 @@ class Extractor:
     Attributes:
         name: As in `EXTRACTORS`.
         identity: Name, first digits of the weights' sha256, layer, input size, resizer and version, for cache keys.
-        key_prefix: What the Fréchet distance is called: "fid", or "fd_<name>", with the resizer where it is not
-            the extractor's own.
+        key_prefix: What the Fréchet distance is called: "fid" with the pinned weights of Inception and TensorFlow 1's
+            resizing, else "fd_<name>", with the resizer where it is not the extractor's own.
         dim: Numbers of a feature vector.
         num_logits: Classes that the network was trained for, 0 where it tells none.
     """
@@ -70,7 +72,7 @@ class Extractor:
     def __init__(self, name: str, kind: Kind, net: nn.Module, digest: str, resizer: str, device: torch.device) -> None:
         self.name, self.dim, self.num_logits = name, kind.dim, kind.num_logits
         self.identity = f"{name}:{digest[:12]}:{kind.layer}:{kind.size}:{resizer}:v{VERSION}"
-        if name == "inception" and resizer == kind.resizer:
+        if (name, resizer, digest) == ("inception", "tf1_bilinear", WEIGHTS["inception"].sha256):
             self.key_prefix = "fid"
         else:
             self.key_prefix = f"fd_{name}" + (f"_{resizer}" if resizer != kind.resizer else "")
@@ -112,15 +114,7 @@ class Extractor:
 
 EXTRACTORS: dict[str, Kind] = {
     "inception": Kind(Inception, "pool3", 299, "tf1_bilinear", (128.0,) * 3, (128.0,) * 3, dim=2048, num_logits=1008),
-    "dinov2_vitl14": Kind(
-        DinoV2,
-        "cls",
-        224,
-        "torch_bicubic_aa",
-        (255 * 0.485, 255 * 0.456, 255 * 0.406),
-        (255 * 0.229, 255 * 0.224, 255 * 0.225),
-        dim=1024,
-    ),
+    "dinov2_vitl14": Kind(DinoV2, "cls", 224, "torch_bicubic_aa", IMAGENET_MEAN, IMAGENET_STD, dim=1024),
     "efficientnet_lite0": Kind(
         EfficientNetLite0, "pool", 224, "clean_bicubic", (127.0,) * 3, (128.0,) * 3, dim=1280, num_logits=1000
     ),
@@ -151,6 +145,8 @@ def open_extractor(
             raise ConfigError(f"eval.{what}={value}: there are {', '.join(allowed)}")
     kind = EXTRACTORS[name]
     if name not in WEIGHTS:
+        if weights:
+            raise ConfigError(f"eval.weights={weights}: the extractor {name} has no file of weights; leave it empty")
         digest, net = "none", kind.build()
     else:
         path, digest = find_weights(name, weights, download), WEIGHTS[name].sha256

@@ -5,6 +5,7 @@ and generated images go through the same one, and its name is part of what a met
 """
 
 from collections.abc import Callable
+from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
@@ -39,7 +40,7 @@ def clean_bicubic(images: Tensor, size: int) -> Tensor:
 
     Pillow's two passes, columns first, as two products with a matrix of the filter's weights in float64.
     """
-    across, along = (_bicubic_weights(side, size).to(images.device) for side in images.shape[:1:-1])
+    across, along = (_bicubic_weights(side, size, images.device) for side in images.shape[:1:-1])
     wide = (images.double() @ across.T).float()  # Pillow keeps float32 between the passes
     return (along @ wide.double()).float().clamp(0, 255)
 
@@ -52,6 +53,7 @@ RESIZERS: dict[str, Callable[[Tensor, int], Tensor]] = {
 }
 
 
+@lru_cache(maxsize=4)
 def _tf1_places(side: int, size: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
     """For each of `size` output pixels: the two input pixels, and how far it lies from the first to the second."""
     scale = torch.tensor(side, dtype=torch.float32) / size
@@ -61,7 +63,8 @@ def _tf1_places(side: int, size: int, device: torch.device) -> tuple[Tensor, Ten
     return first.to(device), second.to(device), (places - first).to(device)
 
 
-def _bicubic_weights(side: int, size: int) -> Tensor:
+@lru_cache(maxsize=4)
+def _bicubic_weights(side: int, size: int, device: torch.device) -> Tensor:
     """The weight of each of `side` input pixels in each of `size` output pixels; float64 [size, side].
 
     Keys' cubic with a = -1/2, stretched by the factor of reduction where the image shrinks, cut off at the border.
@@ -77,4 +80,4 @@ def _bicubic_weights(side: int, size: int) -> Tensor:
     far = ((-0.5 * distance + 2.5) * distance - 4) * distance + 2
     weights = torch.where(distance < 1, near, torch.where(distance < 2, far, 0.0))
     weights = weights * ((pixels >= first[:, None]) & (pixels < last[:, None]))
-    return weights / weights.sum(1, keepdim=True)
+    return (weights / weights.sum(1, keepdim=True)).to(device)

@@ -4,6 +4,7 @@ import hashlib
 import importlib.util
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -108,7 +109,18 @@ def test_a_download_lies_whole_in_the_cache(own_cache: Path, monkeypatch: pytest
         assert len(server.ranges) == asked  # it lies there now
     assert path == own_cache / "weights" / "net.pth"
     assert path.read_bytes() == CONTENT
-    assert [file.name for file in path.parent.iterdir()] == ["net.pth"]
+    assert sorted(file.name for file in path.parent.iterdir()) == [".net.pth.lock", "net.pth"]
+
+
+def test_one_of_several_processes_downloads(own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ranks of one machine want it at the same moment."""
+    monkeypatch.setattr(weights, "PIECE", 4000)
+    with RangeServer({"/net.pth": CONTENT}) as server, ThreadPoolExecutor(4) as ranks:
+        monkeypatch.setitem(WEIGHTS, "net", published(f"{server.address}/net.pth"))
+        server.fail(["trickle"])  # the size, byte by byte: time for the others to come
+        found = list(ranks.map(lambda _: find_weights("net", download=True), range(4)))
+        assert len(server.ranges) == 1 + 4
+    assert {path.read_bytes() for path in found} == {CONTENT}
 
 
 def test_a_download_has_to_be_asked_for(own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -130,7 +142,7 @@ def test_a_wrong_download_leaves_nothing(own_cache: Path, monkeypatch: pytest.Mo
         monkeypatch.setitem(WEIGHTS, "net", published(f"{server.address}/net.pth"))
         with pytest.raises(DataError, match=r"sha256|has 14,999 bytes, the published file has 15,000"):
             find_weights("net", download=True)
-    assert not list((own_cache / "weights").iterdir())
+    assert [file.name for file in (own_cache / "weights").iterdir()] == [".net.pth.lock"]
 
 
 def test_a_cache_that_cannot_be_made_is_told(own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,9 @@
 """EfficientNet-Lite0: EfficientNet-B0 (Tan and Le 2019) without squeeze-and-excitation, with ReLU6.
 
 Trained on ImageNet at 224 pixels, on (pixel - 127) / 128. Modules are named as in the published file of weights.
+
+Distances in its features grow with every kind of damage to real pictures, but mean nothing beside published FID. What
+classes of ImageNet do not need it hardly sees, as Inception; and a D that starts from ImageNet's weights can please it.
 """
 
 import torch.nn.functional as F

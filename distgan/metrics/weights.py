@@ -5,6 +5,8 @@ in this order: the path that was given, the folder DISTGAN_WEIGHTS_DIR, the cach
 installed package. What lies nowhere is downloaded only if that was asked for.
 """
 
+import contextlib
+import fcntl
 import hashlib
 import importlib.util
 import os
@@ -123,12 +125,24 @@ def _places(file: WeightsFile) -> Iterator[Path]:
 
 
 def _download(file: WeightsFile) -> Path:
-    """Into the cache, under its name only when it is whole; several processes may do so at once."""
+    """Into the cache, under its name only when it is whole; one process of a machine does so while the others wait."""
     target = default_cache_dir() / "weights" / file.names[0]
-    source = Source()
-    part = None
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
+        with open(target.with_name(f".{target.name}.lock"), "w") as lock:
+            with contextlib.suppress(OSError):  # a file system without locks: each fetches its own, the last one stays
+                fcntl.flock(lock, fcntl.LOCK_EX)
+            if not target.is_file():
+                _fetch(file, target)
+        check_sha256(target, file.sha256)
+    except OSError as error:
+        raise MachineError(f"{target} could not be written: {error.strerror or error}") from None
+    return target
+
+
+def _fetch(file: WeightsFile, target: Path) -> None:
+    source, part = Source(), None
+    try:
         with tempfile.NamedTemporaryFile(dir=target.parent, prefix=f".{target.name}.", delete=False) as out:
             part = Path(out.name)
             size = source.size(file.url)
@@ -138,10 +152,7 @@ def _download(file: WeightsFile) -> Path:
                 out.write(source.read(file.url, start, min(PIECE, size - start)))
         check_sha256(part, file.sha256)
         part.replace(target)
-    except OSError as error:
-        raise MachineError(f"{target} could not be written: {error.strerror or error}") from None
     finally:
         source.close()
         if part is not None:
             part.unlink(missing_ok=True)
-    return target

@@ -156,6 +156,16 @@ def _parser() -> argparse.ArgumentParser:
     )
     report.add_argument("run_folder", metavar="RUN", help="run folder")
     report.add_argument("--out", default="", help=".html file (default: report.html of the run)")
+
+    doctor = _command(
+        commands,
+        "doctor",
+        _doctor,
+        "what this machine offers a run, and what is wrong with it",
+        "distgan doctor",
+        "distgan doctor --json > doctor.json",
+    )
+    doctor.add_argument("--json", action="store_true", help="for a bug report")
     return parser
 
 
@@ -315,3 +325,11 @@ def _report(options: argparse.Namespace) -> None:
 
     for line in report(options.run_folder, options.out):
         print(line)
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    from distgan.doctor import FAIL, as_json, examine, report
+
+    found = examine()
+    print(as_json(found) if options.json else "\n".join(report(found)))
+    return MachineError.exit_code if any(one.state == FAIL for one in found) else 0

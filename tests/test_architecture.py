@@ -9,7 +9,8 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "distgan"
 
 LEVELS = [
-    {"errors", "keyed", "losses", "penalties", "schedules", "ema", "stop", "data.tar", "data.address", "markup"},
+    {"errors", "keyed", "losses", "penalties", "schedules", "ema", "stop", "data.tar", "data.address", "markup"}
+    | {"doctor.finding"},
     {"draw", "balance", "augment"},
     {"metrics", "metrics.resize", "metrics.norm", "metrics.dinov2"},
     {f"metrics.{name}" for name in ("efficientnet", "inception", "moments", "kernel", "neighbours", "probe")},
@@ -18,16 +19,16 @@ LEVELS = [
     {"models.tail", "models.spectral"},
     {"models.dcgan", "models.hourglass", "models.r3gan", "models.resnet"},
     {"checkpoint", "ranks", "config", "watch", "models", "sample", "data.source", "data.image", "data.plan"}
-    | {"history", "data.card"},
-    {"configfile", "confighelp", "runfolder", "world", "data.index", "curves"},
+    | {"history", "data.card", "doctor.packages", "doctor.gpus", "doctor.services"},
+    {"configfile", "confighelp", "runfolder", "world", "data.index", "curves", "doctor.network"},
     {"data.dataset", "tracker", "meter", "stopwatch", "svg", "plot"},
-    {"data.stream", "data.listing", "build", "step"},
+    {"data.stream", "data.listing", "build", "step", "doctor.host"},
     {"metrics.weights"},
     {"metrics.extractors", "metrics.reference"},
     {"metrics.naming", "imageset"},
     {"evaluate"},
     {"controls"},
-    {"state", "gallery", "data.pack", "check", "generate", "audit", "preflight", "report"},
+    {"state", "gallery", "data.pack", "check", "generate", "audit", "preflight", "report", "doctor"},
     {"trainer"},
     {"run"},
     {"cli"},
@@ -43,7 +44,8 @@ DOORS = {
 }
 TORCH_FREE = (
     {"errors", "keyed", "stop", "ranks", "config", "configfile", "confighelp", "cli", "metrics.weights"}
-    | {"history", "curves", "markup", "svg", "plot", "report", "data.card"}
+    | {"history", "curves", "markup", "svg", "plot", "report", "data.card", "doctor"}
+    | {f"doctor.{name}" for name in ("finding", "packages", "gpus", "network", "host", "services")}
     | {
         f"data.{name}"
         for name in ("tar", "address", "source", "image", "plan", "index", "dataset", "stream", "listing", "pack")

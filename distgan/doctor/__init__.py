@@ -1,0 +1,57 @@
+"""What this machine offers a run, and what is wrong with it: `distgan doctor`.
+
+Every look is by itself: where one fails, its line says so and the others go on. Nothing is changed, nothing is sent.
+"""
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+
+from distgan import __version__
+from distgan.doctor import gpus, host, network, packages, services
+from distgan.doctor.finding import FAIL, WARN, Finding, short
+
+LOOKS: tuple[tuple[str, Callable[[], Iterator[Finding]]], ...] = (
+    ("python", packages.python),
+    ("packages", packages.packages),
+    ("torch", gpus.torch_build),
+    ("gpu", gpus.cards),
+    ("nccl", gpus.nccl),
+    ("ranks", network.launcher),
+    ("network", network.interfaces),
+    ("/dev/shm", host.shared_memory),
+    ("limits", host.limits),
+    ("cpu", host.cpu),
+    ("disk", host.disk),
+    ("wandb", services.wandb),
+    ("slurm", services.slurm),
+)
+
+
+def examine() -> list[Finding]:
+    """Every look at this machine, in the order of the report."""
+    found = []
+    for name, look in LOOKS:
+        try:
+            found += list(look())
+        except Exception as error:  # a machine may lack anything; the other looks go on, and this one is told
+            found.append(Finding(name, WARN, f"could not be looked at ({short(error)})"))
+    return found
+
+
+def report(found: list[Finding]) -> list[str]:
+    """Lines for a person; a cure stands under what it cures."""
+    width = max(len(one.name) for one in found)
+    lines = []
+    for one in found:
+        lines.append(f"{one.state:4}  {one.name.ljust(width)}  {one.told}")
+        if one.cure:
+            lines.append(f"{'':{width + 8}}-> {one.cure}")
+    counts = {state: sum(one.state == state for one in found) for state in (FAIL, WARN)}
+    bad = ", ".join(f"{num} {state}" for state, num in counts.items() if num)
+    return [*lines, bad or "all is well"]
+
+
+def as_json(found: list[Finding]) -> str:
+    """The same for a bug report."""
+    return json.dumps({"distgan": __version__, "findings": [asdict(one) for one in found]}, indent=1)

@@ -1,0 +1,98 @@
+"""GPUs: what the driver knows, and whether this torch can use it."""
+
+import os
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+
+from distgan.doctor.finding import FAIL, OK, WARN, Finding, short
+
+
+def torch_build() -> Iterator[Finding]:
+    try:
+        import torch
+    except Exception as error:  # a broken installation raises what it likes
+        yield Finding("torch", FAIL, f"cannot be imported ({short(error)})", "pip install --force-reinstall torch")
+        return
+    built = f"for CUDA {torch.version.cuda}" if torch.version.cuda else "for the CPU only"
+    yield Finding("torch", OK, f"{torch.__version__}, built {built}")
+
+
+def cards() -> Iterator[Finding]:
+    """The driver against torch, then each card that torch sees."""
+    import torch
+
+    known = _known_to_driver()
+    if not known and not torch.cuda.is_available():
+        yield Finding("gpu", OK, "no GPU here: runs use the CPU, with gloo between ranks")
+        return
+    yield _driver_and_torch(known, torch.version.cuda, torch.cuda.is_available(), _why_not)
+    if not torch.cuda.is_available():
+        return
+    kernels = torch.cuda.get_arch_list()
+    for number in range(torch.cuda.device_count()):
+        card = torch.cuda.get_device_properties(number)
+        free, total = torch.cuda.mem_get_info(number)
+        told = f"{card.name}, {total / 1e9:.0f} GB, {free / 1e9:.0f} GB free, compute {card.major}.{card.minor}"
+        if not has_kernels(card.major, card.minor, kernels):
+            told += f"; torch has kernels for {', '.join(kernels)}"
+            yield Finding(f"gpu {number}", FAIL, told, "install a torch build for this card")
+        elif free < 0.8 * total:
+            yield Finding(f"gpu {number}", WARN, told, "another process holds its memory: see nvidia-smi")
+        else:
+            yield Finding(f"gpu {number}", OK, told)
+
+
+def has_kernels(major: int, minor: int, kernels: list[str]) -> bool:
+    """Whether a card can run a build: its own generation up to its own version, or code for any older one (PTX)."""
+    for kind, _, digits in (name.partition("_") for name in kernels):
+        number = int("".join(filter(str.isdecimal, digits)) or 0)
+        built = (number // 10, number % 10)
+        if built <= (major, minor) and (kind == "compute" or built[0] == major):
+            return True
+    return False
+
+
+def nccl() -> Iterator[Finding]:
+    import torch
+
+    if not torch.cuda.is_available():
+        return
+    if torch.distributed.is_available() and torch.distributed.is_nccl_available():
+        yield Finding("nccl", OK, ".".join(map(str, torch.cuda.nccl.version())))
+    elif torch.cuda.device_count() > 1:
+        yield Finding("nccl", WARN, "not in this torch", "several GPUs need a torch built with NCCL")
+
+
+def _known_to_driver() -> list[str]:
+    """A line for each card that the driver knows, as "name, driver version"; none without a driver."""
+    if shutil.which("nvidia-smi") is None:
+        return []
+    query = ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"]
+    done = subprocess.run(query, capture_output=True, text=True, timeout=20)
+    return [line.strip() for line in done.stdout.splitlines() if line.strip()] if done.returncode == 0 else []
+
+
+def _driver_and_torch(known: list[str], cuda: str | None, available: bool, why_not: Callable[[], str]) -> Finding:
+    """Whether torch, built for this CUDA or none, can use the cards that the driver knows."""
+    told = f"knows {len(known)} card(s): {'; '.join(dict.fromkeys(known))}" if known else "no nvidia-smi"
+    hidden = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if available:
+        return Finding("driver", OK, told)
+    if cuda is None:
+        return Finding("driver", FAIL, f"{told}, but torch is built for the CPU only", "install a CUDA build of torch")
+    if hidden in ("", "-1"):
+        cure = "unset CUDA_VISIBLE_DEVICES, or ask SLURM for GPUs"
+        return Finding("driver", FAIL, f"{told}, but CUDA_VISIBLE_DEVICES={hidden!r} hides them", cure)
+    cure = f"update the driver, or install a torch for an older CUDA than {cuda}"
+    return Finding("driver", FAIL, f"{told}, but torch cannot use them: {why_not()}", cure)
+
+
+def _why_not() -> str:
+    import torch
+
+    try:
+        torch.zeros(1, device="cuda")
+    except Exception as error:
+        return short(error)
+    return "for no reason that it gives"

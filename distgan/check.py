@@ -4,34 +4,98 @@ import os
 import shutil
 from pathlib import Path
 
-from distgan import build
-from distgan.config import BatchPlan, Config
-from distgan.errors import MachineError
+from distgan import build, checkpoint, sample
+from distgan.config import BatchPlan, Config, warnings
+from distgan.data import card
+from distgan.data.address import public
+from distgan.data.dataset import Dataset
+from distgan.doctor.services import wandb_mode
+from distgan.errors import ConfigError, MachineError
+from distgan.history import read
 
 
-def check(config: Config, spread: BatchPlan) -> list[str]:
-    """Lines that describe the run. Raises what the run itself would raise before its first step."""
+def check(config: Config, spread: BatchPlan) -> tuple[list[str], list[str]]:
+    """Lines that describe the run, and warnings. Raises what the run itself would raise before its first step."""
     dataset = build.open_dataset(config)
     G, D = build.build_nets(config, dataset.num_classes)
     lines = build.describe(config, spread, dataset, build.choose_layout(config, dataset), G, D)
-    return [*lines, _disk(config, build.checkpoint_bytes(G, D)), _wandb(config)]
+    card_lines, card_warnings = _card(config, dataset)
+    disk_lines, disk_warnings = _disk(config, build.checkpoint_bytes(G, D), dataset.num_classes)
+    lines += [*card_lines, *disk_lines, *_earlier(config), _wandb(config)]
+    return lines, [*warnings(config, spread), *card_warnings, *disk_warnings]
 
 
-def _disk(config: Config, checkpoint_bytes: int) -> str:
-    """Room for one checkpoint more than are kept, since a new one is written before an old one goes."""
+def _card(config: Config, dataset: Dataset) -> tuple[list[str], list[str]]:
+    """What the data set's own card says, and what of it does not go with the config."""
+    found = card.read(dataset.urls[0])
+    facts = [f"{name} {value}" for name, value in card.facts(found) if name not in ("images", "classes")]
+    told = []
+    stored, classes = found.get("resolution"), found.get("classes")
+    if isinstance(stored, int) and stored != config.data.resolution:
+        how, wanted = "enlarged" if stored < config.data.resolution else "reduced", config.data.resolution
+        told.append(
+            f"the images are stored at {stored} x {stored} and would be {how} to data.resolution={wanted} each time; "
+            f"`distgan pack SOURCE OUT --resolution {wanted}` does it once"
+        )
+    if isinstance(classes, list) and len(classes) > 1 and not config.model.conditional:
+        told.append(f"the data set has {len(classes)} classes, which model.conditional=false does not use")
+    where = public(os.path.dirname(dataset.urls[0]))
+    return ([f"data set card: {where}: {', '.join(facts)}"] if found else []), told
+
+
+def _disk(config: Config, checkpoint_bytes: int, num_classes: int) -> tuple[list[str], list[str]]:
+    """Room for the checkpoints that are kept, one more that is being written, and the sample grids."""
     folder = Path(config.run.dir).expanduser().absolute()
     existing = next(parent for parent in (folder, *folder.parents) if parent.exists())
     if not os.access(existing, os.W_OK):
         raise MachineError(f"run.dir={config.run.dir}: {existing} cannot be written")
-    free, needed = shutil.disk_usage(existing).free, (config.checkpoint.keep_last + 1) * checkpoint_bytes
-    if free < needed:
+    keep, images = config.checkpoint, config.train.images
+    saved = -(-images // keep.every)
+    kept = min(saved, keep.keep_last + (images // keep.keep_every if keep.keep_every else 0))
+    rows, columns = sample.grid_shape(config.sample.rows, config.sample.columns, num_classes)
+    grids = 2 + images // config.sample.every if config.sample.every else 1
+    samples = grids * rows * columns * 3 * config.data.resolution**2  # at most, since PNG packs them
+    free, needed = shutil.disk_usage(existing).free, (kept + 1) * checkpoint_bytes + samples
+    if free < checkpoint_bytes:
         raise MachineError(
-            f"run.dir={config.run.dir}: checkpoints need {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free; "
-            "lower checkpoint.keep_last, or choose another disk"
+            f"run.dir={config.run.dir}: a checkpoint needs {_size(checkpoint_bytes)}, {_size(free)} are free; "
+            "choose another disk"
         )
-    return f"run folder: {config.run.dir}, {free / 1e9:.0f} GB free, {needed / 1e9:.2f} GB needed for checkpoints"
+    line = (
+        f"disk: {_size(needed)} at most for {kept} checkpoint(s), one more while it is written, and {grids:,} sample "
+        f"grid(s); {_size(free)} free in {existing}"
+    )
+    if free >= needed:
+        return [line], []
+    ways = "lower checkpoint.keep_last, raise checkpoint.keep_every or sample.every, or choose another disk (run.dir)"
+    return [line], [f"the disk may become full: {_size(needed)} needed, {_size(free)} free; {ways}"]
+
+
+def _earlier(config: Config) -> list[str]:
+    """What the run folder holds already, and how long the rest would take at the speed that was seen there."""
+    folder = Path(config.run.dir).expanduser()
+    saved = checkpoint.newest_first(folder / "checkpoints") if config.run.resume == "auto" else []
+    if not saved:
+        return [f"run folder: {config.run.dir}, a new run"]
+    images = int(saved[0].name.removeprefix("step-"))
+    left = max(0, config.train.images - images)
+    lines = [f"run folder: {config.run.dir}, goes on from {saved[0].name}: {left:,} images are left"]
+    try:
+        speed = read(folder).last("Perf/img_per_sec")
+    except ConfigError:  # it holds checkpoints and nothing else
+        speed = None
+    if speed and left:
+        lines.append(
+            f"speed: {speed:.0f} images/s when last seen, {3.6 * speed:,.0f} kimg/h: {left / speed / 3600:.1f} h"
+        )
+    return lines
 
 
 def _wandb(config: Config) -> str:
-    mode = os.environ.get("WANDB_MODE")
-    return f"wandb: {mode} (from WANDB_MODE)" if mode else f"wandb: {config.wandb.mode}"
+    mode, told = wandb_mode(config.wandb.mode)
+    whose = f"{config.wandb.entity}/" if config.wandb.entity else ""
+    return f"wandb: {told}" + (f", project {whose}{config.wandb.project}" if mode not in ("disabled", "none") else "")
+
+
+def _size(num_bytes: float) -> str:
+    return f"{num_bytes / 1e9:,.1f} GB" if num_bytes >= 1e8 else f"{num_bytes / 1e6:,.1f} MB"

@@ -251,7 +251,7 @@ def _train(options: argparse.Namespace) -> int:
 
 
 def _check(options: argparse.Namespace) -> int:
-    from distgan.config import batch_plan, warnings
+    from distgan.config import batch_plan
     from distgan.configfile import load
 
     launched = settle()
@@ -265,10 +265,8 @@ def _check(options: argparse.Namespace) -> int:
 
     from distgan.check import check
 
-    for line in check(config, spread):
-        print(line)
-    for line in warnings(config, spread):
-        print(f"warning: {line}")
+    lines, warnings = check(config, spread)
+    print("\n".join([*lines, *(f"warning: {line}" for line in warnings)]))
     return 0
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import resource
 import socket
 import subprocess
@@ -103,6 +104,19 @@ def test_a_machine_without_anything(monkeypatch: pytest.MonkeyPatch, tmp_path: P
     assert found["host name"].state == WARN
     assert found["cpu"].state == OK
     assert found["slurm"].told == "none here"
+
+
+def test_no_package_but_python_itself() -> None:
+    hidden = ["torch", "numpy", "PIL", "wandb", "omegaconf", "yaml", "accelerate"]
+    code = (
+        f"import sys; sys.modules |= dict.fromkeys({hidden}); from distgan.cli import main; sys.exit(main(['doctor']))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment(), timeout=60)
+    assert done.returncode == 5, done.stderr
+    assert "fail  torch" in done.stdout
+    assert re.search(r"^warn  disk +could not be looked at \(ModuleNotFoundError", done.stdout, re.M)
+    assert "ok    cpu" in done.stdout
+    assert done.stderr == ""
 
 
 def test_a_name_server_that_does_not_answer_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -171,7 +171,7 @@ def test_a_dry_run_and_check_tell_the_plan_and_write_nothing(
         ranks = 3 if "check" in command else 1
         assert f"batch: 12 images = {ranks} rank(s) x 1 pass(es) x {12 // ranks}" in told
         assert "1,797 images of 10 classes in" in told
-        assert "GB needed for checkpoints" in told
+        assert "MB at most for 3 checkpoint(s)" in told
     assert not (tmp_path / "run").exists()
     assert main(["check", str(config), "--ranks", "5"]) == 2
     assert "use 1, 2, 3, 4 or 6 ranks, or train.batch=10 or 15" in capsys.readouterr().err

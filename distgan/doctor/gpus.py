@@ -4,15 +4,15 @@ import os
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
+from types import ModuleType
 
 from distgan.doctor.finding import FAIL, OK, WARN, Finding, short
 
 
 def torch_build() -> Iterator[Finding]:
-    try:
-        import torch
-    except Exception as error:  # a broken installation raises what it likes
-        yield Finding("torch", FAIL, f"cannot be imported ({short(error)})", "pip install --force-reinstall torch")
+    torch = _torch()
+    if isinstance(torch, Exception):
+        yield Finding("torch", FAIL, f"cannot be imported ({short(torch)})", "pip install --force-reinstall torch")
         return
     built = f"for CUDA {torch.version.cuda}" if torch.version.cuda else "for the CPU only"
     yield Finding("torch", OK, f"{torch.__version__}, built {built}")
@@ -20,8 +20,9 @@ def torch_build() -> Iterator[Finding]:
 
 def cards() -> Iterator[Finding]:
     """The driver against torch, then each card that torch sees."""
-    import torch
-
+    torch = _torch()
+    if isinstance(torch, Exception):
+        return
     known = _known_to_driver()
     if not known and not torch.cuda.is_available():
         yield Finding("gpu", OK, "no GPU here: runs use the CPU, with gloo between ranks")
@@ -43,6 +44,14 @@ def cards() -> Iterator[Finding]:
             yield Finding(f"gpu {number}", OK, told)
 
 
+def _torch() -> ModuleType | Exception:
+    try:
+        import torch
+    except Exception as error:  # a broken installation raises what it likes
+        return error
+    return torch
+
+
 def has_kernels(major: int, minor: int, kernels: list[str]) -> bool:
     """Whether a card can run a build: its own generation up to its own version, or code for any older one (PTX)."""
     for kind, _, digits in (name.partition("_") for name in kernels):
@@ -54,9 +63,8 @@ def has_kernels(major: int, minor: int, kernels: list[str]) -> bool:
 
 
 def nccl() -> Iterator[Finding]:
-    import torch
-
-    if not torch.cuda.is_available():
+    torch = _torch()
+    if isinstance(torch, Exception) or not torch.cuda.is_available():
         return
     if torch.distributed.is_available() and torch.distributed.is_nccl_available():
         yield Finding("nccl", OK, ".".join(map(str, torch.cuda.nccl.version())))

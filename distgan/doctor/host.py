@@ -8,7 +8,6 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from distgan.data.dataset import default_cache_dir
 from distgan.doctor.finding import OK, WARN, Finding
 from distgan.doctor.network import INFINIBAND
 
@@ -74,6 +73,8 @@ def _quota() -> float:
 
 
 def disk() -> Iterator[Finding]:
+    from distgan.data.dataset import default_cache_dir  # which needs numpy, and that may be missing
+
     places = {"run folders": Path.cwd(), "temporary files": Path(tempfile.gettempdir()), "cache": default_cache_dir()}
     for name, folder in places.items():
         existing = next(parent for parent in (folder, *folder.parents) if parent.exists())

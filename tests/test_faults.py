@@ -78,6 +78,26 @@ def test_a_slow_rank_slows_the_run_and_no_more(tmp_path: Path, config: Path) -> 
     assert re.search(r"rank 1 on \S+ is slow", output(log))
 
 
+ALIKE_BUT_FOR = """
+import os, sys
+from distgan import cli, run
+rank = os.environ["RANK"]
+if "{what}" == "code":
+    run.digest_of_code = lambda: "of the code of rank " + rank
+sys.exit(cli.main(["train", "{config}", "run.dir={run}", "train.seed=" + ("{what}" == "config") * rank + "0"]))
+"""
+
+
+@pytest.mark.parametrize("what", ["config", pytest.param("code", marks=pytest.mark.slow)])
+def test_ranks_that_are_not_alike_are_named(tmp_path: Path, config: Path, what: str) -> None:
+    """Before anything is written: each would train on without a word, on its own idea of the run."""
+    run, log = tmp_path / "run", tmp_path / "log"
+    command = ["-c", ALIKE_BUT_FOR.format(what=what, config=config, run=run)]
+    assert run_ranks(2, command, log) == [5, 5], output(log, 2)
+    assert re.search(rf"rank 1 on \S+ has another {what} than rank 0 on \S+ \(.*\): start all ranks alike", output(log))
+    assert not run.exists()
+
+
 @pytest.mark.parametrize("victim", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_a_rank_that_is_killed_ends_the_others(tmp_path: Path, config: Path, victim: int) -> None:
     run, log = tmp_path / "run", tmp_path / "log"

@@ -51,6 +51,14 @@ class MachineError(DistganError):
     exit_code = 5
 
 
+class StoppedError(DistganError):
+    """A request to stop that came before there was anything to save; `reason` is a key of `stop.EXIT_CODES`."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(f"{reason} before the first step: nothing to save")
+        self.reason = reason
+
+
 def of_kind(kind: str, text: str) -> DistganError:
     """The error of another rank, of which the name of its class and its message came over."""
     known = {cls.__name__: cls for cls in DistganError.__subclasses__()}

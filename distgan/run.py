@@ -9,7 +9,7 @@ import torch
 from distgan import stop
 from distgan.config import Config, batch_plan
 from distgan.configfile import to_yaml
-from distgan.errors import DistganError, FailedError
+from distgan.errors import DistganError, FailedError, StoppedError
 from distgan.runfolder import RunFolder, command_line
 from distgan.tracker import start_logging
 from distgan.trainer import Trainer
@@ -33,6 +33,12 @@ def train(config: Config) -> int:
     try:
         start_logging(folder.path, world.rank)
         reason = Trainer(config, world, spread, folder).run()
+    except StoppedError as stopped:
+        reason = stopped.reason
+        log.info(str(stopped))
+        if world.is_main:
+            known = {k: v for k, v in folder.read_status().items() if k in ("images", "total_images", "checkpoint")}
+            folder.status("preempted", **known, reason=reason, world=world.size)
     except Exception as error:
         log.debug("the run failed", exc_info=error)
         failure = error if isinstance(error, DistganError) else FailedError.of(error, world.rank, folder.path)

@@ -37,6 +37,7 @@ class RunState:
         self,
         config: Config,
         world: World,
+        micro_batch: int,
         layout: Layout,
         num_classes: int,
         fingerprint: str,
@@ -47,7 +48,7 @@ class RunState:
     ) -> None:
         """`optimizers` has the names of the networks they train; `fingerprint` is the data set's."""
         self.now, self.layout = Progress(), layout
-        self._config, self._world = config, world
+        self._config, self._world, self._micro_batch = config, world, micro_batch
         self._num_classes, self._fingerprint = num_classes, fingerprint
         self._nets, self._optimizers, self._meter, self._controls = nets, optimizers, meter, controls
 
@@ -101,7 +102,12 @@ class RunState:
 
     def conditions(self) -> dict[str, object]:
         """What may change the last bits of a sum."""
-        return {"ranks": self._world.size, "threads": torch.get_num_threads(), "torch": torch.__version__}
+        return {
+            "ranks": self._world.size,
+            "micro-batch": self._micro_batch,
+            "threads": torch.get_num_threads(),
+            "torch": torch.__version__,
+        }
 
     def _read(self, path: Path) -> tuple[checkpoint.Tensors, dict]:
         try:

@@ -11,6 +11,7 @@ import threading
 from collections.abc import Iterator
 
 EXIT_CODES = {"finished": 0, "preempted": 75, "interrupted": 130}  # 75: EX_TEMPFAIL, try again later
+LOOK_SEC = 0.2
 
 _requests: list[str] = []  # a signal handler has nowhere else to put them
 _launchers: list[int] = []  # the process of the launcher that this rank must not outlive
@@ -37,6 +38,26 @@ def listening() -> Iterator[None]:
         came = bool(set(_requests) - {"finished"})
         for number, handler in before.items():
             signal.signal(number, signal.SIG_IGN if came and number != signal.SIGINT else handler)
+
+
+@contextlib.contextmanager
+def leaving_when_asked(waits_for: str) -> Iterator[None]:
+    """Meanwhile, a request ends the process: it may wait in vain, and has nothing to save yet."""
+    done = threading.Event()
+
+    def watch() -> None:
+        while not done.wait(LOOK_SEC):
+            if reason := asked():
+                os.write(2, f"distgan: asked to stop while waiting for {waits_for}\n".encode())
+                os._exit(EXIT_CODES[reason])
+
+    watcher = threading.Thread(target=watch, name="distgan-wait", daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        done.set()
+        watcher.join()
 
 
 def ask(reason: str) -> None:

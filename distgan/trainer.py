@@ -64,6 +64,7 @@ class Trainer:
         self.state = RunState(
             config,
             world,
+            spread.micro_batch,
             build.choose_layout(config, self.dataset),
             self.num_classes,
             self.dataset.fingerprint,
@@ -290,7 +291,7 @@ class Trainer:
             self.now.wandb_id = saved["wandb_id"] if is_own else self.now.wandb_id
             log.info(f"going on from {path}, at {self.now.images} images")
             for what, value in self.state.conditions().items():
-                if saved[what] != value:
+                if saved.get(what, value) != value:
                     log.info(
                         f"{what}: {saved[what]} before, {value} now: same samples and noise, other last bits of sums"
                     )

@@ -15,7 +15,7 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, DistributedType, InitProcessGroupKwargs
 from torch import Tensor, nn
 
-from distgan import ranks
+from distgan import ranks, stop
 from distgan.errors import ConfigError, MachineError, of_kind, with_hint
 
 T = TypeVar("T")
@@ -36,15 +36,16 @@ class World:
         if deterministic != "fast":
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA starts
         try:
-            self._accelerator = Accelerator(
-                cpu=torch.backends.mps.is_available(),  # which has no float64, and no second rank
-                mixed_precision="no",  # autocast stands in the losses, so that penalties can stay in float32
-                kwargs_handlers=[
-                    DistributedDataParallelKwargs(gradient_as_bucket_view=True),
-                    # Accelerate passes on what differs from its own 600 s, and gloo's default is half an hour.
-                    InitProcessGroupKwargs(timeout=timedelta(seconds=timeout_sec, microseconds=1)),
-                ],
-            )
+            with stop.leaving_when_asked("the other ranks"):
+                self._accelerator = Accelerator(
+                    cpu=torch.backends.mps.is_available(),  # which has no float64, and no second rank
+                    mixed_precision="no",  # autocast stands in the losses, so that penalties can stay in float32
+                    kwargs_handlers=[
+                        DistributedDataParallelKwargs(gradient_as_bucket_view=True),
+                        # Accelerate passes on what differs from its own 600 s, and gloo's default is half an hour.
+                        InitProcessGroupKwargs(timeout=timedelta(seconds=timeout_sec, microseconds=1)),
+                    ],
+                )
         except dist.DistError as error:
             where = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
             raise MachineError(

@@ -4,18 +4,27 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
-from processes import environment
+from processes import environment, free_port
+from runs import make_digits, status, write_config
 
+from distgan.cli import main
+from distgan.data import index
+from distgan.data.index import ShardIndex
 from distgan.stop import EXIT_CODES, asked, listening
 
 SIGNALS = [signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM, signal.SIGHUP, signal.SIGINT]
 BUSY = """
 import hashlib, signal, sys
 signal.signal(signal.SIGHUP, signal.{hangup})
+from distgan.cli import main
+from distgan.data import index
+from distgan.data.index import ShardIndex
 from distgan.stop import asked, listening
 with listening():
     print("ready", flush=True)
@@ -85,3 +94,41 @@ def test_a_terminal_that_closes_asks_but_not_under_nohup(hangup: str, told: str)
     with listener(A_LINE, hangup) as process:
         process.send_signal(signal.SIGHUP)
         assert process.communicate("\n", timeout=5)[0] == f"{told}\n"
+
+
+@pytest.mark.multi
+def test_a_rank_that_waits_for_the_others_can_be_stopped(tmp_path: Path) -> None:
+    config = write_config(tmp_path / "a.yaml", tmp_path)
+    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "ACCELERATE_USE_CPU": "true"}
+    more = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2", **place}
+    command = [sys.executable, "-m", "distgan", "train", str(config), f"run.dir={tmp_path / 'run'}"]
+    with subprocess.Popen(command, env=environment(**more), stderr=subprocess.PIPE, text=True) as rank:
+        try:
+            with pytest.raises(subprocess.TimeoutExpired):
+                rank.wait(timeout=5)
+            rank.terminate()
+            _, told = rank.communicate(timeout=90)
+        finally:
+            rank.kill()
+    assert rank.returncode == 75
+    assert "while waiting for the other ranks" in told
+
+
+def test_a_stop_while_shards_are_indexed_is_obeyed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Many shards without an index take longer than a scheduler waits; the indexes made until then are kept."""
+    shards, run = make_digits(tmp_path / "digits", shard_mb=0.1), tmp_path / "run"
+    config = write_config(tmp_path / "a.yaml", shards, more=f"run: {{dir: {run}}}\nwandb: {{mode: disabled}}\n")
+    original, opened = index.load, []
+
+    def load(url: str, *others: object) -> ShardIndex:
+        opened.append(url)
+        if len(opened) == 2:
+            os.kill(os.getpid(), signal.SIGUSR1)
+            while not asked():  # the main thread hears it
+                time.sleep(0.01)
+        return original(url, *others)
+
+    monkeypatch.setattr(index, "load", load)
+    assert main(["train", str(config)]) == 75
+    assert len(opened) == 2 < len(list(shards.glob("*.tar")))
+    assert status(run)["state"] == "preempted"

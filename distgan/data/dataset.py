@@ -13,12 +13,12 @@ from pathlib import Path
 
 import numpy as np
 
-from distgan import keyed
+from distgan import keyed, stop
 from distgan.data import index
 from distgan.data.address import is_local, local_path, public
 from distgan.data.image import MAX_PIXELS, SUFFIXES, BadImage, decode_into
 from distgan.data.source import Source
-from distgan.errors import DataError, with_hint
+from distgan.errors import DataError, StoppedError, with_hint
 
 MAX_CLASSES = 1_000_000  # a larger label is no class number
 Gather = Callable[[object], list]  # what this rank found -> what all ranks found, in rank order
@@ -128,6 +128,7 @@ class Dataset:
 
     Raises:
         DataError: for anything that would make the set other than what its shards seem to promise.
+        StoppedError: on all ranks, where one was asked to stop. Indexes that were made are kept.
     """
 
     def __init__(
@@ -157,6 +158,8 @@ class Dataset:
                     "All nodes need the same data"
                 )
         shards = [shares[i % world][i // world] for i in range(len(self.urls))]
+        if reasons := {shard["stopped"] for shard in shards if "stopped" in shard}:
+            raise StoppedError(min(reasons))  # a person's wish wins, on every rank
         for url, shard in zip(self.urls, shards):
             if "error" in shard:
                 raise DataError(shard["error"])
@@ -228,6 +231,8 @@ class Dataset:
         return public(url), index.key_of(url, self.source, int(self.located(shard).first[place]))
 
     def _summary(self, url: str) -> dict:
+        if reason := stop.asked():  # many shards without an index take long
+            return {"stopped": reason}
         try:
             return index.load(url, self.source, self._cache_dir).summary()
         except (DataError, OSError) as error:  # told to all ranks, so that all stop

@@ -10,30 +10,62 @@ from torch import Tensor, nn
 
 from distgan import keyed
 
-CHUNK = 64  # images of one forward; always whole, so that a picture does not depend on how many are asked for
+CHUNK = 64  # images of one forward; always whole, so that a picture does not depend on which others are asked for
+
+
+def chunk_of(resolution: int) -> int:
+    """Images of one forward at this resolution: CHUNK, fewer above 256 pixels, where that many take much memory."""
+    return max(1, min(CHUNK, CHUNK * 256**2 // resolution**2))
+
+
+def latents(seed: int, numbers: Sequence[int], z_dim: int) -> Tensor:
+    """Latent i of `seed`, which is all that picture i is made of but for its label; float32 [len(numbers), z_dim]."""
+    return torch.from_numpy(keyed.normal(keyed.key(seed, "sample"), np.asarray(numbers, np.int64), z_dim))
+
+
+def generate(
+    G: nn.Module,
+    z_dim: int,
+    seed: int,
+    numbers: Sequence[int],
+    labels: Sequence[int] | None = None,
+    chunk: int = CHUNK,
+) -> Iterator[np.ndarray]:
+    """Pictures of the given numbers; uint8 [H, W, 3] each. Arguments as for `images`."""
+    for part in images(G, z_dim, seed, numbers, labels, chunk):
+        yield from to_uint8(part)
 
 
 @torch.no_grad()
-def generate(
-    G: nn.Module, z_dim: int, seed: int, numbers: Sequence[int], labels: Sequence[int] | None = None
-) -> Iterator[np.ndarray]:
-    """Pictures of the given numbers; uint8 [H, W, 3] each.
+def images(
+    G: nn.Module,
+    z_dim: int,
+    seed: int,
+    numbers: Sequence[int],
+    labels: Sequence[int] | None = None,
+    chunk: int = CHUNK,
+) -> Iterator[Tensor]:
+    """Images of the given numbers, in runs of at most `chunk`; [B, C, H, W] in -1..1.
 
-    The generator is switched to evaluation for it. Picture i is that of latent i of `seed`; the forward passes are
-    always of CHUNK latents, the last one filled up.
+    The generator is switched to evaluation for it. Image i is that of latent i of `seed`, in row i % chunk of a forward
+    of the chunk's latents: its bits depend on `seed`, i, its label and `chunk`, and on nothing else that is asked for.
     """
     device = next(G.parameters()).device
     was_training = G.training
+    numbers = np.asarray(numbers, np.int64)
+    labels = None if labels is None else np.asarray(labels, np.int64)
+    cuts = np.flatnonzero((np.diff(numbers // chunk) != 0) | (np.diff(numbers) <= 0)) + 1
     G.eval()
     try:
-        for start in range(0, len(numbers), CHUNK):
-            part = np.asarray(numbers[start : start + CHUNK], np.int64)
-            padded = np.resize(part, CHUNK)
-            z = torch.from_numpy(keyed.normal(keyed.key(seed, "sample"), padded, z_dim)).to(device)
-            classes = None
+        for part in np.split(np.arange(len(numbers)), cuts) if len(numbers) else ():
+            first = numbers[part[0]] // chunk * chunk
+            rows, classes = numbers[part] - first, None
             if labels is not None:
-                classes = torch.as_tensor(np.resize(labels[start : start + CHUNK], CHUNK), device=device)
-            yield from to_uint8(G(z, classes))[: len(part)]
+                classes = np.full(chunk, labels[part[0]])  # of the rows that are not asked for, whichever
+                classes[rows] = labels[part]
+                classes = torch.from_numpy(classes).to(device)
+            z = latents(seed, np.arange(first, first + chunk), z_dim).to(device)
+            yield G(z, classes)[torch.from_numpy(rows).to(device)]
     finally:
         G.train(was_training)
 

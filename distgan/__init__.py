@@ -1,3 +1,22 @@
-"""distgan: distributed GAN training on streamed image shards, with exact resume."""
+"""distgan: distributed GAN training on streamed image shards, with exact resume.
+
+from distgan import load_generator
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from distgan.generator import load_generator
 
 __version__ = "0.1.0"
+__all__ = ["load_generator"]
+
+_HOMES = {"load_generator": "distgan.generator"}
+
+
+def __getattr__(name: str) -> object:
+    """What is public, looked up on first use: `import distgan` needs no torch."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'distgan' has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)

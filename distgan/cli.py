@@ -124,16 +124,37 @@ def _parser() -> argparse.ArgumentParser:
         commands,
         "generate",
         _generate,
-        "images from a trained generator",
+        "images from a trained generator (no network family here has truncation)",
         "distgan generate runs/faces --num 64 --as grid --out faces.png",
+        "distgan generate runs/faces --num 50000 --as shards --out data/made --filter 0.5",
+        "distgan generate runs/faces --num 250 --as video --out walk.webp",
     )
-    generate.add_argument("checkpoint", help="run folder or checkpoint")
-    generate.add_argument("--num", type=int, default=64, help="how many (default 64)")
-    generate.add_argument("--out", required=True, help="folder for png, file for grid")
-    generate.add_argument("--as", dest="kind", default="png", choices=("png", "grid"), help="png (default) or grid")
+    generate.add_argument("checkpoint", help="run folder, checkpoint or exported generator")
+    generate.add_argument("--num", type=int, default=64, help="how many; of a video, frames (default 64)")
+    generate.add_argument("--out", required=True, help="folder for png and shards; file for grid; .webp or .mp4")
+    kinds = ("png", "shards", "grid", "video")
+    generate.add_argument("--as", dest="kind", default="png", choices=kinds, help="png (default), ..., video")
     generate.add_argument("--seed", type=int, default=0, help="image i is a function of the seed and i (default 0)")
     generate.add_argument("--labels", default="", help="classes to take in turn, as 0,3,7 or 0-9 (default: all)")
     generate.add_argument("--columns", type=int, default=0, help="of the grid (default: a square, or a row per class)")
+    generate.add_argument("--filter", type=float, default=1.0, metavar="SHARE", help="keep this share, the best by D")
+    generate.add_argument("--balance", action="store_true", help="equally many images of all classes")
+    generate.add_argument("--shard-images", type=int, default=0, metavar="N", help="default 2048, fewer if large")
+    generate.add_argument("--stops", type=int, default=0, help="latents that a video passes (default: one a second)")
+    generate.add_argument("--fps", type=float, default=25, help="frames of a video in a second (default 25)")
+
+    export = _command(
+        commands,
+        "export",
+        _export,
+        "a trained generator as files that other programs load",
+        "distgan export runs/faces faces-128",
+        "distgan export runs/faces faces-128.onnx --as onnx",
+    )
+    export.add_argument("checkpoint", help="run folder, checkpoint or exported generator")
+    export.add_argument("out", help="folder for safetensors, file for torchscript and onnx; must not exist")
+    kinds = ("safetensors", "torchscript", "onnx")
+    export.add_argument("--as", dest="kind", default=kinds[0], choices=kinds, help="safetensors (default), ..., onnx")
 
     plot = _command(
         commands,
@@ -301,6 +322,11 @@ def _generate(options: argparse.Namespace) -> int:
             seed=options.seed,
             labels=options.labels,
             columns=options.columns,
+            share=options.filter,
+            balance=options.balance,
+            shard_images=options.shard_images,
+            stops=options.stops,
+            fps=options.fps,
             rank=rank(),
             world=world,
         )
@@ -308,6 +334,20 @@ def _generate(options: argparse.Namespace) -> int:
         raise MachineError(f"--out {options.out}: {error.strerror or error}") from None
     if rank() == 0:
         print(line)
+    return 0
+
+
+def _export(options: argparse.Namespace) -> int:
+    settle()
+    if rank() > 0:
+        return 0
+
+    from distgan.export import export
+
+    try:
+        print(export(options.checkpoint, options.out, options.kind))
+    except OSError as error:
+        raise MachineError(f"{options.out}: {error.strerror or error}") from None
     return 0
 
 

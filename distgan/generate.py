@@ -1,31 +1,21 @@
-"""A checkpoint -> images, without the trainer."""
+"""A checkpoint -> images, without the trainer: as files, shards, a grid or a video."""
 
+import functools
 import math
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
-from torch import nn
 
-from distgan import build, checkpoint, sample
-from distgan.checkpoint import DamagedError
-from distgan.config import Config
-from distgan.configfile import from_dict
+from distgan import build, sample, walk
+from distgan.data import generated
 from distgan.errors import ConfigError, DataError
-from distgan.ranks import local_rank
+from distgan.generator import Generator, load_discriminator, load_generator
+from distgan.pick import Choice, Drawn
 
-
-def load_generator(path: str | Path) -> tuple[nn.Module, Config, int]:
-    """The average generator of a run's newest checkpoint or of a given one, its config, and its number of classes."""
-    where = checkpoint.find(Path(path).expanduser())
-    try:
-        tensors, state = checkpoint.load(where)
-    except DamagedError as damage:
-        raise DataError(f"{where}: {damage}") from None
-    config = from_dict(state["config"])
-    G, _ = build.build_nets(config, state["num_classes"])
-    G.load_state_dict(tensors["G_ema"])
-    G.to(f"cuda:{local_rank() % torch.cuda.device_count()}" if torch.cuda.is_available() else "cpu")
-    return G.eval().requires_grad_(False), config, state["num_classes"]
+SHARD_IMAGES, SHARD_BYTES = 2048, 256_000_000  # of a shard, where nothing else is asked for; bytes of its pixels
+FILTERED_IMAGES = 1024  # that are chosen from their own candidates, where images become files
+MAX_TILES = 64  # classes that a video shows side by side
 
 
 def generate(
@@ -37,44 +27,156 @@ def generate(
     seed: int,
     labels: str = "",
     columns: int = 0,
+    share: float = 1.0,
+    balance: bool = False,
+    shard_images: int = 0,
+    stops: int = 0,
+    fps: float = 25,
     rank: int = 0,
     world: int = 1,
 ) -> str:
-    """Write `num` images as single PNG files into a folder, or as one grid; returns a line that says where.
+    """Write `num` images as PNG files or shards into a folder, or as one grid or video; returns a line that says where.
 
     Args:
         labels: Classes that the images take in turn, "0,3" or "0-9"; empty for all. A grid has a row for each.
+        columns: Of a grid, or of a video's classes; 0 for a row per class, or a square.
+        share: Of the images made that are kept: those that D holds to be the most real (see `pick.Choice`).
+        balance: Whether all classes have equally many images.
+        shard_images: Of each shard; 0 for a number by the resolution.
+        stops: Latents that a video passes; 0 for one a second.
+        fps: Frames of a video in a second; it has `num` of them.
         rank, world: Each of several processes writes its share of the files, without a word to the others.
     """
-    for name, value, least in (("num", num, 1), ("columns", columns, 0)):
-        if value < least:
-            raise ConfigError(f"--{name} {value}: at least {least}")
-    G, config, num_classes = load_generator(path)
-    chosen = _parse_labels(labels, num_classes)
-    target = Path(out).expanduser()
-    if target.exists() and target.is_dir() == (kind == "grid"):
-        raise ConfigError(f"--out {out} is {'a folder, a grid is one file' if kind == 'grid' else 'a file'}")
-    if kind == "grid":
-        if rank > 0:
-            return ""
-        columns = columns or (-(-num // len(chosen)) if chosen else math.ceil(math.sqrt(num)))
-        each = [chosen[i // columns % len(chosen)] for i in range(num)] if chosen else None
-        pictures = list(sample.generate(G, config.model.z_dim, seed, range(num), each))
+    bounds = (
+        ("num", num, 1, math.inf),
+        ("columns", columns, 0, math.inf),
+        ("filter", share, 1e-4, 1),
+        ("shard-images", shard_images, 0, math.inf),
+        ("fps", fps, 1, 240),
+    )
+    for name, value, low, high in bounds:
+        if not low <= value <= high:
+            raise ConfigError(
+                f"--{name} {value:g}: " + (f"at least {low}" if high == math.inf else f"{low:g} to {high:g}")
+            )
+    target, is_file = Path(out).expanduser(), kind in ("grid", "video")
+    if target.exists() and target.is_dir() == is_file:
+        raise ConfigError(f"--out {out} is {f'a folder, a {kind} is one file' if is_file else 'a file'}")
+    if is_file and (share < 1 or balance):
+        raise ConfigError(f"--filter and --balance choose images of a set (--as png or shards); a {kind} is none")
+    if kind == "video":
+        walk.require_writer(target)
+    if is_file and rank > 0:
+        return ""
+    G = load_generator(path)
+    chosen = parse_labels(labels, G.num_classes)
+    if is_file:
         target.parent.mkdir(parents=True, exist_ok=True)
-        sample.save_png(target, sample.grid(pictures, columns))
+    if kind == "grid":
+        _write_grid(G, target, num, seed, chosen, columns)
         return f"{num} images: {target}"
-    mine = [i for i in range(num) if i // sample.CHUNK % world == rank]
-    each = [chosen[i % len(chosen)] for i in mine] if chosen else [None] * len(mine)
+    if kind == "video":
+        return _write_video(G, target, num, seed, chosen, columns, stops, fps)
+
+    unit = shard_images or max(1, min(SHARD_IMAGES, SHARD_BYTES // (3 * G.resolution**2)) // G.chunk) * G.chunk
+    if kind == "png":
+        unit = G.chunk if share == 1 else FILTERED_IMAGES
+    choice = Choice(num, unit, tuple(dict.fromkeys(chosen) if balance else chosen), share, balance)
+    D = load_discriminator(path, G.chunk) if share < 1 else None
+    draw = functools.partial(drawn, G, D, choice, seed)
+    if kind == "png":
+        _write_files(target, choice, draw, rank, world)
+        return f"{num} images: {target}"
+    function_of, card = _provenance(G, choice, seed)
+    threads = build.decoding_threads(world, G.device.type)
+    return generated.write(out, choice, draw, function_of, card=card, rank=rank, world=world, threads=threads)
+
+
+def _provenance(G: Generator, choice: Choice, seed: int) -> tuple[dict, dict]:
+    """What the images of a set are a function of, and what else its card says."""
+    origin = {key: value for key, value in G.origin.items() if key != "config"}
+    function_of = origin | {
+        "seed": seed,
+        "num": choice.num,
+        "labels": list(choice.classes),
+        "filter": choice.share,
+        "balance": choice.balance,
+        "shard_images": choice.unit,
+    }
+    card = {
+        "classes": [str(label) for label in range(G.num_classes)] or None,
+        "image": "png",
+        "resolution": G.resolution,
+        "source": f"distgan generate, {origin['run']}, {origin['checkpoint']}",
+        "candidates": choice.num_candidates,
+        "config": G.origin["config"],
+    }
+    return function_of, card
+
+
+def drawn(G: Generator, D: torch.nn.Module | None, choice: Choice, seed: int, unit: int) -> Iterator[Drawn]:
+    """The images of a unit, in order of number.
+
+    With a discriminator, these are the best of the unit's candidates by its logit on the image as G made it, which is
+    how real D holds it to be. D knows the class where it has them, and its logits of two classes need not be on one
+    scale: `Choice.balance` compares within a class.
+    """
+    numbers = choice.candidates(unit)
+    if D is None:
+        pictures = G.pictures(numbers, seed, choice.labels(numbers))
+        yield from (Drawn(i, choice.label(i), picture) for i, picture in zip(numbers, pictures))
+        return
+    held: list[Drawn] = []
+    first = numbers.start // G.chunk * G.chunk
+    for start in range(first, numbers.stop, G.chunk):
+        block = range(start, start + G.chunk)  # whole, since D may compare an image with its neighbours
+        images = G.images(block, seed, choice.labels(block))
+        classes = torch.tensor(choice.labels(block), device=G.device) if choice.classes else None
+        with torch.no_grad():
+            scores = D(images, classes).float().cpu()
+        if not scores.isfinite().all():
+            raise DataError(
+                f"D's logits of images {block.start} to {block.stop - 1} are not finite: --filter needs them"
+            )
+        for i, score, picture in zip(block, scores.tolist(), sample.to_uint8(images)):
+            if i in numbers:
+                held.append(Drawn(i, choice.label(i), picture, score))
+        held = choice.best(unit, held)
+    yield from held
+
+
+def _write_files(target: Path, choice: Choice, draw: Callable[[int], Iterator[Drawn]], rank: int, world: int) -> None:
     target.mkdir(parents=True, exist_ok=True)
-    pictures = sample.generate(G, config.model.z_dim, seed, mine, each if chosen else None)
-    for i, label, picture in zip(mine, each, pictures):
-        folder = target if label is None else target / f"{label:03d}"  # class folders, as `distgan pack` reads them
-        folder.mkdir(exist_ok=True)
-        sample.save_png(folder / f"{i:08d}.png", picture)
-    return f"{num} images: {target}"
+    for unit in range(rank, choice.num_units, world):
+        for one in draw(unit):
+            # Class folders, as `distgan pack` reads them.
+            folder = target if one.label is None else target / f"{one.label:03d}"
+            folder.mkdir(exist_ok=True)
+            sample.save_png(folder / f"{one.number:08d}.png", one.picture)
 
 
-def _parse_labels(text: str, num_classes: int) -> list[int]:
+def _write_grid(G: Generator, target: Path, num: int, seed: int, chosen: list[int], columns: int) -> None:
+    columns = columns or (-(-num // len(chosen)) if chosen else math.ceil(math.sqrt(num)))
+    each = [chosen[i // columns % len(chosen)] for i in range(num)] if chosen else None
+    sample.save_png(target, sample.grid(list(G.pictures(range(num), seed, each)), columns))
+
+
+def _write_video(
+    G: Generator, target: Path, num: int, seed: int, chosen: list[int], columns: int, stops: int, fps: float
+) -> str:
+    if len(chosen) > MAX_TILES:
+        raise ConfigError(
+            f"a video shows {MAX_TILES} classes at most, and there are {len(chosen)}: name some by --labels"
+        )
+    stops = stops or max(2, round(num / fps))
+    if not 2 <= stops <= num:
+        raise ConfigError(f"--stops {stops}: 2 to {num}, the number of frames (--num)")
+    columns = columns or math.ceil(math.sqrt(len(chosen) or 1))
+    walk.save(target, walk.frames(G, seed, num, stops, chosen, columns), fps)
+    return f"{num} frames, {num / fps:.1f} s, by {stops} latents and back to the first: {target}"
+
+
+def parse_labels(text: str, num_classes: int) -> list[int]:
     """ "0,3,7-9" -> [0, 3, 7, 8, 9]."""
     if not text:
         return list(range(num_classes))

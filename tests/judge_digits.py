@@ -13,8 +13,7 @@ import numpy as np
 from PIL import Image
 from sklearn.svm import SVC
 
-from distgan import sample
-from distgan.generate import load_generator
+from distgan import load_generator
 
 DIGITS = Path(__file__).parent.parent / "distgan" / "data" / "digits.npz"
 
@@ -32,13 +31,13 @@ def spread(points: np.ndarray, labels: np.ndarray) -> float:
 
 def judge(checkpoint: str, num: int = 1000) -> tuple[float, float]:
     """Of `num` generated digits, the classes in turn: the share whose label is found, and spread over the real."""
-    G, config, num_classes = load_generator(checkpoint)
-    side = config.data.resolution
+    G = load_generator(checkpoint)
+    side = G.resolution
     with np.load(DIGITS) as data:
         scans, real_labels = [Image.fromarray(scan) for scan in data["images"]], data["labels"]
     real = features([np.asarray(scan.resize((side, side), Image.Resampling.LANCZOS)) for scan in scans])
-    labels = np.arange(num) % num_classes
-    fake = features(list(sample.generate(G, config.model.z_dim, 1, range(num), labels.tolist())))
+    labels = np.arange(num) % G.num_classes
+    fake = features(list(G.pictures(range(num), seed=1)))
     found = SVC(gamma="scale", C=10).fit(real, real_labels).predict(fake)
     return float((found == labels).mean()), spread(fake, labels) / spread(real, real_labels)
 

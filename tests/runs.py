@@ -4,6 +4,12 @@ import hashlib
 import json
 from pathlib import Path
 
+import torch
+
+from distgan.build import build_nets
+from distgan.checkpoint import save
+from distgan.config import to_dict
+from distgan.configfile import load
 from distgan.data.pack import Options, pack
 
 PACKAGE = Path(__file__).parent.parent / "distgan"
@@ -32,6 +38,20 @@ def make_digits(folder: Path, resolution: int = 16, shard_mb: float = 0.4) -> Pa
 def write_config(path: Path, shards: Path, resolution: int = 16, more: str = "") -> Path:
     path.write_text(f"data: {{shards: {shards}, resolution: {resolution}}}\n{CONFIG}{more}")
     return path
+
+
+def untrained(run: Path, *overrides: str, classes: int = 3, resolution: int = 16) -> Path:
+    """A run folder with a checkpoint of networks as they start, but for the statistics of batch norm."""
+    run.mkdir(parents=True)
+    config = load(str(write_config(run / "config.yaml", run / "no-shards", resolution)), [f"run.dir={run}", *overrides])
+    G, D = build_nets(config, classes)
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(1)
+        for _ in range(20):
+            G.train()(torch.randn(8, config.model.z_dim), torch.arange(8) % classes if classes else None)
+    nets = {"G": G.state_dict(), "D": D.state_dict(), "G_ema": G.state_dict()}
+    save(run / "checkpoints", 1000, nets, {"images": 1000, "num_classes": classes, "config": to_dict(config)})
+    return run
 
 
 def weights(run: Path) -> dict[str, str]:

@@ -18,7 +18,7 @@ LEVELS = [
     {"metrics.scores"},
     {"models.tail", "models.spectral"},
     {"models.dcgan", "models.hourglass", "models.r3gan", "models.resnet"},
-    {"checkpoint", "ranks", "config", "watch", "models", "sample", "data.source", "data.image", "data.plan"}
+    {"checkpoint", "ranks", "config", "watch", "models", "sample", "data.source", "data.image", "data.plan", "pick"}
     | {"history", "data.card", "doctor.packages", "doctor.gpus", "doctor.services"},
     {"configfile", "confighelp", "runfolder", "world", "data.index", "curves", "doctor.network"},
     {"data.dataset", "tracker", "meter", "stopwatch", "svg", "plot"},
@@ -28,8 +28,9 @@ LEVELS = [
     {"metrics.naming", "imageset"},
     {"evaluate"},
     {"controls"},
-    {"state", "gallery", "data.pack", "check", "generate", "audit", "preflight", "report", "doctor"},
-    {"trainer"},
+    {"state", "gallery", "data.pack", "data.generated", "check", "generator", "audit", "preflight", "report", "doctor"},
+    {"trainer", "walk", "export"},
+    {"generate"},
     {"run"},
     {"cli"},
     {"__main__"},
@@ -41,10 +42,12 @@ DOORS = {
     "webdataset": {"data.dataset"},
     "safetensors": {"checkpoint"},
     "matplotlib": {"plot"},
+    "onnxruntime": {"export"},
+    "av": {"walk"},
 }
 TORCH_FREE = (
     {"errors", "keyed", "stop", "ranks", "config", "configfile", "confighelp", "cli", "metrics.weights"}
-    | {"history", "curves", "markup", "svg", "plot", "report", "data.card", "doctor"}
+    | {"history", "curves", "markup", "svg", "plot", "report", "data.card", "doctor", "pick"}
     | {f"doctor.{name}" for name in ("finding", "packages", "gpus", "network", "host", "services")}
     | {
         f"data.{name}"

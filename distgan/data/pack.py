@@ -271,11 +271,7 @@ class _ShardWriter:
         self._file, self._hash, self._size, self._samples = None, None, 0, 0
 
     def add(self, key: str, parts: dict[str, bytes]) -> None:
-        blob = b"".join(
-            piece
-            for suffix, data in sorted(parts.items())
-            for piece in (tar.header(f"{key}.{suffix}", len(data)), data, b"\0" * (-len(data) % tar.BLOCK))
-        )
+        blob = tar.sample(key, parts)
         if self._file and self._size + len(blob) + len(tar.END) > self._limit:
             self.close()
         if self._file is None:

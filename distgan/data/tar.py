@@ -6,7 +6,7 @@ Format: POSIX.1-2008 pax, "ustar Interchange Format"; GNU tar manual, "Basic Tar
 """
 
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Protocol
 
 BLOCK = 512
@@ -168,3 +168,12 @@ def header(name: str, size: int) -> bytes:
     block[265:272], block[297:304] = b"bigdata", b"bigdata"
     block[148:156] = b"%06o\0 " % sum(block)
     return bytes(block)
+
+
+def sample(key: str, parts: Mapping[str, bytes]) -> bytes:
+    """The members `key.suffix` of one WebDataset sample, sorted by suffix."""
+    return b"".join(
+        piece
+        for suffix, data in sorted(parts.items())
+        for piece in (header(f"{key}.{suffix}", len(data)), data, b"\0" * (-len(data) % BLOCK))
+    )

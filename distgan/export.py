@@ -1,0 +1,254 @@
+"""A trained generator -> files that load without the trainer, each checked against the generator itself."""
+
+import contextlib
+import importlib.util
+import json
+import logging
+import shutil
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from distgan import __version__, build, checkpoint, sample
+from distgan.errors import ConfigError, MachineError
+from distgan.generator import DESCRIPTION, WEIGHTS, Generator, describe, load_generator
+from distgan.models.spectral import normalised
+
+TOLERANCE = 1e-5  # that an exported generator may differ by, on a scale of -1..1
+ONNX_BYTES = 2 * 10**9  # an ONNX file ends at 2 GiB
+OPSET = 18  # of ONNX: the oldest that torch's exporter writes of itself
+
+Run = Callable[[Tensor, Tensor | None], np.ndarray]  # (z, labels) -> images
+
+
+class Format(NamedTuple):
+    write: Callable[[Generator, str, Path], None]  # (generator, its card, where)
+    read: Callable[[Path], Run]
+    needs: tuple[str, ...] = ()  # packages of the extra that is named as the format
+
+
+def export(path: str, out: str, kind: str) -> str:
+    """Write the average generator of a run or checkpoint to `out`, which must not exist; returns a line that says so.
+
+    Args:
+        kind: "safetensors", a folder that `load_generator` takes; "torchscript" or "onnx", one file.
+
+    Raises:
+        ConfigError: `out` exists, or this generator cannot be exported as that.
+        MachineError: A package is missing.
+    """
+    target, form = Path(out).expanduser(), FORMATS[kind]
+    if target.exists() or target.is_symlink():
+        raise ConfigError(f"{out} exists: name another path, or remove it first")
+    if missing := [name for name in form.needs if importlib.util.find_spec(name) is None]:
+        raise MachineError(f"--as {kind} needs {' and '.join(missing)}: pip install 'distgan[{kind}]'")
+    G = load_generator(path, "cpu")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    part = target.with_name(f".{target.name}.part")
+    try:
+        _remove(part)
+        with _quiet():
+            try:
+                form.write(G, card(G, kind, target.name), part)
+            except (OSError, ConfigError):
+                raise
+            except Exception as error:  # torch's exporters raise whatever they meet
+                reason = " ".join(str(error).split())[:300]
+                raise ConfigError(
+                    f"--as {kind}: the family {G.spec.family!r} cannot be exported so: {type(error).__name__}: {reason}"
+                ) from error
+            difference = _difference(G, form.read(part))
+        if not difference <= TOLERANCE:
+            raise ConfigError(
+                f"--as {kind}: what was exported differs from the generator by {difference:.1e}, more than "
+                f"{TOLERANCE:g} on a scale of -1..1; nothing was written"
+            )
+        part.rename(target)
+    finally:
+        _remove(part)
+    told = f"{G.spec.family}, {build.num_weights(G.net) / 1e6:.2f}M weights, {G.resolution} pixels"
+    return f"{told}: {out} (differs from the generator by at most {difference:.0e})"
+
+
+def card(G: Generator, kind: str, name: str) -> str:
+    """What someone who finds the file or folder `name` must know to use it, as Markdown."""
+    origin, config = G.origin, G.origin["config"]
+    classes = G.num_classes
+    norms = {type(module).__name__ for module in G.net.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)}
+    facts = {
+        "network": f"{G.spec.family} generator, {build.num_weights(G.net):,} weights, float32",
+        "batch norm": "yes, with the running statistics of training (evaluation mode)" if norms else "none",
+        "spectral norm": "yes" if normalised(G.net) else "none",
+        "run": f"{origin['run']}, {origin['checkpoint']}, after {origin['images']:,} images",
+        "checkpoint sha256": origin["sha256"],
+        "weights": f"the running average of training (half-life {config['ema']['half_life']:,} images)",
+        "loss": config["loss"]["name"],
+        "seed": config["train"]["seed"],
+        "made by": f"distgan {__version__}, torch {torch.__version__}",
+    }
+    labels = f"| `labels` | int64 [B] | classes 0 to {classes - 1} |\n" if classes else ""
+    names = ["z", "labels"] if classes else ["z"]
+    use = USE[kind].format(
+        name=name,
+        arguments=", ".join(names),
+        fed="{" + ", ".join(f'"{each}": {each}' for each in names) + "}",
+        labels=f", labels={classes - 1}" if classes else "",
+    )
+    table = "\n".join(f"| {key} | {value} |" for key, value in facts.items())
+    side, of_classes = G.resolution, f", {classes} classes" if classes else ""
+    place = "" if kind == "safetensors" else ", which this file holds as metadata"
+    return f"""---
+library_name: distgan
+tags: [gan, image-generation, {G.spec.family}]
+---
+
+# {name}: images of {side} x {side} pixels{of_classes}
+
+{use}
+
+| input | type | values |
+| --- | --- | --- |
+| `z` | float32 [B, {G.z_dim}] | standard normal |
+{labels}
+Output: `images`, float32 [B, 3, {side}, {side}], red, green, blue; -1 is black and 1 is white. Where the network has no
+bound, values may pass these ends a little. As bytes: `(images * 127.5 + 127.5).round().clip(0, 255)`. B is any number.
+
+| | |
+| --- | --- |
+{table}
+
+The config of the training is in `{DESCRIPTION}`{place}. Whose images it was trained on, and under which terms, this
+card does not know: say so before you pass it on.
+"""
+
+
+USE = {
+    "safetensors": """```python
+from distgan import load_generator
+
+G = load_generator("{name}")
+images = G(16, seed=1{labels})  # images 0 to 15 of seed 1, as `distgan generate` makes them
+images = G({arguments})
+```""",
+    "torchscript": """```python
+import torch
+
+G = torch.jit.load("{name}")  # or torch::jit::load in C++; newer torch calls it deprecated
+images = G({arguments})
+```""",
+    "onnx": """```python
+import onnxruntime
+
+G = onnxruntime.InferenceSession("{name}")
+(images,) = G.run(["images"], {fed})
+```""",
+}
+
+
+def example(G: Generator, num: int) -> tuple[Tensor, ...]:
+    """What its network is called with, for `num` images."""
+    z = sample.latents(0, range(num), G.z_dim)
+    return (z, torch.arange(num) % G.num_classes) if G.num_classes else (z,)
+
+
+def _write_safetensors(G: Generator, card: str, part: Path) -> None:
+    weights = checkpoint.save_tensors({name: tensor.contiguous() for name, tensor in G.net.state_dict().items()})
+    part.mkdir()
+    (part / WEIGHTS).write_bytes(weights)
+    (part / DESCRIPTION).write_text(json.dumps(describe(G, weights), indent=1) + "\n")
+    (part / "README.md").write_text(card)
+
+
+def _read_safetensors(part: Path) -> Run:
+    G = load_generator(part, "cpu")
+    return lambda z, labels: G.net(z, labels).numpy()
+
+
+def _write_torchscript(G: Generator, card: str, part: Path) -> None:
+    traced = torch.jit.trace(G.net, example(G, 3), check_trace=False)  # checked below, by other inputs than these
+    told = {DESCRIPTION: json.dumps(describe(G)), "README.md": card}
+    torch.jit.save(traced, str(part), _extra_files=told)
+
+
+def _read_torchscript(part: Path) -> Run:
+    loaded = torch.jit.load(str(part), "cpu")
+    return lambda z, labels: loaded(*(x for x in (z, labels) if x is not None)).numpy()
+
+
+def _write_onnx(G: Generator, card: str, part: Path) -> None:
+    size = 4 * build.num_weights(G.net)
+    if size > ONNX_BYTES:
+        raise ConfigError(f"--as onnx: {size / 1e9:.1f} GB of weights, and an ONNX file ends at 2 GB: use safetensors")
+    inputs = example(G, 3)
+    program = torch.onnx.export(
+        G.net,
+        inputs,
+        input_names=["z", "labels"][: len(inputs)],
+        output_names=["images"],
+        dynamic_shapes=tuple({0: "batch"} for _ in inputs),
+        opset_version=OPSET,
+        dynamo=True,
+        verbose=False,
+    )
+    for node in program.model.graph:
+        node.metadata_props.clear()  # paths and lines of the code of this machine
+    program.model.metadata_props.update({DESCRIPTION: json.dumps(describe(G)), "README.md": card})
+    program.model.doc_string = card
+    program.save(part, external_data=False)
+
+
+def _read_onnx(part: Path) -> Run:
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(str(part), providers=["CPUExecutionProvider"])
+
+    def run(z: Tensor, labels: Tensor | None) -> np.ndarray:
+        fed = {"z": z.numpy()} | ({} if labels is None else {"labels": labels.numpy()})
+        return session.run(["images"], fed)[0]
+
+    return run
+
+
+FORMATS: dict[str, Format] = {
+    "safetensors": Format(_write_safetensors, _read_safetensors),
+    "torchscript": Format(_write_torchscript, _read_torchscript),
+    "onnx": Format(_write_onnx, _read_onnx, needs=("onnx", "onnxscript", "onnxruntime")),
+}
+
+
+def _difference(G: Generator, run: Run) -> float:
+    """The largest one over batches of several sizes; where images pass the ends, on the scale of the largest value."""
+    largest = 0.0
+    for num in (1, 2, 5):
+        z, labels = (*example(G, num), None)[:2]
+        expected = G.net(z, labels).numpy()
+        found = run(z, labels)
+        if found.shape != expected.shape:
+            return float("inf")
+        largest = max(largest, float(np.abs(found - expected).max() / max(1.0, np.abs(expected).max())))
+    return largest
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without what torch's exporters tell of themselves: deprecations, packages that they could have used too."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
+
+
+def _remove(part: Path) -> None:
+    if part.is_dir():
+        shutil.rmtree(part)
+    else:
+        part.unlink(missing_ok=True)

@@ -1,0 +1,257 @@
+"""A trained generator without the trainer: from a run, a checkpoint, or a folder that `distgan export` wrote."""
+
+import hashlib
+import inspect
+import json
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from distgan import __version__, build, checkpoint, sample
+from distgan.checkpoint import DamagedError
+from distgan.config import Config
+from distgan.configfile import from_dict
+from distgan.errors import ConfigError, DataError
+from distgan.models import MODELS
+from distgan.models.tail import Tail
+from distgan.ranks import local_rank
+
+FORMAT = "distgan generator 1"  # of the folder that `distgan export` writes
+WEIGHTS, DESCRIPTION = "model.safetensors", "config.json"  # its files
+
+
+@dataclass(frozen=True)
+class Spec:
+    """What a generator is, and nothing of how it was trained.
+
+    Attributes:
+        family: A name of `distgan.models.MODELS`.
+        resolution: Side of the images in pixels.
+        z_dim: Length of a latent.
+        num_classes: 0 for a generator without classes.
+        settings: The family's own (`model.G` of a config).
+    """
+
+    family: str
+    resolution: int
+    z_dim: int
+    num_classes: int
+    settings: dict = field(default_factory=dict)
+
+
+class Generator:
+    """A trained generator, ready to draw from; `distgan.load_generator` returns it.
+
+        G = load_generator("runs/faces")
+        images = G(16, seed=1)                    # float32 [16, 3, R, R] in -1..1: images 0..15 of seed 1
+        images = G(z, labels)                     # of your own latents: standard normal [B, z_dim]
+        pictures = list(G.pictures(range(16)))    # uint8 [R, R, 3] each, as `distgan generate` writes them
+
+    Attributes:
+        net: The average generator in evaluation mode, its weights frozen: net(z, labels) -> [B, 3, R, R].
+        resolution, z_dim, num_classes: R; the length of a latent; 0 for a generator without classes.
+        spec: These, the family and its settings.
+        origin: Where it comes from: run, checkpoint, its hash, images seen, and the config of the training.
+    """
+
+    def __init__(self, net: nn.Module, spec: Spec, origin: dict) -> None:
+        self.net, self.spec, self.origin = net, spec, origin
+        self.resolution, self.z_dim, self.num_classes = spec.resolution, spec.z_dim, spec.num_classes
+        self.chunk = sample.chunk_of(spec.resolution)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the images are made."""
+        return next(self.net.parameters()).device
+
+    @torch.no_grad()
+    def __call__(self, z: Tensor | int, labels: Tensor | Sequence[int] | int | None = None, *, seed: int = 0) -> Tensor:
+        """Images [B, 3, R, R], float32, on the generator's device; -1 is black and 1 is white.
+
+        Args:
+            z: Latents [B, z_dim]; or a number B, which means latents 0 to B - 1 of `seed`.
+            labels: A class for each image, or one for all; without any, image i is of class i modulo `num_classes`.
+            seed: Of the latents, where z is a number. Image i is a function of (seed, i) and its label: its bits do not
+                depend on B.
+
+        Raises:
+            ValueError: z or labels do not fit the generator.
+        """
+        if isinstance(z, int):
+            if z < 1:
+                raise ValueError(f"{z} images: ask for 1 or more, or pass latents [B, {self.z_dim}]")
+            return self.images(range(z), seed, labels)
+        if z.ndim != 2 or z.shape[1] != self.z_dim:
+            raise ValueError(f"latents of shape {list(z.shape)}: this generator takes [B, {self.z_dim}]")
+        classes = self._classes(labels, len(z))
+        given = None if classes is None else torch.tensor(classes, device=self.device)
+        return self.net(z.to(self.device, torch.float32), given)
+
+    def images(
+        self, numbers: Sequence[int], seed: int = 0, labels: Tensor | Sequence[int] | int | None = None
+    ) -> Tensor:
+        """Images of the given numbers; [B, 3, R, R] in -1..1. Labels as for a call, image i being that of number i."""
+        return torch.cat(list(sample.images(*self._asked(numbers, seed, labels))))
+
+    def pictures(
+        self, numbers: Sequence[int], seed: int = 0, labels: Tensor | Sequence[int] | int | None = None
+    ) -> Iterator[np.ndarray]:
+        """The same, one by one, as `distgan generate` writes them; uint8 [R, R, 3]."""
+        return sample.generate(*self._asked(numbers, seed, labels))
+
+    def _asked(
+        self, numbers: Sequence[int], seed: int, labels: Tensor | Sequence[int] | int | None
+    ) -> tuple[nn.Module, int, int, Sequence[int], list[int] | None, int]:
+        """The arguments of `sample.images`."""
+        if labels is None and self.num_classes:
+            labels = [int(i) % self.num_classes for i in numbers]
+        return self.net, self.z_dim, seed, numbers, self._classes(labels, len(numbers)), self.chunk
+
+    def _classes(self, labels: Tensor | Sequence[int] | int | None, num: int) -> list[int] | None:
+        if not self.num_classes:
+            if labels is not None:
+                raise ValueError("labels: this generator was trained without classes")
+            return None
+        if labels is None:
+            return [i % self.num_classes for i in range(num)]
+        found = [labels] * num if isinstance(labels, int) else [int(label) for label in labels]
+        if len(found) != num:
+            raise ValueError(f"{len(found)} labels for {num} images")
+        if wrong := [label for label in found if not 0 <= label < self.num_classes]:
+            raise ValueError(f"label {wrong[0]}: the classes are 0 to {self.num_classes - 1}")
+        return found
+
+
+def load_generator(path: str | Path, device: str | torch.device | None = None) -> Generator:
+    """The average generator of a run's newest checkpoint, of a given checkpoint, or of an exported folder.
+
+    Args:
+        device: Where to put it; None: this process's GPU if there is one, or else the CPU.
+
+    Raises:
+        DataError: There is none, it is damaged, or its weights are of another network.
+        ConfigError: Its family is not known here, or makes images of something else than latents.
+    """
+    folder = Path(path).expanduser()
+    if (folder / DESCRIPTION).exists():
+        spec, weights, origin = _exported(folder)
+    else:
+        where, tensors, config, state = _checkpoint(folder)
+        model = config.model
+        spec = Spec(model.family, config.data.resolution, model.z_dim, state["num_classes"], dict(model.G))
+        weights, origin = tensors["G_ema"], _origin(where, state["config"], state["images"])
+    _require_known(spec.family, str(folder))
+    with torch.random.fork_rng(devices=[]):  # the weights that a network starts with are drawn for nothing
+        try:
+            net = MODELS[spec.family].generator(spec.resolution, spec.z_dim, spec.num_classes, **spec.settings)
+        except (TypeError, ValueError) as error:
+            raise DataError(f"{folder}: {spec.family} cannot be built as it is described there: {error}") from None
+    _require_arguments(net, ["z", "labels"], spec.family)
+    _fill(net, weights, folder)
+    return Generator(net.to(_device(device)).eval().requires_grad_(False), spec, origin)
+
+
+def load_discriminator(path: str | Path, chunk: int, device: str | torch.device | None = None) -> nn.Module:
+    """The discriminator beside a run's generator: D(images, labels) -> logits [B], in evaluation mode.
+
+    Args:
+        chunk: Images that it will be shown at a time. Where it compares images with one another, the groups are those
+            of its training (train.group), or the next smaller ones that divide a chunk.
+    """
+    folder = Path(path).expanduser()
+    if (folder / DESCRIPTION).exists():
+        raise ConfigError(f"{path} is an exported generator, which has no discriminator: name its run or checkpoint")
+    _, tensors, config, state = _checkpoint(folder)
+    _require_known(config.model.family, str(folder))
+    _, D = build.build_nets(config, state["num_classes"])
+    _require_arguments(D, ["images", "labels"], config.model.family)
+    _fill(D, tensors["D"], folder)
+    for tail in (module for module in D.modules() if isinstance(module, Tail)):
+        tail.group = max(n for n in range(1, (tail.group or chunk) + 1) if chunk % n == 0)
+    return D.to(_device(device)).eval().requires_grad_(False)
+
+
+def describe(G: Generator, weights: bytes | None = None) -> dict:
+    """What an exported generator says of itself; with the file of its weights, what `load_generator` reads."""
+    file = {} if weights is None else {"weights": {"file": WEIGHTS, "sha256": hashlib.sha256(weights).hexdigest()}}
+    return {
+        "format": FORMAT,
+        "made_by": f"distgan {__version__}",
+        "generator": asdict(G.spec),
+        **file,
+        "origin": G.origin,
+    }
+
+
+def _checkpoint(folder: Path) -> tuple[Path, checkpoint.Tensors, Config, dict]:
+    where = checkpoint.find(folder)
+    try:
+        tensors, state = checkpoint.load(where)
+    except DamagedError as damage:
+        raise DataError(f"{where}: {damage}") from None
+    return where, tensors, from_dict(state["config"]), state
+
+
+def _origin(where: Path, config: dict, images: int) -> dict:
+    """Where a generator comes from, for files that are handed on: without the places of this machine."""
+    data = config["data"] | {"shards": [os.path.basename(os.path.normpath(url)) for url in config["data"]["shards"]]}
+    return {
+        "run": where.resolve().parent.parent.name,
+        "checkpoint": where.name,
+        # Of the manifest, which holds a hash of every file, and so of the checkpoint.
+        "sha256": hashlib.sha256((where / "manifest.json").read_bytes()).hexdigest(),
+        "images": images,
+        "config": {key: value for key, value in config.items() if key not in ("run", "wandb")} | {"data": data},
+    }
+
+
+def _exported(folder: Path) -> tuple[Spec, dict[str, Tensor], dict]:
+    try:
+        told = json.loads((folder / DESCRIPTION).read_text())
+        if told["format"] != FORMAT:
+            raise DataError(f"{folder}: {DESCRIPTION} is of format {told['format']!r}; this version reads {FORMAT!r}")
+        spec, expected, origin = Spec(**told["generator"]), told["weights"]["sha256"], told["origin"]
+        data = (folder / WEIGHTS).read_bytes()
+    except FileNotFoundError:
+        raise DataError(f"{folder}: {WEIGHTS} is missing") from None
+    except (ValueError, KeyError, TypeError):
+        raise DataError(f"{folder}: {DESCRIPTION} is not one that `distgan export` wrote") from None
+    if hashlib.sha256(data).hexdigest() != expected:
+        raise DataError(f"{folder}: {WEIGHTS} is not what was written ({len(data)} bytes): export it again")
+    return spec, checkpoint.load_tensors(data), origin
+
+
+def _require_known(family: str, where: str) -> None:
+    if family not in MODELS:
+        raise ConfigError(
+            f"{where}: its networks are of the family {family!r}, which this version of distgan does not have; "
+            f"it has {', '.join(MODELS)}"
+        )
+
+
+def _require_arguments(net: nn.Module, known: list[str], family: str) -> None:
+    """Refuse a network that is called in another way than it would be here."""
+    names = [name for name in inspect.signature(net.forward).parameters if name != "features"]
+    if names != known:
+        raise ConfigError(
+            f"networks of the family {family!r} take {', '.join(names)}; here they would be given {', '.join(known)}"
+        )
+
+
+def _fill(net: nn.Module, weights: dict[str, Tensor], folder: Path) -> None:
+    try:
+        net.load_state_dict(weights)
+    except RuntimeError as error:
+        first = " ".join(str(error).split())[:200]
+        raise DataError(f"{folder}: the weights are not of the network that is described there: {first}") from None
+
+
+def _device(asked: str | torch.device | None) -> torch.device:
+    if asked is not None:
+        return torch.device(asked)
+    return torch.device(f"cuda:{local_rank() % torch.cuda.device_count()}" if torch.cuda.is_available() else "cpu")

@@ -25,7 +25,8 @@ def key(
     """A setting.
 
     Args:
-        unit: "images" takes 200k and 25M too; "schedule" takes a number, or [first, last] over train.ramp images.
+        unit: "images" takes 200k and 25M too; "schedule" takes a number, or [first, last] over train.ramp images;
+            "images schedule" is both.
         free: Whether a resumed run may change it without asking.
         low, high: Bounds, both allowed.
     """
@@ -159,7 +160,9 @@ class Optim:
 
 @dataclass
 class Ema:
-    half_life: int = key(10_000, "half-life of the generator's average; 0: no average", unit="images", low=0)
+    half_life: list[float] = key(
+        [10_000.0], "half-life of the generator's average; 0: no average", unit="images schedule", low=0
+    )
     ramp_up: float = key(0.05, "early on, the half-life is at most this share of the images seen; 0: never", low=0)
 
 
@@ -177,6 +180,11 @@ class Train:
     n_critic: int = key(1, "D steps for each G step", low=1, high=1000)
     precision: Literal["fp32", "bf16"] = key("fp32", "of the networks; penalties are always fp32")
     tf32: bool = key(False, "GPU: let fp32 products be of numbers rounded to 10 bits, which is faster")
+    sync: Literal["ddp", "flat"] = key(
+        "ddp", "how gradients are summed over ranks: in buckets, while the backward runs; or in one piece after it"
+    )
+    bucket_mb: int = key(25, "size of ddp's buckets: smaller ones start earlier, larger ones cost less", low=1)
+    grad_compression: Literal["none", "bf16"] = key("none", "gradients sent between ranks: as they are, or rounded")
     seed: int = key(0, "of everything that is drawn", low=0, high=2**63 - 1)
     on_nan: Literal["fail", "skip", "rollback"] = key(
         "fail",
@@ -461,9 +469,9 @@ def warnings(config: Config, spread: "BatchPlan") -> list[str]:
             f"{' and '.join(compares)} compares the {spread.micro_batch} images of a pass, so the update depends on "
             f"ranks and train.micro_batch; with train.group set to a divisor of {spread.micro_batch} it does not"
         )
-    if config.ema.half_life > config.train.images:
+    if config.ema.half_life[-1] > config.train.images:
         found.append(
-            f"ema.half_life={config.ema.half_life} is longer than the run (train.images={config.train.images})"
+            f"ema.half_life={config.ema.half_life[-1]:g} is longer than the run (train.images={config.train.images})"
         )
     if config.checkpoint.every > config.train.images:
         found.append(f"checkpoint.every={config.checkpoint.every} is longer than the run: only its end will be saved")

@@ -164,8 +164,10 @@ def _converted(value: object, field: Field | None) -> object:
     unit = field.metadata["unit"]
     if unit == "images":
         return _images(value)
-    if unit == "schedule":
+    if unit.endswith("schedule"):
         ends = value if isinstance(value, list) else [value]
+        if unit == "images schedule":
+            ends = [_images(end) for end in ends]
         if ends == field.default_factory():
             return ends
         if not 1 <= len(ends) <= 2 or not all(isinstance(end, (int, float)) for end in ends):

@@ -50,7 +50,7 @@ def rows() -> Iterator[Row]:
 
 def _row(name: str, field: Field, family: str) -> Row:
     about, choices = field.metadata, ()
-    if about["unit"] == "schedule":
+    if about["unit"].endswith("schedule"):
         kind = "schedule"
     elif get_origin(field.type) is Literal:
         kind, choices = "choice", field.type.__args__
@@ -58,7 +58,7 @@ def _row(name: str, field: Field, family: str) -> Row:
         kind = TYPES[field.type]
     value = field.default if field.default_factory is MISSING else field.default_factory()
     text = about["help"] + (f" ({', '.join(choice or 'empty' for choice in choices)})" if choices else "")
-    unit = "" if about["unit"] == "schedule" else about["unit"]
+    unit = about["unit"].removesuffix("schedule").strip()
     return Row(name, kind, _default(value, about["unit"]), unit, text, family, about["free"])
 
 
@@ -66,12 +66,12 @@ def _default(value: object, unit: str) -> str:
     """As it would be written in a config: 20k, [0.0, 0.99]; nothing for what is empty."""
     if isinstance(value, bool):
         return str(value).lower()
-    if unit == "images" and isinstance(value, int):
+    if unit.endswith("schedule") and isinstance(value, list):
+        value, unit = value[0] if value else "", unit.removesuffix("schedule").strip()
+    if unit == "images" and isinstance(value, (int, float)):
         for suffix, scale in (("M", 10**6), ("k", 10**3)):
             if value and value % scale == 0:
-                return f"{value // scale}{suffix}"
-    if unit == "schedule" and isinstance(value, list):
-        return str(value[0]) if value else ""
+                return f"{value // scale:g}{suffix}"
     if isinstance(value, (list, tuple)):
         return f"[{', '.join(map(str, value))}]" if value else ""
     return "" if value == {} else str(value)

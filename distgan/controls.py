@@ -75,7 +75,8 @@ class Controls:
 
     def ema_decay(self, images: int, step_images: int) -> float:
         """For a G step that `step_images` images led to."""
-        return ema.decay(images, step_images, self._config.ema.half_life, self._config.ema.ramp_up)
+        half_life = self._at(images, self._config.ema.half_life)
+        return ema.decay(images, step_images, half_life, self._config.ema.ramp_up)
 
     def _at(self, images: int, ends: list[float]) -> float:
         return value_at(images, ends, self._config.train.ramp, self._config.train.ramp_shape)

@@ -25,6 +25,9 @@ def train(config: Config) -> int:
         timeout_sec=config.run.timeout_sec + 2 * GRACE_SEC,  # a rank that hangs has its own word before that
         deterministic=config.train.deterministic,
         tf32=config.train.tf32,
+        sync=config.train.sync,
+        bucket_mb=config.train.bucket_mb,
+        bf16_gradients=config.train.grad_compression == "bf16",
     )
     world.require_same(config=digest(to_yaml(config).encode()), code=digest_of_code(), torch=torch.__version__)
     spread = batch_plan(config, world.size)

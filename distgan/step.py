@@ -340,6 +340,7 @@ class GanStep:
 
     def _update(self, name: str, optimizer: torch.optim.Optimizer, buffers: list[Tensor]) -> None:
         """Take the step, or leave all as it was where the gradient is not finite; the host does not ask which."""
+        self.world.average_gradients(self._weights[name])
         norms = torch._foreach_norm([p.grad for p in self._weights[name] if p.grad is not None])
         norm = torch.linalg.vector_norm(torch.stack(norms))
         is_bad = norm - norm != 0  # infinite or NaN

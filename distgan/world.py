@@ -4,7 +4,7 @@ import contextlib
 import os
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from datetime import timedelta
 from typing import TypeVar
 
@@ -29,9 +29,22 @@ class World:
         deterministic: "fast", or on a GPU "warn" / "strict": deterministic kernels, a warning or an error where
             there are none.
         tf32: Let a GPU round the factors of convolutions and matrix products to 10 bits.
+        sync: "ddp": gradients are summed over the ranks in buckets, while the backward still runs; "flat": in one piece
+            after it, which is slower and the reference for the other.
+        bucket_mb: Size of DDP's buckets.
+        bf16_gradients: Send them rounded to bfloat16, which is half as much. All ranks get the same sums all the same.
     """
 
-    def __init__(self, *, timeout_sec: float = 600, deterministic: str = "fast", tf32: bool = False) -> None:
+    def __init__(
+        self,
+        *,
+        timeout_sec: float = 600,
+        deterministic: str = "fast",
+        tf32: bool = False,
+        sync: str = "ddp",
+        bucket_mb: int = 25,
+        bf16_gradients: bool = False,
+    ) -> None:
         promised = ranks.settle()
         if deterministic != "fast":
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA starts
@@ -41,7 +54,7 @@ class World:
                     cpu=torch.backends.mps.is_available(),  # which has no float64, and no second rank
                     mixed_precision="no",  # autocast stands in the losses, so that penalties can stay in float32
                     kwargs_handlers=[
-                        DistributedDataParallelKwargs(gradient_as_bucket_view=True),
+                        DistributedDataParallelKwargs(gradient_as_bucket_view=True, bucket_cap_mb=bucket_mb),
                         # Accelerate passes on what differs from its own 600 s, and gloo's default is half an hour.
                         InitProcessGroupKwargs(timeout=timedelta(seconds=timeout_sec, microseconds=1)),
                     ],
@@ -70,6 +83,7 @@ class World:
                 f"a GAN trains under plain data parallelism, not {kind}: use `accelerate launch --multi_gpu`"
             )
         _choose_kernels(self.device, deterministic, tf32)
+        self._flat, self._bf16_gradients = sync == "flat" and self.size > 1, bf16_gradients
 
     def prepare(self, module: nn.Module) -> nn.Module:
         """Move a module to this rank's device and, among several ranks, wrap it in DDP.
@@ -77,14 +91,31 @@ class World:
         Rank 0's weights and buffers become everybody's. Afterwards buffers are left alone: DDP would broadcast them
         before every forward, which breaks two forwards with one backward on a GPU.
         """
+        if self._flat:
+            module.to(self.device)
+            for tensor in module.state_dict().values():
+                dist.broadcast(tensor, 0)
+            return module
         wrapped = self._accelerator.prepare(module)
         if self.size > 1:
             wrapped.broadcast_buffers = False
+            if self._bf16_gradients:
+                wrapped.register_comm_hook(self.size, _average_rounded)
         return wrapped
 
     def synchronising(self, module: nn.Module, last: bool) -> contextlib.AbstractContextManager:
         """Around a forward and its backward: gradients are reduced over the ranks in the last pass only."""
-        return contextlib.nullcontext() if last else self._accelerator.no_sync(module)
+        return contextlib.nullcontext() if last or self._flat else self._accelerator.no_sync(module)
+
+    def average_gradients(self, weights: Iterable[nn.Parameter]) -> None:
+        """With sync="flat": give all ranks the mean of their gradients. DDP has done so by now."""
+        if not self._flat:
+            return
+        gradients = [weight.grad for weight in weights if weight.grad is not None]
+        share = torch.cat([gradient.flatten() for gradient in gradients]).div_(self.size)
+        mean = self.sum(share.bfloat16() if self._bf16_gradients else share)
+        for gradient, part in zip(gradients, mean.split([gradient.numel() for gradient in gradients])):
+            gradient.copy_(part.view_as(gradient))
 
     def sum(self, tensor: Tensor) -> Tensor:
         """The sum over all ranks, in place."""
@@ -199,6 +230,13 @@ class World:
         if self.size > 1 and dist.is_initialized():
             self.barrier()
             dist.destroy_process_group()
+
+
+def _average_rounded(size: int, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
+    """A DDP communication hook that sends bfloat16; torch's own refuses gloo, which can do it by now."""
+    share = bucket.buffer().div(size).bfloat16()
+    future = dist.all_reduce(share, async_op=True).get_future()
+    return future.then(lambda done: bucket.buffer().copy_(done.value()[0]))
 
 
 def _choose_kernels(device: torch.device, deterministic: str, tf32: bool) -> None:

@@ -62,6 +62,8 @@ def test_schedules_take_one_or_two_values(basic: Path) -> None:
     assert config.optim.G.lr == [2e-4, 5e-5]
     assert config.loss.r1 == [2.0]
     assert "neither a number nor [first, last]" in mistakes(basic, "loss.r1=[1,2,3]")
+    assert load(str(basic), ["ema.half_life=[0,5M]"]).ema.half_life == [0, 5e6]
+    assert load(str(basic), ["ema.half_life=20k"]).ema.half_life == [2e4]
 
 
 def test_betas_become_floats(basic: Path) -> None:
@@ -101,7 +103,8 @@ def test_all_mistakes_of_all_layers_are_told_at_once(tmp_path: Path) -> None:
         ("train.n_critic=0", "train.n_critic=0: must be from 1 to 1000"),
         ("optim.G.betas=[0,1.5]", "optim.G.betas=1.5: must be from 0 to 0.999999"),
         ("model.G.width=0", "model.G.width=0: must be from 1 to 16384"),
-        ("ema.half_life=-1", "ema.half_life=-1: must be at least 0"),
+        ("ema.half_life=-1", "ema.half_life=-1.0: must be at least 0"),
+        ("ema.half_life=[0,x]", "'x' is not a number of images"),
         ("train.images=.inf", "inf is not a number of images: write 25000, 25k or 1.5M"),
         ("train.images=1e400", "is not a number of images"),
         ("loss.r1=.nan", "loss.r1=nan: must be a finite number"),

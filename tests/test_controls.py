@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from distgan.balance import Balance
-from distgan.config import Augment, Config, Loss, Optim, Optimizer, Train
+from distgan.config import Augment, Config, Ema, Loss, Optim, Optimizer, Train
 from distgan.config import Balance as Settings
 from distgan.controls import Controls
 from distgan.world import World
@@ -35,6 +35,16 @@ def test_rates_follow_their_schedules() -> None:
     assert found.rates("D", 1000).lr == 0.5
     assert found.rates("D", 500).betas == (0.0, pytest.approx(0.945))
     assert found.rates("G", 500).betas == (0.5, 0.9)
+
+
+def test_the_half_life_of_the_average_follows_its_schedule() -> None:
+    """As R3GAN's recipe has it: with no ramp beside the schedule, and no average at all at the start."""
+    found = controls(train=Train(ramp=1000), ema=Ema(half_life=[0.0, 400.0], ramp_up=0))
+    assert found.ema_decay(0, 8) == 0
+    assert found.ema_decay(500, 8) == pytest.approx(0.5 ** (8 / 200))
+    assert found.ema_decay(2000, 8) == pytest.approx(0.5 ** (8 / 400))
+    found = controls(ema=Ema(half_life=[400.0], ramp_up=0.05))
+    assert found.ema_decay(2000, 8) == pytest.approx(0.5 ** (8 / 100))
 
 
 def logits(right: int, num: int = 100) -> tuple[torch.Tensor, torch.Tensor]:

@@ -3,15 +3,19 @@
 import functools
 import os
 from collections.abc import Callable
+from pathlib import Path
 
+import numpy as np
 import torch
 from torch import nn
 
 from distgan import keyed
 from distgan.config import BatchPlan, Config
 from distgan.config import Optimizer as OptimizerSettings
+from distgan.data.classes import Balanced
 from distgan.data.dataset import Dataset, Gather, find_shards
-from distgan.data.plan import Layout
+from distgan.data.nodecache import NodeCache
+from distgan.data.plan import Layout, Plan
 from distgan.data.source import Source
 from distgan.errors import ConfigError, DataError, MachineError
 from distgan.models import MODELS
@@ -22,7 +26,8 @@ from distgan.ranks import together
 def open_dataset(config: Config, *, rank: int = 0, world: int = 1, gather: Gather = lambda item: [item]) -> Dataset:
     """The data set of a run. Raises DataError where it is not what the config asks for."""
     data = config.data
-    source = Source(timeout_sec=data.timeout_sec, cache_bytes=data.cache_mb * 2**20)
+    disk = NodeCache(Path(data.cache_dir).expanduser(), int(data.cache_dir_gb * 10**9)) if data.cache_dir else None
+    source = Source(timeout_sec=data.timeout_sec, cache_bytes=data.cache_mb * 2**20, disk=disk)
     urls = together(lambda: find_shards(data.shards, allow_pipe=data.allow_pipe), gather)
     dataset = Dataset(
         urls,
@@ -47,6 +52,14 @@ def choose_layout(config: Config, dataset: Dataset) -> Layout:
     """The constants of the data order, for a run that starts."""
     data, chosen = config.data, Layout.choose(dataset.num_samples, dataset.mean_bytes, config.train.batch)
     return Layout(data.lanes or chosen.lanes, data.block or chosen.block, data.window or chosen.window)
+
+
+def build_plan(config: Config, dataset: Dataset, layout: Layout) -> Plan:
+    """The order of the samples."""
+    if config.data.balance == "none":
+        return Plan(dataset.counts, layout, config.train.seed)
+    balanced = Balanced(dataset.read_labels(), config.train.seed)
+    return Plan(np.array([balanced.num_places]), layout, config.train.seed, balanced.samples)
 
 
 def build_nets(config: Config, num_classes: int) -> tuple[nn.Module, nn.Module]:
@@ -90,6 +103,12 @@ def decoding_threads(ranks_here: int, device: str) -> int:
     return max(1, min(share, own, 8 if device == "cuda" else 2))
 
 
+def batches_ahead(config: Config, spread: BatchPlan) -> int:
+    """How many batches each rank makes ahead: more of small ones, to bridge the same gap."""
+    batch_bytes = spread.batch // spread.world * 3 * config.data.resolution**2
+    return config.data.prefetch or max(2, min(16, config.data.prefetch_mb * 2**20 // batch_bytes))
+
+
 def describe(
     config: Config, spread: BatchPlan, dataset: Dataset, layout: Layout, G: nn.Module, D: nn.Module
 ) -> list[str]:
@@ -107,6 +126,11 @@ def describe(
         f"length: {train.images:,} images, {train.images / dataset.num_samples:.1f} epochs, {steps}{limit}",
         f"networks: {config.model.family}, {weights} weights, {checkpoint_bytes(G, D) / 1e6:.0f} MB to a checkpoint",
     ]
+    if config.data.balance == "classes":
+        sizes = [size for size in dataset.class_counts if size]
+        lines.append(
+            f"balance: each of {len(sizes)} classes {max(sizes):,} times in {len(sizes) * max(sizes):,} images"
+        )
     return [*lines, *(f"data problem, passed over: {problem}" for problem in dataset.problems[:10])]
 
 

@@ -53,6 +53,7 @@ class Data:
     )
     resolution: int = key(0, "side of the images in pixels; others are cropped and resized to it", low=8, high=1024)
     classes: int = key(0, "number of classes; 0: largest label plus one", low=0, high=1_000_000)
+    balance: Literal["none", "classes"] = key("none", "show every sample, or every class, equally often")
     image: str = key("", "suffix of the image part; empty: told from the names")
     filter: Literal["lanczos", "area", "bicubic"] = key("lanczos", "resampling of images of another size")
     crop: Literal["center", "squeeze"] = key("center", "how other proportions become square")
@@ -62,8 +63,14 @@ class Data:
     allow_damaged: bool = key(False, "use the good samples of damaged shards")
     allow_pipe: bool = key(False, "run the shell commands of pipe: addresses", free=True)
     threads: int = key(0, "decoding threads of each rank; 0: by the cores of the machine", free=True, low=0, high=64)
-    prefetch: int = key(3, "batches made ahead", free=True, low=1, high=64)
+    scaled_decode: bool = key(
+        False, "decode JPEGs at a fraction that is still twice the resolution: faster where they are far larger"
+    )
+    prefetch: int = key(0, "batches made ahead; 0: as many as data.prefetch_mb holds", free=True, low=0, high=64)
+    prefetch_mb: int = key(64, "memory for batches made ahead, each rank; at least 2, at most 16", free=True, low=1)
     cache_mb: int = key(1024, "memory for bytes of remote shards, each rank", free=True, low=64)
+    cache_dir: str = key("", "folder on a disk of each node where bytes of remote shards are kept too", free=True)
+    cache_dir_gb: float = key(100.0, "how much of data.cache_dir may be used", free=True, low=0.01)
     timeout_sec: float = key(120, "how long one read may go on trying", free=True, low=1)
     audit: bool = key(False, "write a line for every consumed sample to audit/rank<r>.jsonl", free=True)
     lanes: int = key(0, "places of the data set that a batch is mixed from; 0: chosen at the start", low=0, high=2**22)
@@ -429,6 +436,8 @@ def problems(config: Config) -> list[str]:
         found.append("balance.adapt=d_steps lowers train.n_critic, which is 1: raise it, or set balance.adapt=d_lr")
     if config.balance.low >= config.balance.high:
         found.append(f"balance.low={config.balance.low} must be below balance.high={config.balance.high}")
+    if data.balance == "classes" and not model.conditional:
+        found.append("data.balance=classes needs class labels: set model.conditional=true, or data.balance=none")
     if data.lanes and data.lanes % train.batch:
         found.append(f"data.lanes={data.lanes} must be a multiple of train.batch={train.batch}, or 0")
     found += eval_problems(config.eval)

@@ -11,7 +11,6 @@ from distgan import build, checkpoint, ema, stop
 from distgan.audit import Audit
 from distgan.config import BatchPlan, Config, warnings
 from distgan.controls import Controls, Rates
-from distgan.data.plan import Plan
 from distgan.data.stream import Stream
 from distgan.errors import DataError, DivergedError, MachineError
 from distgan.gallery import Gallery
@@ -328,16 +327,17 @@ class Trainer:
         data, pinned = self.config.data, self.world.device.type == "cuda"
         return Stream(
             self.dataset,
-            Plan(self.dataset.counts, self.state.layout, self.config.train.seed),
+            build.build_plan(self.config, self.dataset, self.state.layout),
             batch=self.spread.batch,
             resolution=data.resolution,
             start=self.now.images,
             rank=self.world.rank,
             world=self.world.size,
             threads=data.threads or build.decoding_threads(self.world.local_size, self.world.device.type),
-            prefetch=data.prefetch,
+            prefetch=build.batches_ahead(self.config, self.spread),
             filter=data.filter,
             crop=data.crop,
+            scaled=data.scaled_decode,
             max_pixels=data.max_pixels,
             max_bad_share=data.max_bad_share,
             draw=Noise(self.config.train.seed, self.config.model.z_dim, self.now.num_rollbacks),

@@ -83,7 +83,7 @@ class World:
                 f"a GAN trains under plain data parallelism, not {kind}: use `accelerate launch --multi_gpu`"
             )
         _choose_kernels(self.device, deterministic, tf32)
-        self._flat, self._bf16_gradients = sync == "flat" and self.size > 1, bf16_gradients
+        self._flat, self._bf16_gradients = sync == "flat", bf16_gradients
 
     def prepare(self, module: nn.Module) -> nn.Module:
         """Move a module to this rank's device and, among several ranks, wrap it in DDP.
@@ -91,7 +91,7 @@ class World:
         Rank 0's weights and buffers become everybody's. Afterwards buffers are left alone: DDP would broadcast them
         before every forward, which breaks two forwards with one backward on a GPU.
         """
-        if self._flat:
+        if self._flat and self.size > 1:
             module.to(self.device)
             for tensor in module.state_dict().values():
                 dist.broadcast(tensor, 0)
@@ -109,7 +109,7 @@ class World:
 
     def average_gradients(self, weights: Iterable[nn.Parameter]) -> None:
         """With sync="flat": give all ranks the mean of their gradients. DDP has done so by now."""
-        if not self._flat:
+        if self.size == 1 or not self._flat:
             return
         gradients = [weight.grad for weight in weights if weight.grad is not None]
         share = torch.cat([gradient.flatten() for gradient in gradients]).div_(self.size)

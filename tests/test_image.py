@@ -292,6 +292,53 @@ def test_decode_into_resizes_what_has_another_size(format: str, crop: str) -> No
     np.testing.assert_array_equal(out, fit(pillow(data), 16, "bicubic", crop))
 
 
+def photo(height: int, width: int) -> np.ndarray:
+    """A picture with as much detail at each scale as photographs have, and some noise."""
+    walk = np.random.default_rng(height).normal(size=(height, width, 3)).cumsum(0).cumsum(1)
+    walk = 230 * (walk - walk.min((0, 1))) / np.ptp(walk, (0, 1)) + RNG.normal(scale=4, size=walk.shape)
+    return walk.clip(0, 255).astype(np.uint8)
+
+
+@pytest.mark.parametrize("crop", ["center", "squeeze"])
+@pytest.mark.parametrize(("filter", "worst"), [("lanczos", 1.5), ("area", 2.0)])
+@pytest.mark.parametrize(("height", "width"), [(256, 256), (300, 420), (1030, 256), (512, 513)])
+def test_a_scaled_decode_is_nearly_the_same(height: int, width: int, filter: str, worst: float, crop: str) -> None:
+    """Of pictures four times as large and more; mean difference in grey levels. Smaller ones are decoded in full."""
+    data, options = image_bytes(photo(height, width), "JPEG", quality=90), {"filter": filter, "crop": crop}
+    full, scaled = np.empty((2, 64, 64, 3), np.uint8)
+    assert decode_into(data, full, max_pixels=height * width, **options)
+    assert decode_into(data, scaled, max_pixels=height * width, scaled=True, **options)
+    difference = np.abs(full.astype(int) - scaled)
+    assert 0 < difference.mean() < worst
+    assert difference.max() < 16
+    part = decode(data, least=128).pixels
+    assert min(part.shape[:2]) >= 128
+    assert max(part.shape[:2]) <= (max(height, width) + 1) // 2
+    with pytest.raises(BadImage, match="too many pixels"):  # the picture's own size counts
+        decode_into(data, scaled, max_pixels=height * width - 1, scaled=True, **options)
+
+
+@pytest.mark.parametrize(("side", "format"), [(64, "JPEG"), (65, "JPEG"), (255, "JPEG"), (600, "PNG")])
+def test_a_scaled_decode_changes_nothing_where_there_is_no_room(side: int, format: str) -> None:
+    data, options = image_bytes(photo(side, side), format), {"max_pixels": 10**6, "filter": "area", "crop": "center"}
+    full, scaled = np.empty((2, 64, 64, 3), np.uint8)
+    assert decode_into(data, full, **options) == decode_into(data, scaled, scaled=True, **options)
+    np.testing.assert_array_equal(full, scaled)
+
+
+def test_a_scaled_decode_keeps_what_else_is_done() -> None:
+    """Orientation marks, damage and grey pictures."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    pixels = photo(400, 256)
+    upright, turned = (decode(image_bytes(pixels, "JPEG", **more), least=64) for more in ({}, {"exif": exif}))
+    np.testing.assert_array_equal(turned.pixels, np.rot90(upright.pixels, -1))
+    with pytest.raises(BadImage, match="damaged"):
+        decode(image_bytes(photo(400, 256), "JPEG")[:9000], least=64)
+    grey = decode(image_bytes(photo(400, 256)[..., 0], "JPEG"), least=64).pixels
+    assert (grey == grey[..., :1]).all()
+
+
 def test_decode_into_gives_the_reason_too() -> None:
     out = np.zeros((40, 40, 3), np.uint8)
     data = image_bytes(NOISE[:40, :40], "JPEG")

@@ -20,6 +20,7 @@ from distgan.data import index
 from distgan.data import source as source_module
 from distgan.data.dataset import Dataset, find_shards
 from distgan.data.image import fit
+from distgan.data.nodecache import NodeCache
 from distgan.data.pack import Options, pack
 from distgan.data.plan import Layout, Plan
 from distgan.data.source import Source
@@ -382,6 +383,28 @@ def test_served_shards_are_fetched_once_and_by_blocks(
     chunks = [(path, at) for path, start, stop in asked for at in range(start // 1024, -(-stop // 1024))]
     assert len(chunks) == len(set(chunks))
     assert len(asked) < 300
+
+
+def test_what_one_run_fetched_serves_the_next(
+    tmp_path: Path, server: RangeServer, start_stream: Callable[..., Stream], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two epochs on one rank, then the same on two: a node fetches each byte once."""
+    monkeypatch.setattr(source_module, "CHUNK", 1024)
+    whole = take([start_stream(served(server))], 14)
+    numbers = []
+    for world in (1, 2):
+        sets = [served(server, disk=NodeCache(tmp_path, 10**7)) for _ in range(world)]
+        streams = [start_stream(data, rank=r, world=world, prefetch=1) for r, data in enumerate(sets)]
+        for data in sets:
+            for shard in range(len(COUNTS)):
+                data.located(shard)  # looks at its index and headers
+        server.ranges.clear()
+        assert same(take(streams, 14), whole)
+        for stream in streams:
+            stream.close()
+            stream.dataset.source.close()
+        numbers.append(len(server.ranges))
+    assert numbers[0] > 10 * numbers[1]
 
 
 @pytest.mark.parametrize("fault", ["404", "503", "stall 0", "cut 0", "trickle"])

@@ -200,6 +200,10 @@ class Dataset:
         """The usable samples of a shard."""
         return self._open(shard)
 
+    def read_labels(self) -> np.ndarray:
+        """The class of every sample, from the index of every shard; int32 [num_samples]."""
+        return np.concatenate([self.located(shard).label for shard in range(len(self.urls))])
+
     def examples(self, num: int, seed: int, labels: Sequence[int] | None = None) -> list[int]:
         """Some samples by a fixed choice, of the given classes where there are enough of them at hand."""
         drawn = (keyed.bits(keyed.key(seed, "examples"), np.arange(64 * num)) % np.uint64(self.num_samples)).astype(int)

@@ -43,17 +43,21 @@ class Picture:
     notes: tuple[str, ...] = ()
 
 
-def decode(data: bytes, *, max_pixels: int = MAX_PIXELS, background: int = 255) -> Picture:
+def decode(data: bytes, *, max_pixels: int = MAX_PIXELS, background: int = 255, least: int = 0) -> Picture:
     """Decode a picture of any common format.
 
     Orientation marks are applied, transparent pixels lie on a `background` of that grey level, 16 bits become 8 by
     scaling, CMYK and greyscale become RGB, and of an animation the first frame is taken.
 
+    Args:
+        least: Decode a JPEG at the smallest fraction in eighths, at most a half, at which neither side is shorter than
+            this; 0: as it is.
+
     Raises:
         BadImage: no image, a damaged one, or one of more than `max_pixels` pixels (checked before decoding).
     """
     if data.startswith(JPEG):
-        return _decode_jpeg(data, max_pixels)
+        return _decode_jpeg(data, max_pixels, least)
     try:
         _silence_pillow()
         image = Image.open(io.BytesIO(data))
@@ -76,8 +80,12 @@ def _silence_pillow() -> None:
     warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
-def decode_into(data: bytes, out: np.ndarray, *, max_pixels: int, filter: str, crop: str) -> bool:
-    """Decode a picture into `out`, RGB uint8 [R, R, 3]; tells whether it had to be resized for that."""
+def decode_into(data: bytes, out: np.ndarray, *, max_pixels: int, filter: str, crop: str, scaled: bool = False) -> bool:
+    """Decode a picture into `out`, RGB uint8 [R, R, 3]; tells whether it had to be resized for that.
+
+    A `scaled` decode skips the finest frequencies of a JPEG that is at least four times as large, which the resize
+    would remove; what it decodes is still twice as large as `out`.
+    """
     if data.startswith(JPEG) and not _may_be_turned(data):
         try:
             height, width, *_ = simplejpeg.decode_jpeg_header(data)
@@ -86,7 +94,7 @@ def decode_into(data: bytes, out: np.ndarray, *, max_pixels: int, filter: str, c
                 return False
         except ValueError:
             pass  # `decode` says why
-    pixels = decode(data, max_pixels=max_pixels).pixels
+    pixels = decode(data, max_pixels=max_pixels, least=2 * len(out) if scaled else 0).pixels
     if pixels.shape == out.shape:
         out[:] = pixels
         return False
@@ -107,11 +115,14 @@ def fit(pixels: np.ndarray, resolution: int, filter: str = "lanczos", crop: str 
     return np.asarray(image.resize((resolution, resolution), FILTERS[filter]))
 
 
-def _decode_jpeg(data: bytes, max_pixels: int) -> Picture:
+def _decode_jpeg(data: bytes, max_pixels: int, least: int) -> Picture:
     try:
         height, width, *_ = simplejpeg.decode_jpeg_header(data)
         _check_size(width, height, max_pixels)
-        pixels = simplejpeg.decode_jpeg(data, "RGB")
+        fraction = (
+            {"min_height": least, "min_width": least, "min_factor": 2} if min(height, width) >= 2 * least > 0 else {}
+        )
+        pixels = simplejpeg.decode_jpeg(data, "RGB", **fraction)
     except ValueError:
         raise BadImage("damaged") from None
     if _may_be_turned(data) and (turn := TURNS.get(_orientation(data))) is not None:

@@ -49,13 +49,19 @@ class Plan:
     """The order of a data set whose shard s holds `counts[s]` samples, under one seed.
 
     A sample id counts samples through the shards in their order: 0 .. num_samples - 1.
+
+    Args:
+        samples: For epochs that do not hold every sample once (see `classes.Balanced`): the samples of an epoch, as
+            many as `counts` adds up to.
     """
 
-    def __init__(self, counts: np.ndarray, layout: Layout, seed: int) -> None:
+    def __init__(
+        self, counts: np.ndarray, layout: Layout, seed: int, samples: Callable[[int], np.ndarray] | None = None
+    ) -> None:
         if layout.version != VERSION:
             raise ValueError(f"this order is of version {layout.version}, this program writes version {VERSION}")
         counts = np.asarray(counts, np.int64)
-        self.layout, self.seed = layout, seed
+        self.layout, self.seed, self._samples_of = layout, seed, samples
         self.num_samples = int(counts.sum())
         if self.num_samples == 0:
             raise ValueError("a plan needs at least one sample")
@@ -123,7 +129,8 @@ class Plan:
         starts, ends = self._sequence(epoch)
         block = np.searchsorted(ends, offsets, side="right")
         size = ends[block] - np.where(block > 0, ends[block - 1], 0)
-        return starts[block] + offsets - (ends[block] - size)
+        ids = starts[block] + offsets - (ends[block] - size)
+        return ids if self._samples_of is None else self._samples_of(epoch)[ids]
 
     def _in_lane(self, place: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Lane, row and window of places in an epoch."""

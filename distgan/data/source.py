@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Protocol, TypeVar
 from urllib.parse import unquote, urlsplit
 
 from distgan.data.address import is_local, local_path, public
+from distgan.data.nodecache import NodeCache
 from distgan.errors import DataError, with_hint
 
 if TYPE_CHECKING:
@@ -52,11 +53,20 @@ class Source:
         timeout_sec: How long one read may go on trying.
         cache_bytes: How much of remote shards is kept in memory; it has to hold the windows that are being read.
         connections: How many ranges are fetched at a time when reading ahead.
+        disk: Where remote bytes are kept beyond that, and looked for first.
     """
 
-    def __init__(self, *, timeout_sec: float = 120, cache_bytes: int = 2**30, connections: int = 8) -> None:
+    def __init__(
+        self,
+        *,
+        timeout_sec: float = 120,
+        cache_bytes: int = 2**30,
+        connections: int = 8,
+        disk: NodeCache | None = None,
+    ) -> None:
         self.timeout_sec = timeout_sec
         self.retries = 0
+        self.disk = disk
         self._connections = connections
         self._local = LocalFiles()
         self._remote: dict[str, Backend] = {}  # by scheme
@@ -149,19 +159,31 @@ class Source:
                 self._pool.shutdown(wait=False)  # each fetch that has not begun ends at once, with that error
 
     def _fetch(self, url: str, size: int, chunks: dict[int, Future]) -> None:
-        """One range for neighbouring chunks, given by number."""
-        begin, end = min(chunks) * CHUNK, min((max(chunks) + 1) * CHUNK, size)
+        """Bring neighbouring chunks, given by number: from the disk, and in one range each what lies between."""
         try:
-            data = self.read(url, begin, end - begin)
+            kept, fetched = self._kept(url, size, list(chunks)), {}
+            for run in _runs([number for number in chunks if number not in kept]):
+                begin, end = run[0] * CHUNK, min((run[-1] + 1) * CHUNK, size)
+                data = self.read(url, begin, end - begin)
+                fetched |= {number: data[number * CHUNK - begin :][:CHUNK] for number in run}
         except BaseException as error:
             with self._lock:  # whoever asks again later tries again
                 for number in chunks:
                     self._chunks.pop((url, number), None)
             for future in chunks.values():
                 future.set_exception(error)
-        else:
-            for number, future in chunks.items():
-                future.set_result(data[number * CHUNK - begin :][:CHUNK])
+            return
+        for number, data in (kept | fetched).items():
+            chunks[number].set_result(data)
+        for number, data in fetched.items() if self.disk is not None else ():  # while the readers go on
+            self.disk.store(url, size, number, data)
+
+    def _kept(self, url: str, size: int, numbers: list[int]) -> dict[int, bytes]:
+        """Those of the chunks that lie on the disk, by number."""
+        if self.disk is None:
+            return {}
+        found = {n: self.disk.load(url, size, n, min(CHUNK, size - n * CHUNK)) for n in numbers}
+        return {number: data for number, data in found.items() if data is not None}
 
     def _patiently(self, url: str, attempt: Callable[[], T]) -> T:
         """The result of `attempt`, which is made again after a transient fault until the deadline."""

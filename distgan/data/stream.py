@@ -53,6 +53,7 @@ class Stream(Iterator[Batch]):
         start: The position of the first batch. A resumed stream starts where the run stopped, at once.
         threads: How many decode at a time.
         prefetch: Batches that are made ahead.
+        filter, crop, scaled: How images of other sizes become square; see `image.decode_into`.
         max_bad_share: Share of the data set that may turn out damaged before the stream gives up.
         draw: Noise for the positions of a batch, made ahead like the images.
         allocate: Makes the buffers; a trainer on a GPU passes one that returns pinned memory.
@@ -75,6 +76,7 @@ class Stream(Iterator[Batch]):
         prefetch: int = 3,
         filter: str = "lanczos",
         crop: str = "center",
+        scaled: bool = False,
         max_pixels: int = MAX_PIXELS,
         max_bad_share: float = 0.01,
         draw: Callable[[np.ndarray], tuple[np.ndarray, ...]] = lambda positions: (),
@@ -85,7 +87,7 @@ class Stream(Iterator[Batch]):
         self._num_told, self._told_resized = 0, False
         self.bad: dict[int, str] = {}  # sample -> what is wrong with it
         self._draw = draw
-        self._decode = {"max_pixels": max_pixels, "filter": filter, "crop": crop}
+        self._decode = {"max_pixels": max_pixels, "filter": filter, "crop": crop, "scaled": scaled}
         self._max_bad = math.ceil(max_bad_share * dataset.num_samples)
         self._batch, self._local = batch, batch // world
         self._start = start + rank * self._local
@@ -136,10 +138,11 @@ class Stream(Iterator[Batch]):
 
     def news(self) -> list[str]:
         """What else was found out about the data since the last call, for a person."""
-        if not self.num_resized or self._told_resized:
-            return []
-        self._told_resized = True
-        return ["images are resized while training; `distgan pack --resolution` would do it once for all"]
+        told = self.dataset.source.disk.news() if self.dataset.source.disk is not None else []
+        if self.num_resized and not self._told_resized:
+            self._told_resized = True
+            told.append("images are resized while training; `distgan pack --resolution` would do it once for all")
+        return told
 
     def close(self) -> None:
         """Stop reading ahead."""

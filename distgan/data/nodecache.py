@@ -1,0 +1,135 @@
+"""Bytes of remote shards on a disk of this node, for all of its processes and for later runs.
+
+Each chunk is a file of its own, named by a hash of the shard's whole address, so that no name holds a secret and no two
+shards share one. A file is written aside and renamed, and ends in a checksum: whatever a kill, a full disk or a bad
+sector leaves behind is either a good chunk or is fetched again. No process waits for another.
+"""
+
+import contextlib
+import fcntl
+import hashlib
+import os
+import secrets
+import threading
+import time
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+
+from distgan.errors import DataError
+
+CHECKSUM = 4  # bytes at the end of each file
+SHARE = 128  # a process looks at the folder's size after writing this part of the limit
+FULL, EMPTIED = 7 / 8, 3 / 4  # parts of the limit: above the first, chunks are dropped down to the second
+ABANDONED_SEC = 3600  # a file that was begun so long ago is left over from a process that was killed
+
+
+class NodeCache:
+    """Chunks of remote shards in a folder, at most `limit` bytes; those that were not used for longest go first.
+
+    The limit holds for up to 16 processes that write at once.
+
+    Raises:
+        DataError: the folder cannot be made.
+    """
+
+    def __init__(self, folder: Path, limit: int) -> None:
+        self.folder, self.limit = folder, limit
+        self.hits = self.misses = 0
+        self._trouble, self._told = "", False
+        self._unseen = limit  # bytes written since the folder was looked at, at most
+        self._lock = threading.Lock()
+        try:
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except OSError as error:
+            raise DataError(f"data.cache_dir={folder}: {error.strerror}") from None
+
+    def load(self, url: str, size: int, number: int, length: int) -> bytes | None:
+        """Chunk `number` of a shard of `size` bytes, or None where it is not at hand, damaged or of another length."""
+        path = self._path(url, size, length, number)
+        try:
+            content = path.read_bytes()
+        except OSError:
+            self.misses += 1
+            return None
+        data = content[:-CHECKSUM]
+        if len(data) == length and zlib.crc32(data).to_bytes(CHECKSUM, "little") == content[-CHECKSUM:]:
+            self.hits += 1
+            with contextlib.suppress(OSError):  # it may be gone by now
+                os.utime(path)
+            return data
+        self.misses += 1
+        with contextlib.suppress(OSError):
+            path.unlink()
+        return None
+
+    def store(self, url: str, size: int, number: int, data: bytes) -> None:
+        """Keep a chunk, if the disk lets us; where it does not, nothing more is written."""
+        if self._trouble:
+            return
+        path = self._path(url, size, len(data), number)
+        aside = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}")
+        try:
+            try:
+                path.parent.mkdir(mode=0o700, exist_ok=True)
+                aside.write_bytes(data + zlib.crc32(data).to_bytes(CHECKSUM, "little"))
+                os.replace(aside, path)
+            except FileNotFoundError:  # another process dropped the folder, which was empty
+                return
+            except OSError:
+                with contextlib.suppress(OSError):
+                    aside.unlink()
+                raise
+            with self._lock:
+                self._unseen += len(data) + CHECKSUM
+                due = self._unseen >= self.limit / SHARE
+                self._unseen = 0 if due else self._unseen
+            if due:
+                self._make_room()
+        except OSError as error:
+            self._trouble = f"data.cache_dir={self.folder} takes no more ({error.strerror}): going on without it"
+
+    def news(self) -> list[str]:
+        """What a person should know of, told once."""
+        if self._told or not self._trouble:
+            return []
+        self._told = True
+        return [self._trouble]
+
+    def _path(self, url: str, size: int, length: int, number: int) -> Path:
+        name = hashlib.sha256(f"{url}\n{size}".encode("utf-8", "surrogateescape")).hexdigest()
+        return self.folder / name[:32] / f"{number:x}-{length:x}"
+
+    def _make_room(self) -> None:
+        """Drop what was not used for longest, unless another process is at it."""
+        with open(self.folder / ".lock", "a") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return
+            found = sorted(self._files())
+            total = sum(size for _, size, _ in found)
+            if total <= self.limit * FULL:
+                return
+            for _, size, path in found:
+                if total <= self.limit * EMPTIED:
+                    return
+                total -= size
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(path)
+
+    def _files(self) -> Iterator[tuple[float, int, str]]:
+        """When each chunk was used last, its bytes and its path. Left-overs of killed processes are removed."""
+        for folder in list(os.scandir(self.folder)):
+            if not folder.is_dir():
+                continue
+            with contextlib.suppress(OSError):
+                os.rmdir(folder)  # where it is empty
+                continue
+            for file in os.scandir(folder):
+                with contextlib.suppress(FileNotFoundError):
+                    known = file.stat()
+                    if file.name.startswith(".") and time.time() - known.st_mtime > ABANDONED_SEC:
+                        os.unlink(file)
+                    else:
+                        yield known.st_mtime, known.st_size, file.path

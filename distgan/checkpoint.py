@@ -99,7 +99,7 @@ def newest_first(folder: Path) -> list[Path]:
 
 def newest_good(folder: Path) -> tuple[Path | None, list[str]]:
     """The newest checkpoint whose hashes hold, and what is wrong with newer ones."""
-    refused = []
+    refused: list[str] = []
     for path in newest_first(folder):
         try:
             load(path)

@@ -6,7 +6,7 @@ module imports neither torch nor OmegaConf, so that mistakes are told at once.
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass, replace
+from dataclasses import MISSING, Field, asdict, dataclass, field, fields, is_dataclass, replace
 from typing import Any, Literal
 
 from distgan.data.address import public_text
@@ -366,7 +366,7 @@ FAMILIES: dict[str, tuple[type, type]] = {
 LEAST_RESOLUTION = {"hourglass": 32}  # of a family that cannot do the 8 pixels that others can
 
 
-def leaves(schema: object, prefix: str = "") -> Iterator[tuple[str, object]]:
+def leaves(schema: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
     """All settings of a config by their dotted keys; of a schema's class, the fields instead of the values."""
     for f in fields(schema):
         name = prefix + f.name
@@ -382,6 +382,10 @@ def leaves(schema: object, prefix: str = "") -> Iterator[tuple[str, object]]:
                 yield from ((f"{name}.{inner}", x) for inner, x in value.items())
             else:
                 yield name, value
+
+
+def default_of(setting: Field) -> Any:
+    return setting.default if setting.default_factory is MISSING else setting.default_factory()
 
 
 def problems(config: Config) -> list[str]:

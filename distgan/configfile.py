@@ -12,12 +12,13 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import Field
 from pathlib import Path
+from typing import Any
 
 import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from distgan.config import FAMILIES, Config, leaves, problems
+from distgan.config import FAMILIES, Config, default_of, leaves, problems
 from distgan.errors import ConfigError
 
 READABLE_ENVIRONMENT = ("HOME", "USER", "TMPDIR", "SCRATCH", "WORK", "DATA_ROOT", "SLURM_*")
@@ -60,7 +61,7 @@ def load(path: str, overrides: Sequence[str] = ()) -> Config:
     if mistakes:
         raise ConfigError(_listed(mistakes))
     try:
-        result = OmegaConf.to_object(config)
+        result: Config = OmegaConf.to_object(config)  # type: ignore[assignment]  # of a structured config
     except OmegaConfBaseException as error:
         raise ConfigError(f"{file}: {error.full_key or ''}: {_first_line(error)}") from None
     result.run.dir = result.run.dir or f"runs/{file.stem}"
@@ -73,7 +74,7 @@ def load(path: str, overrides: Sequence[str] = ()) -> Config:
 def from_dict(values: dict) -> Config:
     """The config that `config.to_dict` gave these values; raises ConfigError where they are another version's."""
     try:
-        return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), values))
+        return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), values))  # type: ignore[return-value]
     except OmegaConfBaseException as error:
         raise ConfigError(f"this config is of another version of distgan: {_first_line(error)}") from None
 
@@ -119,7 +120,8 @@ def _override_layers(overrides: Sequence[str]) -> Iterator[tuple[str, dict]]:
         if not equals or not name:
             raise ConfigError(f"{layer}: an override is key=value")
         try:
-            yield layer, OmegaConf.to_container(OmegaConf.from_dotlist([text]), resolve=False)
+            values: Any = OmegaConf.to_container(OmegaConf.from_dotlist([text]), resolve=False)
+            yield layer, values
         except (yaml.YAMLError, OmegaConfBaseException, UnicodeError) as error:
             raise ConfigError(f"{layer}: the value is no YAML, quote it: {_first_line(error)}") from None
 
@@ -165,10 +167,10 @@ def _converted(value: object, field: Field | None) -> object:
     if unit == "images":
         return _images(value)
     if unit.endswith("schedule"):
-        ends = value if isinstance(value, list) else [value]
+        ends: list[Any] = value if isinstance(value, list) else [value]
         if unit == "images schedule":
             ends = [_images(end) for end in ends]
-        if ends == field.default_factory():
+        if ends == default_of(field):
             return ends
         if not 1 <= len(ends) <= 2 or not all(isinstance(end, (int, float)) for end in ends):
             raise ValueError(f"{value!r} is neither a number nor [first, last]")
@@ -178,7 +180,7 @@ def _converted(value: object, field: Field | None) -> object:
 
 def _images(value: object) -> int:
     """A number of images: 25000, 2.5e4, 25k or 1.5M."""
-    number = value
+    number: Any = value
     if isinstance(value, str):
         scale = {"k": 1e3, "M": 1e6, "G": 1e9}.get(value[-1:], 1)
         try:

@@ -1,13 +1,13 @@
 """What the settings mean, for a person: `distgan config --help-keys`, docs/config.md, and how two configs differ."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import MISSING, Field, dataclass
-from typing import Literal, get_origin
+from dataclasses import Field, dataclass
+from typing import Literal, get_args, get_origin
 
-from distgan.config import FAMILIES, Config, changes, leaves
+from distgan.config import FAMILIES, Config, changes, default_of, leaves
 from distgan.errors import ConfigError
 
-TYPES = {
+TYPES: dict[object, str] = {
     bool: "true or false",
     int: "integer",
     float: "number",
@@ -53,10 +53,10 @@ def _row(name: str, field: Field, family: str) -> Row:
     if about["unit"].endswith("schedule"):
         kind = "schedule"
     elif get_origin(field.type) is Literal:
-        kind, choices = "choice", field.type.__args__
+        kind, choices = "choice", get_args(field.type)
     else:
         kind = TYPES[field.type]
-    value = field.default if field.default_factory is MISSING else field.default_factory()
+    value = default_of(field)
     text = about["help"] + (f" ({', '.join(choice or 'empty' for choice in choices)})" if choices else "")
     unit = about["unit"].removesuffix("schedule").strip()
     return Row(name, kind, _default(value, about["unit"]), unit, text, family, about["free"])

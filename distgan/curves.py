@@ -8,7 +8,7 @@ from distgan.errors import ConfigError
 from distgan.history import History, Series
 
 COLOURS = ("#2f6fde", "#d9622b", "#2a9d6a", "#b8478f", "#8a6d3b", "#5b5fc7", "#c03a3a", "#3d8ea5")
-MORE_IS_BETTER = r"(precision|recall|density|coverage|psnr|ssim|acc|is)(?![a-z])"
+MORE_IS_BETTER = r"(precision|recall|density|coverage|psnr|ssim|is|acc|accuracy|probe)(?![a-z])"
 NO_JUDGEMENT = r"_(sec|std|err|num)$"
 POINTS = 800  # of a curve, which is more than a picture's pixels can tell apart
 

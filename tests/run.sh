@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
-# Lint and every test that this machine can run, in an environment of its own. Arguments go to pytest.
+# Lint, types and every test that this machine can run, in an environment of its own. Arguments go to pytest.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source launch/environment.sh
 
 ruff check .
 ruff format --check .
+mypy
 OMP_NUM_THREADS=1 python -m pytest "$@"

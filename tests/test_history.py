@@ -108,7 +108,15 @@ def test_a_thinned_curve_keeps_its_ends_and_peaks() -> None:
 
 @pytest.mark.parametrize(
     ("metric", "choice"),
-    [("fid50k", min), ("kid", min), ("recall", max), ("is50k", max), ("density_10k", max), ("eval_sec", None)],
+    [
+        ("fid50k", min),
+        ("kid", min),
+        ("recall", max),
+        ("is50k", max),
+        ("density_10k", max),
+        ("is_inception_10k_full", max),
+        ("eval_sec", None),
+    ],
 )
 def test_which_of_two_values_of_a_metric_is_better(metric: str, choice: object) -> None:
     assert better(metric) is choice

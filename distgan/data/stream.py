@@ -5,6 +5,7 @@ endless order, and each rank takes its slice of every global batch. Threads suff
 of Python's lock; they write straight into reused buffers, so no pixel is copied between processes.
 """
 
+import functools
 import itertools
 import math
 import queue
@@ -87,7 +88,7 @@ class Stream(Iterator[Batch]):
         self._num_told, self._told_resized = 0, False
         self.bad: dict[int, str] = {}  # sample -> what is wrong with it
         self._draw = draw
-        self._decode = {"max_pixels": max_pixels, "filter": filter, "crop": crop, "scaled": scaled}
+        self._decode = functools.partial(decode_into, max_pixels=max_pixels, filter=filter, crop=crop, scaled=scaled)
         self._max_bad = math.ceil(max_bad_share * dataset.num_samples)
         self._batch, self._local = batch, batch // world
         self._start = start + rank * self._local
@@ -212,7 +213,7 @@ class Stream(Iterator[Batch]):
             self.dataset.urls[shard], int(located.offset[place]), int(located.length[place])
         )
         try:
-            if decode_into(data, out, **self._decode):
+            if self._decode(data, out):
                 self.num_resized += 1
         except BadImage as reason:
             self._note(sample, str(reason))

@@ -53,7 +53,7 @@ def _requirement(line: str) -> tuple[str, Callable[[str], bool], bool]:
     try:
         from packaging.requirements import Requirement  # accelerate brings it
     except ImportError:
-        return re.match(r"[\w.-]*", line)[0], lambda version: True, ";" not in line
+        return re.split(r"[^\w.-]", line)[0], lambda version: True, ";" not in line
     wanted = Requirement(line)
     is_needed = wanted.marker is None or wanted.marker.evaluate()
     return wanted.name, lambda version: wanted.specifier.contains(version, prereleases=True), is_needed

@@ -13,6 +13,7 @@ from distgan.errors import ConfigError, DistganError, MachineError
 from distgan.ranks import rank, settle
 from distgan.stop import asked, listening
 
+AGAINST_HELP = "a reference that takes turns: a bare loop, or every rank alone; may be given twice"
 RANK_0_SPEAKS_SEC = 3  # a launcher ends all ranks once one is gone: the others leave rank 0 the time to say why
 
 
@@ -187,6 +188,22 @@ def _parser() -> argparse.ArgumentParser:
         "distgan doctor --json > doctor.json",
     )
     doctor.add_argument("--json", action="store_true", help="for a bug report")
+
+    bench = _command(
+        commands,
+        "bench",
+        _bench,
+        "measure a run: speed, where its time goes, traffic, memory",
+        "distgan bench configs/dcgan64.yaml data.shards=synthetic train.batch=16 --against bare",
+        "distgan bench configs/r3gan-ffhq64.yaml --sweep micro_batch",
+    )
+    _takes_config(bench)
+    bench.add_argument("--against", action="append", default=[], choices=("bare", "alone"), help=AGAINST_HELP)
+    bench.add_argument("--scaling", default="", metavar="N,N", help="measure groups of so many ranks on this machine")
+    bench.add_argument("--sweep", choices=("micro_batch",), help="find the fastest that fits into memory")
+    bench.add_argument("--images", type=int, default=0, metavar="N", help="to train on in all (default: some seconds)")
+    bench.add_argument("--rounds", type=int, default=5, metavar="N", help="in which references take turns (default 5)")
+    bench.add_argument("--json", action="store_true", help="print the figures as JSON")
     return parser
 
 
@@ -264,11 +281,15 @@ def _train(options: argparse.Namespace) -> int:
 
         code = train(config)
     if world > 1:
-        # All is written. While Python shuts down, threads of torch.distributed that ask for it may abort the process.
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
+        _leave(code)
     return code
+
+
+def _leave(code: int) -> None:
+    """All is written. While Python shuts down, threads of torch.distributed that ask for it may abort the process."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def _check(options: argparse.Namespace) -> int:
@@ -288,6 +309,44 @@ def _check(options: argparse.Namespace) -> int:
 
     lines, warnings = check(config, spread)
     print("\n".join([*lines, *(f"warning: {line}" for line in warnings)]))
+    return 0
+
+
+def _bench(options: argparse.Namespace) -> int:
+    from distgan.config import batch_plan
+    from distgan.configfile import load
+
+    os.environ["WANDB_MODE"] = "disabled"  # which wins over the config
+    world = settle()
+    config = load(options.config, options.overrides)
+    batch_plan(config, world)
+
+    if options.images < 0 or options.rounds < 1:
+        raise ConfigError(f"--images {options.images} --rounds {options.rounds}: positive numbers")
+    if world > 1 and (options.scaling or options.sweep):
+        raise ConfigError("--scaling and --sweep start what they need themselves: leave the launcher out")
+    worlds = [int(n) for n in options.scaling.split(",") if n.isdecimal() and int(n) > 0]
+    if options.scaling and options.scaling != ",".join(map(str, worlds)):
+        raise ConfigError(f"--scaling {options.scaling}: numbers of ranks, such as 1,2,4")
+
+    from distgan.bench import bench, report
+    from distgan.scaling import scaling, sweep
+
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # clean up, as after Ctrl-C
+    try:
+        if worlds:
+            more = ["--images", str(options.images), "--rounds", str(options.rounds)]
+            rows = scaling(config, [options.config, *options.overrides, *more], worlds)
+        elif options.sweep:
+            rows = sweep(config, options.images)
+        else:
+            rows = bench(config, options.images, options.against, options.rounds)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    if rank() == 0:
+        print(report(rows, world, options.json))
+    if world > 1:
+        _leave(0)
     return 0
 
 

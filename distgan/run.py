@@ -21,14 +21,7 @@ log = logging.getLogger("distgan")
 
 def train(config: Config) -> int:
     """Train until done; returns the exit code: 0 finished, 75 saved on a signal, 130 saved on Ctrl-C."""
-    world = World(
-        timeout_sec=config.run.timeout_sec + 2 * GRACE_SEC,  # a rank that hangs has its own word before that
-        deterministic=config.train.deterministic,
-        tf32=config.train.tf32,
-        sync=config.train.sync,
-        bucket_mb=config.train.bucket_mb,
-        bf16_gradients=config.train.grad_compression == "bf16",
-    )
+    world = open_world(config)
     world.require_same(config=digest(to_yaml(config).encode()), code=digest_of_code(), torch=torch.__version__)
     spread = batch_plan(config, world.size)
     folder = RunFolder(config.run.dir)
@@ -51,6 +44,18 @@ def train(config: Config) -> int:
         folder.close()
     world.close()
     return stop.EXIT_CODES[reason]
+
+
+def open_world(config: Config) -> World:
+    """This process among the ranks that were launched."""
+    return World(
+        timeout_sec=config.run.timeout_sec + 2 * GRACE_SEC,  # a rank that hangs has its own word before that
+        deterministic=config.train.deterministic,
+        tf32=config.train.tf32,
+        sync=config.train.sync,
+        bucket_mb=config.train.bucket_mb,
+        bf16_gradients=config.train.grad_compression == "bf16",
+    )
 
 
 def digest(data: bytes) -> str:

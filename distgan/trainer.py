@@ -4,8 +4,10 @@ import copy
 import faulthandler
 import logging
 import sys
+from collections.abc import Callable
 
 import torch
+from torch import nn
 
 from distgan import build, checkpoint, ema, stop
 from distgan.audit import Audit
@@ -31,14 +33,28 @@ STOP_REASONS = ("", "finished", "preempted", "interrupted")  # where ranks diffe
 
 
 class Trainer:
-    """The objects of a run, and its loop."""
+    """The objects of a run, and its loop.
 
-    def __init__(self, config: Config, world: World, spread: BatchPlan, folder: RunFolder) -> None:
-        self.config, self.world, self.spread, self.folder = config, world, spread, folder
+    Args:
+        build_nets: Makes G and D of the config and the number of classes; other networks than a family's fit too.
+        on_phase: Told the name of each phase of the loop as it begins.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        world: World,
+        spread: BatchPlan,
+        folder: RunFolder,
+        build_nets: Callable[[Config, int], tuple[nn.Module, nn.Module]] = build.build_nets,
+        on_phase: Callable[[str], None] = lambda name: None,
+    ) -> None:
+        self.config, self.world, self.spread, self.folder, self._on_phase = config, world, spread, folder, on_phase
+        self._tick_images = config.train.tick or max(1000, 32 * spread.batch)
 
         self.dataset = build.open_dataset(config, rank=world.rank, world=world.size, gather=world.gather)
         self.num_classes = self.dataset.num_classes
-        self.G, self.D = build.build_nets(config, self.num_classes)
+        self.G, self.D = build_nets(config, self.num_classes)
         self.G_ema = copy.deepcopy(self.G).eval().requires_grad_(False).to(world.device)
         self.controls = Controls(config, world)
         self.step = GanStep(
@@ -80,33 +96,44 @@ class Trainer:
 
     def run(self) -> str:
         """Train until done or asked to stop; returns why it ended, a key of `stop.EXIT_CODES`."""
-        model, data = self.config.model, self.config.data
-        self.step.settle(self.spread.micro_batch, data.resolution, model.z_dim, self.num_classes)
-        logged_images = self._resume()
-        self.stopwatch = Stopwatch(self.world, self.now.train_sec, self.now.images)
+        self.take_up()
         if self.now.images >= self.config.train.images or self._is_out_of_time(self.now.train_sec):
             log.info(f"{self.folder.path} is finished at {self.now.images} images: nothing to do")
             return "finished"
         self._describe()
-        self.tracker = Tracker(self.config, self.folder, self.world.is_main, self.now.wandb_id, logged_images)
-        self.gallery = Gallery(self.config, self.dataset, self.tracker)
-        self._write_status("running")
-        self.audit = self._open_audit()
-        self.stream = self._open_stream()
-        self.watch = Watch(self.config.run.timeout_sec, self._tell_hang)
+        self.open()
         try:
             if self.now.images == 0 and self.world.is_main:
-                self.watch.phase("drawing samples")
+                self._phase("drawing samples")
                 self.gallery.reals()
                 if self.config.sample.every:
                     self.gallery.fakes(self.G_ema, 0)
             reason = self._loop_with_rollbacks()
         finally:
-            self.watch.close()
-            self.stream.close()
-            self.dataset.source.close()
+            self.close()
         self._end(reason)
         return reason
+
+    def take_up(self) -> None:
+        """Become what the last checkpoint holds, if there is one."""
+        model, data = self.config.model, self.config.data
+        self.step.settle(self.spread.micro_batch, data.resolution, model.z_dim, self.num_classes)
+        self._logged_images = self._resume()
+        self.stopwatch = Stopwatch(self.world, self.now.train_sec, self.now.images)
+
+    def open(self) -> None:
+        """Open what a run reads and writes."""
+        self.tracker = Tracker(self.config, self.folder, self.world.is_main, self.now.wandb_id, self._logged_images)
+        self.gallery = Gallery(self.config, self.dataset, self.tracker)
+        self._write_status("running")
+        self.audit = self._open_audit()
+        self.stream = self.open_stream()
+        self.watch = Watch(self.config.run.timeout_sec, self._tell_hang)
+
+    def close(self) -> None:
+        self.watch.close()
+        self.stream.close()
+        self.dataset.source.close()
 
     def _loop_with_rollbacks(self) -> str:
         train = self.config.train
@@ -114,53 +141,55 @@ class Trainer:
             self._save()
         while True:
             try:
-                return self._loop()
+                while not (reason := self.iterate()):
+                    pass
+                return reason
             except DivergedError as error:  # which all ranks raise together
                 if train.on_nan != "rollback" or self.now.num_rollbacks >= train.nan_limit:
                     raise DivergedError(f"{error}. {self._way_out()}") from error
                 log.warning(f"{error}")
                 self._roll_back()
 
-    def _loop(self) -> str:
+    def iterate(self) -> str:
+        """D's steps, G's step and all that is due after them. Returns why to stop now, or ""."""
+        before = self.now.images
+        for _ in range(self.controls.num_d_steps()):
+            batch = self.next_batch()
+            self._d_step(batch)
+            self.now.images += self.spread.batch
+            self.controls.update(self.now.images - self.spread.batch, self.now.images)
+        self._g_step(batch)
+        self._phase("averaging weights")
+        self.ema_decay = self.controls.ema_decay(self.now.images, self.now.images - before)
+        ema.update(self.G_ema, self.G, self.ema_decay)
+        self._phase("between two iterations")
+        self.now.iterations += 1
+
         config = self.config
-        tick = config.train.tick or max(1000, 32 * self.spread.batch)
-        while True:
-            before = self.now.images
-            for _ in range(self.controls.num_d_steps()):
-                batch = self._next_batch()
-                self._d_step(batch)
-                self.now.images += self.spread.batch
-                self.controls.update(self.now.images - self.spread.batch, self.now.images)
-            self._g_step(batch)
-            self.ema_decay = self.controls.ema_decay(self.now.images, self.now.images - before)
-            ema.update(self.G_ema, self.G, self.ema_decay)
-            self.now.iterations += 1
+        reason = "finished" if self.now.images >= config.train.images else self._asked_to_stop()
+        finished = reason == "finished"
+        sampling = config.sample.every and (finished or self._passed(config.sample.every, before))
+        saving = self._passed(config.checkpoint.every, before)
+        early = self.now.iterations == EARLY_TICK
+        if sampling or saving or reason:
+            self.world.average_buffers(self.G, self.D)
+            ema.copy_buffers(self.G_ema, self.G)
+        if sampling and self.world.is_main:
+            self._phase("drawing samples")
+            self.gallery.fakes(self.G_ema, self.now.images)
+        if sampling or saving or finished or early or self._passed(self._tick_images, before):
+            self._tick()
+        if saving or reason:
+            self._save()
+        return reason
 
-            reason = "finished" if self.now.images >= config.train.images else self._asked_to_stop()
-            finished = reason == "finished"
-            sampling = config.sample.every and (finished or self._passed(config.sample.every, before))
-            saving = self._passed(config.checkpoint.every, before)
-            early = self.now.iterations == EARLY_TICK
-            if sampling or saving or reason:
-                self.world.average_buffers(self.G, self.D)
-                ema.copy_buffers(self.G_ema, self.G)
-            if sampling and self.world.is_main:
-                self.watch.phase("drawing samples")
-                self.gallery.fakes(self.G_ema, self.now.images)
-            if sampling or saving or finished or early or self._passed(tick, before):
-                self._tick()
-            if saving or reason:
-                self._save()
-            if reason:
-                return reason
+    # The parts of an iteration.
 
-    # One iteration.
-
-    def _next_batch(self) -> DeviceBatch:
+    def next_batch(self) -> DeviceBatch:
         """The next images on the device; on a CPU they share memory with the stream's buffer."""
         if self._copied is not None:
             self._copied.synchronize()  # the stream takes that buffer back now
-        self.watch.phase("waiting for data")
+        self._phase("waiting for data")
         with self.stopwatch.waiting():
             try:
                 batch = next(self.stream)
@@ -177,14 +206,18 @@ class Trainer:
         return DeviceBatch(images, labels, *map(self.world.send, batch.drawn))
 
     def _d_step(self, batch: DeviceBatch) -> None:
-        self.watch.phase("in a step of D")
+        self._phase("in a step of D")
         set_rates(self.opt_D, self.controls.rates("D", self.now.images))
         self.step.d_step(batch, self.opt_D, self.controls.strengths(self.now.images), self.stopwatch.working)
 
     def _g_step(self, batch: DeviceBatch) -> None:
-        self.watch.phase("in a step of G")
+        self._phase("in a step of G")
         set_rates(self.opt_G, self.controls.rates("G", self.now.images))
         self.step.g_step(batch, self.opt_G, self.controls.strengths(self.now.images))
+
+    def _phase(self, name: str) -> None:
+        self.watch.phase(name)
+        self._on_phase(name)
 
     def _passed(self, every: int, before: int) -> bool:
         """Whether a multiple of `every` images lies in the iteration that began at `before`."""
@@ -208,7 +241,7 @@ class Trainer:
 
     def _tick(self) -> None:
         """One line of metrics, computed on every rank and written by rank 0."""
-        self.watch.phase("gathering metrics")
+        self._phase("gathering metrics")
         if num := self._check_skipped():
             self.now.num_skipped += num
             limit = self.config.train.nan_limit
@@ -275,7 +308,7 @@ class Trainer:
     # The beginning and the end.
 
     def _save(self) -> None:
-        self.watch.phase("writing a checkpoint")
+        self._phase("writing a checkpoint")
         self._check_skipped()
         if self.audit is not None:
             self.audit.flush()
@@ -298,7 +331,7 @@ class Trainer:
 
     def _roll_back(self) -> None:
         """Go on from the newest checkpoint, with noise that was not tried yet."""
-        self.watch.phase("going back to a checkpoint")
+        self._phase("going back to a checkpoint")
         path = self.world.on_main(lambda: checkpoint.find(self.folder.path))
         number, train_sec = self.now.num_rollbacks + 1, self.stopwatch.total_sec
         self.stream.close()
@@ -311,7 +344,7 @@ class Trainer:
         self.tracker.logged_images = self.world.on_main(lambda: self.folder.rewind(self.now.images))
         self.stopwatch = Stopwatch(self.world, train_sec, self.now.images)
         self.audit = self._open_audit()
-        self.stream = self._open_stream()
+        self.stream = self.open_stream()
 
     def _describe(self) -> None:
         for line in build.describe(self.config, self.spread, self.dataset, self.state.layout, self.G, self.D):
@@ -323,8 +356,10 @@ class Trainer:
     def _open_audit(self) -> Audit | None:
         return Audit(self.folder.path / "audit", self.world.rank, self.dataset) if self.config.data.audit else None
 
-    def _open_stream(self) -> Stream:
+    def open_stream(self, with_noise: bool = True) -> Stream:
+        """From where the run stands. Without the noise that steps take, it has images and labels alone."""
         data, pinned = self.config.data, self.world.device.type == "cuda"
+        noise = Noise(self.config.train.seed, self.config.model.z_dim, self.now.num_rollbacks)
         return Stream(
             self.dataset,
             build.build_plan(self.config, self.dataset, self.state.layout),
@@ -340,7 +375,7 @@ class Trainer:
             scaled=data.scaled_decode,
             max_pixels=data.max_pixels,
             max_bad_share=data.max_bad_share,
-            draw=Noise(self.config.train.seed, self.config.model.z_dim, self.now.num_rollbacks),
+            draw=noise if with_noise else lambda positions: (),
             allocate=lambda shape: torch.empty(shape, dtype=torch.uint8, pin_memory=pinned).numpy(),
         )
 

@@ -1,6 +1,7 @@
 """This process among the ranks of a run. The only door to Accelerate and torch.distributed."""
 
 import contextlib
+import copy
 import os
 import socket
 import time
@@ -85,22 +86,29 @@ class World:
         _choose_kernels(self.device, deterministic, tf32)
         self._flat, self._bf16_gradients = sync == "flat", bf16_gradients
 
+    def alone(self) -> "World":
+        """This rank as the only one of a world of its own, beside the one that it shares."""
+        own = copy.copy(self)
+        own.rank, own.size, own.is_main, own._flat = 0, 1, True, False
+        return own
+
     def prepare(self, module: nn.Module) -> nn.Module:
         """Move a module to this rank's device and, among several ranks, wrap it in DDP.
 
         Rank 0's weights and buffers become everybody's. Afterwards buffers are left alone: DDP would broadcast them
         before every forward, which breaks two forwards with one backward on a GPU.
         """
-        if self._flat and self.size > 1:
+        if self.size == 1:
+            return module.to(self.device)
+        if self._flat:
             module.to(self.device)
             for tensor in module.state_dict().values():
                 dist.broadcast(tensor, 0)
             return module
         wrapped = self._accelerator.prepare(module)
-        if self.size > 1:
-            wrapped.broadcast_buffers = False
-            if self._bf16_gradients:
-                wrapped.register_comm_hook(self.size, _average_rounded)
+        wrapped.broadcast_buffers = False
+        if self._bf16_gradients:
+            wrapped.register_comm_hook(self.size, _average_rounded)
         return wrapped
 
     def synchronising(self, module: nn.Module, last: bool) -> contextlib.AbstractContextManager:

@@ -5,19 +5,15 @@ Usage: benchmark.py [index] [plan] [loader] [pack] [step]      (all of them by d
 Absolute times are noise on a shared machine; a figure is the median over rounds, with the smallest and largest.
 """
 
-import copy
 import io
-import itertools
 import multiprocessing
 import os
-import queue
 import statistics
 import sys
 import tarfile
 import tempfile
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -26,20 +22,25 @@ import numpy as np
 import simplejpeg
 import torch
 from PIL import Image
-from torch.nn.functional import softplus
 
-from distgan import ema
-from distgan.data import index, tar
+from distgan.bench import ADDED, HOST, bench
+from distgan.configfile import load
+from distgan.data import index
 from distgan.data.dataset import Dataset, find_shards
 from distgan.data.image import decode, fit
 from distgan.data.pack import SAVE, Options, pack
 from distgan.data.plan import Layout, Plan
 from distgan.data.source import Source
 from distgan.data.stream import Stream
-from distgan.models import MODELS
-from distgan.step import DeviceBatch, GanStep, Noise, Strengths
-from distgan.world import World
+from distgan.data.synthetic import jpegs, write_shards
 
+DCGAN = """
+data: {shards: synthetic, resolution: 64, prefetch: 1}
+model: {z_dim: 100}
+loss: {name: nonsaturating}
+optim: {G: {betas: [0.5, 0.99]}, D: {betas: [0.5, 0.99]}}
+train: {batch: 16}
+"""
 Run = Callable[[], object]
 
 
@@ -72,35 +73,15 @@ def report(name: str, figures: list[float], wanted: str, unit: str = "x") -> Non
     print(f"{name:66s} {middle:8.3f} {unit:3s} [{low:.3f} .. {high:.3f}]   wanted {wanted}", flush=True)
 
 
-def jpegs(num: int, side: int) -> list[bytes]:
-    """Random walks in colour with some noise, about as compressible as photographs; 200 different ones."""
-    rng, found = np.random.default_rng(0), []
-    for _ in range(min(num, 200)):
-        walk = rng.normal(size=(side, side, 3)).cumsum(0).cumsum(1)
-        walk -= walk.min((0, 1))
-        noisy = 230 * walk / walk.max((0, 1)) + rng.normal(scale=6, size=walk.shape)
-        out = io.BytesIO()
-        Image.fromarray(noisy.clip(0, 255).astype(np.uint8)).save(out, "JPEG", quality=90)
-        found.append(out.getvalue())
-    return list(itertools.islice(itertools.cycle(found), num))
-
-
-def write_shards(folder: Path, num: int, side: int, shards: int = 4) -> list[str]:
-    """Shards of JPEGs with labels; their paths."""
-    folder.mkdir()
-    files = jpegs(num, side)
-    for shard in range(shards):
-        with open(folder / f"{shard:03d}.tar", "wb") as file:
-            for i, data in enumerate(files[shard::shards]):
-                for suffix, part in (("cls", b"%d" % (i % 10)), ("jpg", data)):
-                    file.write(tar.header(f"{shard:03d}{i:06d}.{suffix}", len(part)))
-                    file.write(part + b"\0" * (-len(part) % tar.BLOCK))
-            file.write(tar.END)
+def made_up_shards(folder: Path, num: int, side: int) -> list[str]:
+    """Shards of made-up JPEGs; their paths."""
+    write_shards(folder, num, side)
     return find_shards(str(folder))
 
 
 def bench_index(folder: Path) -> None:
-    (path,) = write_shards(folder / "shards", 20_000, 32, shards=1)
+    write_shards(folder / "shards", 80_000, 32)
+    path = str(folder / "shards" / "000.tar")
 
     def names() -> None:
         with tarfile.open(path) as archive:
@@ -127,7 +108,7 @@ def bench_loader_at(folder: Path, side: int, num: int, wanted: str) -> None:
     import webdataset as wds
     from torch.utils.data import DataLoader
 
-    urls = write_shards(folder / f"{side}", num, side)
+    urls = made_up_shards(folder / f"{side}", num, side)
     data = Dataset(urls, Source(), labels=True, cache_dir=folder)
     layout = Layout.choose(data.num_samples, data.mean_bytes, 64)
     files, buffer = jpegs(num, side), np.empty((side, side, 3), np.uint8)
@@ -200,92 +181,17 @@ def by_hand(source: Path, resolution: int) -> Run:
     return run
 
 
-class NullG(torch.nn.Module):
-    """One weight; an image is its latent."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.scale = torch.nn.Parameter(torch.ones(1))
-
-    def forward(self, z: torch.Tensor, labels: None = None) -> torch.Tensor:
-        return (z * self.scale).view(len(z), 3, 8, 8)
-
-
-class NullD(NullG):
-    def forward(self, images: torch.Tensor, labels: None = None) -> torch.Tensor:
-        return (images * self.scale).mean((1, 2, 3))
-
-
-def bench_step(folder: Path, rounds: int = 20) -> None:
-    torch.manual_seed(0)
-    sizes = {"width": 64, "max_width": 512, "norm": "none"}
-    G = MODELS["dcgan"].generator(64, 100, 0, **sizes, embedding=1)
-    D = MODELS["dcgan"].discriminator(64, 0, **sizes)
-    ours, bare = loops(G, D, z_dim=100, side=64, batch=16, steps=2)
-    report("step: DCGAN-64, batch 16, process time over a bare loop", ratios(compare(ours, bare, rounds)), "<= 1.02")
-    ours, bare = loops(NullG(), NullD(), z_dim=192, side=8, batch=16, steps=200)
-    pairs = compare(ours, bare, rounds // 2, clock=time.thread_time)  # of the thread that a GPU would wait for
-    report("step: a null model, host time added to an iteration", [5 * (a - b) for a, b in pairs], "<= 0.3 ms", "ms")
-    report("step: the bare loop's own host time for an iteration", [5 * b for _, b in pairs], "-", "ms")
-
-
-def loops(G: torch.nn.Module, D: torch.nn.Module, *, z_dim: int, side: int, batch: int, steps: int) -> tuple[Run, Run]:
-    """The same training twice: with the parts of this package, and written by hand for one device."""
-    world, images = World(), torch.randint(0, 256, (batch, side, side, 3), dtype=torch.uint8)
-
-    def nets() -> list:
-        g, d = copy.deepcopy(G), copy.deepcopy(D)
-        optimizers = [torch.optim.Adam(net.parameters(), 2e-4, betas=(0.5, 0.99), fused=True) for net in (g, d)]
-        return [g, d, copy.deepcopy(g), *optimizers]
-
-    our_g, our_d, our_average, our_opt_g, our_opt_d = nets()
-    step, noise = GanStep(world, our_g, our_d, "nonsaturating"), Noise(0, z_dim)
-
-    def ours() -> None:
-        for drawn in ahead(noise(np.arange(i * batch, (i + 1) * batch)) for i in range(steps)):
-            given = DeviceBatch(images, None, *map(world.send, drawn))
-            step.d_step(given, our_opt_d, Strengths())
-            step.g_step(given, our_opt_g, Strengths())
-            ema.update(our_average, our_g, 0.999)
-        step.meter.flush()
-
-    bare_g, bare_d, bare_average, opt_g, opt_d = nets()
-    sums = torch.zeros(2)
-
-    def bare() -> None:
-        for _ in range(steps):
-            real = images.permute(0, 3, 1, 2).float() / 127.5 - 1
-            with torch.no_grad():
-                fake = bare_g(torch.randn(batch, z_dim))
-            d_loss = softplus(-bare_d(real)).mean() + softplus(bare_d(fake)).mean()
-            d_loss.backward()
-            opt_d.step()
-            opt_d.zero_grad()
-            bare_d.requires_grad_(False)
-            g_loss = softplus(-bare_d(bare_g(torch.randn(batch, z_dim)))).mean()
-            g_loss.backward()
-            bare_d.requires_grad_(True)
-            opt_g.step()
-            opt_g.zero_grad()
-            with torch.no_grad():
-                torch._foreach_lerp_(list(bare_average.parameters()), list(bare_g.parameters()), 0.001)
-                sums[0] += d_loss.detach()
-                sums[1] += g_loss.detach()
-
-    return ours, bare
-
-
-def ahead(items: Iterator) -> Iterator:
-    """Items made by another thread, as the stream makes its batches."""
-    made: queue.SimpleQueue = queue.SimpleQueue()
-
-    def make() -> None:
-        for item in items:
-            made.put(item)
-        made.put(None)
-
-    threading.Thread(target=make, daemon=True).start()
-    return iter(made.get, None)
+def bench_step(folder: Path, rounds: int = 5) -> None:
+    """The trainer itself, by `distgan bench`."""
+    config = folder / "dcgan.yaml"
+    config.write_text(DCGAN)
+    rows = bench(load(str(config), [f"run.dir={folder / 'run'}"]), images=rounds * 32, against=["bare"], rounds=rounds)
+    found = {row.name: row.figures for row in rows}
+    ratio = found["over a bare loop, CPU time of all threads"]
+    report("step: DCGAN-64, batch 16, CPU time over a bare loop", ratio, "<= 1.02")
+    ours, added = (found[name] for name in (HOST, ADDED))
+    report("step: a null model, host time added to an iteration", added, "<= 0.3 ms", "ms")
+    report("step: the bare loop's own host time for an iteration", [a - b for a, b in zip(ours, added)], "-", "ms")
 
 
 BENCHMARKS = {"index": bench_index, "plan": bench_plan, "loader": bench_loader, "pack": bench_pack, "step": bench_step}

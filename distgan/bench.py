@@ -1,0 +1,458 @@
+"""How fast a run is, and where its time goes: the real trainer, measured beside references in one process.
+
+Absolute times are noise on a shared machine. So what is compared takes turns, in rounds of A B and B A, and a figure is
+the median over the rounds with the lowest and the highest.
+"""
+
+import contextlib
+import json
+import logging
+import math
+import secrets
+import shutil
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from distgan import __version__, ranks
+from distgan.bare import BareLoop, null_nets, refuse_more
+from distgan.build import build_nets, num_weights
+from distgan.config import Augment, Balance, BatchPlan, Config, batch_plan
+from distgan.data.image import decode_into
+from distgan.data.synthetic import write_shards
+from distgan.run import open_world
+from distgan.runfolder import RunFolder
+from distgan.stopwatch import peak_memory
+from distgan.timeline import Timeline, bytes_reduced
+from distgan.trainer import Trainer
+from distgan.world import World
+
+log = logging.getLogger("distgan")
+
+SYNTHETIC = "synthetic"  # as data.shards
+AGAINST = ("bare", "alone")
+ROUNDS, SLICE_SEC, WARM_UP = 5, 1.5, 5
+NULL_SIDE, NULL_BATCH, NULL_ITERATIONS = 8, 16, 50
+LOADED_IMAGES, REST_SEC = 256, 0.02
+HOST, ADDED = "host time of an iteration with networks of one weight", "  of it, more than a bare loop takes"
+FOREVER = 2**60
+MEMORY = (("process", "Resources/cpu_mem_gb"), ("GPU", "Resources/gpu_mem_peak_gb"))
+SPANS = ("optimizer of D", "optimizer of G")  # which lie within phases
+PHASES = {  # label: the loop's own word
+    "D step": "in a step of D",
+    "  its optimizer": "optimizer of D",
+    "G step": "in a step of G",
+    "  its optimizer ": "optimizer of G",
+    "average generator": "averaging weights",
+    "next batch": "waiting for data",
+    "between two iterations": "between two iterations",
+    "line of metrics": "gathering metrics",
+}
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of the table: its figures, one for each round."""
+
+    name: str
+    unit: str
+    figures: list[float]
+
+    def record(self) -> dict[str, object]:
+        low, high = min(self.figures), max(self.figures)
+        spread = {"median": self.median, "low": low, "high": high}
+        return {"name": self.name, "unit": self.unit, **spread, "figures": self.figures}
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.figures)
+
+    def __str__(self) -> str:
+        spread = f"[{min(self.figures):.4g} .. {max(self.figures):.4g}]" if len(self.figures) > 1 else ""
+        return f"{self.name:64s} {self.median:>10.4g} {self.unit:9s} {spread}".rstrip()
+
+
+@dataclass(frozen=True)
+class Lap:
+    """What one rank's clocks say of a slice."""
+
+    wall_sec: float
+    cpu_sec: float  # of all threads of the process, the loader's included, with the iterations that led in
+    host_sec: float  # of CPU time of the thread that calls the device
+
+
+def bench(config: Config, images: int = 0, against: Sequence[str] = (), rounds: int = ROUNDS) -> list[Row]:
+    """Measure a run of this config on the ranks that were launched; the rows are whole on rank 0.
+
+    Args:
+        images: How many are trained on while it is measured; 0 takes slices of about 1.5 s.
+        against: References that take turns with the run: "bare", the shortest loop that makes the same updates;
+            "alone", every rank by itself at the same time, without the others.
+    """
+    if "bare" in against:
+        refuse_more(config)
+    with workplace(config) as (config, world):
+        return Bench(config, world, batch_plan(config, world.size), rounds).measure(images, against)
+
+
+@contextlib.contextmanager
+def workplace(config: Config) -> Iterator[tuple[Config, World]]:
+    """The ranks, and the config made into one that runs in a folder that is gone afterwards."""
+    world = open_world(config)
+    folder = Path(tempfile.gettempdir()) / f"distgan-bench-{world.broadcast(secrets.token_hex(6))}"
+    writes = ranks.local_rank() == 0  # on every node
+    try:
+        if config.data.shards == [SYNTHETIC]:
+            config = replace(config, data=replace(config.data, shards=[str(folder / "shards")]))
+            if writes:
+                num = 4 * max(config.train.batch, 256)
+                write_shards(folder / "shards", num, config.data.resolution, config.data.classes or 10)
+            world.barrier()
+        yield until_left(config, folder / "run"), world
+        world.barrier()
+    finally:
+        if writes:
+            shutil.rmtree(folder, ignore_errors=True)
+    world.close()
+
+
+def until_left(config: Config, folder: Path) -> Config:
+    """The same run, which neither ends nor saves nor draws samples."""
+    return replace(
+        config,
+        run=replace(config.run, dir=str(folder), resume="never", timeout_sec=10**6),  # it stands still in turns
+        data=replace(config.data, audit=False),
+        train=replace(config.train, images=FOREVER, max_minutes=0.0),
+        sample=replace(config.sample, every=0),
+        checkpoint=replace(config.checkpoint, every=FOREVER),
+        wandb=replace(config.wandb, mode="disabled"),
+    )
+
+
+@contextlib.contextmanager
+def running(
+    config: Config,
+    world: World,
+    spread: BatchPlan,
+    make_nets: Callable = build_nets,
+    on_phase: Callable[[str], None] = lambda name: None,
+) -> Iterator[Trainer]:
+    """A trainer that is ready for its first iteration."""
+    folder = RunFolder(config.run.dir)
+    world.on_main(lambda: folder.open(["distgan", "bench"]))
+    try:
+        trainer = Trainer(config, world, spread, folder, make_nets, on_phase)
+        trainer.take_up()
+        trainer.open()
+        try:
+            yield trainer
+        finally:
+            trainer.close()
+    finally:
+        folder.close()
+
+
+class Bench:
+    """One measurement."""
+
+    def __init__(self, config: Config, world: World, spread: BatchPlan, rounds: int) -> None:
+        self.config, self.world, self.spread, self.rounds = config, world, spread, rounds
+        self.on_gpu = world.device.type == "cuda"
+        self.images = spread.batch * config.train.n_critic  # of an iteration
+
+    def measure(self, images: int, against: Sequence[str]) -> list[Row]:
+        timeline = Timeline(self.world.device)
+        with contextlib.ExitStack() as stack:
+            trainer = stack.enter_context(running(self.config, self.world, self.spread, on_phase=timeline.phase))
+            for net, optimizer in (("D", trainer.opt_D), ("G", trainer.opt_G)):
+                timeline.watch(f"optimizer of {net}", optimizer)
+            num = self._warm_up(trainer.iterate, images)
+            memory = self.world.gather(peak_memory(self.world.device))  # before the references take theirs
+            sides: dict[str, Callable[[], object]] = {"run": trainer.iterate}
+            if "bare" in against:
+                bare = BareLoop(trainer)
+                stack.callback(bare.close)
+                sides["bare"] = bare.iterate
+            if "alone" in against:
+                sides["alone"] = stack.enter_context(self._alone()).iterate
+            laps, phases = self._in_turns(sides, num, timeline)
+            rows = self._speed(laps["run"], num)
+            rows += self._parts(phases, num)
+            rows += self._penalties(trainer)
+            rows += [
+                Row(f"peak memory, {name}", "GB", [max(one[key] for one in memory)])
+                for name, key in MEMORY
+                if key in memory[0]
+            ]
+            rows += self._traffic(trainer)
+            rows += self._loader(trainer)
+        rows += self._host()
+        return rows + self._ratios(laps, num)
+
+    # Taking turns.
+
+    def _warm_up(self, iterate: Callable[[], object], images: int) -> int:
+        """The number of iterations of a slice."""
+        for _ in range(WARM_UP):
+            iterate()
+        self._wait_for_device()
+        started = time.perf_counter()
+        for _ in range(WARM_UP):
+            iterate()
+        self._wait_for_device()
+        num = round(SLICE_SEC * WARM_UP / (time.perf_counter() - started))
+        if images:
+            num = math.ceil(images / self.images / self.rounds)
+        return self.world.broadcast(max(2, min(num, 1000)))
+
+    def _in_turns(
+        self, sides: dict[str, Callable[[], object]], num: int, timeline: Timeline
+    ) -> tuple[dict[str, list[list[Lap]]], list[dict[str, tuple[float, int]]]]:
+        """Slices of every side in each round, in an order that changes; laps of all ranks by side and round, and this
+        rank's phases of the run by round."""
+        laps: dict[str, list[list[Lap]]] = {side: [] for side in sides}
+        phases = []
+        for iterate in list(sides.values())[1:]:
+            self._lap(iterate, 0, WARM_UP, timeline)
+        for number in range(self.rounds):
+            for side in list(sides)[:: -1 if number % 2 else 1]:
+                lap, found = self._lap(sides[side], self.config.data.prefetch, num, timeline)
+                laps[side].append(self.world.gather(lap))
+                phases += [found] if side == "run" else []
+        return laps, phases
+
+    def _lap(
+        self, iterate: Callable[[], object], lead: int, num: int, timeline: Timeline
+    ) -> tuple[Lap, dict[str, tuple[float, int]]]:
+        """Some iterations, after others that use up what was made ahead; and the timeline of the first ones."""
+        self._come_to_rest()
+        cpu_sec = -time.process_time()
+        for _ in range(lead):
+            iterate()
+        self._wait_for_device()
+        self.world.barrier()
+        timeline.take()
+        wall_sec, host_sec = -time.perf_counter(), -time.thread_time()
+        for _ in range(num):
+            iterate()
+        host_sec += time.thread_time()
+        self._wait_for_device()
+        wall_sec += time.perf_counter()
+        found = timeline.take()
+        self._come_to_rest()
+        return Lap(wall_sec, (cpu_sec + time.process_time()) * num / (num + lead), host_sec), found
+
+    def _wait_for_device(self) -> None:
+        if self.on_gpu:
+            torch.cuda.synchronize()
+
+    def _come_to_rest(self) -> None:
+        """Wait until the loaders' threads have made all that they make ahead."""
+        last = -1.0
+        while not self.on_gpu and time.process_time() - last > REST_SEC / 10:
+            last = time.process_time()
+            time.sleep(REST_SEC)
+
+    # What is told.
+
+    def _speed(self, laps: list[list[Lap]], num: int) -> list[Row]:
+        walls = [max(lap.wall_sec for lap in of_ranks) for of_ranks in laps]
+        total = [num * self.images / wall for wall in walls]
+        steps = f"{self.config.train.n_critic} D step(s), one G step, {self.spread.passes} pass(es)"
+        return [
+            Row("images per second", "img/s", total),
+            Row("images per second and rank", "img/s", [x / self.world.size for x in total]),
+            Row(f"an iteration: {steps}", "ms", [1000 * wall / num for wall in walls]),
+        ]
+
+    def _parts(self, phases: list[dict[str, tuple[float, int]]], num: int) -> list[Row]:
+        """Rank 0's own; what a rank waits for others in an all-reduce is part of its step."""
+        rows = []
+        for label, phase in PHASES.items():
+            seconds, counts = zip(*(found.get(phase, (0.0, 0)) for found in phases))
+            if any(counts):
+                rows.append(Row(label, "ms", [1000 * s / max(1, n) for s, n in zip(seconds, counts)]))
+        totals = [sum(s for name, (s, _) in found.items() if name not in SPANS) for found in phases]
+        waits = [100 * found["waiting for data"][0] / total for found, total in zip(phases, totals)]
+        return [*rows, Row("share of time that waits for data", "%", waits)]
+
+    def _penalties(self, trainer: Trainer) -> list[Row]:
+        """What each penalty adds to a D step in which it is applied."""
+        due = trainer.controls.strengths(0)
+        none = replace(due, r1=0.0, r2=0.0, gp=0.0)
+        kinds = {name: replace(none, **{name: getattr(due, name)}) for name in ("r1", "r2", "gp") if getattr(due, name)}
+        batch, times = trainer.next_batch(), {name: [] for name in ("none", *kinds)}
+        for number in range(-1 if kinds else self.rounds, self.rounds):
+            for name, now in {"none": none, **kinds}.items():
+                seconds = self._seconds(lambda now=now: trainer.step.d_step(batch, trainer.opt_D, now))
+                times[name] += [seconds] if number >= 0 else []
+        return [
+            Row(
+                f"  {name}, where it is applied, adds",
+                "ms",
+                [1000 * (b - a) for a, b in zip(times["none"], times[name])],
+            )
+            for name in kinds
+        ]
+
+    def _traffic(self, trainer: Trainer) -> list[Row]:
+        """Bytes that this rank gives into all-reduces, and how long the ranks need for as many and nothing else."""
+        if self.world.size == 1:
+            return []
+        batch, now = trainer.next_batch(), trainer.controls.strengths(0)
+        steps = {
+            "D": lambda: trainer.step.d_step(batch, trainer.opt_D, now),
+            "G": lambda: trainer.step.g_step(batch, trainer.opt_G, now),
+        }
+        rows = []
+        for net, step in steps.items():
+            sent, weights = bytes_reduced(step), num_weights(getattr(trainer, net))
+            flat = torch.zeros(weights, device=self.world.device)
+            times = [self._seconds(lambda flat=flat: self.world.sum(flat)) for _ in range(self.rounds + 1)][1:]
+            rows += [
+                Row(f"all-reduced in a {net} step", "MB", [sent / 1e6]),
+                Row(f"all-reduced in a {net} step, over the bytes of {net}", "x", [sent / (4 * weights)]),
+                Row(
+                    f"an all-reduce of {net}'s {4 * weights / 1e6:.1f} MB and nothing else",
+                    "ms",
+                    [1000 * t for t in times],
+                ),
+            ]
+        return rows
+
+    def _seconds(self, function: Callable[[], object]) -> float:
+        self._wait_for_device()
+        self.world.barrier()
+        started = time.perf_counter()
+        function()
+        self._wait_for_device()
+        return time.perf_counter() - started
+
+    def _loader(self, trainer: Trainer) -> list[Row]:
+        """The stream alone, next to the decoding that it does, in CPU time of this rank."""
+        stream, data = trainer.open_stream(with_noise=False), self.config.data
+        try:
+            out = np.empty((data.resolution, data.resolution, 3), np.uint8)
+            batches = max(1, LOADED_IMAGES // len(next(stream).images))
+            files = [file for _ in range(batches) for file in encoded(trainer, next(stream).samples)]
+            ours, pure = [], []
+            for _ in range(self.rounds):
+                self._come_to_rest()
+                started = time.process_time()
+                for _ in range(batches):
+                    next(stream)
+                self._come_to_rest()
+                ours.append(time.process_time() - started)
+                started = time.process_time()
+                for file in files:
+                    decode_into(file, out, max_pixels=data.max_pixels, filter=data.filter, crop=data.crop)
+                pure.append(time.process_time() - started)
+        finally:
+            stream.close()
+        return [
+            Row("loader: CPU time of an image", "ms", [1000 * seconds / len(files) for seconds in ours]),
+            Row("loader: pure decoding over all of its CPU time", "x", [b / a for a, b in zip(ours, pure)]),
+        ]
+
+    def _host(self) -> list[Row]:
+        """CPU time of the thread that calls the device, with networks of one weight, which leave it all to the host."""
+        bare_loss = replace(self.config.loss, r1=[0.0], r2=[0.0], gp=[0.0], clip=0.0, smooth=0.0, feature_matching=0.0)
+        plain = replace(
+            self.config,
+            run=replace(self.config.run, dir=f"{self.config.run.dir}-null"),
+            data=replace(self.config.data, resolution=NULL_SIDE, flip=False),
+            loss=replace(bare_loss, name="nonsaturating"),
+            augment=Augment(),
+            balance=Balance(),
+            train=replace(
+                self.config.train,
+                batch=NULL_BATCH * self.world.size,
+                micro_batch=0,
+                precision="fp32",
+                n_critic=1,
+                on_nan="fail",
+            ),
+        )
+        spread = batch_plan(plain, self.world.size)
+        with quiet(), running(plain, self.world, spread, null_nets) as trainer:
+            bare = BareLoop(trainer)
+            try:
+                laps, _ = self._in_turns(
+                    {"run": trainer.iterate, "bare": bare.iterate}, NULL_ITERATIONS, Timeline(self.world.device)
+                )
+            finally:
+                bare.close()
+        ours, theirs = (
+            [1000 * of_ranks[0].host_sec / NULL_ITERATIONS for of_ranks in laps[side]] for side in ("run", "bare")
+        )
+        return [
+            Row(HOST, "ms", ours),
+            Row(ADDED, "ms", [a - b for a, b in zip(ours, theirs)]),
+        ]
+
+    @contextlib.contextmanager
+    def _alone(self) -> Iterator[Trainer]:
+        """Each rank's share as a run of its own."""
+        world, rank = self.world.alone(), self.world.rank
+        train = replace(self.config.train, batch=self.spread.batch // self.world.size)
+        config = replace(self.config, train=train, run=replace(self.config.run, dir=f"{self.config.run.dir}-{rank}"))
+        with running(config, world, batch_plan(config, 1)) as trainer:
+            yield trainer
+
+    def _ratios(self, laps: dict[str, list[list[Lap]]], num: int) -> list[Row]:
+        rows = []
+        if "bare" in laps:
+            clock = "wall time" if self.on_gpu else "CPU time of all threads"
+            seconds = {
+                side: [sum(lap.wall_sec if self.on_gpu else lap.cpu_sec for lap in of_ranks) for of_ranks in laps[side]]
+                for side in ("run", "bare")
+            }
+            figures = [a / b for a, b in zip(seconds["run"], seconds["bare"])]
+            rows.append(Row(f"over a bare loop, {clock}", "x", figures))
+        if "alone" in laps:
+            share = num * self.images
+            together = [share / max(lap.wall_sec for lap in of_ranks) for of_ranks in laps["run"]]
+            apart = [sum(share / self.world.size / lap.wall_sec for lap in of_ranks) for of_ranks in laps["alone"]]
+            name = f"img/s of {self.world.size} ranks over as many runs of one rank at the same time"
+            rows.append(Row(name, "x", [a / b for a, b in zip(together, apart)]))
+        return rows
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Without warnings, of a run that nobody asked for."""
+    log.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        log.setLevel(logging.NOTSET)
+
+
+def encoded(trainer: Trainer, samples: np.ndarray) -> list[bytes]:
+    """The files of these samples."""
+    data, found = trainer.dataset, []
+    for shard, place in zip(*data.shard_of(samples)):
+        located = data.located(int(shard))
+        found.append(data.source.cached(data.urls[shard], int(located.offset[place]), int(located.length[place])))
+    return found
+
+
+def report(rows: Sequence[Row], world: int, as_json: bool) -> str:
+    """The table, or its figures for a program."""
+    about = {
+        "ranks": world,
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU",
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "distgan": __version__,
+    }
+    if as_json:
+        return json.dumps(about | {"rows": [row.record() for row in rows]}, indent=1)
+    head = ", ".join(f"{name} {value}" for name, value in about.items())
+    return "\n".join([f"{head}; median over rounds [lowest .. highest]", *map(str, rows)])

@@ -1,0 +1,151 @@
+"""Measurements that take several runs: more ranks, and other micro-batches."""
+
+import contextlib
+import gc
+import json
+import math
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from distgan.bench import Row, running, workplace
+from distgan.config import Config, batch_plan
+from distgan.errors import ConfigError, MachineError
+from distgan.stopwatch import peak_memory
+from distgan.world import World
+
+ROUNDS, WARM_UP, SLICE_SEC = 3, 3, 1.0
+TOLD = ("images per second", "over as many runs", "all-reduce of")  # of a child's rows, those that are passed on
+
+
+def scaling(config: Config, arguments: Sequence[str], worlds: Sequence[int]) -> list[Row]:
+    """Groups of ranks on this machine, each beside as many runs of one rank at the same time.
+
+    Args:
+        arguments: Of `distgan bench`. A group of n ranks gets n times train.batch: each rank has the same work always.
+    """
+    num_gpus = torch.cuda.device_count()
+    if num_gpus and max(worlds) > num_gpus:
+        raise ConfigError(f"--scaling {max(worlds)}: this machine has {num_gpus} GPU(s)")
+    rows = []
+    for world in worlds:
+        command = [*arguments, f"train.batch={world * config.train.batch}", "run.expect_ranks=0", "--json"]
+        found = json.loads(_group(command + ["--against", "alone"] * (world > 1), world, on_cpu=not num_gpus))
+        rows += [
+            Row(f"{world} rank(s): {row['name']}", row["unit"], row["figures"])
+            for row in found["rows"]
+            if any(words in row["name"] for words in TOLD)
+        ]
+    return rows
+
+
+def _group(arguments: Sequence[str], world: int, on_cpu: bool) -> str:
+    """What rank 0 of a `distgan bench` of so many ranks prints."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    environment = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(world)}
+    environment |= {"LOCAL_WORLD_SIZE": str(world)}
+    environment |= {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // world)))}
+    environment |= {"ACCELERATE_USE_CPU": "true"} if on_cpu else {}
+    children = []
+    try:
+        for rank in range(world):
+            own = environment | {"RANK": str(rank), "LOCAL_RANK": str(rank)} if world > 1 else {}
+            children.append(
+                subprocess.Popen(
+                    [sys.executable, "-m", "distgan", "bench", *arguments],
+                    env=os.environ | own,
+                    stdout=subprocess.PIPE if rank == 0 else subprocess.DEVNULL,
+                    text=True,
+                )
+            )
+        output, _ = children[0].communicate()
+        codes = [child.wait() for child in children]
+    finally:
+        for child in children:  # where this process is asked to leave; they clean up on TERM
+            if child.poll() is None:
+                child.send_signal(signal.SIGTERM)
+        for child in children:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                child.wait(timeout=10)
+            child.kill()
+    if any(codes):
+        raise MachineError(f"--scaling: the ranks of a group of {world} ended with {codes}")
+    return output
+
+
+def sweep(config: Config, images: int) -> list[Row]:
+    """Speed of one rank by micro-batch, in turns; those that do not fit into memory are left out."""
+    speeds: dict[int, list[float]] = {micro: [] for micro in _micro_batches(config)}
+    memory: dict[int, float] = {}
+    with workplace(config) as (config, world):
+        if world.size > 1:
+            raise ConfigError("--sweep measures one rank: start one process")
+        for number in range(ROUNDS):
+            for micro in list(speeds)[:: -1 if number % 2 else 1]:
+                train = replace(config.train, micro_batch=micro)
+                folder = str(Path(config.run.dir) / f"{micro}-{number}")
+                try:
+                    found, peak = _speed(
+                        replace(config, train=train, run=replace(config.run, dir=folder)), world, images
+                    )
+                    speeds[micro].append(found)
+                    memory[micro] = peak
+                except RuntimeError as error:  # torch's own, on a CPU or a GPU
+                    if "memory" not in str(error):
+                        raise
+                    del speeds[micro]
+                gc.collect()
+                torch.cuda.empty_cache()
+    if not speeds:
+        raise MachineError("--sweep: not even one image fits into memory: lower the widths of model.G and model.D")
+    rows = []
+    for micro, figures in speeds.items():
+        rows.append(Row(f"train.micro_batch={micro}: images per second", "img/s", figures))
+        rows += [Row(f"train.micro_batch={micro}: peak memory, GPU", "GB", [memory[micro]])] if memory[micro] else []
+    fastest = max(speeds, key=lambda micro: sorted(speeds[micro])[len(speeds[micro]) // 2])
+    return [*rows, Row("fastest train.micro_batch", "images", [float(fastest)])]
+
+
+def _micro_batches(config: Config) -> list[int]:
+    """The whole batch, half of it, and so on, where the config allows it."""
+    found, micro = [], config.train.batch
+    while micro >= 1:
+        with contextlib.suppress(ConfigError):
+            batch_plan(replace(config, train=replace(config.train, micro_batch=micro)), 1)
+            found.append(micro)
+        micro = micro // 2 if micro % 2 == 0 else 0
+    return found
+
+
+def _speed(config: Config, world: World, images: int) -> tuple[float, float]:
+    """Images per second, and peak memory of a GPU in GB."""
+    images_of_iteration = config.train.batch * config.train.n_critic
+    with running(config, world, batch_plan(config, 1)) as trainer:
+        for _ in range(WARM_UP):
+            trainer.iterate()
+        started, num = _now(world), math.ceil(images / images_of_iteration)
+        for _ in range(num or 2):
+            trainer.iterate()
+        if not images:
+            more = round(2 * SLICE_SEC / (_now(world) - started))
+            for _ in range(more):
+                trainer.iterate()
+            num = 2 + more
+        seconds = _now(world) - started
+    return num * images_of_iteration / seconds, peak_memory(world.device).get("Resources/gpu_mem_peak_gb", 0.0)
+
+
+def _now(world: World) -> float:
+    if world.device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter()

@@ -186,6 +186,11 @@ class Train:
     )
     n_critic: int = key(1, "D steps for each G step", low=1, high=1000)
     precision: Literal["fp32", "bf16"] = key("fp32", "of the networks; penalties are always fp32")
+    compile: Literal["off", "g", "all"] = key(
+        "off",
+        "compile nothing; G, and D where no penalty is applied; or D's penalties too. The first steps take minutes",
+        free=True,
+    )
     tf32: bool = key(False, "GPU: let fp32 products be of numbers rounded to 10 bits, which is faster")
     sync: Literal["ddp", "flat"] = key(
         "ddp", "how gradients are summed over ranks: in buckets, while the backward runs; or in one piece after it"
@@ -418,6 +423,16 @@ def problems(config: Config) -> list[str]:
         )
     if loss.clip and any(loss.gp):
         found.append("loss.clip and loss.gp are two ways to one end: set one of them to 0")
+    if train.compile != "off" and train.deterministic == "strict":
+        found.append(
+            f"train.compile={train.compile} makes kernels of its own, for which train.deterministic=strict cannot "
+            "answer: set train.compile=off, or train.deterministic=warn"
+        )
+    if train.compile != "off" and model.dropout:
+        found.append(
+            f"train.compile={train.compile} cannot trace the draws of model.dropout: set model.dropout=0, or "
+            "train.compile=off"
+        )
     if train.micro_batch and train.batch % train.micro_batch:
         found.append(
             f"train.batch={train.batch} is no multiple of train.micro_batch={train.micro_batch}: "

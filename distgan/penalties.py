@@ -1,5 +1,7 @@
 """Penalties on D's gradient or weights, which keep it smooth. All in float32, on images as D sees them."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
@@ -11,7 +13,7 @@ def squared_gradient(logits: Tensor, images: Tensor) -> Tensor:
     have required a gradient when `logits` were computed from them, without mixing samples (no batch norm in D).
     """
     (gradient,) = torch.autograd.grad(logits.sum(), images, create_graph=True)
-    return gradient.square().flatten(1).sum(1).mean()
+    return mean_square(gradient)
 
 
 def gradient_penalty(D: nn.Module, real: Tensor, fake: Tensor, labels: Tensor | None, mix: Tensor) -> Tensor:
@@ -20,9 +22,38 @@ def gradient_penalty(D: nn.Module, real: Tensor, fake: Tensor, labels: Tensor | 
     Args:
         mix: Where each point lies, uniform in 0..1; [B].
     """
-    between = torch.lerp(real, fake, mix.to(real.dtype)[:, None, None, None]).detach().requires_grad_()
-    (gradient,) = torch.autograd.grad(D(between, labels).sum(), between, create_graph=True)
+    points = between(real, fake, mix).requires_grad_()
+    (gradient,) = torch.autograd.grad(D(points, labels).sum(), points, create_graph=True)
+    return distance_from_one(gradient)
+
+
+def traced_gradient(D: Callable[[Tensor], Tensor], images: Tensor) -> tuple[Tensor, Tensor]:
+    """dD/dx for each image, and the logits, in the form that torch.compile can trace and differentiate again.
+
+    A compiled network gives gradients of the first order only, and torch.autograd.grad breaks the graph that it stands
+    in (torch 2.13). Eager code has less to do with torch.autograd.grad.
+    """
+
+    def summed(x: Tensor) -> tuple[Tensor, Tensor]:
+        logits = D(x)
+        return logits.sum(), logits
+
+    return torch.func.grad(summed, has_aux=True)(images)
+
+
+def mean_square(gradient: Tensor) -> Tensor:
+    """E ||gradient||^2."""
+    return gradient.square().flatten(1).sum(1).mean()
+
+
+def distance_from_one(gradient: Tensor) -> Tensor:
+    """E (||gradient|| - 1)^2."""
     return (gradient.flatten(1).norm(dim=1) - 1).square().mean()
+
+
+def between(real: Tensor, fake: Tensor, mix: Tensor) -> Tensor:
+    """Points on the lines from real images to fakes."""
+    return torch.lerp(real, fake, mix.to(real.dtype)[:, None, None, None]).detach()
 
 
 @torch.no_grad()

@@ -107,6 +107,7 @@ class RunState:
             "micro-batch": self._micro_batch,
             "threads": torch.get_num_threads(),
             "torch": torch.__version__,
+            "compile": self._config.train.compile,
         }
 
     def _read(self, path: Path) -> tuple[checkpoint.Tensors, dict]:

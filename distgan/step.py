@@ -7,19 +7,19 @@ only serves the other (G in D's step, D in G's), it is called as the plain modul
 """
 
 import contextlib
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from distgan import draw, keyed, penalties
-from distgan.augment import NUM_DRAWS, augment
+from distgan import compiling, draw, keyed, penalties
+from distgan.judge import Judge, Strengths
 from distgan.losses import LOSSES, Loss, feature_matching
 from distgan.meter import Meter
 from distgan.models.spectral import normalised
-from distgan.models.tail import Tail
 from distgan.world import World
 
 
@@ -68,58 +68,6 @@ class Noise:
         return z_d, z_g, keyed.bits(self._device, positions).view(np.int64)
 
 
-@dataclass(frozen=True)
-class Strengths:
-    """What schedules and controllers say at one moment.
-
-    Attributes:
-        r1, r2, gp: Weights of the penalties, 0 where one is not applied.
-        noise: Standard deviation of the noise on all images that D sees, which range over -1..1.
-        p: Probability of each augmentation.
-    """
-
-    r1: float = 0.0
-    r2: float = 0.0
-    gp: float = 0.0
-    noise: float = 0.0
-    p: float = 0.0
-
-
-class Judge:
-    """D behind what is done to every image before D sees it.
-
-    That is augmentation, then instance noise (Sonderby et al. 2017): the same for real images and fakes, and G's
-    gradient passes through it. A `look` keeps the draws of several judgements of one image apart.
-    """
-
-    def __init__(self, D: nn.Module, pipe: str, colour: float) -> None:
-        self.D, self.pipe, self.colour = D, pipe, colour
-        self._tails = [module for module in D.modules() if isinstance(module, Tail)]
-
-    def tell(self, seeds: Tensor, look: str) -> None:
-        """Tell D's dropout which images it is about to see."""
-        for tail in self._tails:
-            tail.seeds, tail.look = seeds, look
-
-    def __call__(
-        self,
-        images: Tensor,
-        labels: Tensor | None,
-        seeds: Tensor,
-        look: str,
-        now: Strengths,
-        features: bool = False,
-    ) -> Tensor | tuple[Tensor, list[Tensor]]:
-        x = images
-        if self.pipe != "none":
-            draws = draw.uniform(seeds, f"augment {look}", NUM_DRAWS[self.pipe])
-            x = augment(x, draws, self.pipe, now.p, self.colour)
-        if now.noise:
-            x = x + now.noise * draw.normal(seeds, f"noise {look}", x[0].numel()).view_as(x).to(x.dtype)
-        self.tell(seeds, look)
-        return self.D(x, labels, features=True) if features else self.D(x, labels)
-
-
 class DiscriminatorLoss(nn.Module):
     """Real and fake images -> what D minimises."""
 
@@ -136,34 +84,54 @@ class DiscriminatorLoss(nn.Module):
         Args:
             real, fake: [B, 3, R, R] in -1..1.
         """
-        real.requires_grad_(now.r1 > 0)
-        fake.requires_grad_(now.r2 > 0)
+        traced = self.judge.traces
+        real.requires_grad_(now.r1 > 0 and not traced)
+        fake.requires_grad_(now.r2 > 0 and not traced)
+        looks = (("real", "r1", real, now.r1), ("fake", "r2", fake, now.r2))
+        logits, squares = {}, {}
         with _autocast(real, self.bf16):
-            real_logits = self.judge(real, labels, seeds, "real", now)
-            fake_logits = self.judge(fake, labels, seeds, "fake", now)
-        total = self.loss.d(_full(real_logits), _full(fake_logits), **self.smooth)
+            for look, name, images, weight in looks:
+                if weight > 0 and traced and not self.bf16:
+                    squares[name], logits[look] = self.judge.squared_gradient(images, labels, seeds, look, now)
+                else:
+                    twice = weight > 0 and not self.bf16
+                    logits[look] = self.judge(images, labels, seeds, look, now, twice=twice)
+        total = self.loss.d(_full(logits["real"]), _full(logits["fake"]), **self.smooth)
         terms = {"Loss/D_adv": total.detach()}
-        for name, weight, images, logits in (("r1", now.r1, real, real_logits), ("r2", now.r2, fake, fake_logits)):
+        for look, name, images, weight in looks:
             if weight > 0:
-                if self.bf16:  # in float32, for which D sees the images once more
-                    logits = self.judge(images, labels, seeds, "real" if name == "r1" else "fake", now)
-                terms[f"Loss/{name}"] = weight / 2 * penalties.squared_gradient(logits, images)
+                if self.bf16 and traced:  # in float32, for which D sees the images once more
+                    squares[name], _ = self.judge.squared_gradient(images, labels, seeds, look, now)
+                elif not traced:
+                    once_more = self.judge(images, labels, seeds, look, now, twice=True) if self.bf16 else logits[look]
+                    squares[name] = penalties.squared_gradient(once_more, images)
+                terms[f"Loss/{name}"] = weight / 2 * squares[name]
                 total = total + terms[f"Loss/{name}"]
         if now.gp > 0:
-            self.judge.tell(seeds, "between")
-            mix = draw.uniform(seeds, "mix", 1).flatten()
-            terms["Loss/gp"] = now.gp * penalties.gradient_penalty(self.D, real, fake, labels, mix)
+            terms["Loss/gp"] = now.gp * self.judge.gradient_penalty(real, fake, labels, seeds)
             total = total + terms["Loss/gp"]
         terms["Loss/D"] = total
-        return total, {k: v.detach() for k, v in terms.items()}, real_logits.detach(), fake_logits.detach()
+        reported = {k: v.detach() for k, v in terms.items()}
+        return total, reported, logits["real"].detach(), logits["fake"].detach()
 
 
 class GeneratorLoss(nn.Module):
     """Latents -> what G minimises. D only judges."""
 
-    def __init__(self, G: nn.Module, judge: Judge, loss: Loss, bf16: bool, matching: float, group: int) -> None:
+    def __init__(
+        self,
+        G: nn.Module,
+        judge: Judge,
+        loss: Loss,
+        bf16: bool,
+        matching: float,
+        group: int,
+        generate: Sequence[Callable[..., Tensor]] = (),
+    ) -> None:
+        """`generate` holds G as it is called, where that is not G itself; in a sequence it is no second module."""
         super().__init__()
         self.G, self.loss, self.bf16, self.matching, self.group = G, loss, bf16, matching, group
+        self.generate = generate or [G]
         self.judge = judge  # no module: D's weights are not DDP's business here
 
     def forward(
@@ -176,7 +144,7 @@ class GeneratorLoss(nn.Module):
         """
         with_features = self.matching > 0
         with _autocast(z, self.bf16):
-            fake_verdict = self.judge(self.G(z, labels), labels, seeds, "G's fake", now, with_features)
+            fake_verdict = self.judge(self.generate[0](z, labels), labels, seeds, "G's fake", now, with_features)
             real_verdict = None
             if real is not None:
                 with torch.no_grad():
@@ -207,6 +175,8 @@ class GanStep:
         pipe, colour: Augmentation, a key of `augment.NUM_DRAWS`, or "none"; see there.
         flip: Whether half of the real images, a function of their seeds, are mirrored.
         observe: Told the logits of each pass of a D step, real and fake, [B] each.
+        compile: What is compiled: "off", "g" (G, and D where no penalty is applied) or "all".
+        backend: What compiles, a name of torch's.
         undo_buffers: Whether a step that is not taken leaves running statistics alone too, for the price of a copy in
             each step.
     """
@@ -228,6 +198,8 @@ class GanStep:
         colour: float = 1.0,
         flip: bool = False,
         observe: Callable[[Tensor, Tensor], None] = lambda real_logits, fake_logits: None,
+        compile: str = "off",
+        backend: str = "inductor",
         undo_buffers: bool = False,
         dtype: torch.dtype = torch.float32,
     ) -> None:
@@ -235,9 +207,11 @@ class GanStep:
         self.passes, self.clip, self.flip, self._bf16, self._dtype = passes, clip, flip, bf16, dtype
         self._observe = observe
         self.looks_at_real = LOSSES[loss].paired or matching > 0
-        judge = Judge(D, pipe, colour)
+        compiled = functools.partial(compiling.compiled, device=world.device, backend=backend)
+        judge = Judge(D, pipe, colour, compile, compiled)
+        self._generate = G if compile == "off" else compiled(G)
         self.d_loss = world.prepare(DiscriminatorLoss(judge, LOSSES[loss], bf16, smooth))
-        self.g_loss = world.prepare(GeneratorLoss(G, judge, LOSSES[loss], bf16, matching, group))
+        self.g_loss = world.prepare(GeneratorLoss(G, judge, LOSSES[loss], bf16, matching, group, [self._generate]))
         self._spectral = [*normalised(G), *normalised(D)]
         self._weights = {"G": list(G.parameters()), "D": list(D.parameters())}
         self._undone = [*G.buffers(), *D.buffers()] if undo_buffers else []
@@ -259,7 +233,7 @@ class GanStep:
             norm.advance(weight)
         for number, part in enumerate(batch.parts(self.passes), 1):
             with torch.no_grad(), around_fakes(), _autocast(part.z_d, self._bf16):
-                fake = self.G(part.z_d, part.labels).to(self._dtype)
+                fake = self._generate(part.z_d, part.labels).to(self._dtype)
             real = self._scaled(part)
             with self.world.synchronising(self.d_loss, last=number == self.passes):
                 loss, *report = self.d_loss(real, fake, part.labels, part.seeds, now)

@@ -72,6 +72,7 @@ class Trainer:
             colour=config.augment.colour,
             flip=config.data.flip,
             observe=self.controls.observe,
+            compile=config.train.compile,
             undo_buffers=config.train.on_nan == "skip",
         )
         self.opt_G = build.build_optimizer(config.optim.G, self.G)

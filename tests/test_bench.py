@@ -25,9 +25,10 @@ from distgan.data import index
 from distgan.data.source import Source
 from distgan.data.synthetic import write_shards
 from distgan.errors import ConfigError
+from distgan.judge import Judge, Strengths
 from distgan.losses import LOSSES
 from distgan.models import MODELS
-from distgan.step import DiscriminatorLoss, GeneratorLoss, Judge, Strengths
+from distgan.step import DiscriminatorLoss, GeneratorLoss
 from distgan.timeline import Timeline
 
 

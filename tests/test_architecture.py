@@ -22,7 +22,7 @@ PARTS = {
     "balance": set(),
     "draw": {"keyed"},
     "augment": {"draw"},
-    "step": {"augment", "draw", "keyed", "losses", "meter", "models", "penalties", "world"},
+    "step": {"augment", "compiling", "draw", "judge", "keyed", "losses", "meter", "models", "penalties", "world"},
 }
 # Who may import what all could be tempted to: config objects stop here, and below nobody knows of a run.
 KNOWN_BY = {

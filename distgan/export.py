@@ -86,7 +86,7 @@ def card(G: Generator, kind: str, name: str) -> str:
         "spectral norm": "yes" if normalised(G.net) else "none",
         "run": f"{origin['run']}, {origin['checkpoint']}, after {origin['images']:,} images",
         "checkpoint sha256": origin["sha256"],
-        "weights": f"the running average of training (half-life {config['ema']['half_life']:,} images)",
+        "weights": f"the running average of training (half-life {_half_life(config)} images)",
         "loss": config["loss"]["name"],
         "seed": config["train"]["seed"],
         "made by": f"distgan {__version__}, torch {torch.__version__}",
@@ -125,6 +125,13 @@ bound, values may pass these ends a little. As bytes: `(images * 127.5 + 127.5).
 The config of the training is in `{DESCRIPTION}`{place}. Whose images it was trained on, and under which terms, this
 card does not know: say so before you pass it on.
 """
+
+
+def _half_life(config: dict) -> str:
+    """A number, or where a schedule of them begins and ends."""
+    found = config["ema"]["half_life"]
+    values = found if isinstance(found, list) else [found]  # older checkpoints have a number
+    return " to ".join(f"{value:,.0f}" for value in values)
 
 
 USE = {

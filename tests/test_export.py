@@ -95,6 +95,7 @@ def test_the_card_states_what_a_user_must_know(tmp_path: Path) -> None:
         "| batch norm | yes, with the running statistics of training (evaluation mode) |",
         "| spectral norm | none |",
         "| run | run, step-000000001000, after 1,000 images |",
+        "| weights | the running average of training (half-life 500 images) |",
         load_generator(run).origin["sha256"],
     ):
         assert told in card

@@ -7,9 +7,8 @@ from judge_digits import DIGITS, features
 from PIL import Image
 from runs import make_digits
 
-from distgan import sample
 from distgan.cli import main
-from distgan.generate import load_generator
+from distgan.generator import load_generator
 from distgan.metrics.frechet import distance, root
 from distgan.metrics.moments import Gaussian, Moments
 
@@ -48,8 +47,7 @@ def test_a_run_whose_discriminator_wins_at_once_is_rescued(tmp_path_factory: pyt
         config = folder / f"{adapt}.yaml"
         config.write_text(CONFIG.format(shards=shards, run=run, adapt=adapt))
         assert main(["train", str(config)]) == 0
-        G, settings, _ = load_generator(str(run))
-        fake = gaussian(list(sample.generate(G, settings.model.z_dim, 1, range(len(scans)))))
+        fake = gaussian(list(load_generator(str(run)).pictures(range(len(scans)), seed=1)))
         found[adapt] = distance(real, fake, root(real.cov))
     assert found[""] > 3.5
     assert found["d_lr"] < 1.5

@@ -154,8 +154,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     export.add_argument("checkpoint", help="run folder, checkpoint or exported generator")
     export.add_argument("out", help="folder for safetensors, file for torchscript and onnx; must not exist")
-    kinds = ("safetensors", "torchscript", "onnx")
-    export.add_argument("--as", dest="kind", default=kinds[0], choices=kinds, help="safetensors (default), ..., onnx")
+    forms = ("safetensors", "torchscript", "onnx")
+    export.add_argument("--as", dest="kind", default=forms[0], choices=forms, help="safetensors (default), ..., onnx")
 
     plot = _command(
         commands,

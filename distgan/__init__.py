@@ -1,18 +1,19 @@
 """distgan: distributed GAN training on streamed image shards, with exact resume.
 
-from distgan import load_generator
+from distgan import load_generator, open_stream, train
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from distgan.api import open_stream, train
     from distgan.generator import load_generator
 
 __version__ = "0.1.0"
-__all__ = ["load_generator"]
+__all__ = ["load_generator", "open_stream", "train"]
 
-_HOMES = {"load_generator": "distgan.generator"}
+_HOMES = {"load_generator": "distgan.generator", "open_stream": "distgan.api", "train": "distgan.api"}
 
 
 def __getattr__(name: str) -> object:

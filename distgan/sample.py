@@ -18,7 +18,7 @@ def chunk_of(resolution: int) -> int:
     return max(1, min(CHUNK, CHUNK * 256**2 // resolution**2))
 
 
-def latents(seed: int, numbers: Sequence[int], z_dim: int) -> Tensor:
+def latents(seed: int, numbers: Sequence[int] | np.ndarray, z_dim: int) -> Tensor:
     """Latent i of `seed`, which is all that picture i is made of but for its label; float32 [len(numbers), z_dim]."""
     return torch.from_numpy(keyed.normal(keyed.key(seed, "sample"), np.asarray(numbers, np.int64), z_dim))
 
@@ -52,18 +52,18 @@ def images(
     """
     device = next(G.parameters()).device
     was_training = G.training
-    numbers = np.asarray(numbers, np.int64)
-    labels = None if labels is None else np.asarray(labels, np.int64)
-    cuts = np.flatnonzero((np.diff(numbers // chunk) != 0) | (np.diff(numbers) <= 0)) + 1
+    wanted = np.asarray(numbers, np.int64)
+    given = None if labels is None else np.asarray(labels, np.int64)
+    cuts = np.flatnonzero((np.diff(wanted // chunk) != 0) | (np.diff(wanted) <= 0)) + 1
     G.eval()
     try:
-        for part in np.split(np.arange(len(numbers)), cuts) if len(numbers) else ():
-            first = numbers[part[0]] // chunk * chunk
-            rows, classes = numbers[part] - first, None
-            if labels is not None:
-                classes = np.full(chunk, labels[part[0]])  # of the rows that are not asked for, whichever
-                classes[rows] = labels[part]
-                classes = torch.from_numpy(classes).to(device)
+        for part in np.split(np.arange(len(wanted)), cuts) if len(wanted) else ():
+            first = wanted[part[0]] // chunk * chunk
+            rows, classes = wanted[part] - first, None
+            if given is not None:
+                filled = np.full(chunk, given[part[0]])  # of the rows that are not asked for, whichever
+                filled[rows] = given[part]
+                classes = torch.from_numpy(filled).to(device)
             z = latents(seed, np.arange(first, first + chunk), z_dim).to(device)
             yield G(z, classes)[torch.from_numpy(rows).to(device)]
     finally:

@@ -27,9 +27,9 @@ PARTS = {
 # Who may import what all could be tempted to: config objects stop here, and below nobody knows of a run.
 KNOWN_BY = {
     "config": {"configfile", "confighelp", "build", "controls", "state", "gallery", "tracker", "trainer", "run"}
-    | {"check", "generator", "report", "cli", "bench", "bare", "scaling"},
+    | {"check", "generator", "report", "cli", "bench", "bare", "scaling", "api"},
     "trainer": {"run", "bench", "bare"},
-    "run": {"cli", "bench"},
+    "run": {"cli", "bench", "api"},
     "cli": {"__main__"},
 }
 DOORS = {
@@ -43,7 +43,7 @@ DOORS = {
     "av": {"walk"},
 }
 TORCH_FREE = (
-    {"errors", "keyed", "stop", "ranks", "config", "configfile", "confighelp", "cli", "metrics.weights"}
+    {"errors", "keyed", "stop", "ranks", "config", "configfile", "confighelp", "cli", "api", "metrics.weights"}
     | {"history", "curves", "markup", "svg", "plot", "report", "data.card", "doctor", "pick"}
     | {f"doctor.{name}" for name in ("finding", "packages", "gpus", "network", "host", "services")}
     | {

@@ -87,20 +87,13 @@ def test_a_strict_type_checker_accepts_what_users_write(tmp_path: Path) -> None:
     """Types of the package are seen by those who use it, and none of what they call lacks them."""
     pytest.importorskip("mypy", reason="mypy is in the extra `dev`")
     (tmp_path / "mine.py").write_text(
-        "from distgan.configfile import load\n"
-        "from distgan.data.dataset import Dataset, find_shards\n"
-        "from distgan.data.plan import Layout, Plan\n"
-        "from distgan.data.source import Source\n"
-        "from distgan.data.stream import Stream\n"
-        "from distgan.generate import load_generator\n"
-        "from distgan.run import train\n"
-        "code: int = train(load('x.yaml', ['train.batch=3']))\n"
-        "G, config, num_classes = load_generator('runs/faces')\n"
-        "wrong: str = num_classes\n"
-        "dataset = Dataset(find_shards('data/faces'), Source(), labels=False)\n"
-        "plan = Plan(dataset.counts, Layout.choose(dataset.num_samples, dataset.mean_bytes, 8), seed=0)\n"
-        "for batch in Stream(dataset, plan, batch=8, resolution=64):\n"
-        "    print(batch.images.shape, batch.no_such_field)\n"
+        "from distgan import load_generator, open_stream, train\n"
+        "code: int = train('x.yaml', 'train.batch=3')\n"
+        "G = load_generator('runs/faces')\n"
+        "wrong: str = G.num_classes\n"
+        "with open_stream('data/faces', batch=8, resolution=64) as stream:\n"
+        "    for batch in stream:\n"
+        "        print(batch.images.shape, batch.no_such_field)\n"
     )
     command = [
         sys.executable,

@@ -1,0 +1,77 @@
+"""What the commands do, for programs of one's own: `from distgan import train, open_stream`."""
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from distgan.config import batch_plan
+from distgan.configfile import load
+from distgan.data.dataset import Dataset, find_shards
+from distgan.data.plan import Layout, Plan
+from distgan.data.source import Source
+from distgan.data.stream import Stream
+from distgan.ranks import settle
+from distgan.stop import listening
+
+
+def train(config: str | Path, *overrides: str) -> int:
+    """Train as `distgan train CONFIG key=value ...` does, and go on with a run that was stopped.
+
+    To be called in the main thread, since signals ask it to save and stop; by all ranks, where a launcher started many.
+
+    Returns:
+        0 finished, 75 saved on a signal, 130 saved on Ctrl-C.
+
+    Raises:
+        ConfigError, DataError, DivergedError, MachineError: of `distgan.errors`; their messages are for a person.
+    """
+    with listening():
+        world = settle()
+        settings = load(str(config), overrides)
+        batch_plan(settings, world)
+
+        from distgan import run
+
+        return run.train(settings)
+
+
+@contextlib.contextmanager
+def open_stream(
+    shards: str | Sequence[str],
+    *,
+    batch: int,
+    resolution: int,
+    labels: bool = False,
+    seed: int = 0,
+    start: int = 0,
+    rank: int = 0,
+    world: int = 1,
+    threads: int = 2,
+) -> Iterator[Stream]:
+    """Endless batches of shards in the order in which a run would see them, for any training loop.
+
+        with open_stream("data/faces", batch=64, resolution=128) as stream:
+            for batch in stream:                     # batch.images: uint8 [64, 128, 128, 3]; batch.labels: int64 [64]
+                ...
+
+    A batch's arrays are overwritten after the next one was taken. Stopped after n batches, the stream goes on exactly
+    where it was with `start=n * batch`; on each of several ranks it gives that rank's share of the same global batch.
+
+    Args:
+        shards: A folder, a glob, an address, or a list, as `data.shards`.
+        batch: Images of a global batch, a multiple of `world`.
+        labels: Whether every sample must have a class.
+    """
+    source = Source()
+    try:
+        dataset = Dataset(find_shards(shards), source, labels=labels)
+        plan = Plan(dataset.counts, Layout.choose(dataset.num_samples, dataset.mean_bytes, batch), seed)
+        stream = Stream(
+            dataset, plan, batch=batch, resolution=resolution, start=start, rank=rank, world=world, threads=threads
+        )
+        try:
+            yield stream
+        finally:
+            stream.close()
+    finally:
+        source.close()

@@ -1,0 +1,43 @@
+"""What programs import: `from distgan import ...`."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from runs import make_digits, status, write_config
+
+import distgan
+from distgan import open_stream, train
+from distgan.errors import ConfigError
+
+
+def test_all_that_is_public_can_be_imported() -> None:
+    assert all(callable(getattr(distgan, name)) for name in distgan.__all__)
+    with pytest.raises(AttributeError, match="no_such"):
+        distgan.no_such  # noqa: B018
+
+
+def test_a_program_trains_and_goes_on(tmp_path: Path) -> None:
+    config = write_config(tmp_path / "tiny.yaml", make_digits(tmp_path / "digits"))
+    own = [f"run.dir={tmp_path / 'run'}", "wandb.mode=disabled"]
+    assert train(config, *own, "train.images=120") == 0
+    assert train(config, *own, "train.images=240") == 0
+    assert status(tmp_path / "run")["images"] == 240
+    with pytest.raises(ConfigError, match=r"train\.bach"):
+        train(config, *own, "train.bach=3")
+
+
+def test_a_stream_of_one_and_of_two_ranks_is_the_same_and_goes_on_where_it_stopped(tmp_path: Path) -> None:
+    shards = str(make_digits(tmp_path / "digits"))
+
+    def taken(num: int, **settings: int) -> list[np.ndarray]:
+        with open_stream(shards, batch=12, resolution=16, labels=True, **settings) as stream:
+            return [
+                np.concatenate([b.samples, b.labels, b.images.flatten()]) for b in (next(stream) for _ in range(num))
+            ]
+
+    whole = taken(4)
+    assert all(map(np.array_equal, taken(2, start=24), whole[2:]))
+    with open_stream(shards, batch=12, resolution=16, world=2, rank=1, seed=0) as second:
+        samples = next(second).samples
+    assert np.array_equal(samples, whole[0][6:12])

@@ -121,6 +121,22 @@ def _parser() -> argparse.ArgumentParser:
     config.add_argument("--markdown", action="store_true", help="with --help-keys: all keys, as docs/config.md")
     config.add_argument("--diff", nargs=2, metavar=("A", "B"), help="how two configs or run folders differ")
 
+    evaluate = _command(
+        commands,
+        "evaluate",
+        _evaluate,
+        "numbers that tell how good generated images are",
+        "distgan evaluate runs/faces eval.extractor=efficientnet_lite0",
+        "distgan evaluate pictures/ eval.reference=data/faces --memorisation",
+    )
+    evaluate.add_argument("target", nargs="?", default="", help="run, checkpoint, exported generator, or pictures")
+    evaluate.add_argument("overrides", nargs="*", metavar="key=value", help="settings, such as eval.num=10k")
+    evaluate.add_argument("--seeds", type=int, default=3, help="evaluations of as many images each (default 3)")
+    evaluate.add_argument("--out", default="", help="file of the report (default: in the run's evaluations/)")
+    evaluate.add_argument("--memorisation", action="store_true", help="look for copies of training images")
+    evaluate.add_argument("--heldout", default="", metavar="SHARDS", help="for that: images that were not trained on")
+    evaluate.add_argument("--statistics", default="", metavar="FILE", help="write those of the real images, as .npz")
+
     generate = _command(
         commands,
         "generate",
@@ -280,16 +296,17 @@ def _train(options: argparse.Namespace) -> int:
         from distgan.run import train
 
         code = train(config)
+    return _leave(code, world)
+
+
+def _leave(code: int, world: int) -> int:
+    """End the process of one of several ranks at once, with everything written; of a single one, by returning."""
     if world > 1:
-        _leave(code)
+        # While Python shuts down, threads of torch.distributed that ask for it may abort the process.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
     return code
-
-
-def _leave(code: int) -> None:
-    """All is written. While Python shuts down, threads of torch.distributed that ask for it may abort the process."""
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
 
 
 def _check(options: argparse.Namespace) -> int:
@@ -345,9 +362,7 @@ def _bench(options: argparse.Namespace) -> int:
         signal.signal(signal.SIGTERM, before)
     if rank() == 0:
         print(report(rows, world, options.json))
-    if world > 1:
-        _leave(0)
-    return 0
+    return _leave(0, world)
 
 
 def _config(options: argparse.Namespace) -> int:
@@ -365,6 +380,27 @@ def _config(options: argparse.Namespace) -> int:
     else:
         print(to_yaml(load(options.config, options.overrides)), end="")
     return 0
+
+
+def _evaluate(options: argparse.Namespace) -> int:
+    size = settle()
+    if not options.target or "=" in options.target:
+        raise ConfigError("name a run folder, a checkpoint, or a folder of pictures")
+
+    import logging
+
+    from distgan.scorecard import Options, evaluate, table
+    from distgan.world import World
+
+    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    logging.getLogger("distgan").setLevel(logging.INFO if rank() == 0 else logging.WARNING)
+    world = World(timeout_sec=3600)
+    chosen = Options(options.seeds, options.out, options.statistics, options.heldout, options.memorisation)
+    report = evaluate(world, options.target, options.overrides, chosen)
+    if world.is_main:
+        print(table(report))
+    world.close()
+    return _leave(0, size)
 
 
 def _generate(options: argparse.Namespace) -> int:

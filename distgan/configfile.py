@@ -18,7 +18,7 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from distgan.config import FAMILIES, Config, default_of, leaves, problems
+from distgan.config import FAMILIES, Config, default_of, eval_problems, leaves, problems
 from distgan.errors import ConfigError
 
 READABLE_ENVIRONMENT = ("HOME", "USER", "TMPDIR", "SCRATCH", "WORK", "DATA_ROOT", "SLURM_*")
@@ -34,16 +34,43 @@ def load(path: str, overrides: Sequence[str] = ()) -> Config:
     folder = file if file.is_dir() else None
     if folder:
         file = folder / "config.yaml"
-    schema = dict(leaves(Config))
-    config = OmegaConf.structured(Config)
-    mistakes: list[str] = []
-    nets: dict[str, tuple[str, object]] = {}  # the networks' own settings: key -> (layer, value)
-
     here = [("run folder", {"run": {"dir": str(folder)}})] if folder else []  # it may have been moved or copied
     try:
         layers = [*_files(file, ()), *here, *_override_layers(overrides)]
     except RecursionError:
         raise ConfigError(f"{file}: nested too deeply") from None
+    result = _merged(layers, str(file))
+    result.run.dir = result.run.dir or f"runs/{file.stem}"
+    mistakes = _out_of_bounds(result) + problems(result)
+    if mistakes:
+        raise ConfigError(_listed(mistakes))
+    return result
+
+
+def load_to_evaluate(layers: Sequence[tuple[str, dict]], overrides: Sequence[str]) -> Config:
+    """The config of an evaluation: layers of (name, values), such as a checkpoint's config, with overrides applied.
+
+    Nothing will be trained, so only what concerns data and evaluations is checked, and only that may be overridden.
+
+    Raises:
+        ConfigError: with every mistake, one line each.
+    """
+    for text in overrides:
+        name = text.partition("=")[0]
+        if "=" in text and not name.startswith(("eval.", "data.", "run.")):
+            raise ConfigError(f"{text}: an evaluation takes overrides of eval.* and data.* only")
+    result = _merged([*layers, *_override_layers(overrides)], "config")
+    if mistakes := _out_of_bounds(result) + eval_problems(result.eval):
+        raise ConfigError(_listed(mistakes))
+    return result
+
+
+def _merged(layers: Sequence[tuple[str, dict]], told: str) -> Config:
+    """Defaults with layers of values on top; bounds are not checked yet."""
+    schema = dict(leaves(Config))
+    config = OmegaConf.structured(Config)
+    mistakes: list[str] = []
+    nets: dict[str, tuple[str, object]] = {}  # the networks' own settings: key -> (layer, value)
     for layer, values in layers:
         for name, value in _flat(values):
             if name == "model.family":  # a layer that chooses another family starts from that family's defaults
@@ -63,11 +90,7 @@ def load(path: str, overrides: Sequence[str] = ()) -> Config:
     try:
         result: Config = OmegaConf.to_object(config)  # type: ignore[assignment]  # of a structured config
     except OmegaConfBaseException as error:
-        raise ConfigError(f"{file}: {error.full_key or ''}: {_first_line(error)}") from None
-    result.run.dir = result.run.dir or f"runs/{file.stem}"
-    mistakes = _out_of_bounds(result) + problems(result)
-    if mistakes:
-        raise ConfigError(_listed(mistakes))
+        raise ConfigError(f"{told}: {error.full_key or ''}: {_first_line(error)}") from None
     return result
 
 

@@ -27,11 +27,15 @@ from distgan.world import World
 
 log = logging.getLogger("distgan")
 
+GREY_LEVELS = 16  # that channels may differ by, in an image without colour
 Poll = Callable[[], None]  # called by all ranks in each round; raises StopAsked on all of them, or on none
 
 
 class StopAsked(Exception):
-    """A stop was asked for in the middle of an evaluation, which is given up; raised on all ranks alike."""
+    """A stop was asked for in the middle of an evaluation, which is given up; raised on all ranks alike.
+
+    Its one argument is why, a key of `stop.EXIT_CODES`.
+    """
 
 
 @dataclass
@@ -117,8 +121,8 @@ def _on_main(world: World, parts: list[Tensor], empty: Tensor) -> Tensor:
 
 
 def count_grey(pixels: np.ndarray) -> int:
-    """Images [B, H, W, 3] whose three channels are equal."""
-    return int((pixels == pixels[..., :1]).all(axis=(1, 2, 3)).sum())
+    """Images [B, H, W, 3] whose three channels are equal, but for what a network that draws grey gets wrong."""
+    return int(((pixels.max(axis=3) - pixels.min(axis=3)).max(axis=(1, 2)) <= GREY_LEVELS).sum())
 
 
 def known_reals(

@@ -38,13 +38,15 @@ class GeneratedImages:
 
     reads_files = False
 
-    def __init__(self, G: nn.Module, z_dim: int, seed: int, num: int, labels: np.ndarray | None) -> None:
+    def __init__(
+        self, G: nn.Module, z_dim: int, resolution: int, *, seed: int, num: int, labels: np.ndarray | None
+    ) -> None:
         self.num, self.labels = num, labels
-        self._G, self._z_dim, self._seed = G, z_dim, seed
+        self._G, self._z_dim, self._seed, self._chunk = G, z_dim, seed, sample.chunk_of(resolution)
 
     def read(self, numbers: np.ndarray) -> Images:
         labels = None if self.labels is None else self.labels[numbers]
-        pictures = list(sample.generate(self._G, self._z_dim, self._seed, numbers.tolist(), labels))
+        pictures = list(sample.generate(self._G, self._z_dim, self._seed, numbers.tolist(), labels, self._chunk))
         return Images(numbers, np.stack(pictures), labels)
 
 

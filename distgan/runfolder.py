@@ -31,6 +31,7 @@ class RunFolder:
     log.txt           what the console showed
     logs/             what ranks other than 0 have to say
     metrics.jsonl     a line per tick
+    evals.jsonl       a line per evaluation
     quarantine.jsonl  a line per damaged sample, where there are any
     samples/          reals.png, fakes-<kimg>.png
     checkpoints/      see `checkpoint`
@@ -40,7 +41,7 @@ class RunFolder:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path).expanduser()
         self.samples, self.checkpoints = self.path / "samples", self.path / "checkpoints"
-        self.metrics = self.path / "metrics.jsonl"
+        self.metrics, self.evals = self.path / "metrics.jsonl", self.path / "evals.jsonl"
         self._lock = None
 
     def open(self, command: list[str]) -> None:
@@ -105,6 +106,14 @@ class RunFolder:
         with open(self.metrics, "a") as file:
             file.write(json.dumps(row) + "\n")
 
+    def add_evaluation(self, row: dict[str, float | None]) -> None:
+        with open(self.evals, "a") as file:
+            file.write(json.dumps(row) + "\n")
+
+    def evaluations(self) -> list[dict]:
+        """The rows of evals.jsonl."""
+        return [json.loads(line) for line in _lines(self.evals) if _number(line, "Progress/images") >= 0]
+
     def quarantine(self, samples: list[dict[str, str]]) -> list[dict[str, str]]:
         """Add damaged samples to quarantine.jsonl; returns those that were not in it yet."""
         path = self.path / "quarantine.jsonl"
@@ -118,21 +127,19 @@ class RunFolder:
     def rewind(self, images: int) -> int:
         """Take back what was written after `images`, since a resumed run writes it again.
 
-        Lines of metrics that are taken back are kept in metrics.orphan-<images>.jsonl. Returns the last image count
-        of any line ever written.
+        Lines of metrics and evaluations that are taken back are kept in metrics.orphan-<images>.jsonl and
+        evals.orphan-<images>.jsonl. Returns the last image count of any line of metrics ever written.
         """
-        last = 0
-        for path in self.path.glob("metrics.orphan-*.jsonl"):
-            last = max([last, *(_number(line, "Progress/images") for line in _lines(path))])
-        kept, orphans = [], []
-        for line in _lines(self.metrics):
-            at = _number(line, "Progress/images")
-            last = max(last, at)
-            (kept if 0 <= at <= images else orphans).append(line)
-        if orphans:
-            with open(self.path / f"metrics.orphan-{images}.jsonl", "a") as file:
-                file.writelines(orphans)
-            replace_file(self.metrics, "".join(kept))
+        known = [*self.path.glob("metrics.orphan-*.jsonl"), self.metrics]
+        last = max([0, *(_number(line, "Progress/images") for path in known for line in _lines(path))])
+        for path in (self.metrics, self.evals):
+            kept, orphans = [], []
+            for line in _lines(path):
+                (kept if 0 <= _number(line, "Progress/images") <= images else orphans).append(line)
+            if orphans:
+                with open(self.path / f"{path.stem}.orphan-{images}.jsonl", "a") as file:
+                    file.writelines(orphans)
+                replace_file(path, "".join(kept))
         for path in (self.path / "audit").glob("rank*.jsonl"):
             lines = _lines(path)
             good = [line for line in lines if 0 <= _number(line, "position") < images]
@@ -160,7 +167,7 @@ class RunFolder:
             "host": socket.gethostname(),
             "python": platform.python_version(),
             "packages": {name: _version(name) for name in PACKAGES},
-            "git": _git_state(),
+            "git": git_state(),
             "variables": {name: os.environ[name] for name in names if name in os.environ},
         }
         replace_file(path, json.dumps({"starts": [*starts, start]}, indent=1) + "\n")
@@ -190,7 +197,7 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _git_state() -> str:
+def git_state() -> str:
     """Commit of the code that runs, with a + where it was changed; empty outside of a checkout."""
     folder = Path(__file__).parent
     try:

@@ -41,7 +41,7 @@ def poll() -> None:
 images = Counted(dataset, resolution=16, filter="lanczos", crop="center", max_pixels=10**6, threads=1)
 real = known_reals(world, extractor, images, keep=300, poll=poll, cache=cache)
 seen = sorted(number for numbers in world.gather(reads) for number in numbers)
-fakes = GeneratedImages(G, 8, 3, num, draw_labels("empirical", 3, num, dataset.class_counts))
+fakes = GeneratedImages(G, 8, 16, seed=3, num=num, labels=draw_labels("empirical", 3, num, dataset.class_counts))
 found = measure(world, extractor, real, fakes, ["fd", "kid", "is", "pr", "dc"], poll=poll)
 if world.is_main:
     told = {"values": {name: value for name, (value, _) in found.values.items()}, "polls": polls, "reads": seen}

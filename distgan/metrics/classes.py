@@ -1,0 +1,41 @@
+"""Whether generated images show the class that they were asked for, and how well each class is made."""
+
+import math
+
+import torch
+from torch import Tensor
+
+from distgan.metrics import kernel
+from distgan.metrics.probe import train_probe
+from distgan.metrics.scores import Features
+
+LEAST = 200  # images of a class on each side for a kernel distance of its own
+
+
+def class_distances(real: Features, fake: Features, num_classes: int, least: int = LEAST) -> dict[int, float]:
+    """Kernel distance over all pairs for each class of which both sides have `least` images."""
+    found = {}
+    for number in range(num_classes):
+        own = [side.points[side.labels == number] for side in (real, fake)]
+        if min(map(len, own)) >= least:
+            found[number] = kernel.full(*own)[0]
+    return found
+
+
+def probe_accuracies(real: Features, fake: Features, num_classes: int) -> dict[str, float]:
+    """What a linear classifier on features makes of the images.
+
+    `probe_generated` is its accuracy on generated images when it was trained on real ones: whether they show their
+    class. `probe_from_generated` is its accuracy on real images when it was trained on generated ones, which misses
+    variety too (a cheap form of the classification accuracy score, Ravuri and Vinyals 2019). `probe_real` is the bound
+    for both: trained on half of the real images, tested on the other half.
+    """
+    shuffled = torch.randperm(len(real.points), generator=torch.Generator().manual_seed(0))
+    halves: list[tuple[Tensor, Tensor]] = [(real.points[half], real.labels[half]) for half in shuffled.chunk(2)]
+    on_real = train_probe(real.points, real.labels, num_classes)
+    on_fake = train_probe(fake.points, fake.labels, num_classes)
+    return {
+        "probe_generated": on_real.accuracy(fake.points, fake.labels),
+        "probe_from_generated": on_fake.accuracy(real.points, real.labels),
+        "probe_real": train_probe(*halves[0], num_classes).accuracy(*halves[1]) if len(halves) == 2 else math.nan,
+    }

@@ -1,0 +1,66 @@
+"""The real side of an evaluation, as the config names it: shards, or a file of statistics."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from distgan import build
+from distgan.config import Config
+from distgan.data.dataset import Dataset, find_shards
+from distgan.data.source import Source
+from distgan.evaluate import Poll, known_reals
+from distgan.imageset import ShardImages
+from distgan.metrics.extractors import Extractor
+from distgan.metrics.reference import Reference, load_statistics
+from distgan.world import World
+
+
+def open_shards(config: Config, shards: str | Sequence[str], num_classes: int, world: World) -> Dataset:
+    """Shards to compare with; with labels where they have some and `num_classes` says that these are of use."""
+    data = config.data
+    urls = world.together(lambda: find_shards(shards, allow_pipe=data.allow_pipe))
+    source = Source(timeout_sec=data.timeout_sec, cache_bytes=data.cache_mb * 2**20)
+
+    def opened(labels: bool) -> Dataset:
+        return Dataset(
+            urls,
+            source,
+            labels=labels,
+            classes=num_classes if labels else 0,
+            image=data.image,
+            allow_damaged=data.allow_damaged,
+            rank=world.rank,
+            world=world.size,
+            gather=world.gather,
+        )
+
+    plain = opened(False)
+    return opened(True) if num_classes and plain.has_labels else plain
+
+
+def shard_images(config: Config, dataset: Dataset, resolution: int, world: World) -> ShardImages:
+    """The images of shards, treated as for training."""
+    data = config.data
+    return ShardImages(
+        dataset,
+        resolution=resolution,
+        filter=data.filter,
+        crop=data.crop,
+        max_pixels=data.max_pixels,
+        threads=data.threads or build.decoding_threads(world.local_size, world.device.type),
+    )
+
+
+def is_statistics(config: Config) -> bool:
+    """Whether eval.reference is a file of statistics, not shards."""
+    return config.eval.reference.endswith(".npz")
+
+
+def know_reals(
+    config: Config, extractor: Extractor, images: ShardImages | None, resolution: int, world: World, poll: Poll
+) -> Reference | None:
+    """What is known of the real images, on rank 0; `images` are none where eval.reference is a file of statistics."""
+    if images is None:
+        path = Path(config.eval.reference).expanduser()
+        return world.together(lambda: load_statistics(path, extractor.identity, extractor.dim, resolution))
+    share = config.data.max_bad_share
+    return known_reals(world, extractor, images, keep=config.eval.keep, poll=poll, max_bad_share=share)

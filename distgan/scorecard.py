@@ -1,0 +1,373 @@
+"""`distgan evaluate`: a run, a checkpoint or images -> numbers, with all that makes them comparable beside them."""
+
+import json
+import logging
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from distgan import __version__, checkpoint, sample
+from distgan.checkpoint import replace_file
+from distgan.config import EVAL_METRICS, Config
+from distgan.configfile import load_to_evaluate
+from distgan.data.dataset import Dataset
+from distgan.data.listing import list_source
+from distgan.errors import ConfigError, MachineError
+from distgan.evaluate import Extracted, Measured, check_metrics, extract, measure
+from distgan.generator import DESCRIPTION, load_generator
+from distgan.imageset import GeneratedImages, ImageSet, ListedImages, ShardImages, draw_labels
+from distgan.metrics import reference
+from distgan.metrics.classes import class_distances, probe_accuracies
+from distgan.metrics.extractors import Extractor, open_extractor
+from distgan.metrics.memorisation import nearness
+from distgan.metrics.naming import value_name
+from distgan.metrics.reference import Reference
+from distgan.metrics.scores import METRICS
+from distgan.realside import is_statistics, know_reals, open_shards, shard_images
+from distgan.runfolder import git_state
+from distgan.world import World
+
+log = logging.getLogger("distgan")
+
+NUM_IMAGES = 50_000  # what the field reports on, where eval.num is not given
+MOST_UNSEEN = 10_000  # held-out images that are looked at
+PAIRS, COLUMNS = 24, 6  # of the picture of the closest pairs
+
+
+@dataclass
+class Subject:
+    """What is measured.
+
+    Attributes:
+        images: Seed, and class counts of the data set -> the images. Pictures that exist have no seed.
+        resolution: Of the images.
+        origin: Where they come from, for the report.
+        num_classes: 0 for images without classes.
+        is_generated: Whether other seeds give other images.
+    """
+
+    config: Config
+    images: Callable[[int, Sequence[int]], ImageSet]
+    resolution: int
+    origin: dict[str, object]
+    num_classes: int
+    is_generated: bool
+
+
+@dataclass(frozen=True)
+class Options:
+    """Of the command line: seeds to average over, files to write, and shards that were not trained on."""
+
+    seeds: int = 3
+    out: str = ""
+    statistics: str = ""
+    heldout: str = ""
+    memorisation: bool = False
+
+
+def evaluate(world: World, target: str, overrides: Sequence[str], options: Options) -> dict:
+    """Measure a target, write the report, and return it; called by all ranks.
+
+    Args:
+        target: A run folder, a checkpoint, or pictures that `distgan pack` would take.
+
+    Raises:
+        ConfigError, DataError, MachineError: as told by them.
+    """
+    if options.seeds < 1:
+        raise ConfigError(f"--seeds {options.seeds}: at least 1")
+    started = time.perf_counter()
+    subject = open_subject(target, overrides, world.device)
+    settings = subject.config.eval
+    extractor = world.together(
+        lambda: open_extractor(settings.extractor, settings.weights, settings.resizer, world.device, settings.download)
+    )
+    dataset = real_images = None
+    if not is_statistics(subject.config):
+        dataset = _open_shards(subject, settings.reference or subject.config.data.shards, world)
+        real_images = shard_images(subject.config, dataset, subject.resolution, world)
+    real = know_reals(subject.config, extractor, real_images, subject.resolution, world, _no_poll)
+    counts = _class_counts(subject, dataset, world)
+    names = _metrics(overrides, settings.metrics, extractor, world.broadcast(real.has_points if world.is_main else 0))
+    seeds = [settings.seed + i for i in range(options.seeds if subject.is_generated else 1)]
+    check_metrics(names, extractor, subject.images(seeds[0], counts).num)
+
+    found: list[Measured] = []
+    for seed in seeds:
+        images = subject.images(seed, counts)
+        found.append(measure(world, extractor, real, images, names, poll=_no_poll, with_errors=True))
+        log.info(f"seed {seed}: {images.num:,} images in {found[-1].seconds:.0f} s")
+        if seed != seeds[-1]:
+            found[-1].extracted.features = None  # of one seed is enough for what follows
+    unseen = None
+    if options.memorisation and options.heldout:
+        unseen_shards = _open_shards(subject, options.heldout, world)
+        unseen_images = shard_images(subject.config, unseen_shards, subject.resolution, world)
+        unseen = extract(world, extractor, unseen_images, MOST_UNSEEN, _no_poll)
+    report: dict = {}
+    last, images = found[-1].extracted, subject.images(seeds[-1], counts)
+
+    def finish() -> None:
+        report.update(_report(subject, extractor, real, found, seeds, world, whole=dataset is not None))
+        if last.features.labels is not None and real.features.labels is not None and subject.num_classes:
+            report["classes"] = _by_class(real, last, subject.num_classes)
+        path = Path(options.out) if options.out else _place(subject, report)
+        if options.memorisation:
+            report["memorisation"] = _memorisation(real, real_images, last, images, unseen, path)
+        report["seconds"] = round(time.perf_counter() - started, 1)
+        if options.statistics:
+            reference.save(Path(options.statistics), real)
+        if path is not None:
+            report["file"] = str(path)
+            _write(path, report)
+
+    world.on_main(finish)
+    return report
+
+
+def open_subject(target: str, overrides: Sequence[str], device: torch.device) -> Subject:
+    """What `target` names: a trained generator, or images."""
+    path = Path(target).expanduser()
+    if (path / DESCRIPTION).exists():
+        generator = load_generator(path, device)
+        layers = [("exported generator", {"data": {"resolution": generator.resolution}})]
+    elif any((path / name).exists() for name in ("manifest.json", "checkpoints", "config.yaml")):
+        where = checkpoint.find(path)
+        generator = load_generator(where, device)
+        layers = [("checkpoint", json.loads((where / "state.json").read_text())["config"])]
+        path = where.resolve().parent.parent
+    else:
+        return _open_images(target, path, overrides)
+    config = load_to_evaluate([*layers, ("evaluate", {"eval": {"num": NUM_IMAGES}})], overrides)
+    if config.data.resolution != generator.resolution:
+        raise ConfigError(
+            f"data.resolution={config.data.resolution}: the generator makes images of {generator.resolution} pixels, "
+            "and real ones are compared at the same size"
+        )
+    _require_reference(config)
+    num_classes, policy = generator.num_classes, config.eval.labels
+    if not num_classes or policy != "empirical":
+        draw_labels(policy, 0, 1, [1] * num_classes)  # a mistake is told before any work
+
+    def images(seed: int, class_counts: Sequence[int]) -> ImageSet:
+        labels = draw_labels(policy, seed, config.eval.num, class_counts if num_classes else [])
+        return GeneratedImages(
+            generator.net, generator.z_dim, generator.resolution, seed=seed, num=config.eval.num, labels=labels
+        )
+
+    origin = {name: value for name, value in generator.origin.items() if name != "config"}
+    origin |= {
+        "path": str(path.resolve()),
+        "family": generator.spec.family,
+        "weights": f"average of G, half-life {config.ema.half_life} images",
+        "labels": policy if num_classes else "none",
+        "truncation": 1.0,
+        "batch_norm": "running statistics" if _has_batch_norm(generator.net) else "none",
+    }
+    return Subject(config, images, generator.resolution, origin, num_classes, True)
+
+
+def _require_reference(config: Config) -> None:
+    if not config.eval.reference and not config.data.shards:
+        raise ConfigError(
+            "name the real images: eval.reference=SHARDS, or eval.reference=FILE.npz with statistics of them"
+        )
+
+
+def _open_images(target: str, path: Path, overrides: Sequence[str]) -> Subject:
+    listing = list_source(target)
+    images = ListedImages(listing, threads=4)
+    config = load_to_evaluate([("images", {"data": {"resolution": images.resolution}})], overrides)
+    if config.data.resolution != images.resolution:
+        raise ConfigError(
+            f"data.resolution={config.data.resolution}, but {target} has pictures of {images.resolution} pixels: real "
+            "images are compared at the same size. `distgan pack --resolution` makes pictures of another size"
+        )
+    _require_reference(config)
+    num_classes = len(listing.classes or ())
+    origin = {"pictures": str(path.resolve()) if path.exists() else target, "num": images.num}
+    return Subject(config, lambda seed, counts: images, images.resolution, origin, num_classes, False)
+
+
+def _open_shards(subject: Subject, shards: str | Sequence[str], world: World) -> Dataset:
+    return open_shards(subject.config, shards, subject.num_classes, world)
+
+
+def _class_counts(subject: Subject, reference_set: Dataset | None, world: World) -> Sequence[int]:
+    """Training images of each class, where labels are drawn after them; else only how many classes there are."""
+    settings, is_training_set = subject.config.eval, not subject.config.eval.reference
+    if not (subject.is_generated and subject.num_classes and settings.labels == "empirical"):
+        return [1] * subject.num_classes
+    if not subject.config.data.shards:
+        raise ConfigError(
+            "eval.labels=empirical draws classes as often as data.shards has them: name those, or uniform"
+        )
+    training = reference_set if is_training_set else _open_shards(subject, subject.config.data.shards, world)
+    return training.class_counts
+
+
+def _metrics(overrides: Sequence[str], asked: Sequence[str], extractor: Extractor, has_points: bool) -> list[str]:
+    """Those that were asked for on the command line, or all that can be."""
+    if any(text.startswith("eval.metrics") for text in overrides):
+        chosen = list(asked)
+        check_metrics(chosen, extractor, max(METRICS[name].least for name in chosen), has_points=has_points)
+        return chosen
+    return [
+        name
+        for name in EVAL_METRICS
+        if (has_points or not METRICS[name].needs_points)
+        and (extractor.num_logits or not METRICS[name].needs_logits)
+        and name != "kid_full"
+    ]
+
+
+def _report(
+    subject: Subject,
+    extractor: Extractor,
+    real: Reference,
+    found: list[Measured],
+    seeds: list[int],
+    world: World,
+    *,
+    whole: bool,
+) -> dict:
+    num = found[0].extracted.num
+    values = {}
+    for name in found[0].values:
+        per_seed = [one.values[name][0] for one in found]
+        errors = [one.values[name][1] for one in found]
+        values[value_name(name, extractor, num, whole)] = {
+            "mean": _number(statistics.fmean(per_seed)),
+            "sd": _number(statistics.stdev(per_seed)) if len(per_seed) > 1 else None,
+            "standard_error": _number(statistics.fmean(errors)),
+            "per_seed": [_number(value) for value in per_seed],
+        }
+    return {
+        "values": values,
+        "subject": subject.origin,
+        "num_generated": num,
+        "seeds": seeds if subject.is_generated else None,
+        "reference": {
+            "key": real.key,
+            "num_real": real.features.gaussian.num or None,
+            "num_features_kept": len(real.features.points),
+            "num_damaged": real.num_damaged,
+            "file": real.file or None,
+            **real.origin,
+        },
+        "extractor": {"name": extractor.name, "identity": extractor.identity, "dtype": "float32", "tf32": False},
+        "pixels": "uint8, rounded to the nearest level",
+        "warnings": list(dict.fromkeys(word for one in found for word in one.warnings)),
+        "software": {"distgan": __version__, "git": git_state(), "torch": torch.__version__},
+        "device": world.device.type,
+        "ranks": world.size,
+        "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+    }
+
+
+def _by_class(real: Reference, fake: Extracted, num_classes: int) -> dict:
+    kid = {
+        number: _number(value) for number, value in class_distances(real.features, fake.features, num_classes).items()
+    }
+    return {"kid": kid, **probe_accuracies(real.features, fake.features, num_classes)}
+
+
+def _memorisation(
+    real: Reference,
+    real_images: ShardImages | None,
+    fake: Extracted,
+    images: ImageSet,
+    unseen: Extracted | None,
+    path: Path | None,
+) -> dict:
+    """Nearness to training images; a picture of the closest pairs; the copies among them, counted."""
+    if real_images is None or len(real.numbers) < 2:
+        raise ConfigError("--memorisation needs the real images themselves: name shards in eval.reference")
+    near = nearness(real.features.points, fake.features.points, unseen.features.points if unseen else None)
+    typical = float(near.unseen.median())
+    num_copies = 0
+    for i in (near.distance <= 1e-3 * typical).nonzero()[:, 0].tolist():  # the others cannot be equal
+        pair = _pixels(images, fake.numbers[i]), _pixels(real_images, real.numbers[int(near.nearest[i])])
+        num_copies += np.array_equal(*pair)
+    found = near.values() | {
+        "exact_copies": num_copies,
+        "compared_with": "held-out images" if unseen else "training images, each to the nearest of the others",
+        "num_training": len(real.numbers),
+        "whole_training_set": len(real.numbers) == real.features.gaussian.num,
+    }
+    if path is not None:
+        pairs = near.closest(PAIRS)
+        pictures = [
+            picture
+            for i, j in pairs
+            for picture in (_pixels(images, fake.numbers[i]), _pixels(real_images, real.numbers[j]))
+        ]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        found["picture"] = str(path.with_suffix(".closest.png"))
+        sample.save_png(Path(found["picture"]), sample.grid(pictures, 2 * COLUMNS))
+    return found
+
+
+def _pixels(images: ImageSet, number: int) -> np.ndarray:
+    return images.read(np.array([number])).pixels[0]
+
+
+def _place(subject: Subject, report: dict) -> Path | None:
+    """Where the report of a run's checkpoint goes: beside the run's other files, named by what was measured."""
+    if not subject.is_generated:  # pictures lie in a folder that is not ours
+        return None
+    name, num = report["extractor"]["name"], report["num_generated"]
+    return (
+        Path(subject.origin["path"]) / "evaluations" / f"{subject.origin.get('checkpoint', 'export')}-{name}-{num}.json"
+    )
+
+
+def _write(path: Path, report: dict) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        replace_file(path, json.dumps(report, indent=1) + "\n")
+    except OSError as error:
+        raise MachineError(f"the report {path} could not be written: {error.strerror or error}") from None
+
+
+def table(report: dict) -> str:
+    """A report for a person."""
+    rows = [("", "value", "sd", "standard error")]
+    rows += [(name, *(_short(v[k]) for k in ("mean", "sd", "standard_error"))) for name, v in report["values"].items()]
+    classes, memorisation = report.get("classes", {}), report.get("memorisation", {})
+    rows += [(name, _short(classes[name]), "", "") for name in classes if name.startswith("probe")]
+    rows += [(f"kid of class {name}", _short(value), "", "") for name, value in classes.get("kid", {}).items()]
+    rows += [
+        (name, _short(memorisation[name]), "", "") for name in ("nearness", "very_near", "exact_copies") if memorisation
+    ]
+    width = max(len(row[0]) for row in rows)
+    lines = ["  ".join([row[0].ljust(width), *(cell.rjust(12) for cell in row[1:])]).rstrip() for row in rows]
+    seeds = f", seeds {', '.join(map(str, report['seeds']))}" if report["seeds"] else ""
+    of = report["reference"]
+    against = of["file"] or f"{of['num_real']:,} real ones"
+    lines.append(f"{report['num_generated']:,} images{seeds} against {against}, by {report['extractor']['identity']}")
+    lines += [f"warning: {word}" for word in report["warnings"]]
+    return "\n".join([*lines, *([f"report: {report['file']}"] if "file" in report else [])])
+
+
+def _short(value: float | None) -> str:
+    return "" if value is None else f"{value:.6g}"
+
+
+def _number(value: float) -> float | None:
+    """As JSON has it, which knows no NaN."""
+    return value if np.isfinite(value) else None
+
+
+def _has_batch_norm(net: nn.Module) -> bool:
+    return any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in net.modules())
+
+
+def _no_poll() -> None:
+    """The command is ended by its signals, as any other."""

@@ -5,13 +5,16 @@ import shutil
 from pathlib import Path
 
 from distgan import build, checkpoint, sample
-from distgan.config import BatchPlan, Config, warnings
+from distgan.config import BatchPlan, Config, best_metric, warnings
 from distgan.data import card
 from distgan.data.address import public
 from distgan.data.dataset import Dataset
 from distgan.doctor.services import wandb_mode
 from distgan.errors import ConfigError, MachineError
+from distgan.evaluate import check_metrics
 from distgan.history import read
+from distgan.imageset import draw_labels
+from distgan.metrics.extractors import open_extractor
 
 
 def check(config: Config, spread: BatchPlan) -> tuple[list[str], list[str]]:
@@ -21,8 +24,20 @@ def check(config: Config, spread: BatchPlan) -> tuple[list[str], list[str]]:
     lines = build.describe(config, spread, dataset, build.choose_layout(config, dataset), G, D)
     card_lines, card_warnings = _card(config, dataset)
     disk_lines, disk_warnings = _disk(config, build.checkpoint_bytes(G, D), dataset.num_classes)
+    if config.eval.every:
+        lines.append(_evaluation(config, dataset))
     lines += [*card_lines, *disk_lines, *_earlier(config), _wandb(config)]
     return lines, [*warnings(config, spread), *card_warnings, *disk_warnings]
+
+
+def _evaluation(config: Config, dataset: Dataset) -> str:
+    settings = config.eval
+    extractor = open_extractor(settings.extractor, settings.weights, settings.resizer, "cpu", settings.download)
+    check_metrics(settings.metrics, extractor, settings.num, has_points=not settings.reference.endswith(".npz"))
+    draw_labels(settings.labels, settings.seed, 1, dataset.class_counts)
+    what = f"{', '.join(settings.metrics)} of {settings.num:,} images by {extractor.identity}"
+    best = best_metric(settings)
+    return f"evaluation: every {settings.every:,} images, {what}" + (f"; best kept by {best}" if best else "")
 
 
 def _card(config: Config, dataset: Dataset) -> tuple[list[str], list[str]]:

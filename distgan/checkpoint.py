@@ -151,14 +151,35 @@ def choose(folder: Path, resume: str) -> tuple[Path | None, bool]:
 
 
 def prune(folder: Path, keep_last: int, keep_every: int) -> None:
-    """Remove all but the newest `keep_last`, and the first at or after each multiple of `keep_every` images."""
+    """Remove all but the newest `keep_last`, the first at or after each multiple of `keep_every` images, and the best.
+
+    The best is what `note_best` was told.
+    """
+    best = read_best(folder).get("checkpoint")
     paths = newest_first(folder)[::-1]
     images = [int(path.name.removeprefix("step-")) for path in paths]
     for before, at, path in list(zip([0, *images], images, paths))[:-keep_last]:
-        if not keep_every or at // keep_every == before // keep_every:
+        if path.name != best and (not keep_every or at // keep_every == before // keep_every):
             shutil.rmtree(path, ignore_errors=True)
     for part in folder.glob(".step-*.part"):  # of a save that was killed
         shutil.rmtree(part, ignore_errors=True)
+
+
+def read_best(folder: Path) -> dict:
+    """What best.json tells of the best checkpoint (`checkpoint`, `metric`, `value`); nothing where there is none."""
+    try:
+        found = json.loads((folder / "best.json").read_text())
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def note_best(folder: Path, told: dict | None) -> None:
+    """Make best.json tell this, or go."""
+    if told is None:
+        (folder / "best.json").unlink(missing_ok=True)
+    elif told != read_best(folder):
+        replace_file(folder / "best.json", json.dumps(told) + "\n")
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer, net: nn.Module) -> dict[str, Tensor]:

@@ -205,9 +205,7 @@ def _class_counts(subject: Subject, reference_set: Dataset | None, world: World)
     if not (subject.is_generated and subject.num_classes and settings.labels == "empirical"):
         return [1] * subject.num_classes
     if not subject.config.data.shards:
-        raise ConfigError(
-            "eval.labels=empirical draws classes as often as data.shards has them: name those, or uniform"
-        )
+        raise ConfigError("eval.labels=empirical draws classes as data.shards has them: name these, or set uniform")
     training = reference_set if is_training_set else _open_shards(subject, subject.config.data.shards, world)
     return training.class_counts
 

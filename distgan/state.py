@@ -27,6 +27,8 @@ class Progress:
     num_rollbacks: int = 0
     num_substituted: int = 0  # images that took the place of damaged ones, since the last line, on this rank
     train_sec: float = 0.0
+    eval_sec: float = 0.0  # of that, for evaluations
+    owes_evaluation: bool = False  # a stop was asked for in the middle of it
     wandb_id: str = field(default_factory=lambda: secrets.token_hex(4))
 
 
@@ -93,7 +95,7 @@ class RunState:
         self._meter.load_state(state["meter"])
         self._controls.load_state(state["controls"])
         for name in vars(self.now).keys() - {"num_substituted", "wandb_id"}:
-            setattr(self.now, name, state[name])
+            setattr(self.now, name, state.get(name, getattr(Progress, name, None)))
         counts = state["num_substituted"]
         counts = counts if len(counts) == self._world.size else [sum(counts)] + [0] * self._world.size
         self.now.num_substituted = counts[self._world.rank]

@@ -4,6 +4,7 @@ metrics.jsonl is the truth. W&B is fenced: whatever happens to it, one line says
 """
 
 import logging
+import math
 import os
 import sys
 import tempfile
@@ -64,7 +65,7 @@ class Tracker:
 
     def __init__(self, config: Config, folder: RunFolder, is_main: bool, wandb_id: str, logged_images: int) -> None:
         self._folder, self._is_main, self.logged_images = folder, is_main, logged_images
-        self._train, self._grids = config.train, {}
+        self._train, self._grids, self._evaluated = config.train, {}, {}
         self._wandb = None
         if is_main:
             told = without_secrets(config)
@@ -77,6 +78,14 @@ class Tracker:
             self._grids[name] = sample.grid(pictures, columns)
             sample.save_png(self._folder.samples / file, self._grids[name])
 
+    def evaluation(self, row: dict[str, float | None], is_best: bool) -> None:
+        """An evaluation, as a line of evals.jsonl; W&B gets it with the next row."""
+        if not self._is_main:
+            return
+        self._folder.add_evaluation(row)
+        log.info(evaluation_line(row, is_best))
+        self._evaluated = {name: math.nan if value is None else value for name, value in row.items()}
+
     def row(self, images: int, values: dict[str, float]) -> None:
         """All that is due at this moment, as one line on each way."""
         if not self._is_main:
@@ -86,8 +95,8 @@ class Tracker:
         self._folder.add_metrics(row)
         log.info(console_line(row, self._train.images, self._train.max_minutes))
         if self._wandb is not None and images > self.logged_images:
-            self._wandb.log(images, row, self._grids)
-        self._grids = {}
+            self._wandb.log(images, self._evaluated | row, self._grids)
+        self._grids, self._evaluated = {}, {}
 
     def alert(self, title: str, text: str) -> None:
         """Something that a person should see: on the console, and by W&B where they asked for it there."""
@@ -98,6 +107,8 @@ class Tracker:
 
     def finish(self, reason: str, images: int) -> None:
         if self._wandb is not None:
+            if self._evaluated:  # made after the last row, which has taken that step
+                self._wandb.log(images + 1, self._evaluated, {})
             self._wandb.finish(stop.EXIT_CODES[reason], {"images": images, "state": reason})
 
 
@@ -119,6 +130,14 @@ def console_line(row: dict[str, float], total_images: int, max_minutes: float = 
             f"data {row['Perf/data_wait_pct']:.0f}% mem {memory:.1f}G",
         ]
     )
+
+
+def evaluation_line(row: dict[str, float | None], is_best: bool) -> str:
+    """An evaluation for a person."""
+    values = {name.removeprefix("Metrics/"): value for name, value in row.items() if name.startswith("Metrics/")}
+    told = "  ".join(f"{name} {'not finite' if value is None else f'{value:.4g}'}" for name, value in values.items())
+    spent = f"{row['Perf/eval_sec']:.1f} s, {row['Perf/eval_pct']:.1f}% of the time so far"
+    return f"kimg {row['Progress/kimg']:.1f} evaluated ({spent}): {told}{', the best so far' if is_best else ''}"
 
 
 def _duration(seconds: float) -> str:

@@ -15,6 +15,8 @@ from distgan.config import BatchPlan, Config, warnings
 from distgan.controls import Controls, Rates
 from distgan.data.stream import Stream
 from distgan.errors import DataError, DivergedError, MachineError
+from distgan.evaluate import StopAsked
+from distgan.evaluations import Evaluations
 from distgan.gallery import Gallery
 from distgan.runfolder import RunFolder
 from distgan.state import RunState
@@ -90,6 +92,7 @@ class Trainer:
             self.controls,
         )
         self.now = self.state.now
+        self.evaluations = Evaluations(config, world, self.dataset, folder) if config.eval.every else None
         self.ema_decay = 0.0
         self._poor_lines = 0  # in a row, in which G's images hardly differ
         self._poll_every = self._steps_to_poll = 1
@@ -98,7 +101,9 @@ class Trainer:
     def run(self) -> str:
         """Train until done or asked to stop; returns why it ended, a key of `stop.EXIT_CODES`."""
         self.take_up()
-        if self.now.images >= self.config.train.images or self._is_out_of_time(self.now.train_sec):
+        is_done = self.now.images >= self.config.train.images or self._is_out_of_time(self.now.train_sec)
+        owes = self.evaluations is not None and self.now.owes_evaluation
+        if is_done and not owes:
             log.info(f"{self.folder.path} is finished at {self.now.images} images: nothing to do")
             return "finished"
         self._describe()
@@ -109,7 +114,8 @@ class Trainer:
                 self.gallery.reals()
                 if self.config.sample.every:
                     self.gallery.fakes(self.G_ema, 0)
-            reason = self._loop_with_rollbacks()
+            reason = self._catch_up("finished" if is_done else "") if owes else ""
+            reason = reason or self._loop_with_rollbacks()
         finally:
             self.close()
         self._end(reason)
@@ -170,17 +176,22 @@ class Trainer:
         reason = "finished" if self.now.images >= config.train.images else self._asked_to_stop()
         finished = reason == "finished"
         sampling = config.sample.every and (finished or self._passed(config.sample.every, before))
-        saving = self._passed(config.checkpoint.every, before)
+        saving = at_checkpoint = self._passed(config.checkpoint.every, before)
         early = self.now.iterations == EARLY_TICK
-        if sampling or saving or reason:
+        evaluating = self.evaluations is not None and (finished or self._passed(config.eval.every, before))
+        is_best = False
+        if evaluating:
+            reason, is_best = self._evaluate(reason)
+        saving = saving or is_best or bool(reason)
+        if sampling or saving:
             self.world.average_buffers(self.G, self.D)
             ema.copy_buffers(self.G_ema, self.G)
         if sampling and self.world.is_main:
             self._phase("drawing samples")
             self.gallery.fakes(self.G_ema, self.now.images)
-        if sampling or saving or finished or early or self._passed(self._tick_images, before):
+        if sampling or evaluating or finished or early or at_checkpoint or self._passed(self._tick_images, before):
             self._tick()
-        if saving or reason:
+        if saving:
             self._save()
         return reason
 
@@ -239,6 +250,36 @@ class Trainer:
         return 0 < self.config.train.max_minutes * 60 <= train_sec
 
     # Now and then.
+
+    def _evaluate(self, reason: str) -> tuple[str, bool]:
+        """Measure the average generator. Returns why to stop then, and whether this is the best one so far.
+
+        A run that is asked to stop meanwhile stops, and makes the evaluation when it is taken up.
+        """
+        ema.copy_buffers(self.G_ema, self.G)
+        self.world.average_buffers(self.G_ema)  # of the copy: training goes on with its own
+        try:
+            row = self.evaluations.make(self.G_ema, self.now.images, self._poll_evaluation)
+        except StopAsked as asked:
+            self.now.owes_evaluation = asked.args[0] != "finished"
+            return asked.args[0], False
+        self.now.owes_evaluation = False
+        self.now.eval_sec += row["Perf/eval_sec"]
+        row["Perf/eval_pct"] = 100 * self.now.eval_sec / self.stopwatch.total_sec
+        is_best = self.world.on_main(lambda: self.evaluations.is_best(row))
+        self.tracker.evaluation(row, is_best)
+        return reason, is_best
+
+    def _poll_evaluation(self) -> None:
+        self._phase("evaluating")
+        if number := self.world.max(STOP_REASONS.index(stop.asked())):
+            raise StopAsked(STOP_REASONS[number])
+
+    def _catch_up(self, reason: str) -> str:
+        """The evaluation that a stop put off. Returns why to stop then."""
+        reason, _ = self._evaluate(reason)
+        self._save()
+        return reason
 
     def _tick(self) -> None:
         """One line of metrics, computed on every rank and written by rank 0."""
@@ -315,6 +356,11 @@ class Trainer:
             self.audit.flush()
         self.now.train_sec = self.stopwatch.total_sec
         self.state.save(self.folder.checkpoints)
+        self._note_best()
+
+    def _note_best(self) -> None:
+        if self.evaluations is not None:
+            self.world.on_main(self.evaluations.note_best)
 
     def _resume(self) -> int:
         """Go on from the last checkpoint, if there is one. Returns the image count of the last line of metrics."""
@@ -328,7 +374,9 @@ class Trainer:
                     log.info(
                         f"{what}: {saved[what]} before, {value} now: same samples and noise, other last bits of sums"
                     )
-        return self.world.on_main(lambda: self.folder.rewind(self.now.images))
+        logged_images = self.world.on_main(lambda: self.folder.rewind(self.now.images))
+        self._note_best()
+        return logged_images
 
     def _roll_back(self) -> None:
         """Go on from the newest checkpoint, with noise that was not tried yet."""

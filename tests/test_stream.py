@@ -688,12 +688,12 @@ def test_another_shard_of_the_same_name_is_noticed_when_it_is_opened(folder: Pat
 
 
 def test_one_ranks_error_is_everyones(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    urls, load = find_shards(str(folder)), index.load
+    urls, summary = find_shards(str(folder)), index.summary
 
     def failing(url: str, *arguments: object) -> object:
         if url.endswith("002.tar"):
             raise OSError("unforeseen")
-        return load(url, *arguments)
+        return summary(url, *arguments)
 
     (folder / "003.tar").unlink()
     for message in ("No such file", "unforeseen"):
@@ -701,7 +701,7 @@ def test_one_ranks_error_is_everyones(folder: Path, monkeypatch: pytest.MonkeyPa
         assert len({str(error) for error in found}) == 1
         assert isinstance(found[0], DataError)
         assert message in str(found[0])
-        monkeypatch.setattr(module.index, "load", failing)
+        monkeypatch.setattr(module.index, "summary", failing)
 
 
 # The fingerprint.

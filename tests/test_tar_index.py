@@ -16,7 +16,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from distgan.data import index, tar
-from distgan.data.index import ShardIndex, build, key_of, load, scan
+from distgan.data.index import ShardIndex, build, key_of, load, scan, summary
 from distgan.data.source import Source
 from distgan.errors import DataError
 
@@ -433,13 +433,41 @@ def test_damaged_index_is_made_again(broken: str, shard: Path, builds: list[str]
         "flip": [content[:n] + bytes([content[n] ^ 1]) + content[n + 1 :] for n in range(0, len(content), 7)],
         "empty": [b""],
         "other": [b"x" * 1000, content + b"x"],
-        "folder of an older version": [content.replace(b"distgan-index-1", b"distgan-index-0")],
+        "folder of an older version": [content.replace(b"distgan-index-2", b"distgan-index-1")],
     }[broken]
     for number, damage in enumerate(damages, 2):
         kept.write_bytes(damage)
         assert same(load(str(shard), Source(), own_cache), good)
         assert len(builds) == number
         assert kept.read_bytes() == content
+
+
+@pytest.mark.parametrize("where", ["beside", "cache"])
+def test_the_summary_reads_only_the_head_and_is_that_of_the_whole(
+    where: str, shard: Path, builds: list[str], own_cache: Path
+) -> None:
+    if where == "cache":
+        block_folder(shard)
+    whole = load(str(shard), Source(), own_cache)
+    (kept,) = own_cache.iterdir() if where == "cache" else [shard.parent / "000.tar.index"]
+    assert summary(str(shard), Source(), own_cache) == whole.summary()
+    content = kept.read_bytes()
+    head = 24 + int.from_bytes(content[16:20], "little")
+    for n in [*range(0, head, 5), head + 1]:  # the last: the place of the first sample
+        kept.write_bytes(content[:n] + bytes([content[n] ^ 1]) + content[n + 1 :])
+        before = len(builds)
+        assert summary(str(shard), Source(), own_cache) == whole.summary()
+        assert len(builds) == before + 1
+    for cut in (content[:-1], content + b"x", content[:30], b""):
+        kept.write_bytes(cut)
+        assert summary(str(shard), Source(), own_cache) == whole.summary()
+        assert kept.read_bytes() == content
+    kept.write_bytes(content[:-6] + bytes([content[-6] ^ 1]) + content[-5:])  # in an array that it has no need of
+    before = len(builds)
+    assert summary(str(shard), Source(), own_cache) == whole.summary()
+    assert len(builds) == before
+    assert same(load(str(shard), Source(), own_cache), whole)
+    assert len(builds) == before + 1
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ import hashlib
 import itertools
 import os
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
@@ -21,6 +21,7 @@ from distgan.data.source import Source
 from distgan.errors import DataError, StoppedError, with_hint
 
 MAX_CLASSES = 1_000_000  # a larger label is no class number
+LOCATED_BYTES = 192 * 2**20  # for the places of samples in shards; each rank reads its own part of the data set
 Gather = Callable[[object], list]  # what this rank found -> what all ranks found, in rank order
 
 
@@ -148,9 +149,9 @@ class Dataset:
         self.urls, self.source, self.labels = list(urls), source, labels
         self._cache_dir = (cache_dir or default_cache_dir()) / "index"
         with ThreadPoolExecutor(1 if all(map(is_local, self.urls)) else 16) as pool:
-            mine = list(pool.map(self._summary, self.urls[rank::world]))
+            mine, labels = _without_labels(self.urls[rank::world], pool.map(self._summary, self.urls[rank::world]))
         names = [os.path.basename(public(url)) for url in self.urls]
-        lists, shares = zip(*gather((names, mine)))
+        lists, shares, found = zip(*gather((names, mine, labels)))
         for number, other in enumerate(lists):
             if other != lists[0]:
                 raise DataError(
@@ -180,7 +181,7 @@ class Dataset:
             raise DataError(f"data.shards: {len(self.urls)} shard(s) without a sample, from {public(self.urls[0])} on")
         self._ends = np.cumsum(self.counts)
         self.mean_bytes = sum(shard["size"] for shard in shards) / self.num_samples
-        self.class_counts = self._class_counts(shards, classes)
+        self.class_counts = self._class_counts(found, classes)
         self.num_classes = len(self.class_counts)
         self.fingerprint = hashlib.sha256(
             "".join(
@@ -189,7 +190,8 @@ class Dataset:
             ).encode()
         ).hexdigest()
         self._digests = [shard["digest"] for shard in shards]
-        self._open = lru_cache(maxsize=1024)(self._locate_shard)
+        room = max(LOCATED_BYTES // world, LOCATED_BYTES // 8) / (24 * max(1, self.counts.mean()))
+        self._open = lru_cache(maxsize=int(min(1024, max(16, room))))(self._locate_shard)
 
     def shard_of(self, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Shard number, and place among its usable samples, of each sample id."""
@@ -238,7 +240,7 @@ class Dataset:
         if reason := stop.asked():  # many shards without an index take long
             return {"stopped": reason}
         try:
-            return index.load(url, self.source, self._cache_dir).summary()
+            return index.summary(url, self.source, self._cache_dir)
         except (DataError, OSError) as error:  # told to all ranks, so that all stop
             return {"error": with_hint(str(error))}
 
@@ -259,22 +261,21 @@ class Dataset:
                     lines.append(f"{public(url)}: {count} sample(s) with {lacks}; parts: {' '.join(kind)}")
         return lines
 
-    def _class_counts(self, shards: list[dict], classes: int) -> list[int]:
-        """Samples of each class; empty where labels are not asked for."""
+    def _class_counts(self, found: Sequence["Labels"], classes: int) -> list[int]:
+        """Samples of each class; empty where labels are not asked for. `found` is what each rank found."""
         if not self.labels:
             return []
         counts = Counter()
-        for url, shard in zip(self.urls, shards):
-            for kind, label, count in shard["labels"]:
-                if not self._complete(shard["kinds"][kind]):
-                    continue
-                if label == index.BAD_LABEL:
-                    raise DataError(f"{public(url)}: {count} cls part(s) hold no whole number from 0 on")
-                if label >= MAX_CLASSES:
-                    raise DataError(f"{public(url)}: label {label}: more than {MAX_CLASSES:,} classes")
-                if classes and label >= classes:
-                    raise DataError(f"{public(url)}: label {label} is outside of data.classes={classes}")
-                counts[label] += count
+        for (kind, label), (url, count, total) in itertools.chain.from_iterable(share.items() for share in found):
+            if not self._complete(kind):
+                continue
+            if label == index.BAD_LABEL:
+                raise DataError(f"{public(url)}: {count} cls part(s) hold no whole number from 0 on")
+            if label >= MAX_CLASSES:
+                raise DataError(f"{public(url)}: label {label}: more than {MAX_CLASSES:,} classes")
+            if classes and label >= classes:
+                raise DataError(f"{public(url)}: label {label} is outside of data.classes={classes}")
+            counts[label] += total
         return [counts[label] for label in range(classes or max(counts) + 1)]
 
     def _locate_shard(self, shard: int) -> Located:
@@ -289,6 +290,22 @@ class Dataset:
                 "another node has another one"
             )
         return Located(found.offset[at], found.length[at], found.label[good], found.first[good])
+
+
+# By kind of sample and label: the first shard that has it, how many samples there, and how many in all.
+Labels = dict[tuple[tuple[str, ...], int], tuple[str, int, int]]
+
+
+def _without_labels(urls: Sequence[str], summaries: Iterable[dict]) -> tuple[list[dict], Labels]:
+    """Summaries of shards, and their labels added up: thousands of shards with thousands of classes are too many."""
+    rest, labels = [], {}
+    for url, shard in zip(urls, summaries):
+        for kind, label, count in index.label_counts(shard) if "labels" in shard else ():
+            key = tuple(shard["kinds"][kind]), label
+            first, there, total = labels.get(key, (url, count, 0))
+            labels[key] = first, there, total + count
+        rest.append({name: value for name, value in shard.items() if name != "labels"})
+    return rest, labels
 
 
 def _image_suffixes(shards: list[dict], chosen: str, allow_damaged: bool) -> set[str]:

@@ -5,6 +5,7 @@ shard's own folder cannot be written. A sample is a run of members with one key,
 the key ends at the first dot of the base name, what follows is the part's suffix, in lower case.
 """
 
+import base64
 import hashlib
 import json
 import mmap
@@ -24,7 +25,7 @@ from distgan.data.address import is_local, local_path, public
 from distgan.data.source import Source
 from distgan.errors import DataError
 
-MAGIC = b"distgan-index-1\n"
+MAGIC = b"distgan-index-2\n"
 ARRAYS = {"first": "<u8", "kind": "<u2", "label": "<i4", "offset": "<u8", "length": "<u4"}
 NO_LABEL, BAD_LABEL = -1, -2
 _NAME = re.compile(r"((?:.*/|)[^.]+)\.([^/]*)$")
@@ -44,6 +45,7 @@ class ShardIndex:
         offset, length: Bytes of every part, sample by sample; uint64 and uint32 [parts].
         defects: What is wrong with the shard, one line each; samples beyond a cut are not in the index.
         digest: Of all keys, labels and places.
+        head: The summary, as it was read.
     """
 
     size: int
@@ -55,17 +57,21 @@ class ShardIndex:
     length: np.ndarray
     defects: list[str]
     digest: str
+    head: dict | None = None
 
     def summary(self) -> dict:
         """What is known of the shard without its arrays, as JSON types."""
-        labels = Counter(zip(self.kind.tolist(), self.label.tolist()))
+        if self.head is not None:
+            return self.head
+        counts = Counter(zip(self.kind.tolist(), self.label.tolist()))
+        labels = [(kind, label, n) for (kind, label), n in sorted(counts.items()) if label != NO_LABEL]
         return {
             "size": self.size,
             "samples": len(self.first),
             "parts": len(self.offset),
             "kinds": [list(kind) for kind in self.kinds],
             "kind_counts": np.bincount(self.kind, minlength=len(self.kinds)).tolist(),
-            "labels": [[kind, label, n] for (kind, label), n in sorted(labels.items()) if label != NO_LABEL],
+            "labels": base64.b64encode(np.array(labels, "<i4").tobytes()).decode(),  # see `label_counts`
             "defects": self.defects,
             "digest": self.digest,
         }
@@ -74,13 +80,17 @@ class ShardIndex:
         head = json.dumps(self.summary(), separators=(",", ":")).encode()
         head += b" " * (-len(head) % 8)  # aligned arrays
         arrays = b"".join(getattr(self, name).astype(dtype).tobytes() for name, dtype in ARRAYS.items())
-        content = MAGIC + len(head).to_bytes(8, "little") + head + arrays
+        content = MAGIC + len(head).to_bytes(4, "little") + zlib.crc32(head).to_bytes(4, "little") + head + arrays
         return content + zlib.crc32(content).to_bytes(4, "little")
 
     @staticmethod
-    def from_bytes(data: bytes) -> "ShardIndex":
-        """Raises ValueError for anything but a whole index of this version."""
-        if zlib.crc32(memoryview(data)[:-4]) != int.from_bytes(data[-4:], "little"):
+    def from_bytes(data: "bytes | mmap.mmap", only_head: bool = False) -> "ShardIndex":
+        """Raises ValueError for anything but a whole index of this version.
+
+        Args:
+            only_head: Check the head and the length, not the arrays, which are not read then where `data` is a file.
+        """
+        if not only_head and zlib.crc32(memoryview(data)[:-4]) != int.from_bytes(data[-4:], "little"):
             raise ValueError("damaged")
         head, body = _head(data)
         arrays = {}
@@ -88,17 +98,30 @@ class ShardIndex:
             rows = head["parts" if name in ("offset", "length") else "samples"]
             arrays[name] = np.frombuffer(data, dtype, rows, body)
             body += arrays[name].nbytes
-        kinds = [tuple(kind) for kind in head["kinds"]]
+        if len(data) != body + 4:
+            raise ValueError("cut")
         return ShardIndex(
-            size=head["size"], kinds=kinds, defects=head["defects"], digest=head["digest"], **arrays
-        )  # fmt: skip
+            size=head["size"],
+            kinds=[tuple(kind) for kind in head["kinds"]],
+            defects=head["defects"],
+            digest=head["digest"],
+            head=head,
+            **arrays,
+        )
 
 
-def _head(data: bytes) -> tuple[dict, int]:
-    if not data.startswith(MAGIC):
+def label_counts(summary: dict) -> list[list[int]]:
+    """Kind, label and number of samples, for all that occur; packed in a summary, since thousands of them are many."""
+    return np.frombuffer(base64.b64decode(summary["labels"]), "<i4").reshape(-1, 3).tolist()
+
+
+def _head(data: "bytes | mmap.mmap") -> tuple[dict, int]:
+    if data[: len(MAGIC)] != MAGIC:
         raise ValueError("not an index of this version")
     start = len(MAGIC) + 8
-    stop = start + int.from_bytes(data[len(MAGIC) : start], "little")
+    stop = start + int.from_bytes(data[start - 8 : start - 4], "little")
+    if zlib.crc32(data[start:stop]) != int.from_bytes(data[start - 4 : start], "little"):
+        raise ValueError("damaged")
     return json.loads(data[start:stop]), stop
 
 
@@ -199,9 +222,7 @@ def build(url: str, source: Source) -> ShardIndex:
 
 def load(url: str, source: Source, cache_dir: Path) -> ShardIndex:
     """A shard's index: read where it is kept and still true, made and kept where not."""
-    address = os.path.abspath(local_path(url)) if is_local(url) else url
-    kept = cache_dir / f"{hashlib.sha256(os.fsencode(address)).hexdigest()[:24]}.index"
-    beside = Path(f"{address}.index") if is_local(url) else None
+    beside, kept = _places(url, cache_dir)
     for path in filter(None, (beside, kept)):
         index = _still_true(path, url, source)
         if index is not None:
@@ -213,10 +234,30 @@ def load(url: str, source: Source, cache_dir: Path) -> ShardIndex:
     return index
 
 
-def _still_true(path: Path, url: str, source: Source) -> ShardIndex | None:
+def summary(url: str, source: Source, cache_dir: Path) -> dict:
+    """`load(...).summary()`, which reads no more than the head of an index that is kept and still true."""
+    for path in filter(None, _places(url, cache_dir)):
+        index = _still_true(path, url, source, only_head=True)
+        if index is not None:
+            return index.summary()
+    return load(url, source, cache_dir).summary()
+
+
+def _places(url: str, cache_dir: Path) -> tuple[Path | None, Path]:
+    """Where a shard's index may lie: beside it, and in the cache."""
+    address = os.path.abspath(local_path(url)) if is_local(url) else url
+    kept = cache_dir / f"{hashlib.sha256(os.fsencode(address)).hexdigest()[:24]}.index"
+    return Path(f"{address}.index") if is_local(url) else None, kept
+
+
+def _still_true(path: Path, url: str, source: Source, only_head: bool = False) -> ShardIndex | None:
     """The index at `path`, unless it is missing, damaged, or the shard is another one now."""
     try:
-        index = ShardIndex.from_bytes(path.read_bytes())
+        if only_head:
+            with open(path, "rb") as file:
+                index = ShardIndex.from_bytes(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), only_head=True)
+        else:
+            index = ShardIndex.from_bytes(path.read_bytes())
     except (OSError, ValueError):
         return None
     if source.size(url) != index.size:

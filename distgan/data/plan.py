@@ -70,8 +70,9 @@ class Plan:
 
         blocks = -(-counts // layout.block)  # per shard
         place = np.arange(blocks.sum()) - np.repeat(np.cumsum(blocks) - blocks, blocks)  # of a block in its shard
-        self._starts = np.repeat(np.cumsum(counts) - counts, blocks) + place * layout.block
-        self._sizes = np.minimum(layout.block, np.repeat(counts, blocks) - place * layout.block)
+        starts = np.repeat(np.cumsum(counts) - counts, blocks) + place * layout.block
+        narrow = np.uint32 if self.num_samples < 2**32 else np.int64  # half as much memory where it suffices
+        self._starts = np.append(starts, self.num_samples).astype(narrow)  # of blocks, one after another
         self._sequence = lru_cache(maxsize=2)(self._permuted_blocks)  # a batch may span two epochs
 
     def ids(self, positions: np.ndarray) -> np.ndarray:
@@ -120,16 +121,16 @@ class Plan:
         return out
 
     def _permuted_blocks(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
-        """First sample id of each block in the epoch's sequence, and the offset at which each block ends."""
-        order = keyed.permutation(keyed.key(self.seed, "blocks", epoch), len(self._starts))
-        return self._starts[order], np.cumsum(self._sizes[order])
+        """The epoch's sequence of blocks, and the offset at which each of them ends."""
+        order = keyed.permutation(keyed.key(self.seed, "blocks", epoch), len(self._starts) - 1)
+        return order.astype(np.uint32), np.cumsum(np.diff(self._starts)[order], dtype=self._starts.dtype)
 
     def _samples(self, epoch: int, offsets: np.ndarray) -> np.ndarray:
         """Sample ids at offsets of the epoch's sequence of blocks."""
-        starts, ends = self._sequence(epoch)
-        block = np.searchsorted(ends, offsets, side="right")
-        size = ends[block] - np.where(block > 0, ends[block - 1], 0)
-        ids = starts[block] + offsets - (ends[block] - size)
+        order, ends = self._sequence(epoch)
+        at = np.searchsorted(ends, offsets.astype(ends.dtype), side="right")
+        # From the end of the block at `at`, back by what lies between there and the offset.
+        ids = self._starts[order[at] + np.uint32(1)].astype(np.int64) - (ends[at].astype(np.int64) - offsets)
         return ids if self._samples_of is None else self._samples_of(epoch)[ids]
 
     def _in_lane(self, place: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -9,7 +9,6 @@ to one index, whose samples share the tar's few pictures: in memory it is as lar
 import io
 import json
 import os
-import resource
 import sys
 import time
 from pathlib import Path
@@ -50,13 +49,14 @@ def make(folder: Path, shards: int, samples: int) -> None:
         os.link(folder / "index", folder / f"{i:06d}.tar.index")
 
 
-def resident_mb() -> float:
-    with open("/proc/self/statm") as file:
-        return int(file.read().split()[1]) * resource.getpagesize() / 2**20
+def memory_mb(name: str) -> float:
+    """VmRSS now, or VmHWM at its highest; getrusage would tell what the parent process had."""
+    with open("/proc/self/status") as file:
+        return next(int(line.split()[1]) / 1024 for line in file if line.startswith(name))
 
 
 def main(folder: str, batches: int, start: int) -> dict[str, float]:
-    before, began = resident_mb(), time.process_time()
+    before, began = memory_mb("VmRSS"), time.process_time()
     data = Dataset(find_shards(folder), Source(), labels=True)
     opened = time.process_time()
     layout = Layout.choose(data.num_samples, data.mean_bytes, BATCH)
@@ -66,12 +66,12 @@ def main(folder: str, batches: int, start: int) -> dict[str, float]:
     for _ in range(batches - 1):
         next(stream)
     stream.close()
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    peak = memory_mb("VmHWM")
     return {
         "samples": data.num_samples,
         "base_mb": before,
         "peak_mb": peak - before,
-        "end_mb": resident_mb() - before,
+        "end_mb": memory_mb("VmRSS") - before,
         "open_sec": opened - began,
         "first_batch_sec": first - opened,
     }

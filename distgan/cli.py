@@ -131,6 +131,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     evaluate.add_argument("target", nargs="?", default="", help="run, checkpoint, exported generator, or pictures")
     evaluate.add_argument("overrides", nargs="*", metavar="key=value", help="settings, such as eval.num=10k")
+    evaluate.add_argument("--watch", action="store_true", help="measure each new checkpoint of a run that trains")
+    evaluate.add_argument("--selfcheck", action="store_true", help="published values beside those computed here")
     evaluate.add_argument("--seeds", type=int, default=3, help="evaluations of as many images each (default 3)")
     evaluate.add_argument("--out", default="", help="file of the report (default: in the run's evaluations/)")
     evaluate.add_argument("--memorisation", action="store_true", help="look for copies of training images")
@@ -384,23 +386,41 @@ def _config(options: argparse.Namespace) -> int:
 
 def _evaluate(options: argparse.Namespace) -> int:
     size = settle()
-    if not options.target or "=" in options.target:
+    if options.selfcheck:
+        options.overrides = [text for text in (options.target, *options.overrides) if text]
+    elif not options.target or "=" in options.target:
         raise ConfigError("name a run folder, a checkpoint, or a folder of pictures")
 
     import logging
 
-    from distgan.scorecard import Options, evaluate, table
+    from distgan import scorecard, selfcheck, watching
+    from distgan.configfile import load_to_evaluate
     from distgan.world import World
 
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     logging.getLogger("distgan").setLevel(logging.INFO if rank() == 0 else logging.WARNING)
-    world = World(timeout_sec=3600)
-    chosen = Options(options.seeds, options.out, options.statistics, options.heldout, options.memorisation)
-    report = evaluate(world, options.target, options.overrides, chosen)
-    if world.is_main:
-        print(table(report))
+    config = load_to_evaluate([], options.overrides) if options.selfcheck else None
+    world, code = World(timeout_sec=3600), 0
+    chosen = scorecard.Options(options.seeds, options.out, options.statistics, options.heldout, options.memorisation)
+    if config is not None:
+        lines = selfcheck.selfcheck(world, config)
+        code = 0 if all(line.holds or line.why_not for line in lines) else 1
+        if world.is_main:
+            print(selfcheck.table(lines))
+    elif options.watch:
+
+        def tell(report: dict) -> None:
+            print(f"{report['subject']['checkpoint']}\n{scorecard.table(report)}\n", flush=True)
+
+        num = watching.watch(world, options.target, options.overrides, chosen, tell)
+        if world.is_main:
+            print(f"the run has ended, {num} checkpoint(s) measured")
+    else:
+        report = scorecard.evaluate(world, options.target, options.overrides, chosen)
+        if world.is_main:
+            print(scorecard.table(report))
     world.close()
-    return _leave(0, size)
+    return _leave(code, size)
 
 
 def _generate(options: argparse.Namespace) -> int:

@@ -7,12 +7,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import write_shards
 from PIL import Image
-from processes import output, run_ranks
+from processes import output, ranks, run_ranks, wait_for
 from runs import make_digits, write_config
 
+from distgan import selfcheck
 from distgan.cli import main
 from distgan.data.pack import Options, pack
+from distgan.metrics.extractors import open_extractor
 
 TOY = ("eval.extractor=toy", "eval.num=200")
 
@@ -192,3 +195,47 @@ def test_targets_that_are_none_are_told(
     path.write_bytes(path.read_bytes()[:-1])
     assert evaluate(run, *TOY) == 3
     assert "no good checkpoint there" in capsys.readouterr().err
+
+
+@pytest.mark.multi
+def test_new_checkpoints_are_measured_while_the_run_goes_on(tmp_path: Path, digits: Path) -> None:
+    """By another process, which ends with the run; started again it measures nothing twice."""
+    run, config = tmp_path / "run", write_config(tmp_path / "tiny.yaml", digits)
+    train = ["-m", "distgan", "train", str(config), f"run.dir={run}", "train.images=720", "checkpoint.keep_last=9"]
+    watch = ["-m", "distgan", "evaluate", str(run), "--watch", *TOY, "--seeds", "1", "eval.metrics=fd"]
+    with ranks(1, train, tmp_path / "train") as (training,):
+        wait_for(lambda: list(run.glob("checkpoints/step-*")), told=lambda: output(tmp_path / "train"))
+        with ranks(1, watch, tmp_path / "watch") as (watching,):
+            assert watching.wait(120) == 0, output(tmp_path / "watch")
+        assert training.wait(10) == 0
+    found = {path.name for path in (run / "evaluations").iterdir()}
+    assert found == {f"step-{images:012d}-toy-200.json" for images in (240, 480, 720)}
+    assert "the run has ended, 3 checkpoint(s) measured" in output(tmp_path / "watch")
+    assert evaluate(run, "--watch", *TOY) == 0
+    assert evaluate(digits, "--watch", *TOY) == 2
+
+
+def test_the_selfcheck_prints_published_values_beside_ours(capsys: pytest.CaptureFixture) -> None:
+    assert evaluate("--selfcheck") == 0
+    told = capsys.readouterr().out
+    assert len(re.findall(r"arithmetic +\S+ +\S+  agrees$", told, re.MULTILINE)) == 7
+    assert re.search(r"FID, 5000 \+ 5000 of CIFAR-10 +10.32333 +not computed  name CIFAR-10", told)
+
+
+def test_the_selfcheck_on_shards_computes_what_it_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """With small stand-ins for the data and the network: the way is the same, and values that differ are told."""
+    paths = {}
+    for name, num in (("train", 50), ("test", 40)):
+        write_shards(tmp_path / name, [num], size=32)
+        paths[name] = str(tmp_path / name)
+    toy = open_extractor("toy")
+    monkeypatch.setattr(selfcheck, "open_extractor", lambda *_: toy)
+    shards = (f"data.shards={paths['train']}", f"eval.reference={paths['test']}")
+    assert evaluate("--selfcheck", *shards) == 0
+    assert "CIFAR-10's train set has 50,000 images, these shards 50" in capsys.readouterr().out
+    monkeypatch.setattr(selfcheck, "NUM_CIFAR", {"train": 50, "test": 40})
+    monkeypatch.setattr(selfcheck, "NUM_DRAWN", 30)
+    assert evaluate("--selfcheck", *shards) == 1
+    assert capsys.readouterr().out.count("DIFFERS") == 4

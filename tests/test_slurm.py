@@ -250,6 +250,23 @@ def test_images_are_generated_after_a_training(cluster: Cluster, config: Path, t
     assert written == {path.relative_to(alone): path.read_bytes() for path in alone.rglob("*.png")}
 
 
+def test_a_run_is_evaluated_by_several_tasks(cluster: Cluster, config: Path, tmp_path: Path) -> None:
+    """After the training, with the values of one process."""
+    run, out = tmp_path / "run", tmp_path / "2.json"
+    job = submit(cluster, run, config, *TWO_BY_ONE, arguments=("train.images=120",))
+    asked = ("eval.extractor=toy", "eval.num=200", "--seeds=1")
+    options = (f"--dependency=afterok:{job}", "--kill-on-invalid-dep=yes", f"--output={out}.out", *TWO_BY_ONE)
+    after = cluster.submit(*options, ROOT / "slurm" / "evaluate.sbatch", run, *asked, f"--out={out}")
+    assert cluster.wait(after, "COMPLETED", "FAILED")["JobState"] == "COMPLETED", Path(f"{out}.out").read_text()
+    alone = tmp_path / "1.json"
+    command = [sys.executable, "-m", "distgan", "evaluate", str(run), *asked, f"--out={alone}"]
+    subprocess.run(command, check=True, timeout=60, env=environment())
+    found = [json.loads(path.read_text()) for path in (alone, out)]
+    assert [one["ranks"] for one in found] == [1, 2]
+    means = [{name: value["mean"] for name, value in one["values"].items()} for one in found]
+    assert means[0] == pytest.approx(means[1], rel=1e-6)
+
+
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
 def test_outside_of_slurm_the_script_says_so(script: Path) -> None:
     done = subprocess.run(["bash", script, "x"], env=environment(), capture_output=True, text=True, timeout=10)

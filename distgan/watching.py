@@ -1,0 +1,79 @@
+"""`distgan evaluate --watch RUN`: each new checkpoint of a run is measured, by another job than that which trains."""
+
+import json
+import logging
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from distgan import checkpoint
+from distgan.errors import ConfigError, DataError
+from distgan.runfolder import RunFolder
+from distgan.scorecard import Options, evaluate
+from distgan.world import World
+
+log = logging.getLogger("distgan")
+
+LOOK_SEC = 5.0  # from one look at the run to the next
+OVER = ("finished", "failed")  # states of a run that makes no more checkpoints; a preempted one is taken up again
+
+
+def watch(
+    world: World,
+    run: str,
+    overrides: Sequence[str],
+    options: Options,
+    tell: Callable[[dict], None],
+    look_sec: float = LOOK_SEC,
+) -> int:
+    """Measure the checkpoints of a run, oldest first, as they come; called by all ranks. Returns how many.
+
+    A checkpoint with a report is not measured again, so that the same command goes on where it was stopped. It ends
+    when the run has ended and nothing is left to measure.
+
+    Args:
+        tell: Takes each report, on rank 0.
+    """
+    folder = RunFolder(run)
+    if not folder.checkpoints.is_dir():
+        raise ConfigError(f"--watch {run}: no run folder, which holds checkpoints/")
+    if options.out:
+        raise ConfigError("--out is of one report; with --watch there is one for each checkpoint, in evaluations/")
+    seen: set[str] = _reported(folder.path)
+    num = 0
+    while True:
+        # The state first: what it calls finished has written its last checkpoint.
+        is_over = world.broadcast(folder.read_status().get("state") in OVER)
+        name = world.broadcast(_next(folder.checkpoints, seen))
+        if not name and is_over:
+            return num
+        if not name:
+            time.sleep(look_sec)
+            continue
+        seen.add(name)
+        try:
+            report = evaluate(world, str(folder.checkpoints / name), overrides, options)
+        except DataError as error:
+            if world.broadcast((folder.checkpoints / name).exists()):
+                raise
+            log.warning(f"{name} was let go of before it was measured ({error})")
+            continue
+        num += 1
+        if world.is_main:
+            tell(report)
+
+
+def _next(checkpoints: Path, seen: set[str]) -> str:
+    """The oldest checkpoint that was not measured; empty where there is none."""
+    return next((path.name for path in checkpoint.newest_first(checkpoints)[::-1] if path.name not in seen), "")
+
+
+def _reported(run: Path) -> set[str]:
+    """Checkpoints of which there is a report."""
+    found = set()
+    for path in (run / "evaluations").glob("*.json"):
+        try:
+            found.add(json.loads(path.read_text())["subject"]["checkpoint"])
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            log.warning(f"{path} is no report ({error}): passed over")
+    return found

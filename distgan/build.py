@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from distgan import keyed
-from distgan.config import BatchPlan, Config
+from distgan import keyed, recipe
+from distgan.config import BatchPlan, Config, restores
 from distgan.config import Optimizer as OptimizerSettings
 from distgan.data.classes import Balanced
 from distgan.data.dataset import Dataset, Gather, find_shards
@@ -21,6 +21,7 @@ from distgan.errors import ConfigError, DataError, MachineError
 from distgan.models import MODELS
 from distgan.models.tail import Tail
 from distgan.ranks import together
+from distgan.step import Restoring
 
 
 def open_dataset(config: Config, *, rank: int = 0, world: int = 1, gather: Gather = lambda item: [item]) -> Dataset:
@@ -35,6 +36,8 @@ def open_dataset(config: Config, *, rank: int = 0, world: int = 1, gather: Gathe
         labels=config.model.conditional,
         classes=data.classes,
         image=data.image,
+        pairs=restores(config) and not config.restore.degrade,
+        num_held_out=data.holdout,
         allow_damaged=data.allow_damaged,
         rank=rank,
         world=world,
@@ -96,6 +99,14 @@ def build_optimizer(settings: OptimizerSettings, net: nn.Module) -> torch.optim.
     return kinds[settings.name](net.parameters(), lr=settings.lr[0])
 
 
+def restoring(config: Config) -> Restoring | None:
+    """What the step needs to know of a G that restores; None for others."""
+    if not restores(config):
+        return None
+    steps = recipe.parse(config.restore.degrade, config.data.resolution)
+    return Restoring(steps, config.restore.pixel, config.restore.weight, config.model.D["paired"])
+
+
 def decoding_threads(ranks_here: int, device: str) -> int:
     """Of each rank: the cores divided, but few beside a training that needs the cores itself."""
     share = (os.cpu_count() or 1) // ranks_here
@@ -127,7 +138,8 @@ def describe(
         f"networks: {config.model.family}, {weights} weights, {checkpoint_bytes(G, D) / 1e6:.0f} MB to a checkpoint",
     ]
     if config.data.balance == "classes":
-        sizes = [size for size in dataset.class_counts if size]
+        counts = np.bincount(dataset.read_labels()).tolist() if dataset.num_held_out else dataset.class_counts
+        sizes = [size for size in counts if size]
         lines.append(
             f"balance: each of {len(sizes)} classes {max(sizes):,} times in {len(sizes) * max(sizes):,} images"
         )

@@ -72,6 +72,9 @@ def _parser() -> argparse.ArgumentParser:
     pack.add_argument("--max-pixels", type=int, default=100_000_000, help="larger images are skipped (default 10^8)")
     pack.add_argument("--shard-mb", type=float, default=256, help="largest shard in MB (default 256)")
     pack.add_argument("--workers", type=int, default=0, help="processes (default: one per core)")
+    pack.add_argument(
+        "--degraded", default="", metavar="SOURCE", help="degraded forms under the same names: pack pairs"
+    )
     pack.add_argument("--no-labels", action="store_true", help="do not take class folders or labels over")
     pack.add_argument("--allow-damaged", action="store_true", help="take the good samples of damaged shards")
     pack.add_argument("--overwrite", action="store_true", help="replace what OUT holds")
@@ -147,9 +150,11 @@ def _parser() -> argparse.ArgumentParser:
         "distgan generate runs/faces --num 64 --as grid --out faces.png",
         "distgan generate runs/faces --num 50000 --as shards --out data/made --filter 0.5",
         "distgan generate runs/faces --num 250 --as video --out walk.webp",
+        "distgan generate runs/restored --input holiday/ --out clean/",
     )
     generate.add_argument("checkpoint", help="run folder, checkpoint or exported generator")
-    generate.add_argument("--num", type=int, default=64, help="how many; of a video, frames (default 64)")
+    generate.add_argument("--num", type=int, help="how many; of a video, frames (default 64; of --input, all)")
+    generate.add_argument("--input", default="", metavar="SOURCE", help="pictures to restore: folder, archive, shards")
     generate.add_argument("--out", required=True, help="folder for png and shards; file for grid; .webp or .mp4")
     kinds = ("png", "shards", "grid", "video")
     generate.add_argument("--as", dest="kind", default="png", choices=kinds, help="png (default), ..., video")
@@ -258,6 +263,7 @@ def _pack(options: argparse.Namespace) -> None:
             shard_mb=options.shard_mb,
             workers=options.workers,
             labels=not options.no_labels,
+            degraded=options.degraded,
             allow_damaged=options.allow_damaged,
             overwrite=options.overwrite,
         )
@@ -427,24 +433,27 @@ def _generate(options: argparse.Namespace) -> int:
     world = settle()
 
     from distgan.generate import generate
+    from distgan.restoration import restore
 
+    common = {name: getattr(options, name) for name in ("kind", "seed", "labels", "columns")}
+    common |= {"rank": rank(), "world": world}
+    if options.input and (options.filter < 1 or options.balance):
+        raise ConfigError("--filter and --balance choose among images made of noise: leave them out with --input")
     try:
-        line = generate(
-            options.checkpoint,
-            options.num,
-            options.out,
-            kind=options.kind,
-            seed=options.seed,
-            labels=options.labels,
-            columns=options.columns,
-            share=options.filter,
-            balance=options.balance,
-            shard_images=options.shard_images,
-            stops=options.stops,
-            fps=options.fps,
-            rank=rank(),
-            world=world,
-        )
+        if options.input:
+            line = restore(options.checkpoint, options.input, options.num, options.out, **common)
+        else:
+            line = generate(
+                options.checkpoint,
+                64 if options.num is None else options.num,
+                options.out,
+                share=options.filter,
+                balance=options.balance,
+                shard_images=options.shard_images,
+                stops=options.stops,
+                fps=options.fps,
+                **common,
+            )
     except OSError as error:
         raise MachineError(f"--out {options.out}: {error.strerror or error}") from None
     if rank() == 0:

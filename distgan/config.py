@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import MISSING, Field, asdict, dataclass, field, fields, is_dataclass, replace
 from typing import Any, Literal
 
+from distgan import recipe
 from distgan.data.address import public_text
 from distgan.errors import ConfigError
 
@@ -55,6 +56,9 @@ class Data:
     classes: int = key(0, "number of classes; 0: largest label plus one", low=0, high=1_000_000)
     balance: Literal["none", "classes"] = key("none", "show every sample, or every class, equally often")
     image: str = key("", "suffix of the image part; empty: told from the names")
+    holdout: int = key(
+        0, "images kept out of training, always the same ones; restore is measured on them", unit="images", low=0
+    )
     filter: Literal["lanczos", "area", "bicubic"] = key("lanczos", "resampling of images of another size")
     crop: Literal["center", "squeeze"] = key("center", "how other proportions become square")
     flip: bool = key(False, "mirror half of the real images, anew in each epoch")
@@ -107,6 +111,17 @@ class Loss:
     penalty_every: int = key(
         1, "D steps from one application of r1, r2 and gp to the next, which is as much stronger", low=1
     )
+
+
+@dataclass
+class Restore:
+    degrade: list[dict] = key(
+        [],
+        "what makes degraded pictures of clean ones, in turn, as [{blur: [0.5, 2]}, {noise: 25, p: 0.5}] "
+        f"({', '.join(recipe.KINDS)}); empty: the shards hold pairs",
+    )
+    pixel: Literal["l1", "l2", "charbonnier"] = key("l1", "distance of restored from clean pictures")
+    weight: float = key(100.0, "weight of that distance in G's loss, next to what D says", low=0)
 
 
 @dataclass
@@ -280,6 +295,7 @@ class Config:
     data: Data = field(default_factory=Data)
     model: Model = field(default_factory=Model)
     loss: Loss = field(default_factory=Loss)
+    restore: Restore = field(default_factory=Restore)
     augment: Augment = field(default_factory=Augment)
     balance: Balance = field(default_factory=Balance)
     optim: Optim = field(default_factory=Optim)
@@ -361,14 +377,41 @@ EVAL_METRICS = {
     "pr": "",
     "dc": "",
 }  # what is better
+
+
+@dataclass
+class RestoreGenerator:
+    width: int = key(64, "channels at half the resolution; they double as the side halves", low=1, high=2**14)
+    max_width: int = key(512, "bound on the channels", low=1, high=2**14)
+    norm: Literal["none", "batch"] = key("none", "batch norm, or none")
+    skips: bool = key(False, "hand what the way down found at each side to the way up")
+    residual: bool = key(
+        False, "add what the way up gives to the degraded picture, instead of taking it for the restored one"
+    )
+    noise: bool = key(False, "append z to the picture's code, so that one picture has many restorations")
+    embedding: int = key(64, "numbers that a class label becomes", low=1, high=2**14)
+
+
+@dataclass
+class RestoreDiscriminator:
+    width: int = key(64, "channels at half the resolution; they double as the side halves", low=1, high=2**14)
+    max_width: int = key(512, "bound on the channels", low=1, high=2**14)
+    norm: Literal["none", "batch"] = key("none", "batch norm, or none")
+    paired: bool = key(False, "show D the degraded picture beside the one to judge")
+    patches: int = key(
+        1, "verdicts to a side: 1 is one on the whole picture, 8 are 8 x 8 on its parts", low=1, high=512
+    )
+
+
 SMOOTHED = ("minimax", "nonsaturating", "leastsquares")
 FAMILIES: dict[str, tuple[type, type]] = {
     "dcgan": (DcganGenerator, DcganDiscriminator),
     "r3gan": (R3ganGenerator, R3ganDiscriminator),
     "resnet": (ResnetGenerator, ResnetDiscriminator),
     "hourglass": (HourglassGenerator, HourglassDiscriminator),
+    "restore": (RestoreGenerator, RestoreDiscriminator),
 }
-LEAST_RESOLUTION = {"hourglass": 32}  # of a family that cannot do the 8 pixels that others can
+LEAST_RESOLUTION = {"hourglass": 32, "restore": 16}  # of a family that cannot do the 8 pixels that others can
 
 
 def leaves(schema: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -457,6 +500,7 @@ def problems(config: Config) -> list[str]:
         found.append(f"balance.low={config.balance.low} must be below balance.high={config.balance.high}")
     if data.balance == "classes" and not model.conditional:
         found.append("data.balance=classes needs class labels: set model.conditional=true, or data.balance=none")
+    found += _problems_of_restoring(config)
     if data.lanes and data.lanes % train.batch:
         found.append(f"data.lanes={data.lanes} must be a multiple of train.batch={train.batch}, or 0")
     found += eval_problems(config.eval)
@@ -482,6 +526,33 @@ def best_metric(settings: Eval) -> str:
     return settings.best or next((name for name in settings.metrics if EVAL_METRICS[name]), "")
 
 
+def restores(config: Config) -> bool:
+    """Whether G makes pictures of degraded ones, not of noise alone."""
+    return config.model.family == "restore"
+
+
+def _problems_of_restoring(config: Config) -> list[str]:
+    found, resolution, patches = [], config.data.resolution, config.model.D.get("patches", 1)
+    if config.restore.degrade and not restores(config):
+        found.append("restore.degrade makes pictures to restore: set model.family=restore, or leave it out")
+    if restores(config) and config.eval.every:
+        found.append(
+            "eval.every compares images that G makes of noise with real ones; what is restored is measured by PSNR and "
+            "SSIM, on data.holdout images at every sample.every: set eval.every=0"
+        )
+    if not resolution:  # which is told already
+        return found
+    try:
+        recipe.parse(config.restore.degrade, resolution)
+    except ValueError as error:
+        found.append(f"restore.degrade{error}")
+    if patches > 1 and (patches & (patches - 1) or not 4 <= patches <= resolution // 2):
+        found.append(
+            f"model.D.patches={patches}: 1, or a power of two from 4 to half of data.resolution, {resolution // 2}"
+        )
+    return found
+
+
 def warnings(config: Config, spread: "BatchPlan") -> list[str]:
     """What works but may not be meant."""
     found = []
@@ -496,6 +567,10 @@ def warnings(config: Config, spread: "BatchPlan") -> list[str]:
         found.append(
             f"{' and '.join(compares)} compares the {spread.micro_batch} images of a pass, so the update depends on "
             f"ranks and train.micro_batch; with train.group set to a divisor of {spread.micro_batch} it does not"
+        )
+    if restores(config) and not config.data.holdout:
+        found.append(
+            "restored pictures are not measured: data.holdout=500 keeps some pictures out of training for that"
         )
     if config.ema.half_life[-1] > config.train.images:
         found.append(
@@ -553,7 +628,7 @@ def _comparing(config: Config) -> dict[str, bool]:
     """Settings that compare images of a group with one another, and whether they are in use."""
     return {
         "model.minibatch": config.model.minibatch != "none",
-        "loss.feature_matching": config.loss.feature_matching > 0,
+        "loss.feature_matching": config.loss.feature_matching > 0 and not restores(config),  # which compares pairs
     }
 
 

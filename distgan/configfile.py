@@ -168,6 +168,8 @@ def _put(
             if value in ({}, None):  # an empty section
                 return
             raise ValueError(f"is a group of settings, not a value: set one of its keys, such as {group[0]}")
+        if whole := next((known for known in schema if inner.startswith(known + ".")), ""):
+            raise ValueError(f"{whole} is a setting, not a group of them: set it as a whole")
         OmegaConf.update(config, inner, _converted(value, schema.get(inner)), merge=False)
     except (OmegaConfBaseException, ValueError, TypeError) as error:
         text = _first_line(error)

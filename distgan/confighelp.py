@@ -14,6 +14,7 @@ TYPES: dict[object, str] = {
     str: "text",
     dict: "settings",
     list[str]: "texts",
+    list[dict]: "list of settings",
     list[int]: "integers",
     list[float]: "numbers",
     tuple[float, float]: "two numbers",

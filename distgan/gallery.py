@@ -1,12 +1,17 @@
-"""The pictures of a run: real images, and what the average generator makes of latents that stay the same."""
+"""The pictures of a run: real images, and what the average generator makes of latents that stay the same.
+
+Of a generator that restores: degraded | restored | clean, of pictures that it was not trained on.
+"""
 
 import numpy as np
 from torch import nn
 
-from distgan import sample
-from distgan.config import Config
+from distgan import recipe, sample
+from distgan.config import Config, restores
 from distgan.data.dataset import Dataset
+from distgan.heldout import HeldOut
 from distgan.tracker import Tracker
+from distgan.world import World
 
 
 class Gallery:
@@ -18,6 +23,11 @@ class Gallery:
         rows, self._columns = sample.grid_shape(config.sample.rows, config.sample.columns, num_classes)
         self._num = rows * self._columns
         self._labels = sample.grid_labels(rows, self._columns, num_classes)
+        self._held_out = None
+        if restores(config):
+            data, steps = config.data, recipe.parse(config.restore.degrade, config.data.resolution)
+            self._held_out = HeldOut(dataset, steps, data.resolution, data.filter, data.crop, config.model.z_dim)
+            self._triples = max(1, self._columns // 3)  # to a row
 
     def reals(self) -> None:
         """Real images as the networks see them."""
@@ -29,8 +39,18 @@ class Gallery:
     def fakes(self, G_ema: nn.Module, images: int) -> None:
         """Of the generator at that image count."""
         z_dim, seed = self._config.model.z_dim, self._config.train.seed
-        pictures = list(sample.generate(G_ema, z_dim, seed, range(self._num), self._labels))
-        self._show("Samples/ema_fixed", f"fakes-{self._kimg(images)}.png", pictures)
+        name = f"fakes-{self._kimg(images)}.png"
+        if self._held_out is not None:
+            triples = self._held_out.triples(G_ema, self._num // self._columns * self._triples)
+            self._tracker.grid("Samples/degraded_restored_clean", name, triples, self._triples)
+        else:
+            self._show(
+                "Samples/ema_fixed", name, list(sample.generate(G_ema, z_dim, seed, range(self._num), self._labels))
+            )
+
+    def measure(self, G_ema: nn.Module, world: World) -> dict[str, float]:
+        """What its pictures are worth, by log key; called by all ranks. So far, only restored ones are measured."""
+        return self._held_out.measure(G_ema, world) if self._held_out is not None else {}
 
     def _show(self, key: str, name: str, pictures: list[np.ndarray]) -> None:
         self._tracker.grid(key, name, pictures, self._columns)

@@ -127,11 +127,13 @@ class Generator:
         return found
 
 
-def load_generator(path: str | Path, device: str | torch.device | None = None) -> Generator:
+def load_generator(path: str | Path, device: str | torch.device | None = None, *, restores: bool = False) -> Generator:
     """The average generator of a run's newest checkpoint, of a given checkpoint, or of an exported folder.
 
     Args:
         device: Where to put it; None: this process's GPU if there is one, or else the CPU.
+        restores: Whether to load one that makes pictures of degraded ones: `net(pictures, z, labels)`, to be used by
+            `restoration`.
 
     Raises:
         DataError: There is none, it is damaged, or its weights are of another network.
@@ -151,7 +153,13 @@ def load_generator(path: str | Path, device: str | torch.device | None = None) -
             net = MODELS[spec.family].generator(spec.resolution, spec.z_dim, spec.num_classes, **spec.settings)
         except (TypeError, ValueError) as error:
             raise DataError(f"{folder}: {spec.family} cannot be built as it is described there: {error}") from None
-    _require_arguments(net, ["z", "labels"], spec.family)
+    if restores != ("pictures" in inspect.signature(net.forward).parameters):
+        raise ConfigError(
+            f"{folder}: this generator makes images of noise (model.family={spec.family}): leave --input out"
+            if restores
+            else f"{folder}: this generator restores pictures: `distgan generate --input FOLDER` names those to restore"
+        )
+    _require_arguments(net, ["pictures", "z", "labels"] if restores else ["z", "labels"], spec.family)
     _fill(net, weights, folder)
     return Generator(net.to(_device(device)).eval().requires_grad_(False), spec, origin)
 

@@ -1,8 +1,9 @@
 """Adversarial losses on logits. Each is a pair of functions: what D minimises and what G minimises.
 
 To add one, write the two functions and a line in `LOSSES`; the tests pick it up. Both get logits of real images and of
-fakes, [B] each, and return the mean over the batch. A loss whose G part looks at real logits too is `paired`: real
-and fake images at the same place of the batch are compared, so they share position and label.
+fakes, [B] each or [B, P] where D judges P parts of each, and return the mean over the batch and the parts. A loss whose
+G part looks at real logits too is `paired`: real and fake images at the same place of the batch are compared, so they
+share position and label.
 """
 
 from collections.abc import Callable, Sequence
@@ -91,6 +92,23 @@ def feature_matching(real: Sequence[Tensor], fake: Sequence[Tensor], group: int 
         distances.append(mean.square().mean())
     return torch.stack(distances).mean()
 
+
+def l1(restored: Tensor, clean: Tensor) -> Tensor:
+    """The mean difference of a channel of a pixel; of the three it blurs least."""
+    return (restored - clean).abs().mean()
+
+
+def l2(restored: Tensor, clean: Tensor) -> Tensor:
+    """The mean square, whose least value has the best PSNR."""
+    return (restored - clean).square().mean()
+
+
+def charbonnier(restored: Tensor, clean: Tensor) -> Tensor:
+    """sqrt(d^2 + 0.001^2), `l1` with a round tip (Charbonnier et al. 1994, with the constant of Lai et al. 2017)."""
+    return ((restored - clean).square() + 1e-6).sqrt().mean()
+
+
+PIXEL: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"l1": l1, "l2": l2, "charbonnier": charbonnier}
 
 LOSSES: dict[str, Loss] = {
     "minimax": Loss(cross_entropy_d, saturating_g),

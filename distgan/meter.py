@@ -8,7 +8,7 @@ from torch import Tensor
 from distgan.world import World
 
 D_LOSSES = ("Loss/D", "Loss/D_adv", "Loss/r1", "Loss/r2", "Loss/gp")
-G_LOSSES = ("Loss/G", "Loss/G_adv", "Loss/fm")
+G_LOSSES = ("Loss/G", "Loss/G_adv", "Loss/fm", "Loss/pixel")
 LOSSES = (*D_LOSSES, *G_LOSSES)
 STATISTICS = ("mean", "square", "sign")  # of logits, each of real images and of fakes
 NETS = ("D", "G")

@@ -6,29 +6,36 @@ import torch
 from torch import Tensor, nn
 
 
+def score(logits: Tensor) -> Tensor:
+    """What D says of each image, [B]: its logit, or where D judges parts of it, [B, P], the mean of theirs."""
+    return logits if logits.ndim == 1 else logits.mean(1)
+
+
 def squared_gradient(logits: Tensor, images: Tensor) -> Tensor:
-    """E ||dD/dx||^2, the sum over pixels and channels, the mean over the batch.
+    """E ||dD/dx||^2 of D's score, the sum over pixels and channels, the mean over the batch.
 
     R1 on real images (Mescheder et al. 2018, eq. 9) and R2 on fakes (eq. 10) are gamma / 2 times this. `images` must
     have required a gradient when `logits` were computed from them, without mixing samples (no batch norm in D).
     """
-    (gradient,) = torch.autograd.grad(logits.sum(), images, create_graph=True)
+    (gradient,) = torch.autograd.grad(score(logits).sum(), images, create_graph=True)
     return mean_square(gradient)
 
 
-def gradient_penalty(D: nn.Module, real: Tensor, fake: Tensor, labels: Tensor | None, mix: Tensor) -> Tensor:
-    """E (||dD/dx|| - 1)^2 at random points between real and fake images (Gulrajani et al. 2017, eq. 3).
+def gradient_penalty(
+    D: Callable[[Tensor, Tensor | None], Tensor], real: Tensor, fake: Tensor, labels: Tensor | None, mix: Tensor
+) -> Tensor:
+    """E (||dD/dx|| - 1)^2 of D's score at random points between real and fake images (Gulrajani et al. 2017, eq. 3).
 
     Args:
         mix: Where each point lies, uniform in 0..1; [B].
     """
     points = between(real, fake, mix).requires_grad_()
-    (gradient,) = torch.autograd.grad(D(points, labels).sum(), points, create_graph=True)
+    (gradient,) = torch.autograd.grad(score(D(points, labels)).sum(), points, create_graph=True)
     return distance_from_one(gradient)
 
 
 def traced_gradient(D: Callable[[Tensor], Tensor], images: Tensor) -> tuple[Tensor, Tensor]:
-    """dD/dx for each image, and the logits, in the form that torch.compile can trace and differentiate again.
+    """dD/dx of D's score for each image, and the logits, in a form that torch.compile traces and differentiates again.
 
     A compiled network gives gradients of the first order only, and torch.autograd.grad breaks the graph that it stands
     in (torch 2.13). Eager code has less to do with torch.autograd.grad.
@@ -36,7 +43,7 @@ def traced_gradient(D: Callable[[Tensor], Tensor], images: Tensor) -> tuple[Tens
 
     def summed(x: Tensor) -> tuple[Tensor, Tensor]:
         logits = D(x)
-        return logits.sum(), logits
+        return score(logits).sum(), logits
 
     return torch.func.grad(summed, has_aux=True)(images)
 

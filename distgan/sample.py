@@ -1,6 +1,6 @@
 """Seeds -> images: the generator's pictures, each a function of (seed, number) alone."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +11,14 @@ from torch import Tensor, nn
 from distgan import keyed
 
 CHUNK = 64  # images of one forward; always whole, so that a picture does not depend on which others are asked for
+
+
+Given = Callable[[list[int]], np.ndarray]  # numbers -> degraded pictures, uint8 [n, R, R, 3]
+
+
+def make(G: nn.Module, z: Tensor, given: Tensor | None, labels: Tensor | None) -> Tensor:
+    """G's images of latents [B, Z], or of what it is given beside them, [B, 3, R, R] in -1..1."""
+    return G(z, labels) if given is None else G(given, z, labels)
 
 
 def chunk_of(resolution: int) -> int:
@@ -30,9 +38,10 @@ def generate(
     numbers: Sequence[int],
     labels: Sequence[int] | None = None,
     chunk: int = CHUNK,
+    given: Given | None = None,
 ) -> Iterator[np.ndarray]:
     """Pictures of the given numbers; uint8 [H, W, 3] each. Arguments as for `images`."""
-    for part in images(G, z_dim, seed, numbers, labels, chunk):
+    for part in images(G, z_dim, seed, numbers, labels, chunk, given):
         yield from to_uint8(part)
 
 
@@ -44,11 +53,15 @@ def images(
     numbers: Sequence[int],
     labels: Sequence[int] | None = None,
     chunk: int = CHUNK,
+    given: Given | None = None,
 ) -> Iterator[Tensor]:
     """Images of the given numbers, in runs of at most `chunk`; [B, C, H, W] in -1..1.
 
     The generator is switched to evaluation for it. Image i is that of latent i of `seed`, in row i % chunk of a forward
     of the chunk's latents: its bits depend on `seed`, i, its label and `chunk`, and on nothing else that is asked for.
+
+    Args:
+        given: What a generator that restores is to restore.
     """
     device = next(G.parameters()).device
     was_training = G.training
@@ -65,7 +78,14 @@ def images(
                 filled[rows] = given[part]
                 classes = torch.from_numpy(filled).to(device)
             z = latents(seed, np.arange(first, first + chunk), z_dim).to(device)
-            yield G(z, classes)[torch.from_numpy(rows).to(device)]
+            pictures = None
+            if given is not None:
+                found = (
+                    torch.from_numpy(given(numbers[part].tolist())).to(device).permute(0, 3, 1, 2).float() / 127.5 - 1
+                )
+                pictures = found[:1].repeat(chunk, 1, 1, 1)
+                pictures[torch.from_numpy(rows).to(device)] = found
+            yield make(G, z, pictures, classes)[torch.from_numpy(rows).to(device)]
     finally:
         G.train(was_training)
 

@@ -16,10 +16,13 @@ import torch
 from torch import Tensor, nn
 
 from distgan import compiling, draw, keyed, penalties
+from distgan.degrade import degrade
 from distgan.judge import Judge, Strengths
-from distgan.losses import LOSSES, Loss, feature_matching
+from distgan.losses import LOSSES, PIXEL, Loss, feature_matching
 from distgan.meter import Meter
 from distgan.models.spectral import normalised
+from distgan.recipe import Step as Degradation
+from distgan.sample import make
 from distgan.world import World
 
 
@@ -32,6 +35,7 @@ class DeviceBatch:
         labels: int64 [B], or None for unconditional networks.
         z_d, z_g: Latents of the fakes in D's and in G's step, [B, Z].
         seeds: Of all else that is drawn for an image, int64 [B]; see `draw`.
+        degraded: uint8 [B, R, R, 3] where the data brings along what G restores.
     """
 
     images: Tensor
@@ -39,13 +43,14 @@ class DeviceBatch:
     z_d: Tensor
     z_g: Tensor
     seeds: Tensor
+    degraded: Tensor | None = None
 
     def parts(self, num: int) -> list["DeviceBatch"]:
         """The batch in `num` parts of equal size."""
         if num == 1:
             return [self]
         size = len(self.images) // num
-        columns = (self.images, self.labels, self.z_d, self.z_g, self.seeds)
+        columns = (self.images, self.labels, self.z_d, self.z_g, self.seeds, self.degraded)
         split = [[None] * num if column is None else column.split(size) for column in columns]
         return [DeviceBatch(*part) for part in zip(*split)]
 
@@ -68,6 +73,22 @@ class Noise:
         return z_d, z_g, keyed.bits(self._device, positions).view(np.int64)
 
 
+@dataclass(frozen=True)
+class Restoring:
+    """Image to image: G is given degraded pictures beside its latents, and is to find the real ones.
+
+    Attributes:
+        degrade: Recipe of the degraded pictures; empty where batches bring them along.
+        pixel, weight: Distance of G's pictures from the real ones, a key of `losses.PIXEL`, and its weight in G's loss.
+        paired: Whether D, too, is shown what G was given.
+    """
+
+    degrade: Sequence[Degradation] = ()
+    pixel: str = "l1"
+    weight: float = 0.0
+    paired: bool = False
+
+
 class DiscriminatorLoss(nn.Module):
     """Real and fake images -> what D minimises."""
 
@@ -77,12 +98,19 @@ class DiscriminatorLoss(nn.Module):
         self.smooth = {"smooth": smooth} if smooth else {}
 
     def forward(
-        self, real: Tensor, fake: Tensor, labels: Tensor | None, seeds: Tensor, now: Strengths
+        self,
+        real: Tensor,
+        fake: Tensor,
+        given: Tensor | None,
+        labels: Tensor | None,
+        seeds: Tensor,
+        now: Strengths,
     ) -> tuple[Tensor, dict[str, Tensor], Tensor, Tensor]:
-        """Returns the loss, its terms by log key, and the logits, all but the first without gradient.
+        """Returns the loss, its terms by log key, and D's scores, [B] each, all but the first without gradient.
 
         Args:
             real, fake: [B, 3, R, R] in -1..1.
+            given: What the fakes were made of, besides latents.
         """
         traced = self.judge.traces
         real.requires_grad_(now.r1 > 0 and not traced)
@@ -92,31 +120,33 @@ class DiscriminatorLoss(nn.Module):
         with _autocast(real, self.bf16):
             for look, name, images, weight in looks:
                 if weight > 0 and traced and not self.bf16:
-                    squares[name], logits[look] = self.judge.squared_gradient(images, labels, seeds, look, now)
+                    squares[name], logits[look] = self.judge.squared_gradient(images, labels, seeds, look, now, given)
                 else:
                     twice = weight > 0 and not self.bf16
-                    logits[look] = self.judge(images, labels, seeds, look, now, twice=twice)
+                    logits[look] = self.judge(images, labels, seeds, look, now, twice=twice, given=given)
         total = self.loss.d(_full(logits["real"]), _full(logits["fake"]), **self.smooth)
         terms = {"Loss/D_adv": total.detach()}
         for look, name, images, weight in looks:
             if weight > 0:
                 if self.bf16 and traced:  # in float32, for which D sees the images once more
-                    squares[name], _ = self.judge.squared_gradient(images, labels, seeds, look, now)
+                    squares[name], _ = self.judge.squared_gradient(images, labels, seeds, look, now, given)
                 elif not traced:
-                    once_more = self.judge(images, labels, seeds, look, now, twice=True) if self.bf16 else logits[look]
+                    once_more = logits[look]
+                    if self.bf16:
+                        once_more = self.judge(images, labels, seeds, look, now, twice=True, given=given)
                     squares[name] = penalties.squared_gradient(once_more, images)
                 terms[f"Loss/{name}"] = weight / 2 * squares[name]
                 total = total + terms[f"Loss/{name}"]
         if now.gp > 0:
-            terms["Loss/gp"] = now.gp * self.judge.gradient_penalty(real, fake, labels, seeds)
+            terms["Loss/gp"] = now.gp * self.judge.gradient_penalty(real, fake, labels, seeds, given)
             total = total + terms["Loss/gp"]
         terms["Loss/D"] = total
         reported = {k: v.detach() for k, v in terms.items()}
-        return total, reported, logits["real"].detach(), logits["fake"].detach()
+        return total, reported, *(penalties.score(logits[look].detach()) for look in ("real", "fake"))
 
 
 class GeneratorLoss(nn.Module):
-    """Latents -> what G minimises. D only judges."""
+    """Latents, and what there is to restore -> what G minimises. D only judges."""
 
     def __init__(
         self,
@@ -126,16 +156,24 @@ class GeneratorLoss(nn.Module):
         bf16: bool,
         matching: float,
         group: int,
+        restoring: Restoring | None = None,
         generate: Sequence[Callable[..., Tensor]] = (),
     ) -> None:
         """`generate` holds G as it is called, where that is not G itself; in a sequence it is no second module."""
         super().__init__()
-        self.G, self.loss, self.bf16, self.matching, self.group = G, loss, bf16, matching, group
+        self.G, self.loss, self.bf16, self.matching, self.restoring = G, loss, bf16, matching, restoring
+        self.group = 1 if restoring else group  # each restored picture has a real one of its own to match
         self.generate = generate or [G]
         self.judge = judge  # no module: D's weights are not DDP's business here
 
     def forward(
-        self, z: Tensor, labels: Tensor | None, real: Tensor | None, seeds: Tensor, now: Strengths
+        self,
+        z: Tensor,
+        given: Tensor | None,
+        labels: Tensor | None,
+        real: Tensor | None,
+        seeds: Tensor,
+        now: Strengths,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Returns the loss, and its terms by log key without gradient.
 
@@ -144,11 +182,12 @@ class GeneratorLoss(nn.Module):
         """
         with_features = self.matching > 0
         with _autocast(z, self.bf16):
-            fake_verdict = self.judge(self.generate[0](z, labels), labels, seeds, "G's fake", now, with_features)
+            fake = make(self.generate[0], z, given, labels)
+            fake_verdict = self.judge(fake, labels, seeds, "G's fake", now, with_features, given=given)
             real_verdict = None
-            if real is not None:
+            if self.loss.paired or with_features:
                 with torch.no_grad():
-                    real_verdict = self.judge(real, labels, seeds, "G's real", now, with_features)
+                    real_verdict = self.judge(real, labels, seeds, "G's real", now, with_features, given=given)
         fake_logits, fake_features = fake_verdict if with_features else (fake_verdict, [])
         real_logits, real_features = real_verdict if with_features else (real_verdict, [])
         total = self.loss.g(_full(fake_logits), None if real_logits is None else _full(real_logits))
@@ -156,6 +195,9 @@ class GeneratorLoss(nn.Module):
         if with_features:
             terms["Loss/fm"] = self.matching * feature_matching(real_features, fake_features, self.group)
             total = total + terms["Loss/fm"]
+        if self.restoring is not None:
+            terms["Loss/pixel"] = self.restoring.weight * PIXEL[self.restoring.pixel](_full(fake), real)
+            total = total + terms["Loss/pixel"]
         terms["Loss/G"] = total
         return total, {k: v.detach() for k, v in terms.items()}
 
@@ -174,6 +216,7 @@ class GanStep:
         group: Images over which feature matching takes its means; 0 for those of a pass.
         pipe, colour: Augmentation, a key of `augment.NUM_DRAWS`, or "none"; see there.
         flip: Whether half of the real images, a function of their seeds, are mirrored.
+        restoring: What turns noise to image into image to image; None for a G that makes images of latents alone.
         observe: Told the logits of each pass of a D step, real and fake, [B] each.
         compile: What is compiled: "off", "g" (G, and D where no penalty is applied) or "all".
         backend: What compiles, a name of torch's.
@@ -197,6 +240,7 @@ class GanStep:
         pipe: str = "none",
         colour: float = 1.0,
         flip: bool = False,
+        restoring: Restoring | None = None,
         observe: Callable[[Tensor, Tensor], None] = lambda real_logits, fake_logits: None,
         compile: str = "off",
         backend: str = "inductor",
@@ -205,13 +249,16 @@ class GanStep:
     ) -> None:
         self.world, self.G, self.D, self.meter = world, G, D, Meter(world)
         self.passes, self.clip, self.flip, self._bf16, self._dtype = passes, clip, flip, bf16, dtype
-        self._observe = observe
-        self.looks_at_real = LOSSES[loss].paired or matching > 0
+        self._observe, self._restoring = observe, restoring
+        self.looks_at_real = LOSSES[loss].paired or matching > 0 or restoring is not None
         compiled = functools.partial(compiling.compiled, device=world.device, backend=backend)
-        judge = Judge(D, pipe, colour, compile, compiled)
+        paired = restoring is not None and restoring.paired
+        self._judge = judge = Judge(D, pipe, colour, compile, compiled, paired)
         self._generate = G if compile == "off" else compiled(G)
         self.d_loss = world.prepare(DiscriminatorLoss(judge, LOSSES[loss], bf16, smooth))
-        self.g_loss = world.prepare(GeneratorLoss(G, judge, LOSSES[loss], bf16, matching, group, [self._generate]))
+        self.g_loss = world.prepare(
+            GeneratorLoss(G, judge, LOSSES[loss], bf16, matching, group, restoring, [self._generate])
+        )
         self._spectral = [*normalised(G), *normalised(D)]
         self._weights = {"G": list(G.parameters()), "D": list(D.parameters())}
         self._undone = [*G.buffers(), *D.buffers()] if undo_buffers else []
@@ -232,14 +279,14 @@ class GanStep:
         for norm, weight in self._spectral:
             norm.advance(weight)
         for number, part in enumerate(batch.parts(self.passes), 1):
+            real, given = self._pictures(part)
             with torch.no_grad(), around_fakes(), _autocast(part.z_d, self._bf16):
-                fake = self._generate(part.z_d, part.labels).to(self._dtype)
-            real = self._scaled(part)
+                fake = make(self._generate, part.z_d, given, part.labels).to(self._dtype)
             with self.world.synchronising(self.d_loss, last=number == self.passes):
-                loss, *report = self.d_loss(real, fake, part.labels, part.seeds, now)
+                loss, *report = self.d_loss(real, fake, given, part.labels, part.seeds, now)
                 self._backward(loss)
             self.meter.add_d(*report)
-            self._last = (real.detach(), fake.detach(), part.labels)
+            self._last = (real.detach(), fake.detach(), given, part.labels)
             self._observe(*report[1:])
         self._update("D", optimizer, before)
         if self.clip:
@@ -253,9 +300,9 @@ class GanStep:
         before = [buffer.clone() for buffer in self._undone]
         self.D.requires_grad_(False)
         for number, part in enumerate(batch.parts(self.passes), 1):
-            real = self._scaled(part) if self.looks_at_real else None
+            real, given = self._pictures(part) if self.looks_at_real else (None, None)
             with self.world.synchronising(self.g_loss, last=number == self.passes):
-                loss, report = self.g_loss(part.z_g, part.labels, real, part.seeds, now)
+                loss, report = self.g_loss(part.z_g, given, part.labels, real, part.seeds, now)
                 self._backward(loss)
             self.meter.add_g(report)
         self.D.requires_grad_(True)
@@ -268,13 +315,13 @@ class GanStep:
         The mean squared distance of two images' features, which is twice their variance: of D's last features, over all
         ranks, fakes over real images.
         """
-        real, fake, labels = self._last
+        real, fake, given, labels = self._last
         was_training = self.D.training
         self.D.eval()
         spreads = []
         for images in (fake, real):
             with _autocast(images, self._bf16):
-                _, features = self.D(images, labels, features=True)
+                _, features = self._judge.plain(images, labels, True, given)
             x = features[-1].flatten(1).double()
             sums = self.world.sum(torch.cat([x.new_tensor([len(x)]), x.square().sum().view(1), x.sum(0)]))
             spreads.append((sums[1] / sums[0] - (sums[2:] / sums[0]).square().sum()).item())
@@ -292,13 +339,14 @@ class GanStep:
         blank = torch.zeros(num, 3, resolution, resolution, device=self.world.device, dtype=self._dtype)
         labels = torch.zeros(num, device=self.world.device, dtype=torch.long) if num_classes else None
         z, seeds = blank.new_zeros(num, z_dim), torch.zeros(num, device=self.world.device, dtype=torch.long)
+        given = blank if self._restoring is not None else None
         buffers = [*self.G.buffers(), *self.D.buffers()]
         kept = [buffer.clone() for buffer in buffers]
         for _ in range(2):
-            loss, *_ = self.d_loss(blank.clone(), blank.clone(), labels, seeds, Strengths())
+            loss, *_ = self.d_loss(blank.clone(), blank.clone(), given, labels, seeds, Strengths())
             (0 * loss).backward()
             self.D.requires_grad_(False)
-            loss, _ = self.g_loss(z, labels, blank if self.looks_at_real else None, seeds, Strengths())
+            loss, _ = self.g_loss(z, given, labels, blank if self.looks_at_real else None, seeds, Strengths())
             (0 * loss).backward()
             self.D.requires_grad_(True)
         self.G.zero_grad(set_to_none=True)
@@ -328,12 +376,21 @@ class GanStep:
             buffer.copy_(torch.where(is_bad, before, buffer))
         self.meter.add_update(name, norm)
 
-    def _scaled(self, batch: DeviceBatch) -> Tensor:
-        """Real images as the networks see them: [B, 3, R, R] in -1..1."""
-        images = batch.images.permute(0, 3, 1, 2).to(self._dtype) / 127.5 - 1
+    def _pictures(self, batch: DeviceBatch) -> tuple[Tensor, Tensor | None]:
+        """Real images as the networks see them, and what G is given to restore them from; [B, 3, R, R] in -1..1."""
+        real = self._scaled(batch.images, batch.seeds)
+        if self._restoring is None:
+            return real, None
+        if batch.degraded is not None:
+            return real, self._scaled(batch.degraded, batch.seeds)
+        return real, degrade(real, batch.seeds, self._restoring.degrade)
+
+    def _scaled(self, pixels: Tensor, seeds: Tensor) -> Tensor:
+        """uint8 [B, R, R, 3] -> [B, 3, R, R] in -1..1."""
+        images = pixels.permute(0, 3, 1, 2).to(self._dtype) / 127.5 - 1
         if not self.flip:
             return images
-        mirrored = draw.uniform(batch.seeds, "flip", 1) < 0.5
+        mirrored = draw.uniform(seeds, "flip", 1) < 0.5
         return torch.where(mirrored[:, :, None, None], images.flip(3), images)
 
 

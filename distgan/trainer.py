@@ -73,6 +73,7 @@ class Trainer:
             pipe=config.augment.pipe,
             colour=config.augment.colour,
             flip=config.data.flip,
+            restoring=build.restoring(config),
             observe=self.controls.observe,
             compile=config.train.compile,
             undo_buffers=config.train.on_nan == "skip",
@@ -186,11 +187,9 @@ class Trainer:
         if sampling or saving:
             self.world.average_buffers(self.G, self.D)
             ema.copy_buffers(self.G_ema, self.G)
-        if sampling and self.world.is_main:
-            self._phase("drawing samples")
-            self.gallery.fakes(self.G_ema, self.now.images)
+        measured = self._look() if sampling else {}
         if sampling or evaluating or finished or early or at_checkpoint or self._passed(self._tick_images, before):
-            self._tick()
+            self._tick(measured)
         if saving:
             self._save()
         return reason
@@ -210,12 +209,15 @@ class Trainer:
         self.now.num_substituted += batch.num_substituted
         if self.audit is not None:
             self.audit.write(batch)
-        images = torch.from_numpy(batch.images).to(self.world.device, non_blocking=True)
+        images, degraded = (
+            None if pixels is None else torch.from_numpy(pixels).to(self.world.device, non_blocking=True)
+            for pixels in (batch.images, batch.degraded)
+        )
         if self.world.device.type == "cuda":
             self._copied = torch.cuda.Event()
             self._copied.record()
         labels = self.world.send(batch.labels) if self.num_classes else None
-        return DeviceBatch(images, labels, *map(self.world.send, batch.drawn))
+        return DeviceBatch(images, labels, *map(self.world.send, batch.drawn), degraded)
 
     def _d_step(self, batch: DeviceBatch) -> None:
         self._phase("in a step of D")
@@ -281,7 +283,14 @@ class Trainer:
         self._save()
         return reason
 
-    def _tick(self) -> None:
+    def _look(self) -> dict[str, float]:
+        """The generator's pictures of this moment, and what there is to measure of them."""
+        self._phase("drawing samples")
+        if self.world.is_main:
+            self.gallery.fakes(self.G_ema, self.now.images)
+        return self.gallery.measure(self.G_ema, self.world)
+
+    def _tick(self, measured: dict[str, float]) -> None:
         """One line of metrics, computed on every rank and written by rank 0."""
         self._phase("gathering metrics")
         if num := self._check_skipped():
@@ -301,6 +310,7 @@ class Trainer:
             "Diversity/fake_over_real": self._watch_diversity(),
             "Optim/rollbacks": self.now.num_rollbacks,
             "Data/substituted": sum(self.world.gather(self.now.num_substituted)),
+            **measured,
             **speed,
         }
         self.now.num_substituted = 0

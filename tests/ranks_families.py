@@ -11,7 +11,8 @@ import torch
 
 from distgan.losses import LOSSES
 from distgan.models import MODELS
-from distgan.step import DeviceBatch, GanStep, Noise, Strengths
+from distgan.recipe import Step as Degradation
+from distgan.step import DeviceBatch, GanStep, Noise, Restoring, Strengths
 from distgan.world import World
 
 SMALL = {  # settings of G and of D, and a resolution
@@ -23,6 +24,11 @@ SMALL = {  # settings of G and of D, and a resolution
     "r3gan": 2 * ({"widths": [4], "blocks": 1, "group_width": 2},) + (16,),
     "resnet": ({"width": 8, "norm": "conditional"}, {"width": 4}, 16),
     "hourglass": ({"width": 4}, {"width": 4}, 32),
+    "restore": (
+        {"width": 4, "max_width": 8, "norm": "none", "skips": True, "residual": False, "noise": False, "embedding": 3},
+        {"width": 4, "max_width": 8, "norm": "none", "paired": True, "patches": 4},
+        16,
+    ),
 }
 
 
@@ -37,7 +43,8 @@ def main() -> None:
         g, d, resolution = SMALL[family]
         G = MODELS[family].generator(resolution, 4, 3, **g)
         D = MODELS[family].discriminator(resolution, 3, **d)
-        step = GanStep(world, G, D, loss, bf16=bf16)
+        restoring = Restoring((Degradation("noise", 10, 30),), "l1", 10.0, paired=True)
+        step = GanStep(world, G, D, loss, bf16=bf16, restoring=restoring if family == "restore" else None)
         step.settle(4, resolution, 4, 3)
         optimizers = [torch.optim.Adam(net.parameters(), 1e-3, fused=True) for net in (G, D)]
         now = Strengths(r1=1.0) if family in ("r3gan", "resnet") else Strengths()

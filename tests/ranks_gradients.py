@@ -13,7 +13,8 @@ from safetensors.torch import save_file
 from distgan.losses import LOSSES
 from distgan.models import MODELS
 from distgan.models.tail import Tail
-from distgan.step import DeviceBatch, GanStep, Noise, Strengths
+from distgan.recipe import parse
+from distgan.step import DeviceBatch, GanStep, Noise, Restoring, Strengths
 from distgan.world import World
 
 BATCH, RESOLUTION, Z_DIM, CLASSES = 8, 16, 6, 3
@@ -21,7 +22,12 @@ SMALL = {  # settings of G and of D
     "dcgan": 2 * ({"width": 4, "max_width": 8, "norm": "none"},),
     "r3gan": 2 * ({"widths": [4], "blocks": 1, "group_width": 2},),
     "resnet": ({"width": 4, "norm": "none"}, {"width": 4, "attention": 8}),
+    "restore": (
+        {"width": 4, "max_width": 8, "norm": "none", "skips": True, "residual": True, "noise": True},
+        {"width": 4, "max_width": 8, "norm": "none", "paired": True, "patches": 4},
+    ),
 }
+RECIPE = [{"blur": [0.3, 1]}, {"shot": [10, 90]}, {"jpeg": [20, 80], "p": 0.5}, {"strokes": [0.05, 0.1]}]
 PENALTIES = {"none": (0, 0, 0), "r1": (2.0, 0, 0), "r2": (0, 3.0, 0), "r1+r2": (2.0, 3.0, 0), "gp": (0, 0, 10.0)}
 
 
@@ -101,6 +107,11 @@ def main(out: str, passes: int) -> None:
         results |= steps(world, batch, passes, "nonsaturating", minibatch, everything, tail, more)
     for family in ("r3gan", "resnet"):
         results |= steps(world, batch, passes, "relativistic", family, Strengths(r1=2.0, r2=3.0), {}, {}, family)
+    restoring = Restoring(parse(RECIPE, RESOLUTION), "charbonnier", 10.0, paired=True)
+    more = {"restoring": restoring, "matching": 3.0, "pipe": "ada", "flip": True}
+    for loss in ("nonsaturating", "relativistic"):
+        now = Strengths(r1=2.0, gp=1.0, noise=0.2, p=0.7)
+        results |= steps(world, batch, passes, loss, "restore", now, {"dropout": 0.3}, more, "restore")
     save_file(results, f"{out}.{world.rank}")
     world.close()
 

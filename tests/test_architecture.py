@@ -22,7 +22,10 @@ PARTS = {
     "balance": set(),
     "draw": {"keyed"},
     "augment": {"draw"},
-    "step": {"augment", "compiling", "draw", "judge", "keyed", "losses", "meter", "models", "penalties", "world"},
+    "recipe": set(),
+    "degrade": {"draw", "recipe"},
+    "step": {"augment", "compiling", "draw", "judge", "keyed", "losses", "meter", "models", "penalties", "world"}
+    | {"degrade", "recipe", "sample"},
 }
 # Who may import what all could be tempted to: config objects stop here, and below nobody knows of a run.
 KNOWN_BY = {
@@ -44,7 +47,8 @@ DOORS = {
     "av": {"walk"},
 }
 TORCH_FREE = (
-    {"errors", "keyed", "stop", "ranks", "config", "configfile", "confighelp", "cli", "api", "metrics.weights"}
+    {"errors", "keyed", "stop", "ranks", "recipe", "config", "configfile", "confighelp", "cli", "api"}
+    | {"metrics.weights"}
     | {"history", "curves", "markup", "svg", "plot", "report", "data.card", "doctor", "pick"}
     | {f"doctor.{name}" for name in ("finding", "packages", "gpus", "network", "host", "services")}
     | {

@@ -224,3 +224,55 @@ def test_a_mistake_is_told_without_torch(basic: Path) -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     assert "Did you mean: 'batch'?" in done.stderr
+
+
+RESTORING = ["model.family=restore", "restore.degrade=[{noise: 25}]"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "told"),
+    [
+        (["restore.degrade=[{noise: 25}]"], "restore.degrade makes pictures to restore: set model.family=restore"),
+        (
+            ["model.family=restore", "restore.degrade=[{blur: [1, 40]}]"],
+            r"restore.degrade\[0\]: blur=\[1, 40\] is impos",
+        ),
+        (["model.family=restore", "restore.degrade=[{noise: 25}, {jpg: 3}]"], r"restore.degrade\[1\]=.*one of noise"),
+        (["model.family=restore", "restore.degrade=[3]"], "restore.degrade: "),
+        (["model.family=restore", "restore.degrade={blur: 3}"], "restore.degrade is a setting, not a group of"),
+        (
+            [*RESTORING, "model.D.patches=3"],
+            "model.D.patches=3: 1, or a power of two from 4 to half of data.resolution",
+        ),
+        ([*RESTORING, "model.D.patches=64"], "model.D.patches=64"),
+        ([*RESTORING, "model.D.patches=2"], "model.D.patches=2"),
+        ([*RESTORING, "eval.every=10k"], "measured by PSNR and SSIM, .*: set eval.every=0"),
+        ([*RESTORING, "restore.pixel=l3"], "restore.pixel"),
+        ([*RESTORING, "restore.weight=-1"], "restore.weight=-1.0: must be at least 0"),
+        ([*RESTORING, "data.resolution=8"], "model.family=restore needs 16 pixels at least"),
+        (["data.holdout=-1"], "data.holdout=-1: must be at least 0"),
+    ],
+)
+def test_what_cannot_be_restored_is_told(basic: Path, overrides: list[str], told: str) -> None:
+    with pytest.raises(ConfigError, match=told):
+        load(str(basic), overrides)
+
+
+def test_a_recipe_survives_being_written_and_read(basic: Path, tmp_path: Path) -> None:
+    recipe = "[{blur: [0.5, 2]}, {downsample: 4, p: 0.5}, {jpeg: [30, 90]}]"
+    config = load(str(basic), ["model.family=restore", f"restore.degrade={recipe}", "data.holdout=1k"])
+    assert config.restore.degrade == [{"blur": [0.5, 2]}, {"downsample": 4, "p": 0.5}, {"jpeg": [30, 90]}]
+    assert config.data.holdout == 1000
+    (tmp_path / "again.yaml").write_text(to_yaml(config))
+    assert load(str(tmp_path / "again.yaml")) == config
+    assert from_dict(to_dict(config)) == config
+    other = load(str(basic), ["model.family=restore", "restore.degrade=[{blur: 1}]", "data.holdout=1k"])
+    assert set(changes(config, other)[1]) == {"restore.degrade"}
+
+
+def test_restored_pictures_that_nothing_measures_are_warned_of(basic: Path) -> None:
+    for overrides, is_told in ((RESTORING, True), ([*RESTORING, "data.holdout=10"], False), ([], False)):
+        config = load(str(basic), overrides)
+        assert any("data.holdout=500" in line for line in warnings(config, batch_plan(config, 1))) == is_told
+    matched = load(str(basic), [*RESTORING, "loss.feature_matching=1"])  # pairs are matched, whatever the passes hold
+    assert not any("feature_matching" in line for line in warnings(matched, batch_plan(matched, 2)))

@@ -31,6 +31,15 @@ OWN = {
         "loss.gp=10",
         "train.n_critic=2",
     ],
+    "restore": [
+        "model.G={width: 8, max_width: 16, skips: true, residual: true, noise: true}",
+        "model.D={width: 8, max_width: 16, paired: true, patches: 8}",
+        "restore={degrade: [{blur: [0.5, 1]}, {noise: [5, 30], p: 0.5}, {jpeg: 50}], weight: 10}",
+        "loss={name: nonsaturating, feature_matching: 1}",
+        "augment={pipe: diffaugment, p: 0.3}",
+        "data={flip: true, holdout: 20}",
+        "sample={every: 36, columns: 6}",
+    ],
     "dcgan": [
         "model={minibatch: discrimination, dropout: 0.2, D: {width: 8, max_width: 16}, G: {width: 8, max_width: 16}}",
         "train.group=4",
@@ -54,7 +63,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("family", OWN)
 @pytest.mark.parametrize("precision", ["fp32", pytest.param("bf16", marks=pytest.mark.slow)])
 def test_a_run_in_two_parts_is_one_in_a_piece(tmp_path: Path, config: Path, family: str, precision: str) -> None:
-    own = [f"model.family={family}", *OWN[family], f"train.precision={precision}", "train.tick=36", "sample.every=0"]
+    own = [f"model.family={family}", "sample.every=0", *OWN[family], f"train.precision={precision}", "train.tick=36"]
     assert train(config, tmp_path / "whole", *own, "train.images=120") == 0
     for images in ("60", "120"):
         assert train(config, tmp_path / "parts", *own, f"train.images={images}") == 0

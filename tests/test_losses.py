@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from distgan.losses import LOSSES, cross_entropy_d, feature_matching, least_squares_d
+from distgan.losses import LOSSES, PIXEL, cross_entropy_d, feature_matching, least_squares_d
 
 REAL = torch.tensor([2.0, -1.0, 0.5], dtype=torch.float64)
 FAKE = torch.tensor([-0.5, 3.0, 0.25], dtype=torch.float64)
@@ -45,6 +45,31 @@ def test_equals_its_closed_form(name: str) -> None:
     pairs = list(zip(REAL.tolist(), FAKE.tolist()))
     assert LOSSES[name].d(REAL, FAKE).item() == pytest.approx(mean([d(r, f) for r, f in pairs]), rel=1e-12)
     assert LOSSES[name].g(FAKE, REAL).item() == pytest.approx(mean([g(r, f) for r, f in pairs]), rel=1e-12)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_of_parts_the_loss_is_the_mean_over_images_and_parts(name: str) -> None:
+    """Each part of a real image is paired with the same part of the fake."""
+    loss, (d, g) = LOSSES[name], CLOSED_FORMS[name]
+    real, fake = torch.stack([REAL, FAKE.flip(0)], 1), torch.stack([FAKE, REAL], 1)  # 3 images, 2 parts
+    pairs = list(zip(real.flatten().tolist(), fake.flatten().tolist()))
+    assert loss.d(real, fake).item() == pytest.approx(mean([d(r, f) for r, f in pairs]), rel=1e-12)
+    assert loss.g(fake, real).item() == pytest.approx(mean([g(r, f) for r, f in pairs]), rel=1e-12)
+
+
+def test_distances_from_the_clean_picture_equal_their_closed_forms() -> None:
+    restored, clean = (x.view(1, 3, 1, 1) for x in (REAL, FAKE))
+    off = [r - c for r, c in zip(REAL.tolist(), FAKE.tolist())]
+    assert PIXEL["l1"](restored, clean).item() == pytest.approx(mean([abs(d) for d in off]), rel=1e-12)
+    assert PIXEL["l2"](restored, clean).item() == pytest.approx(mean([d * d for d in off]), rel=1e-12)
+    expected = mean([math.sqrt(d * d + 1e-6) for d in off])
+    assert PIXEL["charbonnier"](restored, clean).item() == pytest.approx(expected, rel=1e-12)
+    for name in PIXEL:
+        x = clean.clone().requires_grad_()
+        (gradient,) = torch.autograd.grad(PIXEL[name](x, clean), x)
+        assert (gradient == 0).all()  # at the tip, too
+        x = (clean + 0.1 * torch.randn_like(clean)).requires_grad_()
+        assert torch.autograd.gradcheck(lambda x, name=name: PIXEL[name](x, clean), x)
 
 
 @pytest.mark.parametrize("name", LOSSES)

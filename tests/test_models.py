@@ -1,10 +1,11 @@
 """What every network family must satisfy: signatures, ranges, gradients, independence of the images of a batch."""
 
+import math
 from dataclasses import MISSING, Field
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from distgan.config import FAMILIES, LEAST_RESOLUTION, leaves
 from distgan.models import MODELS
@@ -15,7 +16,21 @@ SMALL = {
     "r3gan": ({"widths": [8], "blocks": 1, "group_width": 2}, {"widths": [8], "blocks": 1, "group_width": 2}),
     "resnet": ({"width": 8, "norm": "none"}, {"width": 8}),
     "hourglass": ({"width": 4, "norm": "none"}, {"width": 4, "norm": "none"}),
+    "restore": ({"width": 4, "max_width": 16, "skips": True, "noise": True}, {"width": 4, "max_width": 16}),
 }
+
+
+class OfLatents(nn.Module):
+    """A generator that restores, of pictures that are functions of the latents."""
+
+    def __init__(self, G: nn.Module, resolution: int) -> None:
+        super().__init__()
+        self.G = G
+        self.register_buffer("waves", torch.randn(8, 3 * resolution**2))
+
+    def forward(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
+        side = math.isqrt(self.waves.shape[1] // 3)
+        return self.G(torch.sin(z @ self.waves).view(-1, 3, side, side), z, labels)
 
 
 def build(family: str, resolution: int, num_classes: int, **settings: object) -> tuple[nn.Module, nn.Module]:
@@ -24,6 +39,7 @@ def build(family: str, resolution: int, num_classes: int, **settings: object) ->
     g, d = ({name: default(f) for name, f in leaves(schema)} for schema in FAMILIES[family])
     resolution = max(resolution, LEAST_RESOLUTION.get(family, 8))
     G = MODELS[family].generator(resolution, 8, num_classes, **g | SMALL[family][0] | settings)
+    G = OfLatents(G, resolution) if family == "restore" else G
     return G, MODELS[family].discriminator(resolution, num_classes, **d | SMALL[family][1] | settings)
 
 

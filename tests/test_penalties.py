@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from distgan.penalties import clip_weights, gradient_penalty, is_due, squared_gradient
+from distgan.penalties import clip_weights, gradient_penalty, is_due, score, squared_gradient
 
 
 class Linear(nn.Module):
@@ -61,6 +61,27 @@ def test_gradient_penalty_vanishes_at_unit_slope_and_can_be_minimised() -> None:
         D.w *= 3
     gradient_penalty(D, batch(0), batch(1), None, mix).backward()
     assert torch.allclose(D.w.grad, 2 * (3 - 1) * D.w / 3)
+
+
+class Patches(Linear):
+    """Two verdicts, of the left and of the right half: D(x) = (w . x on the left, w . x on the right)."""
+
+    def forward(self, images: Tensor, labels: Tensor | None = None) -> Tensor:
+        return (images * self.w).unflatten(3, (2, 2)).sum((1, 2, 4))
+
+
+def test_of_parts_the_mean_is_the_score_whose_gradient_counts() -> None:
+    """Then D's gradient is w / 2 everywhere, whichever of the parts a pixel belongs to."""
+    D, images = Patches(), batch().requires_grad_()
+    logits = D(images)
+    assert logits.shape == (5, 2)
+    assert torch.allclose(score(logits), (images * D.w).sum((1, 2, 3)) / 2)
+    slope = D.w.norm().item() / 2
+    assert squared_gradient(logits, images).item() == pytest.approx(slope**2, rel=1e-12)
+    penalty = gradient_penalty(D, batch(0), batch(1), None, torch.rand(5).double())
+    assert penalty.item() == pytest.approx((slope - 1) ** 2, rel=1e-12)
+    whole = Linear()(batch())
+    assert torch.equal(score(whole), whole)
 
 
 def test_clipping_bounds_every_weight() -> None:

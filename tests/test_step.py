@@ -6,7 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from distgan import draw
-from distgan.step import DeviceBatch, GanStep, Noise, Strengths
+from distgan.degrade import degrade
+from distgan.recipe import Step
+from distgan.step import DeviceBatch, GanStep, Noise, Restoring, Strengths
 from distgan.world import World
 
 
@@ -93,3 +95,112 @@ def test_diversity_is_the_spread_of_fakes_over_that_of_real_images() -> None:
     assert step.diversity() == pytest.approx(fake / real, rel=1e-9)
     batch.z_d = batch.z_d[:1].expand(200, -1)  # a generator that makes the same picture again and again
     assert one_d_step(Strengths(), batch).diversity() < 1e-9
+
+
+class Restorer(nn.Module):
+    """What it is given, times a weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale, self.seen = nn.Parameter(torch.full((1,), 0.5)), []
+
+    def forward(self, images: Tensor, z: Tensor, labels: Tensor | None = None) -> Tensor:
+        self.seen.append(images.detach())
+        return images * self.scale
+
+
+RECIPE = (Step("noise", 20, 20), Step("grey", 0, 1, p=0.5))
+
+
+def one_restoring_step(
+    restoring: Restoring, batch: DeviceBatch, now: Strengths, loss: str = "hinge", **settings: object
+) -> GanStep:
+    """A step of D and one of G."""
+    step = GanStep(World(), Restorer(), D(), loss, restoring=restoring, **settings)
+    step.d_step(batch, torch.optim.SGD(step.D.parameters(), 0, fused=True), now)
+    step.g_step(batch, torch.optim.SGD(step.G.parameters(), 0, fused=True), now)
+    return step
+
+
+@pytest.mark.parametrize("flip", [False, True])
+def test_g_restores_degraded_forms_of_the_very_images_that_d_sees(flip: bool) -> None:
+    """In both steps the same ones, mirrored alike; in parts they are those of the whole."""
+    batch = a_batch()
+    step = one_restoring_step(Restoring(RECIPE), batch, Strengths(), flip=flip)
+    real, fake = step.D.seen[:2]
+    given = degrade(real, batch.seeds, RECIPE)
+    assert all(torch.equal(seen, given) for seen in step.G.seen)
+    assert torch.equal(fake, given * 0.5)
+    assert len(step.G.seen) == 2
+    parts = one_restoring_step(Restoring(RECIPE), batch, Strengths(), flip=flip, passes=4)
+    assert torch.equal(torch.cat(parts.G.seen[:4]), given)
+
+
+def test_pairs_bring_their_degraded_pictures_along_and_both_are_mirrored() -> None:
+    batch = a_batch()
+    batch.degraded = 255 - batch.images
+    step = one_restoring_step(Restoring(), batch, Strengths(), flip=True)
+    torch.testing.assert_close(step.G.seen[0], -step.D.seen[0])
+    assert not torch.equal(step.D.seen[0], scaled(batch))
+
+
+def test_g_s_loss_is_what_d_says_and_the_weighted_distance() -> None:
+    batch = a_batch()
+    row = one_restoring_step(Restoring(RECIPE, "l2", 7.0), batch, Strengths()).meter.flush()
+    real = scaled(batch)
+    fake = 0.5 * degrade(real, batch.seeds, RECIPE)
+    assert row["Loss/pixel"] == pytest.approx(7 * (fake - real).square().mean().item(), rel=1e-5)
+    assert row["Loss/G"] == pytest.approx(row["Loss/G_adv"] + row["Loss/pixel"], rel=1e-6)
+
+
+def test_features_are_matched_with_those_of_each_picture_s_own_clean_one() -> None:
+    """D's features here are the images: their mean square distance, not that of their means."""
+    batch = a_batch()
+    row = one_restoring_step(Restoring(RECIPE), batch, Strengths(), matching=3.0, group=0).meter.flush()
+    real = scaled(batch)
+    fake = 0.5 * degrade(real, batch.seeds, RECIPE)
+    assert row["Loss/fm"] == pytest.approx(3 * (fake - real).square().mean().item(), rel=1e-5)
+
+
+def test_a_d_that_is_shown_the_degraded_picture_sees_both_moved_alike() -> None:
+    batch, now = a_batch(), Strengths(p=1.0, noise=0.1)
+    step = one_restoring_step(Restoring(RECIPE, paired=True), batch, now, "relativistic", pipe="flip")
+    bare, looks = scaled(batch), ("real", "fake", "G's fake", "G's real")
+    given = degrade(bare, batch.seeds, RECIPE)
+    assert len(step.D.seen) == 4
+    for seen, look in zip(step.D.seen, looks):
+        image, beside = seen.split(3, 1)
+        noise = 0.1 * draw.normal(batch.seeds, f"noise {look}", 48).view_as(image)
+        expected = given * 0.5 if "fake" in look else bare
+        mirrored = (draw.uniform(batch.seeds, f"augment {look}", 1) < 0.5)[:, :, None, None]
+        torch.testing.assert_close(image, torch.where(mirrored, expected.flip(3), expected) + noise)
+        assert torch.equal(beside, torch.where(mirrored, given.flip(3), given))  # and no noise on it
+    assert step.diversity() == pytest.approx(
+        torch.cat([given * 0.5, given], 1).var(0).sum().item() / torch.cat([bare, given], 1).var(0).sum().item(),
+        rel=1e-4,
+    )
+
+
+def test_penalties_are_of_the_gradient_in_the_image_alone() -> None:
+    """D's gradient is scale / 96 for each of the 48 numbers of the image, and so for the 48 beside it."""
+    batch = a_batch()
+    row = one_restoring_step(Restoring(RECIPE, paired=True), batch, Strengths(r1=2.0, gp=3.0)).meter.flush()
+    assert row["Loss/r1"] == pytest.approx(48 / 96**2, rel=1e-5)
+    assert row["Loss/gp"] == pytest.approx(3 * (48**0.5 / 96 - 1) ** 2, rel=1e-5)
+
+
+def test_of_parts_the_score_is_reported() -> None:
+    class Parts(D):
+        def forward(self, images: Tensor, labels: Tensor | None = None, features: bool = False) -> Tensor:
+            return super().forward(images)[:, None] + torch.tensor([0.0, 2.0])
+
+    batch, told = a_batch(), []
+    step = GanStep(World(), G(), Parts(), "hinge", passes=2, observe=lambda real, fake: told.append((real, fake)))
+    step.d_step(batch, torch.optim.SGD(step.D.parameters(), 0, fused=True), Strengths())
+    step.g_step(batch, torch.optim.SGD(step.G.parameters(), 0, fused=True), Strengths())
+    means = [images.mean((1, 2, 3)) + 1 for images in (scaled(batch), batch.z_d.view(-1, 3, 4, 4))]
+    for mean, seen in zip(means, zip(*told)):
+        torch.testing.assert_close(torch.cat(seen), mean)
+    row = step.meter.flush()
+    assert row["Logits/real_mean"] == pytest.approx(means[0].mean().item(), rel=1e-5)
+    assert row["Logits/gap"] == pytest.approx((means[0].mean() - means[1].mean()).item(), rel=1e-4)

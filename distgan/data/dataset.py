@@ -17,6 +17,7 @@ from distgan import keyed, stop
 from distgan.data import index
 from distgan.data.address import is_local, local_path, public
 from distgan.data.image import MAX_PIXELS, SUFFIXES, BadImage, decode_into
+from distgan.data.plan import held_out
 from distgan.data.source import Source
 from distgan.errors import DataError, StoppedError, with_hint
 
@@ -108,22 +109,30 @@ class Located:
         offset, length: Bytes of the image part.
         label: Class number, -1 where there is none.
         first: Offset of the sample's first tar header, from which its key can be read.
+        degraded_offset, degraded_length: Bytes of the degraded picture, where samples are pairs.
     """
 
     offset: np.ndarray
     length: np.ndarray
     label: np.ndarray
     first: np.ndarray
+    degraded_offset: np.ndarray | None = None
+    degraded_length: np.ndarray | None = None
 
 
 class Dataset:
     """What a run reads: the usable samples of its shards, numbered 0 .. num_samples - 1 in the shards' order.
+
+    Those that are held out come after, as num_samples .. num_samples + num_held_out - 1.
 
     Args:
         urls: The shards, as `find_shards` returns them.
         labels: Whether every sample must have a class label.
         classes: How many classes there are; 0 takes the largest label plus one.
         image: Suffix of the image part; empty where it can be told from the names.
+        pairs: Whether every sample is a clean picture and its degraded form, such as KEY.clean.png and
+            KEY.degraded.png.
+        num_held_out: Samples that are kept out of training.
         allow_damaged: Use the good samples of damaged shards, and leave out incomplete samples.
         rank, world, gather: Ranks share the work of opening the shards, then tell one another what they found.
 
@@ -140,13 +149,15 @@ class Dataset:
         labels: bool = False,
         classes: int = 0,
         image: str = "",
+        pairs: bool = False,
+        num_held_out: int = 0,
         allow_damaged: bool = False,
         cache_dir: Path | None = None,
         rank: int = 0,
         world: int = 1,
         gather: Gather = lambda items: [items],
     ) -> None:
-        self.urls, self.source, self.labels = list(urls), source, labels
+        self.urls, self.source, self.labels, self.pairs = list(urls), source, labels, pairs
         self._cache_dir = (cache_dir or default_cache_dir()) / "index"
         with ThreadPoolExecutor(1 if all(map(is_local, self.urls)) else 16) as pool:
             mine, labels = _without_labels(self.urls[rank::world], pool.map(self._summary, self.urls[rank::world]))
@@ -169,16 +180,27 @@ class Dataset:
         self.problems = [f"{public(u)}: {defect}" for u, shard in zip(self.urls, shards) for defect in shard["defects"]]
         labelled = ["cls" in kind for shard in shards for kind in shard["kinds"]]
         self.has_labels, self.has_some_labels = all(labelled), any(labelled)
-        self._image = _image_suffixes(shards, image, allow_damaged)
+        if pairs:
+            self._image, self._degraded = _pair_suffixes(shards)
+        else:
+            self._image, self._degraded = _image_suffixes(shards, image, allow_damaged), set()
         incomplete = self._incomplete(shards)
         if (self.problems or incomplete) and not allow_damaged:
             raise DataError(_damage_report(self.problems + incomplete))
         self.problems += incomplete
 
-        self.counts = np.array([self._usable(shard) for shard in shards], np.int64)
-        self.num_samples = int(self.counts.sum())
-        if self.num_samples == 0:
+        usable = np.array([self._usable(shard) for shard in shards], np.int64)
+        total = int(usable.sum())
+        if total == 0:
             raise DataError(f"data.shards: {len(self.urls)} shard(s) without a sample, from {public(self.urls[0])} on")
+        if num_held_out >= total:
+            raise DataError(f"data.holdout={num_held_out} leaves nothing to train on: the data set has {total} samples")
+        held, ends = held_out(total, num_held_out), np.cumsum(usable)
+        places = held - np.repeat(ends - usable, np.diff(np.searchsorted(held, ends, "left"), prepend=0))
+        self._held = np.split(places, np.searchsorted(held, ends[:-1]))  # of each shard, places among its usable ones
+        self.num_held_out = num_held_out
+        self.counts = usable - [len(held) for held in self._held]
+        self.num_samples = total - num_held_out
         self._ends = np.cumsum(self.counts)
         self.mean_bytes = sum(shard["size"] for shard in shards) / self.num_samples
         self.class_counts = self._class_counts(found, classes)
@@ -200,7 +222,7 @@ class Dataset:
 
     def located(self, shard: int) -> Located:
         """The usable samples of a shard."""
-        return self._open(shard)
+        return self._open(shard)[0]
 
     def read_labels(self) -> np.ndarray:
         """The class of every sample, from the index of every shard; int32 [num_samples]."""
@@ -219,11 +241,14 @@ class Dataset:
         cycles = {label: itertools.cycle(by_label.get(label, drawn)) for label in set(labels)}
         return [next(cycles[label]) for label in labels]
 
-    def read(self, sample: int, resolution: int, filter: str, crop: str) -> np.ndarray:
-        """One image at the given resolution, uint8 [R, R, 3]; white where it is damaged."""
-        shard, place = (int(x) for x in self.shard_of(np.int64(sample)))
-        located, out = self.located(shard), np.empty((resolution, resolution, 3), np.uint8)
-        data = self.source.cached(self.urls[shard], int(located.offset[place]), int(located.length[place]))
+    def read(self, sample: int, resolution: int, filter: str, crop: str, degraded: bool = False) -> np.ndarray:
+        """One image at the given resolution, uint8 [R, R, 3]; white where it is damaged. Of a pair, either."""
+        shard, located, place = self._find(sample)
+        offset, length = (
+            (located.degraded_offset, located.degraded_length) if degraded else (located.offset, located.length)
+        )
+        out = np.empty((resolution, resolution, 3), np.uint8)
+        data = self.source.cached(self.urls[shard], int(offset[place]), int(length[place]))
         try:
             decode_into(data, out, max_pixels=MAX_PIXELS, filter=filter, crop=crop)
         except BadImage:
@@ -232,9 +257,24 @@ class Dataset:
 
     def key(self, sample: int) -> tuple[str, str]:
         """Address of a sample's shard, and its key."""
-        shard, place = (int(x) for x in self.shard_of(np.int64(sample)))
+        shard, located, place = self._find(sample)
         url = self.urls[shard]
-        return public(url), index.key_of(url, self.source, int(self.located(shard).first[place]))
+        return public(url), index.key_of(url, self.source, int(located.first[place]))
+
+    def label(self, sample: int) -> int:
+        """The class of a sample; -1 where it has none."""
+        _, located, place = self._find(sample)
+        return int(located.label[place])
+
+    def _find(self, sample: int) -> tuple[int, Located, int]:
+        """Shard of a sample, held out or not, and where in which list of that shard it stands."""
+        if sample < self.num_samples:
+            shard, place = (int(x) for x in self.shard_of(np.int64(sample)))
+            return shard, self.located(shard), place
+        ends = np.cumsum([len(held) for held in self._held])
+        place = sample - self.num_samples
+        shard = int(np.searchsorted(ends, place, side="right"))
+        return shard, self._open(shard)[1], place - int(ends[shard]) + len(self._held[shard])
 
     def _summary(self, url: str) -> dict:
         if reason := stop.asked():  # many shards without an index take long
@@ -246,7 +286,15 @@ class Dataset:
 
     def _complete(self, kind: Sequence[str]) -> bool:
         """Whether a sample with these parts can be used."""
-        return sum(part in self._image for part in kind) == 1 and (not self.labels or "cls" in kind)
+        return not self._lacks(kind)
+
+    def _lacks(self, kind: Sequence[str]) -> str:
+        """What keeps a sample with these parts from being used."""
+        for suffixes, what in ((self._image, "clean" if self.pairs else "image"), (self._degraded, "degraded")):
+            num = sum(part in suffixes for part in kind)
+            if num != 1 and (self.pairs or what == "image"):
+                return f"several {what} parts" if num else f"no {what} part"
+        return "no cls part" if self.labels and "cls" not in kind else ""
 
     def _usable(self, shard: dict) -> int:
         return sum(count for kind, count in zip(shard["kinds"], shard["kind_counts"]) if self._complete(kind))
@@ -255,9 +303,7 @@ class Dataset:
         lines = []
         for url, shard in zip(self.urls, shards):
             for kind, count in zip(shard["kinds"], shard["kind_counts"]):
-                if not self._complete(kind):
-                    images = sum(part in self._image for part in kind)
-                    lacks = "no image part" if images == 0 else "several image parts" if images > 1 else "no cls part"
+                if lacks := self._lacks(kind):
                     lines.append(f"{public(url)}: {count} sample(s) with {lacks}; parts: {' '.join(kind)}")
         return lines
 
@@ -278,18 +324,28 @@ class Dataset:
             counts[label] += total
         return [counts[label] for label in range(classes or max(counts) + 1)]
 
-    def _locate_shard(self, shard: int) -> Located:
+    def _locate_shard(self, shard: int) -> tuple[Located, Located]:
+        """Its samples to train on, and those held out."""
         found = index.load(self.urls[shard], self.source, self._cache_dir)
         parts = np.array([len(kind) for kind in found.kinds], np.int64)
-        column = np.array([next((i for i, p in enumerate(k) if p in self._image), 0) for k in found.kinds], np.int64)
         good = np.array([self._complete(kind) for kind in found.kinds], bool)[found.kind]
-        at = (np.cumsum(parts[found.kind]) - parts[found.kind] + column[found.kind])[good]
+        start = np.cumsum(parts[found.kind]) - parts[found.kind]
+
+        def spans(suffixes: set[str]) -> tuple[np.ndarray, np.ndarray]:
+            column = np.array([next((i for i, p in enumerate(k) if p in suffixes), 0) for k in found.kinds], np.int64)
+            at = (start + column[found.kind])[good]
+            return found.offset[at], found.length[at]
+
         if found.digest != self._digests[shard]:
             raise DataError(
                 f"{public(self.urls[shard])} is not the shard that this run began with: it changed meanwhile, or "
                 "another node has another one"
             )
-        return Located(found.offset[at], found.length[at], found.label[good], found.first[good])
+        columns = [*spans(self._image), found.label[good], found.first[good]]
+        columns += spans(self._degraded) if self.pairs else ()
+        held = np.zeros(int(good.sum()), bool)
+        held[self._held[shard]] = True
+        return Located(*(column[~held] for column in columns)), Located(*(column[held] for column in columns))
 
 
 # By kind of sample and label: the first shard that has it, how many samples there, and how many in all.
@@ -324,6 +380,19 @@ def _image_suffixes(shards: list[dict], chosen: str, allow_damaged: bool) -> set
         seen = ", ".join(sorted({part for kind in kinds for part in kind})[:12])
         raise DataError(f"no image part in the shards, only {seen}: set data.image if one of these is an image")
     return found
+
+
+def _pair_suffixes(shards: list[dict]) -> tuple[set[str], set[str]]:
+    """The suffixes that mark the clean and the degraded part of a pair."""
+    parts = {part for shard in shards for kind in shard["kinds"] for part in kind}
+    clean, degraded = ({f"{side}.{suffix}" for suffix in SUFFIXES} & parts for side in ("clean", "degraded"))
+    if parts and not (clean and degraded):
+        seen = ", ".join(sorted(parts)[:12])
+        raise DataError(
+            f"no pairs in the shards, only {seen}: a sample needs a clean and a degraded part, as KEY.clean.png and "
+            "KEY.degraded.png (`distgan pack CLEAN OUT --degraded FOLDER` makes them); or set restore.degrade"
+        )
+    return clean, degraded
 
 
 def _difference(some: list[str], others: list[str]) -> str:

@@ -10,16 +10,16 @@ import zipfile
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from distgan.data import tar
+from distgan.data import index, tar
 from distgan.data.address import is_local, local_path, public
-from distgan.data.dataset import MAX_CLASSES, Dataset, find_shards
+from distgan.data.dataset import MAX_CLASSES, Dataset, default_cache_dir, find_shards
 from distgan.data.image import SUFFIXES
 from distgan.data.source import Source
 from distgan.errors import DataError
@@ -32,7 +32,7 @@ ZIP_ERRORS = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, RuntimeError)
 class Entry:
     """One candidate for a picture: where its bytes are (a file, a zip member, a range of a file), or they themselves.
 
-    The label is -1 where there is none.
+    The label is -1 where there is none. `degraded` is the other half of a pair.
     """
 
     name: str
@@ -41,6 +41,7 @@ class Entry:
     member: str = ""
     span: tuple[int, int] | None = None
     content: bytes | np.ndarray | None = None
+    degraded: "Entry | None" = None
 
 
 @dataclass
@@ -90,6 +91,43 @@ def list_source(source: str, *, labels: bool = True, allow_damaged: bool = False
     if name.endswith((".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".txz", ".tar.zst", ".tzst")):
         return _list_compressed_tar(path, labels)
     raise DataError(f"{source}: neither a folder nor a .zip, .tar(.gz .bz2 .xz .zst), .npz or shards")
+
+
+def pair(clean: Listing, degraded: Listing) -> Listing:
+    """The clean pictures that have a degraded one of the same path but for the suffix, with the clean ones' labels.
+
+    Raises:
+        DataError: no two belong together, or it is not clear which do.
+    """
+    sides = [_by_stem(listing, side) for listing, side in ((clean, "clean"), (degraded, "degraded"))]
+    found = [replace(entry, degraded=sides[1][stem]) for stem, entry in sides[0].items() if stem in sides[1]]
+    if not found:
+        names = [next(iter(side), "nothing") for side in sides]
+        raise DataError(
+            f"no clean picture has a degraded one of the same name: the first are {names[0]} and {names[1]}. "
+            "Both folders must have the same inner folders and names"
+        )
+    skipped = clean.skipped + degraded.skipped
+    for other, side in (("degraded", sides[0]), ("clean", sides[1])):
+        if alone := len(side) - len(found):
+            skipped[f"without a {other} picture"] += alone
+    return Listing(found, len(found), clean.classes, skipped, clean.lacking)
+
+
+def _by_stem(listing: Listing, side: str) -> dict[str, Entry]:
+    """Entries by their paths below the folder that all are in, without suffixes."""
+    entries = list(listing.entries)
+    folders = [entry.name.split("/")[:-1] for entry in entries]
+    depth = len(os.path.commonprefix(folders))  # noqa: RUF071 (of lists it takes whole elements)
+    found: dict[str, Entry] = {}
+    for entry in entries:
+        stem = "/".join(entry.name.rpartition(".")[0].split("/")[depth:]) or entry.name
+        if stem in found:
+            raise DataError(
+                f"{found[stem].name} and {entry.name}: which of the two is the {side} one? Remove the other"
+            )
+        found[stem] = entry
+    return found
 
 
 def read_entry(entry: Entry) -> bytes | np.ndarray:
@@ -301,20 +339,29 @@ def _shapes(arrays: dict[str, np.ndarray]) -> str:
 def _list_shards(spec: str, labels: bool, allow_damaged: bool) -> Listing:
     source = Source()
     urls = find_shards(spec)
-    data = Dataset(urls, source, allow_damaged=allow_damaged)
+    parts = {part for kind in index.load(urls[0], source, default_cache_dir() / "index").kinds for part in kind}
+    pairs = not parts & SUFFIXES and any(part.startswith("clean.") for part in parts)
+    data = Dataset(urls, source, pairs=pairs, allow_damaged=allow_damaged)
     labelled = labels and data.has_labels
     if labelled:
-        data = Dataset(urls, source, labels=True, allow_damaged=allow_damaged)
+        data = Dataset(urls, source, pairs=pairs, labels=True, allow_damaged=allow_damaged)
 
     def entries() -> Iterator[Entry]:
         for number, url in enumerate(urls):
             found = data.located(number)
-            for i, (label, start, length) in enumerate(zip(found.label, found.offset, found.length)):
-                name, label, span = f"{os.path.basename(public(url))}[{i}]", int(label), (int(start), int(length))
-                if is_local(url):
-                    yield Entry(name, label, local_path(url), span=span)
-                else:
-                    yield Entry(name, label, content=source.cached(url, *span))
+            for i, label in enumerate(found.label.tolist()):
+                name = f"{os.path.basename(public(url))}[{i}]"
+                one = part(name, label, url, found.offset[i], found.length[i])
+                if pairs:
+                    other = part(name, label, url, found.degraded_offset[i], found.degraded_length[i])
+                    one = replace(one, degraded=other)
+                yield one
+
+    def part(name: str, label: int, url: str, start: int, length: int) -> Entry:
+        span = (int(start), int(length))
+        if is_local(url):
+            return Entry(name, label, local_path(url), span=span)
+        return Entry(name, label, content=source.cached(url, *span))
 
     names = [str(i) for i in range(data.num_classes)]
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):

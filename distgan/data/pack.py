@@ -27,7 +27,7 @@ from distgan import __version__
 from distgan.data import index, tar
 from distgan.data.address import public
 from distgan.data.image import FILTERS, MAX_PIXELS, BadImage, Picture, decode, fit
-from distgan.data.listing import Entry, Listing, list_source, read_entry
+from distgan.data.listing import Entry, Listing, list_source, pair, read_entry
 from distgan.data.source import Source
 from distgan.errors import ConfigError, DataError, MachineError
 
@@ -77,10 +77,12 @@ class Options:
 
 @dataclass
 class Stored:
-    """What became of one picture: its bytes, or the reason why it is left out."""
+    """What became of one picture: its bytes (and those of its degraded form), or the reason why it is left out."""
 
     data: bytes = b""
+    degraded: bytes = b""
     size: tuple[int, int] = (0, 0)
+    shape: tuple[int, int] = (0, 0)  # width and height before it was fitted
     notes: tuple[str, ...] = ()
     skipped: str = ""
 
@@ -108,6 +110,7 @@ def pack(
     shard_mb: float = 256,
     workers: int = 0,
     labels: bool = True,
+    degraded: str = "",
     allow_damaged: bool = False,
     overwrite: bool = False,
 ) -> Summary:
@@ -120,6 +123,7 @@ def pack(
         shard_mb: Largest size of a shard in MB (10^6 bytes).
         workers: Processes that decode and encode; 0 means one per core, 1 means none beside this one.
         labels: Whether class folders, `cls` parts or label arrays become labels.
+        degraded: A second source, with a degraded form of each picture under the same name; samples become pairs.
         allow_damaged: Whether the good samples of damaged shards are taken.
         overwrite: Replace what `out` holds.
     """
@@ -137,6 +141,8 @@ def pack(
     if not 0 <= workers <= 1024:
         raise ConfigError(f"--workers {workers}: 1 to 1024, or 0 for one per core")
     listing = list_source(source, labels=labels, allow_damaged=allow_damaged)
+    if degraded:
+        listing = pair(listing, list_source(degraded, labels=False, allow_damaged=allow_damaged))
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         folder = Path(tempfile.mkdtemp(prefix=f".{target.name}.packing-", dir=target.parent))
@@ -181,6 +187,8 @@ def _write(listing: Listing, folder: Path, options: Options, shard_bytes: int, w
                         summary.examples.setdefault(skipped, entry.name)
                         continue
                     parts = {options.image: picture.data}
+                    if picture.degraded:
+                        parts = {f"clean.{options.image}": picture.data, f"degraded.{options.image}": picture.degraded}
                     if listing.classes:
                         parts["cls"] = b"%d" % entry.label
                         summary.class_counts[entry.label] += 1
@@ -234,6 +242,22 @@ def _store_all(entries: list[Entry], options: Options) -> list[Stored]:
 
 
 def _store(entry: Entry, options: Options) -> Stored:
+    """One picture, or both of a pair, of which one alone is of no use."""
+    stored = _store_one(entry, options)
+    if entry.degraded is None or stored.skipped:
+        return stored
+    other = _store_one(entry.degraded, options)
+    if other.skipped:
+        return Stored(skipped=f"degraded picture: {other.skipped}")
+    (width, height), (other_width, other_height) = stored.shape, other.shape
+    if abs(width * other_height - other_width * height) > max(width, height, other_width, other_height):
+        return Stored(skipped="the degraded picture has other proportions")
+    stored.degraded = other.data
+    stored.notes += tuple(note for note in other.notes if note not in stored.notes)
+    return stored
+
+
+def _store_one(entry: Entry, options: Options) -> Stored:
     """Read, decode, fit and encode one picture."""
     try:
         content = read_entry(entry)
@@ -245,7 +269,7 @@ def _store(entry: Entry, options: Options) -> Stored:
         return Stored(skipped=str(reason))
     except OSError as error:
         return Stored(skipped=f"unreadable ({error.strerror or error})")
-    pixels, notes = picture.pixels, picture.notes
+    pixels, notes, shape = picture.pixels, picture.notes, picture.pixels.shape[1::-1]
     if options.resolution:
         if min(pixels.shape[:2]) < options.resolution:
             notes += ("enlarged",)
@@ -256,7 +280,7 @@ def _store(entry: Entry, options: Options) -> Stored:
         Image.fromarray(pixels).save(out, **settings)
     except (OSError, ValueError):  # WebP ends at 16383 pixels
         return Stored(skipped=f"too large for {options.image}")
-    return Stored(out.getvalue(), pixels.shape[1::-1], notes)
+    return Stored(out.getvalue(), size=pixels.shape[1::-1], shape=shape, notes=notes)
 
 
 class _ShardWriter:

@@ -45,6 +45,16 @@ class Layout:
         return Layout(lanes=lanes, block=max(1, block), window=max(1, window))
 
 
+def held_out(num_samples: int, num: int) -> np.ndarray:
+    """Which samples a data set keeps out of training: one drawn from each of `num` equal stretches; int64, rising.
+
+    A function of the two numbers alone, so that all ranks, resumed runs and runs with other seeds agree.
+    """
+    ends = np.arange(num + 1) * num_samples // max(num, 1)
+    drawn = keyed.bits(keyed.key(0, "held out"), np.arange(num)) % np.diff(ends).astype(np.uint64)
+    return ends[:-1] + drawn.astype(np.int64)
+
+
 class Plan:
     """The order of a data set whose shard s holds `counts[s]` samples, under one seed.
 

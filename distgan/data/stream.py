@@ -34,6 +34,7 @@ class Batch:
         samples: The samples that stand there, int64 [B].
         drawn: What the stream's `draw` made of the positions.
         num_substituted: How many of them stand in for damaged ones.
+        degraded: RGB, uint8 [B, R, R, 3], where samples are pairs.
     """
 
     images: np.ndarray
@@ -42,6 +43,7 @@ class Batch:
     samples: np.ndarray
     drawn: tuple[np.ndarray, ...] = ()
     num_substituted: int = 0
+    degraded: np.ndarray | None = None
     _fills: list[Future] = field(default_factory=list)
 
 
@@ -98,11 +100,12 @@ class Stream(Iterator[Batch]):
         self._lock = threading.Lock()
         self._stopping = False
         self._error: BaseException | None = None
-        self._free: queue.SimpleQueue[np.ndarray | None] = queue.SimpleQueue()
+        self._free: queue.SimpleQueue[list[np.ndarray] | None] = queue.SimpleQueue()
         self._ready: queue.SimpleQueue[Batch | BaseException] = queue.SimpleQueue()
-        self._held: np.ndarray | None = None
+        self._held: list[np.ndarray] | None = None
         for _ in range(prefetch + 1):
-            self._free.put(allocate((self._local, resolution, resolution, 3)))
+            shape = (self._local, resolution, resolution, 3)
+            self._free.put([allocate(shape) for _ in range(2 if dataset.pairs else 1)])
         bounds = np.linspace(0, self._local, min(threads, self._local) + 1).astype(int)
         self._slices = [range(a, b) for a, b in itertools.pairwise(bounds.tolist())]
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="distgan-decode")
@@ -125,7 +128,7 @@ class Stream(Iterator[Batch]):
         except BaseException as error:
             self._error = error
             raise
-        self._held = batch.images
+        self._held = [batch.images] if batch.degraded is None else [batch.images, batch.degraded]
         return batch
 
     def newly_damaged(self) -> list[dict[str, str]]:
@@ -156,13 +159,14 @@ class Stream(Iterator[Batch]):
         """Hand out work as buffers become free."""
         try:
             for step in itertools.count():
-                buffer = self._free.get()
-                if self._stopping or buffer is None:
+                buffers = self._free.get()
+                if self._stopping or buffers is None:
                     return
                 positions = self._start + step * self._batch + np.arange(self._local)
                 self._read_ahead(positions)
                 samples = self.plan.ids(positions)
-                batch = Batch(buffer, np.empty(self._local, np.int64), positions, samples)
+                batch = Batch(buffers[0], np.empty(self._local, np.int64), positions, samples)
+                batch.degraded = buffers[1] if self.dataset.pairs else None
                 shards, places = (x.tolist() for x in self.dataset.shard_of(samples))
                 for part in self._slices:
                     batch._fills.append(self._pool.submit(self._fill, batch, part, shards, places))
@@ -188,33 +192,37 @@ class Stream(Iterator[Batch]):
         cuts = np.flatnonzero((np.diff(shards) != 0) | (np.diff(places) != 1)) + 1
         for shard, run in zip(shards[np.r_[0, cuts]], np.split(places, cuts)):
             located = self.dataset.located(int(shard))
-            start, last = int(located.offset[run[0]]), run[-1]
-            length = int(located.offset[last]) + int(located.length[last]) - start
-            self.dataset.source.prefetch(self.dataset.urls[shard], start, length)
+            spans = [(located.offset, located.length), (located.degraded_offset, located.degraded_length)]
+            spans = spans if self.dataset.pairs else spans[:1]
+            start = min(int(offset[run[0]]) for offset, _ in spans)
+            stop = max(int(offset[run[-1]]) + int(length[run[-1]]) for offset, length in spans)
+            self.dataset.source.prefetch(self.dataset.urls[shard], start, stop - start)
 
     def _fill(self, batch: Batch, part: range, shards: list[int], places: list[int]) -> int:
         """Decode a part of a batch; the number of substituted samples in it."""
         num_substituted = 0
         for i in part:
             sample = int(batch.samples[i])
-            label = self._try(sample, shards[i], places[i], batch.images[i])
+            label = self._try(sample, shards[i], places[i], batch, i)
             if label is None:
                 num_substituted += 1
                 label = self._substitute(batch, i)
             batch.labels[i] = label
         return num_substituted
 
-    def _try(self, sample: int, shard: int, place: int, out: np.ndarray) -> int | None:
-        """Decode one sample into `out`; its label, or None for a damaged one."""
+    def _try(self, sample: int, shard: int, place: int, batch: Batch, i: int) -> int | None:
+        """Decode one sample into slot i of a batch; its label, or None for a damaged one."""
         if sample in self.bad:
             return None
         located = self.dataset.located(shard)
-        data = self.dataset.source.cached(
-            self.dataset.urls[shard], int(located.offset[place]), int(located.length[place])
-        )
+        pictures = [(located.offset, located.length, batch.images)]
+        if batch.degraded is not None:
+            pictures.append((located.degraded_offset, located.degraded_length, batch.degraded))
         try:
-            if self._decode(data, out):
-                self.num_resized += 1
+            for offset, length, out in pictures:
+                data = self.dataset.source.cached(self.dataset.urls[shard], int(offset[place]), int(length[place]))
+                if self._decode(data, out[i]):
+                    self.num_resized += 1
         except BadImage as reason:
             self._note(sample, str(reason))
             return None
@@ -227,7 +235,7 @@ class Stream(Iterator[Batch]):
         for candidate in itertools.chain(self.plan.substitutes(position), beyond):
             sample = self.plan.ids(np.array([candidate]))
             shard, place = (int(x[0]) for x in self.dataset.shard_of(sample))
-            label = self._try(int(sample[0]), shard, place, batch.images[i])
+            label = self._try(int(sample[0]), shard, place, batch, i)
             if label is not None:
                 batch.samples[i] = sample[0]
                 return label

@@ -7,11 +7,12 @@ from typing import NamedTuple
 
 from torch import nn
 
-from distgan.models import dcgan, hourglass, r3gan, resnet
+from distgan.models import dcgan, hourglass, r3gan, resnet, restore
 
 
 class Family(NamedTuple):
-    generator: type[nn.Module]  # (resolution, z_dim, num_classes, ...): G(z, labels) -> images [B, 3, R, R] in -1..1
+    # (resolution, z_dim, num_classes, ...): G(z, labels) -> images [B, 3, R, R] in -1..1; G(images, z, labels) restores
+    generator: type[nn.Module]
     discriminator: type[nn.Module]  # (resolution, num_classes, ...): D(images, labels, features=False) -> logits [B]
 
 
@@ -20,4 +21,5 @@ MODELS: dict[str, Family] = {
     "r3gan": Family(r3gan.Generator, r3gan.Discriminator),
     "resnet": Family(resnet.Generator, resnet.Discriminator),
     "hourglass": Family(hourglass.Generator, hourglass.Discriminator),
+    "restore": Family(restore.Generator, restore.Discriminator),
 }

@@ -1,0 +1,246 @@
+"""Clean pictures -> degraded ones, on the device, as a function of each picture's seed.
+
+All arithmetic on pixels is elementwise or a gather, in one order: a picture comes out the same, bit by bit, alone and
+in any batch, so neither ranks nor passes nor a resume change what G has to restore. Nothing here has a gradient.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from distgan import draw
+from distgan.recipe import Step
+
+GREY = 128.0  # level of what is masked
+STROKES, SEGMENTS = 4, 6  # brush strokes of a picture at most, and straight pieces of each
+# The quantisation tables of quality 50: ITU-T T.81 (1992), annex K, tables K.1 and K.2.
+LUMINANCE = """
+16 11 10 16  24  40  51  61
+12 12 14 19  26  58  60  55
+14 13 16 24  40  57  69  56
+14 17 22 29  51  87  80  62
+18 22 37 56  68 109 103  77
+24 35 55 64  81 104 113  92
+49 64 78 87 103 121 120 101
+72 92 95 98 112 100 103  99"""
+CHROMINANCE = """
+17 18 24 47 99 99 99 99
+18 21 26 66 99 99 99 99
+24 26 56 99 99 99 99 99
+47 66 99 99 99 99 99 99
+99 99 99 99 99 99 99 99
+99 99 99 99 99 99 99 99
+99 99 99 99 99 99 99 99
+99 99 99 99 99 99 99 99"""
+
+
+@torch.no_grad()
+def degrade(images: Tensor, seeds: Tensor, steps: Sequence[Step]) -> Tensor:
+    """Images after the steps of a recipe, as 8-bit files would hold them.
+
+    Args:
+        images: In -1..1, on the 8-bit grid; [B, 3, R, R]. What comes back is of their type.
+        seeds: int64 [B]; see `draw`.
+        steps: As `recipe.parse` gives them.
+    """
+    x = ((images + 1) * 127.5).round().float().contiguous()  # levels, 0..255
+    for number, step in enumerate(steps):
+        purpose = f"degrade {number} {step.kind}"
+        at, u = draw.uniform(seeds, purpose, 2).unbind(1)
+        changed = KINDS[step.kind](x, _strength(u, step), seeds, f"{purpose} more", step)
+        x = torch.where(_each(at < step.p), changed, x)
+    return (x.round().clamp(0, 255).to(images.dtype) / 127.5) - 1
+
+
+def _strength(u: Tensor, step: Step) -> Tensor:
+    """Of each image, from a number in [0, 1); float32 [B]. Of factors, the powers of two are drawn evenly."""
+    if step.kind == "downsample":
+        num = math.log2(step.high / step.low) + 1
+        return step.low * torch.exp2((u.double() * num).floor()).float()
+    return (step.low + (step.high - step.low) * u.double()).float()
+
+
+def _each(values: Tensor) -> Tensor:
+    """[B] -> [B, 1, 1, 1], to go with images."""
+    return values[:, None, None, None]
+
+
+# What follows takes levels [B, 3, R, R] and gives such, which may lie outside of 0..255 until the end.
+
+
+def _noise(x: Tensor, sigma: Tensor, seeds: Tensor, purpose: str, step: Step) -> Tensor:
+    return x + _each(sigma) * draw.normal(seeds, purpose, x[0].numel()).view_as(x)
+
+
+def _shot(x: Tensor, peak: Tensor, seeds: Tensor, purpose: str, step: Step) -> Tensor:
+    """Each value becomes a Poisson number of photons, of which white has `peak` on average."""
+    scale = _each(peak) / 255
+    return poisson(x.clamp(0, 255) * scale, draw.uniform(seeds, purpose, x[0].numel()).view_as(x)) / scale
+
+
+def poisson(rate: Tensor, u: Tensor) -> Tensor:
+    """Poisson numbers of any rates from uniform numbers on a grid of 2^-24: the quantile at u; float32.
+
+    Up to a rate of 8 by adding up probabilities, beyond by Cornish and Fisher's expansion (1938) of the quantile in
+    normal ones, to the order 1 / sqrt(rate), where one number in 300 at most is off the exact quantile, by one.
+    """
+    low = rate.clamp(max=8.0)
+    probability = torch.exp(-low)
+    below, count = probability.clone(), torch.zeros_like(low)
+    for i in range(1, 32):  # at a rate of 8, more than 31 has a probability of 1e-10
+        count += u >= below
+        probability = probability * low / i
+        below += probability
+    z = torch.erfinv(2 * (u.double() + 2**-25) - 1) * math.sqrt(2)
+    mean = rate.double().clamp(min=8.0)
+    root = (mean - 1 / 12).sqrt()  # rounding adds a twelfth to the variance (Sheppard 1898)
+    many = (mean + root * z + (z.square() - 1) / 6 + (z - z * z * z) / (72 * root)).round().clamp(min=0)
+    return torch.where(rate <= 8, count, many.float())
+
+
+def _blur(x: Tensor, sigma: Tensor, seeds: Tensor, purpose: str, step: Step) -> Tensor:
+    """A Gaussian up to three deviations, with the picture mirrored at its borders."""
+    size, radius = x.shape[-1], math.ceil(3 * step.high)
+    places = torch.arange(-radius, radius + 1, device=x.device, dtype=torch.float64)
+    weights = torch.exp(-(places.square()) / (2 * sigma.double().square()[:, None]))
+    weights = (weights / _total(weights)[:, None]).float()
+    for _ in range(2):
+        padded = F.pad(x, (radius, radius, 0, 0), mode="reflect")
+        x = _total([_each(weights[:, i]) * padded[..., i : i + size] for i in range(2 * radius + 1)]).mT
+    return x.contiguous()
+
+
+def _total(terms: Sequence[Tensor] | Tensor) -> Tensor:
+    """Their sum from the first to the last, of a matrix that of its columns; torch's order may depend on the batch."""
+    terms = terms.unbind(1) if isinstance(terms, Tensor) else terms
+    total = terms[0]
+    for term in terms[1:]:
+        total = total + term
+    return total
+
+
+def _downsample(x: Tensor, factor: Tensor, seeds: Tensor, purpose: str, step: Step) -> Tensor:
+    """Means over squares, brought back to the size by linear interpolation."""
+    small, times, out = x, 1, x
+    while times < step.high:
+        small, times = _halved(small), 2 * times
+        if times >= step.low:
+            out = torch.where(_each(factor == times), _enlarged(small, times), out)
+    return out
+
+
+def _halved(x: Tensor) -> Tensor:
+    x = (x[..., ::2] + x[..., 1::2]) / 2
+    return (x[..., ::2, :] + x[..., 1::2, :]) / 2
+
+
+def _enlarged(x: Tensor, times: int) -> Tensor:
+    """Linear interpolation between the middles of pixels; beyond the outer ones, their values."""
+    for _ in range(2):
+        size = x.shape[-1]
+        place = ((torch.arange(size * times, device=x.device) + 0.5) / times - 0.5).clamp(0, size - 1)
+        before = place.floor().long().clamp(max=max(0, size - 2))
+        after = (place - before).float()
+        x = x[..., before] * (1 - after) + x[..., (before + 1).clamp(max=size - 1)] * after
+        x = x.mT
+    return x
+
+
+def _jpeg(x: Tensor, quality: Tensor, seeds: Tensor, purpose: str, step: Step) -> Tensor:
+    """What JPEG loses (ITU-T T.81): colours at half the resolution, and cosines of 8 x 8 squares in steps.
+
+    Tables are scaled by the quality as the Independent JPEG Group's program does it. Its whole-number arithmetic is not
+    repeated: a level may differ by one or two from that of a file.
+    """
+    quality = quality.round()
+    scale = torch.where(quality < 50, 5000 / quality, 200 - 2 * quality)
+    r, g, b = x.round().clamp(0, 255).unbind(1)
+    y = 0.299 * r + 0.587 * g + 0.114 * b
+    blue, red = 128 + (b - y) / 1.772, 128 + (r - y) / 1.402
+    y = _quantised(y, scale, LUMINANCE)
+    blue, red = (_enlarged(_quantised(_halved(c).round(), scale, CHROMINANCE), 2) - 128 for c in (blue, red))
+    out = [y + 1.402 * red, y - (0.114 * 1.772 * blue + 0.299 * 1.402 * red) / 0.587, y + 1.772 * blue]
+    return torch.stack(out, 1).round().clamp(0, 255)
+
+
+def _quantised(plane: Tensor, scale: Tensor, table: str) -> Tensor:
+    """[B, H, W] levels after JPEG's quantisation, on whole levels."""
+    size = plane.shape[-1]
+    base = plane.new_tensor([int(word) for word in table.split()]).view(8, 8)
+    steps = ((base * scale[:, None, None] + 50) / 100).floor().clamp(1, 255)[:, None, None]  # [B, 1, 1, 8, 8]
+    k = torch.arange(8, device=plane.device, dtype=torch.float64)
+    cosines = torch.cos((2 * k + 1) * k[:, None] * math.pi / 16) / 2
+    cosines[0] /= math.sqrt(2)
+    cosines = cosines.float()  # frequency, place: orthonormal
+    squares = plane.round() - 128
+    squares = squares.unflatten(1, (size // 8, 8)).unflatten(3, (size // 8, 8)).transpose(2, 3)  # [B, H/8, W/8, 8, 8]
+    levels = (_transformed(squares, cosines) / steps).round() * steps
+    squares = _transformed(levels, cosines.T) + 128
+    return squares.transpose(2, 3).reshape(plane.shape).round().clamp(0, 255)
+
+
+def _transformed(squares: Tensor, matrix: Tensor) -> Tensor:
+    """matrix @ square @ matrix.T, of squares [..., 8, 8]."""
+    for _ in range(2):
+        squares = _total([squares[..., i, None] * matrix[:, i] for i in range(8)]).mT
+    return squares
+
+
+def _box(x: Tensor, share: Tensor, seeds: Tensor, purpose: str, step: Step) -> Tensor:
+    """A square anywhere inside: pixels whose middle lies in it."""
+    size = x.shape[-1]
+    side = share.double() * size
+    corner = draw.uniform(seeds, purpose, 2).double() * (size - side)[:, None]
+    offset = torch.arange(size, device=x.device) + 0.5 - corner[..., None]  # [B, 2, R]
+    is_inside = (offset >= 0) & (offset < side[:, None, None])
+    return torch.where((is_inside[:, :1, :, None] & is_inside[:, 1:, None]), GREY, x)
+
+
+def _strokes(x: Tensor, share: Tensor, seeds: Tensor, purpose: str, step: Step) -> Tensor:
+    """Free-form masks: one to four strokes of a round brush, crooked paths from anywhere (after Yu et al. 2019)."""
+    size = x.shape[-1]
+    num_draws = 3 + 2 * SEGMENTS  # of a stroke
+    draws = draw.uniform(seeds, purpose, 1 + STROKES * num_draws).double()
+    num_strokes = 1 + (draws[:, 0] * STROKES).floor()
+    is_masked = torch.zeros(len(x), size, size, dtype=torch.bool, device=x.device)
+    for number, stroke in enumerate(draws[:, 1:].split(num_draws, 1)):
+        start, angle = stroke[:, :2] * size, stroke[:, 2] * 2 * math.pi
+        reach = torch.where(number < num_strokes, share.double() * size / 2, -1.0)
+        for turn, length in zip(stroke[:, 3::2].unbind(1), stroke[:, 4::2].unbind(1)):
+            angle = angle + (turn - 0.5) * math.pi
+            end = start + (length * size / 3)[:, None] * torch.stack([torch.cos(angle), torch.sin(angle)], 1)
+            is_masked |= _near(start, end, reach, size)
+            start = end
+    return torch.where(is_masked[:, None], GREY, x)
+
+
+def _near(start: Tensor, end: Tensor, reach: Tensor, size: int) -> Tensor:
+    """Pixels whose middle is at most `reach` from the line between two places (column, row), [B, 2]; bool [B, R, R]."""
+    along = end - start
+    middles = torch.arange(size, device=start.device) + 0.5
+    x, y = (middles[None, :] - start[:, :1])[:, None, :], (middles[None, :] - start[:, 1:])[:, :, None]
+    u, v = (along[:, i, None, None] for i in (0, 1))
+    share = ((x * u + y * v) / (u * u + v * v).clamp(min=1e-9)).clamp(0, 1)
+    distance = (x - share * u).square() + (y - share * v).square()
+    return (distance <= reach.square()[:, None, None]) & (reach >= 0)[:, None, None]
+
+
+def _grey(x: Tensor, share: Tensor, seeds: Tensor, purpose: str, step: Step) -> Tensor:
+    """Towards the luma of ITU-R BT.601."""
+    r, g, b = x.split(1, 1)
+    return x + _each(share) * (0.299 * r + 0.587 * g + 0.114 * b - x)
+
+
+KINDS: dict[str, Callable[[Tensor, Tensor, Tensor, str, Step], Tensor]] = {
+    "noise": _noise,
+    "shot": _shot,
+    "blur": _blur,
+    "downsample": _downsample,
+    "jpeg": _jpeg,
+    "box": _box,
+    "strokes": _strokes,
+    "grey": _grey,
+}

@@ -1,0 +1,95 @@
+"""Pictures to restore that a run never trains on: to look at, and to measure what restoring is worth."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from distgan import keyed, sample
+from distgan.data.dataset import Dataset
+from distgan.degrade import degrade
+from distgan.metrics.restoration import psnr, ssim
+from distgan.recipe import Step
+from distgan.world import World
+
+BEST_DB = 100.0  # what a picture without any error counts in a mean
+
+
+class HeldOut:
+    """The held-out pictures of a data set, each degraded in one way that no seed changes.
+
+    Args:
+        recipe: What degrades them; nothing where the data set's samples are pairs.
+        z_dim: Of the generators to come.
+    """
+
+    def __init__(
+        self, dataset: Dataset, recipe: Sequence[Step], resolution: int, filter: str, crop: str, z_dim: int
+    ) -> None:
+        self._dataset, self._recipe, self._z_dim = dataset, recipe, z_dim
+        self._how = {"resolution": resolution, "filter": filter, "crop": crop}
+        self._before: dict[str, float] = {}  # of the degraded pictures, which stay the same
+
+    def triples(self, G: nn.Module, num: int) -> list[np.ndarray]:
+        """Degraded, restored and clean side by side, uint8 [R, 3 R, 3] each; of training where none are held out."""
+        held = range(self._dataset.num_samples, self._dataset.num_samples + self._dataset.num_held_out)
+        spread = [held[i * len(held) // num] for i in range(num)] if held else self._dataset.examples(num, 0)
+        columns = zip(self._degraded(spread), self._restored(G, spread), self._clean(spread))
+        return [np.concatenate(triple, axis=1) for triple in columns]
+
+    def measure(self, G: nn.Module, world: World) -> dict[str, float]:
+        """Mean PSNR and SSIM of the restored and of the degraded pictures by log key; called by all ranks.
+
+        Ranks share the work in whole chunks, so their number does not show in the result.
+        """
+        total = self._dataset.num_held_out
+        if not total:
+            return {}
+        found = {}
+        for start in range(world.rank * sample.CHUNK, total, world.size * sample.CHUNK):
+            numbers = range(
+                self._dataset.num_samples + start, self._dataset.num_samples + min(total, start + sample.CHUNK)
+            )
+            clean = _tensor(self._clean(numbers))
+            found[start] = [_likeness(_tensor(self._restored(G, numbers, start)), clean)]
+            if not self._before:
+                found[start].append(_likeness(_tensor(self._degraded(numbers)), clean))
+        chunks = {start: values for part in world.gather(found) for start, values in part.items()}
+        means = [
+            np.mean(np.concatenate(columns), axis=0) for columns in zip(*(chunks[start] for start in sorted(chunks)))
+        ]
+        if not self._before:
+            self._before = {"Restoration/psnr_degraded": means[1][0], "Restoration/ssim_degraded": means[1][1]}
+        return {"Restoration/psnr": means[0][0], "Restoration/ssim": means[0][1], **self._before}
+
+    def _clean(self, numbers: Sequence[int]) -> np.ndarray:
+        return np.stack([self._dataset.read(number, **self._how) for number in numbers])
+
+    def _degraded(self, numbers: Sequence[int]) -> np.ndarray:
+        """uint8 [n, R, R, 3]."""
+        if self._dataset.pairs:
+            return np.stack([self._dataset.read(number, degraded=True, **self._how) for number in numbers])
+        seeds = keyed.bits(keyed.key(0, "held out, degraded"), np.asarray(numbers)).view(np.int64)
+        clean = _tensor(self._clean(numbers)).float() / 127.5 - 1
+        return sample.to_uint8(degrade(clean, torch.from_numpy(seeds), self._recipe))
+
+    def _restored(self, G: nn.Module, numbers: Sequence[int], first: int = 0) -> np.ndarray:
+        """The same of what G makes of them, with the latents from number `first` on."""
+        places = range(first, first + len(numbers))
+        labels = [self._dataset.label(number) for number in numbers] if self._dataset.num_classes else None
+
+        def given(part: list[int]) -> np.ndarray:
+            return self._degraded([numbers[place - first] for place in part])
+
+        return np.stack(list(sample.generate(G, self._z_dim, 0, places, labels, given=given)))
+
+
+def _tensor(pictures: np.ndarray) -> Tensor:
+    """uint8 [n, R, R, 3] -> [n, 3, R, R]."""
+    return torch.from_numpy(pictures).permute(0, 3, 1, 2)
+
+
+def _likeness(pictures: Tensor, clean: Tensor) -> np.ndarray:
+    """PSNR and SSIM of each; float64 [n, 2]."""
+    return torch.stack([psnr(pictures, clean).clamp(max=BEST_DB), ssim(pictures, clean)], 1).numpy()

@@ -1,0 +1,163 @@
+"""The image-to-image networks of "A Basic GANs Model using TensorFlow": pictures restored from degraded ones.
+
+G takes a picture of R x R x 3 down to 1 x 1 x Z by strided convolutions, each followed by leaky ReLU, and up again by
+transposed ones. The article has nothing between the two ways; with `skips`, what the way down found at each side goes
+straight to the way up (Ronneberger et al. 2015), and with `residual` G says what to add to the degraded picture. D
+judges whole pictures or parts of them (Isola et al. 2017), alone or beside the degraded one.
+"""
+
+import itertools
+import math
+
+import torch
+from torch import Tensor, nn
+
+from distgan.models.tail import MakeTail, Tail
+
+SLOPE = 0.2
+
+
+class Generator(nn.Module):
+    """Degraded pictures [B, 3, R, R], z [B, z_dim] (and labels [B]) -> restored pictures [B, 3, R, R].
+
+    Both range over -1..1; with `residual`, what is restored may reach beyond.
+
+    Args:
+        resolution: R, a power of two.
+        z_dim: Z, length of the code that a picture becomes.
+        num_classes: 0 for an unconditional generator; else an embedding of the label is appended to the code.
+        width: Channels at half the resolution; they double as the side halves.
+        max_width: Bound on the channels.
+        norm: "none" or "batch".
+        skips, residual: See the module.
+        noise: Whether z is appended to the code; else it is not looked at.
+        embedding: Numbers that a class label becomes.
+    """
+
+    def __init__(
+        self,
+        resolution: int,
+        z_dim: int,
+        num_classes: int,
+        width: int,
+        max_width: int,
+        norm: str,
+        skips: bool,
+        residual: bool,
+        noise: bool,
+        embedding: int,
+    ) -> None:
+        super().__init__()
+        self.skips, self.residual, self.noise = skips, residual, noise
+        self.embed = nn.Embedding(num_classes, embedding) if num_classes else None
+        channels = _channels(resolution, 4, width, max_width)  # at R / 2 ... 8, 4
+        self.down = nn.ModuleList()
+        for i, (before, after) in enumerate(itertools.pairwise([3, *channels])):
+            self.down.append(_stage(nn.Conv2d(before, after, 4, 2, 1), 16 * before, norm, bare=i == 0))
+        self.code = _stage(nn.Conv2d(channels[-1], z_dim, 4), 16 * channels[-1], "none")
+        coded = z_dim * (2 if noise else 1) + (embedding if num_classes else 0)
+        self.up = nn.ModuleList([_stage(nn.ConvTranspose2d(coded, channels[-1], 4), coded, norm)])
+        times = 2 if skips else 1
+        for before, after in itertools.pairwise(reversed(channels)):
+            up = nn.ConvTranspose2d(times * before, after, 4, 2, 1)
+            self.up.append(_stage(up, 4 * times * before, norm))
+        out = nn.ConvTranspose2d(times * channels[0], 3, 4, 2, 1)
+        self.out = _initialised(out, 4 * times * channels[0], "none", gain=0.1 if residual else 1.0)
+
+    def forward(self, pictures: Tensor, z: Tensor, labels: Tensor | None = None) -> Tensor:
+        x, found = pictures, []
+        for stage in self.down:
+            x = stage(x)
+            found.append(x)
+        code = [self.code(x)]
+        if self.noise:
+            code.append(z[:, :, None, None].to(x.dtype))
+        if self.embed is not None:
+            code.append(self.embed(labels)[:, :, None, None].to(x.dtype))
+        x = torch.cat(code, 1)
+        for stage in self.up:
+            x = stage(x)
+            if self.skips:
+                x = torch.cat([x, found.pop()], 1)
+        x = self.out(x)
+        return pictures + x if self.residual else torch.tanh(x)
+
+
+class Discriminator(nn.Module):
+    """Pictures [B, 3, R, R] (and labels [B]) -> logits [B], or [B, P] of P parts; with `features`, each stage's output.
+
+    With classes, each logit has a second term: the dot product of its features with an embedding of the label
+    (projection, Miyato and Koyama 2018).
+
+    Args:
+        resolution, num_classes, width, max_width, norm: As for `Generator`.
+        paired: Whether D is shown the degraded picture too; then pictures are [B, 6, R, R], the degraded one second.
+        patches: Logits to a side: 1, or a power of two from 4 to R / 2, and then P is its square.
+        tail: Makes what stands before the head.
+    """
+
+    def __init__(
+        self,
+        resolution: int,
+        num_classes: int,
+        width: int,
+        max_width: int,
+        norm: str,
+        paired: bool,
+        patches: int,
+        tail: MakeTail = Tail,
+    ) -> None:
+        super().__init__()
+        self.paired = paired
+        side = 4 if patches == 1 else patches
+        channels = [6 if paired else 3, *_channels(resolution, side, width, max_width)]
+        self.stages = nn.ModuleList()
+        for i, (before, after) in enumerate(itertools.pairwise(channels)):
+            self.stages.append(_stage(nn.Conv2d(before, after, 4, 2, 1), 16 * before, norm, bare=i == 0))
+        self.tail = tail(channels[-1], side)
+        into_head = channels[-1] + self.tail.extra
+        head = nn.Conv2d(into_head, 1, 4) if patches == 1 else nn.Conv2d(into_head, 1, 3, 1, 1)
+        self.head = _initialised(head, head.weight[0].numel(), "none")
+        self.embed = nn.Embedding(num_classes, channels[-1]) if num_classes else None
+        if num_classes and patches == 1:
+            self.pool = nn.Parameter(torch.randn(channels[-1], 4, 4) / 4)  # weights of each channel's pixels
+
+    def forward(
+        self, images: Tensor, labels: Tensor | None = None, features: bool = False
+    ) -> Tensor | tuple[Tensor, list[Tensor]]:
+        x, outputs = images, []
+        for stage in self.stages:
+            x = stage(x)
+            outputs.append(x)
+        logits = self.head(self.tail(x))  # [B, 1, 1, 1], or a number for each place of the last map
+        if self.embed is not None:
+            pooled = (x * self.pool).sum((2, 3), keepdim=True) if logits.shape[2] == 1 else x
+            told = (pooled * self.embed(labels)[:, :, None, None]).sum(1, keepdim=True)
+            logits = logits + told / math.sqrt(x.shape[1])
+        logits = logits.flatten() if logits.shape[2] == 1 else logits.flatten(1)
+        return (logits, outputs) if features else logits
+
+
+def _channels(resolution: int, last: int, width: int, max_width: int) -> list[int]:
+    """At R / 2, R / 4 ... `last`."""
+    sides = [2**i for i in range(resolution.bit_length() - 2, last.bit_length() - 2, -1)]
+    return [min(max_width, width * resolution // (2 * side)) for side in sides]
+
+
+def _stage(conv: nn.Module, fan: float, norm: str, bare: bool = False) -> nn.Sequential:
+    """A convolution, batch norm where it is asked for, and leaky ReLU."""
+    normed = norm == "batch" and not bare
+    _initialised(conv, fan, norm if normed else "none")
+    layers = [conv, nn.BatchNorm2d(conv.out_channels)] if normed else [conv]
+    return nn.Sequential(*layers, nn.LeakyReLU(SLOPE))
+
+
+def _initialised(conv: nn.Module, fan: float, norm: str, gain: float = 1.0) -> nn.Module:
+    """N(0, 0.02) under batch norm (Radford et al. 2016); else N(0, gain^2 / inputs), which keeps the second moment.
+
+    `fan` counts the inputs of one output pixel, which leaky ReLU has halved on average (He et al. 2015).
+    """
+    std = 0.02 if norm == "batch" else gain * math.sqrt(2 / (1 + SLOPE**2) / fan)
+    nn.init.normal_(conv.weight, std=std)
+    nn.init.zeros_(conv.bias)
+    return conv

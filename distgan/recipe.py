@@ -1,0 +1,79 @@
+"""What makes a degraded picture of a clean one: the kinds of steps, their strengths and the bounds of these.
+
+A recipe is a list of steps that are taken in turn, as a config has them: `{blur: [0.5, 2]}` draws a strength between
+the two for each picture, `{noise: 25}` takes always the same, and `{jpeg: [30, 90], p: 0.5}` is done to half of them.
+`degrade` does what is said here.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Kind:
+    """Attributes: `unit` and bounds of the strength, both allowed; the upper one as a function of the resolution."""
+
+    unit: str
+    low: float
+    high: float
+    high_in_sides: bool = False  # whether `high` counts in sides of the picture
+    is_power: bool = False  # whether only powers of two are strengths
+
+
+KINDS: dict[str, Kind] = {
+    "noise": Kind("standard deviation of Gaussian noise, in levels of 0..255", 0, 255),
+    "shot": Kind("photons that a white pixel counts (Poisson noise)", 1, 100_000),
+    "blur": Kind("standard deviation of a Gaussian blur, in pixels", 0.05, 1 / 4, high_in_sides=True),
+    "downsample": Kind("how many times smaller the side becomes, a power of two", 2, 1 / 2, True, is_power=True),
+    "jpeg": Kind("quality of JPEG compression", 1, 100),
+    "box": Kind("side of a grey square, as a share of the picture's", 0.01, 0.9),
+    "strokes": Kind("width of grey brush strokes, as a share of the picture's side", 0.01, 0.5),
+    "grey": Kind("how far colours go to grey", 0, 1),
+}
+
+
+@dataclass(frozen=True)
+class Step:
+    """Attributes: `low` and `high` bound the strength, which is drawn for each picture; `p` is how often it is done."""
+
+    kind: str
+    low: float
+    high: float
+    p: float = 1.0
+
+
+def parse(items: Sequence[dict], resolution: int) -> list[Step]:
+    """The steps of a recipe.
+
+    Raises:
+        ValueError: with what is wrong and the way out, e.g. "[1]: blur=[2, 40]: ...".
+    """
+    return [_parse_one(item, f"[{number}]", resolution) for number, item in enumerate(items)]
+
+
+def _parse_one(item: dict, where: str, resolution: int) -> Step:
+    kinds = [name for name in item if name != "p"]
+    if len(kinds) != 1 or kinds[0] not in KINDS:
+        raise ValueError(
+            f"{where}={item}: a step is one of {', '.join(KINDS)} with its strength, and perhaps p, "
+            "as in {noise: 25, p: 0.5}"
+        )
+    name, p = kinds[0], item.get("p", 1.0)
+    kind, value = KINDS[name], item[name]
+    if not _is_number(p) or not 0 < p <= 1:
+        raise ValueError(f"{where}.p={p}: the share of pictures that this is done to, above 0 and up to 1")
+    ends = list(value) if isinstance(value, (list, tuple)) else [value, value]
+    if len(ends) != 2 or not all(map(_is_number, ends)) or ends[0] > ends[1]:
+        raise ValueError(f"{where}: {name}={value}: a number, or [lowest, highest]: {kind.unit}")
+    high = kind.high * resolution if kind.high_in_sides else kind.high
+    if not kind.low <= ends[0] <= ends[1] <= high:
+        at = f" at data.resolution={resolution}" if kind.high_in_sides else ""
+        raise ValueError(f"{where}: {name}={value} is impossible{at}: {kind.unit}, from {kind.low:g} to {high:g}")
+    if kind.is_power and any(math.log2(end) % 1 for end in ends):
+        raise ValueError(f"{where}: {name}={value}: {kind.unit}, from {kind.low:g} to {high:g}")
+    return Step(name, float(ends[0]), float(ends[1]), float(p))
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)

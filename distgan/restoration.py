@@ -1,0 +1,161 @@
+"""Pictures of anybody's -> restored ones, by a trained generator."""
+
+import itertools
+import math
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from distgan import sample
+from distgan.data.image import SUFFIXES, BadImage, decode, fit
+from distgan.data.listing import Entry, list_source, read_entry
+from distgan.errors import ConfigError, DataError
+from distgan.generate import parse_labels
+from distgan.generator import Generator, load_generator
+
+
+class Row(NamedTuple):
+    """A picture's number in its source, and what it was and became; uint8 [R, R, 3] each."""
+
+    number: int
+    degraded: np.ndarray
+    restored: np.ndarray
+    clean: np.ndarray | None  # of pairs
+
+
+def restore(
+    path: str,
+    source: str,
+    num: int | None,
+    out: str,
+    *,
+    kind: str,
+    seed: int = 0,
+    labels: str = "",
+    columns: int = 0,
+    rank: int = 0,
+    world: int = 1,
+) -> str:
+    """Restore the first `num` pictures of a source, or all, into a folder or a grid; returns a line that says where.
+
+    Args:
+        path: Run folder, checkpoint or exported generator.
+        source: Anything that `pack` takes; of pairs, the degraded pictures are restored.
+        kind: "png" or "grid".
+        labels: Classes that the pictures take in turn, as for `generate`; empty for those that their folders say.
+        rank, world: Each of several processes writes its share of the files, without a word to the others.
+    """
+    for name, value, least in (("num", num, 1), ("columns", columns, 0)):
+        if value is not None and value < least:
+            raise ConfigError(f"--{name} {value}: at least {least}")
+    if kind not in ("png", "grid"):
+        raise ConfigError(f"--as {kind}: restored pictures (--input) become png or grid; `distgan pack` makes shards")
+    target = Path(out).expanduser()
+    if target.exists() and target.is_dir() == (kind == "grid"):
+        raise ConfigError(f"--out {out} is {'a folder, a grid is one file' if kind == 'grid' else 'a file'}")
+    G = load_generator(path, restores=True)
+    restoration = Restoration(G, seed, source, parse_labels(labels, G.num_classes) if labels else [])
+    if kind == "grid":
+        return restoration.grid(num or 64, target, columns) if rank == 0 else ""
+    return restoration.files(num, target, rank, world)
+
+
+class Restoration:
+    """The pictures of a source as a generator restores them, and a count of what could not be read.
+
+    Args:
+        labels: Classes that the pictures take in turn; empty for those that their folders say.
+    """
+
+    def __init__(self, G: Generator, seed: int, source: str, labels: list[int]) -> None:
+        self._G, self._seed, self._source, self._labels = G, seed, source, labels
+        self._data = G.origin["config"]["data"]  # how pictures of other sizes were fitted in training
+        self._num_resized, self._skipped = 0, Counter()
+
+    def files(self, num: int | None, target: Path, rank: int, world: int) -> str:
+        """A PNG file for each picture, in the same folders and under the same name where it has one."""
+        target.mkdir(parents=True, exist_ok=True)
+        done, total, taken = 0, 0, set()
+        for turn, chunk in enumerate(self._chunks(num)):
+            names = {number: _file_name(entry.name, number, taken) for number, entry in chunk}
+            total += len(chunk)
+            if turn % world != rank:
+                continue
+            for row in self._rows(chunk):
+                path = target / names[row.number]
+                path.parent.mkdir(parents=True, exist_ok=True)
+                sample.save_png(path, row.restored)
+                done += 1
+        return self._told(done, total, target, world)
+
+    def grid(self, num: int, target: Path, columns: int) -> str:
+        """Degraded and restored pictures side by side, and the clean ones where they are known."""
+        rows = [row for chunk in self._chunks(num) for row in self._rows(chunk)]
+        told = self._told(len(rows), len(rows), target)
+        joined = [np.concatenate([x for x in row[1:] if x is not None], axis=1) for row in rows]
+        target.parent.mkdir(parents=True, exist_ok=True)
+        sample.save_png(target, sample.grid(joined, columns or math.ceil(math.sqrt(len(rows)))))
+        return told
+
+    def _chunks(self, num: int | None) -> Iterator[list[tuple[int, Entry]]]:
+        """Numbers and places of the pictures, as many at a time as one forward takes."""
+        num_classes = self._G.num_classes
+        listing = list_source(self._source, labels=num_classes > 0)
+        if num_classes and not self._labels and not 0 < len(listing.classes or ()) <= num_classes:
+            raise ConfigError(
+                f"--input {self._source}: of which of the {num_classes} classes? Lay the pictures in class folders "
+                "as in training, or pass --labels"
+            )
+        entries = itertools.islice(enumerate(listing.entries), num)
+        while chunk := list(itertools.islice(entries, self._G.chunk)):
+            yield chunk
+
+    def _rows(self, chunk: list[tuple[int, Entry]]) -> Iterator[Row]:
+        """Those that can be read, restored."""
+        pictures: dict[int, tuple[np.ndarray, np.ndarray | None]] = {}
+        classes = []
+        for number, entry in chunk:
+            try:
+                clean = self._read(entry) if entry.degraded else None
+                pictures[number] = (self._read(entry.degraded or entry), clean)
+            except (BadImage, OSError) as reason:
+                self._skipped[str(reason)] += 1
+                continue
+            classes.append(self._labels[number % len(self._labels)] if self._labels else entry.label)
+
+        def given(numbers: list[int]) -> np.ndarray:
+            return np.stack([pictures[number][0] for number in numbers])
+
+        G, labels = self._G, classes if self._G.num_classes else None
+        restored = sample.generate(G.net, G.z_dim, self._seed, list(pictures), labels, G.chunk, given)
+        for (number, (degraded, clean)), picture in zip(pictures.items(), restored):
+            yield Row(number, degraded, picture, clean)
+
+    def _read(self, entry: Entry) -> np.ndarray:
+        content = read_entry(entry)
+        pixels = decode(content).pixels if isinstance(content, bytes) else content
+        self._num_resized += pixels.shape[:2] != (self._G.resolution, self._G.resolution)
+        return fit(pixels, self._G.resolution, self._data["filter"], self._data["crop"])
+
+    def _told(self, done: int, total: int, target: Path, world: int = 1) -> str:
+        """A line for a person. One of several processes knows of its own pictures only."""
+        reasons = ", ".join(f"{count} {reason}" for reason, count in self._skipped.most_common())
+        if not total or (not done and self._skipped):
+            raise DataError(f"--input {self._source}: no usable picture" + (f": {reasons}" if reasons else ""))
+        side = self._G.resolution
+        line = f"{done} images restored" if world == 1 else f"{total} images, shared among {world} processes"
+        resized = f", {self._num_resized} resized to {side} x {side}" if self._num_resized else ""
+        return f"{line}{resized}: {target}" + (f"; skipped {reasons}" if reasons else "")
+
+
+def _file_name(name: str, number: int, taken: set[str]) -> str:
+    """Where a picture goes, below the folder asked for; a name from an archive must not lead out of it."""
+    stem, _, suffix = name.rpartition(".")
+    parts = [part for part in stem.split("/") if part not in ("", ".", "..")]
+    path = "/".join(parts) if parts and suffix.lower() in SUFFIXES else f"{number:08d}"
+    path = path if path not in taken else f"{path}.{suffix}"
+    taken.add(path)
+    return f"{path}.png"

@@ -1,0 +1,218 @@
+"""Degradations against closed forms, Pillow and scipy, and as functions of each image's seed alone."""
+
+import io
+import math
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from scipy import ndimage, stats
+from torch import Tensor
+
+from distgan.degrade import KINDS, degrade, poisson
+from distgan.recipe import KINDS as KNOWN
+from distgan.recipe import Step, parse
+
+RECIPE = [
+    {"blur": [0.5, 2], "p": 0.5},
+    {"downsample": [2, 8], "p": 0.5},
+    {"noise": [0, 40]},
+    {"shot": [5, 100], "p": 0.5},
+    {"jpeg": [5, 95], "p": 0.7},
+    {"box": [0.1, 0.5], "p": 0.5},
+    {"strokes": [0.05, 0.2], "p": 0.5},
+    {"grey": [0, 1]},
+]
+
+
+def seeds(num: int, start: int = 0) -> Tensor:
+    return torch.arange(start, start + num) * 7919 + 13
+
+
+def pictures(num: int, size: int = 32) -> Tensor:
+    """Smooth colours with edges, on the 8-bit grid; [B, 3, R, R] in -1..1."""
+    random = np.random.default_rng(0)
+    levels = ndimage.gaussian_filter(random.normal(size=(num, 3, size, size)), (0, 0, 3, 3)) * 600 + 128
+    levels[:, :, size // 3 :, size // 2 :] += 60
+    return torch.from_numpy(levels.clip(0, 255).round()).float() / 127.5 - 1
+
+
+def levels(images: Tensor) -> np.ndarray:
+    return ((images.double() + 1) * 127.5).round().numpy()
+
+
+def one(images: Tensor, **step: object) -> np.ndarray:
+    """Levels after one step."""
+    return levels(degrade(images, seeds(len(images)), parse([step], images.shape[-1])))
+
+
+def test_every_kind_has_bounds_and_a_function() -> None:
+    assert list(KINDS) == list(KNOWN)
+
+
+def test_a_picture_does_not_depend_on_its_batch() -> None:
+    """Bit by bit: any number of ranks and passes, and a resumed run, see the same degraded pictures."""
+    images, steps = pictures(16), parse(RECIPE, 32)
+    whole = degrade(images, seeds(16), steps)
+    for size in (1, 3, 5, 8):
+        parts = [degrade(x, s, steps) for x, s in zip(images.split(size), seeds(16).split(size))]
+        assert torch.equal(torch.cat(parts), whole)
+    strided = images.to(memory_format=torch.channels_last)  # as `step` makes them of uint8 [B, R, R, 3]
+    assert torch.equal(degrade(strided, seeds(16), steps), whole)
+    assert np.array_equal(levels(degrade(images.double(), seeds(16), steps)), levels(whole))
+    assert not torch.equal(degrade(images, seeds(16, start=1), steps), whole)
+    assert len({x.numpy().tobytes() for x in degrade(images[:1].expand(16, -1, -1, -1), seeds(16), steps)}) == 16
+
+
+@pytest.mark.parametrize("name", KNOWN)
+def test_what_comes_out_is_an_8_bit_picture_and_another_one(name: str) -> None:
+    strengths = {"noise": 17, "shot": 20, "blur": 1.5, "downsample": 4, "jpeg": 20, "box": 0.4, "strokes": 0.2}
+    images = pictures(4)
+    out = degrade(images, seeds(4), parse([{name: strengths.get(name, 1)}], 32))
+    assert out.shape == images.shape
+    assert torch.equal(out, torch.from_numpy(levels(out)).float() / 127.5 - 1)
+    assert out.abs().max() <= 1
+    assert all(not torch.equal(a, b) for a, b in zip(out, images))
+    assert torch.equal(degrade(images, seeds(4), []), images)
+
+
+def test_a_step_is_done_to_its_share_of_the_pictures() -> None:
+    out = one(pictures(1).expand(2000, -1, -1, -1)[:, :, :16, :16].contiguous(), grey=1, p=0.3)
+    is_grey = (out[:, 0] == out[:, 1]).all((1, 2))
+    assert is_grey.mean() == pytest.approx(0.3, abs=4 * math.sqrt(0.21 / 2000))
+
+
+def test_noise_has_the_given_deviation() -> None:
+    out = one(torch.zeros(50, 3, 32, 32) + 1 / 255, noise=25) - 128
+    assert out.std() == pytest.approx(math.sqrt(25**2 + 1 / 12), rel=0.01)
+    assert abs(out.mean()) < 0.3
+    assert abs(np.corrcoef(out[:-1].ravel(), out[1:].ravel())[0, 1]) < 0.01
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.3, 2.0, 7.9, 8.1, 20.0, 300.0, 1e4])
+def test_poisson_numbers_have_their_distribution(rate: float) -> None:
+    """Each uniform number of a fine, even grid gives the quantile; scipy's is exact."""
+    u = (torch.arange(2**16).double() * 2**8 + 128) * 2**-24
+    found = poisson(torch.full((2**16,), rate), u.float()).double().numpy()
+    exact = stats.poisson.ppf(u.numpy(), rate) if rate else np.zeros(2**16)
+    assert np.abs(found - exact).max() <= 1
+    assert (found != exact).mean() < (1e-4 if rate <= 8 else 4e-3)
+    assert found.mean() == pytest.approx(rate, rel=2e-3, abs=1e-4)
+    assert found.var() == pytest.approx(rate, rel=2e-3, abs=1e-4)
+
+
+def test_shot_noise_is_brighter_where_the_picture_is() -> None:
+    grey = torch.full((60, 3, 16, 16), 101 / 127.5 - 1)
+    out = one(grey, shot=50)
+    assert out.mean() == pytest.approx(101, rel=0.01)
+    assert out.var() == pytest.approx(101 * 255 / 50, rel=0.05)
+
+
+@pytest.mark.parametrize("sigma", [0.4, 1.0, 3.0])
+def test_blur_is_that_of_scipy(sigma: float) -> None:
+    images = pictures(3)
+    expected = ndimage.gaussian_filter(
+        levels(images), (0, 0, sigma, sigma), mode="mirror", radius=(0, 0) + 2 * (math.ceil(3 * sigma),)
+    )
+    assert np.abs(one(images, blur=sigma) - expected).max() <= 0.501
+
+
+def test_downsampling_is_that_of_pillow() -> None:
+    """Means by a box, and the linear interpolation of `resize`, which agree away from rounding in between."""
+    images = pictures(2)
+    for factor in (2, 4, 16):
+        out = one(images, downsample=factor)
+        for picture, mine in zip(levels(images), out):
+            for plane, my_plane in zip(picture, mine):
+                small = Image.fromarray(plane.astype(np.float32)).resize((32 // factor,) * 2, Image.Resampling.BOX)
+                large = np.asarray(small.resize((32, 32), Image.Resampling.BILINEAR))
+                assert np.abs(large - my_plane).max() <= 0.51
+
+
+def test_a_range_of_factors_draws_powers_of_two_evenly() -> None:
+    ramp = (torch.arange(16.0) / 15 * 2 - 1).expand(600, 3, 16, 16)
+    out = degrade(((ramp + 1) * 127.5).round() / 127.5 - 1, seeds(600), parse([{"downsample": [2, 8]}], 16))
+    kinds, counts = np.unique(levels(out)[:, 0, 0], axis=0, return_counts=True)
+    assert len(kinds) == 3
+    assert counts.min() > 150
+
+
+@pytest.mark.parametrize("quality", [5, 25, 50, 75, 95, 100])
+def test_jpeg_is_that_of_pillow(quality: int) -> None:
+    """libjpeg-turbo reckons in whole numbers: a level or two may differ, the loss may not."""
+    colours = pictures(4, size=64)
+    images = torch.cat([colours, colours[:, :1].expand(-1, 3, -1, -1)])
+    out = one(images, jpeg=quality)
+    for picture, mine in zip(levels(images), out):
+        file = io.BytesIO()
+        Image.fromarray(picture.transpose(1, 2, 0).astype(np.uint8)).save(file, "JPEG", quality=quality, subsampling=2)
+        theirs = np.asarray(Image.open(file)).transpose(2, 0, 1).astype(float)
+        lost = np.abs(theirs - picture).mean()
+        is_grey = (picture == picture[:1]).all()
+        assert np.abs(mine - theirs).mean() < (0.3 if is_grey else 0.25 * lost + 0.4)
+        assert np.abs(mine - picture).mean() == pytest.approx(lost, rel=0.03, abs=0.1)
+
+
+def test_a_box_has_its_size_and_lies_inside() -> None:
+    out = one(torch.ones(200, 3, 32, 32), box=0.25)
+    assert set(np.unique(out)) == {128, 255}
+    masked = (out[:, 0] == 128).sum((1, 2))
+    assert set(np.unique(masked)) <= {64}
+    assert len({x.tobytes() for x in out}) > 150
+    assert (out[:, 0] == 128).any(0)[3:-3, 3:-3].all()  # anywhere
+
+
+def test_strokes_are_free_forms_that_widen() -> None:
+    thin, wide = (one(torch.ones(100, 3, 32, 32), strokes=share)[:, 0] == 128 for share in (0.05, 0.2))
+    assert (thin <= wide).all()
+    assert thin.any((1, 2)).mean() > 0.9
+    assert 0.03 < thin.mean() < 0.2 < wide.mean() < 0.6
+
+
+def test_grey_goes_to_luma() -> None:
+    colour = torch.tensor([255.0, 51.0, 0.0]).view(1, 3, 1, 1).expand(1, 3, 16, 16) / 127.5 - 1
+    luma = 0.299 * 255 + 0.587 * 51
+    assert np.allclose(one(colour, grey=1), round(luma))
+    assert np.allclose(one(colour, grey=0.5)[0, :, 0, 0], [(255 + luma) / 2, (51 + luma) / 2, luma / 2], atol=0.51)
+
+
+def test_strengths_are_drawn_evenly_from_their_range() -> None:
+    out = one(torch.ones(1000, 3, 16, 16), box=[0.1, 0.9])
+    sides = np.sqrt((out[:, 0] == 128).sum((1, 2)))
+    assert np.histogram(sides, [1, 4, 8, 12, 15])[0].min() > 100
+
+
+@pytest.mark.parametrize(
+    ("items", "told"),
+    [
+        ([{"blurr": 1}], r"\[0\]=.*noise, shot, blur"),
+        ([{"blur": 1, "noise": 2}], r"\[0\]="),
+        ([{"noise": 1}, {"blur": [2, 40]}], r"\[1\]: blur=\[2, 40\] is impossible at data.resolution=32.*to 8"),
+        ([{"blur": [2, 1]}], "lowest, highest"),
+        ([{"blur": "much"}], "a number"),
+        ([{"noise": float("nan")}], "a number"),
+        ([{"noise": True}], "a number"),
+        ([{"noise": -1}], "impossible"),
+        ([{"downsample": 32}], "from 2 to 16"),
+        ([{"downsample": 3}], "power of two"),
+        ([{"jpeg": 0}], "from 1 to 100"),
+        ([{"box": 1.0}], "from 0.01 to 0.9"),
+        ([{"shot": 0}], "impossible"),
+        ([{"grey": 1, "p": 0}], r"\[0\].p=0"),
+        ([{"p": 0.5}], r"\[0\]="),
+        ([{}], r"\[0\]="),
+    ],
+)
+def test_impossible_steps_are_told(items: list[dict], told: str) -> None:
+    with pytest.raises(ValueError, match=told):
+        parse(items, 32)
+
+
+def test_the_bounds_themselves_work() -> None:
+    images = pictures(2)
+    for name, kind in KNOWN.items():
+        high = kind.high * 32 if kind.high_in_sides else kind.high
+        for strength in (kind.low, high):
+            assert parse([{name: strength}], 32) == [Step(name, strength, strength)]
+            assert np.isfinite(one(images, **{name: strength})).all()

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from distgan.build import build_optimizer
-from distgan.config import Config
+from distgan.config import Config, restores
 from distgan.errors import ConfigError
 from distgan.losses import LOSSES
 from distgan.penalties import gradient_penalty, squared_gradient
@@ -33,6 +33,8 @@ WITHOUT = {
 
 def refuse_more(config: Config) -> None:
     """Raise ConfigError where a config asks for more than the loop does."""
+    if restores(config):
+        raise ConfigError("--against bare: the bare loop makes images of noise, and model.family=restore does not")
     for key, value in WITHOUT.items():
         group, name = key.split(".")
         if (set_to := getattr(getattr(config, group), name)) != value:

@@ -119,6 +119,14 @@ class Located:
     degraded_offset: np.ndarray | None = None
     degraded_length: np.ndarray | None = None
 
+    @property
+    def pictures(self) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Offsets and lengths of the image parts and, of pairs, of the degraded pictures."""
+        found = [(self.offset, self.length)]
+        if self.degraded_offset is not None and self.degraded_length is not None:
+            found.append((self.degraded_offset, self.degraded_length))
+        return found
+
 
 class Dataset:
     """What a run reads: the usable samples of its shards, numbered 0 .. num_samples - 1 in the shards' order.
@@ -244,9 +252,7 @@ class Dataset:
     def read(self, sample: int, resolution: int, filter: str, crop: str, degraded: bool = False) -> np.ndarray:
         """One image at the given resolution, uint8 [R, R, 3]; white where it is damaged. Of a pair, either."""
         shard, located, place = self._find(sample)
-        offset, length = (
-            (located.degraded_offset, located.degraded_length) if degraded else (located.offset, located.length)
-        )
+        offset, length = located.pictures[degraded]
         out = np.empty((resolution, resolution, 3), np.uint8)
         data = self.source.cached(self.urls[shard], int(offset[place]), int(length[place]))
         try:

@@ -351,11 +351,8 @@ def _list_shards(spec: str, labels: bool, allow_damaged: bool) -> Listing:
             found = data.located(number)
             for i, label in enumerate(found.label.tolist()):
                 name = f"{os.path.basename(public(url))}[{i}]"
-                one = part(name, label, url, found.offset[i], found.length[i])
-                if pairs:
-                    other = part(name, label, url, found.degraded_offset[i], found.degraded_length[i])
-                    one = replace(one, degraded=other)
-                yield one
+                one, *degraded = (part(name, label, url, offset[i], length[i]) for offset, length in found.pictures)
+                yield replace(one, degraded=degraded[0]) if degraded else one
 
     def part(name: str, label: int, url: str, start: int, length: int) -> Entry:
         span = (int(start), int(length))

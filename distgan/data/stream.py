@@ -192,10 +192,8 @@ class Stream(Iterator[Batch]):
         cuts = np.flatnonzero((np.diff(shards) != 0) | (np.diff(places) != 1)) + 1
         for shard, run in zip(shards[np.r_[0, cuts]], np.split(places, cuts)):
             located = self.dataset.located(int(shard))
-            spans = [(located.offset, located.length), (located.degraded_offset, located.degraded_length)]
-            spans = spans if self.dataset.pairs else spans[:1]
-            start = min(int(offset[run[0]]) for offset, _ in spans)
-            stop = max(int(offset[run[-1]]) + int(length[run[-1]]) for offset, length in spans)
+            start = min(int(offset[run[0]]) for offset, _ in located.pictures)
+            stop = max(int(offset[run[-1]]) + int(length[run[-1]]) for offset, length in located.pictures)
             self.dataset.source.prefetch(self.dataset.urls[shard], start, stop - start)
 
     def _fill(self, batch: Batch, part: range, shards: list[int], places: list[int]) -> int:
@@ -215,11 +213,9 @@ class Stream(Iterator[Batch]):
         if sample in self.bad:
             return None
         located = self.dataset.located(shard)
-        pictures = [(located.offset, located.length, batch.images)]
-        if batch.degraded is not None:
-            pictures.append((located.degraded_offset, located.degraded_length, batch.degraded))
+        wanted = [batch.images] if batch.degraded is None else [batch.images, batch.degraded]
         try:
-            for offset, length, out in pictures:
+            for (offset, length), out in zip(located.pictures, wanted):
                 data = self.dataset.source.cached(self.dataset.urls[shard], int(offset[place]), int(length[place]))
                 if self._decode(data, out[i]):
                     self.num_resized += 1

@@ -66,23 +66,21 @@ def images(
     device = next(G.parameters()).device
     was_training = G.training
     wanted = np.asarray(numbers, np.int64)
-    given = None if labels is None else np.asarray(labels, np.int64)
+    chosen = None if labels is None else np.asarray(labels, np.int64)
     cuts = np.flatnonzero((np.diff(wanted // chunk) != 0) | (np.diff(wanted) <= 0)) + 1
     G.eval()
     try:
         for part in np.split(np.arange(len(wanted)), cuts) if len(wanted) else ():
             first = wanted[part[0]] // chunk * chunk
             rows, classes = wanted[part] - first, None
-            if given is not None:
-                filled = np.full(chunk, given[part[0]])  # of the rows that are not asked for, whichever
-                filled[rows] = given[part]
+            if chosen is not None:
+                filled = np.full(chunk, chosen[part[0]])  # of the rows that are not asked for, whichever
+                filled[rows] = chosen[part]
                 classes = torch.from_numpy(filled).to(device)
             z = latents(seed, np.arange(first, first + chunk), z_dim).to(device)
             pictures = None
             if given is not None:
-                found = (
-                    torch.from_numpy(given(numbers[part].tolist())).to(device).permute(0, 3, 1, 2).float() / 127.5 - 1
-                )
+                found = torch.from_numpy(given(wanted[part].tolist())).to(device).permute(0, 3, 1, 2) / 127.5 - 1
                 pictures = found[:1].repeat(chunk, 1, 1, 1)
                 pictures[torch.from_numpy(rows).to(device)] = found
             yield make(G, z, pictures, classes)[torch.from_numpy(rows).to(device)]

@@ -130,6 +130,7 @@ def until_left(config: Config, folder: Path) -> Config:
         data=replace(config.data, audit=False),
         train=replace(config.train, images=FOREVER, max_minutes=0.0),
         sample=replace(config.sample, every=0),
+        eval=replace(config.eval, every=0),
         checkpoint=replace(config.checkpoint, every=FOREVER),
         wandb=replace(config.wandb, mode="disabled"),
     )

@@ -1,10 +1,11 @@
 """Ratios that this project promises, each measured against its reference in one run: A B A B.
 
-Usage: benchmark.py [index] [plan] [loader] [pack] [step]      (all of them by default; a few minutes)
+Usage: benchmark.py [index] [plan] [loader] [pack] [step] [peer]      (all of them by default; a few minutes)
 
 Absolute times are noise on a shared machine; a figure is the median over rounds, with the smallest and largest.
 """
 
+import copy
 import io
 import multiprocessing
 import os
@@ -13,7 +14,7 @@ import sys
 import tarfile
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -23,7 +24,8 @@ import simplejpeg
 import torch
 from PIL import Image
 
-from distgan.bench import ADDED, HOST, bench
+from distgan.bench import ADDED, HOST, bench, running, workplace
+from distgan.config import batch_plan
 from distgan.configfile import load
 from distgan.data import index
 from distgan.data.dataset import Dataset, find_shards
@@ -194,7 +196,73 @@ def bench_step(folder: Path, rounds: int = 5) -> None:
     report("step: the bare loop's own host time for an iteration", [a - b for a, b in zip(ours, added)], "-", "ms")
 
 
-BENCHMARKS = {"index": bench_index, "plan": bench_plan, "loader": bench_loader, "pack": bench_pack, "step": bench_step}
+def bench_peer(folder: Path, rounds: int = 5, steps: int = 4) -> None:
+    """The loop that PyTorch's DCGAN example teaches, on the networks of the same paper, its data on disk as JPEGs."""
+    config = folder / "dcgan.yaml"
+    config.write_text(DCGAN)
+    more = ["model.G.norm=batch", "model.D.norm=batch", f"run.dir={folder / 'run'}"]
+    for i, data in enumerate(jpegs(400, 64)):
+        (folder / f"{i:05d}.jpg").write_bytes(data)
+    with workplace(load(str(config), more)) as (settings, world):
+        spread = batch_plan(settings, world.size)
+        with running(settings, world, spread) as trainer:
+            example = dcgan_example(trainer.G, trainer.D, sorted(folder.glob("*.jpg")), spread.batch)
+            pairs = compare(
+                lambda: repeat(trainer.iterate, steps), lambda: repeat(lambda: next(example), steps), rounds
+            )
+    report("peer: the PyTorch DCGAN example's loop over ours, CPU time", [b / a for a, b in pairs], ">= 1.0")
+
+
+def repeat(function: Run, num: int) -> None:
+    for _ in range(num):
+        function()
+
+
+class Pictures(torch.utils.data.Dataset):
+    """Files as floats in -1..1, by Pillow, as the example's ImageFolder and transforms give them."""
+
+    def __init__(self, paths: list[Path]) -> None:
+        self.paths = paths
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, i: int) -> torch.Tensor:
+        pixels = torch.from_numpy(np.array(Image.open(self.paths[i]).convert("RGB")))
+        return pixels.permute(2, 0, 1).float().div(255).sub(0.5).div(0.5)
+
+
+def dcgan_example(G: torch.nn.Module, D: torch.nn.Module, paths: list[Path], batch: int) -> Iterator[None]:
+    """One iteration after another: D on real images, D on fakes, then G through D, whose gradients are made too."""
+    G, D = copy.deepcopy(G), copy.deepcopy(D)
+    opt_d, opt_g = (torch.optim.Adam(net.parameters(), lr=2e-4, betas=(0.5, 0.999)) for net in (D, G))
+    loss, ones, zeros = torch.nn.BCELoss(), torch.ones(batch), torch.zeros(batch)
+    loader = torch.utils.data.DataLoader(Pictures(paths), batch_size=batch, shuffle=True, drop_last=True)
+    while True:
+        for real in loader:
+            D.zero_grad()
+            on_real = loss(D(real).sigmoid(), ones)
+            on_real.backward()
+            fake = G(torch.randn(batch, 100))
+            on_fake = loss(D(fake.detach()).sigmoid(), zeros)
+            on_fake.backward()
+            opt_d.step()
+            G.zero_grad()
+            for_g = loss(D(fake).sigmoid(), ones)
+            for_g.backward()
+            opt_g.step()
+            (on_real + on_fake).item(), for_g.item()  # it prints them in each iteration
+            yield
+
+
+BENCHMARKS = {
+    "index": bench_index,
+    "plan": bench_plan,
+    "loader": bench_loader,
+    "pack": bench_pack,
+    "step": bench_step,
+    "peer": bench_peer,
+}
 
 if __name__ == "__main__":
     torch.set_num_threads(1)

@@ -236,11 +236,8 @@ def test_made_up_shards_are_good_ones(tmp_path: Path) -> None:
 
 
 def test_a_measured_run_neither_ends_nor_writes(config: Path, tmp_path: Path) -> None:
-    found = until_left(load(str(config), ["train.max_minutes=1", "data.audit=true", "train.images=10"]), tmp_path)
+    settings = ["train.max_minutes=1", "data.audit=true", "train.images=10", "eval.every=10"]
+    found = until_left(load(str(config), settings), tmp_path)
     assert found.train.images == found.checkpoint.every == 2**60
-    assert (found.sample.every, found.train.max_minutes, found.data.audit, found.wandb.mode) == (
-        0,
-        0,
-        False,
-        "disabled",
-    )
+    assert found.sample.every == found.eval.every == found.train.max_minutes == 0
+    assert (found.data.audit, found.wandb.mode) == (False, "disabled")

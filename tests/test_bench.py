@@ -91,9 +91,11 @@ def test_the_bare_loop_minimises_what_a_run_does(loss: str) -> None:
     theirs = DLoss(D, loss, {"r1": 2.0, "r2": 3.0, "gp": 0.0}, False)
     gradients = []
     for total in (
-        ours(real.clone(), fake.clone(), labels, seeds, Strengths(2.0, 3.0))[0],
+        ours(real.clone(), fake.clone(), None, labels, seeds, Strengths(2.0, 3.0))[0],
         theirs(real.clone(), fake.clone(), labels, True),
-        GeneratorLoss(G, Judge(D, "none", 1.0), LOSSES[loss], False, 0, 0)(z, labels, real, seeds, Strengths())[0],
+        GeneratorLoss(G, Judge(D, "none", 1.0), LOSSES[loss], False, 0, 0)(z, None, labels, real, seeds, Strengths())[
+            0
+        ],
         GLoss(G, D, loss, False)(z, real, labels),
     ):
         (total).backward()

@@ -32,6 +32,25 @@ def test_a_picture_does_not_depend_on_which_others_are_asked_for() -> None:
     assert list(sample.generate(G, 8, 5, [])) == []
 
 
+@pytest.mark.parametrize("classes", [0, 3])
+def test_a_restored_picture_does_not_depend_on_how_many_are_asked_for(classes: int) -> None:
+    """Each is made of the degraded picture of its own number, with or without classes."""
+    torch.manual_seed(0)
+    how = {"width": 4, "max_width": 16, "norm": "none", "embedding": 4}
+    G = MODELS["restore"].generator(16, 8, classes, **how, skips=True, residual=True, noise=True)
+
+    def given(numbers: list[int]) -> np.ndarray:
+        return np.stack([np.random.default_rng(n).integers(0, 256, (16, 16, 3), dtype=np.uint8) for n in numbers])
+
+    labels = [i % 3 for i in range(100)] if classes else None
+    many = list(sample.generate(G, 8, 5, range(100), labels, given=given))
+    some = [3, 40, 70, 99]
+    few = list(sample.generate(G, 8, 5, some, [labels[i] for i in some] if classes else None, given=given))
+    assert all(np.array_equal(few[k], many[i]) for k, i in enumerate(some))
+    off = [[np.abs(many[i].astype(int) - given([j])[0]).mean() for j in (i, 7)] for i in some]
+    assert all(own < 0.7 * other for own, other in off)  # by its own picture, not another's
+
+
 def test_sampling_leaves_the_mode_as_it_was() -> None:
     G = generator().train()
     list(sample.generate(G, 8, 0, range(2), [0, 1]))

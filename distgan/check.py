@@ -11,10 +11,10 @@ from distgan.data.address import public
 from distgan.data.dataset import Dataset
 from distgan.doctor.services import wandb_mode
 from distgan.errors import ConfigError, MachineError
-from distgan.evaluate import check_metrics
-from distgan.history import read
-from distgan.imageset import draw_labels
+from distgan.evaluation.evaluate import check_metrics
+from distgan.evaluation.imageset import draw_labels
 from distgan.metrics.extractors import open_extractor
+from distgan.report.history import read
 
 
 def check(config: Config, spread: BatchPlan) -> tuple[list[str], list[str]]:

@@ -354,8 +354,8 @@ def _bench(options: argparse.Namespace) -> int:
     if options.scaling and options.scaling != ",".join(map(str, worlds)):
         raise ConfigError(f"--scaling {options.scaling}: numbers of ranks, such as 1,2,4")
 
-    from distgan.bench import bench, report
-    from distgan.scaling import scaling, sweep
+    from distgan.bench.bench import bench, report
+    from distgan.bench.scaling import scaling, sweep
 
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # clean up, as after Ctrl-C
     try:
@@ -399,8 +399,8 @@ def _evaluate(options: argparse.Namespace) -> int:
 
     import logging
 
-    from distgan import scorecard, selfcheck, watching
     from distgan.configfile import load_to_evaluate
+    from distgan.evaluation import scorecard, selfcheck, watching
     from distgan.world import World
 
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
@@ -476,14 +476,14 @@ def _export(options: argparse.Namespace) -> int:
 
 
 def _plot(options: argparse.Namespace) -> None:
-    from distgan.plot import plot
+    from distgan.report.plot import plot
 
     for line in plot(options.runs, options.out, [key for key in options.keys.split(",") if key]):
         print(line)
 
 
 def _report(options: argparse.Namespace) -> None:
-    from distgan.report import report
+    from distgan.report.page import report
 
     for line in report(options.run_folder, options.out):
         print(line)

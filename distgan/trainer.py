@@ -15,8 +15,8 @@ from distgan.config import BatchPlan, Config, warnings
 from distgan.controls import Controls, Rates
 from distgan.data.stream import Stream
 from distgan.errors import DataError, DivergedError, MachineError
-from distgan.evaluate import StopAsked
-from distgan.evaluations import Evaluations
+from distgan.evaluation.evaluate import StopAsked
+from distgan.evaluation.evaluations import Evaluations
 from distgan.gallery import Gallery
 from distgan.runfolder import RunFolder
 from distgan.state import RunState

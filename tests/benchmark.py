@@ -24,7 +24,7 @@ import simplejpeg
 import torch
 from PIL import Image
 
-from distgan.bench import ADDED, HOST, bench, running, workplace
+from distgan.bench.bench import ADDED, HOST, bench, running, workplace
 from distgan.config import batch_plan
 from distgan.configfile import load
 from distgan.data import index

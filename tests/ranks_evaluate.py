@@ -11,8 +11,8 @@ import torch
 
 from distgan.data.dataset import Dataset, find_shards
 from distgan.data.source import Source
-from distgan.evaluate import known_reals, measure
-from distgan.imageset import GeneratedImages, ShardImages, draw_labels
+from distgan.evaluation.evaluate import known_reals, measure
+from distgan.evaluation.imageset import GeneratedImages, ShardImages, draw_labels
 from distgan.metrics.extractors import open_extractor
 from distgan.models import MODELS
 from distgan.world import World

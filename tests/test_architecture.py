@@ -15,6 +15,7 @@ PARTS = {
     "data": {"errors", "keyed", "stop", "checkpoint", "pick"},
     "metrics": {"errors", "keyed", "data"},
     "doctor": {"errors", "ranks", "data", "checkpoint"},
+    "report": {"errors", "config", "configfile", "data"},
     "losses": set(),
     "penalties": set(),
     "schedules": set(),
@@ -30,9 +31,8 @@ PARTS = {
 # Who may import what all could be tempted to: config objects stop here, and below nobody knows of a run.
 KNOWN_BY = {
     "config": {"configfile", "confighelp", "build", "controls", "state", "gallery", "tracker", "trainer", "run"}
-    | {"check", "generator", "report", "cli", "bench", "bare", "scaling", "api"}
-    | {"realside", "evaluations", "scorecard", "selfcheck"},
-    "trainer": {"run", "bench", "bare"},
+    | {"check", "generator", "report", "cli", "bench", "api", "evaluation"},
+    "trainer": {"run", "bench"},
     "run": {"cli", "bench", "api"},
     "cli": {"__main__"},
 }
@@ -42,14 +42,15 @@ DOORS = {
     "omegaconf": {"configfile"},
     "webdataset": {"data.dataset"},
     "safetensors": {"checkpoint"},
-    "matplotlib": {"plot"},
+    "matplotlib": {"report.plot"},
     "onnxruntime": {"export"},
     "av": {"walk"},
 }
 TORCH_FREE = (
     {"errors", "keyed", "stop", "ranks", "recipe", "config", "configfile", "confighelp", "cli", "api"}
     | {"metrics.weights"}
-    | {"history", "curves", "markup", "svg", "plot", "report", "data.card", "doctor", "pick"}
+    | {"doctor", "pick", "report", "data.card"}
+    | {f"report.{name}" for name in ("history", "curves", "markup", "svg", "plot", "page")}
     | {f"doctor.{name}" for name in ("finding", "packages", "gpus", "network", "host", "services")}
     | {
         f"data.{name}"

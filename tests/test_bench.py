@@ -14,10 +14,11 @@ from processes import output, run_ranks
 from runs import write_config
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from distgan import bench as measured
-from distgan import scaling
-from distgan.bare import DLoss, GLoss, refuse_more
-from distgan.bench import bench, running, until_left, workplace
+from distgan.bench import bench as measured
+from distgan.bench import scaling
+from distgan.bench.bare import DLoss, GLoss, refuse_more
+from distgan.bench.bench import bench, running, until_left, workplace
+from distgan.bench.timeline import Timeline
 from distgan.cli import main
 from distgan.config import Config, batch_plan
 from distgan.configfile import load
@@ -29,7 +30,6 @@ from distgan.judge import Judge, Strengths
 from distgan.losses import LOSSES
 from distgan.models import MODELS
 from distgan.step import DiscriminatorLoss, GeneratorLoss
-from distgan.timeline import Timeline
 
 
 @pytest.fixture

@@ -276,3 +276,8 @@ def test_restored_pictures_that_nothing_measures_are_warned_of(basic: Path) -> N
         assert any("data.holdout=500" in line for line in warnings(config, batch_plan(config, 1))) == is_told
     matched = load(str(basic), [*RESTORING, "loss.feature_matching=1"])  # pairs are matched, whatever the passes hold
     assert not any("feature_matching" in line for line in warnings(matched, batch_plan(matched, 2)))
+
+
+@pytest.mark.parametrize("text", ["off", "Off", "'off'"])
+def test_off_is_a_choice_although_yaml_reads_it_as_false(basic: Path, text: str) -> None:
+    assert load(str(basic), [f"train.compile={text}"]).train.compile == "off"

@@ -14,8 +14,8 @@ from distgan.data.dataset import Dataset, find_shards
 from distgan.data.listing import list_source
 from distgan.data.source import Source
 from distgan.errors import ConfigError, DataError
-from distgan.evaluate import StopAsked, check_metrics, extract, known_reals, measure
-from distgan.imageset import Images, ListedImages, ShardImages, draw_labels
+from distgan.evaluation.evaluate import StopAsked, check_metrics, extract, known_reals, measure
+from distgan.evaluation.imageset import Images, ListedImages, ShardImages, draw_labels
 from distgan.metrics import frechet, reference
 from distgan.metrics.extractors import Extractor, open_extractor
 from distgan.metrics.moments import Moments

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from made_runs import jsonl, make_run, rows
 
-from distgan.curves import better, names, panels, thinned
 from distgan.errors import ConfigError
-from distgan.history import Series, read
+from distgan.report.curves import better, names, panels, thinned
+from distgan.report.history import Series, read
 
 
 def test_numbers_by_thousands_of_images(tmp_path: Path) -> None:

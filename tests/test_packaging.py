@@ -40,7 +40,12 @@ def members(wheel: Path) -> set[str]:
 def test_a_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
     inside = {name for name in members(wheel) if ".dist-info/" not in name}
     assert inside == FILES
-    assert {"distgan/py.typed", "distgan/report.css", "distgan/report.js", "distgan/data/digits.npz"} <= inside
+    assert {
+        "distgan/py.typed",
+        "distgan/report/page.css",
+        "distgan/report/page.js",
+        "distgan/data/digits.npz",
+    } <= inside
 
 
 def test_an_sdist_builds_the_same_wheel(wheel: Path, tmp_path: Path) -> None:

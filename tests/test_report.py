@@ -16,11 +16,11 @@ import pytest
 from made_runs import jsonl, make_run, rows
 from PIL import Image
 
-from distgan import report as module
 from distgan.cli import main
-from distgan.history import Series
-from distgan.markup import VOID, Markup, join, tag
-from distgan.svg import chart, number, ticks
+from distgan.report import page as module
+from distgan.report.history import Series
+from distgan.report.markup import VOID, Markup, join, tag
+from distgan.report.svg import chart, number, ticks
 
 EVIL = "</pre></td><script>alert('x')</script><img src=x onerror=alert(1)>\"'&amp;"
 

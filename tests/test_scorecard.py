@@ -12,9 +12,9 @@ from PIL import Image
 from processes import output, ranks, run_ranks, wait_for
 from runs import make_digits, write_config
 
-from distgan import selfcheck
 from distgan.cli import main
 from distgan.data.pack import Options, pack
+from distgan.evaluation import selfcheck
 from distgan.metrics.extractors import open_extractor
 
 TOY = ("eval.extractor=toy", "eval.num=200")

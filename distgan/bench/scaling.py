@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-from distgan.bench import Row, running, workplace
+from distgan.bench.bench import Row, running, workplace
 from distgan.config import Config, batch_plan
 from distgan.errors import ConfigError, MachineError
 from distgan.stopwatch import peak_memory

@@ -21,7 +21,8 @@ import numpy as np
 import torch
 
 from distgan import __version__, ranks
-from distgan.bare import BareLoop, null_nets, refuse_more
+from distgan.bench.bare import BareLoop, null_nets, refuse_more
+from distgan.bench.timeline import Timeline, bytes_reduced
 from distgan.build import build_nets, num_weights
 from distgan.config import Augment, Balance, BatchPlan, Config, batch_plan, restores
 from distgan.data.image import decode_into
@@ -29,7 +30,6 @@ from distgan.data.synthetic import write_shards
 from distgan.run import open_world
 from distgan.runfolder import RunFolder
 from distgan.stopwatch import peak_memory
-from distgan.timeline import Timeline, bytes_reduced
 from distgan.trainer import Trainer
 from distgan.world import World
 

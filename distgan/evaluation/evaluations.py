@@ -11,11 +11,11 @@ from torch import nn
 from distgan import checkpoint
 from distgan.config import EVAL_METRICS, Config, best_metric
 from distgan.data.dataset import Dataset
-from distgan.evaluate import Poll, check_metrics, measure
-from distgan.imageset import GeneratedImages, draw_labels
+from distgan.evaluation.evaluate import Poll, check_metrics, measure
+from distgan.evaluation.imageset import GeneratedImages, draw_labels
+from distgan.evaluation.realside import is_statistics, know_reals, open_shards, shard_images
 from distgan.metrics.extractors import open_extractor
 from distgan.metrics.naming import value_name
-from distgan.realside import is_statistics, know_reals, open_shards, shard_images
 from distgan.runfolder import RunFolder
 from distgan.world import World
 

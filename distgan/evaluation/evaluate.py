@@ -17,7 +17,7 @@ from torch import Tensor
 from distgan import keyed
 from distgan.data.dataset import default_cache_dir
 from distgan.errors import ConfigError, DataError, MachineError
-from distgan.imageset import ImageSet, ShardImages, shares
+from distgan.evaluation.imageset import ImageSet, ShardImages, shares
 from distgan.metrics import frechet, reference
 from distgan.metrics.extractors import Extractor
 from distgan.metrics.moments import Moments

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from distgan import checkpoint
 from distgan.errors import ConfigError, DataError
+from distgan.evaluation.scorecard import Options, evaluate
 from distgan.runfolder import RunFolder
-from distgan.scorecard import Options, evaluate
 from distgan.world import World
 
 log = logging.getLogger("distgan")

@@ -11,13 +11,13 @@ from torch import Tensor
 from distgan.config import Config
 from distgan.data.dataset import Dataset
 from distgan.errors import ConfigError, DataError, DistganError
-from distgan.evaluate import extract
-from distgan.imageset import Images, ShardImages
+from distgan.evaluation.evaluate import extract
+from distgan.evaluation.imageset import Images, ShardImages
+from distgan.evaluation.realside import open_shards, shard_images
 from distgan.metrics import frechet, inception_score, kernel, neighbours
 from distgan.metrics.extractors import Extractor, open_extractor
 from distgan.metrics.moments import Moments
 from distgan.metrics.scores import Features
-from distgan.realside import open_shards, shard_images
 from distgan.world import World
 
 NUM_CIFAR = {"train": 50_000, "test": 10_000}

@@ -1,7 +1,7 @@
 """A run as one HTML file that opens from disk: samples over time, curves, metrics, data, settings, environment.
 
 Nothing in it comes from elsewhere, and whatever the run's files hold is shown as text: all of it passes through
-`markup.tag`, and the page's own policy forbids scripts and styles other than report.js and report.css.
+`markup.tag`, and the page's own policy forbids scripts and styles other than page.js and page.css.
 """
 
 import base64
@@ -16,12 +16,12 @@ from PIL import Image
 
 from distgan.config import FAMILIES, Config, Model, changes
 from distgan.configfile import load
-from distgan.curves import Panel, better, panels, thinned
 from distgan.data import card
 from distgan.errors import ConfigError, MachineError
-from distgan.history import History, kimg, read, read_json
-from distgan.markup import Markup, join, tag
-from distgan.svg import chart, legend, number
+from distgan.report.curves import Panel, better, panels, thinned
+from distgan.report.history import History, kimg, read, read_json
+from distgan.report.markup import Markup, join, tag
+from distgan.report.svg import chart, legend, number
 
 GRIDS = 36  # of each kind, spread evenly over the run
 SIDE = 1280  # pixels of a grid's longer side at most
@@ -67,7 +67,7 @@ def page(run: History) -> str:
     ]
     notes = [tag("p", problem, class_="problem") for problem in run.problems]
     # The page's own two files; nothing of the run is in them.
-    style, script = (Markup(Path(__file__).with_name(f"report.{kind}").read_text()) for kind in ("css", "js"))
+    style, script = (Markup(Path(__file__).with_name(f"page.{kind}").read_text()) for kind in ("css", "js"))
     policy = f"default-src 'none'; img-src data:; style-src '{_hash(style)}'; script-src '{_hash(script)}'"
     head = tag(
         "head",

@@ -7,8 +7,8 @@ from distgan import build
 from distgan.config import Config
 from distgan.data.dataset import Dataset, find_shards
 from distgan.data.source import Source
-from distgan.evaluate import Poll, known_reals
-from distgan.imageset import ShardImages
+from distgan.evaluation.evaluate import Poll, known_reals
+from distgan.evaluation.imageset import ShardImages
 from distgan.metrics.extractors import Extractor
 from distgan.metrics.reference import Reference, load_statistics
 from distgan.world import World

@@ -6,9 +6,9 @@ from itertools import cycle
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from distgan.curves import COLOURS, Panel, names, panels, thinned
 from distgan.errors import ConfigError, MachineError
-from distgan.history import History, read
+from distgan.report.curves import COLOURS, Panel, names, panels, thinned
+from distgan.report.history import History, read
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -19,9 +19,10 @@ from distgan.configfile import load_to_evaluate
 from distgan.data.dataset import Dataset
 from distgan.data.listing import list_source
 from distgan.errors import ConfigError, MachineError
-from distgan.evaluate import Extracted, Measured, check_metrics, extract, measure
+from distgan.evaluation.evaluate import Extracted, Measured, check_metrics, extract, measure
+from distgan.evaluation.imageset import GeneratedImages, ImageSet, ListedImages, ShardImages, draw_labels
+from distgan.evaluation.realside import is_statistics, know_reals, open_shards, shard_images
 from distgan.generator import DESCRIPTION, load_generator
-from distgan.imageset import GeneratedImages, ImageSet, ListedImages, ShardImages, draw_labels
 from distgan.metrics import reference
 from distgan.metrics.classes import class_distances, probe_accuracies
 from distgan.metrics.extractors import Extractor, open_extractor
@@ -29,7 +30,6 @@ from distgan.metrics.memorisation import nearness
 from distgan.metrics.naming import value_name
 from distgan.metrics.reference import Reference
 from distgan.metrics.scores import METRICS
-from distgan.realside import is_statistics, know_reals, open_shards, shard_images
 from distgan.runfolder import git_state
 from distgan.world import World
 

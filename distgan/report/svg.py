@@ -3,9 +3,9 @@
 import math
 from collections.abc import Callable, Sequence
 
-from distgan.curves import COLOURS
-from distgan.history import Series
-from distgan.markup import Markup, tag
+from distgan.report.curves import COLOURS
+from distgan.report.history import Series
+from distgan.report.markup import Markup, tag
 
 WIDTH, HEIGHT = 340, 190
 HUGE = 1e300  # so that differences of numbers stay finite

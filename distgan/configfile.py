@@ -12,7 +12,7 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import Field
 from pathlib import Path
-from typing import Any, Literal, get_origin
+from typing import Any, Literal, get_args, get_origin
 
 import yaml
 from omegaconf import DictConfig, OmegaConf
@@ -188,7 +188,7 @@ def _converted(value: object, field: Field | None) -> object:
         return [value]
     if isinstance(value, str) and "${" in value:  # an interpolation: OmegaConf checks what it gives
         return value
-    if value is False and get_origin(field.type) is Literal and "off" in field.type.__args__:
+    if value is False and get_origin(field.type) is Literal and "off" in get_args(field.type):
         return "off"  # which YAML reads as false
     unit = field.metadata["unit"]
     if unit == "images":

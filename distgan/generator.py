@@ -157,7 +157,8 @@ def load_generator(path: str | Path, device: str | torch.device | None = None, *
         raise ConfigError(
             f"{folder}: this generator makes images of noise (model.family={spec.family}): leave --input out"
             if restores
-            else f"{folder}: this generator restores pictures: `distgan generate --input FOLDER` names those to restore"
+            else f"{folder}: this generator restores pictures: `distgan generate --input FOLDER` names those to restore; "
+            "programs take `load_generator(path, restores=True)`"
         )
     _require_arguments(net, ["pictures", "z", "labels"] if restores else ["z", "labels"], spec.family)
     _fill(net, weights, folder)

@@ -287,6 +287,12 @@ class Wandb:
     group: str = key("", "group", free=True)
     tags: list[str] = key([], "tags", free=True)
     notes: str = key("", "notes", free=True)
+    checkpoints: Literal["none", "reference", "best", "all"] = key(
+        "none",
+        "checkpoints as artifacts: none; the paths of all; the average generator of each new best; or all, whole "
+        "(what is sent stays in the run folder's wandb/checkpoints)",
+        free=True,
+    )
 
 
 @dataclass

@@ -21,7 +21,17 @@ from omegaconf.errors import OmegaConfBaseException
 from distgan.config import FAMILIES, Config, default_of, eval_problems, leaves, problems
 from distgan.errors import ConfigError
 
-READABLE_ENVIRONMENT = ("HOME", "USER", "TMPDIR", "SCRATCH", "WORK", "DATA_ROOT", "SLURM_*")
+READABLE_ENVIRONMENT = (
+    "HOME",
+    "USER",
+    "TMPDIR",
+    "SCRATCH",
+    "WORK",
+    "DATA_ROOT",
+    "SLURM_*",
+    "WANDB_RUN_ID",
+    "WANDB_SWEEP_ID",
+)
 
 
 def load(path: str, overrides: Sequence[str] = ()) -> Config:

@@ -26,3 +26,13 @@ def copy_buffers(average: nn.Module, net: nn.Module) -> None:
     """Batch norm's running statistics are averages already: they are copied."""
     for mean, buffer in zip(average.buffers(), net.buffers()):
         mean.copy_(buffer)
+
+
+@torch.no_grad()
+def distance(average: nn.Module, net: nn.Module) -> float:
+    """How far the average's weights are from the net's, as a share of the latter's norm."""
+    ours, theirs = list(average.parameters()), list(net.parameters())
+    apart, size = (
+        torch.stack(torch._foreach_norm(values)).norm() for values in (torch._foreach_sub(ours, theirs), theirs)
+    )
+    return float(apart / size.clamp_min(1e-30))

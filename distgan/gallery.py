@@ -4,9 +4,11 @@ Of a generator that restores: degraded | restored | clean, of pictures that it w
 """
 
 import numpy as np
+import torch
 from torch import nn
 
-from distgan import recipe, sample
+from distgan import draw, recipe, sample
+from distgan.augment import NUM_DRAWS, augment
 from distgan.config import Config, restores
 from distgan.data.dataset import Dataset
 from distgan.heldout import HeldOut
@@ -23,6 +25,7 @@ class Gallery:
         rows, self._columns = sample.grid_shape(config.sample.rows, config.sample.columns, num_classes)
         self._num = rows * self._columns
         self._labels = sample.grid_labels(rows, self._columns, num_classes)
+        self._reals: list[np.ndarray] = []
         self._held_out = None
         if restores(config):
             data, steps = config.data, recipe.parse(config.restore.degrade, config.data.resolution)
@@ -31,10 +34,7 @@ class Gallery:
 
     def reals(self) -> None:
         """Real images as the networks see them."""
-        data = self._config.data
-        numbers = self._dataset.examples(self._num, self._config.train.seed, self._labels)
-        pictures = [self._dataset.read(n, data.resolution, data.filter, data.crop) for n in numbers]
-        self._show("Samples/reals", "reals.png", pictures)
+        self._show("Samples/reals", "reals.png", self._real_pictures())
 
     def fakes(self, G_ema: nn.Module, images: int) -> None:
         """Of the generator at that image count."""
@@ -51,6 +51,25 @@ class Gallery:
     def measure(self, G_ema: nn.Module, world: World) -> dict[str, float]:
         """What its pictures are worth, by log key; called by all ranks. So far, only restored ones are measured."""
         return self._held_out.measure(G_ema, world) if self._held_out is not None else {}
+
+    def others(self, G: nn.Module, p: float, images: int) -> None:
+        """Of the generator itself, where it is not its average; and real images augmented as D sees them, at `p`."""
+        config = self._config
+        if config.ema.half_life and self._held_out is None:
+            pictures = list(sample.generate(G, config.model.z_dim, config.train.seed, range(self._num), self._labels))
+            self._show("Samples/raw_fixed", "raw.png", pictures)
+        if config.augment.pipe != "none":
+            reals = torch.from_numpy(np.stack(self._real_pictures())).permute(0, 3, 1, 2) / 127.5 - 1
+            draws = draw.uniform(torch.arange(self._num) + images, "augment gallery", NUM_DRAWS[config.augment.pipe])
+            pictures = list(sample.to_uint8(augment(reals, draws, config.augment.pipe, p, config.augment.colour)))
+            self._show("Samples/reals_augmented", "reals-augmented.png", pictures)
+
+    def _real_pictures(self) -> list[np.ndarray]:
+        if not self._reals:
+            data = self._config.data
+            numbers = self._dataset.examples(self._num, self._config.train.seed, self._labels)
+            self._reals = [self._dataset.read(n, data.resolution, data.filter, data.crop) for n in numbers]
+        return self._reals
 
     def _show(self, key: str, name: str, pictures: list[np.ndarray]) -> None:
         self._tracker.grid(key, name, pictures, self._columns)

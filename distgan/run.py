@@ -9,9 +9,9 @@ import torch
 from distgan import stop
 from distgan.config import Config, batch_plan
 from distgan.configfile import to_yaml
+from distgan.console import start_logging
 from distgan.errors import DistganError, FailedError, StoppedError
 from distgan.runfolder import RunFolder, command_line
-from distgan.tracker import start_logging
 from distgan.trainer import Trainer
 from distgan.watch import GRACE_SEC
 from distgan.world import World

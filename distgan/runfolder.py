@@ -43,6 +43,7 @@ class RunFolder:
         self.samples, self.checkpoints = self.path / "samples", self.path / "checkpoints"
         self.metrics, self.evals = self.path / "metrics.jsonl", self.path / "evals.jsonl"
         self._lock = None
+        self.start: dict[str, object] = {}  # this one's environment, once the folder is open
 
     def open(self, command: list[str]) -> None:
         """Create the folder, keep other live runs out of it, and note the environment."""
@@ -161,7 +162,7 @@ class RunFolder:
             "SLURM_JOB_NODELIST",
             "CUDA_VISIBLE_DEVICES",
         )
-        start = {
+        self.start = {
             "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
             "command": shlex.join(command),
             "host": socket.gethostname(),
@@ -170,7 +171,7 @@ class RunFolder:
             "git": git_state(),
             "variables": {name: os.environ[name] for name in names if name in os.environ},
         }
-        replace_file(path, json.dumps({"starts": [*starts, start]}, indent=1) + "\n")
+        replace_file(path, json.dumps({"starts": [*starts, self.start]}, indent=1) + "\n")
 
 
 def _lines(path: Path) -> list[str]:

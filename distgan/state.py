@@ -1,5 +1,6 @@
 """All that the rest of a run depends on, to a checkpoint and back."""
 
+import os
 import secrets
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,7 +30,7 @@ class Progress:
     train_sec: float = 0.0
     eval_sec: float = 0.0  # of that, for evaluations
     owes_evaluation: bool = False  # a stop was asked for in the middle of it
-    wandb_id: str = field(default_factory=lambda: secrets.token_hex(4))
+    wandb_id: str = field(default_factory=lambda: os.environ.get("WANDB_RUN_ID") or secrets.token_hex(4))
 
 
 class RunState:
@@ -54,8 +55,8 @@ class RunState:
         self._num_classes, self._fingerprint = num_classes, fingerprint
         self._nets, self._optimizers, self._meter, self._controls = nets, optimizers, meter, controls
 
-    def save(self, folder: Path) -> None:
-        """Write a checkpoint and let go of old ones; called by all ranks. Of one rank's own, only sums are kept."""
+    def save(self, folder: Path) -> Path:
+        """Write a checkpoint, let go of old ones; called by all ranks. Of one rank's own, only sums are kept."""
         meter, controls = self._meter.state(), self._controls.state()
         counts = vars(self.now) | {"num_substituted": self._world.gather(self.now.num_substituted)}
         self._world.barrier()  # the lines of metrics and audit that this checkpoint counts on are written
@@ -74,11 +75,12 @@ class RunState:
         }
         keep = self._config.checkpoint
 
-        def write() -> None:
-            checkpoint.save(folder, self.now.images, tensors, state)
+        def write() -> Path:
+            path = checkpoint.save(folder, self.now.images, tensors, state)
             checkpoint.prune(folder, keep.keep_last, keep.keep_every)
+            return path
 
-        self._world.on_main(write)
+        return self._world.on_main(write)
 
     def load(self, path: Path) -> dict:
         """Become what a checkpoint holds, on all ranks; returns its conditions. The W&B run stays as it is.

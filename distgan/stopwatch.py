@@ -136,5 +136,7 @@ def peak_memory(device: torch.device) -> dict[str, float]:
     peak = {"Resources/cpu_mem_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9}
     if device.type == "cuda":
         peak["Resources/gpu_mem_peak_gb"] = torch.cuda.max_memory_allocated(device) / 1e9
+        peak["Resources/gpu_mem_reserved_gb"] = torch.cuda.max_memory_reserved(device) / 1e9
+        peak["Resources/alloc_retries"] = float(torch.cuda.memory_stats(device).get("num_alloc_retries", 0))
         torch.cuda.reset_peak_memory_stats(device)
     return peak

@@ -117,6 +117,9 @@ class Trainer:
                     self.gallery.fakes(self.G_ema, 0)
             reason = self._catch_up("finished" if is_done else "") if owes else ""
             reason = reason or self._loop_with_rollbacks()
+        except Exception as error:
+            self.tracker.fail(error, self.now.images)
+            raise
         finally:
             self.close()
         self._end(reason)
@@ -155,7 +158,7 @@ class Trainer:
             except DivergedError as error:  # which all ranks raise together
                 if train.on_nan != "rollback" or self.now.num_rollbacks >= train.nan_limit:
                     raise DivergedError(f"{error}. {self._way_out()}") from error
-                log.warning(f"{error}")
+                self.tracker.alert("Not finite", f"{error}")
                 self._roll_back()
 
     def iterate(self) -> str:
@@ -172,6 +175,7 @@ class Trainer:
         ema.update(self.G_ema, self.G, self.ema_decay)
         self._phase("between two iterations")
         self.now.iterations += 1
+        self.tracker.progress(self.now.images)
 
         config = self.config
         reason = "finished" if self.now.images >= config.train.images else self._asked_to_stop()
@@ -191,7 +195,7 @@ class Trainer:
         if sampling or evaluating or finished or early or at_checkpoint or self._passed(self._tick_images, before):
             self._tick(measured)
         if saving:
-            self._save()
+            self._save(is_best)
         return reason
 
     # The parts of an iteration.
@@ -279,8 +283,8 @@ class Trainer:
 
     def _catch_up(self, reason: str) -> str:
         """The evaluation that a stop put off. Returns why to stop then."""
-        reason, _ = self._evaluate(reason)
-        self._save()
+        reason, is_best = self._evaluate(reason)
+        self._save(is_best)
         return reason
 
     def _look(self) -> dict[str, float]:
@@ -288,6 +292,7 @@ class Trainer:
         self._phase("drawing samples")
         if self.world.is_main:
             self.gallery.fakes(self.G_ema, self.now.images)
+            self.gallery.others(self.G, self.controls.p(self.now.images), self.now.images)
         return self.gallery.measure(self.G_ema, self.world)
 
     def _tick(self, measured: dict[str, float]) -> None:
@@ -305,7 +310,10 @@ class Trainer:
             log.warning(slow_rank)
         row |= {
             "Progress/epoch": self.now.images / self.dataset.num_samples,
+            "Progress/d_steps": self.now.images // self.spread.batch,
+            "Progress/g_steps": self.now.iterations,
             "Progress/ema_beta": self.ema_decay,
+            "EMA/dist": ema.distance(self.G_ema, self.G),
             **self.controls.row(self.now.images),
             "Diversity/fake_over_real": self._watch_diversity(),
             "Optim/rollbacks": self.now.num_rollbacks,
@@ -359,14 +367,15 @@ class Trainer:
 
     # The beginning and the end.
 
-    def _save(self) -> None:
+    def _save(self, is_best: bool = False) -> None:
         self._phase("writing a checkpoint")
         self._check_skipped()
         if self.audit is not None:
             self.audit.flush()
         self.now.train_sec = self.stopwatch.total_sec
-        self.state.save(self.folder.checkpoints)
+        path = self.state.save(self.folder.checkpoints)
         self._note_best()
+        self.tracker.checkpoint(path, self.now.images, is_best)
 
     def _note_best(self) -> None:
         if self.evaluations is not None:

@@ -1,5 +1,6 @@
 """A rank that hangs ends the run with a word, instead of holding all its machines in silence."""
 
+import logging
 import os
 import threading
 import time
@@ -7,6 +8,9 @@ from collections.abc import Callable
 
 from distgan.errors import MachineError
 
+log = logging.getLogger("distgan")
+
+HEARTBEAT_SEC = 60.0  # a phase that takes longer says so, as often as this
 ALONE = ("waiting for data", "drawing samples")  # phases in which a rank waits for nobody else
 GRACE_SEC = 30.0  # in the others a rank may be waiting for one that hangs, and leaves it the time to speak first
 
@@ -22,11 +26,14 @@ class Watch:
     def __init__(self, limit_sec: float, tell: Callable[[MachineError], None]) -> None:
         self._limit_sec, self._tell = limit_sec, tell
         self._now = ("starting", time.monotonic())
+        self._beat = self._began = time.monotonic()  # of the phase, when it was last told of, and its start
         self._over = threading.Event()
         threading.Thread(target=self._look, name="distgan-watch", daemon=True).start()
 
     def phase(self, name: str) -> None:
         """What this rank does from now on, in words that end "for 600 s, ..."."""
+        if name != self._now[0]:
+            self._beat = self._began = time.monotonic()
         self._now = (name, time.monotonic())
 
     def close(self) -> None:
@@ -35,6 +42,9 @@ class Watch:
     def _look(self) -> None:
         while not self._over.wait(min(1.0, self._limit_sec / 4)):
             name, since = self._now
+            if time.monotonic() - self._beat > HEARTBEAT_SEC:
+                self._beat = time.monotonic()
+                log.info(f"still {name}, for {self._beat - self._began:.0f} s")
             age_sec = time.monotonic() - since
             if age_sec > self._limit_sec + (0 if name in ALONE else GRACE_SEC):
                 self._end(name, age_sec)

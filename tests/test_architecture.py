@@ -31,14 +31,14 @@ PARTS = {
 # Who may import what all could be tempted to: config objects stop here, and below nobody knows of a run.
 KNOWN_BY = {
     "config": {"configfile", "confighelp", "build", "controls", "state", "gallery", "tracker", "trainer", "run"}
-    | {"check", "generator", "report", "cli", "bench", "api", "evaluation"},
+    | {"check", "generator", "report", "cli", "bench", "api", "evaluation", "dashboard"},
     "trainer": {"run", "bench"},
     "run": {"cli", "bench", "api"},
     "cli": {"__main__"},
 }
 DOORS = {
     "accelerate": {"world"},
-    "wandb": {"tracker"},
+    "wandb": {"dashboard"},
     "omegaconf": {"configfile"},
     "webdataset": {"data.dataset"},
     "safetensors": {"checkpoint"},

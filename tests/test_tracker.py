@@ -9,7 +9,7 @@ from runs import make_digits, status, write_config
 
 import distgan.world  # noqa: F401  Accelerate looks for wandb when it is imported: before the stand-in takes its place
 from distgan.cli import main
-from distgan.tracker import console_line
+from distgan.console import console_line
 
 
 class Client(types.ModuleType):
@@ -45,6 +45,9 @@ class Client(types.ModuleType):
     def log(self, values: dict, step: int, commit: bool) -> None:
         self._may_fail("log")
         self.rows.append(step)
+
+    def alert(self, *_: object) -> None:
+        self._may_fail("alert")
 
     def finish(self, exit_code: int) -> None:
         self._may_fail("finish")

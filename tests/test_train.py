@@ -43,6 +43,7 @@ def test_what_a_run_leaves_behind(tmp_path: Path, config: Path, capsys: pytest.C
     }  # fmt: skip
     assert {p.name for p in (run / "samples").iterdir()} == {
         "reals.png",
+        "raw.png",
         "fakes-000000.000.png",
         "fakes-000000.600.png",
     }
@@ -357,7 +358,7 @@ def test_wandb_gets_rows_and_pictures_offline(tmp_path: Path, config: Path, monk
     assert "Samples/reals" in text
     assert "Loss/D" in text
     images = sorted((folder / "files" / "media" / "images" / "Samples").glob("*.jpg"))
-    assert len(images) == 3  # the grid of the start, the last one, and the real images
+    assert len(images) == 4  # the grid of the start, the last one, the raw generator's, and the real images
     grid = np.asarray(Image.open(run / "samples" / "reals.png")).astype(int)
     sent = min((np.asarray(Image.open(path)).astype(int) for path in images), key=lambda a: np.abs(a - grid).mean())
     assert np.abs(sent - grid).mean() < 3  # no black picture, no second rescaling

@@ -1,0 +1,237 @@
+"""A run on W&B: rows, pictures, alerts, checkpoints. The only door to wandb.
+
+Fenced: whatever happens to the client, its side process, the network or the server, one line says so and training goes
+on. Offline, all of it lies in the run folder until `wandb sync` sends it.
+"""
+
+import contextlib
+import logging
+import os
+import sys
+import tempfile
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+from PIL import Image
+
+from distgan import stop
+from distgan.config import Wandb
+from distgan.curves import better
+from distgan.data.address import public_text
+from distgan.fence import Fence, short
+from distgan.runfolder import RunFolder
+
+log = logging.getLogger("distgan")
+
+INIT_SEC, START_SEC = 20, 150  # for a server to take the run; for all that a start may try
+CALL_SEC = 120  # for one row or file
+FINISH_SEC = 120  # for what is left; what does not arrive lies in the run folder
+ALERT_EVERY_SEC = 60  # of one title
+
+
+class WandbRun:
+    """What a run tells W&B. Nothing here raises or waits, but for `finish`."""
+
+    def __init__(self, run: object, fence: Fence, policy: str, keep: Path) -> None:
+        """`policy` is `wandb.checkpoints`; `keep` is a folder for what is still to be sent."""
+        self._run, self._fence, self._policy, self._keep = run, fence, policy, keep
+        self._defined: set[str] = set()
+
+    def log(self, images: int, values: dict[str, float], grids: dict[str, np.ndarray]) -> None:
+        """A row, at a larger image count than the last one, with pictures (uint8 [H, W, 3]) by log key."""
+        self._fence.do("log", lambda: self._log(images, values, grids))
+
+    def _log(self, images: int, values: dict[str, float], grids: dict[str, np.ndarray]) -> None:
+        import wandb
+
+        for name in values.keys() - self._defined:
+            if name.startswith("Metrics/") and (best := better(name.removeprefix("Metrics/"))):
+                self._run.define_metric(name, step_metric="Progress/kimg", summary=f"{best.__name__},last")
+        self._defined |= values.keys()
+        with tempfile.TemporaryDirectory() as folder:  # of files that the client copies while it logs
+            media = {}
+            for i, (name, pixels) in enumerate(grids.items()):
+                # Files, because the client takes up to a second to make a PNG of a grid, and rescales no floats.
+                Image.fromarray(pixels).save(f"{folder}/{i}.jpg", quality=92, subsampling=0)
+                media[name] = wandb.Image(f"{folder}/{i}.jpg", caption=f"{images / 1000:g} kimg")
+            self._run.log({**values, **media}, step=images, commit=True)
+
+    def alert(self, title: str, text: str, level: str) -> None:
+        """`level` is INFO, WARN or ERROR."""
+        self._fence.do("alert", lambda: self._run.alert(title, text, level, ALERT_EVERY_SEC))
+
+    def checkpoint(self, path: Path, images: int, is_best: bool) -> None:
+        """A checkpoint was written; what becomes of it is `wandb.checkpoints`'s to say."""
+        if self._policy in ("reference", "all") or (self._policy == "best" and is_best):
+            files = [path / "G_ema.safetensors"] if self._policy == "best" else sorted(path.iterdir())
+            if self._policy != "reference":
+                files = [self._kept(file, path.name) for file in files]
+            self._fence.do("checkpoint", lambda: self._log_artifact(path, files, images, is_best))
+
+    def _log_artifact(self, path: Path, files: list[Path], images: int, is_best: bool) -> None:
+        import wandb
+
+        artifact = wandb.Artifact(f"run-{self._run.id}", type="model", metadata={"images": images})
+        for file in files:
+            if self._policy == "reference":
+                artifact.add_reference(file.resolve().as_uri(), name=file.name, checksum=False)
+            else:  # immutable: else the client copies it to the user's home first
+                artifact.add_file(str(file), policy="immutable", skip_cache=True)
+        self._run.log_artifact(artifact, aliases=["latest", path.name, *(["best"] if is_best else [])])
+
+    def _kept(self, file: Path, name: str) -> Path:
+        """A second name for a file, since the checkpoint may be let go before the client has sent it."""
+        kept = self._keep / name / file.name
+        try:
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            if not kept.exists():
+                os.link(file, kept)
+        except OSError:  # a file system without links: then it had better be sent soon
+            return file
+        return kept
+
+    def finish(self, exit_code: int, summary: dict[str, object], limit_sec: float) -> None:
+        """Send what is left; what does not arrive in so many seconds stays in the run folder."""
+
+        def end() -> None:
+            self._run.summary.update(summary)
+            if exit_code == stop.EXIT_CODES["preempted"]:
+                self._run.mark_preempting()
+            self._run.finish(exit_code=exit_code)
+
+        self._fence.do("finish", end)
+        if not self._fence.close(limit_sec):
+            end_side_process()  # else the client waits for it when Python exits, for ever if it hangs
+
+
+def end_side_process() -> None:
+    """Kill the client's own process; what it was given lies in the run folder."""
+    import psutil
+    import wandb
+
+    for process in psutil.Process().children():
+        with contextlib.suppress(psutil.Error):
+            if process.name() == "wandb-core":
+                process.kill()
+                process.wait(5)
+    with contextlib.suppress(Exception):  # which is what it does here, and would do with a traceback at exit
+        wandb.teardown()
+
+
+def start_wandb(
+    settings: Wandb, folder: RunFolder, config: dict, run_id: str, on_stop: Callable[[], None]
+) -> WandbRun | None:
+    """Start W&B in the mode that the settings, the environment and the network allow; None where it cannot be.
+
+    Never asks, never raises, and waits for a server for seconds only. WANDB_MODE in the environment wins.
+
+    Args:
+        on_stop: Called when somebody presses "stop run" on the web page.
+    """
+    asked = os.environ.get("WANDB_MODE", "")
+    if (asked or settings.mode) == "disabled":
+        return None
+    fence, started, done = Fence("wandb", CALL_SEC), [], threading.Event()
+
+    def start() -> None:
+        try:
+            started.append(_start(settings, folder, config, run_id, asked, on_stop, fence))
+        except Exception as error:  # see Fence
+            log.warning(f"wandb: could not start ({short(error)}); metrics go to metrics.jsonl alone")
+        done.set()
+
+    fence.do("start", start)
+    if not done.wait(START_SEC):
+        log.warning(f"wandb: could not start in {START_SEC} s; metrics go to metrics.jsonl alone")
+    if not started:
+        fence.close(0)
+        return None
+    return WandbRun(started[0], fence, settings.checkpoints, folder.path / "wandb" / "checkpoints")
+
+
+def _start(
+    settings: Wandb,
+    folder: RunFolder,
+    config: dict,
+    run_id: str,
+    asked: str,
+    on_stop: Callable[[], None],
+    fence: Fence,
+) -> object:
+    for name, value in {
+        "WANDB_SILENT": "true",  # what there is to say is said here, in a line
+        "WANDB_DATA_DIR": str(folder.path / "wandb"),  # not in the user's home, which may be small
+        "WANDB_CACHE_DIR": str(folder.path / "wandb"),
+    }.items():
+        os.environ.setdefault(name, value)
+    import wandb
+
+    mode, reason = asked or settings.mode, ""
+    if mode == "auto":
+        mode, reason = ("online", "") if _has_key(wandb) else ("offline", " (no API key)")
+    try:
+        run = _init(wandb, settings, folder, config, run_id, None if asked else mode, on_stop)
+    except Exception as error:
+        if mode != "online":
+            raise
+        mode, reason = "offline", f" ({short(error)})"
+        wandb.teardown()
+        run = _init(wandb, settings, folder, config, run_id, mode, on_stop)
+    where = Path(run.dir).parent
+    fence.way_out = f"What has not arrived: wandb sync {where}"
+    offline = f"{mode}{reason}. View: wandb leet {where} · Upload later: wandb sync {where}"
+    log.info(f"wandb: {run.url if mode == 'online' else offline}")
+    return run
+
+
+def _has_key(wandb: ModuleType) -> bool:
+    """Whether there is an API key; neither asks for one nor waits for the server to check it."""
+    try:
+        return bool(wandb.login(prompt=False, verify=False))
+    except Exception:  # a malformed key raises, and means the same
+        return False
+
+
+def _init(
+    wandb: ModuleType,
+    settings: Wandb,
+    folder: RunFolder,
+    config: dict,
+    run_id: str,
+    mode: str | None,
+    on_stop: Callable[[], None],
+) -> object:
+    wanted = {
+        "x_transaction_log_flush_interval": 1,  # a killed run loses a second of its record instead of fifteen
+        "init_timeout": INIT_SEC,
+        "finish_timeout": FINISH_SEC - 10,  # before the fence would say that it hangs
+        "finish_timeout_raises": True,
+        "stop_fn": on_stop,  # else the web page's button raises KeyboardInterrupt in the middle of a step
+        "x_stats_track_process_tree": True,
+        "silent": True,
+    }
+    known = wandb.Settings.model_fields  # names that begin with x_ come and go
+    words, sys.argv = sys.argv, [public_text(word) for word in sys.argv]  # which the client sends
+    try:
+        run = wandb.init(
+            mode=mode,
+            dir=str(folder.path),
+            project=settings.project,
+            entity=settings.entity or None,
+            name=settings.name or folder.path.name,
+            group=settings.group or None,
+            tags=settings.tags or None,
+            notes=settings.notes or None,
+            config=config,
+            id=run_id,
+            resume="allow",
+            settings=wandb.Settings(**{name: value for name, value in wanted.items() if name in known}),
+        )
+    finally:
+        sys.argv = words
+    run.define_metric("Progress/kimg", hidden=True)
+    run.define_metric("*", step_metric="Progress/kimg")
+    return run

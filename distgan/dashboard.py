@@ -19,9 +19,9 @@ from PIL import Image
 
 from distgan import stop
 from distgan.config import Wandb
-from distgan.curves import better
 from distgan.data.address import public_text
 from distgan.fence import Fence, short
+from distgan.report.curves import better
 from distgan.runfolder import RunFolder
 
 log = logging.getLogger("distgan")

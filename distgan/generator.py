@@ -154,12 +154,12 @@ def load_generator(path: str | Path, device: str | torch.device | None = None, *
         except (TypeError, ValueError) as error:
             raise DataError(f"{folder}: {spec.family} cannot be built as it is described there: {error}") from None
     if restores != ("pictures" in inspect.signature(net.forward).parameters):
-        raise ConfigError(
-            f"{folder}: this generator makes images of noise (model.family={spec.family}): leave --input out"
-            if restores
-            else f"{folder}: this generator restores pictures: `distgan generate --input FOLDER` names those to restore; "
-            "programs take `load_generator(path, restores=True)`"
+        noise = f"makes images of noise (model.family={spec.family}): leave --input out"
+        pictures = (
+            "restores pictures: `distgan generate --input FOLDER` names those to restore, "
+            "and programs take `load_generator(path, restores=True)`"
         )
+        raise ConfigError(f"{folder}: this generator {noise if restores else pictures}")
     _require_arguments(net, ["pictures", "z", "labels"] if restores else ["z", "labels"], spec.family)
     _fill(net, weights, folder)
     return Generator(net.to(_device(device)).eval().requires_grad_(False), spec, origin)

@@ -166,7 +166,7 @@ def test_what_cannot_be_restored_is_refused_with_the_way_out(
     assert main(["generate", str(trained), "--out", str(tmp_path / "x")]) == 2
     assert "this generator restores pictures: `distgan generate --input FOLDER` names those" in capsys.readouterr().err
     assert main(["export", str(trained), str(tmp_path / "x.pt"), "--as", "torchscript"]) == 2
-    assert "programs take `load_generator(path, restores=True)`" in capsys.readouterr().err
+    assert "and programs take `load_generator(path, restores=True)`" in capsys.readouterr().err
     assert not (tmp_path / "x.pt").exists()
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty" / "a.txt").write_text("x")

@@ -26,13 +26,13 @@ from distgan.runfolder import RunFolder
 @pytest.fixture(autouse=True)
 def fresh_client(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """The client keeps settings and credentials: none of them from elsewhere, and none for the next test."""
+    wandb.teardown()  # before monkeypatch remembers where its side process listens
     for name in [name for name in os.environ if name.startswith("WANDB_")]:
         monkeypatch.delenv(name)
     for name in ("WANDB_SILENT", "WANDB_DATA_DIR", "WANDB_CACHE_DIR"):
         monkeypatch.setenv(name, "true" if name == "WANDB_SILENT" else str(tmp_path / "client"))
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.setattr(dashboard, "INIT_SEC", 3)
-    wandb.teardown()
     yield
     wandb.teardown()
 

@@ -1,0 +1,40 @@
+"""What the documentation says of messages, files and keys is so."""
+
+import re
+from pathlib import Path
+
+import pytest
+from processes import ROOT
+
+from distgan.config import Config, leaves
+
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), ROOT / "launch/README.md", ROOT / "slurm/README.md"])
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text()):
+        assert (page.parent / target).exists(), target
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_named_tests_and_scripts_exist(page: Path) -> None:
+    for name in re.findall(r"\b(?:tests|launch|slurm|configs)/[\w/]+\.(?:py|sh|sbatch|yaml)\b", page.read_text()):
+        assert (ROOT / name).exists(), name
+
+
+def test_messages_in_the_table_of_troubles_are_those_of_the_code() -> None:
+    code = re.sub(r'"\s*f?"|\s+', " ", " ".join(p.read_text() for p in (ROOT / "distgan").rglob("*.py")))
+    table = (ROOT / "docs/troubleshooting.md").read_text().split("## By what you see")[0]
+    messages = re.findall(r"^\| `([^`]+)`", table, re.MULTILINE)
+    assert len(messages) > 15
+    for message in messages:
+        assert message in code, message
+
+
+def test_keys_in_the_table_of_troubles_exist() -> None:
+    known = {name for name, _ in leaves(Config)}
+    text = (ROOT / "docs/troubleshooting.md").read_text()
+    named = re.findall(r"`((?:run|data|train|loss|checkpoint|optim|eval|wandb)\.[\w.]+)(?:=\w+)?`", text)
+    assert named
+    assert set(named) <= known

@@ -38,3 +38,13 @@ def test_keys_in_the_table_of_troubles_exist() -> None:
     named = re.findall(r"`((?:run|data|train|loss|checkpoint|optim|eval|wandb)\.[\w.]+)(?:=\w+)?`", text)
     assert named
     assert set(named) <= known
+
+
+def test_the_glossary_has_every_key_that_the_code_logs() -> None:
+    code = "".join(p.read_text() for p in (ROOT / "distgan").rglob("*.py"))
+    groups = "Progress|EMA|Loss|Logits|Optim|Diversity|Augment|Balance|Data|Perf|Resources|Restoration"
+    logged = set(re.findall(rf'"((?:{groups})/\w+)"', code))
+    told = set(re.findall(rf"`((?:{groups})/\w+)`", (ROOT / "docs/metrics.md").read_text()))
+    assert len(logged) > 30
+    assert logged <= told
+    assert {name for name in told - logged if not name.endswith("_std")} <= {"Logits/real_mean", "Logits/fake_mean"}

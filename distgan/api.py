@@ -4,13 +4,13 @@ import contextlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from distgan.config import batch_plan
 from distgan.configfile import load
 from distgan.data.dataset import Dataset, find_shards
 from distgan.data.plan import Layout, Plan
 from distgan.data.source import Source
 from distgan.data.stream import Stream
 from distgan.ranks import settle
+from distgan.rules import batch_plan
 from distgan.stop import listening
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from distgan import keyed, recipe
-from distgan.config import BatchPlan, Config, restores
+from distgan.config import Config, restores
 from distgan.config import Optimizer as OptimizerSettings
 from distgan.data.classes import Balanced
 from distgan.data.dataset import Dataset, Gather, find_shards
@@ -21,6 +21,7 @@ from distgan.errors import ConfigError, DataError, MachineError
 from distgan.models import MODELS
 from distgan.models.tail import Tail
 from distgan.ranks import together
+from distgan.rules import BatchPlan
 from distgan.step import Restoring
 
 

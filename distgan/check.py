@@ -5,7 +5,7 @@ import shutil
 from pathlib import Path
 
 from distgan import build, checkpoint, sample
-from distgan.config import BatchPlan, Config, best_metric, warnings
+from distgan.config import Config, best_metric
 from distgan.data import card
 from distgan.data.address import public
 from distgan.data.dataset import Dataset
@@ -15,6 +15,7 @@ from distgan.evaluation.evaluate import check_metrics
 from distgan.evaluation.imageset import draw_labels
 from distgan.metrics.extractors import open_extractor
 from distgan.report.history import read
+from distgan.rules import BatchPlan, warnings
 
 
 def check(config: Config, spread: BatchPlan) -> tuple[list[str], list[str]]:

@@ -291,8 +291,8 @@ def _index(options: argparse.Namespace) -> int:
 
 
 def _train(options: argparse.Namespace) -> int:
-    from distgan.config import batch_plan
     from distgan.configfile import load
+    from distgan.rules import batch_plan
 
     if options.dry_run:
         return _check(options)
@@ -318,8 +318,8 @@ def _leave(code: int, world: int) -> int:
 
 
 def _check(options: argparse.Namespace) -> int:
-    from distgan.config import batch_plan
     from distgan.configfile import load
+    from distgan.rules import batch_plan
 
     launched = settle()
     world = getattr(options, "ranks", 0) or launched
@@ -338,8 +338,8 @@ def _check(options: argparse.Namespace) -> int:
 
 
 def _bench(options: argparse.Namespace) -> int:
-    from distgan.config import batch_plan
     from distgan.configfile import load
+    from distgan.rules import batch_plan
 
     os.environ["WANDB_MODE"] = "disabled"  # which wins over the config
     world = settle()

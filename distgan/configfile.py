@@ -18,8 +18,9 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from distgan.config import FAMILIES, Config, default_of, eval_problems, leaves, problems
+from distgan.config import FAMILIES, Config, default_of, leaves
 from distgan.errors import ConfigError
+from distgan.rules import eval_problems, problems
 
 READABLE_ENVIRONMENT = (
     "HOME",

@@ -7,10 +7,11 @@ from pathlib import Path
 import torch
 
 from distgan import stop
-from distgan.config import Config, batch_plan
+from distgan.config import Config
 from distgan.configfile import to_yaml
 from distgan.console import start_logging
 from distgan.errors import DistganError, FailedError, StoppedError
+from distgan.rules import batch_plan
 from distgan.runfolder import RunFolder, command_line
 from distgan.trainer import Trainer
 from distgan.watch import GRACE_SEC

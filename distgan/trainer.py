@@ -11,13 +11,14 @@ from torch import nn
 
 from distgan import build, checkpoint, ema, stop
 from distgan.audit import Audit
-from distgan.config import BatchPlan, Config, warnings
+from distgan.config import Config
 from distgan.controls import Controls, Rates
 from distgan.data.stream import Stream
 from distgan.errors import DataError, DivergedError, MachineError
 from distgan.evaluation.evaluate import StopAsked
 from distgan.evaluation.evaluations import Evaluations
 from distgan.gallery import Gallery
+from distgan.rules import BatchPlan, warnings
 from distgan.runfolder import RunFolder
 from distgan.state import RunState
 from distgan.step import DeviceBatch, GanStep, Noise

@@ -25,7 +25,6 @@ import torch
 from PIL import Image
 
 from distgan.bench.bench import ADDED, HOST, bench, running, workplace
-from distgan.config import batch_plan
 from distgan.configfile import load
 from distgan.data import index
 from distgan.data.dataset import Dataset, find_shards
@@ -35,6 +34,7 @@ from distgan.data.plan import Layout, Plan
 from distgan.data.source import Source
 from distgan.data.stream import Stream
 from distgan.data.synthetic import jpegs, write_shards
+from distgan.rules import batch_plan
 
 DCGAN = """
 data: {shards: synthetic, resolution: 64, prefetch: 1}

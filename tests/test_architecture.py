@@ -31,7 +31,7 @@ PARTS = {
 # Who may import what all could be tempted to: config objects stop here, and below nobody knows of a run.
 KNOWN_BY = {
     "config": {"configfile", "confighelp", "build", "controls", "state", "gallery", "tracker", "trainer", "run"}
-    | {"check", "generator", "report", "cli", "bench", "api", "evaluation", "dashboard"},
+    | {"rules", "check", "generator", "report", "cli", "bench", "api", "evaluation", "dashboard"},
     "trainer": {"run", "bench"},
     "run": {"cli", "bench", "api"},
     "cli": {"__main__"},
@@ -47,7 +47,7 @@ DOORS = {
     "av": {"walk"},
 }
 TORCH_FREE = (
-    {"errors", "keyed", "stop", "ranks", "recipe", "config", "configfile", "confighelp", "cli", "api"}
+    {"errors", "keyed", "stop", "ranks", "recipe", "config", "rules", "configfile", "confighelp", "cli", "api"}
     | {"metrics.weights"}
     | {"doctor", "pick", "report", "data.card"}
     | {f"report.{name}" for name in ("history", "curves", "markup", "svg", "plot", "page")}

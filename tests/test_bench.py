@@ -20,7 +20,7 @@ from distgan.bench.bare import DLoss, GLoss, refuse_more
 from distgan.bench.bench import bench, running, until_left, workplace
 from distgan.bench.timeline import Timeline
 from distgan.cli import main
-from distgan.config import Config, batch_plan
+from distgan.config import Config
 from distgan.configfile import load
 from distgan.data import index
 from distgan.data.source import Source
@@ -29,6 +29,7 @@ from distgan.errors import ConfigError
 from distgan.judge import Judge, Strengths
 from distgan.losses import LOSSES
 from distgan.models import MODELS
+from distgan.rules import batch_plan
 from distgan.step import DiscriminatorLoss, GeneratorLoss
 
 

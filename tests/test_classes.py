@@ -13,12 +13,13 @@ from hypothesis import strategies as st
 from processes import train
 from runs import audit, make_digits, weights, write_config
 
-from distgan.config import Config, Data, Model, problems
+from distgan.config import Config, Data, Model
 from distgan.data.classes import Balanced
 from distgan.data.dataset import Dataset, find_shards
 from distgan.data.plan import Layout, Plan
 from distgan.data.source import Source
 from distgan.data.stream import Stream
+from distgan.rules import problems
 
 LABELS = st.lists(st.integers(0, 6), min_size=1, max_size=40).map(np.array)
 LAYOUT = Layout(lanes=8, block=4, window=3)

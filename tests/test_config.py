@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from distgan.config import BatchPlan, batch_plan, changes, divisors, to_dict, warnings
+from distgan.config import changes, to_dict
 from distgan.configfile import from_dict, load, to_yaml
 from distgan.errors import ConfigError
+from distgan.rules import BatchPlan, batch_plan, divisors, warnings
 
 BASIC = "data: {shards: /data/faces, resolution: 64}\n"
 

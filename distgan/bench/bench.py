@@ -24,9 +24,10 @@ from distgan import __version__, ranks
 from distgan.bench.bare import BareLoop, null_nets, refuse_more
 from distgan.bench.timeline import Timeline, bytes_reduced
 from distgan.build import build_nets, num_weights
-from distgan.config import Augment, Balance, BatchPlan, Config, batch_plan, restores
+from distgan.config import Augment, Balance, Config, restores
 from distgan.data.image import decode_into
 from distgan.data.synthetic import write_shards
+from distgan.rules import BatchPlan, batch_plan
 from distgan.run import open_world
 from distgan.runfolder import RunFolder
 from distgan.stopwatch import peak_memory

@@ -17,8 +17,9 @@ from pathlib import Path
 import torch
 
 from distgan.bench.bench import Row, running, workplace
-from distgan.config import Config, batch_plan
+from distgan.config import Config
 from distgan.errors import ConfigError, MachineError
+from distgan.rules import batch_plan
 from distgan.stopwatch import peak_memory
 from distgan.world import World
 

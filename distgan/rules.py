@@ -1,0 +1,211 @@
+"""Which settings go together, and how a global batch is spread over ranks.
+
+Like `config`, without torch and OmegaConf, so that mistakes are told at once.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from distgan import recipe
+from distgan.config import EVAL_METRICS, Config, Eval, restores
+from distgan.errors import ConfigError
+
+SMOOTHED = ("minimax", "nonsaturating", "leastsquares")
+LEAST_RESOLUTION = {"hourglass": 32, "restore": 16}  # of a family that cannot do the 8 pixels that others can
+
+
+def problems(config: Config) -> list[str]:
+    """Settings that exclude one another or cannot work, each with the way out."""
+    found = []
+    data, model, loss, train = config.data, config.model, config.loss, config.train
+    if not data.shards:
+        found.append(
+            "data.shards is not set: name a folder of shards (`distgan pack` makes them), e.g. data.shards=data/faces"
+        )
+    if data.resolution & (data.resolution - 1):
+        near = 2 ** (data.resolution.bit_length() - 1)
+        found.append(
+            f"data.resolution={data.resolution}: the networks need a power of two, such as {near} or {2 * near}"
+        )
+    least = LEAST_RESOLUTION.get(model.family, 8)
+    if 0 < data.resolution < least:
+        found.append(f"data.resolution={data.resolution}: model.family={model.family} needs {least} pixels at least")
+    if data.resolution == 0:
+        found.append("data.resolution is not set: the side of the images in pixels, e.g. data.resolution=64")
+    penalties = [name for name in ("r1", "r2", "gp") if any(getattr(loss, name))]
+    if penalties and model.D.get("norm") == "batch":
+        found.append(
+            f"loss.{penalties[0]} needs each image's own gradient, which batch norm in D mixes: "
+            f"set model.D.norm=none, or loss.{penalties[0]}=0"
+        )
+    if loss.name == "wasserstein" and not any(loss.gp) and not loss.clip:
+        found.append(
+            "loss.name=wasserstein needs a Lipschitz critic: set loss.gp=10 (and train.n_critic=5), or loss.clip=0.01"
+        )
+    if loss.clip and any(loss.gp):
+        found.append("loss.clip and loss.gp are two ways to one end: set one of them to 0")
+    if train.compile != "off" and train.deterministic == "strict":
+        found.append(
+            f"train.compile={train.compile} makes kernels of its own, for which train.deterministic=strict cannot "
+            "answer: set train.compile=off, or train.deterministic=warn"
+        )
+    if train.compile != "off" and model.dropout:
+        found.append(
+            f"train.compile={train.compile} cannot trace the draws of model.dropout: set model.dropout=0, or "
+            "train.compile=off"
+        )
+    if train.micro_batch and train.batch % train.micro_batch:
+        found.append(
+            f"train.batch={train.batch} is no multiple of train.micro_batch={train.micro_batch}: "
+            f"choose one of {_listed(divisors(train.batch))}"
+        )
+    for net in "GD":
+        own = getattr(model, net)
+        widths, group = own.get("widths", [0]), own.get("group_width", 1)
+        if not widths or any(width % group for width in widths):
+            found.append(f"model.{net}.widths={widths}: each must be a multiple of model.{net}.group_width={group}")
+    if model.G.get("norm") == "conditional" and not model.conditional:
+        found.append("model.G.norm=conditional needs classes: set model.conditional=true, or model.G.norm=batch")
+    if loss.smooth and loss.name not in SMOOTHED:
+        found.append(f"loss.smooth is of losses with a target: set loss.name to {_listed(SMOOTHED)}, or loss.smooth=0")
+    if config.augment.target and not config.augment.pipe.startswith("ada"):
+        found.append("augment.target adapts the probability of ADA: set augment.pipe=ada, or augment.target=0")
+    if config.balance.adapt == "augment" and (config.augment.pipe == "none" or config.augment.target):
+        found.append("balance.adapt=augment moves augment.p: set augment.pipe=ada and augment.target=0")
+    if config.balance.adapt == "d_steps" and train.n_critic == 1:
+        found.append("balance.adapt=d_steps lowers train.n_critic, which is 1: raise it, or set balance.adapt=d_lr")
+    if config.balance.low >= config.balance.high:
+        found.append(f"balance.low={config.balance.low} must be below balance.high={config.balance.high}")
+    if data.balance == "classes" and not model.conditional:
+        found.append("data.balance=classes needs class labels: set model.conditional=true, or data.balance=none")
+    found += _problems_of_restoring(config)
+    if data.lanes and data.lanes % train.batch:
+        found.append(f"data.lanes={data.lanes} must be a multiple of train.batch={train.batch}, or 0")
+    found += eval_problems(config.eval)
+    return found
+
+
+def eval_problems(settings: Eval) -> list[str]:
+    """Those of an evaluation."""
+    found = []
+    if unknown := [name for name in settings.metrics if name not in EVAL_METRICS]:
+        found.append(f"eval.metrics={unknown[0]}: choose of {', '.join(EVAL_METRICS)}")
+    if not settings.metrics:
+        found.append("eval.metrics is empty: name one, such as fd")
+    if settings.best and settings.best not in settings.metrics:
+        found.append(
+            f"eval.best={settings.best} is not measured: add it to eval.metrics, or set eval.best to one there"
+        )
+    return found
+
+
+def _problems_of_restoring(config: Config) -> list[str]:
+    found, resolution, patches = [], config.data.resolution, config.model.D.get("patches", 1)
+    if config.restore.degrade and not restores(config):
+        found.append("restore.degrade makes pictures to restore: set model.family=restore, or leave it out")
+    if restores(config) and config.eval.every:
+        found.append(
+            "eval.every compares images that G makes of noise with real ones; what is restored is measured by PSNR and "
+            "SSIM, on data.holdout images at every sample.every: set eval.every=0"
+        )
+    if not resolution:  # which is told already
+        return found
+    try:
+        recipe.parse(config.restore.degrade, resolution)
+    except ValueError as error:
+        found.append(f"restore.degrade{error}")
+    if patches > 1 and (patches & (patches - 1) or not 4 <= patches <= resolution // 2):
+        found.append(
+            f"model.D.patches={patches}: 1, or a power of two from 4 to half of data.resolution, {resolution // 2}"
+        )
+    return found
+
+
+@dataclass(frozen=True)
+class BatchPlan:
+    """How a global batch is spread: `world` ranks make `passes` passes over `micro_batch` images each."""
+
+    batch: int
+    world: int
+    micro_batch: int
+    passes: int
+
+    def __str__(self) -> str:
+        return f"{self.batch} images = {self.world} rank(s) x {self.passes} pass(es) x {self.micro_batch}"
+
+
+def batch_plan(config: Config, world: int) -> BatchPlan:
+    """Spread train.batch over `world` ranks. Raises ConfigError that tells what would fit."""
+    batch, expected = config.train.batch, config.run.expect_ranks
+    if expected and expected != world:
+        raise ConfigError(f"{world} rank(s) started, run.expect_ranks={expected} wanted")
+    if batch % world:
+        fits = _listed([n for n in divisors(batch) if n <= 2 * world])
+        below, above = batch - batch % world, batch - batch % world + world
+        raise ConfigError(
+            f"train.batch={batch} cannot be spread evenly over {world} ranks: use {fits} ranks, "
+            f"or train.batch={' or '.join(str(n) for n in (below, above) if n)}"
+        )
+    local = batch // world
+    micro = config.train.micro_batch or local
+    if local % micro:
+        raise ConfigError(
+            f"train.micro_batch={micro} does not divide the {local} images that each of {world} ranks gets of "
+            f"train.batch={batch}: choose one of {_listed(divisors(local))}"
+        )
+    group = config.train.group
+    if group and any(_comparing(config).values()) and micro % group:
+        raise ConfigError(
+            f"train.group={group} does not divide the {micro} images of a pass: "
+            f"choose one of {_listed(divisors(micro)[1:] or [0])}"
+        )
+    return BatchPlan(batch, world, micro, local // micro)
+
+
+def _comparing(config: Config) -> dict[str, bool]:
+    """Settings that compare images of a group with one another, and whether they are in use."""
+    return {
+        "model.minibatch": config.model.minibatch != "none",
+        "loss.feature_matching": config.loss.feature_matching > 0 and not restores(config),  # which compares pairs
+    }
+
+
+def divisors(n: int) -> list[int]:
+    small = [d for d in range(1, math.isqrt(n) + 1) if n % d == 0]
+    return sorted({*small, *(n // d for d in small)})
+
+
+def _listed(values: Sequence[object]) -> str:
+    text = [str(value) for value in values]
+    return ", ".join(text[:-1]) + " or " + text[-1] if len(text) > 1 else text[0]
+
+
+def warnings(config: Config, spread: BatchPlan) -> list[str]:
+    """What works but may not be meant."""
+    found = []
+    normed = [net for net in "GD" if getattr(config.model, net).get("norm") == "batch"]
+    if normed and spread.micro_batch < spread.batch:
+        found.append(
+            f"batch norm in {' and '.join(normed)} sees each pass's own {spread.micro_batch} images, so the update "
+            f"depends on ranks and train.micro_batch (with model.{normed[0]}.norm=none it does not)"
+        )
+    compares = [name for name, on in _comparing(config).items() if on]
+    if compares and not config.train.group and spread.micro_batch < spread.batch:
+        found.append(
+            f"{' and '.join(compares)} compares the {spread.micro_batch} images of a pass, so the update depends on "
+            f"ranks and train.micro_batch; with train.group set to a divisor of {spread.micro_batch} it does not"
+        )
+    if restores(config) and not config.data.holdout:
+        found.append(
+            "restored pictures are not measured: data.holdout=500 keeps some pictures out of training for that"
+        )
+    if config.ema.half_life[-1] > config.train.images:
+        found.append(
+            f"ema.half_life={config.ema.half_life[-1]:g} is longer than the run (train.images={config.train.images})"
+        )
+    if config.checkpoint.every > config.train.images:
+        found.append(f"checkpoint.every={config.checkpoint.every} is longer than the run: only its end will be saved")
+    if config.eval.every > config.train.images:
+        found.append(f"eval.every={config.eval.every} is longer than the run: only its end will be evaluated")
+    return found

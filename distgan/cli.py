@@ -14,7 +14,7 @@ from distgan.ranks import rank, settle
 from distgan.stop import asked, listening
 
 AGAINST_HELP = "a reference that takes turns: a bare loop, or every rank alone; may be given twice"
-RANK_0_SPEAKS_SEC = 3  # a launcher ends all ranks once one is gone: the others leave rank 0 the time to say why
+RANK_0_SPEAKS_SEC = 10  # a launcher ends all ranks once one is gone: the others leave rank 0 the time to say why
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

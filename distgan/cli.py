@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from distgan import __version__
 from distgan.errors import ConfigError, DistganError, MachineError
 from distgan.ranks import rank, settle
-from distgan.stop import asked, listening
+from distgan.stop import listening, was_asked
 
 AGAINST_HELP = "a reference that takes turns: a bare loop, or every rank alone; may be given twice"
 RANK_0_SPEAKS_SEC = 10  # a launcher ends all ranks once one is gone: the others leave rank 0 the time to say why
@@ -35,7 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except DistganError as error:
         if error.rank is None and rank() > 0:
             time.sleep(RANK_0_SPEAKS_SEC)  # whoever is still there then has an error that rank 0 has not
-            if asked():  # the launcher asked this rank to leave, since rank 0 has the same error
+            if was_asked():  # the launcher asked this rank to leave, since rank 0 has the same error
                 return error.exit_code
         who = error.rank if error.rank is not None else rank()
         named = f"rank {who}: " if error.rank is not None or who > 0 else ""

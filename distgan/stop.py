@@ -14,6 +14,7 @@ EXIT_CODES = {"finished": 0, "preempted": 75, "interrupted": 130}  # 75: EX_TEMP
 LOOK_SEC = 0.2
 
 _requests: list[str] = []  # a signal handler has nowhere else to put them
+_heard: list[str] = []  # those of the run that is over
 _launchers: list[int] = []  # the process of the launcher that this rank must not outlive
 
 
@@ -26,6 +27,7 @@ def listening() -> Iterator[None]:
     when it shuts down.)
     """
     _requests.clear()
+    _heard.clear()
     _launchers[:] = [os.getppid()] if "TORCHELASTIC_RUN_ID" in os.environ else []
     signals = [signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM, signal.SIGINT]
     if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
@@ -36,6 +38,9 @@ def listening() -> Iterator[None]:
             yield
     finally:
         came = bool(set(_requests) - {"finished"})
+        _heard.extend(_requests)
+        _requests.clear()  # what this process does next was not asked to stop
+        _launchers.clear()
         for number, handler in before.items():
             signal.signal(number, signal.SIG_IGN if came and number != signal.SIGINT else handler)
 
@@ -73,6 +78,11 @@ def asked() -> str:
     if _launchers and os.getppid() != _launchers[0]:
         ask("preempted")
     return "interrupted" if "interrupted" in _requests else _requests[0] if _requests else ""
+
+
+def was_asked() -> bool:
+    """Whether a request came to the run that is over."""
+    return bool(_heard)
 
 
 def _on_signal(number: int, frame: object) -> None:

@@ -15,7 +15,8 @@ from runs import make_digits, status, write_config
 
 from distgan.cli import main
 from distgan.data import index
-from distgan.data.index import ShardIndex
+from distgan.data.dataset import Dataset, find_shards
+from distgan.data.source import Source
 from distgan.stop import EXIT_CODES, asked, listening
 
 SIGNALS = [signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM, signal.SIGHUP, signal.SIGINT]
@@ -24,7 +25,8 @@ import hashlib, signal, sys
 signal.signal(signal.SIGHUP, signal.{hangup})
 from distgan.cli import main
 from distgan.data import index
-from distgan.data.index import ShardIndex
+from distgan.data.dataset import Dataset, find_shards
+from distgan.data.source import Source
 from distgan.stop import asked, listening
 with listening():
     print("ready", flush=True)
@@ -118,9 +120,9 @@ def test_a_stop_while_shards_are_indexed_is_obeyed(tmp_path: Path, monkeypatch: 
     """Many shards without an index take longer than a scheduler waits; the indexes made until then are kept."""
     shards, run = make_digits(tmp_path / "digits", shard_mb=0.1), tmp_path / "run"
     config = write_config(tmp_path / "a.yaml", shards, more=f"run: {{dir: {run}}}\nwandb: {{mode: disabled}}\n")
-    original, opened = index.load, []
+    original, opened = index.summary, []
 
-    def load(url: str, *others: object) -> ShardIndex:
+    def summary(url: str, *others: object) -> dict:
         opened.append(url)
         if len(opened) == 2:
             os.kill(os.getpid(), signal.SIGUSR1)
@@ -128,7 +130,9 @@ def test_a_stop_while_shards_are_indexed_is_obeyed(tmp_path: Path, monkeypatch: 
                 time.sleep(0.01)
         return original(url, *others)
 
-    monkeypatch.setattr(index, "load", load)
+    monkeypatch.setattr(index, "summary", summary)
     assert main(["train", str(config)]) == 75
     assert len(opened) == 2 < len(list(shards.glob("*.tar")))
     assert status(run)["state"] == "preempted"
+    monkeypatch.undo()
+    assert Dataset(find_shards(str(shards)), Source()).num_samples == 1797  # what comes afterwards was not asked

@@ -34,7 +34,7 @@ def listening() -> Iterator[None]:
         signals.append(signal.SIGHUP)
     before = {number: signal.signal(number, _on_signal) for number in signals}
     try:
-        with _leaving_at_second_int():
+        with _hearing_in_a_thread():
             yield
     finally:
         came = bool(set(_requests) - {"finished"})
@@ -86,16 +86,20 @@ def was_asked() -> bool:
 
 
 def _on_signal(number: int, frame: object) -> None:
+    _note(number)
+
+
+def _note(number: int) -> None:
     _requests.append("interrupted" if number == signal.SIGINT else "preempted")
 
 
 @contextlib.contextmanager
-def _leaving_at_second_int() -> Iterator[None]:
-    """By a thread: Python runs handlers in the main one, which may be waiting for ranks that hang."""
+def _hearing_in_a_thread() -> Iterator[None]:
+    """Python runs handlers in the main thread, which may be in C, waiting for ranks that hang: a thread hears too."""
     hears, tells = os.pipe()
     os.set_blocking(tells, False)
     before = signal.set_wakeup_fd(tells, warn_on_full_buffer=False)
-    listener = threading.Thread(target=_count_ints, args=(hears,), name="distgan-stop", daemon=True)
+    listener = threading.Thread(target=_hear, args=(hears,), name="distgan-stop", daemon=True)
     listener.start()
     try:
         yield
@@ -106,9 +110,11 @@ def _leaving_at_second_int() -> Iterator[None]:
         os.close(hears)
 
 
-def _count_ints(hears: int) -> None:
-    num = 0
+def _hear(hears: int) -> None:
+    num_ints = 0
     while byte := os.read(hears, 1):  # the number of a signal; nothing once the other end is closed
-        num += byte[0] == signal.SIGINT
-        if num == 2:
+        if signal.getsignal(byte[0]) is _on_signal:
+            _note(byte[0])
+        num_ints += byte[0] == signal.SIGINT
+        if num_ints == 2:
             os._exit(EXIT_CODES["interrupted"])

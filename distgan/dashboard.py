@@ -40,11 +40,22 @@ class WandbRun:
         self._run, self._fence, self._policy, self._keep = run, fence, policy, keep
         self._defined: set[str] = set()
 
-    def log(self, images: int, values: dict[str, float], grids: dict[str, np.ndarray]) -> None:
-        """A row, at a larger image count than the last one, with pictures (uint8 [H, W, 3]) by log key."""
-        self._fence.do("log", lambda: self._log(images, values, grids))
+    def log(
+        self,
+        images: int,
+        values: dict[str, float],
+        grids: dict[str, np.ndarray],
+        histograms: dict[str, tuple[np.ndarray, np.ndarray]],
+    ) -> None:
+        """A row, at a larger image count than the last one.
 
-    def _log(self, images: int, values: dict[str, float], grids: dict[str, np.ndarray]) -> None:
+        Args:
+            grids: Pictures by log key, uint8 [H, W, 3].
+            histograms: Counts and edges by log key, as of `numpy.histogram`.
+        """
+        self._fence.do("log", lambda: self._log(images, values, grids, histograms))
+
+    def _log(self, images: int, values: dict, grids: dict, histograms: dict) -> None:
         import wandb
 
         for name in values.keys() - self._defined:
@@ -52,7 +63,7 @@ class WandbRun:
                 self._run.define_metric(name, step_metric="Progress/kimg", summary=f"{best.__name__},last")
         self._defined |= values.keys()
         with tempfile.TemporaryDirectory() as folder:  # of files that the client copies while it logs
-            media = {}
+            media = {name: wandb.Histogram(np_histogram=found) for name, found in histograms.items()}
             for i, (name, pixels) in enumerate(grids.items()):
                 # Files, because the client takes up to a second to make a PNG of a grid, and rescales no floats.
                 Image.fromarray(pixels).save(f"{folder}/{i}.jpg", quality=92, subsampling=0)

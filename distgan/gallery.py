@@ -5,7 +5,7 @@ Of a generator that restores: degraded | restored | clean, of pictures that it w
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from distgan import draw, recipe, sample
 from distgan.augment import NUM_DRAWS, augment
@@ -63,6 +63,20 @@ class Gallery:
             draws = draw.uniform(torch.arange(self._num) + images, "augment gallery", NUM_DRAWS[config.augment.pipe])
             pictures = list(sample.to_uint8(augment(reals, draws, config.augment.pipe, p, config.augment.colour)))
             self._show("Samples/reals_augmented", "reals-augmented.png", pictures)
+
+    def judged(self, G: nn.Module, D: nn.Module, reals: Tensor, real_scores: Tensor, fake_scores: Tensor) -> None:
+        """The real images of one pass that D takes for the least real, first the worst; and histograms where wanted.
+
+        What stands there again and again is worth a look: damaged, or none of the data set's kind.
+        """
+        worst = real_scores.argsort()[: self._num]
+        self._show("Samples/worst_reals", "worst-reals.png", list(sample.to_uint8(reals[worst])))
+        if self._config.wandb.histograms:
+            values = {"logits_real": real_scores, "logits_fake": fake_scores}
+            for name, net in (("G", G), ("D", D)):
+                values[f"norms_{name}"] = torch.stack(torch._foreach_norm(list(net.parameters())))
+            for name, found in values.items():
+                self._tracker.histogram(f"Hist/{name}", found.detach().float().cpu().numpy())
 
     def _real_pictures(self) -> list[np.ndarray]:
         if not self._reals:

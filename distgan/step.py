@@ -286,7 +286,7 @@ class GanStep:
                 loss, *report = self.d_loss(real, fake, given, part.labels, part.seeds, now)
                 self._backward(loss)
             self.meter.add_d(*report)
-            self._last = (real.detach(), fake.detach(), given, part.labels)
+            self._last, self._scores = (real.detach(), fake.detach(), given, part.labels), report[1:]
             self._observe(*report[1:])
         self._update("D", optimizer, before)
         if self.clip:
@@ -307,6 +307,11 @@ class GanStep:
             self.meter.add_g(report)
         self.D.requires_grad_(True)
         self._update("G", optimizer, before)
+
+    def last_judged(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Of this rank's last pass of a D step: real images, [B, 3, R, R] in -1..1, and D's scores of them and of the
+        fakes, [B] each."""
+        return self._last[0], *self._scores
 
     @torch.no_grad()
     def diversity(self) -> float:

@@ -11,8 +11,12 @@ from dataclasses import dataclass
 
 import torch
 
+from distgan.timeline import Timeline
 from distgan.world import World
 
+# The phases of the loop. What is none of these is maintenance.
+D_STEP, G_STEP = "in a step of D", "in a step of G"
+TRAINING = ("waiting for data", D_STEP, G_STEP, "averaging weights", "between two iterations")
 SLOW, SLOW_LAPS = 0.3, 2  # a rank costs the others this share of their time, in so many laps in a row
 
 
@@ -24,6 +28,7 @@ class Lap:
     total_sec: float
     wait_sec: float  # for data
     work_sec: float  # see `Stopwatch.working`
+    phases: dict[str, float]
     memory: dict[str, float]
 
 
@@ -41,6 +46,11 @@ class Stopwatch:
         self._wait_sec = self._work_sec = 0.0
         self._events: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
         self._slow_laps, self._slow_rank = 0, -1
+        self._timeline = Timeline(world.device)
+
+    def phase(self, name: str) -> None:
+        """The loop begins to do something else."""
+        self._timeline.phase(name)
 
     @property
     def total_sec(self) -> float:
@@ -82,6 +92,7 @@ class Stopwatch:
             now - self._lap_started,
             self._wait_sec,
             self._work_sec,
+            phases(self._timeline.take()),
             peak_memory(self._world.device),
         )
         laps = self._world.gather(mine)
@@ -96,6 +107,7 @@ class Stopwatch:
             "Perf/data_wait_pct": 100 * max(lap.wait_sec / lap.total_sec for lap in laps),
             "Perf/rank_skew_pct": 100 * skew,
             "Perf/total_hours": self.total_sec / 3600,
+            **laps[0].phases,
             **{name: max(lap.memory[name] for lap in laps) for name in mine.memory},
         }
         return row, self._word_on(rank, skew, laps)
@@ -128,6 +140,15 @@ def slowest(laps: list[Lap]) -> tuple[int, float]:
     ]
     rank = max(range(len(laps)), key=lost.__getitem__)
     return rank, min(1.0, lost[rank])
+
+
+def phases(spent: dict[str, tuple[float, int]]) -> dict[str, float]:
+    """Where a rank's time went, by log key, from a timeline's seconds and counts."""
+    row = {}
+    for name, phase in (("Perf/step_ms_D", D_STEP), ("Perf/step_ms_G", G_STEP)):
+        seconds, num = spent.get(phase, (0.0, 0))
+        row[name] = 1000 * seconds / max(1, num)
+    return row | {"Perf/maintenance_sec": sum(seconds for name, (seconds, _) in spent.items() if name not in TRAINING)}
 
 
 def peak_memory(device: torch.device) -> dict[str, float]:

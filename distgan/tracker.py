@@ -32,7 +32,7 @@ class Tracker:
 
     def __init__(self, config: Config, folder: RunFolder, is_main: bool, wandb_id: str, logged_images: int) -> None:
         self._folder, self._is_main, self.logged_images = folder, is_main, logged_images
-        self._train, self._grids, self._evaluated = config.train, {}, {}
+        self._train, self._grids, self._histograms, self._evaluated = config.train, {}, {}, {}
         self._wandb, self._alerts = None, Alerts()
         self._last_row: dict[str, float] = {}
         self._last_metric = ""
@@ -48,6 +48,10 @@ class Tracker:
         if self._is_main:
             self._grids[name] = sample.grid(pictures, columns)
             sample.save_png(self._folder.samples / file, self._grids[name])
+
+    def histogram(self, name: str, values: np.ndarray) -> None:
+        """Of numbers, for W&B alone; what is not finite is left out."""
+        self._histograms[name] = np.histogram(values[np.isfinite(values)], bins=64)
 
     def evaluation(self, row: dict[str, float | None], is_best: bool) -> None:
         """An evaluation, as a line of evals.jsonl; W&B gets it with the next row."""
@@ -72,8 +76,8 @@ class Tracker:
         log.info(line + self._last_metric, extra=TICK)
         self._last_row, self._row_at = row, time.monotonic()
         if self._wandb is not None and images > self.logged_images:
-            self._wandb.log(images, self._evaluated | row, self._grids)
-        self._grids, self._evaluated = {}, {}
+            self._wandb.log(images, self._evaluated | row, self._grids, self._histograms)
+        self._grids, self._histograms, self._evaluated = {}, {}, {}
         for title, text in self._alerts.look(row):
             self.alert(title, text)
 
@@ -108,7 +112,7 @@ class Tracker:
         log.info("", extra=LIVE)
         if self._wandb is not None:
             if self._evaluated:  # made after the last row, which has taken that step
-                self._wandb.log(images + 1, self._evaluated, {})
+                self._wandb.log(images + 1, self._evaluated, {}, {})
             if reason == "preempted":
                 self._wandb.alert("Preempted", f"saved at {images} images; the same command goes on from there", "WARN")
             self._wandb.finish(stop.EXIT_CODES[reason], {"images": images, "state": reason}, FINISH_SEC)

@@ -18,11 +18,12 @@ from distgan.errors import DataError, DivergedError, MachineError
 from distgan.evaluation.evaluate import StopAsked
 from distgan.evaluation.evaluations import Evaluations
 from distgan.gallery import Gallery
+from distgan.nodeload import NodeLoad
 from distgan.rules import BatchPlan, warnings
 from distgan.runfolder import RunFolder
 from distgan.state import RunState
 from distgan.step import DeviceBatch, GanStep, Noise
-from distgan.stopwatch import Stopwatch
+from distgan.stopwatch import D_STEP, G_STEP, Stopwatch
 from distgan.tracker import Tracker
 from distgan.watch import Watch
 from distgan.world import World
@@ -132,6 +133,7 @@ class Trainer:
         self.step.settle(self.spread.micro_batch, data.resolution, model.z_dim, self.num_classes)
         self._logged_images = self._resume()
         self.stopwatch = Stopwatch(self.world, self.now.train_sec, self.now.images)
+        self._nodes = NodeLoad(self.world) if self.config.run.per_node else None
 
     def open(self) -> None:
         """Open what a run reads and writes."""
@@ -225,17 +227,18 @@ class Trainer:
         return DeviceBatch(images, labels, *map(self.world.send, batch.drawn), degraded)
 
     def _d_step(self, batch: DeviceBatch) -> None:
-        self._phase("in a step of D")
+        self._phase(D_STEP)
         set_rates(self.opt_D, self.controls.rates("D", self.now.images))
         self.step.d_step(batch, self.opt_D, self.controls.strengths(self.now.images), self.stopwatch.working)
 
     def _g_step(self, batch: DeviceBatch) -> None:
-        self._phase("in a step of G")
+        self._phase(G_STEP)
         set_rates(self.opt_G, self.controls.rates("G", self.now.images))
         self.step.g_step(batch, self.opt_G, self.controls.strengths(self.now.images))
 
     def _phase(self, name: str) -> None:
         self.watch.phase(name)
+        self.stopwatch.phase(name)
         self._on_phase(name)
 
     def _passed(self, every: int, before: int) -> bool:
@@ -294,6 +297,7 @@ class Trainer:
         if self.world.is_main:
             self.gallery.fakes(self.G_ema, self.now.images)
             self.gallery.others(self.G, self.controls.p(self.now.images), self.now.images)
+            self.gallery.judged(self.G, self.D, *self.step.last_judged())
         return self.gallery.measure(self.G_ema, self.world)
 
     def _tick(self, measured: dict[str, float]) -> None:
@@ -321,6 +325,7 @@ class Trainer:
             "Data/substituted": sum(self.world.gather(self.now.num_substituted)),
             **measured,
             **speed,
+            **(self._nodes.row() if self._nodes is not None else {}),
         }
         self.now.num_substituted = 0
         steps_per_sec = row["Perf/img_per_sec"] / self.spread.batch  # the same on every rank

@@ -18,7 +18,6 @@ from distgan.bench import bench as measured
 from distgan.bench import scaling
 from distgan.bench.bare import DLoss, GLoss, refuse_more
 from distgan.bench.bench import bench, running, until_left, workplace
-from distgan.bench.timeline import Timeline
 from distgan.cli import main
 from distgan.config import Config
 from distgan.configfile import load
@@ -31,6 +30,7 @@ from distgan.losses import LOSSES
 from distgan.models import MODELS
 from distgan.rules import batch_plan
 from distgan.step import DiscriminatorLoss, GeneratorLoss
+from distgan.timeline import Timeline
 
 
 @pytest.fixture

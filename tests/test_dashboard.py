@@ -117,11 +117,16 @@ def test_what_arrives_at_a_server(tmp_path: Path, server: FakeWandb, monkeypatch
     )
     for images in (100, 200, 300):
         row = {"Progress/kimg": images / 1000, "Loss/D": 1.0, "Metrics/fid": 50.0 - images / 10 + images % 200}
-        run.log(images, row, {"Samples/ema_fixed": grid} if images == 100 else {})
+        first = images == 100
+        logits = np.histogram([0.0, 1.0, 1.0], bins=2)
+        run.log(
+            images, row, {"Samples/ema_fixed": grid} if first else {}, {"Hist/logits_real": logits} if first else {}
+        )
     run.alert("New best", "fid", "INFO")
     run.finish(0, {"images": 300}, 30)
     assert [row["_step"] for row in server.rows] == [100, 200, 300]
     assert [row["Progress/kimg"] for row in server.rows] == [0.1, 0.2, 0.3]
+    assert server.rows[0]["Hist/logits_real"] == {"_type": "histogram", "values": [1, 2], "bins": [0.0, 0.5, 1.0]}
     assert server.alerts == ["New best"]
     told = server.runs[0]
     assert (told["project"], told["displayName"], told["groupName"], told["tags"]) == ("p", "x", "g", ["a"])
@@ -159,7 +164,7 @@ def test_a_server_that_begins_to_hang_delays_nobody(
     server.fault = "hang"
     began = time.monotonic()
     for images in range(1, 201):
-        run.log(images, {"Progress/kimg": images / 1000}, {})
+        run.log(images, {"Progress/kimg": images / 1000}, {}, {})
     assert time.monotonic() - began < 1
     run.finish(0, {}, 12)
     assert time.monotonic() - began < 20
@@ -171,7 +176,7 @@ def test_a_resumed_run_goes_on_in_strictly_rising_steps(tmp_path: Path, server: 
     server.known = [{"_step": 100, "Loss/D": 1}, {"_step": 200, "Loss/D": 1}]
     run = start(tmp_path / "run", {"train": {"images": 900}})
     for images in (300, 400):
-        run.log(images, {"Progress/kimg": images / 1000}, {})
+        run.log(images, {"Progress/kimg": images / 1000}, {}, {})
     run.finish(0, {}, 30)
     assert [row["_step"] for row in server.rows] == [300, 400]
 

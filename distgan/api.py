@@ -9,6 +9,7 @@ from distgan.data.dataset import Dataset, find_shards
 from distgan.data.plan import Layout, Plan
 from distgan.data.source import Source
 from distgan.data.stream import Stream
+from distgan.errors import ConfigError
 from distgan.ranks import settle
 from distgan.rules import batch_plan
 from distgan.stop import listening
@@ -25,6 +26,8 @@ def train(config: str | Path, *overrides: str) -> int:
     Raises:
         ConfigError, DataError, DivergedError, MachineError: of `distgan.errors`; their messages are for a person.
     """
+    if not isinstance(config, (str, Path)) or not all(isinstance(one, str) for one in overrides):
+        raise ConfigError('train takes a file and settings as words: train("a.yaml", "train.batch=64", "run.dir=a")')
     with listening():
         world = settle()
         settings = load(str(config), overrides)
@@ -61,7 +64,16 @@ def open_stream(
         shards: A folder, a glob, an address, or a list, as `data.shards`.
         batch: Images of a global batch, a multiple of `world`.
         labels: Whether every sample must have a class.
+
+    Raises:
+        ConfigError, DataError: of `distgan.errors`.
     """
+    if not 0 <= rank < world:
+        raise ConfigError(f"rank={rank}, world={world}: ranks are 0 to world - 1")
+    if batch < 1 or batch % world:
+        raise ConfigError(f"batch={batch}: a multiple of world={world}, and at least that")
+    if resolution < 1 or start < 0 or threads < 1:
+        raise ConfigError(f"resolution={resolution}, start={start}, threads={threads}: at least 1, 0 and 1")
     source = Source()
     try:
         dataset = Dataset(find_shards(shards), source, labels=labels)

@@ -89,15 +89,15 @@ def has_colours(stream: TextIO) -> bool:
 def console_line(row: dict[str, float], total_images: int, max_minutes: float = 0.0) -> str:
     """A tick for a person: progress, speed, losses, D's verdicts, where time and memory went."""
     images, minutes = row["Progress/images"], row["Perf/total_hours"] * 60
-    left_sec = (total_images - images) / 1000 * row["Perf/sec_per_kimg"]
+    left_sec = max(0, total_images - images) / 1000 * row["Perf/sec_per_kimg"]
     if max_minutes:
         left_sec = min(left_sec, max(0.0, 60 * (max_minutes - minutes)))
     penalty = "".join(f" {name} {row[f'Loss/{name}']:.3g}" for name in ("r1", "r2", "gp") if row[f"Loss/{name}"])
     memory = row.get("Resources/gpu_mem_peak_gb", row["Resources/cpu_mem_gb"])
     return " | ".join(
         [
-            f"kimg {images / 1000:.1f}/{total_images / 1000:g} {images / total_images:6.1%}",
-            f"{_duration(minutes * 60)} eta {_duration(left_sec)}",
+            f"kimg {images / 1000:.1f}/{total_images / 1000:g} {min(1, images / total_images):6.1%}",
+            f"{duration(minutes * 60)} eta {duration(left_sec)}",
             f"{row['Perf/sec_per_kimg']:.3g} s/kimg {row['Perf/img_per_sec']:.0f} img/s",
             f"D {row['Loss/D']:.3f} G {row['Loss/G']:.3f}{penalty}",
             f"gap {row['Logits/gap']:.2f} acc {row['Logits/acc']:.2f}",
@@ -114,7 +114,8 @@ def evaluation_line(row: dict[str, float | None], is_best: bool) -> str:
     return f"kimg {row['Progress/kimg']:.1f} evaluated ({spent}): {told}{', the best so far' if is_best else ''}"
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """In the two largest units, for a person."""
     minutes = int(seconds // 60)
     if minutes < 60:
         return f"{minutes}m {int(seconds) % 60:02d}s"

@@ -6,6 +6,8 @@ OTHERS_END = "onnection"  # what libraries say where another rank is gone
 HINTS = (
     ("out of memory", "lower train.micro_batch"),
     ("Too many open files", "raise the limit, e.g. by `ulimit -n 65536`"),
+)
+HINTS_AMONG_RANKS = (
     ("EADDRINUSE", "that port is taken: set another MASTER_PORT, the same for all ranks"),
     ("client socket has timed out", "is that address rank 0's, seen from here, and has rank 0 started?"),
     ("clients joined", "start the others too, with the same MASTER_ADDR and MASTER_PORT"),
@@ -65,9 +67,14 @@ def of_kind(kind: str, text: str) -> DistganError:
     return known[kind](text) if kind in known else MachineError(f"{kind}: {text}")
 
 
-def with_hint(text: str) -> str:
-    """A message of the system or a library, with the way out where it is a known one."""
-    hint = next((f" ({hint})" for mark, hint in HINTS if mark in text), "")
+def with_hint(text: str, among_ranks: bool = False) -> str:
+    """A message of the system or a library, with the way out where it is a known one.
+
+    Args:
+        among_ranks: Whether it may be about the ranks' own connections.
+    """
+    known = (*HINTS, *HINTS_AMONG_RANKS) if among_ranks else HINTS
+    hint = next((f" ({hint})" for mark, hint in known if mark in text), "")
     return text[:300] + hint
 
 
@@ -80,4 +87,4 @@ class FailedError(DistganError):
         text = " ".join(str(error).split())
         file = "log.txt" if rank == 0 else f"logs/rank_{rank:05d}.txt"
         kind = MachineError if isinstance(error, OSError) or OTHERS_END in text else cls
-        return kind(f"{type(error).__name__}: {with_hint(text)}; traceback in {folder / file}").on_rank(rank)
+        return kind(f"{type(error).__name__}: {with_hint(text, True)}; traceback in {folder / file}").on_rank(rank)

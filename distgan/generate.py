@@ -84,10 +84,13 @@ def generate(
     choice = Choice(num, unit, tuple(dict.fromkeys(chosen) if balance else chosen), share, balance)
     D = load_discriminator(path, G.chunk) if share < 1 else None
     draw = functools.partial(drawn, G, D, choice, seed)
-    if kind == "png":
-        _write_files(target, choice, draw, rank, world)
-        return f"{num} images: {target}"
     function_of, card = _provenance(G, choice, seed)
+    if kind == "png":
+        if share == 1:
+            del function_of["shard_images"]  # which only says how many are made at once
+        folder = generated.claim(out, function_of, may_grow=share == 1 and not balance)
+        _write_files(folder, choice, draw, rank, world)
+        return f"{num} images: {target}"
     threads = build.decoding_threads(world, G.device.type)
     return generated.write(out, choice, draw, function_of, card=card, rank=rank, world=world, threads=threads)
 
@@ -146,7 +149,6 @@ def drawn(G: Generator, D: torch.nn.Module | None, choice: Choice, seed: int, un
 
 
 def _write_files(target: Path, choice: Choice, draw: Callable[[int], Iterator[Drawn]], rank: int, world: int) -> None:
-    target.mkdir(parents=True, exist_ok=True)
     for unit in range(rank, choice.num_units, world):
         for one in draw(unit):
             # Class folders, as `distgan pack` reads them.

@@ -10,6 +10,8 @@ import signal
 import threading
 from collections.abc import Iterator
 
+from distgan import ranks
+
 EXIT_CODES = {"finished": 0, "preempted": 75, "interrupted": 130}  # 75: EX_TEMPFAIL, try again later
 LOOK_SEC = 0.2
 
@@ -111,10 +113,13 @@ def _hearing_in_a_thread() -> Iterator[None]:
 
 
 def _hear(hears: int) -> None:
-    num_ints = 0
+    num_ints, told = 0, ranks.rank() > 0
     while byte := os.read(hears, 1):  # the number of a signal; nothing once the other end is closed
         if signal.getsignal(byte[0]) is _on_signal:
             _note(byte[0])
+            if not told:  # straight to the descriptor, since the main thread may hold any lock
+                os.write(2, f"\ndistgan: {signal.Signals(byte[0]).name}: stops after this step\n".encode())
+                told = True
         num_ints += byte[0] == signal.SIGINT
         if num_ints == 2:
             os._exit(EXIT_CODES["interrupted"])

@@ -4,6 +4,7 @@ import copy
 import faulthandler
 import logging
 import sys
+import time
 from collections.abc import Callable
 
 import torch
@@ -12,6 +13,7 @@ from torch import nn
 from distgan import build, checkpoint, ema, stop
 from distgan.audit import Audit
 from distgan.config import Config
+from distgan.console import duration
 from distgan.controls import Controls, Rates
 from distgan.data.stream import Stream
 from distgan.errors import DataError, DivergedError, MachineError
@@ -31,6 +33,7 @@ from distgan.world import World
 log = logging.getLogger("distgan")
 
 EARLY_TICK = 20  # iterations before the first line, so that a person sees life
+SLOW_SEC = 3  # where the first of them takes longer, that line is long in coming
 POLL_SEC = 0.5  # how often ranks agree on whether to stop
 POOR, POOR_LINES = 0.05, 5  # so little diversity, in so many lines of metrics in a row, is told
 STOP_REASONS = ("", "finished", "preempted", "interrupted")  # where ranks differ, the later one wins
@@ -155,14 +158,28 @@ class Trainer:
             self._save()
         while True:
             try:
-                while not (reason := self.iterate()):
-                    pass
+                reason = self._first_iteration()
+                while not reason:
+                    reason = self.iterate()
                 return reason
             except DivergedError as error:  # which all ranks raise together
                 if train.on_nan != "rollback" or self.now.num_rollbacks >= train.nan_limit:
                     raise DivergedError(f"{error}. {self._way_out()}") from error
                 self.tracker.alert("Not finite", f"{error}")
                 self._roll_back()
+
+    def _first_iteration(self) -> str:
+        """Of this start; where it is slow, a person is told what to expect."""
+        before, started = self.now.images, time.perf_counter()
+        reason = self.iterate()
+        seconds, num = time.perf_counter() - started, self.now.images - before
+        if seconds > SLOW_SEC and not reason:
+            left_sec = (self.config.train.images - self.now.images) / num * seconds
+            on_cpu = "; on a CPU, begin with one of configs/*-small.yaml" if self.world.device.type == "cpu" else ""
+            log.info(
+                f"the first {num} images took {seconds:.0f} s: at that pace, all take {duration(left_sec)}{on_cpu}"
+            )
+        return reason
 
     def iterate(self) -> str:
         """D's steps, G's step and all that is due after them. Returns why to stop now, or ""."""
@@ -400,6 +417,8 @@ class Trainer:
                         f"{what}: {saved[what]} before, {value} now: same samples and noise, other last bits of sums"
                     )
         logged_images = self.world.on_main(lambda: self.folder.rewind(self.now.images))
+        if path is None and logged_images:
+            log.warning(f"no checkpoint of the earlier start, which came to {logged_images} images: from the beginning")
         self._note_best()
         return logged_images
 

@@ -64,7 +64,7 @@ class World:
             where = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
             raise MachineError(
                 f"rank {ranks.rank()} of {promised} did not meet the others at {where}: "
-                f"{with_hint(str(error).splitlines()[0])}"
+                f"{with_hint(str(error).splitlines()[0], True)}"
             ).on_rank(ranks.rank()) from None
         self.rank: int = self._accelerator.process_index
         self.size: int = self._accelerator.num_processes

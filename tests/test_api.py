@@ -41,3 +41,22 @@ def test_a_stream_of_one_and_of_two_ranks_is_the_same_and_goes_on_where_it_stopp
     with open_stream(shards, batch=12, resolution=16, world=2, rank=1, seed=0) as second:
         samples = next(second).samples
     assert np.array_equal(samples, whole[0][6:12])
+
+
+@pytest.mark.parametrize(
+    ("wrong", "told"),
+    [
+        ({"batch": 0}, "batch=0"),
+        ({"batch": 7, "world": 2}, "a multiple of world=2"),
+        ({"rank": 3, "world": 2}, "rank=3, world=2"),
+        ({"resolution": 0}, "resolution=0"),
+    ],
+)
+def test_what_a_stream_cannot_be_is_said(wrong: dict[str, int], told: str) -> None:
+    with pytest.raises(ConfigError, match=told), open_stream("nowhere", **{"batch": 4, "resolution": 16} | wrong):
+        pass
+
+
+def test_settings_that_are_no_words_are_refused() -> None:
+    with pytest.raises(ConfigError, match="settings as words"):
+        train("a.yaml", ["train.batch=3"])

@@ -20,6 +20,7 @@ from runs import make_digits, untrained, write_config
 from distgan import load_generator
 from distgan.checkpoint import load as load_checkpoint
 from distgan.cli import main
+from distgan.errors import ConfigError
 from distgan.generate import generate
 from distgan.generator import load_discriminator
 
@@ -113,6 +114,27 @@ def test_a_killed_set_is_gone_on_with_and_ends_the_same(tmp_path: Path, run: Pat
     shards(run, whole, num=2560, shard_images=64, seed=0)
     assert contents(cut) == contents(whole)
     assert not (cut / ".unfinished").exists()
+
+
+def test_single_images_of_two_sets_never_share_a_folder(tmp_path: Path, run: Path) -> None:
+    out = str(tmp_path / "png")
+
+    def made(num: int, **settings: object) -> str:
+        return generate(str(run), num, out, kind="png", **{"seed": 3} | settings)
+
+    made(10)
+    assert len(list(Path(out).rglob("*.png"))) == 10
+    made(12)  # the same set, of which there are more now
+    names = {path.name: path.stat().st_mtime_ns for path in Path(out).rglob("*.png")}
+    assert len(names) == 12
+    for other in ({"seed": 4}, {"num": 5}, {"share": 0.5}, {"labels": "0"}):
+        with pytest.raises(ConfigError, match="another set"):
+            made(**{"num": 12} | other)
+    assert {path.name: path.stat().st_mtime_ns for path in Path(out).rglob("*.png")} == names
+    (tmp_path / "pictures").mkdir()
+    (tmp_path / "pictures" / "mine.png").write_bytes(b"")
+    with pytest.raises(ConfigError, match=r"holds 'mine\.png'"):
+        generate(str(run), 10, str(tmp_path / "pictures"), kind="png", seed=3)
 
 
 def test_a_finished_set_is_left_alone_and_another_one_is_refused(tmp_path: Path, run: Path) -> None:

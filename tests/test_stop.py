@@ -37,10 +37,10 @@ A_LINE = "sys.stdin.readline(); print(asked() or 'nothing', flush=True)"
 
 
 @contextmanager
-def listener(then: str, hangup: str = "SIG_DFL") -> Iterator[subprocess.Popen]:
+def listener(then: str, hangup: str = "SIG_DFL", stderr: int = subprocess.DEVNULL) -> Iterator[subprocess.Popen]:
     """A process that listens to signals and then does something else; SIG_IGN is what nohup makes of HUP."""
     command = [sys.executable, "-c", BUSY.format(then=then, hangup=hangup)]
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": stderr}
     with subprocess.Popen(command, **pipes, text=True, env=environment()) as process:
         try:
             assert process.stdout.readline() == "ready\n"
@@ -136,3 +136,11 @@ def test_a_stop_while_shards_are_indexed_is_obeyed(tmp_path: Path, monkeypatch: 
     assert status(run)["state"] == "preempted"
     monkeypatch.undo()
     assert Dataset(find_shards(str(shards)), Source()).num_samples == 1797  # what comes afterwards was not asked
+
+
+def test_a_signal_is_answered_at_once() -> None:
+    """A step may take half a minute, and a person wants to know that they were heard."""
+    with listener(FOR_EVER, stderr=subprocess.PIPE) as process:
+        process.send_signal(signal.SIGINT)
+        assert process.stderr.readline() == "\n"
+        assert process.stderr.readline() == "distgan: SIGINT: stops after this step\n"

@@ -522,7 +522,7 @@ REFUSED = {
     "no image": ({"a.cls": b"1", "a.txt": b"x"}, {}, "no image part in the shards, only cls, txt: set data.image"),
     "image missing in one": (GOOD | {"c.cls": b"1"}, {}, r"1 sample\(s\) with no image part; parts: cls"),
     "label missing in one": (GOOD | {"c.png": PNG}, {"labels": True}, r"1 sample\(s\) with no cls part; parts: png"),
-    "no labels": ({"a.png": PNG}, {"labels": True}, r"1 sample\(s\) with no cls part"),
+    "no labels": ({"a.png": PNG}, {"labels": True}, r"no class labels in .*model\.conditional=false"),
     "several images": ({"a.png": PNG, "a.jpg": PNG}, {}, r"several image parts \(jpg, png\): set data\.image"),
     "label outside": (GOOD, {"labels": True, "classes": 1}, r"label 1 is outside of data\.classes=1"),
     "label is a word": (GOOD | {"c.png": PNG, "c.cls": b"cat"}, {"labels": True}, r"1 cls part\(s\) hold no whole num"),

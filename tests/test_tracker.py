@@ -121,3 +121,4 @@ def test_a_line_for_a_person() -> None:
     assert "eta 10m 00s" in console_line(row, 100_000, max_minutes=40)  # whatever ends first
     assert "eta 1h 30m" in console_line(row, 100_000, max_minutes=1000)
     assert "eta 2d 01h" in console_line(row, 25_000 + 2_450_000)
+    assert "100.0% | 30m 00s eta 0m 00s" in console_line(row, 24_990)  # the last batch goes beyond

@@ -17,6 +17,7 @@ from processes import ROOT, environment, free_port, output, ranks, run_ranks, wa
 from runs import make_digits, metrics, status, weights, write_config
 from torch import Tensor, nn
 
+from distgan import trainer
 from distgan.cli import main
 from distgan.gallery import Gallery
 from distgan.runfolder import RunFolder
@@ -393,3 +394,22 @@ def test_the_worst_real_images_come_first(tmp_path: Path, config: Path, monkeypa
 def test_load_of_nodes_is_logged_where_it_is_asked_for(tmp_path: Path, config: Path) -> None:
     assert train(config, tmp_path / "run", "train.images=120", "run.per_node=true") == 0
     assert "Nodes/0_cpu_pct" in metrics(tmp_path / "run")[0]
+
+
+def test_a_run_whose_first_step_is_slow_says_what_to_expect(
+    tmp_path: Path, config: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trainer, "SLOW_SEC", 0)
+    assert train(config, tmp_path / "run", "train.images=120") == 0
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("the first 12 images took")]
+    assert line.endswith("; on a CPU, begin with one of configs/*-small.yaml")
+
+
+def test_a_start_from_nothing_after_another_is_told(
+    tmp_path: Path, config: Path, capsys: pytest.CaptureFixture
+) -> None:
+    run = tmp_path / "run"
+    assert train(config, run, "train.images=120") == 0
+    shutil.rmtree(run / "checkpoints")
+    assert train(config, run, "train.images=120") == 0
+    assert "no checkpoint of the earlier start, which came to 120 images" in capsys.readouterr().out

@@ -192,6 +192,11 @@ class Dataset:
             self._image, self._degraded = _pair_suffixes(shards)
         else:
             self._image, self._degraded = _image_suffixes(shards, image, allow_damaged), set()
+        if self.labels and labelled and not self.has_some_labels:
+            raise DataError(
+                f"no class labels in {len(self.urls)} shard(s), {public(self.urls[0])} first: pack a folder with a "
+                "sub-folder for each class and no picture beside these, or set model.conditional=false"
+            )
         incomplete = self._incomplete(shards)
         if (self.problems or incomplete) and not allow_damaged:
             raise DataError(_damage_report(self.problems + incomplete))

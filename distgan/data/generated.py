@@ -32,7 +32,7 @@ from distgan.data.source import Source
 from distgan.errors import ConfigError, DataError, MachineError
 from distgan.pick import Choice, Drawn
 
-CARD, ASIDE, PLAN = "dataset.json", ".unfinished", "generated.json"
+CARD, ASIDE, PLAN, NOTE = "dataset.json", ".unfinished", "generated.json", ".generated.json"
 OWN = re.compile(rf"\d{{6}}\.tar(\.index)?|\.\d{{6}}\.tar\.index\..*|{ASIDE}|\.?{re.escape(CARD)}.*")
 
 
@@ -85,6 +85,30 @@ def write(
     if _finish(folder, choice, generated, card):
         return line + already
     return f"{len(mine):,} of {line}{already}; {CARD} comes with the last one of the other processes"
+
+
+def claim(out: str, generated: dict, *, may_grow: bool) -> Path:
+    """A folder for single images of one set and no other; called by each process before its first image.
+
+    Args:
+        generated: What the images are a function of, `num` being how many they are.
+        may_grow: Whether a set of fewer images is the beginning of this one.
+
+    Raises:
+        ConfigError: It holds something else.
+    """
+    folder = Path(out).expanduser()
+    folder.mkdir(parents=True, exist_ok=True)
+    names = sorted(name for name in os.listdir(folder) if not name.startswith("."))
+    before, generated = _read(folder / NOTE), json.loads(json.dumps(generated))  # after it was looked for files
+    if before is None and names:
+        raise ConfigError(f"--out {out} holds {names[0]!r}, which is not of this set: choose another folder")
+    if before is not None and may_grow and before.get("num", 0) < generated["num"]:
+        before["num"] = generated["num"]
+    if before not in (None, generated):
+        raise ConfigError(f"--out {out} holds {_difference(before, generated)}, or choose another folder")
+    replace_file(folder / NOTE, json.dumps(generated) + "\n")
+    return folder
 
 
 def _begin(folder: Path, out: str, generated: dict) -> bool:

@@ -6,7 +6,7 @@ a generator depends on (seed, i) alone, so no value depends on the number of ran
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,9 +15,10 @@ import torch
 from torch import Tensor
 
 from distgan import keyed
+from distgan.console import duration
 from distgan.data.dataset import default_cache_dir
 from distgan.errors import ConfigError, DataError, MachineError
-from distgan.evaluation.imageset import ImageSet, ShardImages, shares
+from distgan.evaluation.imageset import Images, ImageSet, ShardImages, shares
 from distgan.metrics import frechet, reference
 from distgan.metrics.extractors import Extractor
 from distgan.metrics.moments import Moments
@@ -27,6 +28,7 @@ from distgan.world import World
 
 log = logging.getLogger("distgan")
 
+TELL_SEC = 20  # from one line of how far it is to the next
 GREY_LEVELS = 16  # that channels may differ by, in an image without colour
 Poll = Callable[[], None]  # called by all ranks in each round; raises StopAsked on all of them, or on none
 
@@ -79,7 +81,7 @@ def extract(world: World, extractor: Extractor, images: ImageSet, keep: int, pol
     moments = Moments(extractor.dim, "cpu" if on_cpu else world.device)
     counts = torch.zeros(3, dtype=torch.float64, device=moments.sums.device)  # measured, grey, not finite
     numbers, points, logits, labels = [], [], [], []
-    for share in shares(images, world.rank, world.size):
+    for share in _telling(shares(images, world.rank, world.size), images.num, world):
         if share is not None and len(share.numbers):
             pixels = torch.from_numpy(share.pixels).permute(0, 3, 1, 2)
             found, scores = extractor(pixels)
@@ -114,6 +116,19 @@ def extract(world: World, extractor: Extractor, images: ImageSet, keep: int, pol
         extracted.features = Features(moments.gaussian(), **columns)
         extracted.numbers = order.numpy()
     return extracted
+
+
+def _telling(taken: Iterable[Images | None], num: int, world: World) -> Iterator[Images | None]:
+    """The same shares, and now and then a line of how far it is."""
+    started = told = time.monotonic()
+    done = 0
+    for share in taken:
+        yield share
+        done += world.size * len(share.numbers) if share is not None else 0
+        now = time.monotonic()
+        if world.is_main and 0 < done < num and now - told > TELL_SEC:
+            told = now
+            log.info(f"{done:,} of {num:,} images seen, {duration((now - started) / done * (num - done))} to go")
 
 
 def _on_main(world: World, parts: list[Tensor], empty: Tensor) -> Tensor:

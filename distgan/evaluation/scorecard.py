@@ -96,7 +96,10 @@ def evaluate(world: World, target: str, overrides: Sequence[str], options: Optio
     counts = _class_counts(subject, dataset, world)
     names = _metrics(overrides, settings.metrics, extractor, world.broadcast(real.has_points if world.is_main else 0))
     seeds = [settings.seed + i for i in range(options.seeds if subject.is_generated else 1)]
-    check_metrics(names, extractor, subject.images(seeds[0], counts).num)
+    num = subject.images(seeds[0], counts).num
+    check_metrics(names, extractor, num)
+    what = f"{len(seeds)} seed(s) of {num:,} images each (eval.num)" if subject.is_generated else f"{num:,} images"
+    log.info(f"measuring {what} by {', '.join(names)}")
 
     found: list[Measured] = []
     for seed in seeds:

@@ -3,6 +3,7 @@
 What cannot be read is passed over and told, since a picture of the rest is what its user came for.
 """
 
+import fcntl
 import json
 import math
 from dataclasses import dataclass, field
@@ -55,6 +56,17 @@ class History:
                 found.kimg.append(kimg(row))
                 found.values.append(value)
         return found
+
+    def is_held(self) -> bool:
+        """Whether a process of this machine has the folder open for a run."""
+        try:
+            with open(self.path / ".lock") as lock:
+                fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        except OSError:
+            return False
+        return False
 
     def last(self, key: str) -> float | None:
         """The newest number of a key."""

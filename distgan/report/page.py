@@ -81,6 +81,12 @@ def page(run: History) -> str:
     return "<!doctype html>\n" + tag("html", head, body, lang="en") + "\n"
 
 
+UNHELD = (
+    "No process of this machine holds the run folder: the run is on another machine, or was killed. "
+    "The same command goes on from its last checkpoint."
+)
+
+
 def _hash(text: str) -> str:
     return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
 
@@ -107,6 +113,8 @@ def _header(run: History) -> Markup:
             facts.append((f"best {name}", number(best(values))))
     tiles = [tag("div", tag("dt", name), tag("dd", value)) for name, value in facts[:8]]
     reason = str(run.status.get("reason") or "") if state == "failed" else ""
+    if state == "running" and not run.is_held():
+        state, reason = "running?", UNHELD
     when = f"{run.status['time']}" if "time" in run.status else ""
     return tag(
         "header",

@@ -120,6 +120,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     config.add_argument("config", nargs="?", help="YAML file or run folder")
     config.add_argument("overrides", nargs="*", metavar="key=value")
+    config.add_argument("--ranks", type=int, default=0, help="refuse a batch that so many ranks cannot share")
     config.add_argument("--help-keys", nargs="?", const="", metavar="GROUP", help="list the keys that begin with GROUP")
     config.add_argument("--markdown", action="store_true", help="with --help-keys: all keys, as docs/config.md")
     config.add_argument("--diff", nargs=2, metavar=("A", "B"), help="how two configs or run folders differ")
@@ -376,6 +377,7 @@ def _bench(options: argparse.Namespace) -> int:
 def _config(options: argparse.Namespace) -> int:
     from distgan.configfile import load, to_yaml
     from distgan.confighelp import diff, help_keys, markdown
+    from distgan.rules import batch_plan
 
     if options.help_keys is not None:
         print(markdown(), end="") if options.markdown else print(help_keys(options.help_keys))
@@ -386,7 +388,10 @@ def _config(options: argparse.Namespace) -> int:
     elif options.config is None:
         raise ConfigError("name a config file, or pass --help-keys or --diff")
     else:
-        print(to_yaml(load(options.config, options.overrides)), end="")
+        config = load(options.config, options.overrides)
+        if options.ranks:
+            batch_plan(config, options.ranks)
+        print(to_yaml(config), end="")
     return 0
 
 

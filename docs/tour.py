@@ -22,10 +22,10 @@ from PIL import Image
 import distgan
 from distgan.cli import main
 
-IMAGES = sys.argv[1] if len(sys.argv) > 1 and sys.argv[1][0].isdigit() else "100k"
+IMAGES = sys.argv[1] if len(sys.argv) > 1 and sys.argv[1][0].isdigit() else "60k"
 place = Path("tour")
 digits = Path(distgan.__file__).parent / "data" / "digits.npz"
-main(["pack", str(digits), str(place / "digits"), "--resolution", "16", "--workers", "1"])
+main(["pack", str(digits), str(place / "digits"), "--resolution", "32", "--workers", "1"])
 
 # %% [markdown]
 # ## Training
@@ -37,8 +37,8 @@ main(["pack", str(digits), str(place / "digits"), "--resolution", "16", "--worke
 config = place / "digits.yaml"
 config.write_text(
     """
-data: {resolution: 16}
-model: {conditional: true, z_dim: 32, G: {width: 16, max_width: 64}, D: {width: 16, max_width: 64}}
+data: {resolution: 32}
+model: {conditional: true, z_dim: 64, G: {width: 16, max_width: 128}, D: {width: 16, max_width: 128}}
 loss: {name: relativistic, r1: 0.2, r2: 0.2, penalty_every: 4}
 optim: {G: {lr: 1e-3}, D: {lr: 1e-3}}
 ema: {half_life: 5k}
@@ -72,7 +72,7 @@ def grid(images: torch.Tensor, columns: int) -> Image.Image:
     return Image.fromarray(np.concatenate(rows))
 
 
-grid(fakes, 10).resize((480, 480), Image.Resampling.NEAREST).save(place / "fakes.png")
+grid(fakes, 10).resize((640, 640), Image.Resampling.NEAREST).save(place / "fakes.png")
 
 # %% [markdown]
 # A walk through latent space, from the first latent to the second and on, all of them as sevens.
@@ -91,9 +91,9 @@ grid(walk, 8).resize((640, 240), Image.Resampling.NEAREST).save(place / "walk.pn
 # the generated digits.
 
 # %%
-reader = torch.nn.Linear(3 * 16 * 16, 10)
+reader = torch.nn.Linear(3 * 32 * 32, 10)
 optimizer = torch.optim.Adam(reader.parameters(), lr=3e-3)
-with distgan.open_stream(str(place / "digits"), batch=128, resolution=16, labels=True) as stream:
+with distgan.open_stream(str(place / "digits"), batch=128, resolution=32, labels=True) as stream:
     for batch, _ in zip(stream, range(150)):
         images = torch.from_numpy(batch.images).permute(0, 3, 1, 2).float() / 127.5 - 1
         loss = torch.nn.functional.cross_entropy(reader(images.flatten(1)), torch.from_numpy(batch.labels))

@@ -157,3 +157,14 @@ def test_two_machines_are_one_run_and_stop_together(launched: list[Launched], co
     for launch in launched:
         launch.wait_until_it_is_gone()
     assert status(tmp_path / "run")["state"] == "preempted"
+
+
+@pytest.mark.parametrize(("mistake", "told"), [("train.bach=8", "Did you mean: 'batch'"), ("train.batch=7", "2 rank")])
+def test_a_mistake_is_the_last_word_of_a_launch(tmp_path: Path, mistake: str, told: str) -> None:
+    config = write_config(tmp_path / "a.yaml", tmp_path)
+    command = ["bash", str(ROOT / "launch" / "cpu.sh"), str(config), mistake]
+    own = environment(PYTHON=sys.executable)
+    done = subprocess.run(command, env=own, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2
+    assert told in done.stderr
+    assert len(done.stderr.splitlines()) == 1

@@ -91,3 +91,14 @@ def test_the_commands_of_the_docs(page: Path, place: Path, capsys: pytest.Captur
             subprocess.run(own, check=True, timeout=60, cwd=ROOT, env=environment(), stdout=subprocess.DEVNULL)
         else:
             assert main(words(command)) == 0, f"{command}: {capsys.readouterr().err}"
+
+
+def test_the_tour(place: Path) -> None:
+    """All cells, one after another, with few images."""
+    command = [sys.executable, str(ROOT / "docs" / "tour.py"), "192"]
+    done = subprocess.run(command, cwd=place, env=environment(), capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr
+    assert "of the generated ones as they were asked for" in done.stdout
+    assert {"digits", "run", "fakes.png", "walk.png", "report.html"} <= {
+        path.name for path in (place / "tour").iterdir()
+    }

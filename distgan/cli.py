@@ -163,6 +163,9 @@ def _parser() -> argparse.ArgumentParser:
     generate.add_argument("--labels", default="", help="classes to take in turn, as 0,3,7 or 0-9 (default: all)")
     generate.add_argument("--columns", type=int, default=0, help="of the grid (default: a square, or a row per class)")
     generate.add_argument("--filter", type=float, default=1.0, metavar="SHARE", help="keep this share, the best by D")
+    generate.add_argument(
+        "--filter-by", default="d", choices=("d", "distance"), help="or those nearest to real images' features"
+    )
     generate.add_argument("--balance", action="store_true", help="equally many images of all classes")
     generate.add_argument("--shard-images", type=int, default=0, metavar="N", help="default 2048, fewer if large")
     generate.add_argument("--stops", type=int, default=0, help="latents that a video passes (default: one a second)")
@@ -453,6 +456,7 @@ def _generate(options: argparse.Namespace) -> int:
                 64 if options.num is None else options.num,
                 options.out,
                 share=options.filter,
+                filter_by=options.filter_by,
                 balance=options.balance,
                 shard_images=options.shard_images,
                 stops=options.stops,

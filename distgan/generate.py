@@ -10,8 +10,9 @@ import torch
 from distgan import build, sample, walk
 from distgan.data import generated
 from distgan.errors import ConfigError, DataError
-from distgan.generator import Generator, load_discriminator, load_generator
+from distgan.generator import Generator, load_generator
 from distgan.pick import Choice, Drawn
+from distgan.realism import Score, open_score
 
 SHARD_IMAGES, SHARD_BYTES = 2048, 256_000_000  # of a shard, where nothing else is asked for; bytes of its pixels
 FILTERED_IMAGES = 1024  # that are chosen from their own candidates, where images become files
@@ -28,6 +29,7 @@ def generate(
     labels: str = "",
     columns: int = 0,
     share: float = 1.0,
+    filter_by: str = "d",
     balance: bool = False,
     shard_images: int = 0,
     stops: int = 0,
@@ -40,7 +42,8 @@ def generate(
     Args:
         labels: Classes that the images take in turn, "0,3" or "0-9"; empty for all. A grid has a row for each.
         columns: Of a grid, or of a video's classes; 0 for a row per class, or a square.
-        share: Of the images made that are kept: those that D holds to be the most real (see `pick.Choice`).
+        share: Of the images made that are kept: those that look the most real (see `pick.Choice`).
+        filter_by: What tells how real they look: a key of `realism.SCORES`.
         balance: Whether all classes have equally many images.
         shard_images: Of each shard; 0 for a number by the resolution.
         stops: Latents that a video passes; 0 for one a second.
@@ -82,9 +85,11 @@ def generate(
     if kind == "png":
         unit = G.chunk if share == 1 else FILTERED_IMAGES
     choice = Choice(num, unit, tuple(dict.fromkeys(chosen) if balance else chosen), share, balance)
-    D = load_discriminator(path, G.chunk) if share < 1 else None
-    draw = functools.partial(drawn, G, D, choice, seed)
+    score = open_score(filter_by, path, G.chunk, G.device) if share < 1 else None
+    draw = functools.partial(drawn, G, score, choice, seed)
     function_of, card = _provenance(G, choice, seed)
+    if share < 1:
+        function_of["filter_by"] = filter_by
     if kind == "png":
         if share == 1:
             del function_of["shard_images"]  # which only says how many are made at once
@@ -117,15 +122,15 @@ def _provenance(G: Generator, choice: Choice, seed: int) -> tuple[dict, dict]:
     return function_of, card
 
 
-def drawn(G: Generator, D: torch.nn.Module | None, choice: Choice, seed: int, unit: int) -> Iterator[Drawn]:
+def drawn(G: Generator, score: Score | None, choice: Choice, seed: int, unit: int) -> Iterator[Drawn]:
     """The images of a unit, in order of number.
 
-    With a discriminator, these are the best of the unit's candidates by its logit on the image as G made it, which is
-    how real D holds it to be. D knows the class where it has them, and its logits of two classes need not be on one
-    scale: `Choice.balance` compares within a class.
+    With a score, these are the best of the unit's candidates by its word on the images as G made them. D knows the
+    class where it has them, and its logits of two classes need not be on one scale: `Choice.balance` compares within a
+    class.
     """
     numbers = choice.candidates(unit)
-    if D is None:
+    if score is None:
         pictures = G.pictures(numbers, seed, choice.labels(numbers))
         yield from (Drawn(i, choice.label(i), picture) for i, picture in zip(numbers, pictures))
         return
@@ -136,14 +141,14 @@ def drawn(G: Generator, D: torch.nn.Module | None, choice: Choice, seed: int, un
         images = G.images(block, seed, choice.labels(block))
         classes = torch.tensor(choice.labels(block), device=G.device) if choice.classes else None
         with torch.no_grad():
-            scores = D(images, classes).float().cpu()
+            scores = score(images, classes)
         if not scores.isfinite().all():
             raise DataError(
-                f"D's logits of images {block.start} to {block.stop - 1} are not finite: --filter needs them"
+                f"the scores of images {block.start} to {block.stop - 1} are not finite: --filter needs them"
             )
-        for i, score, picture in zip(block, scores.tolist(), sample.to_uint8(images)):
+        for i, of_image, picture in zip(block, scores.tolist(), sample.to_uint8(images)):
             if i in numbers:
-                held.append(Drawn(i, choice.label(i), picture, score))
+                held.append(Drawn(i, choice.label(i), picture, of_image))
         held = choice.best(unit, held)
     yield from held
 

@@ -185,6 +185,14 @@ def load_discriminator(path: str | Path, chunk: int, device: str | torch.device 
     return D.to(_device(device)).eval().requires_grad_(False)
 
 
+def load_config(path: str | Path) -> Config:
+    """The settings that a run or checkpoint was trained with."""
+    folder = Path(path).expanduser()
+    if (folder / DESCRIPTION).exists():
+        raise ConfigError(f"{path} is an exported generator: name its run or checkpoint, which know the real images")
+    return _checkpoint(folder)[2]
+
+
 def describe(G: Generator, weights: bytes | None = None) -> dict:
     """What an exported generator says of itself; with the file of its weights, what `load_generator` reads."""
     file = {} if weights is None else {"weights": {"file": WEIGHTS, "sha256": hashlib.sha256(weights).hexdigest()}}

@@ -31,7 +31,7 @@ PARTS = {
 # Who may import what all could be tempted to: config objects stop here, and below nobody knows of a run.
 KNOWN_BY = {
     "config": {"configfile", "confighelp", "build", "controls", "state", "gallery", "tracker", "trainer", "run"}
-    | {"rules", "check", "generator", "report", "cli", "bench", "api", "evaluation", "dashboard"},
+    | {"rules", "check", "generator", "realism", "report", "cli", "bench", "api", "evaluation", "dashboard"},
     "trainer": {"run", "bench"},
     "run": {"cli", "bench", "api"},
     "cli": {"__main__"},

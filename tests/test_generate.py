@@ -17,12 +17,14 @@ from PIL import Image
 from processes import output, ranks, run_ranks, wait_for
 from runs import make_digits, untrained, write_config
 
-from distgan import load_generator
+from distgan import data, load_generator, open_stream
 from distgan.checkpoint import load as load_checkpoint
 from distgan.cli import main
 from distgan.errors import ConfigError
 from distgan.generate import generate
 from distgan.generator import load_discriminator
+from distgan.metrics.extractors import open_extractor
+from distgan.realism import NUM_REALS
 
 
 @pytest.fixture(scope="module")
@@ -114,6 +116,21 @@ def test_a_killed_set_is_gone_on_with_and_ends_the_same(tmp_path: Path, run: Pat
     shards(run, whole, num=2560, shard_images=64, seed=0)
     assert contents(cut) == contents(whole)
     assert not (cut / ".unfinished").exists()
+
+
+def test_the_filter_keeps_what_is_nearest_to_real_images(tmp_path: Path) -> None:
+    digits = make_digits(tmp_path / "digits")
+    run = untrained(tmp_path / "run", f"data.shards={digits}", "eval.extractor=toy")
+    generate(str(run), 40, str(tmp_path / "png"), kind="png", seed=3, share=0.4, filter_by="distance")
+    files = {int(path.stem) for path in (tmp_path / "png").rglob("*.png")}
+    toy, reals = open_extractor("toy"), []
+    with np.load(Path(data.__file__).parent / "digits.npz") as scans:
+        assert len(scans["images"]) < NUM_REALS  # so all of them are looked at
+    with open_stream(str(digits), batch=599, resolution=16) as stream:  # three batches are an epoch
+        reals = torch.cat([toy(torch.from_numpy(next(stream).images).permute(0, 3, 1, 2))[0] for _ in range(3)])
+    fakes = np.stack(list(load_generator(run, "cpu").pictures(range(100), seed=3)))
+    distances = torch.cdist(toy(torch.from_numpy(fakes).permute(0, 3, 1, 2))[0].double(), reals.double()).amin(1)
+    assert files == set(distances.argsort()[:40].tolist())
 
 
 def test_single_images_of_two_sets_never_share_a_folder(tmp_path: Path, run: Path) -> None:

@@ -1,0 +1,73 @@
+"""How real images of a generator look, as a score by which `generate --filter` keeps the best."""
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from distgan import keyed, sample
+from distgan.config import Config
+from distgan.data.dataset import Dataset, find_shards
+from distgan.data.source import Source
+from distgan.errors import ConfigError, DataError
+from distgan.generator import load_config, load_discriminator
+from distgan.metrics import neighbours
+from distgan.metrics.extractors import open_extractor
+
+log = logging.getLogger("distgan")
+
+Score = Callable[[Tensor, Tensor | None], Tensor]  # images [B, 3, R, R] in -1..1, labels [B] -> [B]; more is better
+SCORES = ("d", "distance")
+NUM_REALS = 4096  # that distances are measured to
+READ = 64  # at a time
+
+
+def open_score(name: str, path: str | Path, chunk: int, device: torch.device) -> Score:
+    """A score of that name for images of a run's generator, `chunk` of them at a time.
+
+    "d" is the discriminator's logit; "distance" how near the nearest real image is, in the features of the run's
+    `eval.extractor`.
+    """
+    if name == "d":
+        D = load_discriminator(path, chunk, device)
+        return lambda images, labels: D(images, labels).float().cpu()
+    return Nearness(load_config(path), device)
+
+
+class Nearness:
+    """The negative distance to the nearest of some real images, always the same ones of a data set."""
+
+    def __init__(self, config: Config, device: torch.device) -> None:
+        data, settings = config.data, config.eval
+        shards = settings.reference or data.shards
+        if str(shards).endswith(".npz"):
+            raise ConfigError("--filter-by distance needs real images, and eval.reference is a file of statistics")
+        self._extractor = open_extractor(
+            settings.extractor, settings.weights, settings.resizer, device, settings.download
+        )
+        source = Source(timeout_sec=data.timeout_sec, cache_bytes=data.cache_mb * 2**20)
+        try:
+            dataset = Dataset(
+                find_shards(shards, allow_pipe=data.allow_pipe),
+                source,
+                image=data.image,
+                allow_damaged=data.allow_damaged,
+            )
+            numbers = keyed.permutation(keyed.key(0, "realism"), dataset.num_samples)[:NUM_REALS]
+            log.info(f"looking at {len(numbers):,} real images, with {settings.extractor}")
+            points = []
+            for part in np.array_split(np.sort(numbers), -(-len(numbers) // READ)):
+                pixels = [dataset.read(int(i), data.resolution, data.filter, data.crop) for i in part]
+                points.append(self._extractor(torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2))[0])
+        finally:
+            source.close()
+        self._points = torch.cat(points)
+        if not self._points.isfinite().all():
+            raise DataError(f"features of real images by {settings.extractor} are not finite")
+
+    def __call__(self, images: Tensor, labels: Tensor | None) -> Tensor:
+        pixels = torch.from_numpy(sample.to_uint8(images)).permute(0, 3, 1, 2)
+        return -neighbours.nearest(self._extractor(pixels)[0], self._points)[0].cpu()

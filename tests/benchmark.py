@@ -1,6 +1,6 @@
 """Ratios that this project promises, each measured against its reference in one run: A B A B.
 
-Usage: benchmark.py [index] [plan] [loader] [pack] [step] [peer]      (all of them by default; a few minutes)
+Usage: benchmark.py [index] [plan] [loader] [pack] [step] [peer] [start]      (all of them by default; a few minutes)
 
 Absolute times are noise on a shared machine; a figure is the median over rounds, with the smallest and largest.
 """
@@ -9,7 +9,9 @@ import copy
 import io
 import multiprocessing
 import os
+import shutil
 import statistics
+import subprocess
 import sys
 import tarfile
 import tempfile
@@ -213,6 +215,38 @@ def bench_peer(folder: Path, rounds: int = 5, steps: int = 4) -> None:
     report("peer: the PyTorch DCGAN example's loop over ours, CPU time", [b / a for a, b in pairs], ">= 1.0")
 
 
+IMPORTS = "import torch, accelerate, webdataset, distgan.trainer"
+FIRST_STEP = """
+import sys
+from distgan.bench.bench import running, workplace
+from distgan.configfile import load
+from distgan.rules import batch_plan
+with workplace(load(sys.argv[1])) as (config, world), running(config, world, batch_plan(config, 1)) as trainer:
+    trainer.iterate()
+"""
+SINCE_START = "import psutil, time; print(time.time() - psutil.Process().create_time())"
+
+
+def bench_start(folder: Path, rounds: int = 5) -> None:
+    """From the start of the process to the end of the first step, on 1,000 shards whose indexes are there."""
+    write_shards(folder / "few", 64, 64)
+    (folder / "many").mkdir()
+    for i in range(1000):
+        shutil.copy(folder / "few" / f"{i % 4:03d}.tar", folder / "many" / f"{i:04d}.tar")
+    config = folder / "start.yaml"
+    config.write_text(DCGAN.replace("synthetic", str(folder / "many")))
+    own = os.environ | {"DISTGAN_CACHE": str(folder / "cache"), "ACCELERATE_USE_CPU": "true"}
+
+    def seconds(code: str) -> float:
+        command = [sys.executable, "-c", f"{code}\n{SINCE_START}", str(config)]
+        return float(subprocess.run(command, env=own, check=True, capture_output=True, text=True).stdout.split()[-1])
+
+    seconds(FIRST_STEP)  # makes the indexes
+    pairs = [(seconds(FIRST_STEP), seconds(IMPORTS)) for _ in range(rounds)]
+    report("start: to the first step on 1,000 shards, less the imports", [a - b for a, b in pairs], "<= 2 s", "s")
+    report("start: the imports", [b for _, b in pairs], "-", "s")
+
+
 def repeat(function: Run, num: int) -> None:
     for _ in range(num):
         function()
@@ -262,6 +296,7 @@ BENCHMARKS = {
     "pack": bench_pack,
     "step": bench_step,
     "peer": bench_peer,
+    "start": bench_start,
 }
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from conftest import write_shards
 from processes import ROOT, environment
+from runs import make_digits, write_config
 
 from distgan.data.dataset import Dataset, find_shards
 from distgan.data.plan import Layout, Plan
@@ -64,3 +65,17 @@ def test_a_stream_keeps_nothing_of_past_batches(batches: int, tmp_path: Path) ->
     finally:
         tracemalloc.stop()
         stream.close()
+
+
+@pytest.mark.parametrize("iterations", [400, pytest.param(10_000, marks=pytest.mark.slow)])
+@pytest.mark.timeout(1800)
+def test_a_run_keeps_nothing_of_past_steps(iterations: int, tmp_path: Path) -> None:
+    """The peak of the process's memory after all steps, against after a quarter of them; many lines of metrics too."""
+    config = write_config(tmp_path / "tiny.yaml", make_digits(tmp_path / "digits", 8), 8)
+    command = [sys.executable, "-m", "distgan", "train", str(config), f"run.dir={tmp_path / 'run'}"]
+    more = [f"train.images={12 * iterations}", "train.tick=240", "checkpoint.every=12k", "wandb.mode=disabled"]
+    subprocess.run([*command, *more], env=environment(), check=True, capture_output=True)
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    peaks = [row["Resources/cpu_mem_gb"] for row in rows]
+    assert len(peaks) >= iterations / 20
+    assert peaks[-1] - peaks[len(peaks) // 4] < 0.03

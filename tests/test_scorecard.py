@@ -182,11 +182,15 @@ def test_what_cannot_be_measured_is_told_in_a_line(
 def test_targets_that_are_none_are_told(
     tmp_path: Path, digits: Path, pictures: Path, run: Path, capsys: pytest.CaptureFixture
 ) -> None:
+    (tmp_path / "cut").mkdir()
+    (tmp_path / "cut" / "a.png").write_bytes(b"")
     for arguments, code, told in (
+        ((tmp_path / "cut",), 2, "name the real images: eval.reference=SHARDS"),  # before pictures are read
+        ((tmp_path / "cut", f"eval.reference={digits}"), 3, f"{tmp_path}/cut/a.png: empty file"),
         ((), 2, "name a run folder, a checkpoint, or a folder of pictures"),
         ((tmp_path / "none",), 3, "no such file or folder"),
         ((pictures,), 2, "name the real images: eval.reference=SHARDS"),
-        ((pictures, "data.resolution=32"), 2, "has pictures of 16 pixels"),
+        ((pictures, "data.resolution=32", f"eval.reference={digits}"), 2, "has pictures of 16 pixels"),
         ((pictures, f"eval.reference={digits}", "--memorisation", "eval.labels=x"), 0, ""),
     ):
         assert evaluate(*arguments, "eval.extractor=toy") == code, told

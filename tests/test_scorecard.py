@@ -73,6 +73,8 @@ def test_a_run_gives_a_report_with_all_that_makes_it_comparable(run: Path, capsy
     assert fd["mean"] == pytest.approx(np.mean(fd["per_seed"]))
     assert fd["per_seed"][0] != fd["per_seed"][1]
     assert fd["standard_error"] > 0
+    assert evaluate(run / "checkpoints", *TOY, "--seeds", 1, "eval.metrics=fd") == 0  # the same run
+    assert report(run)["subject"]["path"] == found["subject"]["path"]
     assert (found["num_generated"], found["seeds"], found["reference"]["num_real"]) == (200, [0, 1], 1797)
     assert found["subject"]["checkpoint"] == "step-000000000240"
     assert re.fullmatch("[0-9a-f]{64}", found["subject"]["sha256"])

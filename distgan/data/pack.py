@@ -139,7 +139,7 @@ def pack(
         raise ConfigError(
             f"{out} holds {foreign[0]!r}, which `pack` did not write and would delete: choose another folder"
         )
-    if around := [place for place in (source, degraded) if place and _real(place) in target.parents]:
+    if around := [place for place in (source, degraded) if place and _holds(place, target)]:
         raise ConfigError(f"{out} lies inside {around[0]}, whose pictures are to be packed: choose a folder beside it")
     if not 0.065536 <= shard_mb <= 1e9:
         raise ConfigError(f"--shard-mb {shard_mb:g}: 0.066 or more")
@@ -169,8 +169,10 @@ def pack(
     return summary
 
 
-def _real(place: str) -> Path:
-    return Path(place).expanduser().resolve()
+def _holds(source: str, target: Path) -> bool:
+    """Whether a folder of pictures, of which all inner folders are read, is around the target."""
+    folder = Path(source).expanduser()
+    return folder.resolve() in target.parents and not any(folder.glob("*.tar"))
 
 
 def _write(listing: Listing, folder: Path, options: Options, shard_bytes: int, workers: int) -> Summary:

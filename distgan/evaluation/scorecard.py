@@ -137,7 +137,9 @@ def open_subject(target: str, overrides: Sequence[str], device: torch.device) ->
     if (path / DESCRIPTION).exists():
         generator = load_generator(path, device)
         layers = [("exported generator", {"data": {"resolution": generator.resolution}})]
-    elif any((path / name).exists() for name in ("manifest.json", "checkpoints", "config.yaml")):
+    elif checkpoint.newest_first(path) or any(
+        (path / name).exists() for name in ("manifest.json", "checkpoints", "config.yaml")
+    ):
         where = checkpoint.find(path)
         generator = load_generator(where, device)
         layers = [("checkpoint", json.loads((where / "state.json").read_text())["config"])]

@@ -102,7 +102,7 @@ def _earlier(config: Config) -> list[str]:
         speed = None
     if speed and left:
         lines.append(
-            f"speed: {speed:.0f} images/s when last seen, {3.6 * speed:,.0f} kimg/h: {left / speed / 3600:.1f} h"
+            f"speed: {speed:,.0f} images/s when last seen, {3.6 * speed:,.0f} kimg/h: {left / speed / 3600:.1f} h"
         )
     return lines
 

@@ -107,7 +107,7 @@ def _parser() -> argparse.ArgumentParser:
         "distgan check configs/cifar10.yaml --ranks 8 data.shards=data/cifar10",
     )
     _takes_config(check)
-    check.add_argument("--ranks", type=int, default=0, help="ranks to plan for (default: this launch's)")
+    check.add_argument("--ranks", type=int, help="ranks to plan for (default: this launch's)")
 
     config = _command(
         commands,
@@ -155,12 +155,12 @@ def _parser() -> argparse.ArgumentParser:
     generate.add_argument("checkpoint", help="run folder, checkpoint or exported generator")
     generate.add_argument("--num", type=int, help="how many; of a video, frames (default 64; of --input, all)")
     generate.add_argument("--input", default="", metavar="SOURCE", help="pictures to restore: folder, archive, shards")
-    generate.add_argument("--out", required=True, help="folder for png and shards; file for grid; .webp or .mp4")
+    generate.add_argument("--out", required=True, help="folder (png, shards), .png (grid), .webp or .mp4 (video)")
     kinds = ("png", "shards", "grid", "video")
     generate.add_argument("--as", dest="kind", default="png", choices=kinds, help="png (default), ..., video")
     generate.add_argument("--seed", type=int, default=0, help="image i is a function of the seed and i (default 0)")
     generate.add_argument("--labels", default="", help="classes to take in turn, as 0,3,7 or 0-9 (default: all)")
-    generate.add_argument("--columns", type=int, default=0, help="of the grid (default: a square, or a row per class)")
+    generate.add_argument("--columns", type=int, help="of the grid (default: a square, or a row per class)")
     generate.add_argument("--filter", type=float, default=1.0, metavar="SHARE", help="keep this share, the best by D")
     generate.add_argument("--balance", action="store_true", help="equally many images of all classes")
     generate.add_argument("--shard-images", type=int, default=0, metavar="N", help="default 2048, fewer if large")
@@ -189,7 +189,8 @@ def _parser() -> argparse.ArgumentParser:
         "distgan plot runs/hinge runs/r3gan --keys Loss/D,Metrics/kid --out compared.svg",
     )
     plot.add_argument("runs", nargs="+", metavar="RUN", help="run folders")
-    plot.add_argument("--out", default="", help=".png or .svg (default: plots/curves.png of the run)")
+    where = "plots/curves.png of the run; of several runs, curves.png in the current folder"
+    plot.add_argument("--out", default="", help=f".png or .svg (default: {where})")
     plot.add_argument("--keys", default="", metavar="A,B", help="log keys to draw (default: what tells how it goes)")
 
     report = _command(
@@ -322,7 +323,8 @@ def _check(options: argparse.Namespace) -> int:
     from distgan.rules import batch_plan
 
     launched = settle()
-    world = getattr(options, "ranks", 0) or launched
+    asked = getattr(options, "ranks", None)
+    world = launched if asked is None else asked
     if world < 1:
         raise ConfigError(f"--ranks {world}: at least 1")
     config = load(options.config, options.overrides)

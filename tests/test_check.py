@@ -48,6 +48,14 @@ def test_the_plan_in_numbers(tmp_path: Path, config: Path, capsys: pytest.Captur
     assert found["wandb"] == "disabled (from WANDB_MODE)"
     assert "warning" not in found
     assert not run.exists()
+    epochs = told(capsys, config, "train.images=17970k")["length"].split(", ")[1]
+    assert epochs == "10,000.0 epochs"
+
+
+@pytest.mark.parametrize("ranks", ["0", "-1"])
+def test_fewer_than_one_rank_are_refused(ranks: str, config: Path, capsys: pytest.CaptureFixture) -> None:
+    assert main(["check", str(config), "--ranks", ranks]) == 2
+    assert f"--ranks {ranks}: at least 1" in capsys.readouterr().err
 
 
 def test_what_would_be_stored(config: Path, capsys: pytest.CaptureFixture) -> None:

@@ -180,7 +180,7 @@ def parse_classes(text: str, num_classes: int) -> list[int]:
     for part in text.split(","):
         first, _, last = part.partition("-")
         if not first.isdecimal() or not (last or first).isdecimal():
-            raise ConfigError(f"eval.labels={text}: write empirical, uniform, or class numbers as 0,3,7-9")
+            raise ConfigError(f"eval.labels={text}: write empirical, uniform, or class numbers (not names) as 0,3,7-9")
         if not int(first) <= int(last or first) < num_classes:
             raise ConfigError(f"eval.labels={text}: the classes are 0 to {num_classes - 1}")
         found += range(int(first), int(last or first) + 1)

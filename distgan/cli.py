@@ -1,6 +1,7 @@
 """The commands. Each body imports what it needs, so that a typo is told without waiting for torch."""
 
 import argparse
+import difflib
 import io
 import os
 import signal
@@ -23,6 +24,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if isinstance(stream, io.TextIOWrapper):  # a file's name may hold bytes that the terminal's encoding lacks
             stream.reconfigure(errors="backslashreplace")
     parser = _parser()
+    words = sys.argv[1:] if arguments is None else arguments
+    known = parser.get_default("known")
+    if words and not words[0].startswith("-") and words[0] not in known:
+        near = difflib.get_close_matches(words[0], known, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}"
+        parser.error(f"{words[0]!r} is no command: {hint}")
     options, rest = parser.parse_known_args(arguments)
     if rest and not hasattr(options, "overrides"):
         parser.error(f"unknown: {' '.join(rest)}; see `distgan {options.command} --help`")
@@ -228,12 +235,15 @@ def _parser() -> argparse.ArgumentParser:
     bench.add_argument("--images", type=int, default=0, metavar="N", help="to train on in all (default: some seconds)")
     bench.add_argument("--rounds", type=int, default=5, metavar="N", help="in which references take turns (default 5)")
     bench.add_argument("--json", action="store_true", help="print the figures as JSON")
+    parser.set_defaults(known=tuple(commands.choices))
     return parser
 
 
 def _takes_config(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("config", help="YAML file or run folder")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings that win over the file's")
+    about = "settings that win over the file's"
+    # Where an argument is missing, argparse would name this one too if it had no default.
+    parser.add_argument("overrides", nargs="*", default=[], metavar="key=value", help=about)
 
 
 def _command(

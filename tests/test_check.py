@@ -133,6 +133,12 @@ def test_a_mistake_is_told_within_a_second_without_torch(config: Path) -> None:
     assert min(took) < 1
 
 
+def test_a_run_folder_below_a_file(tmp_path: Path, config: Path, capsys: pytest.CaptureFixture) -> None:
+    for run in (config, config / "run"):
+        assert main(["check", str(config), f"run.dir={run}"]) == 5
+        assert f"run.dir={run}: {config} is a file: choose another run.dir" in capsys.readouterr().err
+
+
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
 def test_a_run_folder_on_a_read_only_disk(tmp_path: Path, config: Path, capsys: pytest.CaptureFixture) -> None:
     closed = tmp_path / "closed"

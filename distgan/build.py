@@ -135,7 +135,7 @@ def describe(
     lines = [
         f"data: {dataset.num_samples:,} images{classes} in {len(dataset.urls):,} shard(s); order: {order}",
         f"batch: {spread}, {train.n_critic} D step(s) to a G step",
-        f"length: {train.images:,} images, {train.images / dataset.num_samples:.1f} epochs, {steps}{limit}",
+        f"length: {train.images:,} images, {train.images / dataset.num_samples:,.1f} epochs, {steps}{limit}",
         f"networks: {config.model.family}, {weights} weights, {checkpoint_bytes(G, D) / 1e6:.0f} MB to a checkpoint",
     ]
     if config.data.balance == "classes":

@@ -16,6 +16,7 @@ from distgan.evaluation.imageset import draw_labels
 from distgan.metrics.extractors import open_extractor
 from distgan.report.history import read
 from distgan.rules import BatchPlan, warnings
+from distgan.runfolder import file_in_the_way
 
 
 def check(config: Config, spread: BatchPlan) -> tuple[list[str], list[str]]:
@@ -63,6 +64,8 @@ def _disk(config: Config, checkpoint_bytes: int, num_classes: int) -> tuple[list
     """Room for the checkpoints that are kept, one more that is being written, and the sample grids."""
     folder = Path(config.run.dir).expanduser().absolute()
     existing = next(parent for parent in (folder, *folder.parents) if parent.exists())
+    if file := file_in_the_way(folder):
+        raise MachineError(f"run.dir={config.run.dir}: {file} is a file: choose another run.dir")
     if not os.access(existing, os.W_OK):
         raise MachineError(f"run.dir={config.run.dir}: {existing} cannot be written")
     keep, images = config.checkpoint, config.train.images
@@ -102,7 +105,7 @@ def _earlier(config: Config) -> list[str]:
         speed = None
     if speed and left:
         lines.append(
-            f"speed: {speed:.0f} images/s when last seen, {3.6 * speed:,.0f} kimg/h: {left / speed / 3600:.1f} h"
+            f"speed: {speed:,.0f} images/s when last seen, {3.6 * speed:,.0f} kimg/h: {left / speed / 3600:.1f} h"
         )
     return lines
 

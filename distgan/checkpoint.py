@@ -110,13 +110,24 @@ def newest_good(folder: Path) -> tuple[Path | None, list[str]]:
 
 
 def find(path: Path) -> Path:
-    """The checkpoint that `path` means: itself, or the newest good one of a run folder."""
+    """The checkpoint that `path` means: itself, or the newest good one of a run folder or of its checkpoints/."""
     if (path / "manifest.json").exists():
         return path
-    found, refused = newest_good(path / "checkpoints")
-    if found is None:
-        raise DataError(f"{path}: no good checkpoint there" + "".join(f"; {reason}" for reason in refused))
-    return found
+    found, refused = newest_good(path if newest_first(path) else path / "checkpoints")
+    if found is not None:
+        return found
+    if refused:
+        raise DataError(f"{path}: no good checkpoint there; {'; '.join(refused)}")
+    if not path.exists():
+        raise DataError(f"{path}: no such file or folder")
+    if path.name == "checkpoints" or any((path / name).exists() for name in ("checkpoints", "config.yaml")):
+        raise DataError(
+            f"{path}: no checkpoint yet: the first one is written after checkpoint.every images, or when the run is "
+            "stopped"
+        )
+    raise DataError(
+        f"{path}: neither a run folder, nor a checkpoint, nor a folder that `distgan export` wrote: name one of these"
+    )
 
 
 def choose(folder: Path, resume: str) -> tuple[Path | None, bool]:

@@ -1,6 +1,7 @@
 """The commands. Each body imports what it needs, so that a typo is told without waiting for torch."""
 
 import argparse
+import difflib
 import io
 import os
 import signal
@@ -23,6 +24,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if isinstance(stream, io.TextIOWrapper):  # a file's name may hold bytes that the terminal's encoding lacks
             stream.reconfigure(errors="backslashreplace")
     parser = _parser()
+    words = sys.argv[1:] if arguments is None else arguments
+    known = parser.get_default("known")
+    if words and not words[0].startswith("-") and words[0] not in known:
+        near = difflib.get_close_matches(words[0], known, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}"
+        parser.error(f"{words[0]!r} is no command: {hint}")
     options, rest = parser.parse_known_args(arguments)
     if rest and not hasattr(options, "overrides"):
         parser.error(f"unknown: {' '.join(rest)}; see `distgan {options.command} --help`")
@@ -107,7 +114,7 @@ def _parser() -> argparse.ArgumentParser:
         "distgan check configs/cifar10.yaml --ranks 8 data.shards=data/cifar10",
     )
     _takes_config(check)
-    check.add_argument("--ranks", type=int, default=0, help="ranks to plan for (default: this launch's)")
+    check.add_argument("--ranks", type=int, help="ranks to plan for (default: this launch's)")
 
     config = _command(
         commands,
@@ -156,12 +163,12 @@ def _parser() -> argparse.ArgumentParser:
     generate.add_argument("checkpoint", help="run folder, checkpoint or exported generator")
     generate.add_argument("--num", type=int, help="how many; of a video, frames (default 64; of --input, all)")
     generate.add_argument("--input", default="", metavar="SOURCE", help="pictures to restore: folder, archive, shards")
-    generate.add_argument("--out", required=True, help="folder for png and shards; file for grid; .webp or .mp4")
+    generate.add_argument("--out", required=True, help="folder (png, shards), .png (grid), .webp or .mp4 (video)")
     kinds = ("png", "shards", "grid", "video")
     generate.add_argument("--as", dest="kind", default="png", choices=kinds, help="png (default), ..., video")
     generate.add_argument("--seed", type=int, default=0, help="image i is a function of the seed and i (default 0)")
     generate.add_argument("--labels", default="", help="classes to take in turn, as 0,3,7 or 0-9 (default: all)")
-    generate.add_argument("--columns", type=int, default=0, help="of the grid (default: a square, or a row per class)")
+    generate.add_argument("--columns", type=int, help="of the grid (default: a square, or a row per class)")
     generate.add_argument("--filter", type=float, default=1.0, metavar="SHARE", help="keep this share, the best by D")
     generate.add_argument(
         "--filter-by", default="d", choices=("d", "distance"), help="or those nearest to real images' features"
@@ -193,7 +200,8 @@ def _parser() -> argparse.ArgumentParser:
         "distgan plot runs/hinge runs/r3gan --keys Loss/D,Metrics/kid --out compared.svg",
     )
     plot.add_argument("runs", nargs="+", metavar="RUN", help="run folders")
-    plot.add_argument("--out", default="", help=".png or .svg (default: plots/curves.png of the run)")
+    where = "plots/curves.png of the run; of several runs, curves.png in the current folder"
+    plot.add_argument("--out", default="", help=f".png or .svg (default: {where})")
     plot.add_argument("--keys", default="", metavar="A,B", help="log keys to draw (default: what tells how it goes)")
 
     report = _command(
@@ -231,12 +239,15 @@ def _parser() -> argparse.ArgumentParser:
     bench.add_argument("--images", type=int, default=0, metavar="N", help="to train on in all (default: some seconds)")
     bench.add_argument("--rounds", type=int, default=5, metavar="N", help="in which references take turns (default 5)")
     bench.add_argument("--json", action="store_true", help="print the figures as JSON")
+    parser.set_defaults(known=tuple(commands.choices))
     return parser
 
 
 def _takes_config(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("config", help="YAML file or run folder")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings that win over the file's")
+    about = "settings that win over the file's"
+    # Where an argument is missing, argparse would name this one too if it had no default.
+    parser.add_argument("overrides", nargs="*", default=[], metavar="key=value", help=about)
 
 
 def _command(
@@ -326,7 +337,8 @@ def _check(options: argparse.Namespace) -> int:
     from distgan.rules import batch_plan
 
     launched = settle()
-    world = getattr(options, "ranks", 0) or launched
+    asked = getattr(options, "ranks", None)
+    world = launched if asked is None else asked
     if world < 1:
         raise ConfigError(f"--ranks {world}: at least 1")
     config = load(options.config, options.overrides)

@@ -45,6 +45,8 @@ def load(path: str, overrides: Sequence[str] = ()) -> Config:
     folder = file if file.is_dir() else None
     if folder:
         file = folder / "config.yaml"
+        if not file.exists():
+            raise ConfigError(f"{path} is a folder without config.yaml: neither a config nor a run")
     here = [("run folder", {"run": {"dir": str(folder)}})] if folder else []  # it may have been moved or copied
     try:
         layers = [*_files(file, ()), *here, *_override_layers(overrides)]
@@ -131,7 +133,9 @@ def _files(file: Path, chain: tuple[Path, ...]) -> Iterator[tuple[str, dict]]:
         raise ConfigError(f"{wanted}: no such file{hint}") from None
     except OSError as error:
         raise ConfigError(f"{file}: {error.strerror}") from None
-    except (yaml.YAMLError, OmegaConfBaseException, UnicodeDecodeError) as error:
+    except (UnicodeDecodeError, yaml.reader.ReaderError):  # which is what YAML says of bytes such as zero
+        raise ConfigError(f"{file}: this is no text, so it is no config: name a YAML file or a run folder") from None
+    except (yaml.YAMLError, OmegaConfBaseException) as error:
         raise ConfigError(f"{file}: not readable as YAML: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):
         raise ConfigError(f"{file}: a config is a mapping of settings, not a {type(values).__name__}")
@@ -173,8 +177,8 @@ def _put(
     config: DictConfig, layer: str, name: str, inner: str, value: object, schema: dict[str, Field], mistakes: list[str]
 ) -> None:
     """Merge setting `name`, which `config` knows as `inner`, or add to the mistakes why it cannot be."""
+    group = [known for known in schema if known.startswith(inner + ".")]
     try:
-        group = [known for known in schema if known.startswith(inner + ".")]
         if inner not in schema and group:
             if value in ({}, None):  # an empty section
                 return
@@ -184,9 +188,9 @@ def _put(
         OmegaConf.update(config, inner, _converted(value, schema.get(inner)), merge=False)
     except (OmegaConfBaseException, ValueError, TypeError) as error:
         text = _first_line(error)
-        if inner not in schema and "Did you mean" not in text:
+        if inner not in schema and not group and "Did you mean" not in text:
             last = {known.rpartition(".")[2]: known for known in schema}
-            near = difflib.get_close_matches(inner.rpartition(".")[2], last, n=1)
+            near = difflib.get_close_matches(inner.rpartition(".")[2], last, n=1, cutoff=0.7)
             text += f". Did you mean: {last[near[0]]!r}?" if near else ""
         mistakes.append(f"{layer}: {name}: {text}")
 

@@ -21,6 +21,7 @@ from distgan.models.spectral import normalised
 
 TOLERANCE = 1e-5  # that an exported generator may differ by, on a scale of -1..1
 ONNX_BYTES = 2 * 10**9  # an ONNX file ends at 2 GiB
+SUFFIXES = {".onnx": "onnx", ".pt": "torchscript", ".pth": "torchscript", ".ts": "torchscript"}  # that name a form
 OPSET = 18  # of ONNX: the oldest that torch's exporter writes of itself
 
 Run = Callable[[Tensor, Tensor | None], np.ndarray]  # (z, labels) -> images
@@ -39,12 +40,15 @@ def export(path: str, out: str, kind: str) -> str:
         kind: "safetensors", a folder that `load_generator` takes; "torchscript" or "onnx", one file.
 
     Raises:
-        ConfigError: `out` exists, or this generator cannot be exported as that.
+        ConfigError: `out` exists or is named as another form is, or this generator cannot be exported as that.
         MachineError: A package is missing.
     """
     target, form = Path(out).expanduser(), FORMATS[kind]
     if target.exists() or target.is_symlink():
         raise ConfigError(f"{out} exists: name another path, or remove it first")
+    if (meant := SUFFIXES.get(target.suffix.lower(), kind)) != kind:
+        what = "folder" if kind == "safetensors" else "file"
+        raise ConfigError(f"{out}: --as {kind} would write a {what} of that name: did you mean --as {meant}?")
     if missing := [name for name in form.needs if importlib.util.find_spec(name) is None]:
         raise MachineError(f"--as {kind} needs {' and '.join(missing)}: pip install 'distgan[{kind}]'")
     G = load_generator(path, "cpu")

@@ -17,6 +17,7 @@ from distgan.realism import Score, open_score
 SHARD_IMAGES, SHARD_BYTES = 2048, 256_000_000  # of a shard, where nothing else is asked for; bytes of its pixels
 FILTERED_IMAGES = 1024  # that are chosen from their own candidates, where images become files
 MAX_TILES = 64  # classes that a video shows side by side
+GRID_SUFFIX = ".png"
 
 
 def generate(
@@ -27,7 +28,7 @@ def generate(
     kind: str,
     seed: int,
     labels: str = "",
-    columns: int = 0,
+    columns: int | None = None,
     share: float = 1.0,
     filter_by: str = "d",
     balance: bool = False,
@@ -39,20 +40,20 @@ def generate(
 ) -> str:
     """Write `num` images as PNG files or shards into a folder, or as one grid or video; returns a line that says where.
 
-    Args:
-        labels: Classes that the images take in turn, "0,3" or "0-9"; empty for all. A grid has a row for each.
-        columns: Of a grid, or of a video's classes; 0 for a row per class, or a square.
-        share: Of the images made that are kept: those that look the most real (see `pick.Choice`).
-        filter_by: What tells how real they look: a key of `realism.SCORES`.
-        balance: Whether all classes have equally many images.
-        shard_images: Of each shard; 0 for a number by the resolution.
-        stops: Latents that a video passes; 0 for one a second.
-        fps: Frames of a video in a second; it has `num` of them.
-        rank, world: Each of several processes writes its share of the files, without a word to the others.
+        Args:
+            labels: Classes that the images take in turn, "0,3" or "0-9"; empty for all. A grid has a row for each.
+    columns: Of a grid, or of a video's classes; None for a row per class, or a square.
+            share: Of the images made that are kept: those that look the most real (see `pick.Choice`).
+            filter_by: What tells how real they look: a key of `realism.SCORES`.
+            balance: Whether all classes have equally many images.
+            shard_images: Of each shard; 0 for a number by the resolution.
+            stops: Latents that a video passes; 0 for one a second.
+            fps: Frames of a video in a second; it has `num` of them.
+            rank, world: Each of several processes writes its share of the files, without a word to the others.
     """
     bounds = (
         ("num", num, 1, math.inf),
-        ("columns", columns, 0, math.inf),
+        ("columns", 1 if columns is None else columns, 1, math.inf),
         ("filter", share, 1e-4, 1),
         ("shard-images", shard_images, 0, math.inf),
         ("fps", fps, 1, 240),
@@ -67,6 +68,8 @@ def generate(
         raise ConfigError(f"--out {out} is {f'a folder, a {kind} is one file' if is_file else 'a file'}")
     if is_file and (share < 1 or balance):
         raise ConfigError(f"--filter and --balance choose images of a set (--as png or shards); a {kind} is none")
+    if kind == "grid":
+        require_grid(target)
     if kind == "video":
         walk.require_writer(target)
     if is_file and rank > 0:
@@ -162,14 +165,20 @@ def _write_files(target: Path, choice: Choice, draw: Callable[[int], Iterator[Dr
             sample.save_png(folder / f"{one.number:08d}.png", one.picture)
 
 
-def _write_grid(G: Generator, target: Path, num: int, seed: int, chosen: list[int], columns: int) -> None:
+def require_grid(target: Path) -> None:
+    """Refuse a name that does not say what a grid is."""
+    if target.suffix.lower() != GRID_SUFFIX:
+        raise ConfigError(f"--out {target}: a grid is a file that ends in {GRID_SUFFIX}")
+
+
+def _write_grid(G: Generator, target: Path, num: int, seed: int, chosen: list[int], columns: int | None) -> None:
     columns = columns or (-(-num // len(chosen)) if chosen else math.ceil(math.sqrt(num)))
     each = [chosen[i // columns % len(chosen)] for i in range(num)] if chosen else None
     sample.save_png(target, sample.grid(list(G.pictures(range(num), seed, each)), columns))
 
 
 def _write_video(
-    G: Generator, target: Path, num: int, seed: int, chosen: list[int], columns: int, stops: int, fps: float
+    G: Generator, target: Path, num: int, seed: int, chosen: list[int], columns: int | None, stops: int, fps: float
 ) -> str:
     if len(chosen) > MAX_TILES:
         raise ConfigError(
@@ -193,7 +202,10 @@ def parse_labels(text: str, num_classes: int) -> list[int]:
     for part in text.split(","):
         first, _, last = part.partition("-")
         if not first.isdecimal() or not (last or first).isdecimal():
-            raise ConfigError(f"--labels {text}: write class numbers as 0,3,7 or 0-9")
+            raise ConfigError(
+                f"--labels {text}: write class numbers as 0,3,7 or 0-9, of 0 to {num_classes - 1}; names are not known "
+                "here, `classes` in the data set's dataset.json lists them in that order"
+            )
         if not int(first) <= int(last or first) < num_classes:
             raise ConfigError(f"--labels {text}: the classes are 0 to {num_classes - 1}")
         found += range(int(first), int(last or first) + 1)

@@ -13,7 +13,7 @@ from distgan import sample
 from distgan.data.image import SUFFIXES, BadImage, decode, fit
 from distgan.data.listing import Entry, list_source, read_entry
 from distgan.errors import ConfigError, DataError
-from distgan.generate import parse_labels
+from distgan.generate import parse_labels, require_grid
 from distgan.generator import Generator, load_generator
 
 
@@ -35,7 +35,7 @@ def restore(
     kind: str,
     seed: int = 0,
     labels: str = "",
-    columns: int = 0,
+    columns: int | None = None,
     rank: int = 0,
     world: int = 1,
 ) -> str:
@@ -48,7 +48,7 @@ def restore(
         labels: Classes that the pictures take in turn, as for `generate`; empty for those that their folders say.
         rank, world: Each of several processes writes its share of the files, without a word to the others.
     """
-    for name, value, least in (("num", num, 1), ("columns", columns, 0)):
+    for name, value, least in (("num", num, 1), ("columns", columns, 1)):
         if value is not None and value < least:
             raise ConfigError(f"--{name} {value}: at least {least}")
     if kind not in ("png", "grid"):
@@ -56,6 +56,8 @@ def restore(
     target = Path(out).expanduser()
     if target.exists() and target.is_dir() == (kind == "grid"):
         raise ConfigError(f"--out {out} is {'a folder, a grid is one file' if kind == 'grid' else 'a file'}")
+    if kind == "grid":
+        require_grid(target)
     G = load_generator(path, restores=True)
     restoration = Restoration(G, seed, source, parse_labels(labels, G.num_classes) if labels else [])
     if kind == "grid":
@@ -91,7 +93,7 @@ class Restoration:
                 done += 1
         return self._told(done, total, target, world)
 
-    def grid(self, num: int, target: Path, columns: int) -> str:
+    def grid(self, num: int, target: Path, columns: int | None) -> str:
         """Degraded and restored pictures side by side, and the clean ones where they are known."""
         rows = [row for chunk in self._chunks(num) for row in self._rows(chunk)]
         told = self._told(len(rows), len(rows), target)

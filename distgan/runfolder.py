@@ -53,6 +53,9 @@ class RunFolder:
             self._lock = open(self.path / ".lock", "a+")  # noqa: SIM115 (held until the process ends)
             self._take_lock()
             self._note_environment(command)
+        except (FileExistsError, NotADirectoryError) as error:
+            file = file_in_the_way(Path(error.filename)) or error.filename
+            raise MachineError(f"run.dir={self.path}: {file} is a file: choose another run.dir") from None
         except OSError as error:
             raise MachineError(f"run.dir={self.path}: {error.strerror}") from None
 
@@ -172,6 +175,12 @@ class RunFolder:
             "variables": {name: os.environ[name] for name in names if name in os.environ},
         }
         replace_file(path, json.dumps({"starts": [*starts, self.start]}, indent=1) + "\n")
+
+
+def file_in_the_way(folder: Path) -> Path | None:
+    """What keeps a folder from being made: a file of that name, or one that would have to be a folder around it."""
+    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    return None if existing.is_dir() else existing
 
 
 def _lines(path: Path) -> list[str]:

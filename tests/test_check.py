@@ -48,6 +48,14 @@ def test_the_plan_in_numbers(tmp_path: Path, config: Path, capsys: pytest.Captur
     assert found["wandb"] == "disabled (from WANDB_MODE)"
     assert "warning" not in found
     assert not run.exists()
+    epochs = told(capsys, config, "train.images=17970k")["length"].split(", ")[1]
+    assert epochs == "10,000.0 epochs"
+
+
+@pytest.mark.parametrize("ranks", ["0", "-1"])
+def test_fewer_than_one_rank_are_refused(ranks: str, config: Path, capsys: pytest.CaptureFixture) -> None:
+    assert main(["check", str(config), "--ranks", ranks]) == 2
+    assert f"--ranks {ranks}: at least 1" in capsys.readouterr().err
 
 
 def test_what_would_be_stored(config: Path, capsys: pytest.CaptureFixture) -> None:
@@ -123,6 +131,12 @@ def test_a_mistake_is_told_within_a_second_without_torch(config: Path) -> None:
         "override 1 'train.batchh=3': train.batchh: Key 'batchh' not in 'Train'. Did you mean: 'batch'?" in done.stderr
     )
     assert min(took) < 1
+
+
+def test_a_run_folder_below_a_file(tmp_path: Path, config: Path, capsys: pytest.CaptureFixture) -> None:
+    for run in (config, config / "run"):
+        assert main(["check", str(config), f"run.dir={run}"]) == 5
+        assert f"run.dir={run}: {config} is a file: choose another run.dir" in capsys.readouterr().err
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")

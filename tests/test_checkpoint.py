@@ -147,12 +147,37 @@ def test_where_a_run_goes_on_from(tmp_path: Path) -> None:
     save(run, 300)
     assert checkpoint.choose(run, str(second)) == (second, True)  # back once more, after another one
     assert (run / "aside-2-step-000000000300").is_dir()
-    with pytest.raises(DataError, match="no good checkpoint there"):
+    with pytest.raises(DataError, match="nowhere: no such file or folder"):
         checkpoint.choose(run, str(tmp_path / "nowhere"))
     for path in (first, second):
         (path / "G.safetensors").unlink()
     with pytest.raises(DataError, match="no good checkpoint left"):
         checkpoint.choose(run, "auto")
+
+
+def test_what_a_path_means(tmp_path: Path) -> None:
+    run, empty, new = tmp_path / "run", tmp_path / "empty", tmp_path / "new"
+    save(run / "checkpoints", 100)
+    newest = save(run / "checkpoints", 200)
+    (new / "checkpoints").mkdir(parents=True)
+    (new / "config.yaml").write_text("")
+    empty.mkdir()
+    (tmp_path / "file").write_bytes(b"")
+    for path in (run, run / "checkpoints", newest):
+        assert checkpoint.find(path) == newest
+    for path, told in (
+        (tmp_path / "nowhere", "no such file or folder"),
+        (new, "no checkpoint yet: the first one is written after checkpoint.every images"),
+        (new / "checkpoints", "no checkpoint yet"),
+        (empty, "neither a run folder, nor a checkpoint, nor a folder that `distgan export` wrote"),
+        (tmp_path / "file", "neither a run folder"),
+    ):
+        with pytest.raises(DataError, match=f"^{path}: {told}"):
+            checkpoint.find(path)
+    for name in ("100", "200"):
+        (run / "checkpoints" / f"step-{name:0>12}" / "G.safetensors").unlink()
+    with pytest.raises(DataError, match=r"no good checkpoint there; step-0*200: G\.safetensors is missing; step"):
+        checkpoint.find(run)
 
 
 @pytest.mark.parametrize("kind", [torch.optim.Adam, torch.optim.AdamW])

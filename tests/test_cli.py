@@ -45,3 +45,24 @@ def test_a_wrong_command_line_is_told_with_exit_code_2(arguments: list[str], cap
         main(arguments)
     assert end.value.code == 2
     assert "distgan" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["trian", "a.yaml"], "'trian' is no command: did you mean train?"),
+        (["xyz"], "'xyz' is no command: there are pack, index, train, check"),
+        (["train"], "the following arguments are required: config\n"),
+        (["check"], "the following arguments are required: config\n"),
+        ([], "the following arguments are required: COMMAND\n"),
+    ],
+)
+def test_what_is_misspelt_or_missing_is_named(arguments: list[str], told: str, capsys: pytest.CaptureFixture) -> None:
+    with pytest.raises(SystemExit):
+        main(arguments)
+    assert told in capsys.readouterr().err
+
+
+def test_a_config_needs_no_overrides() -> None:
+    assert _parser().parse_args(["train", "a.yaml"]).overrides == []
+    assert _parser().parse_args(["train", "a.yaml", "x=1", "y=2"]).overrides == ["x=1", "y=2"]

@@ -139,11 +139,25 @@ def test_settings_that_exclude_one_another(basic: Path) -> None:
         ("data: {a: 1\n", "not readable as YAML"),
         ("train: {batch: 1, batch: 2}\n", "duplicate key"),
         ("train: !!python/object:os.system {}\n", "not readable as YAML"),
+        ("\x89PNG\r\n", "x.yaml: this is no text, so it is no config"),
+        ("train: {batch: \0}", "x.yaml: this is no text, so it is no config"),
     ],
 )
 def test_a_file_that_is_no_config(tmp_path: Path, text: str, told: str) -> None:
-    (tmp_path / "x.yaml").write_text(text)
+    (tmp_path / "x.yaml").write_text(text, encoding="latin-1", newline="")
     assert told in mistakes(tmp_path / "x.yaml")
+
+
+def test_a_folder_that_is_no_run(tmp_path: Path) -> None:
+    (tmp_path / "face.yaml").write_text("")
+    assert mistakes(tmp_path) == f"{tmp_path} is a folder without config.yaml: neither a config nor a run"
+
+
+def test_a_value_in_place_of_a_group_gets_no_name_that_is_far_from_it(basic: Path) -> None:
+    basic.write_text("data: data/faces\n")
+    text = mistakes(basic)
+    assert "data: is a group of settings, not a value: set one of its keys, such as data.shards" in text
+    assert "Did you mean" not in text
 
 
 def test_a_missing_file_is_told_with_a_near_one(basic: Path) -> None:

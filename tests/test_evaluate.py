@@ -1,6 +1,7 @@
 """The way from images to numbers: the same on any number of ranks, every image exactly once, bad input told."""
 
 import json
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -263,6 +264,19 @@ def test_pictures_of_a_folder_are_taken_as_they_are(tmp_path: Path) -> None:
     Image.fromarray(np.zeros((16, 20), np.uint8)).save(tmp_path / "9.png")
     with pytest.raises(DataError, match=r"9.png has 20x16 pixels, the first picture is square with 16"):
         ListedImages(list_source(str(tmp_path)), threads=2).read(np.arange(6))
+    (tmp_path / "9.png").write_bytes((tmp_path / "1.png").read_bytes()[:44])
+    with pytest.raises(DataError, match=f"{tmp_path}/9.png: damaged.*: no picture is passed over.*distgan pack"):
+        ListedImages(list_source(str(tmp_path)), threads=2).read(np.arange(6))
+    Image.fromarray(np.zeros((10_000, 10_001), np.uint8)).save(tmp_path / "9.png")
+    with pytest.raises(DataError, match=f"{tmp_path}/9.png: too many pixels .more than 100,000,000.: "):
+        ListedImages(list_source(str(tmp_path)), threads=2).read(np.arange(6))
+
+
+def test_a_picture_in_an_archive_that_cannot_be_read_is_named_with_its_archive(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        archive.writestr("in/0.png", b"")
+    with pytest.raises(DataError, match=f"{tmp_path}/a.zip: in/0.png: empty file: "):
+        ListedImages(list_source(str(tmp_path / "a.zip")), threads=2)
 
 
 def test_labels_follow_their_policy() -> None:

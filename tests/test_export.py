@@ -120,6 +120,19 @@ def test_what_is_there_is_never_written_over(tmp_path: Path, capsys: pytest.Capt
     assert main(["export", str(run), str(tmp_path / "file" / "out")]) == 5
 
 
+def test_a_name_that_means_another_form_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    run = small(tmp_path, "dcgan")
+    for name, kind, told in (
+        ("e.onnx", "safetensors", "--as safetensors would write a folder of that name: did you mean --as onnx?"),
+        ("e.PT", "safetensors", "did you mean --as torchscript?"),
+        ("e.onnx", "torchscript", "--as torchscript would write a file of that name: did you mean --as onnx?"),
+    ):
+        assert main(["export", str(run), str(tmp_path / name), "--as", kind]) == 2
+        assert f"{tmp_path / name}: " in (error := capsys.readouterr().err)
+        assert told in error
+    assert main(["export", str(run), str(tmp_path / "faces.128")]) == 0
+
+
 def test_an_export_that_is_not_the_generator_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = small(tmp_path, "dcgan")
     G = load_generator(run, "cpu")

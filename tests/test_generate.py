@@ -301,6 +301,8 @@ def test_what_cannot_be_generated_is_refused_with_the_way_out(
             ["--as", "grid", "--filter", "0.5"],
             "--filter and --balance choose images of a set (--as png or shards)",
         ),
+        (run, ["--as", "grid"], f"--out {out}: a grid is a file that ends in .png"),
+        (run, ["--as", "grid", "--out", f"{out}.jpg"], "a grid is a file that ends in .png"),
         (run, ["--as", "video"], "a video is a file that ends in .webp or .mp4"),
         (run, ["--as", "video", "--out", f"{out}.webp", "--stops", "65"], "--stops 65: 2 to 64, the number of frames"),
         (run, ["--as", "video", "--out", f"{out}.webp", "--stops", "1"], "--stops 1: 2 to 64"),

@@ -132,7 +132,7 @@ def test_a_damaged_export_is_refused(tmp_path: Path, run: Path) -> None:
         (newer, "is of format 'distgan generator 2'; this version reads 'distgan generator 1'"),
         (other, "the weights are not of the network that is described there"),
         (gone, "model.safetensors is missing"),
-        (tmp_path / "nothing", "no good checkpoint there"),
+        (tmp_path / "nothing", "nothing: no such file or folder"),
     ):
         with pytest.raises(DataError, match=told):
             load_generator(folder)

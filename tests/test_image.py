@@ -114,7 +114,9 @@ def test_reasons_tell_damage_from_other_files() -> None:
     for data in cut.values():
         with pytest.raises(BadImage, match="damaged"):
             decode(data)
-    for data in (b"", b"some text in a file that is named .jpg", b"<html></html>", b"\0" * 5000, b"\x80\x04K\x01."):
+    with pytest.raises(BadImage, match="empty file"):
+        decode(b"")
+    for data in (b"some text in a file that is named .jpg", b"<html></html>", b"\0" * 5000, b"\x80\x04K\x01."):
         with pytest.raises(BadImage, match="not an image"):
             decode(data)
 

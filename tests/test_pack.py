@@ -340,9 +340,10 @@ def test_what_was_changed_and_skipped_is_counted(tmp_path: Path) -> None:
     }
     summary = pack(folder(tmp_path / "in", files), str(tmp_path / "out"), Options(resolution=16, max_pixels=10_000))
     assert summary.samples == len(CLASSES) + 3
-    assert summary.skipped == {"damaged (OSError)": 1, "not an image": 4, "too many pixels": 1}
+    large = "more than --max-pixels 10000"
+    assert summary.skipped == {"damaged (OSError)": 1, "not an image": 3, "empty file": 1, large: 1}
     assert summary.notes == {"alpha": 1, "16 bit": 1, "enlarged": 1}
-    assert summary.examples["too many pixels"] == "bee/large.png"
+    assert summary.examples[large] == "bee/large.png"
     assert summary.class_counts == [4, 2, 3]
     told = card(tmp_path / "out")
     assert told["skipped"] == summary.skipped
@@ -351,10 +352,32 @@ def test_what_was_changed_and_skipped_is_counted(tmp_path: Path) -> None:
     for piece in (
         "9 images 16x16 in 1 shard",
         "3 classes with 2 to 4 images",
-        "skipped 6: 4 not an image",
+        "skipped 6: 3 not an image",
+        "; each of them: out/skipped.jsonl\n",
         "\n3 images/s",
     ):
         assert piece in text
+
+
+def skipped(out: Path) -> list[tuple[str, str]]:
+    lines = (out / "skipped.jsonl").read_text().splitlines()
+    return [(row["name"], row["reason"]) for row in map(json.loads, lines)]
+
+
+def test_all_that_was_skipped_is_listed_with_its_reason(tmp_path: Path) -> None:
+    source, out = Path(folder(tmp_path / "in", FLAT)), tmp_path / "out"
+    pack(str(source), str(out), Options())
+    assert not (out / "skipped.jsonl").exists()
+    for name in ("a.jpg", "b \u2028.jpg", "c.jpg"):
+        (source / name).write_bytes(b"text" if name > "b" else b"")
+    os.mkfifo(source / "pipe.png")
+    pack(str(source), str(out), Options(), overwrite=True)
+    expected = [("pipe.png", "no regular file"), ("a.jpg", "empty file")]
+    expected += [("b \u2028.jpg", "not an image"), ("c.jpg", "not an image")]
+    assert skipped(out) == expected
+    assert Dataset(find_shards(str(out)), Source()).num_samples == 5
+    pack(str(out), str(out), Options(), overwrite=True)  # replaces it as what it wrote, and packs the shards
+    assert sorted(contents(out)) == ["000000.tar", "000000.tar.index", "dataset.json"]
 
 
 def test_a_picture_without_a_label_is_skipped(tmp_path: Path) -> None:
@@ -478,6 +501,23 @@ def test_a_target_that_holds_something_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="is a file"):
         pack(source, str(target / "dataset.json"), Options(), overwrite=True)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["empty", "in", "out"]
+
+
+def test_a_target_inside_the_source_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The next packing would take what lies there for pictures."""
+    source, other = folder(tmp_path / "in", FLAT), folder(tmp_path / "other", FLAT)
+    (tmp_path / "link").symlink_to(source)
+    for out, sources in (
+        (f"{source}/out", (source,)),
+        (f"{source}/a/b", (f"{tmp_path}/link",)),
+        (f"{other}/out", (source, other)),
+    ):
+        with pytest.raises(ConfigError, match=f"{out} lies inside {sources[-1]}.*choose a folder beside it"):
+            pack(sources[0], out, Options(), degraded=sources[1] if len(sources) > 1 else "")
+    assert sorted(path.name for path in tmp_path.rglob("*") if path.is_dir()) == ["in", "link", "other"]
+    monkeypatch.chdir(tmp_path)
+    pack("in", "out", Options())
+    assert len(packed("out")) == 5
 
 
 def test_a_data_set_can_replace_itself(tmp_path: Path) -> None:

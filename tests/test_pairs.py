@@ -1,5 +1,6 @@
 """Pairs of a degraded and a clean picture, and samples held out: from files to batches."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -184,6 +185,8 @@ def test_two_folders_are_packed_as_pairs(tmp_path: Path) -> None:
     summary = pack(clean, str(tmp_path / "out"), Options(resolution=16), workers=1, degraded=degraded)
     assert summary.samples == 7
     assert summary.skipped == {"without a degraded picture": 1, "without a clean picture": 1}
+    listed = map(json.loads, (tmp_path / "out" / "skipped.jsonl").read_text().splitlines())
+    assert sorted(row["reason"] for row in listed) == sorted(summary.skipped)
     data = open_data(tmp_path / "out", pairs=True, labels=True)
     assert data.class_counts == [3, 4]
     for clean_numbers, degraded_numbers, labels, _ in batches(data, 4):

@@ -44,6 +44,21 @@ def test_several_runs_have_a_colour_each(tmp_path: Path, capsys: pytest.CaptureF
     assert is_drawn(out, "#d9622b")
 
 
+def test_a_run_without_metrics_beside_one_with_them_is_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    make_run(Path("a"))
+    make_run(Path("new"), [])
+    assert main(["plot", "a", "new"]) == 0
+    told = capsys.readouterr().out.splitlines()
+    assert told[0] == "warning: new has no metrics yet"
+    assert told[-1].endswith("of 2 run(s): curves.png")
+    assert is_drawn(Path("curves.png"), "#2f6fde")
+    assert main(["plot", "a"]) == 0
+    assert "warning" not in capsys.readouterr().out
+
+
 def test_svg_and_names_that_mean_something_to_matplotlib(tmp_path: Path) -> None:
     runs = [make_run(tmp_path / name) for name in ("_a $x^{$", "%s\\frac", "<b>&")]
     out = tmp_path / "new" / "c.svg"

@@ -175,6 +175,8 @@ def test_what_cannot_be_restored_is_refused_with_the_way_out(
     command = ["generate", str(trained), "--input", str(digits), "--out", str(tmp_path / "x")]
     for more, told in (
         (["--as", "shards"], "become png or grid"),
+        (["--as", "grid", "--out", str(tmp_path / "g")], "a grid is a file that ends in .png"),
+        (["--columns", "0"], "--columns 0: at least 1"),
         (["--filter", "0.5"], "leave them out with --input"),
         (["--num", "0"], "--num 0: at least 1"),
         (["--labels", "3"], "this generator was trained without classes"),

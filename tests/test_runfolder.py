@@ -32,8 +32,11 @@ def test_a_second_live_run_is_kept_out(tmp_path: Path) -> None:
 
 def test_a_folder_that_cannot_be_made_is_told(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(MachineError, match=r"run.dir=.*file/run: Not a directory"):
-        RunFolder(tmp_path / "file" / "run").open([])
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "samples").write_text("")
+    for path, file in (("file", "file"), ("file/run/1", "file"), ("run", "run/samples")):
+        with pytest.raises(MachineError, match=f"run.dir={tmp_path}/{path}: {tmp_path}/{file} is a file: choose ano"):
+            RunFolder(tmp_path / path).open([])
 
 
 def test_lines_after_the_checkpoint_are_taken_back_and_kept_aside(tmp_path: Path) -> None:

@@ -73,6 +73,8 @@ def test_a_run_gives_a_report_with_all_that_makes_it_comparable(run: Path, capsy
     assert fd["mean"] == pytest.approx(np.mean(fd["per_seed"]))
     assert fd["per_seed"][0] != fd["per_seed"][1]
     assert fd["standard_error"] > 0
+    assert evaluate(run / "checkpoints", *TOY, "--seeds", 1, "eval.metrics=fd") == 0  # the same run
+    assert report(run)["subject"]["path"] == found["subject"]["path"]
     assert (found["num_generated"], found["seeds"], found["reference"]["num_real"]) == (200, [0, 1], 1797)
     assert found["subject"]["checkpoint"] == "step-000000000240"
     assert re.fullmatch("[0-9a-f]{64}", found["subject"]["sha256"])
@@ -182,11 +184,15 @@ def test_what_cannot_be_measured_is_told_in_a_line(
 def test_targets_that_are_none_are_told(
     tmp_path: Path, digits: Path, pictures: Path, run: Path, capsys: pytest.CaptureFixture
 ) -> None:
+    (tmp_path / "cut").mkdir()
+    (tmp_path / "cut" / "a.png").write_bytes(b"")
     for arguments, code, told in (
+        ((tmp_path / "cut",), 2, "name the real images: eval.reference=SHARDS"),  # before pictures are read
+        ((tmp_path / "cut", f"eval.reference={digits}"), 3, f"{tmp_path}/cut/a.png: empty file"),
         ((), 2, "name a run folder, a checkpoint, or a folder of pictures"),
         ((tmp_path / "none",), 3, "no such file or folder"),
         ((pictures,), 2, "name the real images: eval.reference=SHARDS"),
-        ((pictures, "data.resolution=32"), 2, "has pictures of 16 pixels"),
+        ((pictures, "data.resolution=32", f"eval.reference={digits}"), 2, "has pictures of 16 pixels"),
         ((pictures, f"eval.reference={digits}", "--memorisation", "eval.labels=x"), 0, ""),
     ):
         assert evaluate(*arguments, "eval.extractor=toy") == code, told

@@ -3,6 +3,7 @@
 import itertools
 import os
 import pickle
+import re
 import shlex
 import threading
 import time
@@ -15,6 +16,7 @@ import pytest
 from conftest import image_bytes, numbered_pixels, numbered_shard, numbers_of, tar_bytes, write_shards
 from range_server import RangeServer
 
+from distgan.cli import main
 from distgan.data import dataset as module
 from distgan.data import index
 from distgan.data import source as source_module
@@ -491,6 +493,29 @@ def test_specs_that_name_no_shards_or_one_twice(spec: str | list[str], message: 
     specs = [item.format(folder=folder) for item in ([spec] if isinstance(spec, str) else spec)]
     with pytest.raises(DataError, match=message):
         find_shards(specs)
+
+
+def test_a_path_without_shards_is_told_with_what_may_be_meant(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("faces 1/ant/0.JPG", "zips/a.zip", "texts/a.txt", "made[1]/000.tar"):
+        Path(name).parent.mkdir(parents=True)
+        Path(name).write_bytes(b"x")
+    for spec, told in (
+        ("faces 1", r": it holds pictures; `distgan pack 'faces 1' OUT` makes shards of them$"),
+        ("zips", r"; `distgan pack zips/a\.zip OUT` makes shards of an archive$"),
+        ("texts", r"\(seen from [^;:]*\)$"),
+        ("text", r"; did you mean texts\?$"),
+        (f"{tmp_path}/made", rf"; did you mean {re.escape(str(tmp_path))}/made\[1\]\?$"),
+        ("made[1]/00.tar", r"; did you mean made\[1\]/000\.tar\?$"),
+        ("made[1]/{000..001}.tar", r"\(seen from [^;:]*\)$"),  # every number is near to another one
+        ("nowhere/at/all", r"\(seen from [^;:]*\)$"),
+    ):
+        with pytest.raises(DataError, match=told):
+            find_shards(spec)
+    assert main(["index", "text"]) == 3
+    assert "did you mean texts?" in capsys.readouterr().err
 
 
 def test_pipes_need_a_word(folder: Path, tmp_path: Path, own_cache: Path) -> None:

@@ -206,7 +206,7 @@ DAMAGED = {
     "empty file": (b"", "no end-of-archive marker", []),
     "html page": (b"<html><body>404 not found</body></html>".ljust(2000), "no tar header at byte 0", []),
     "text": (b"12345670" * 200, "at byte 0", []),
-    "gzip": (gzip.compress(tar_bytes(TWO)), "a gzip file, not a plain tar", []),
+    "gzip": (gzip.compress(tar_bytes(TWO)), "unpack it, or let `distgan pack` make shards of it", []),
     "xz": (lzma.compress(tar_bytes(TWO)), "a xz file, not a plain tar", []),
     "zstd": (zstd.compress(tar_bytes(TWO)), "a zstd file, not a plain tar", []),
     "size below zero": (member("a.jpg", b"1", patch={124: b"-0000007777\0"}) + tar.END, "no tar header", []),

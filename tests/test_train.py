@@ -217,9 +217,10 @@ def test_generate_writes_what_it_is_asked_for(tmp_path: Path, config: Path, caps
     for arguments, told in (
         (["--num", "0"], "--num 0: at least 1"),
         (["--labels", "10"], "the classes are 0 to 9"),
-        (["--labels", "x"], "write class numbers as 0,3,7 or 0-9"),
+        (["--labels", "cats"], "--labels cats: write class numbers as 0,3,7 or 0-9, of 0 to 9; names are not known"),
         (["--labels", "0-99999999999"], "the classes are 0 to 9"),
-        (["--columns", "-3"], "--columns -3: at least 0"),
+        (["--columns", "-3"], "--columns -3: at least 1"),
+        (["--columns", "0", "--as", "grid"], "--columns 0: at least 1"),
         (["--as", "grid", "--out", str(tmp_path)], "is a folder, a grid is one file"),
         (["--out", str(tmp_path / "g.png")], "is a file"),
     ):

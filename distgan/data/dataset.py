@@ -1,9 +1,11 @@
 """Shards as one data set: which there are, what they hold, and where each sample lies."""
 
+import difflib
 import glob
 import hashlib
 import itertools
 import os
+import shlex
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -22,6 +24,8 @@ from distgan.data.source import Source
 from distgan.errors import DataError, StoppedError, with_hint
 
 MAX_CLASSES = 1_000_000  # a larger label is no class number
+ARCHIVES = ("zip", "npz", "tgz", "gz", "bz2", "xz", "txz", "zst", "tzst")  # suffixes of what `pack` unpacks
+LOOKED_AT = 10_000  # names in a folder without shards, to tell what it holds instead
 LOCATED_BYTES = 192 * 2**20  # for the places of samples in shards; each rank reads its own part of the data set
 Gather = Callable[[object], list]  # what this rank found -> what all ranks found, in rank order
 
@@ -57,8 +61,8 @@ def find_shards(spec: str | Sequence[str], *, allow_pipe: bool = False, cache_di
     return urls
 
 
-def _expand(item: str) -> list[str]:
-    """The shards that one expression names; at least one, or DataError."""
+def _expand(item: str, hint: bool = True) -> list[str]:
+    """The shards that one expression names; at least one, or DataError, which may hint at what was meant."""
     item = os.path.expanduser(item)
     path = local_path(item)
     if is_local(item) and os.path.isfile(path):
@@ -71,15 +75,31 @@ def _expand(item: str) -> list[str]:
         except (AssertionError, ValueError) as error:  # an environment variable that is not set, a brace left open
             raise DataError(f"data.shards: {public(item)!r}: {error}") from None
         if parts != [item]:
-            return [url for part in parts for url in _expand(part)]
+            return [url for part in parts for url in _expand(part, hint=False)]
     if item.startswith("pipe:") or not is_local(item):
         return [item]
     found = sorted(glob.glob(os.path.join(glob.escape(path), "*.tar") if os.path.isdir(path) else path))
     if not found:
-        raise DataError(f"data.shards: no shard matches {item!r} (seen from {os.getcwd()})")
+        meant = _meant(path) if hint else ""
+        raise DataError(f"data.shards: no shard matches {item!r} (seen from {os.getcwd()}){meant}")
     if special := [path for path in found if os.path.exists(path) and not os.path.isfile(path)]:
         raise DataError(f"data.shards: {special[0]} is no regular file")
     return found
+
+
+def _meant(path: str) -> str:
+    """What may have been meant by a path without shards, as the rest of a sentence; empty where nobody knows."""
+    if os.path.isdir(path):
+        files = (os.path.join(folder, name) for folder, _, names in os.walk(path) for name in names)
+        by_suffix = {file.rpartition(".")[2].lower(): file for file in itertools.islice(files, LOOKED_AT)}
+        if not SUFFIXES.isdisjoint(by_suffix):
+            return f": it holds pictures; `distgan pack {shlex.quote(path)} OUT` makes shards of them"
+        archive = next((by_suffix[suffix] for suffix in ARCHIVES if suffix in by_suffix), "")
+        return f"; `distgan pack {shlex.quote(archive)} OUT` makes shards of an archive" if archive else ""
+    folder, name = os.path.split(os.path.normpath(path))
+    beside = map(os.path.basename, glob.glob(os.path.join(glob.escape(folder), "*")))
+    near = difflib.get_close_matches(name, sorted(beside), n=3)
+    return f"; did you mean {' or '.join(os.path.join(folder, other) for other in near)}?" if near else ""
 
 
 def _spool(url: str, cache_dir: Path) -> str:

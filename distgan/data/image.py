@@ -35,6 +35,13 @@ class BadImage(Exception):
     """Bytes that do not give a picture; the message is the reason, fit for a tally."""
 
 
+class TooLarge(BadImage):
+    """A picture of more pixels than were allowed."""
+
+    def __init__(self, max_pixels: int) -> None:
+        super().__init__(f"too many pixels (more than {max_pixels:,})")
+
+
 @dataclass
 class Picture:
     """Attributes: `pixels`, RGB uint8 [H, W, 3]; `notes`, what was changed on the way, e.g. "alpha"."""
@@ -56,6 +63,8 @@ def decode(data: bytes, *, max_pixels: int = MAX_PIXELS, background: int = 255, 
     Raises:
         BadImage: no image, a damaged one, or one of more than `max_pixels` pixels (checked before decoding).
     """
+    if not data:
+        raise BadImage("empty file")
     if data.startswith(JPEG):
         return _decode_jpeg(data, max_pixels, least)
     try:
@@ -67,7 +76,7 @@ def decode(data: bytes, *, max_pixels: int = MAX_PIXELS, background: int = 255, 
     except BadImage:
         raise
     except Image.DecompressionBombError:
-        raise BadImage("too many pixels") from None
+        raise TooLarge(max_pixels) from None
     except Image.UnidentifiedImageError:
         raise BadImage("not an image") from None
     except Exception as error:  # Pillow's plugins raise SyntaxError, struct.error, OSError ... on damaged files
@@ -144,7 +153,7 @@ def _orientation(jpeg: bytes) -> int:
 
 def _check_size(width: int, height: int, max_pixels: int) -> None:
     if width * height > max_pixels:
-        raise BadImage("too many pixels")
+        raise TooLarge(max_pixels)
 
 
 def _to_rgb(image: Image.Image, background: int) -> Picture:

@@ -8,7 +8,6 @@ import os
 import sys
 import zipfile
 import zlib
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
@@ -26,6 +25,9 @@ from distgan.errors import DataError
 
 # RuntimeError: a member with a password; NotImplementedError, one of these: packed in a way that Python lacks
 ZIP_ERRORS = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, RuntimeError)
+
+
+Skipped = tuple[str, str]  # the name of what was left out, and why
 
 
 @dataclass(frozen=True)
@@ -51,14 +53,14 @@ class Listing:
     Attributes:
         total: How many `entries` will yield.
         classes: Names of the classes, or None where the source has no labels.
-        skipped: What was left out while listing, by reason.
+        skipped: What was left out while listing: names, each with the reason.
         lacking: Why there are no labels, where one might have expected some.
     """
 
     entries: Iterable[Entry]
     total: int
     classes: list[str] | None = None
-    skipped: Counter = field(default_factory=Counter)
+    skipped: list[Skipped] = field(default_factory=list)
     lacking: str = ""
 
 
@@ -108,9 +110,8 @@ def pair(clean: Listing, degraded: Listing) -> Listing:
             "Both folders must have the same inner folders and names"
         )
     skipped = clean.skipped + degraded.skipped
-    for other, side in (("degraded", sides[0]), ("clean", sides[1])):
-        if alone := len(side) - len(found):
-            skipped[f"without a {other} picture"] += alone
+    for other, side, others in (("degraded", *sides), ("clean", *sides[::-1])):
+        skipped += [(entry.name, f"without a {other} picture") for stem, entry in side.items() if stem not in others]
     return Listing(found, len(found), clean.classes, skipped, clean.lacking)
 
 
@@ -128,6 +129,13 @@ def _by_stem(listing: Listing, side: str) -> dict[str, Entry]:
             )
         found[stem] = entry
     return found
+
+
+def place(entry: Entry) -> str:
+    """Where a candidate lies, for a person."""
+    if entry.path and (entry.member or entry.span):
+        return f"{public(entry.path)}: {entry.name}"
+    return entry.path or entry.name
 
 
 def read_entry(entry: Entry) -> bytes | np.ndarray:
@@ -152,7 +160,7 @@ def _open_zip(path: str) -> zipfile.ZipFile:
 
 def _list_folder(folder: Path, labels: bool) -> Listing:
     try:
-        skipped: Counter = Counter()
+        skipped: list[Skipped] = []
         names = sorted(name for name in _walk(folder, skipped) if not _hidden(name))
     except OSError as error:
         raise DataError(f"{error.filename}: {error.strerror}") from None
@@ -165,10 +173,10 @@ def _list_folder(folder: Path, labels: bool) -> Listing:
     return Listing(entries, len(entries), classes.names, skipped, classes.lacking)
 
 
-def _walk(folder: str | Path, skipped: Counter, inside: str = "", above: tuple[str, ...] = ()) -> Iterator[str]:
+def _walk(folder: str | Path, skipped: list[Skipped], inside: str = "", above: tuple[str, ...] = ()) -> Iterator[str]:
     """Paths of all files below a folder; a linked folder that contains itself is entered once.
 
-    Pipes and devices, which could be read without an end, are counted.
+    Pipes and devices, which could be read without an end, are left out.
     """
     real = os.path.realpath(folder)
     if real in above:
@@ -180,7 +188,7 @@ def _walk(folder: str | Path, skipped: Counter, inside: str = "", above: tuple[s
             elif entry.is_file() or not os.path.exists(entry.path):  # of a dead link, reading tells
                 yield inside + entry.name
             else:
-                skipped["no regular file"] += 1
+                skipped.append((inside + entry.name, "no regular file"))
 
 
 def _list_zip(path: Path, labels: bool) -> Listing:
@@ -200,7 +208,7 @@ def _list_tar(path: Path, labels: bool, allow_damaged: bool) -> Listing:
     """A plain tar: shards if it has `cls` parts, else a packed folder."""
     import mmap
 
-    skipped = Counter()
+    skipped: list[Skipped] = []
     try:
         with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
             found = list(_files(data, len(data), skipped))
@@ -213,28 +221,28 @@ def _list_tar(path: Path, labels: bool, allow_damaged: bool) -> Listing:
     return Listing(entries, len(entries), classes.names, skipped, classes.lacking)
 
 
-def _files(data: tar.Bytes, size: int, skipped: Counter) -> Iterator[tuple[str, int, int]]:
-    """Name, offset and length of the plain files in a tar; links and sparse files are counted."""
+def _files(data: tar.Bytes, size: int, skipped: list[Skipped]) -> Iterator[tuple[str, int, int]]:
+    """Name, offset and length of the plain files in a tar; links and sparse files are left out."""
     for name, kind, _, offset, length in tar.members(data, size):
         if not _hidden(name):
             if kind == "file":
                 yield name, offset, length
             else:
-                skipped[f"a {kind} in the archive"] += 1
+                skipped.append((name, f"a {kind} in the archive"))
 
 
 def _list_compressed_tar(path: Path, labels: bool) -> Listing:
     """Read twice, since the classes are known only after all names are."""
-    skipped = Counter()
+    skipped: list[Skipped] = []
     names = [name for name, _ in _unpacked(path, skipped)]
     classes = _find_classes(names, labels)
     if labels and any(name.lower().endswith(".cls") for name in names):
         classes = Classes(lacking="the cls parts of a compressed tar are not read: unpack it first")
-    entries = (Entry(name, classes.of(name), content=content) for name, content in _unpacked(path, Counter()))
+    entries = (Entry(name, classes.of(name), content=content) for name, content in _unpacked(path, []))
     return Listing(entries, len(names), classes.names, skipped, classes.lacking)
 
 
-def _unpacked(path: Path, skipped: Counter) -> Iterator[tuple[str, bytes]]:
+def _unpacked(path: Path, skipped: list[Skipped]) -> Iterator[tuple[str, bytes]]:
     """Names and contents of the files in a compressed tar."""
     try:
         with _decompressed(path) as stream:

@@ -19,6 +19,7 @@ from concurrent.futures import Executor, Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import TextIO
 
 from PIL import Image
 from tqdm import tqdm
@@ -26,12 +27,13 @@ from tqdm import tqdm
 from distgan import __version__
 from distgan.data import index, tar
 from distgan.data.address import public
-from distgan.data.image import FILTERS, MAX_PIXELS, BadImage, Picture, decode, fit
+from distgan.data.image import FILTERS, MAX_PIXELS, BadImage, Picture, TooLarge, decode, fit
 from distgan.data.listing import Entry, Listing, list_source, pair, read_entry
 from distgan.data.source import Source
 from distgan.errors import ConfigError, DataError, MachineError
 
-OWN = re.compile(r"\d{6}\.tar(\.index)?|dataset\.json")  # what pack writes, and so may replace
+SKIPPED = "skipped.jsonl"
+OWN = re.compile(r"\d{6}\.tar(\.index)?|dataset\.json|skipped\.jsonl")  # what pack writes, and so may replace
 CHUNK = 32  # pictures that travel to a process together
 SAVE = {
     "png": {"format": "PNG", "compress_level": 1},  # level 6 takes four times as long for a tenth of the bytes
@@ -116,7 +118,8 @@ def pack(
 ) -> Summary:
     """Write the pictures of `source` as shards, with an index beside each and a card `dataset.json`, into `out`.
 
-    Nothing appears in `out` before all is written.
+    What was left out, if anything, stands in `skipped.jsonl` beside the card: a line for each file, with its name and
+    the reason. Nothing appears in `out` before all is written.
 
     Args:
         source: Folder, .zip, .tar (also .gz .bz2 .xz .zst), .npz, or shards as `find_shards` takes them.
@@ -136,6 +139,8 @@ def pack(
         raise ConfigError(
             f"{out} holds {foreign[0]!r}, which `pack` did not write and would delete: choose another folder"
         )
+    if around := [place for place in (source, degraded) if place and _holds(place, target)]:
+        raise ConfigError(f"{out} lies inside {around[0]}, whose pictures are to be packed: choose a folder beside it")
     if not 0.065536 <= shard_mb <= 1e9:
         raise ConfigError(f"--shard-mb {shard_mb:g}: 0.066 or more")
     if not 0 <= workers <= 1024:
@@ -164,27 +169,33 @@ def pack(
     return summary
 
 
+def _holds(source: str, target: Path) -> bool:
+    """Whether a folder of pictures, of which all inner folders are read, is around the target."""
+    folder = Path(source).expanduser()
+    return folder.resolve() in target.parents and not any(folder.glob("*.tar"))
+
+
 def _write(listing: Listing, folder: Path, options: Options, shard_bytes: int, workers: int) -> Summary:
     """Encode all pictures and append them to shards."""
     summary = Summary(classes=listing.classes, class_counts=[0] * len(listing.classes) if listing.classes else None)
-    summary.skipped.update(listing.skipped)
     summary.lacking = listing.lacking
     shards = _ShardWriter(folder, shard_bytes)
     bar = tqdm(total=listing.total, unit=" images", disable=None, smoothing=0.05, desc="pack")
     entries = iter(listing.entries)
     chunks = iter(lambda: list(itertools.islice(entries, CHUNK)), [])
     try:
-        with _executor(workers) as pool, bar:
+        with _executor(workers) as pool, bar, open(folder / SKIPPED, "w") as skipped:
+            for name, reason in listing.skipped:
+                _skip(summary, skipped, name, reason)
             for chunk, stored in _in_order(pool, chunks, options, depth=4 * workers):
                 for entry, picture in zip(chunk, stored):
                     bar.update()
                     summary.notes.update(picture.notes)
-                    skipped = picture.skipped
+                    reason = picture.skipped
                     if listing.classes and entry.label < 0:
-                        skipped = skipped or "without a label"
-                    if skipped:
-                        summary.skipped[skipped] += 1
-                        summary.examples.setdefault(skipped, entry.name)
+                        reason = reason or "without a label"
+                    if reason:
+                        _skip(summary, skipped, entry.name, reason)
                         continue
                     parts = {options.image: picture.data}
                     if picture.degraded:
@@ -200,7 +211,15 @@ def _write(listing: Listing, folder: Path, options: Options, shard_bytes: int, w
     finally:
         shards.close()
     summary.shards = shards.done
+    if not summary.skipped:
+        (folder / SKIPPED).unlink()
     return summary
+
+
+def _skip(summary: Summary, file: TextIO, name: str, reason: str) -> None:
+    summary.skipped[reason] += 1
+    summary.examples.setdefault(reason, name)
+    file.write(json.dumps({"name": name, "reason": reason}) + "\n")
 
 
 def _executor(workers: int) -> Executor:
@@ -265,6 +284,8 @@ def _store_one(entry: Entry, options: Options) -> Stored:
             picture = decode(content, max_pixels=options.max_pixels, background=options.background)
         else:
             picture = Picture(content)
+    except TooLarge:
+        return Stored(skipped=f"more than --max-pixels {options.max_pixels}")
     except BadImage as reason:
         return Stored(skipped=str(reason))
     except OSError as error:
@@ -380,7 +401,8 @@ def report(summary: Summary, out: str, seconds: float) -> str:
     else:
         lines.append("no class labels" + (f": {summary.lacking}" if summary.lacking else ""))
     if summary.skipped:
-        lines.append(f"skipped {sum(summary.skipped.values()):,}{_tally(summary, ': ')}")
+        listed = os.path.join(out, SKIPPED)
+        lines.append(f"skipped {sum(summary.skipped.values()):,}{_tally(summary, ': ')}; each of them: {listed}")
     if summary.notes:
         lines.append("changed: " + ", ".join(f"{count:,} {note}" for note, count in summary.notes.most_common()))
     lines.append(f"{summary.samples / max(seconds, 1e-9):,.0f} images/s")

@@ -47,7 +47,11 @@ def members(data: Bytes, size: int, start: int = 0) -> Iterator[tuple[str, str, 
     """
     for magic, program in COMPRESSED.items():
         if start == 0 and data[0 : len(magic)] == magic:
-            raise Damage(f"a {program} file, not a plain tar (its samples cannot be read at random: unpack it)", 0)
+            raise Damage(
+                f"a {program} file, not a plain tar (its samples cannot be read at random: unpack it, or let `distgan "
+                "pack` make shards of it)",
+                0,
+            )
     at = first = start  # of this block; of the first block of the member that it belongs to
     extended: dict[str, bytes] = {}  # from the extended headers before a member
     shared: dict[str, bytes] = {}  # from global ones, which hold until the archive ends

@@ -10,7 +10,7 @@ from torch import nn
 from distgan import keyed, sample
 from distgan.data.dataset import Dataset
 from distgan.data.image import MAX_PIXELS, BadImage, decode, decode_into
-from distgan.data.listing import Entry, Listing, read_entry
+from distgan.data.listing import Entry, Listing, place, read_entry
 from distgan.errors import ConfigError, DataError
 
 CHUNK = sample.CHUNK  # neighbours that one rank takes at a time, and images of one forward
@@ -107,7 +107,7 @@ class ListedImages:
         for entry, one in zip(entries, pixels):
             if one.shape != (self.resolution, self.resolution, 3):
                 raise DataError(
-                    f"{entry.name} has {one.shape[1]}x{one.shape[0]} pixels, the first picture is square with "
+                    f"{place(entry)} has {one.shape[1]}x{one.shape[0]} pixels, the first picture is square with "
                     f"{self.resolution}: they must be square and of one size; `distgan pack --resolution` makes them so"
                 )
         return Images(numbers, np.stack(pixels), np.array([e.label for e in entries]) if self._has_labels else None)
@@ -117,7 +117,10 @@ class ListedImages:
             data = read_entry(entry)
             return data if isinstance(data, np.ndarray) else decode(data, max_pixels=MAX_PIXELS).pixels
         except (BadImage, OSError) as error:
-            raise DataError(f"{entry.name}: {error}") from None
+            raise DataError(
+                f"{place(entry)}: {error}: no picture is passed over in an evaluation. Remove it, or evaluate shards: "
+                "`distgan pack` leaves such pictures out"
+            ) from None
 
 
 def shares(images: ImageSet, rank: int, world: int) -> Iterator[Images | None]:
@@ -177,7 +180,7 @@ def parse_classes(text: str, num_classes: int) -> list[int]:
     for part in text.split(","):
         first, _, last = part.partition("-")
         if not first.isdecimal() or not (last or first).isdecimal():
-            raise ConfigError(f"eval.labels={text}: write empirical, uniform, or class numbers as 0,3,7-9")
+            raise ConfigError(f"eval.labels={text}: write empirical, uniform, or class numbers (not names) as 0,3,7-9")
         if not int(first) <= int(last or first) < num_classes:
             raise ConfigError(f"eval.labels={text}: the classes are 0 to {num_classes - 1}")
         found += range(int(first), int(last or first) + 1)

@@ -140,7 +140,9 @@ def open_subject(target: str, overrides: Sequence[str], device: torch.device) ->
     if (path / DESCRIPTION).exists():
         generator = load_generator(path, device)
         layers = [("exported generator", {"data": {"resolution": generator.resolution}})]
-    elif any((path / name).exists() for name in ("manifest.json", "checkpoints", "config.yaml")):
+    elif checkpoint.newest_first(path) or any(
+        (path / name).exists() for name in ("manifest.json", "checkpoints", "config.yaml")
+    ):
         where = checkpoint.find(path)
         generator = load_generator(where, device)
         layers = [("checkpoint", json.loads((where / "state.json").read_text())["config"])]
@@ -185,6 +187,7 @@ def _require_reference(config: Config) -> None:
 
 def _open_images(target: str, path: Path, overrides: Sequence[str]) -> Subject:
     listing = list_source(target)
+    _require_reference(load_to_evaluate([], overrides))  # a mistake is told before pictures are read
     images = ListedImages(listing, threads=4)
     config = load_to_evaluate([("images", {"data": {"resolution": images.resolution}})], overrides)
     if config.data.resolution != images.resolution:
@@ -192,7 +195,6 @@ def _open_images(target: str, path: Path, overrides: Sequence[str]) -> Subject:
             f"data.resolution={config.data.resolution}, but {target} has pictures of {images.resolution} pixels: real "
             "images are compared at the same size. `distgan pack --resolution` makes pictures of another size"
         )
-    _require_reference(config)
     num_classes = len(listing.classes or ())
     origin = {"pictures": str(path.resolve()) if path.exists() else target, "num": images.num}
     return Subject(config, lambda seed, counts: images, images.resolution, origin, num_classes, False)

@@ -40,16 +40,16 @@ def generate(
 ) -> str:
     """Write `num` images as PNG files or shards into a folder, or as one grid or video; returns a line that says where.
 
-        Args:
-            labels: Classes that the images take in turn, "0,3" or "0-9"; empty for all. A grid has a row for each.
-    columns: Of a grid, or of a video's classes; None for a row per class, or a square.
-            share: Of the images made that are kept: those that look the most real (see `pick.Choice`).
-            filter_by: What tells how real they look: a key of `realism.SCORES`.
-            balance: Whether all classes have equally many images.
-            shard_images: Of each shard; 0 for a number by the resolution.
-            stops: Latents that a video passes; 0 for one a second.
-            fps: Frames of a video in a second; it has `num` of them.
-            rank, world: Each of several processes writes its share of the files, without a word to the others.
+    Args:
+        labels: Classes that the images take in turn, "0,3" or "0-9"; empty for all. A grid has a row for each.
+        columns: Of a grid, or of a video's classes; None for a row per class, or a square.
+        share: Of the images made that are kept: those that look the most real (see `pick.Choice`).
+        filter_by: What tells how real they look: a key of `realism.SCORES`.
+        balance: Whether all classes have equally many images.
+        shard_images: Of each shard; 0 for a number by the resolution.
+        stops: Latents that a video passes; 0 for one a second.
+        fps: Frames of a video in a second; it has `num` of them.
+        rank, world: Each of several processes writes its share of the files, without a word to the others.
     """
     bounds = (
         ("num", num, 1, math.inf),

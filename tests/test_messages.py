@@ -85,7 +85,8 @@ def test_two_ranks_say_it_once(case: str, tmp_path: Path, config: Path) -> None:
     overrides, _, told = CASES[case]
     if case == "typo in a file":
         config.write_text(config.read_text().replace("optim: {G: {lr:", "optim: {G: {lrr:"))
-    done = launched(config, f"run.dir={tmp_path / 'run'}", *overrides)
+    # A word of dashes keeps the script from looking at the config before it launches: the ranks are to find it.
+    done = launched(config, "--", f"run.dir={tmp_path / 'run'}", *overrides)
     assert done.returncode != 0
     lines = [line for line in done.stderr.splitlines() if line.startswith("distgan train: ")]
     assert len(lines) == 1, done.stderr

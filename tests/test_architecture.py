@@ -47,7 +47,20 @@ DOORS = {
     "av": {"walk"},
 }
 TORCH_FREE = (
-    {"errors", "keyed", "stop", "ranks", "recipe", "config", "rules", "configfile", "confighelp", "cli", "api"}
+    {
+        "errors",
+        "keyed",
+        "stop",
+        "ranks",
+        "recipe",
+        "config",
+        "rules",
+        "configfile",
+        "confighelp",
+        "arguments",
+        "cli",
+        "api",
+    }
     | {"metrics.weights"}
     | {"doctor", "pick", "report", "data.card"}
     | {f"report.{name}" for name in ("history", "curves", "markup", "svg", "plot", "page")}

@@ -6,11 +6,12 @@ from collections.abc import Iterator
 
 import pytest
 
-from distgan.cli import _parser, main
+from distgan.arguments import build_parser
+from distgan.cli import COMMANDS, main
 
 
 def commands() -> dict[str, argparse.ArgumentParser]:
-    actions = _parser()._subparsers._group_actions
+    actions = build_parser()._subparsers._group_actions
     return actions[0].choices
 
 
@@ -34,9 +35,13 @@ def test_the_help_of_a_command_ends_with_examples_that_it_understands(
     assert found, f"give _command({command!r}, ...) an example"
     for words in found:
         assert words[-1] in told
-        options, rest = _parser().parse_known_args(words)
+        options, rest = build_parser().parse_known_args(words)
         assert options.command == command
         assert all("=" in word for word in rest)  # overrides behind an option
+
+
+def test_every_command_that_can_be_asked_for_is_there() -> None:
+    assert list(commands()) == list(COMMANDS)
 
 
 @pytest.mark.parametrize("arguments", [[], ["trian"], ["train"], ["pack", "a", "b", "--resolutoin", "3"]])
@@ -64,5 +69,5 @@ def test_what_is_misspelt_or_missing_is_named(arguments: list[str], told: str, c
 
 
 def test_a_config_needs_no_overrides() -> None:
-    assert _parser().parse_args(["train", "a.yaml"]).overrides == []
-    assert _parser().parse_args(["train", "a.yaml", "x=1", "y=2"]).overrides == ["x=1", "y=2"]
+    assert build_parser().parse_args(["train", "a.yaml"]).overrides == []
+    assert build_parser().parse_args(["train", "a.yaml", "x=1", "y=2"]).overrides == ["x=1", "y=2"]

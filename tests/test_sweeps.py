@@ -6,7 +6,7 @@ import pytest
 import yaml
 from processes import ROOT
 
-from distgan.cli import _parser
+from distgan.arguments import build_parser
 from distgan.config import Config, leaves
 from distgan.configfile import load
 
@@ -31,7 +31,7 @@ def test_a_trial_is_a_run_of_its_own(path: Path, monkeypatch: pytest.MonkeyPatch
     sweep = yaml.safe_load(path.read_text())
     words = trial(sweep)
     assert words[1:5] == ["accelerate", "launch", "-m", "distgan"]
-    options, rest = _parser().parse_known_args(words[5:])
+    options, rest = build_parser().parse_known_args(words[5:])
     config = load(options.config, [*options.overrides, *rest, "data.shards=somewhere"])
     assert config.run.dir == "runs/sweep/x1y2"
     assert set(sweep["parameters"]) <= {name for name, _ in leaves(Config)}

@@ -1,0 +1,200 @@
+"""What can be asked for on the command line."""
+
+import argparse
+
+from distgan import __version__
+
+AGAINST_HELP = "a reference that takes turns: a bare loop, or every rank alone; may be given twice"
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Parser of all commands; `command` is the name of the one that was chosen."""
+    parser = argparse.ArgumentParser(prog="distgan", description="Train GANs on streamed image shards.")
+    parser.add_argument("--version", action="version", version=f"distgan {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    pack = _command(
+        commands,
+        "pack",
+        "images in a folder, archive, .npz or shards -> WebDataset shards",
+        "distgan pack ~/pictures data/faces --resolution 128",
+    )
+    pack.add_argument("source", help="folder, .zip, .tar(.gz .bz2 .xz .zst), .npz, or shards")
+    pack.add_argument("out", help="folder for the shards")
+    pack.add_argument("--resolution", type=int, default=0, metavar="N", help="side in pixels (default: keep each size)")
+    pack.add_argument("--crop", default="center", help="center (default) or squeeze")
+    pack.add_argument("--filter", default="lanczos", help="lanczos (default), area or bicubic")
+    pack.add_argument("--image", default="png", help="png (default) or webp, both lossless, or jpg")
+    pack.add_argument("--quality", type=int, default=95, help="of jpg (default 95)")
+    pack.add_argument("--background", type=int, default=255, help="grey level under transparent pixels (default 255)")
+    pack.add_argument("--max-pixels", type=int, default=100_000_000, help="larger images are skipped (default 10^8)")
+    pack.add_argument("--shard-mb", type=float, default=256, help="largest shard in MB (default 256)")
+    pack.add_argument("--workers", type=int, default=0, help="processes (default: one per core)")
+    pack.add_argument(
+        "--degraded", default="", metavar="SOURCE", help="degraded forms under the same names: pack pairs"
+    )
+    pack.add_argument("--no-labels", action="store_true", help="do not take class folders or labels over")
+    pack.add_argument("--allow-damaged", action="store_true", help="take the good samples of damaged shards")
+    pack.add_argument("--overwrite", action="store_true", help="replace what OUT holds")
+
+    index = _command(
+        commands,
+        "index",
+        "make the index of plain WebDataset tars, and check them",
+        "distgan index data/faces",
+    )
+    index.add_argument("shards", nargs="+", help="files, folders, globs or addresses")
+
+    train = _command(
+        commands,
+        "train",
+        "train a GAN, or go on with a run that stopped",
+        "distgan train configs/folder128.yaml data.shards=data/faces run.dir=runs/faces",
+        "accelerate launch --multi_gpu --num_processes 8 -m distgan train configs/cifar10.yaml train.batch=512",
+    )
+    _takes_config(train)
+    train.add_argument("-n", "--dry-run", action="store_true", help="tell what would be done, and stop there")
+
+    check = _command(
+        commands,
+        "check",
+        "validate a config, its shards and its batch plan",
+        "distgan check configs/cifar10.yaml --ranks 8 data.shards=data/cifar10",
+    )
+    _takes_config(check)
+    check.add_argument("--ranks", type=int, help="ranks to plan for (default: this launch's)")
+
+    config = _command(
+        commands,
+        "config",
+        "print the resolved config, or every key there is",
+        "distgan config configs/cifar10.yaml train.batch=256",
+        "distgan config --help-keys loss",
+        "distgan config --diff runs/faces configs/folder128.yaml",
+    )
+    config.add_argument("config", nargs="?", help="YAML file or run folder")
+    config.add_argument("overrides", nargs="*", metavar="key=value")
+    config.add_argument("--ranks", type=int, default=0, help="refuse a batch that so many ranks cannot share")
+    config.add_argument("--help-keys", nargs="?", const="", metavar="GROUP", help="list the keys that begin with GROUP")
+    config.add_argument("--markdown", action="store_true", help="with --help-keys: all keys, as docs/config.md")
+    config.add_argument("--diff", nargs=2, metavar=("A", "B"), help="how two configs or run folders differ")
+
+    evaluate = _command(
+        commands,
+        "evaluate",
+        "numbers that tell how good generated images are",
+        "distgan evaluate runs/faces eval.extractor=efficientnet_lite0",
+        "distgan evaluate pictures/ eval.reference=data/faces --memorisation",
+    )
+    evaluate.add_argument("target", nargs="?", default="", help="run, checkpoint, exported generator, or pictures")
+    evaluate.add_argument("overrides", nargs="*", metavar="key=value", help="settings, such as eval.num=10k")
+    evaluate.add_argument("--watch", action="store_true", help="measure each new checkpoint of a run that trains")
+    evaluate.add_argument("--selfcheck", action="store_true", help="published values beside those computed here")
+    evaluate.add_argument("--seeds", type=int, default=3, help="evaluations of as many images each (default 3)")
+    evaluate.add_argument("--out", default="", help="file of the report (default: in the run's evaluations/)")
+    evaluate.add_argument("--memorisation", action="store_true", help="look for copies of training images")
+    evaluate.add_argument("--heldout", default="", metavar="SHARDS", help="for that: images that were not trained on")
+    evaluate.add_argument("--statistics", default="", metavar="FILE", help="write those of the real images, as .npz")
+
+    generate = _command(
+        commands,
+        "generate",
+        "images from a trained generator (no network family here has truncation)",
+        "distgan generate runs/faces --num 64 --as grid --out faces.png",
+        "distgan generate runs/faces --num 50000 --as shards --out data/made --filter 0.5",
+        "distgan generate runs/faces --num 250 --as video --out walk.webp",
+        "distgan generate runs/restored --input holiday/ --out clean/",
+    )
+    generate.add_argument("checkpoint", help="run folder, checkpoint or exported generator")
+    generate.add_argument("--num", type=int, help="how many; of a video, frames (default 64; of --input, all)")
+    generate.add_argument("--input", default="", metavar="SOURCE", help="pictures to restore: folder, archive, shards")
+    generate.add_argument("--out", required=True, help="folder (png, shards), .png (grid), .webp or .mp4 (video)")
+    kinds = ("png", "shards", "grid", "video")
+    generate.add_argument("--as", dest="kind", default="png", choices=kinds, help="png (default), ..., video")
+    generate.add_argument("--seed", type=int, default=0, help="image i is a function of the seed and i (default 0)")
+    generate.add_argument("--labels", default="", help="classes to take in turn, as 0,3,7 or 0-9 (default: all)")
+    generate.add_argument("--columns", type=int, help="of the grid (default: a square, or a row per class)")
+    generate.add_argument("--filter", type=float, default=1.0, metavar="SHARE", help="keep this share, the best by D")
+    generate.add_argument(
+        "--filter-by", default="d", choices=("d", "distance"), help="or those nearest to real images' features"
+    )
+    generate.add_argument("--balance", action="store_true", help="equally many images of all classes")
+    generate.add_argument("--shard-images", type=int, default=0, metavar="N", help="default 2048, fewer if large")
+    generate.add_argument("--stops", type=int, default=0, help="latents that a video passes (default: one a second)")
+    generate.add_argument("--fps", type=float, default=25, help="frames of a video in a second (default 25)")
+
+    export = _command(
+        commands,
+        "export",
+        "a trained generator as files that other programs load",
+        "distgan export runs/faces faces-128",
+        "distgan export runs/faces faces-128.onnx --as onnx",
+    )
+    export.add_argument("checkpoint", help="run folder, checkpoint or exported generator")
+    export.add_argument("out", help="folder for safetensors, file for torchscript and onnx; must not exist")
+    forms = ("safetensors", "torchscript", "onnx")
+    export.add_argument("--as", dest="kind", default=forms[0], choices=forms, help="safetensors (default), ..., onnx")
+
+    plot = _command(
+        commands,
+        "plot",
+        "curves of one or several runs as a picture",
+        "distgan plot runs/faces",
+        "distgan plot runs/hinge runs/r3gan --keys Loss/D,Metrics/kid --out compared.svg",
+    )
+    plot.add_argument("runs", nargs="+", metavar="RUN", help="run folders")
+    where = "plots/curves.png of the run; of several runs, curves.png in the current folder"
+    plot.add_argument("--out", default="", help=f".png or .svg (default: {where})")
+    plot.add_argument("--keys", default="", metavar="A,B", help="log keys to draw (default: what tells how it goes)")
+
+    report = _command(
+        commands,
+        "report",
+        "a run as one HTML file: samples over time, curves, metrics, data, settings",
+        "distgan report runs/faces",
+    )
+    report.add_argument("run_folder", metavar="RUN", help="run folder")
+    report.add_argument("--out", default="", help=".html file (default: report.html of the run)")
+
+    doctor = _command(
+        commands,
+        "doctor",
+        "what this machine offers a run, and what is wrong with it",
+        "distgan doctor",
+        "distgan doctor --json > doctor.json",
+    )
+    doctor.add_argument("--json", action="store_true", help="for a bug report")
+
+    bench = _command(
+        commands,
+        "bench",
+        "measure a run: speed, where its time goes, traffic, memory",
+        "distgan bench configs/dcgan64.yaml data.shards=synthetic train.batch=16 --against bare",
+        "distgan bench configs/r3gan-ffhq64.yaml --sweep micro_batch",
+    )
+    _takes_config(bench)
+    bench.add_argument("--against", action="append", default=[], choices=("bare", "alone"), help=AGAINST_HELP)
+    bench.add_argument("--scaling", default="", metavar="N,N", help="measure groups of so many ranks on this machine")
+    bench.add_argument("--sweep", choices=("micro_batch",), help="find the fastest that fits into memory")
+    bench.add_argument("--images", type=int, default=0, metavar="N", help="to train on in all (default: some seconds)")
+    bench.add_argument("--rounds", type=int, default=5, metavar="N", help="in which references take turns (default 5)")
+    bench.add_argument("--json", action="store_true", help="print the figures as JSON")
+    return parser
+
+
+def _takes_config(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("config", help="YAML file or run folder")
+    about = "settings that win over the file's"
+    # Where an argument is missing, argparse would name this one too if it had no default.
+    parser.add_argument("overrides", nargs="*", default=[], metavar="key=value", help=about)
+
+
+def _command(
+    commands: argparse._SubParsersAction,
+    name: str,
+    help: str,
+    *examples: str,
+) -> argparse.ArgumentParser:
+    epilog = "\n  ".join([f"example{'s' if len(examples) > 1 else ''}:", *examples])
+    verbatim = argparse.RawDescriptionHelpFormatter  # which leaves the examples' lines as they are
+    return commands.add_parser(name, help=help, description=help, epilog=epilog, formatter_class=verbatim)

@@ -47,21 +47,8 @@ DOORS = {
     "av": {"walk"},
 }
 TORCH_FREE = (
-    {
-        "errors",
-        "keyed",
-        "stop",
-        "ranks",
-        "recipe",
-        "config",
-        "rules",
-        "configfile",
-        "confighelp",
-        "arguments",
-        "cli",
-        "api",
-    }
-    | {"metrics.weights"}
+    {"errors", "keyed", "stop", "ranks", "recipe", "config", "rules", "configfile", "confighelp", "cli", "api"}
+    | {"arguments", "metrics.weights"}
     | {"doctor", "pick", "report", "data.card"}
     | {f"report.{name}" for name in ("history", "curves", "markup", "svg", "plot", "page")}
     | {f"doctor.{name}" for name in ("finding", "packages", "gpus", "network", "host", "services")}

@@ -64,8 +64,9 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         for number in range(30 if "pictures" in folder else 14):
             shape = (32, 32, 3) if folder == "pictures" else (40, 48, 3)  # those of a generator are square
             Image.fromarray(rng.integers(0, 256, shape, dtype=np.uint8)).save(tmp_path / folder / f"{number}.png")
-    with tarfile.open(tmp_path / "cifar10.tar.xz", "w:xz") as archive:
-        archive.add(tmp_path / "cifar10", "cifar10")
+    for name in ("cifar10", "cifar10-test"):
+        with tarfile.open(tmp_path / f"{name}.tar.xz", "w:xz") as archive:
+            archive.add(tmp_path / "cifar10", name)
     return tmp_path
 
 

@@ -31,6 +31,8 @@ def open_score(name: str, path: str | Path, chunk: int, device: torch.device) ->
     "d" is the discriminator's logit; "distance" how near the nearest real image is, in the features of the run's
     `eval.extractor`.
     """
+    if name not in SCORES:
+        raise ConfigError(f"--filter-by {name}: there are {', '.join(SCORES)}")
     if name == "d":
         D = load_discriminator(path, chunk, device)
         return lambda images, labels: D(images, labels).float().cpu()

@@ -24,7 +24,8 @@ ONNX_BYTES = 2 * 10**9  # an ONNX file ends at 2 GiB
 SUFFIXES = {".onnx": "onnx", ".pt": "torchscript", ".pth": "torchscript", ".ts": "torchscript"}  # that name a form
 OPSET = 18  # of ONNX: the oldest that torch's exporter writes of itself
 
-Run = Callable[[Tensor, Tensor | None], np.ndarray]  # (z, labels) -> images
+Inputs = dict[str, Tensor]  # by name, in the order of the network's arguments
+Run = Callable[[Inputs], np.ndarray]  # -> images
 
 
 class Format(NamedTuple):
@@ -51,7 +52,7 @@ def export(path: str, out: str, kind: str) -> str:
         raise ConfigError(f"{out}: --as {kind} would write a {what} of that name: did you mean --as {meant}?")
     if missing := [name for name in form.needs if importlib.util.find_spec(name) is None]:
         raise MachineError(f"--as {kind} needs {' and '.join(missing)}: pip install 'distgan[{kind}]'")
-    G = load_generator(path, "cpu")
+    G = load_generator(path, "cpu", restores=None)
     target.parent.mkdir(parents=True, exist_ok=True)
     part = target.with_name(f".{target.name}.part")
     try:
@@ -95,30 +96,36 @@ def card(G: Generator, kind: str, name: str) -> str:
         "seed": config["train"]["seed"],
         "made by": f"distgan {__version__}, torch {torch.__version__}",
     }
-    labels = f"| `labels` | int64 [B] | classes 0 to {classes - 1} |\n" if classes else ""
-    names = ["z", "labels"] if classes else ["z"]
-    use = USE[kind].format(
+    side, of_classes = G.resolution, f", {classes} classes" if classes else ""
+    told = {
+        "pictures": f"| `pictures` | float32 [B, 3, {side}, {side}] | to be restored; -1 is black and 1 is white |",
+        "z": f"| `z` | float32 [B, {G.z_dim}] | standard normal |",
+        "labels": f"| `labels` | int64 [B] | classes 0 to {classes - 1} |",
+    }
+    names = list(example(G, 1))
+    inputs = "\n".join(told[each] for each in names)
+    use = USE[kind + " restores" * (kind == "safetensors" and G.restores)].format(
         name=name,
         arguments=", ".join(names),
         fed="{" + ", ".join(f'"{each}": {each}' for each in names) + "}",
         labels=f", labels={classes - 1}" if classes else "",
     )
     table = "\n".join(f"| {key} | {value} |" for key, value in facts.items())
-    side, of_classes = G.resolution, f", {classes} classes" if classes else ""
+    what, tag = ("restored images", "image-to-image") if G.restores else ("images", "image-generation")
     place = "" if kind == "safetensors" else ", which this file holds as metadata"
     return f"""---
 library_name: distgan
-tags: [gan, image-generation, {G.spec.family}]
+tags: [gan, {tag}, {G.spec.family}]
 ---
 
-# {name}: images of {side} x {side} pixels{of_classes}
+# {name}: {what} of {side} x {side} pixels{of_classes}
 
 {use}
 
 | input | type | values |
 | --- | --- | --- |
-| `z` | float32 [B, {G.z_dim}] | standard normal |
-{labels}
+{inputs}
+
 Output: `images`, float32 [B, 3, {side}, {side}], red, green, blue; -1 is black and 1 is white. Where the network has no
 bound, values may pass these ends a little. As bytes: `(images * 127.5 + 127.5).round().clip(0, 255)`. B is any number.
 
@@ -146,6 +153,12 @@ G = load_generator("{name}")
 images = G(16, seed=1{labels})  # images 0 to 15 of seed 1, as `distgan generate` makes them
 images = G({arguments})
 ```""",
+    "safetensors restores": """```python
+from distgan import load_generator
+
+G = load_generator("{name}", restores=True)
+images = G.restore(pictures{labels})
+```""",
     "torchscript": """```python
 import torch
 
@@ -161,10 +174,35 @@ G = onnxruntime.InferenceSession("{name}")
 }
 
 
-def example(G: Generator, num: int) -> tuple[Tensor, ...]:
-    """What its network is called with, for `num` images."""
-    z = sample.latents(0, range(num), G.z_dim)
-    return (z, torch.arange(num) % G.num_classes) if G.num_classes else (z,)
+def example(G: Generator, num: int) -> Inputs:
+    """What its network is called with, for `num` images; without what it would not look at."""
+    inputs = {}
+    if G.restores:
+        side = G.resolution
+        inputs["pictures"] = sample.latents(1, range(num), 3 * side * side).view(num, 3, side, side).tanh()
+    if _looks_at_latents(G):
+        inputs["z"] = sample.latents(0, range(num), G.z_dim)
+    return inputs | ({"labels": torch.arange(num) % G.num_classes} if G.num_classes else {})
+
+
+def network(G: Generator) -> nn.Module:
+    """What `example` is for, in that order."""
+    return G.net if _looks_at_latents(G) else _WithoutLatents(G.net)
+
+
+def _looks_at_latents(G: Generator) -> bool:
+    return not G.restores or bool(G.net.noise)
+
+
+class _WithoutLatents(nn.Module):
+    """A network that restores and does not look at latents, which programs are spared then."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, pictures: Tensor, labels: Tensor | None = None) -> Tensor:
+        return self.net(pictures, None, labels)
 
 
 def _write_safetensors(G: Generator, card: str, part: Path) -> None:
@@ -176,19 +214,20 @@ def _write_safetensors(G: Generator, card: str, part: Path) -> None:
 
 
 def _read_safetensors(part: Path) -> Run:
-    G = load_generator(part, "cpu")
-    return lambda z, labels: G.net(z, labels).numpy()
+    net = network(load_generator(part, "cpu", restores=None))
+    return lambda inputs: net(*inputs.values()).numpy()
 
 
 def _write_torchscript(G: Generator, card: str, part: Path) -> None:
-    traced = torch.jit.trace(G.net, example(G, 3), check_trace=False)  # checked below, by other inputs than these
+    inputs = tuple(example(G, 3).values())
+    traced = torch.jit.trace(network(G), inputs, check_trace=False)  # checked below, by other inputs than these
     told = {DESCRIPTION: json.dumps(describe(G)), "README.md": card}
     torch.jit.save(traced, str(part), _extra_files=told)
 
 
 def _read_torchscript(part: Path) -> Run:
     loaded = torch.jit.load(str(part), "cpu")
-    return lambda z, labels: loaded(*(x for x in (z, labels) if x is not None)).numpy()
+    return lambda inputs: loaded(*inputs.values()).numpy()
 
 
 def _write_onnx(G: Generator, card: str, part: Path) -> None:
@@ -197,9 +236,9 @@ def _write_onnx(G: Generator, card: str, part: Path) -> None:
         raise ConfigError(f"--as onnx: {size / 1e9:.1f} GB of weights, and an ONNX file ends at 2 GB: use safetensors")
     inputs = example(G, 3)
     program = torch.onnx.export(
-        G.net,
-        inputs,
-        input_names=["z", "labels"][: len(inputs)],
+        network(G),
+        tuple(inputs.values()),
+        input_names=list(inputs),
         output_names=["images"],
         dynamic_shapes=tuple({0: "batch"} for _ in inputs),
         opset_version=OPSET,
@@ -218,11 +257,7 @@ def _read_onnx(part: Path) -> Run:
 
     session = onnxruntime.InferenceSession(str(part), providers=["CPUExecutionProvider"])
 
-    def run(z: Tensor, labels: Tensor | None) -> np.ndarray:
-        fed = {"z": z.numpy()} | ({} if labels is None else {"labels": labels.numpy()})
-        return session.run(["images"], fed)[0]
-
-    return run
+    return lambda inputs: session.run(["images"], {name: value.numpy() for name, value in inputs.items()})[0]
 
 
 FORMATS: dict[str, Format] = {
@@ -236,9 +271,9 @@ def _difference(G: Generator, run: Run) -> float:
     """The largest one over batches of several sizes; where images pass the ends, on the scale of the largest value."""
     largest = 0.0
     for num in (1, 2, 5):
-        z, labels = (*example(G, num), None)[:2]
-        expected = G.net(z, labels).numpy()
-        found = run(z, labels)
+        inputs = example(G, num)
+        expected = network(G)(*inputs.values()).numpy()
+        found = run(inputs)
         if found.shape != expected.shape:
             return float("inf")
         largest = max(largest, float(np.abs(found - expected).max() / max(1.0, np.abs(expected).max())))

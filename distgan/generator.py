@@ -52,8 +52,14 @@ class Generator:
         images = G(z, labels)                     # of your own latents: standard normal [B, z_dim]
         pictures = list(G.pictures(range(16)))    # uint8 [R, R, 3] each, as `distgan generate` writes them
 
+    One that restores pictures instead, of `load_generator(path, restores=True)`:
+
+        images = G.restore(pictures)              # float32 [B, 3, R, R] in -1..1, as are the pictures
+
     Attributes:
-        net: The average generator in evaluation mode, its weights frozen: net(z, labels) -> [B, 3, R, R].
+        net: The average generator in evaluation mode, its weights frozen: net(z, labels) -> [B, 3, R, R], or
+            net(pictures, z, labels) where it restores.
+        restores: Whether it makes pictures of degraded ones.
         resolution, z_dim, num_classes: R; the length of a latent; 0 for a generator without classes.
         spec: These, the family and its settings.
         origin: Where it comes from: run, checkpoint, its hash, images seen, and the config of the training.
@@ -61,6 +67,7 @@ class Generator:
 
     def __init__(self, net: nn.Module, spec: Spec, origin: dict) -> None:
         self.net, self.spec, self.origin = net, spec, origin
+        self.restores = "pictures" in inspect.signature(net.forward).parameters
         self.resolution, self.z_dim, self.num_classes = spec.resolution, spec.z_dim, spec.num_classes
         self.chunk = sample.chunk_of(spec.resolution)
 
@@ -80,8 +87,10 @@ class Generator:
                 depend on B.
 
         Raises:
-            ValueError: z or labels do not fit the generator.
+            ValueError: z or labels do not fit the generator, or it restores pictures.
         """
+        if self.restores:
+            raise ValueError("this generator restores pictures: call restore(pictures)")
         if isinstance(z, int):
             if z < 1:
                 raise ValueError(f"{z} images: ask for 1 or more, or pass latents [B, {self.z_dim}]")
@@ -91,6 +100,27 @@ class Generator:
         classes = self._classes(labels, len(z))
         given = None if classes is None else torch.tensor(classes, device=self.device)
         return self.net(z.to(self.device, torch.float32), given)
+
+    @torch.no_grad()
+    def restore(self, pictures: Tensor, labels: Tensor | Sequence[int] | int | None = None, *, seed: int = 0) -> Tensor:
+        """Degraded pictures -> restored ones, both [B, 3, R, R] in -1..1; float32, on the generator's device.
+
+        Args:
+            labels: As for a call.
+            seed: Of the latents, for a network that looks at them (`model.G.noise`).
+
+        Raises:
+            ValueError: They do not fit the generator, or it makes images of noise.
+        """
+        if not self.restores:
+            raise ValueError("this generator makes images of noise: call it with latents or a number")
+        side = self.resolution
+        if pictures.shape[1:] != (3, side, side):
+            raise ValueError(f"pictures of shape {list(pictures.shape)}: this generator takes [B, 3, {side}, {side}]")
+        classes = self._classes(labels, len(pictures))
+        given = None if classes is None else torch.tensor(classes, device=self.device)
+        z = sample.latents(seed, range(len(pictures)), self.z_dim).to(self.device)
+        return self.net(pictures.to(self.device, torch.float32), z, given)
 
     def images(
         self, numbers: Sequence[int], seed: int = 0, labels: Tensor | Sequence[int] | int | None = None
@@ -127,13 +157,14 @@ class Generator:
         return found
 
 
-def load_generator(path: str | Path, device: str | torch.device | None = None, *, restores: bool = False) -> Generator:
+def load_generator(
+    path: str | Path, device: str | torch.device | None = None, *, restores: bool | None = False
+) -> Generator:
     """The average generator of a run's newest checkpoint, of a given checkpoint, or of an exported folder.
 
     Args:
         device: Where to put it; None: this process's GPU if there is one, or else the CPU.
-        restores: Whether to load one that makes pictures of degraded ones: `net(pictures, z, labels)`, to be used by
-            `restoration`.
+        restores: Whether it must be one that makes pictures of degraded ones; None: it may be or not.
 
     Raises:
         DataError: There is none, it is damaged, or its weights are of another network.
@@ -153,16 +184,18 @@ def load_generator(path: str | Path, device: str | torch.device | None = None, *
             net = MODELS[spec.family].generator(spec.resolution, spec.z_dim, spec.num_classes, **spec.settings)
         except (TypeError, ValueError) as error:
             raise DataError(f"{folder}: {spec.family} cannot be built as it is described there: {error}") from None
-    if restores != ("pictures" in inspect.signature(net.forward).parameters):
+    G = Generator(net, spec, origin)
+    if restores is not None and restores != G.restores:
         noise = f"makes images of noise (model.family={spec.family}): leave --input out"
         pictures = (
             "restores pictures: `distgan generate --input FOLDER` names those to restore, "
             "and programs take `load_generator(path, restores=True)`"
         )
         raise ConfigError(f"{folder}: this generator {noise if restores else pictures}")
-    _require_arguments(net, ["pictures", "z", "labels"] if restores else ["z", "labels"], spec.family)
+    _require_arguments(net, ["pictures", "z", "labels"] if G.restores else ["z", "labels"], spec.family)
     _fill(net, weights, folder)
-    return Generator(net.to(_device(device)).eval().requires_grad_(False), spec, origin)
+    net.to(_device(device)).eval().requires_grad_(False)
+    return G
 
 
 def load_discriminator(path: str | Path, chunk: int, device: str | torch.device | None = None) -> nn.Module:

@@ -8,9 +8,10 @@ import torch
 
 from distgan.build import build_nets
 from distgan.checkpoint import save
-from distgan.config import to_dict
+from distgan.config import restores, to_dict
 from distgan.configfile import load
 from distgan.data.pack import Options, pack
+from distgan.sample import make
 
 PACKAGE = Path(__file__).parent.parent / "distgan"
 CONFIG = """
@@ -48,7 +49,9 @@ def untrained(run: Path, *overrides: str, classes: int = 3, resolution: int = 16
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(1)
         for _ in range(20):
-            G.train()(torch.randn(8, config.model.z_dim), torch.arange(8) % classes if classes else None)
+            labels = torch.arange(8) % classes if classes else None
+            pictures = torch.rand(8, 3, resolution, resolution) if restores(config) else None
+            make(G.train(), torch.randn(8, config.model.z_dim), pictures, labels)
     nets = {"G": G.state_dict(), "D": D.state_dict(), "G_ema": G.state_dict()}
     save(run / "checkpoints", 1000, nets, {"images": 1000, "num_classes": classes, "config": to_dict(config)})
     return run

@@ -16,6 +16,7 @@ from distgan import export as exports
 from distgan import load_generator
 from distgan.cli import main
 from distgan.export import export
+from distgan.generator import Generator
 from distgan.models import MODELS
 
 SMALL = {
@@ -23,6 +24,7 @@ SMALL = {
     "r3gan": ["model.G.widths=[8]"],
     "resnet": ["model.G={width: 8, norm: conditional, attention: 8}"],  # "batch" without classes
     "hourglass": ["model.G.width=4"],
+    "restore": ["model.G={width: 4, max_width: 16, noise: true}"],
 }
 
 
@@ -32,13 +34,19 @@ def small(tmp_path: Path, family: str, classes: int = 3) -> Path:
     return untrained(tmp_path / "run", *more, classes=classes, resolution=32 if family == "hourglass" else 16)
 
 
-def inputs(num: int, classes: int) -> tuple[Tensor, ...]:
-    z = torch.randn(num, 8, generator=torch.Generator().manual_seed(num))
-    return (z, (torch.arange(num) + 1) % classes) if classes else (z,)
+def inputs(num: int, classes: int, side: int = 0) -> tuple[Tensor, ...]:
+    drawn = torch.Generator().manual_seed(num)
+    pictures = (torch.rand(num, 3, side, side, generator=drawn) * 2 - 1,) if side else ()
+    labels = ((torch.arange(num) + 1) % classes,) if classes else ()
+    return (*pictures, torch.randn(num, 8, generator=drawn), *labels)
 
 
-def test_every_family_that_makes_images_of_noise_is_exported_here() -> None:
-    assert set(SMALL) == set(MODELS) - {"restore"}
+def any_generator(run: Path) -> Generator:
+    return load_generator(run, "cpu", restores=None)
+
+
+def test_every_family_is_exported_here() -> None:
+    assert set(SMALL) == set(MODELS)
 
 
 @pytest.mark.parametrize("family", SMALL)
@@ -49,9 +57,10 @@ def test_torchscript_gives_the_same_images(tmp_path: Path, family: str) -> None:
         line = export(str(run), str(tmp_path / "g.pt"), "torchscript")
     assert line.startswith(f"{family}, ")
     files = {"config.json": "", "README.md": ""}
-    loaded, G = torch.jit.load(str(tmp_path / "g.pt"), _extra_files=files), load_generator(run, "cpu")
+    loaded, G = torch.jit.load(str(tmp_path / "g.pt"), _extra_files=files), any_generator(run)
     for num in (1, 7):
-        assert torch.allclose(loaded(*inputs(num, 3)), G.net(*inputs(num, 3)), atol=1e-5)
+        given = inputs(num, 3, 16 * G.restores)
+        assert torch.allclose(loaded(*given), G.net(*given), atol=1e-5)
     assert json.loads(files["config.json"])["generator"]["family"] == family
     assert b"torch.jit.load" in files["README.md"]
 
@@ -67,14 +76,14 @@ def test_onnx_gives_the_same_images_at_any_batch(
     with caplog.at_level(logging.WARNING):
         export(str(run), str(file), "onnx")
     assert not caplog.records
-    session, G = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"]), load_generator(run, "cpu")
+    session, G = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"]), any_generator(run)
     names = [each.name for each in session.get_inputs()]
-    assert names == (["z", "labels"] if classes else ["z"])
-    assert session.get_inputs()[0].shape == ["batch", 8]
+    assert names == [*["pictures"] * G.restores, "z", *["labels"] * (classes > 0)]
+    assert session.get_inputs()[0].shape == (["batch", 3, 16, 16] if G.restores else ["batch", 8])
     for num in (1, 2, 9):
-        fed = {name: value.numpy() for name, value in zip(names, inputs(num, classes))}
-        (images,) = session.run(["images"], fed)
-        assert np.abs(images - G.net(*inputs(num, classes)).numpy()).max() < 1e-5
+        given = inputs(num, classes, 16 * G.restores)
+        (images,) = session.run(["images"], {name: value.numpy() for name, value in zip(names, given)})
+        assert np.abs(images - G.net(*given).numpy()).max() < 1e-5
     model = onnx.load(str(file))
     told = {prop.key: prop.value for prop in model.metadata_props}
     assert json.loads(told["config.json"])["generator"] == vars(G.spec)
@@ -104,6 +113,25 @@ def test_the_card_states_what_a_user_must_know(tmp_path: Path) -> None:
     found = {"z": torch.zeros(2, 8), "labels": torch.tensor([0, 1])}
     exec(program, found)
     assert found["images"].shape == (2, 3, 16, 16)
+
+
+@pytest.mark.parametrize("kind", ["safetensors", "torchscript", "onnx"])
+def test_one_that_restores_and_looks_at_no_latents_is_not_given_any(tmp_path: Path, kind: str) -> None:
+    if kind == "onnx":
+        pytest.importorskip("onnxruntime", reason="ONNX is not installed (pip install 'distgan[onnx]')")
+    more = ["model.family=restore", "model.G={width: 4, max_width: 16}", "loss={r1: 0, r2: 0}"]
+    run = untrained(tmp_path / "run", *more, "model.conditional=false", classes=0)
+    export(str(run), str(tmp_path / "mine"), kind)
+    card = exports.card(any_generator(run), kind, "mine")
+    assert "| `pictures` | float32 [B, 3, 16, 16] | to be restored; -1 is black and 1 is white |" in card
+    assert "`z`" not in card
+    assert "# mine: restored images of 16 x 16 pixels" in card
+    program = card.split("```python\n")[1].split("```")[0].replace('"mine"', repr(str(tmp_path / "mine")))
+    pictures = inputs(2, 0, 16)[0]
+    found = {"pictures": pictures.numpy() if kind == "onnx" else pictures}
+    exec(program, found)
+    restored = any_generator(run).restore(pictures)
+    assert np.abs(np.asarray(found["images"]) - restored.numpy()).max() < 1e-5
 
 
 def test_what_is_there_is_never_written_over(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
@@ -139,7 +167,7 @@ def test_an_export_that_is_not_the_generator_is_not_kept(tmp_path: Path, monkeyp
     monkeypatch.setitem(
         exports.FORMATS,
         "torchscript",
-        exports.FORMATS["torchscript"]._replace(read=lambda part: lambda z, labels: G.net(z, labels).numpy() + 2e-5),
+        exports.FORMATS["torchscript"]._replace(read=lambda part: lambda given: G.net(*given.values()).numpy() + 2e-5),
     )
     with pytest.raises(exports.ConfigError, match=r"differs from the generator by 2\.0e-05, more than 1e-05"):
         export(str(run), str(tmp_path / "out"), "torchscript")

@@ -44,12 +44,12 @@ def test_the_way_down_ends_at_1_x_1_x_z_and_every_convolution_is_followed_by_lea
 def test_without_skips_all_goes_through_the_code() -> None:
     G = generator()
     with torch.no_grad():
-        G.code[0].weight.zero_()
+        G.encode[0].weight.zero_()
     same = G(pictures(), torch.zeros(4, 10))
     assert torch.allclose(same, same[:1].expand_as(same))
     G = generator(skips=True)
     with torch.no_grad():
-        G.code[0].weight.zero_()
+        G.encode[0].weight.zero_()
     assert not torch.allclose(*G(pictures(2), torch.zeros(2, 10)))
 
 

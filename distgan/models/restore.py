@@ -54,7 +54,8 @@ class Generator(nn.Module):
         self.down = nn.ModuleList()
         for i, (before, after) in enumerate(itertools.pairwise([3, *channels])):
             self.down.append(_stage(nn.Conv2d(before, after, 4, 2, 1), 16 * before, norm, bare=i == 0))
-        self.code = _stage(nn.Conv2d(channels[-1], z_dim, 4), 16 * channels[-1], "none")
+        # Not "code", a name that torch's graphs of modules keep for themselves: it could not be exported.
+        self.encode = _stage(nn.Conv2d(channels[-1], z_dim, 4), 16 * channels[-1], "none")
         coded = z_dim * (2 if noise else 1) + (embedding if num_classes else 0)
         self.up = nn.ModuleList([_stage(nn.ConvTranspose2d(coded, channels[-1], 4), coded, norm)])
         times = 2 if skips else 1
@@ -69,7 +70,7 @@ class Generator(nn.Module):
         for stage in self.down:
             x = stage(x)
             found.append(x)
-        code = [self.code(x)]
+        code = [self.encode(x)]
         if self.noise:
             code.append(z[:, :, None, None].to(x.dtype))
         if self.embed is not None:

@@ -69,13 +69,22 @@ def test_the_table_adds_up_and_nothing_is_left(config: Path, scratch: Path, monk
 
 
 @pytest.mark.multi
-def test_two_ranks_send_each_gradient_once(config: Path, scratch: Path, tmp_path: Path) -> None:
-    command = ["-m", "distgan", "bench", str(config), "--json", "--against", "alone", "--images", "1", "--rounds", "1"]
+@pytest.mark.parametrize(
+    ("way", "times"),
+    [
+        ("train.sync=ddp", 1.0),
+        ("train.grad_compression=bf16", 0.5),
+        pytest.param("train.sync=flat", 1.0, marks=pytest.mark.slow),
+    ],
+)
+def test_two_ranks_send_each_gradient_once(config: Path, scratch: Path, tmp_path: Path, way: str, times: float) -> None:
+    command = ["-m", "distgan", "bench", str(config), way, "--json", "--against", "alone"]
+    command += ["--images", "1", "--rounds", "1"]
     assert run_ranks(2, command, tmp_path / "log", TMPDIR=str(scratch)) == [0, 0], output(tmp_path / "log", 2)
     text = Path(f"{tmp_path / 'log'}.0").read_text()
     found = {row["name"]: row for row in json.loads(text[text.index("{\n") :])["rows"]}
     for net in "DG":
-        assert found[f"all-reduced in a {net} step, over the bytes of {net}"]["figures"] == [1.0]
+        assert found[f"all-reduced in a {net} step, over the bytes of {net}"]["figures"] == [times]
     assert found["img/s of 2 ranks over as many runs of one rank at the same time"]["median"] > 0
     assert list(scratch.glob("distgan*")) == []
 

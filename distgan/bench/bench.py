@@ -313,7 +313,6 @@ class Bench:
         }
         rows = []
         for net, step in steps.items():
-            self._come_to_rest()  # the profiler looks at all threads, and must not meet one that begins or ends
             sent, weights = bytes_reduced(step), num_weights(getattr(trainer, net))
             flat = torch.zeros(weights, device=self.world.device)
             times = [self._seconds(lambda flat=flat: self.world.sum(flat)) for _ in range(self.rounds + 1)][1:]

@@ -8,13 +8,14 @@ import base64
 import hashlib
 import io
 import re
+import statistics
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 from PIL import Image
 
-from distgan.config import FAMILIES, Config, Model, changes
+from distgan.config import FAMILIES, Config, Model, changes, restores
 from distgan.configfile import load
 from distgan.data import card
 from distgan.errors import ConfigError, MachineError
@@ -27,7 +28,14 @@ GRIDS = 36  # of each kind, spread evenly over the run
 SIDE = 1280  # pixels of a grid's longer side at most
 SMALL = 512  # a grid of fewer is shown with its pixels as squares
 LOG_BYTES = 12_000  # of the end of log.txt
-KINDS = {"fakes": "Generated, by the average generator", "reals": "Real images"}
+KINDS = {  # files of samples, in the order of the page
+    "fakes": "Generated, by the average generator",
+    "raw": "Generated, by the generator as it stands",
+    "reals": "Real images",
+    "reals-augmented": "Real images, augmented as D sees them",
+    "worst-reals": "The real images that D takes for the least real",
+}
+TRIPLES = "Degraded, restored by the average generator, and clean; held out of training"
 
 
 def report(path: str, out: str = "") -> list[str]:
@@ -57,7 +65,7 @@ def page(run: History) -> str:
     """The whole document; what could not be read is added to the run's problems."""
     settings = _settings(run)
     sections = [
-        _section("Samples", _samples(run)),
+        _section("Samples", _samples(run, settings)),
         _section("Metrics", _metrics(run)),
         _section("Curves", _curves(run)),
         _section("Data", _data(run, settings)),
@@ -104,8 +112,8 @@ def _header(run: History) -> Markup:
         facts.append((f"images{of}", number(images)))
     if (hours := run.last("Perf/total_hours")) is not None:
         facts.append(("training time", f"{hours:.1f} h" if hours >= 1 else f"{hours * 60:.1f} min"))
-    if (speed := run.last("Perf/img_per_sec")) is not None:
-        facts.append(("images/s", number(speed)))
+    if speeds := run.series("Perf/img_per_sec").values:  # the middle one: some lines hold an evaluation's time
+        facts.append(("images/s, median", number(statistics.median(speeds))))
     facts += [("ranks", str(run.status["world"]))] if "world" in run.status else []
     for key in (key for key in run.log_keys() if key.startswith("Metrics/")):
         name, values = key.partition("/")[2], run.series(key).values
@@ -129,7 +137,7 @@ def _header(run: History) -> Markup:
 # Samples.
 
 
-def _samples(run: History) -> Markup:
+def _samples(run: History, settings: Config | None) -> Markup:
     """A figure for each kind of grid, with a slider over the thousands of images it was made at."""
     series: dict[str, list[tuple[float, Path]]] = {}
     single: list[tuple[str, Path]] = []
@@ -138,14 +146,17 @@ def _samples(run: History) -> Markup:
             series.setdefault(found[1], []).append((float(found[2]), file))
         elif not file.name.startswith("."):
             single.append((file.stem, file))
-    figures = []
-    for kind in sorted(series, key=lambda kind: (kind != "fakes", kind)):
+    titles = KINDS | ({"fakes": TRIPLES} if settings is not None and restores(settings) else {})
+    shown: dict[str, Markup] = {}
+    for kind in sorted(series):
         grids = _spread(sorted(series[kind]), GRIDS)
         pictures = [(at, picture) for at, file in grids if (picture := _picture(run, file))]
-        figures.append(_figure(KINDS.get(kind, kind), pictures))
+        shown[kind] = _figure(titles.get(kind, kind), pictures)
     for kind, file in single:
         picture = _picture(run, file)
-        figures.append(_figure(KINDS.get(kind, kind), [(None, picture)] if picture else []))
+        shown[kind] = _figure(titles.get(kind, kind), [(None, picture)] if picture else [])
+    order = [*(kind for kind in titles if kind in shown), *(kind for kind in shown if kind not in titles)]
+    figures = [shown[kind] for kind in order]
     return tag("div", *figures, class_="figures") if any(figures) else Markup()
 
 

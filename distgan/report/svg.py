@@ -9,7 +9,7 @@ from distgan.report.markup import Markup, tag
 
 WIDTH, HEIGHT = 340, 190
 HUGE = 1e300  # so that differences of numbers stay finite
-LEFT, RIGHT, TOP, BOTTOM = 44, 8, 10, 24  # margins
+LEFT, RIGHT, TOP, BOTTOM = 52, 8, 10, 24  # margins
 
 
 def chart(curves: Sequence[tuple[str, Series]], *, label: str, log: bool = False) -> Markup:
@@ -105,10 +105,13 @@ def _drawable(curve: Series, above: float) -> Series:
 
 
 def number(value: float) -> str:
-    """A number in few characters: 0.25, 12k, 1.5M, 2e-05."""
+    """A number in few characters: 0.25, 12k, 1.5M, 2e-5."""
     for limit, suffix in ((1e9, "G"), (1e6, "M"), (1e4, "k")):
         if limit <= abs(value) < 1e12:
             return f"{value / (1e3 if suffix == 'k' else limit):.4g}{suffix}"
+    if 0 < abs(value) < 1e-3:
+        digits, power = f"{value:.3e}".split("e")
+        return f"{digits.rstrip('0').rstrip('.')}e{int(power)}"
     return f"{value:.4g}"
 
 

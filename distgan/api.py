@@ -1,7 +1,6 @@
 """What the commands do, for programs of one's own: `from distgan import train, open_stream`."""
 
-import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from distgan.configfile import load
@@ -38,7 +37,6 @@ def train(config: str | Path, *overrides: str) -> int:
         return run.train(settings)
 
 
-@contextlib.contextmanager
 def open_stream(
     shards: str | Sequence[str],
     *,
@@ -50,12 +48,14 @@ def open_stream(
     rank: int = 0,
     world: int = 1,
     threads: int = 2,
-) -> Iterator[Stream]:
+) -> Stream:
     """Endless batches of shards in the order in which a run would see them, for any training loop.
 
         with open_stream("data/faces", batch=64, resolution=128) as stream:
             for batch in stream:                     # batch.images: uint8 [64, 128, 128, 3]; batch.labels: int64 [64]
                 ...
+
+    The stream is closed at the end of the `with`, or by `close()`.
 
     A batch's arrays are overwritten after the next one was taken. Stopped after n batches, the stream goes on exactly
     where it was with `start=n * batch`; on each of several ranks it gives that rank's share of the same global batch.
@@ -78,12 +78,11 @@ def open_stream(
     try:
         dataset = Dataset(find_shards(shards), source, labels=labels)
         plan = Plan(dataset.counts, Layout.choose(dataset.num_samples, dataset.mean_bytes, batch), seed)
-        stream = Stream(
-            dataset, plan, batch=batch, resolution=resolution, start=start, rank=rank, world=world, threads=threads
-        )
-        try:
-            yield stream
-        finally:
-            stream.close()
-    finally:
+    except BaseException:
         source.close()
+        raise
+    stream = Stream(
+        dataset, plan, batch=batch, resolution=resolution, start=start, rank=rank, world=world, threads=threads
+    )
+    stream.closing.callback(source.close)
+    return stream

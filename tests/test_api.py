@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from processes import output, run_ranks
 from runs import make_digits, status, write_config
 
 import distgan
@@ -41,6 +42,15 @@ def test_a_stream_of_one_and_of_two_ranks_is_the_same_and_goes_on_where_it_stopp
     with open_stream(shards, batch=12, resolution=16, world=2, rank=1, seed=0) as second:
         samples = next(second).samples
     assert np.array_equal(samples, whole[0][6:12])
+
+
+def test_a_program_that_leaves_a_stream_open_ends(tmp_path: Path) -> None:
+    shards = str(make_digits(tmp_path / "digits"))
+    program = (
+        f"from distgan import open_stream\nprint(next(open_stream({shards!r}, batch=4, resolution=16)).samples.size)"
+    )
+    assert run_ranks(1, ["-c", program], tmp_path / "log") == [0], output(tmp_path / "log")
+    assert output(tmp_path / "log").endswith("4\n")
 
 
 @pytest.mark.parametrize(

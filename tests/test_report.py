@@ -245,7 +245,15 @@ def test_ticks_are_round_and_inside() -> None:
 
 @pytest.mark.parametrize(
     ("value", "told"),
-    [(0.25, "0.25"), (2e-5, "2e-5"), (1.999e-4, "1.999e-4"), (81600, "81.6k"), (1e6, "1M"), (25_000_000, "25M"), (512, "512")],
+    [
+        (0.25, "0.25"),
+        (2e-5, "2e-5"),
+        (1.999e-4, "1.999e-4"),
+        (81600, "81.6k"),
+        (1e6, "1M"),
+        (25_000_000, "25M"),
+        (512, "512"),
+    ],
 )
 def test_numbers_in_few_characters(value: float, told: str) -> None:
     assert number(value) == told

@@ -5,6 +5,7 @@ endless order, and each rank takes its slice of every global batch. Threads suff
 of Python's lock; they write straight into reused buffers, so no pixel is copied between processes.
 """
 
+import contextlib
 import functools
 import itertools
 import math
@@ -48,7 +49,10 @@ class Batch:
 
 
 class Stream(Iterator[Batch]):
-    """Endless batches of a data set in the plan's order.
+    """Endless batches of a data set in the plan's order, until it is closed, as by `with`.
+
+    Attributes:
+        closing: What is closed with it.
 
     Args:
         batch: Images of a global batch; every rank gets batch / world of them.
@@ -99,6 +103,7 @@ class Stream(Iterator[Batch]):
         self._reads_ahead = plan.layout.block > 1 or not all(map(is_local, dataset.urls))
         self._lock = threading.Lock()
         self._stopping = False
+        self.closing = contextlib.ExitStack()
         self._error: BaseException | None = None
         self._free: queue.SimpleQueue[list[np.ndarray] | None] = queue.SimpleQueue()
         self._ready: queue.SimpleQueue[Batch | BaseException] = queue.SimpleQueue()
@@ -111,6 +116,12 @@ class Stream(Iterator[Batch]):
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="distgan-decode")
         self._feeder = threading.Thread(target=self._feed, name="distgan-feed", daemon=True)
         self._feeder.start()
+
+    def __enter__(self) -> "Stream":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def __next__(self) -> Batch:
         if self._stopping:
@@ -154,6 +165,7 @@ class Stream(Iterator[Batch]):
         self._free.put(None)
         self._feeder.join(timeout=10)
         self._pool.shutdown(wait=False, cancel_futures=True)
+        self.closing.close()
 
     def _feed(self) -> None:
         """Hand out work as buffers become free."""

@@ -19,7 +19,7 @@ from range_server import RangeServer
 
 from distgan.data import source as module
 from distgan.data.address import is_local, local_path, public, public_text
-from distgan.data.index import build, load, scan
+from distgan.data.index import build, load, scan, summary
 from distgan.data.source import CHUNK, Source
 from distgan.errors import DataError
 
@@ -282,6 +282,25 @@ def test_no_server(open_source: Callable[..., Source]) -> None:
     with pytest.raises(DataError, match="not readable within") as caught:
         open_source(timeout_sec=0.1).size(f"{address}/a.tar?token=SECRET")
     assert "SECRET" not in str(caught.value)
+
+
+def test_a_server_that_does_not_answer_is_told_once_and_waited_for_once(
+    open_source: Callable[..., Source],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    tmp_path: Path,
+) -> None:
+    monkeypatch.setattr(module, "TOLD_AFTER_SEC", 0.2)
+    with RangeServer({}) as gone:
+        address = gone.address
+    start = time.monotonic()
+    with pytest.raises(DataError, match=r"a\.tar.*: not readable within data\.timeout_sec=1"):
+        summary(f"{address}/a.tar?token=SECRET", open_source(timeout_sec=1), tmp_path)
+    assert time.monotonic() - start < 1.9  # for the index beside it, and no second time for the shard
+    (line,) = [record.message for record in caplog.records]
+    assert line.startswith(f"{address}/a.tar")
+    assert "tried again for 1 s at most" in line or "tried again for 0 s at most" in line
+    assert "SECRET" not in line
 
 
 @pytest.mark.parametrize("read", ["read", "cached"])

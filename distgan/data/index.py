@@ -22,7 +22,7 @@ import numpy as np
 
 from distgan.data import tar
 from distgan.data.address import is_local, local_path, public
-from distgan.data.source import Source
+from distgan.data.source import Source, UnansweredError
 from distgan.errors import DataError
 
 MAGIC = b"distgan-index-2\n"
@@ -284,6 +284,8 @@ def _published(url: str, source: Source) -> ShardIndex | None:
     beside = url + ".index"
     try:
         return ShardIndex.from_bytes(source.read(beside, 0, source.size(beside)))
+    except UnansweredError:
+        raise  # the shard itself would not be answered for either
     except (DataError, ValueError):
         return None
 

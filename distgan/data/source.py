@@ -7,6 +7,7 @@ with growing pauses, until a deadline; a file that changed its size, or a server
 import contextlib
 import errno
 import io
+import logging
 import os
 import re
 import threading
@@ -31,11 +32,18 @@ STALL_SEC = 20  # a connection that is silent for so long is given up
 TRANSIENT = {errno.EIO, errno.ESTALE, errno.EAGAIN, errno.EINTR, errno.ETIMEDOUT}
 TOO_MANY_FILES = {errno.EMFILE, errno.ENFILE}
 
+TOLD_AFTER_SEC, TOLD_EVERY_SEC = 5, 30  # of trying in vain
+
 T = TypeVar("T")
+log = logging.getLogger("distgan")
 
 
 class RefusedError(Exception):
     """An answer that no retry would change."""
+
+
+class UnansweredError(DataError):
+    """No answer within the time that there is for one."""
 
 
 class Backend(Protocol):
@@ -67,6 +75,7 @@ class Source:
         self.timeout_sec = timeout_sec
         self.retries = 0
         self.disk = disk
+        self._told_at = 0.0
         self._connections = connections
         self._local = LocalFiles()
         self._remote: dict[str, Backend] = {}  # by scheme
@@ -187,17 +196,22 @@ class Source:
 
     def _patiently(self, url: str, attempt: Callable[[], T]) -> T:
         """The result of `attempt`, which is made again after a transient fault until the deadline."""
-        deadline, pause = time.monotonic() + self.timeout_sec, PAUSE_SEC
+        started, pause = time.monotonic(), PAUSE_SEC
+        deadline = started + self.timeout_sec
         while True:
             try:
                 return attempt()
             except RefusedError as error:
                 raise DataError(f"{public(url)}: {error}") from None
             except OSError as error:
-                if time.monotonic() + pause > deadline:
-                    raise DataError(
+                now = time.monotonic()
+                if now + pause > deadline:
+                    raise UnansweredError(
                         f"{public(url)}: not readable within data.timeout_sec={self.timeout_sec:g}: {error}"
                     ) from None
+                if now > started + TOLD_AFTER_SEC and now > self._told_at + TOLD_EVERY_SEC:
+                    self._told_at = now
+                    log.warning(f"{public(url)}: {error}; tried again for {deadline - now:.0f} s at most")
             self.retries += 1
             if self._closed.wait(pause):
                 raise DataError(f"{public(url)}: the source is closed")

@@ -23,7 +23,8 @@ SMALL = {  # by command; later words win
     "pack": ["--resolution", "32"],
     "train": [
         *("data.resolution=32", "data.holdout=8", "train.batch=8", "train.images=32", "sample.every=32"),
-        *("sample.rows=2", "sample.columns=3", "checkpoint.every=32", "wandb.mode=disabled", *NETS),
+        *("sample.rows=2", "sample.columns=3", "checkpoint.every=32", "wandb.mode=disabled"),
+        *("eval.num=24", *NETS),
     ],
     "evaluate": ["eval.num=24"],
     "generate": ["--num", "6"],

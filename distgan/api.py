@@ -4,8 +4,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from distgan.configfile import load
-from distgan.data.dataset import Dataset, find_shards
+from distgan.data.dataset import Dataset
 from distgan.data.plan import Layout, Plan
+from distgan.data.shards import find_shards
 from distgan.data.source import Source
 from distgan.data.stream import Stream
 from distgan.errors import ConfigError

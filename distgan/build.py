@@ -13,9 +13,10 @@ from distgan import keyed, recipe
 from distgan.config import Config, restores
 from distgan.config import Optimizer as OptimizerSettings
 from distgan.data.classes import Balanced
-from distgan.data.dataset import Dataset, Gather, find_shards
+from distgan.data.dataset import Dataset, Gather
 from distgan.data.nodecache import NodeCache
 from distgan.data.plan import Layout, Plan
+from distgan.data.shards import find_shards
 from distgan.data.source import Source
 from distgan.errors import ConfigError, DataError, MachineError
 from distgan.models import MODELS

@@ -78,8 +78,8 @@ def _pack(options: argparse.Namespace) -> None:
 
 
 def _index(options: argparse.Namespace) -> int:
-    from distgan.data.dataset import default_cache_dir, find_shards
     from distgan.data.index import describe, load
+    from distgan.data.shards import default_cache_dir, find_shards
     from distgan.data.source import Source, public
 
     source, samples, defects = Source(), 0, 0
@@ -160,8 +160,9 @@ def _bench(options: argparse.Namespace) -> int:
     if options.scaling and options.scaling != ",".join(map(str, worlds)):
         raise ConfigError(f"--scaling {options.scaling}: numbers of ranks, such as 1,2,4")
 
-    from distgan.bench.bench import bench, report
+    from distgan.bench.bench import bench
     from distgan.bench.scaling import scaling, sweep
+    from distgan.bench.table import report
 
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # clean up, as after Ctrl-C
     try:

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from distgan import keyed, sample
 from distgan.config import Config
-from distgan.data.dataset import Dataset, find_shards
+from distgan.data.dataset import Dataset
+from distgan.data.shards import find_shards
 from distgan.data.source import Source
 from distgan.errors import ConfigError, DataError
 from distgan.generator import load_config, load_discriminator

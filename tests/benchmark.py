@@ -30,13 +30,15 @@ import simplejpeg
 import torch
 from PIL import Image
 
-from distgan.bench.bench import ADDED, HOST, bench, running, workplace
+from distgan.bench.bench import ADDED, HOST, bench
+from distgan.bench.workplace import running, workplace
 from distgan.configfile import load
 from distgan.data import index
-from distgan.data.dataset import Dataset, find_shards
+from distgan.data.dataset import Dataset
 from distgan.data.image import decode, fit
 from distgan.data.pack import SAVE, Options, pack
 from distgan.data.plan import Layout, Plan
+from distgan.data.shards import find_shards
 from distgan.data.source import Source
 from distgan.data.stream import Stream
 from distgan.data.synthetic import jpegs, write_shards
@@ -222,7 +224,7 @@ def bench_peer(folder: Path, rounds: int = 50) -> None:
 IMPORTS = "import torch, torch._dynamo, accelerate, webdataset, distgan.trainer"  # torch wants _dynamo for an optimizer
 FIRST_STEP = """
 import sys
-from distgan.bench.bench import running, workplace
+from distgan.bench.workplace import running, workplace
 from distgan.configfile import load
 from distgan.rules import batch_plan
 with workplace(load(sys.argv[1])) as (config, world), running(config, world, batch_plan(config, 1)) as trainer:

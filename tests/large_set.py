@@ -17,8 +17,9 @@ import numpy as np
 from PIL import Image
 
 from distgan.data import index, tar
-from distgan.data.dataset import Dataset, find_shards
+from distgan.data.dataset import Dataset
 from distgan.data.plan import Layout, Plan
+from distgan.data.shards import find_shards
 from distgan.data.source import Source
 from distgan.data.stream import Stream
 

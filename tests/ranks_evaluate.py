@@ -9,7 +9,8 @@ from pathlib import Path
 
 import torch
 
-from distgan.data.dataset import Dataset, find_shards
+from distgan.data.dataset import Dataset
+from distgan.data.shards import find_shards
 from distgan.data.source import Source
 from distgan.evaluation.evaluate import known_reals, measure
 from distgan.evaluation.imageset import GeneratedImages, ShardImages, draw_labels

@@ -40,7 +40,7 @@ DOORS = {
     "accelerate": {"world"},
     "wandb": {"dashboard"},
     "omegaconf": {"configfile"},
-    "webdataset": {"data.dataset"},
+    "webdataset": {"data.shards"},
     "safetensors": {"checkpoint"},
     "matplotlib": {"report.plot"},
     "onnxruntime": {"export"},

@@ -17,7 +17,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from distgan.bench import bench as measured
 from distgan.bench import scaling
 from distgan.bench.bare import DLoss, GLoss, refuse_more
-from distgan.bench.bench import bench, running, until_left, workplace
+from distgan.bench.bench import bench
+from distgan.bench.table import Row
+from distgan.bench.workplace import running, until_left, workplace
 from distgan.cli import main
 from distgan.config import Config
 from distgan.configfile import load
@@ -48,7 +50,7 @@ def scratch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-def medians(rows: list[measured.Row]) -> dict[str, float]:
+def medians(rows: list[Row]) -> dict[str, float]:
     return {row.name: row.median for row in rows}
 
 

@@ -15,8 +15,9 @@ from runs import audit, make_digits, weights, write_config
 
 from distgan.config import Config, Data, Model
 from distgan.data.classes import Balanced
-from distgan.data.dataset import Dataset, find_shards
+from distgan.data.dataset import Dataset
 from distgan.data.plan import Layout, Plan
+from distgan.data.shards import find_shards
 from distgan.data.source import Source
 from distgan.data.stream import Stream
 from distgan.rules import problems

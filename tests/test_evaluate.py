@@ -11,8 +11,9 @@ from conftest import write_shards
 from processes import ROOT, output, run_ranks
 from runs import make_digits
 
-from distgan.data.dataset import Dataset, find_shards
+from distgan.data.dataset import Dataset
 from distgan.data.listing import list_source
+from distgan.data.shards import find_shards
 from distgan.data.source import Source
 from distgan.errors import ConfigError, DataError
 from distgan.evaluation.evaluate import StopAsked, check_metrics, extract, known_reals, measure

@@ -11,8 +11,9 @@ from conftest import write_shards
 from processes import ROOT, environment
 from runs import make_digits, write_config
 
-from distgan.data.dataset import Dataset, find_shards
+from distgan.data.dataset import Dataset
 from distgan.data.plan import Layout, Plan
+from distgan.data.shards import find_shards
 from distgan.data.source import Source
 from distgan.data.stream import Stream
 

@@ -22,9 +22,10 @@ from PIL import Image
 from range_server import RangeServer
 
 from distgan.data import pack as module
-from distgan.data.dataset import Dataset, find_shards
+from distgan.data.dataset import Dataset
 from distgan.data.index import build, load
 from distgan.data.pack import Options, pack, report
+from distgan.data.shards import find_shards
 from distgan.data.source import Source
 from distgan.errors import ConfigError, DataError, MachineError
 

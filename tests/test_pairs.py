@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 from conftest import image_bytes, numbered_pixels, numbers_of, tar_bytes, write_shards
 
-from distgan.data.dataset import Dataset, find_shards
+from distgan.data.dataset import Dataset
 from distgan.data.pack import Options, pack
 from distgan.data.plan import Layout, Plan, held_out
+from distgan.data.shards import find_shards
 from distgan.data.source import Source
 from distgan.data.stream import Stream
 from distgan.errors import DataError

@@ -16,9 +16,10 @@ from test_train import train
 
 from distgan import load_generator
 from distgan.cli import main
-from distgan.data.dataset import Dataset, find_shards
+from distgan.data.dataset import Dataset
 from distgan.data.pack import Options, pack
 from distgan.data.plan import held_out
+from distgan.data.shards import find_shards
 from distgan.data.source import Source
 from distgan.errors import ConfigError
 from distgan.restoration import restore

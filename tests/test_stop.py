@@ -15,7 +15,8 @@ from runs import make_digits, status, write_config
 
 from distgan.cli import main
 from distgan.data import index
-from distgan.data.dataset import Dataset, find_shards
+from distgan.data.dataset import Dataset
+from distgan.data.shards import find_shards
 from distgan.data.source import Source
 from distgan.stop import EXIT_CODES, asked, listening
 
@@ -25,7 +26,8 @@ import hashlib, signal, sys
 signal.signal(signal.SIGHUP, signal.{hangup})
 from distgan.cli import main
 from distgan.data import index
-from distgan.data.dataset import Dataset, find_shards
+from distgan.data.dataset import Dataset
+from distgan.data.shards import find_shards
 from distgan.data.source import Source
 from distgan.stop import asked, listening
 with listening():

@@ -20,11 +20,12 @@ from distgan.cli import main
 from distgan.data import dataset as module
 from distgan.data import index
 from distgan.data import source as source_module
-from distgan.data.dataset import Dataset, find_shards
+from distgan.data.dataset import Dataset
 from distgan.data.image import fit
 from distgan.data.nodecache import NodeCache
 from distgan.data.pack import Options, pack
 from distgan.data.plan import Layout, Plan
+from distgan.data.shards import find_shards
 from distgan.data.source import Source
 from distgan.data.stream import Stream
 from distgan.errors import DataError

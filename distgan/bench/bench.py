@@ -5,31 +5,23 @@ the median over the rounds with the lowest and the highest.
 """
 
 import contextlib
-import json
 import logging
 import math
-import secrets
-import shutil
-import statistics
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 import torch
 
-from distgan import __version__, ranks
 from distgan.bench.bare import BareLoop, null_nets, refuse_more
+from distgan.bench.table import Row
 from distgan.bench.traffic import bytes_reduced
-from distgan.build import build_nets, num_weights
+from distgan.bench.workplace import running, workplace
+from distgan.build import num_weights
 from distgan.config import Augment, Balance, Config, restores
 from distgan.data.image import decode_into
-from distgan.data.synthetic import write_shards
 from distgan.rules import BatchPlan, batch_plan
-from distgan.run import open_world
-from distgan.runfolder import RunFolder
 from distgan.stopwatch import peak_memory
 from distgan.timeline import Timeline
 from distgan.trainer import Trainer
@@ -37,13 +29,11 @@ from distgan.world import World
 
 log = logging.getLogger("distgan")
 
-SYNTHETIC = "synthetic"  # as data.shards
 AGAINST = ("bare", "alone")
 ROUNDS, SLICE_SEC, WARM_UP = 5, 1.5, 5
 NULL_SIDE, NULL_BATCH, NULL_ITERATIONS = 8, 16, 50
 LOADED_IMAGES, REST_SEC = 256, 0.02
 HOST, ADDED = "host time of an iteration with networks of one weight", "  of it, more than a bare loop takes"
-FOREVER = 2**60
 MEMORY = (("process", "Resources/cpu_mem_gb"), ("GPU", "Resources/gpu_mem_peak_gb"))
 SPANS = ("optimizer of D", "optimizer of G")  # which lie within phases
 PHASES = {  # label: the loop's own word
@@ -56,28 +46,6 @@ PHASES = {  # label: the loop's own word
     "between two iterations": "between two iterations",
     "line of metrics": "gathering metrics",
 }
-
-
-@dataclass(frozen=True)
-class Row:
-    """A line of the table: its figures, one for each round."""
-
-    name: str
-    unit: str
-    figures: list[float]
-
-    def record(self) -> dict[str, object]:
-        low, high = min(self.figures), max(self.figures)
-        spread = {"median": self.median, "low": low, "high": high}
-        return {"name": self.name, "unit": self.unit, **spread, "figures": self.figures}
-
-    @property
-    def median(self) -> float:
-        return statistics.median(self.figures)
-
-    def __str__(self) -> str:
-        spread = f"[{min(self.figures):.4g} .. {max(self.figures):.4g}]" if len(self.figures) > 1 else ""
-        return f"{self.name:64s} {self.median:>10.4g} {self.unit:9s} {spread}".rstrip()
 
 
 @dataclass(frozen=True)
@@ -101,64 +69,6 @@ def bench(config: Config, images: int = 0, against: Sequence[str] = (), rounds: 
         refuse_more(config)
     with workplace(config) as (config, world):
         return Bench(config, world, batch_plan(config, world.size), rounds).measure(images, against)
-
-
-@contextlib.contextmanager
-def workplace(config: Config) -> Iterator[tuple[Config, World]]:
-    """The ranks, and the config made into one that runs in a folder that is gone afterwards."""
-    world = open_world(config)
-    folder = Path(tempfile.gettempdir()) / f"distgan-bench-{world.broadcast(secrets.token_hex(6))}"
-    writes = ranks.local_rank() == 0  # on every node
-    try:
-        if config.data.shards == [SYNTHETIC]:
-            config = replace(config, data=replace(config.data, shards=[str(folder / "shards")]))
-            if writes:
-                num = 4 * max(config.train.batch, 256)
-                write_shards(folder / "shards", num, config.data.resolution, config.data.classes or 10)
-            world.barrier()
-        yield until_left(config, folder / "run"), world
-        world.barrier()
-    finally:
-        if writes:
-            shutil.rmtree(folder, ignore_errors=True)
-    world.close()
-
-
-def until_left(config: Config, folder: Path) -> Config:
-    """The same run, which neither ends nor saves nor draws samples."""
-    return replace(
-        config,
-        run=replace(config.run, dir=str(folder), resume="never", timeout_sec=10**6),  # it stands still in turns
-        data=replace(config.data, audit=False),
-        train=replace(config.train, images=FOREVER, max_minutes=0.0),
-        sample=replace(config.sample, every=0),
-        eval=replace(config.eval, every=0),
-        checkpoint=replace(config.checkpoint, every=FOREVER),
-        wandb=replace(config.wandb, mode="disabled"),
-    )
-
-
-@contextlib.contextmanager
-def running(
-    config: Config,
-    world: World,
-    spread: BatchPlan,
-    make_nets: Callable = build_nets,
-    on_phase: Callable[[str], None] = lambda name: None,
-) -> Iterator[Trainer]:
-    """A trainer that is ready for its first iteration."""
-    folder = RunFolder(config.run.dir)
-    world.on_main(lambda: folder.open(["distgan", "bench"]))
-    try:
-        trainer = Trainer(config, world, spread, folder, make_nets, on_phase)
-        trainer.take_up()
-        trainer.open()
-        try:
-            yield trainer
-        finally:
-            trainer.close()
-    finally:
-        folder.close()
 
 
 class Bench:
@@ -449,18 +359,3 @@ def encoded(trainer: Trainer, samples: np.ndarray) -> list[bytes]:
         located = data.located(int(shard))
         found.append(data.source.cached(data.urls[shard], int(located.offset[place]), int(located.length[place])))
     return found
-
-
-def report(rows: Sequence[Row], world: int, as_json: bool) -> str:
-    """The table, or its figures for a program."""
-    about = {
-        "ranks": world,
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU",
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "distgan": __version__,
-    }
-    if as_json:
-        return json.dumps(about | {"rows": [row.record() for row in rows]}, indent=1)
-    head = ", ".join(f"{name} {value}" for name, value in about.items())
-    return "\n".join([f"{head}; median over rounds [lowest .. highest]", *map(str, rows)])

@@ -16,7 +16,8 @@ from pathlib import Path
 
 import torch
 
-from distgan.bench.bench import Row, running, workplace
+from distgan.bench.table import Row
+from distgan.bench.workplace import running, workplace
 from distgan.config import Config
 from distgan.errors import ConfigError, MachineError
 from distgan.rules import batch_plan

@@ -18,8 +18,9 @@ import numpy as np
 
 from distgan.data import index, tar
 from distgan.data.address import is_local, local_path, public
-from distgan.data.dataset import MAX_CLASSES, Dataset, default_cache_dir, find_shards
+from distgan.data.dataset import MAX_CLASSES, Dataset
 from distgan.data.image import SUFFIXES
+from distgan.data.shards import default_cache_dir, find_shards
 from distgan.data.source import Source
 from distgan.errors import DataError
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from distgan import keyed
 from distgan.console import duration
-from distgan.data.dataset import default_cache_dir
+from distgan.data.shards import default_cache_dir
 from distgan.errors import ConfigError, DataError, MachineError
 from distgan.evaluation.imageset import Images, ImageSet, ShardImages, shares
 from distgan.metrics import frechet, reference

@@ -5,7 +5,8 @@ from pathlib import Path
 
 from distgan import build
 from distgan.config import Config
-from distgan.data.dataset import Dataset, find_shards
+from distgan.data.dataset import Dataset
+from distgan.data.shards import find_shards
 from distgan.data.source import Source
 from distgan.evaluation.evaluate import Poll, known_reals
 from distgan.evaluation.imageset import ShardImages

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from distgan.data.dataset import default_cache_dir
+from distgan.data.shards import default_cache_dir
 from distgan.data.source import Source
 from distgan.errors import ConfigError, DataError, MachineError
 

@@ -1,0 +1,47 @@
+"""What a measurement found: rows of figures, as a table or for a program."""
+
+import json
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from distgan import __version__
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of the table: its figures, one for each round."""
+
+    name: str
+    unit: str
+    figures: list[float]
+
+    def record(self) -> dict[str, object]:
+        low, high = min(self.figures), max(self.figures)
+        spread = {"median": self.median, "low": low, "high": high}
+        return {"name": self.name, "unit": self.unit, **spread, "figures": self.figures}
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.figures)
+
+    def __str__(self) -> str:
+        spread = f"[{min(self.figures):.4g} .. {max(self.figures):.4g}]" if len(self.figures) > 1 else ""
+        return f"{self.name:64s} {self.median:>10.4g} {self.unit:9s} {spread}".rstrip()
+
+
+def report(rows: Sequence[Row], world: int, as_json: bool) -> str:
+    """The table, or its figures for a program."""
+    about = {
+        "ranks": world,
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU",
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "distgan": __version__,
+    }
+    if as_json:
+        return json.dumps(about | {"rows": [row.record() for row in rows]}, indent=1)
+    head = ", ".join(f"{name} {value}" for name, value in about.items())
+    return "\n".join([f"{head}; median over rounds [lowest .. highest]", *map(str, rows)])

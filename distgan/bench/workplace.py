@@ -1,0 +1,80 @@
+"""Where a trainer is measured: the ranks, a folder that is gone afterwards, made-up data, and a run without an end."""
+
+import contextlib
+import secrets
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+from distgan import ranks
+from distgan.build import build_nets
+from distgan.config import Config
+from distgan.data.synthetic import write_shards
+from distgan.rules import BatchPlan
+from distgan.run import open_world
+from distgan.runfolder import RunFolder
+from distgan.trainer import Trainer
+from distgan.world import World
+
+SYNTHETIC = "synthetic"  # as data.shards
+FOREVER = 2**60
+
+
+@contextlib.contextmanager
+def workplace(config: Config) -> Iterator[tuple[Config, World]]:
+    """The ranks, and the config made into one that runs in a folder that is gone afterwards."""
+    world = open_world(config)
+    folder = Path(tempfile.gettempdir()) / f"distgan-bench-{world.broadcast(secrets.token_hex(6))}"
+    writes = ranks.local_rank() == 0  # on every node
+    try:
+        if config.data.shards == [SYNTHETIC]:
+            config = replace(config, data=replace(config.data, shards=[str(folder / "shards")]))
+            if writes:
+                num = 4 * max(config.train.batch, 256)
+                write_shards(folder / "shards", num, config.data.resolution, config.data.classes or 10)
+            world.barrier()
+        yield until_left(config, folder / "run"), world
+        world.barrier()
+    finally:
+        if writes:
+            shutil.rmtree(folder, ignore_errors=True)
+    world.close()
+
+
+def until_left(config: Config, folder: Path) -> Config:
+    """The same run, which neither ends nor saves nor draws samples."""
+    return replace(
+        config,
+        run=replace(config.run, dir=str(folder), resume="never", timeout_sec=10**6),  # it stands still in turns
+        data=replace(config.data, audit=False),
+        train=replace(config.train, images=FOREVER, max_minutes=0.0),
+        sample=replace(config.sample, every=0),
+        eval=replace(config.eval, every=0),
+        checkpoint=replace(config.checkpoint, every=FOREVER),
+        wandb=replace(config.wandb, mode="disabled"),
+    )
+
+
+@contextlib.contextmanager
+def running(
+    config: Config,
+    world: World,
+    spread: BatchPlan,
+    make_nets: Callable = build_nets,
+    on_phase: Callable[[str], None] = lambda name: None,
+) -> Iterator[Trainer]:
+    """A trainer that is ready for its first iteration."""
+    folder = RunFolder(config.run.dir)
+    world.on_main(lambda: folder.open(["distgan", "bench"]))
+    try:
+        trainer = Trainer(config, world, spread, folder, make_nets, on_phase)
+        trainer.take_up()
+        trainer.open()
+        try:
+            yield trainer
+        finally:
+            trainer.close()
+    finally:
+        folder.close()

@@ -1,4 +1,4 @@
-"""Config -> objects: the data set, the networks, the optimizers."""
+"""Config -> objects: the data set, its stream, the networks, the optimizers."""
 
 import functools
 import os
@@ -18,12 +18,14 @@ from distgan.data.nodecache import NodeCache
 from distgan.data.plan import Layout, Plan
 from distgan.data.shards import find_shards
 from distgan.data.source import Source
+from distgan.data.stream import Stream
 from distgan.errors import ConfigError, DataError, MachineError
 from distgan.models import MODELS
 from distgan.models.tail import Tail
 from distgan.ranks import together
 from distgan.rules import BatchPlan
 from distgan.step import Restoring
+from distgan.world import World
 
 
 def open_dataset(config: Config, *, rank: int = 0, world: int = 1, gather: Gather = lambda item: [item]) -> Dataset:
@@ -65,6 +67,37 @@ def build_plan(config: Config, dataset: Dataset, layout: Layout) -> Plan:
         return Plan(dataset.counts, layout, config.train.seed)
     balanced = Balanced(dataset.read_labels(), config.train.seed)
     return Plan(np.array([balanced.num_places]), layout, config.train.seed, balanced.samples)
+
+
+def open_stream(
+    config: Config,
+    world: World,
+    spread: BatchPlan,
+    dataset: Dataset,
+    layout: Layout,
+    start: int,
+    draw: Callable[[np.ndarray], tuple[np.ndarray, ...]],
+) -> Stream:
+    """This rank's batches from position `start` on, in memory that copies to its device without waiting."""
+    data, pinned = config.data, world.device.type == "cuda"
+    return Stream(
+        dataset,
+        build_plan(config, dataset, layout),
+        batch=spread.batch,
+        resolution=data.resolution,
+        start=start,
+        rank=world.rank,
+        world=world.size,
+        threads=data.threads or decoding_threads(world.local_size, world.device.type),
+        prefetch=batches_ahead(config, spread),
+        filter=data.filter,
+        crop=data.crop,
+        scaled=data.scaled_decode,
+        max_pixels=data.max_pixels,
+        max_bad_share=data.max_bad_share,
+        draw=draw,
+        allocate=lambda shape: torch.empty(shape, dtype=torch.uint8, pin_memory=pinned).numpy(),
+    )
 
 
 def build_nets(config: Config, num_classes: int) -> tuple[nn.Module, nn.Module]:

@@ -451,25 +451,10 @@ class Trainer:
 
     def open_stream(self, with_noise: bool = True) -> Stream:
         """From where the run stands. Without the noise that steps take, it has images and labels alone."""
-        data, pinned = self.config.data, self.world.device.type == "cuda"
         noise = Noise(self.config.train.seed, self.config.model.z_dim, self.now.num_rollbacks)
-        return Stream(
-            self.dataset,
-            build.build_plan(self.config, self.dataset, self.state.layout),
-            batch=self.spread.batch,
-            resolution=data.resolution,
-            start=self.now.images,
-            rank=self.world.rank,
-            world=self.world.size,
-            threads=data.threads or build.decoding_threads(self.world.local_size, self.world.device.type),
-            prefetch=build.batches_ahead(self.config, self.spread),
-            filter=data.filter,
-            crop=data.crop,
-            scaled=data.scaled_decode,
-            max_pixels=data.max_pixels,
-            max_bad_share=data.max_bad_share,
-            draw=noise if with_noise else lambda positions: (),
-            allocate=lambda shape: torch.empty(shape, dtype=torch.uint8, pin_memory=pinned).numpy(),
+        draw = noise if with_noise else lambda positions: ()
+        return build.open_stream(
+            self.config, self.world, self.spread, self.dataset, self.state.layout, self.now.images, draw
         )
 
     def _tell_hang(self, error: MachineError) -> None:

@@ -107,6 +107,8 @@ def test_a_killed_set_is_gone_on_with_and_ends_the_same(tmp_path: Path, run: Pat
     before = {path.name: path.stat().st_ino for path in cut.glob("*.tar")}
     finished = {f"{path.stem}.tar" for path in (cut / ".unfinished").glob("[0-9]*.json")}
     assert 4 <= len(finished) < 40
+    last = next(unit for unit in range(39, -1, -1) if f"{unit:06d}.tar" not in finished)
+    (cut / f".{last:06d}.tar.index.k1ll3d").touch()  # as one that is killed in the midst of it leaves
     assert not (cut / "dataset.json").exists()
     assert run_ranks(2, [*arguments, "--out", str(cut)], tmp_path / "again") == [0, 0], output(tmp_path / "again", 2)
     of_rank_0 = any(int(Path(name).stem) % 2 == 0 for name in finished)  # which tells of its own share

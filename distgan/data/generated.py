@@ -174,6 +174,8 @@ def _write_shard(folder: Path, unit: int, drawn: Iterable[Drawn], pool: ThreadPo
         os.replace(part, folder / name)
     finally:
         part.unlink(missing_ok=True)
+    for left in folder.glob(f".{name}.index.*"):  # by one that was killed
+        left.unlink(missing_ok=True)
     index.load(str(folder / name), Source(), folder)
     told = {"name": name, "bytes": size + len(tar.END), "samples": samples, "sha256": digest.hexdigest()}
     replace_file(folder / ASIDE / f"{unit:06d}.json", json.dumps(told | {"classes": sorted(classes.items())}))

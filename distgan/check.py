@@ -9,11 +9,14 @@ from distgan.config import Config, best_metric
 from distgan.data import card
 from distgan.data.address import public
 from distgan.data.dataset import Dataset
+from distgan.data.shards import find_shards
 from distgan.doctor.services import wandb_mode
 from distgan.errors import ConfigError, MachineError
 from distgan.evaluation.evaluate import check_metrics
 from distgan.evaluation.imageset import draw_labels
+from distgan.evaluation.realside import is_statistics
 from distgan.metrics.extractors import open_extractor
+from distgan.metrics.reference import load_statistics
 from distgan.report.history import read
 from distgan.rules import BatchPlan, warnings
 from distgan.runfolder import file_in_the_way
@@ -35,7 +38,14 @@ def check(config: Config, spread: BatchPlan) -> tuple[list[str], list[str]]:
 def _evaluation(config: Config, dataset: Dataset) -> str:
     settings = config.eval
     extractor = open_extractor(settings.extractor, settings.weights, settings.resizer, "cpu", settings.download)
-    check_metrics(settings.metrics, extractor, settings.num, has_points=not settings.reference.endswith(".npz"))
+    has_points = True
+    if is_statistics(config):
+        path = Path(settings.reference).expanduser()
+        known = load_statistics(path, extractor.identity, extractor.dim, config.data.resolution)
+        has_points = known.has_points
+    elif settings.reference:
+        find_shards(settings.reference, allow_pipe=config.data.allow_pipe)
+    check_metrics(settings.metrics, extractor, settings.num, has_points=has_points)
     draw_labels(settings.labels, settings.seed, 1, dataset.class_counts)
     what = f"{', '.join(settings.metrics)} of {settings.num:,} images by {extractor.identity}"
     best = best_metric(settings)

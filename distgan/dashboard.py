@@ -182,7 +182,8 @@ def _start(
 
     mode, reason = asked or settings.mode, ""
     if mode == "auto":
-        mode, reason = ("online", "") if _has_key(wandb) else ("offline", " (no API key)")
+        problem = _key_problem(wandb)
+        mode, reason = ("offline", f" ({problem})") if problem else ("online", "")
     try:
         run = _init(wandb, settings, folder, config, run_id, None if asked else mode, on_stop)
     except Exception as error:
@@ -198,12 +199,12 @@ def _start(
     return run
 
 
-def _has_key(wandb: ModuleType) -> bool:
-    """Whether there is an API key; neither asks for one nor waits for the server to check it."""
+def _key_problem(wandb: ModuleType) -> str:
+    """What is wrong with the API key, or empty; neither asks for one nor waits for the server to check it."""
     try:
-        return bool(wandb.login(prompt=False, verify=False))
-    except Exception:  # a malformed key raises, and means the same
-        return False
+        return "" if wandb.login(prompt=False, verify=False) else "no API key"
+    except Exception as error:  # a key of another form
+        return short(error)
 
 
 def _init(

@@ -274,7 +274,7 @@ def _difference(G: Generator, run: Run) -> float:
         inputs = example(G, num)
         expected = network(G)(*inputs.values()).numpy()
         found = run(inputs)
-        if found.shape != expected.shape:
+        if found.shape != expected.shape or not (np.isfinite(found).all() and np.isfinite(expected).all()):
             return float("inf")
         largest = max(largest, float(np.abs(found - expected).max() / max(1.0, np.abs(expected).max())))
     return largest

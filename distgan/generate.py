@@ -184,6 +184,8 @@ def _write_video(
         raise ConfigError(
             f"a video shows {MAX_TILES} classes at most, and there are {len(chosen)}: name some by --labels"
         )
+    if num < 2:
+        raise ConfigError(f"--num {num}: a video has 2 frames or more")
     stops = stops or max(2, round(num / fps))
     if not 2 <= stops <= num:
         raise ConfigError(f"--stops {stops}: 2 to {num}, the number of frames (--num)")

@@ -299,6 +299,8 @@ def _fill(net: nn.Module, weights: dict[str, Tensor], folder: Path) -> None:
     except RuntimeError as error:
         first = " ".join(str(error).split())[:200]
         raise DataError(f"{folder}: the weights are not of the network that is described there: {first}") from None
+    if not all(tensor.isfinite().all() for tensor in weights.values()):
+        raise DataError(f"{folder}: its weights are not all finite numbers: take an earlier checkpoint")
 
 
 def _device(asked: str | torch.device | None) -> torch.device:

@@ -63,7 +63,7 @@ def inspect(run: Path) -> list[dict]:
     ("case", "told"),
     [
         ("no key", "wandb: offline (no API key). View: wandb leet "),
-        ("malformed key", "wandb: offline (no API key)"),
+        ("malformed key", "wandb: offline (AuthenticationError: "),
         ("key refused", "wandb: offline ("),
         ("no server", "wandb: offline ("),
         ("a server that fails", "wandb: offline ("),

@@ -240,12 +240,16 @@ def test_statistics_of_other_tools_are_read_and_nothing_else(tmp_path: Path, wor
     np.savez(tmp_path / "small.npz", mu=mean[:3], sigma=cov[:3, :3])
     np.savez(tmp_path / "images.npz", images=mean)
     np.savez(tmp_path / "pickle.npz", mu=np.array([{}], object), sigma=cov)
+    np.savez(tmp_path / "flat.npz", mu=mean, sigma=cov.ravel())
+    np.savez(tmp_path / "nan.npz", mu=mean * np.nan, sigma=cov)
     (tmp_path / "text.npz").write_text("mu sigma")
     for name, told in (
         ("small", r"statistics of \(3,\) features, but toy\S* gives 32"),
         ("images", "it has images, but not mu and sigma"),
         ("pickle", "allow_pickle=False"),
-        ("text", "not a statistics file"),
+        ("flat", r"mu of shape \[32\] and sigma of shape \[1024\]"),
+        ("nan", "mu or sigma hold values that are not finite"),
+        ("text", r"text.npz: not a statistics file \(.npz with mu and sigma\)$"),
         ("none", "No such file"),
     ):
         with pytest.raises(DataError, match=told):

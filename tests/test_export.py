@@ -12,9 +12,10 @@ import torch
 from runs import untrained
 from torch import Tensor, nn
 
+from distgan import checkpoint, load_generator
 from distgan import export as exports
-from distgan import load_generator
 from distgan.cli import main
+from distgan.errors import DataError
 from distgan.export import export
 from distgan.generator import Generator
 from distgan.models import MODELS
@@ -132,6 +133,23 @@ def test_one_that_restores_and_looks_at_no_latents_is_not_given_any(tmp_path: Pa
     exec(program, found)
     restored = any_generator(run).restore(pictures)
     assert np.abs(np.asarray(found["images"]) - restored.numpy()).max() < 1e-5
+
+
+@pytest.mark.parametrize("spoilt", ["weights", "file"])
+def test_what_is_not_finite_is_no_generator(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spoilt: str) -> None:
+    run = small(tmp_path, "dcgan")
+    if spoilt == "weights":
+        tensors, state = checkpoint.load(next((run / "checkpoints").glob("step-*")))
+        next(iter(tensors["G_ema"].values())).fill_(float("nan"))
+        monkeypatch.setattr(checkpoint, "load", lambda path: (tensors, state))
+        with pytest.raises(DataError, match="its weights are not all finite numbers: take an earlier checkpoint"):
+            export(str(run), str(tmp_path / "g.pt"), "torchscript")
+        return
+    form, nothing = exports.FORMATS["torchscript"], np.full((5, 3, 16, 16), np.nan, np.float32)
+    broken = form._replace(read=lambda part: lambda given: nothing[: len(given["z"])])
+    monkeypatch.setitem(exports.FORMATS, "torchscript", broken)
+    with pytest.raises(exports.ConfigError, match="differs from the generator by inf"):
+        export(str(run), str(tmp_path / "g.pt"), "torchscript")
 
 
 def test_what_is_there_is_never_written_over(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

@@ -116,6 +116,8 @@ def test_a_thinned_curve_keeps_its_ends_and_peaks() -> None:
         ("density_10k", max),
         ("is_inception_10k_full", max),
         ("eval_sec", None),
+        ("kid_subset_std_toy_64_full", None),
+        ("is_split_std_inception_10k_full", None),
     ],
 )
 def test_which_of_two_values_of_a_metric_is_better(metric: str, choice: object) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from conftest import write_shards
 from PIL import Image
 from processes import output, ranks, run_ranks, wait_for
@@ -15,7 +16,9 @@ from runs import make_digits, write_config
 from distgan.cli import main
 from distgan.data.pack import Options, pack
 from distgan.evaluation import selfcheck
-from distgan.metrics.extractors import open_extractor
+from distgan.evaluation.imageset import GeneratedImages, Images
+from distgan.evaluation.scorecard import class_numbers
+from distgan.metrics.extractors import Toy, open_extractor
 
 TOY = ("eval.extractor=toy", "eval.num=200")
 
@@ -73,8 +76,12 @@ def test_a_run_gives_a_report_with_all_that_makes_it_comparable(run: Path, capsy
     assert fd["mean"] == pytest.approx(np.mean(fd["per_seed"]))
     assert fd["per_seed"][0] != fd["per_seed"][1]
     assert fd["standard_error"] > 0
-    assert evaluate(run / "checkpoints", *TOY, "--seeds", 1, "eval.metrics=fd") == 0  # the same run
-    assert report(run)["subject"]["path"] == found["subject"]["path"]
+    assert evaluate(run, *TOY, "--seeds", 2) == 0  # in the place of the first one
+    assert report(run)["values"] == values
+    assert evaluate(run / "checkpoints", *TOY, "--seeds", 1, "eval.metrics=fd") == 0  # the same run, beside it
+    names = {path.name: json.loads(path.read_text()) for path in (run / "evaluations").glob("*.json")}
+    assert set(names) == {"step-000000000240-toy-200.json", "step-000000000240-toy-200-2.json"}
+    assert names["step-000000000240-toy-200-2.json"]["subject"]["path"] == found["subject"]["path"]
     assert (found["num_generated"], found["seeds"], found["reference"]["num_real"]) == (200, [0, 1], 1797)
     assert found["subject"]["checkpoint"] == "step-000000000240"
     assert re.fullmatch("[0-9a-f]{64}", found["subject"]["sha256"])
@@ -217,8 +224,74 @@ def test_new_checkpoints_are_measured_while_the_run_goes_on(tmp_path: Path, digi
     found = {path.name for path in (run / "evaluations").iterdir()}
     assert found == {f"step-{images:012d}-toy-200.json" for images in (240, 480, 720)}
     assert "the run has ended, 3 checkpoint(s) measured" in output(tmp_path / "watch")
-    assert evaluate(run, "--watch", *TOY) == 0
+    assert evaluate(run, "--watch", *TOY, "--seeds", "1", "eval.metrics=fd") == 0
+    assert {path.name for path in (run / "evaluations").iterdir()} == found
+    assert evaluate(run, "--watch", *TOY, "--seeds", "1", "eval.metrics=kid") == 0  # which is another measurement
+    assert len(list((run / "evaluations").iterdir())) == 6
     assert evaluate(digits, "--watch", *TOY) == 2
+
+
+def test_features_that_are_not_finite_give_no_values(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read, forward, factor = GeneratedImages.read, Toy.forward, [1.0]
+
+    def spoilt_read(self: GeneratedImages, numbers: np.ndarray) -> Images:
+        factor[0] = float("nan")
+        return read(self, numbers)
+
+    def spoilt_forward(self: Toy, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        features, scores = forward(self, x)
+        return features * factor[0], scores
+
+    monkeypatch.setattr(GeneratedImages, "read", spoilt_read)
+    monkeypatch.setattr(Toy, "forward", spoilt_forward)
+    assert evaluate(run, *TOY, "eval.metrics=[fd,kid]", "--memorisation") == 0
+    found = report(run)
+    assert all(value["mean"] is None and value["per_seed"] == [None] * 3 for value in found["values"].values())
+    assert "200 of 200 images have features that are not finite: no values" in found["warnings"]
+    assert not {"classes", "memorisation"} & found.keys()
+
+
+def test_what_cannot_be_told_of_statistics_is_refused_before_anything_is_measured(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    file = tmp_path / "real.npz"
+    np.savez(file, mu=np.zeros(32), sigma=np.eye(32))
+    assert evaluate(run, *TOY, f"eval.reference={file}", "--memorisation") == 2
+    error = capsys.readouterr().err
+    assert "--memorisation needs the real images themselves: name shards in eval.reference" in error
+    assert "seed 0" not in error
+
+
+@pytest.mark.parametrize(
+    ("names", "known", "num", "numbers"),
+    [
+        (["cat", "ship"], ["bird", "cat", "ship"], 3, [1, 2]),
+        (["3", "7"], ["bird"] * 10, 10, [3, 7]),
+        (["10", "2"], [], 11, [10, 2]),
+        (["a", "b"], [], 2, [0, 1]),
+        (["a", "b"], [], 3, []),
+        (["a", "b"], ["b", "c"], 2, []),
+    ],
+)
+def test_classes_go_by_their_names(names: list[str], known: list[str], num: int, numbers: list[int]) -> None:
+    assert class_numbers(names, known, num) == numbers
+
+
+def test_pictures_of_some_classes_are_compared_with_those(
+    tmp_path: Path, digits: Path, pictures: Path, capsys: pytest.CaptureFixture
+) -> None:
+    for label in ("3", "7"):
+        shutil.copytree(pictures / label, tmp_path / "some" / label)
+        shutil.copytree(pictures / label, tmp_path / "others" / f"of {label}")
+    own = ["eval.extractor=toy", f"eval.reference={digits}", "--out", tmp_path / "report.json"]
+    assert evaluate(tmp_path / "some", *own) == 0
+    found = json.loads((tmp_path / "report.json").read_text())
+    assert found["classes"]["probe_generated"] > 0.5  # 0.1 is chance
+    assert evaluate(tmp_path / "others", *own) == 0
+    found = json.loads((tmp_path / "report.json").read_text())
+    assert "classes" not in found
+    told = "the pictures' classes (of 3, of 7 ...) are not those of the real images: no values by class"
+    assert told in found["warnings"]
 
 
 def test_the_selfcheck_prints_published_values_beside_ours(capsys: pytest.CaptureFixture) -> None:

@@ -11,6 +11,8 @@ from urllib.parse import urlsplit
 
 from distgan.doctor.finding import OK, WARN, Finding
 
+MODES = ("online", "offline", "disabled", "shared", "dryrun", "run")
+KEY_LENGTH = 40
 HOSTS = ("api.wandb.ai", "api.forge.coreweave.com")  # W&B's own, in versions of its client
 
 
@@ -20,6 +22,10 @@ def wandb() -> Iterator[Finding]:
         yield Finding("wandb", WARN, told, "pip install wandb; metrics.jsonl is written all the same")
     elif mode == "offline":
         yield Finding("wandb", OK, f"{told}; `wandb login` brings runs online, `wandb sync` uploads them later")
+    elif mode not in MODES:
+        yield Finding("wandb", WARN, f"{told}: no such mode", f"WANDB_MODE is one of {', '.join(MODES)}")
+    elif 0 < len(os.environ.get("WANDB_API_KEY", "")) < KEY_LENGTH:
+        yield Finding("wandb", WARN, f"{told}: a key has {KEY_LENGTH} characters or more", "wandb login")
     else:
         yield Finding("wandb", OK, told)
 

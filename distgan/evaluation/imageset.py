@@ -98,8 +98,14 @@ class ListedImages:
         self.num, self._has_labels = len(self._entries), listing.classes is not None
         if self.num == 0:
             raise DataError("no pictures there")
+        self._classes: np.ndarray | None = None
         self._pool = ThreadPoolExecutor(threads)
         self.resolution = self._decode(self._entries[0]).shape[0]
+
+    def renumber(self, classes: Sequence[int]) -> None:
+        """Call class i `classes[i]` from now on; without any, the pictures have no classes."""
+        self._has_labels = len(classes) > 0
+        self._classes = np.array(classes, np.int64)
 
     def read(self, numbers: np.ndarray) -> Images:
         entries = [self._entries[i] for i in numbers]
@@ -110,7 +116,10 @@ class ListedImages:
                     f"{place(entry)} has {one.shape[1]}x{one.shape[0]} pixels, the first picture is square with "
                     f"{self.resolution}: they must be square and of one size; `distgan pack --resolution` makes them so"
                 )
-        return Images(numbers, np.stack(pixels), np.array([e.label for e in entries]) if self._has_labels else None)
+        labels = np.array([entry.label for entry in entries]) if self._has_labels else None
+        if labels is not None and self._classes is not None:
+            labels = self._classes[labels]
+        return Images(numbers, np.stack(pixels), labels)
 
     def _decode(self, entry: Entry) -> np.ndarray:
         try:

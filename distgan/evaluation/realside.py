@@ -15,8 +15,14 @@ from distgan.metrics.reference import Reference, load_statistics
 from distgan.world import World
 
 
-def open_shards(config: Config, shards: str | Sequence[str], num_classes: int, world: World) -> Dataset:
-    """Shards to compare with; with labels where they have some and `num_classes` says that these are of use."""
+def open_shards(
+    config: Config, shards: str | Sequence[str], num_classes: int, world: World, *, may_have_more: bool = False
+) -> Dataset:
+    """Shards to compare with; with labels where they have some and `num_classes` says that these are of use.
+
+    Args:
+        may_have_more: Whether they may have more classes than that.
+    """
     data = config.data
     urls = world.together(lambda: find_shards(shards, allow_pipe=data.allow_pipe))
     source = Source(timeout_sec=data.timeout_sec, cache_bytes=data.cache_mb * 2**20)
@@ -26,7 +32,7 @@ def open_shards(config: Config, shards: str | Sequence[str], num_classes: int, w
             urls,
             source,
             labels=labels,
-            classes=num_classes if labels else 0,
+            classes=num_classes if labels and not may_have_more else 0,
             image=data.image,
             allow_damaged=data.allow_damaged,
             rank=world.rank,

@@ -1,8 +1,9 @@
 """`distgan evaluate`: a run, a checkpoint or images -> numbers, with all that makes them comparable beside them."""
 
+import itertools
 import json
 import logging
-import statistics
+import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from distgan import __version__, checkpoint, sample
 from distgan.checkpoint import replace_file
 from distgan.config import EVAL_METRICS, Config
 from distgan.configfile import load_to_evaluate
+from distgan.data import card
 from distgan.data.dataset import Dataset
 from distgan.data.listing import list_source
 from distgan.errors import ConfigError, MachineError
@@ -50,6 +52,7 @@ class Subject:
         origin: Where they come from, for the report.
         num_classes: 0 for images without classes.
         is_generated: Whether other seeds give other images.
+        class_names: Of pictures that lie in folders of classes.
     """
 
     config: Config
@@ -58,6 +61,7 @@ class Subject:
     origin: dict[str, object]
     num_classes: int
     is_generated: bool
+    class_names: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -69,6 +73,16 @@ class Options:
     statistics: str = ""
     heldout: str = ""
     memorisation: bool = False
+
+
+def asked_for(overrides: Sequence[str], options: Options) -> dict:
+    """What two measurements of the same images must share to be the same measurement, as JSON has it."""
+    return {
+        "settings": list(overrides),
+        "seeds": options.seeds,
+        "heldout": options.heldout,
+        "memorisation": options.memorisation,
+    }
 
 
 def evaluate(world: World, target: str, overrides: Sequence[str], options: Options) -> dict:
@@ -85,6 +99,10 @@ def evaluate(world: World, target: str, overrides: Sequence[str], options: Optio
     started = time.perf_counter()
     subject = open_subject(target, overrides, world.device)
     settings = subject.config.eval
+    if options.memorisation and is_statistics(subject.config):
+        raise ConfigError("--memorisation needs the real images themselves: name shards in eval.reference")
+    if folder := _folder(subject, options):
+        world.on_main(lambda: _require_writable(folder))
     extractor = world.together(
         lambda: open_extractor(settings.extractor, settings.weights, settings.resizer, world.device, settings.download)
     )
@@ -92,6 +110,7 @@ def evaluate(world: World, target: str, overrides: Sequence[str], options: Optio
     if not is_statistics(subject.config):
         dataset = _open_shards(subject, settings.reference or subject.config.data.shards, world)
         real_images = shard_images(subject.config, dataset, subject.resolution, world)
+    words = [] if dataset is None else _name_classes(subject, dataset)
     real = know_reals(subject.config, extractor, real_images, subject.resolution, world, _no_poll)
     counts = _class_counts(subject, dataset, world)
     names = _metrics(overrides, settings.metrics, extractor, world.broadcast(real.has_points if world.is_main else 0))
@@ -117,18 +136,21 @@ def evaluate(world: World, target: str, overrides: Sequence[str], options: Optio
     last, images = found[-1].extracted, subject.images(seeds[-1], counts)
 
     def finish() -> None:
+        report["asked"] = asked_for(overrides, options)
         report.update(_report(subject, extractor, real, found, seeds, world, whole=dataset is not None))
-        if last.features.labels is not None and real.features.labels is not None and subject.num_classes:
+        report["warnings"] += words
+        has_labels = last.features.labels is not None and real.features.labels is not None
+        if has_labels and subject.num_classes and not last.num_nonfinite:
             report["classes"] = _by_class(real, last, subject.num_classes)
-        path = Path(options.out) if options.out else _place(subject, report)
-        if options.memorisation:
+        path = Path(options.out) if options.out else _place(folder, subject, report)
+        if options.memorisation and not last.num_nonfinite:
             report["memorisation"] = _memorisation(real, real_images, last, images, unseen, path)
         report["seconds"] = round(time.perf_counter() - started, 1)
-        if options.statistics:
-            reference.save(Path(options.statistics), real)
         if path is not None:
             report["file"] = str(path)
             _write(path, report)
+        if options.statistics:
+            reference.save(Path(options.statistics), real)
 
     world.on_main(finish)
     return report
@@ -195,13 +217,40 @@ def _open_images(target: str, path: Path, overrides: Sequence[str]) -> Subject:
             f"data.resolution={config.data.resolution}, but {target} has pictures of {images.resolution} pixels: real "
             "images are compared at the same size. `distgan pack --resolution` makes pictures of another size"
         )
-    num_classes = len(listing.classes or ())
+    names = listing.classes or ()
     origin = {"pictures": str(path.resolve()) if path.exists() else target, "num": images.num}
-    return Subject(config, lambda seed, counts: images, images.resolution, origin, num_classes, False)
+    return Subject(config, lambda seed, counts: images, images.resolution, origin, len(names), False, names)
 
 
 def _open_shards(subject: Subject, shards: str | Sequence[str], world: World) -> Dataset:
-    return open_shards(subject.config, shards, subject.num_classes, world)
+    return open_shards(subject.config, shards, subject.num_classes, world, may_have_more=not subject.is_generated)
+
+
+def _name_classes(subject: Subject, real: Dataset) -> list[str]:
+    """Give pictures in folders of classes the numbers that real images have of these; warnings where that cannot be."""
+    if not subject.class_names or not real.num_classes:
+        return []
+    known = card.read(real.urls[0]).get("classes")
+    numbers = class_numbers(subject.class_names, known if isinstance(known, list) else [], real.num_classes)
+    subject.images(0, []).renumber(numbers)
+    subject.num_classes = real.num_classes if numbers else 0
+    shown = ", ".join(subject.class_names[:3])
+    return (
+        [] if numbers else [f"the pictures' classes ({shown} ...) are not those of the real images: no values by class"]
+    )
+
+
+def class_numbers(names: Sequence[str], known: Sequence[str], num_classes: int) -> list[int]:
+    """Numbers of classes by their names, or the names themselves where these are numbers; [] where neither fits.
+
+    Args:
+        known: Names of classes 0, 1 ...; empty where nobody knows them: then as many names count in their order.
+    """
+    if set(names) <= set(known):
+        return [known.index(name) for name in names]
+    if all(name.isdecimal() and int(name) < num_classes for name in names):
+        return [int(name) for name in names]
+    return list(range(num_classes)) if not known and len(names) == num_classes else []
 
 
 def _class_counts(subject: Subject, reference_set: Dataset | None, world: World) -> Sequence[int]:
@@ -246,9 +295,9 @@ def _report(
         per_seed = [one.values[name][0] for one in found]
         errors = [one.values[name][1] for one in found]
         values[value_name(name, extractor, num, whole)] = {
-            "mean": _number(statistics.fmean(per_seed)),
-            "sd": _number(statistics.stdev(per_seed)) if len(per_seed) > 1 else None,
-            "standard_error": _number(statistics.fmean(errors)),
+            "mean": _number(float(np.mean(per_seed))),
+            "sd": _number(float(np.std(per_seed, ddof=1))) if len(per_seed) > 1 else None,
+            "standard_error": _number(float(np.mean(errors))),
             "per_seed": [_number(value) for value in per_seed],
         }
     return {
@@ -278,7 +327,8 @@ def _by_class(real: Reference, fake: Extracted, num_classes: int) -> dict:
     kid = {
         number: _number(value) for number, value in class_distances(real.features, fake.features, num_classes).items()
     }
-    return {"kid": kid, **probe_accuracies(real.features, fake.features, num_classes)}
+    accuracies = probe_accuracies(real.features, fake.features, num_classes)
+    return {"kid": kid} | {name: _number(value) for name, value in accuracies.items()}
 
 
 def _memorisation(
@@ -290,15 +340,13 @@ def _memorisation(
     path: Path | None,
 ) -> dict:
     """Nearness to training images; a picture of the closest pairs; the copies among them, counted."""
-    if real_images is None or len(real.numbers) < 2:
-        raise ConfigError("--memorisation needs the real images themselves: name shards in eval.reference")
     near = nearness(real.features.points, fake.features.points, unseen.features.points if unseen else None)
     typical = float(near.unseen.median())
     num_copies = 0
     for i in (near.distance <= 1e-3 * typical).nonzero()[:, 0].tolist():  # the others cannot be equal
         pair = _pixels(images, fake.numbers[i]), _pixels(real_images, real.numbers[int(near.nearest[i])])
         num_copies += np.array_equal(*pair)
-    found = near.values() | {
+    found = {name: _number(value) for name, value in near.values().items()} | {
         "exact_copies": num_copies,
         "compared_with": "held-out images" if unseen else "training images, each to the nearest of the others",
         "num_training": len(real.numbers),
@@ -321,20 +369,42 @@ def _pixels(images: ImageSet, number: int) -> np.ndarray:
     return images.read(np.array([number])).pixels[0]
 
 
-def _place(subject: Subject, report: dict) -> Path | None:
-    """Where the report of a run's checkpoint goes: beside the run's other files, named by what was measured."""
-    if not subject.is_generated:  # pictures lie in a folder that is not ours
+def _folder(subject: Subject, options: Options) -> Path | None:
+    """Where the report goes: of a run's checkpoint, beside the run's other files."""
+    if options.out:
+        return Path(options.out).parent
+    return Path(subject.origin["path"]) / "evaluations" if subject.is_generated else None  # pictures are not ours
+
+
+def _require_writable(folder: Path) -> None:
+    """Told before hours of work, not after them."""
+    existing = next(parent for parent in (folder.absolute(), *folder.absolute().parents) if parent.exists())
+    if not os.access(existing, os.W_OK):
+        raise MachineError(f"{existing} cannot be written: name another place for the report by --out")
+
+
+def _place(folder: Path | None, subject: Subject, report: dict) -> Path | None:
+    """The report of a run's checkpoint by what was measured; one of the same measurement is replaced, no other."""
+    if folder is None:
         return None
-    name, num = report["extractor"]["name"], report["num_generated"]
-    return (
-        Path(subject.origin["path"]) / "evaluations" / f"{subject.origin.get('checkpoint', 'export')}-{name}-{num}.json"
-    )
+    checkpoint, extractor = subject.origin.get("checkpoint", "export"), report["extractor"]["name"]
+    name = f"{checkpoint}-{extractor}-{report['num_generated']}"
+    paths = (folder / f"{name}{end}.json" for end in itertools.chain([""], (f"-{n}" for n in itertools.count(2))))
+    return next(path for path in paths if not path.exists() or asked_of(path) == report["asked"])
+
+
+def asked_of(path: Path) -> dict | None:
+    """`asked_for` of a report; None where it is damaged, or is none."""
+    try:
+        return json.loads(path.read_text())["asked"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def _write(path: Path, report: dict) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        replace_file(path, json.dumps(report, indent=1) + "\n")
+        replace_file(path, json.dumps(report, indent=1, allow_nan=False) + "\n")
     except OSError as error:
         raise MachineError(f"the report {path} could not be written: {error.strerror or error}") from None
 
@@ -356,7 +426,10 @@ def table(report: dict) -> str:
     against = of["file"] or f"{of['num_real']:,} real ones"
     lines.append(f"{report['num_generated']:,} images{seeds} against {against}, by {report['extractor']['identity']}")
     lines += [f"warning: {word}" for word in report["warnings"]]
-    return "\n".join([*lines, *([f"report: {report['file']}"] if "file" in report else [])])
+    lines.append(
+        f"report: {report['file']}" if "file" in report else "no report was written: --out FILE.json names one"
+    )
+    return "\n".join(lines)
 
 
 def _short(value: float | None) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from distgan import checkpoint
 from distgan.errors import ConfigError, DataError
-from distgan.evaluation.scorecard import Options, evaluate
+from distgan.evaluation.scorecard import Options, asked_for, evaluate
 from distgan.runfolder import RunFolder
 from distgan.world import World
 
@@ -28,8 +28,8 @@ def watch(
 ) -> int:
     """Measure the checkpoints of a run, oldest first, as they come; called by all ranks. Returns how many.
 
-    A checkpoint with a report is not measured again, so that the same command goes on where it was stopped. It ends
-    when the run has ended and nothing is left to measure.
+    A checkpoint with a report of the same measurement is not measured again, so that the same command goes on where it
+    was stopped. It ends when the run has ended and nothing is left to measure.
 
     Args:
         tell: Takes each report, on rank 0.
@@ -39,7 +39,7 @@ def watch(
         raise ConfigError(f"--watch {run}: no run folder, which holds checkpoints/")
     if options.out:
         raise ConfigError("--out is of one report; with --watch there is one for each checkpoint, in evaluations/")
-    seen: set[str] = _reported(folder.path)
+    seen: set[str] = _reported(folder.path, asked_for(overrides, options))
     num = 0
     while True:
         # The state first: what it calls finished has written its last checkpoint.
@@ -68,12 +68,14 @@ def _next(checkpoints: Path, seen: set[str]) -> str:
     return next((path.name for path in checkpoint.newest_first(checkpoints)[::-1] if path.name not in seen), "")
 
 
-def _reported(run: Path) -> set[str]:
-    """Checkpoints of which there is a report."""
+def _reported(run: Path, asked: dict) -> set[str]:
+    """Checkpoints of which there is a report that was asked for in the same words."""
     found = set()
     for path in (run / "evaluations").glob("*.json"):
         try:
-            found.add(json.loads(path.read_text())["subject"]["checkpoint"])
-        except (OSError, ValueError, KeyError, TypeError) as error:
+            report = json.loads(path.read_text())
+            if report.get("asked") == asked:
+                found.add(report["subject"]["checkpoint"])
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             log.warning(f"{path} is no report ({error}): passed over")
     return found

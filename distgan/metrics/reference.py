@@ -83,7 +83,8 @@ def save(path: Path, known: Reference) -> None:
     except OSError as error:
         raise MachineError(f"{path} could not be written: {error.strerror or error}") from None
     finally:
-        part.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # a disk that cannot be written has nothing to remove either
+            part.unlink(missing_ok=True)
 
 
 def load_cached(path: Path, origin: dict[str, object]) -> Reference | None:
@@ -105,6 +106,9 @@ def load_statistics(path: Path, extractor: str, dim: int, resolution: int) -> Re
         DataError: There is none, it cannot be read, or it is of another extractor, resizer or resolution.
     """
     try:
+        if not zipfile.is_zipfile(path):
+            what = "not a statistics file (.npz with mu and sigma)" if path.exists() else "No such file"
+            raise DataError(f"{path}: {what}")
         with np.load(path, allow_pickle=False) as file:
             if not {"mu", "sigma"} <= set(file.files):
                 raise DataError(f"{path}: no statistics: it has {', '.join(file.files)}, but not mu and sigma")
@@ -136,5 +140,9 @@ def _of_file(file: np.lib.npyio.NpzFile) -> Reference:
 def _of_others(file: np.lib.npyio.NpzFile) -> Reference:
     """Mean and covariance of another tool, which does not tell of how many images."""
     mean, cov = (torch.from_numpy(file[name].astype(np.float64)) for name in ("mu", "sigma"))
+    if mean.ndim != 1 or cov.shape != (len(mean), len(mean)):
+        raise ValueError(f"mu of shape {list(mean.shape)} and sigma of shape {list(cov.shape)}")
+    if not (mean.isfinite().all() and cov.isfinite().all()):
+        raise ValueError("mu or sigma hold values that are not finite")
     num = int(file["num"]) if "num" in file.files else 0
     return Reference(Features(Gaussian(num, mean, cov), torch.empty(0, len(mean)), root=frechet.root(cov)))

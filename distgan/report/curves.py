@@ -9,7 +9,8 @@ from distgan.report.history import History, Series
 
 COLOURS = ("#2f6fde", "#d9622b", "#2a9d6a", "#b8478f", "#8a6d3b", "#5b5fc7", "#c03a3a", "#3d8ea5")
 MORE_IS_BETTER = r"(precision|recall|density|coverage|psnr|ssim|is|acc|accuracy|probe)(?![a-z])"
-NO_JUDGEMENT = r"_(sec|std|err|num)$"
+NO_JUDGEMENT = r"_(sec|std|err|num)(_|$)"
+HUGE = 1e300  # so that differences of numbers stay finite
 POINTS = 800  # of a curve, which is more than a picture's pixels can tell apart
 
 
@@ -88,3 +89,9 @@ def thinned(series: Series, points: int = POINTS) -> Series:
         kept |= {min(stretch, key=series.values.__getitem__), max(stretch, key=series.values.__getitem__)}
     order = sorted(kept)
     return Series([series.kimg[i] for i in order], [series.values[i] for i in order])
+
+
+def drawable(curve: Series, above: float = -HUGE) -> Series:
+    """The points that lie between `above` and HUGE."""
+    kept = [(at, value) for at, value in zip(curve.kimg, curve.values) if above < value < HUGE]
+    return Series([at for at, _ in kept], [value for _, value in kept])

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from distgan.errors import ConfigError, MachineError
-from distgan.report.curves import COLOURS, Panel, names, panels, thinned
+from distgan.report.curves import COLOURS, Panel, drawable, names, panels, thinned
 from distgan.report.history import History, read
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ def _draw(ax: "Axes", panel: Panel, runs: Sequence[History], called: Sequence[st
     several = len(runs) > 1
     for run, name, run_colour in zip(runs, called, cycle(COLOURS)):
         for key, dashes, key_colour in zip(panel.keys, cycle(DASHES), cycle(COLOURS)):
-            curve = thinned(run.series(key))
+            curve = drawable(thinned(run.series(key)))
             if not curve.values or (panel.log and max(curve.values) <= 0):
                 continue
             label = " ".join(([name] if several else []) + ([key] if len(panel.keys) > 1 else []))

@@ -3,12 +3,11 @@
 import math
 from collections.abc import Callable, Sequence
 
-from distgan.report.curves import COLOURS
+from distgan.report.curves import COLOURS, HUGE, drawable
 from distgan.report.history import Series
 from distgan.report.markup import Markup, tag
 
 WIDTH, HEIGHT = 340, 190
-HUGE = 1e300  # so that differences of numbers stay finite
 LEFT, RIGHT, TOP, BOTTOM = 52, 8, 10, 24  # margins
 
 
@@ -19,7 +18,7 @@ def chart(curves: Sequence[tuple[str, Series]], *, label: str, log: bool = False
         curves: Name and points of each; points that a logarithmic axis cannot show are left out.
         label: What the picture shows, for those who cannot see it.
     """
-    curves = [(name, _drawable(curve, 0 if log else -HUGE)) for name, curve in curves]
+    curves = [(name, drawable(curve, 0 if log else -HUGE)) for name, curve in curves]
     numbers = [value for _, curve in curves for value in curve.values]
     places = [at for _, curve in curves for at in curve.kimg]
     if not numbers:
@@ -96,12 +95,6 @@ def _span(low: float, high: float, pad: float) -> tuple[float, float]:
     if high - low <= 1e-9 * max(abs(low), abs(high)):
         room = abs(high) / 2 or 0.5
     return low - room, high + room
-
-
-def _drawable(curve: Series, above: float) -> Series:
-    """The points that lie between `above` and HUGE."""
-    kept = [(at, value) for at, value in zip(curve.kimg, curve.values) if above < value < HUGE]
-    return Series([at for at, _ in kept], [value for _, value in kept])
 
 
 def number(value: float) -> str:

@@ -17,7 +17,7 @@ from distgan.cli import main
 from distgan.data.pack import Options, pack
 from distgan.evaluation import selfcheck
 from distgan.evaluation.imageset import GeneratedImages, Images
-from distgan.evaluation.scorecard import class_numbers
+from distgan.evaluation.subject import class_numbers
 from distgan.metrics.extractors import Toy, open_extractor
 
 TOY = ("eval.extractor=toy", "eval.num=200")

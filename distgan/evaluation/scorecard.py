@@ -5,26 +5,22 @@ import json
 import logging
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import nn
 
-from distgan import __version__, checkpoint, sample
+from distgan import __version__, sample
 from distgan.checkpoint import replace_file
-from distgan.config import EVAL_METRICS, Config
-from distgan.configfile import load_to_evaluate
-from distgan.data import card
+from distgan.config import EVAL_METRICS
 from distgan.data.dataset import Dataset
-from distgan.data.listing import list_source
 from distgan.errors import ConfigError, MachineError
 from distgan.evaluation.evaluate import Extracted, Measured, check_metrics, extract, measure
-from distgan.evaluation.imageset import GeneratedImages, ImageSet, ListedImages, ShardImages, draw_labels
+from distgan.evaluation.imageset import ImageSet, ShardImages
 from distgan.evaluation.realside import is_statistics, know_reals, open_shards, shard_images
-from distgan.generator import DESCRIPTION, load_generator
+from distgan.evaluation.subject import Subject, name_classes, open_subject
 from distgan.metrics import reference
 from distgan.metrics.classes import class_distances, probe_accuracies
 from distgan.metrics.extractors import Extractor, open_extractor
@@ -37,31 +33,8 @@ from distgan.world import World
 
 log = logging.getLogger("distgan")
 
-NUM_IMAGES = 50_000  # what the field reports on, where eval.num is not given
 MOST_UNSEEN = 10_000  # held-out images that are looked at
 PAIRS, COLUMNS = 24, 6  # of the picture of the closest pairs
-
-
-@dataclass
-class Subject:
-    """What is measured.
-
-    Attributes:
-        images: Seed, and class counts of the data set -> the images. Pictures that exist have no seed.
-        resolution: Of the images.
-        origin: Where they come from, for the report.
-        num_classes: 0 for images without classes.
-        is_generated: Whether other seeds give other images.
-        class_names: Of pictures that lie in folders of classes.
-    """
-
-    config: Config
-    images: Callable[[int, Sequence[int]], ImageSet]
-    resolution: int
-    origin: dict[str, object]
-    num_classes: int
-    is_generated: bool
-    class_names: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -110,7 +83,7 @@ def evaluate(world: World, target: str, overrides: Sequence[str], options: Optio
     if not is_statistics(subject.config):
         dataset = _open_shards(subject, settings.reference or subject.config.data.shards, world)
         real_images = shard_images(subject.config, dataset, subject.resolution, world)
-    words = [] if dataset is None else _name_classes(subject, dataset)
+    words = [] if dataset is None else name_classes(subject, dataset)
     real = know_reals(subject.config, extractor, real_images, subject.resolution, world, _no_poll)
     counts = _class_counts(subject, dataset, world)
     names = _metrics(overrides, settings.metrics, extractor, world.broadcast(real.has_points if world.is_main else 0))
@@ -156,101 +129,8 @@ def evaluate(world: World, target: str, overrides: Sequence[str], options: Optio
     return report
 
 
-def open_subject(target: str, overrides: Sequence[str], device: torch.device) -> Subject:
-    """What `target` names: a trained generator, or images."""
-    path = Path(target).expanduser()
-    if (path / DESCRIPTION).exists():
-        generator = load_generator(path, device)
-        layers = [("exported generator", {"data": {"resolution": generator.resolution}})]
-    elif checkpoint.newest_first(path) or any(
-        (path / name).exists() for name in ("manifest.json", "checkpoints", "config.yaml")
-    ):
-        where = checkpoint.find(path)
-        generator = load_generator(where, device)
-        layers = [("checkpoint", json.loads((where / "state.json").read_text())["config"])]
-        path = where.resolve().parent.parent
-    else:
-        return _open_images(target, path, overrides)
-    config = load_to_evaluate([*layers, ("evaluate", {"eval": {"num": NUM_IMAGES}})], overrides)
-    if config.data.resolution != generator.resolution:
-        raise ConfigError(
-            f"data.resolution={config.data.resolution}: the generator makes images of {generator.resolution} pixels, "
-            "and real ones are compared at the same size"
-        )
-    _require_reference(config)
-    num_classes, policy = generator.num_classes, config.eval.labels
-    if not num_classes or policy != "empirical":
-        draw_labels(policy, 0, 1, [1] * num_classes)  # a mistake is told before any work
-
-    def images(seed: int, class_counts: Sequence[int]) -> ImageSet:
-        labels = draw_labels(policy, seed, config.eval.num, class_counts if num_classes else [])
-        return GeneratedImages(
-            generator.net, generator.z_dim, generator.resolution, seed=seed, num=config.eval.num, labels=labels
-        )
-
-    origin = {name: value for name, value in generator.origin.items() if name != "config"}
-    origin |= {
-        "path": str(path.resolve()),
-        "family": generator.spec.family,
-        "weights": f"average of G, half-life {config.ema.half_life} images",
-        "labels": policy if num_classes else "none",
-        "truncation": 1.0,
-        "batch_norm": "running statistics" if _has_batch_norm(generator.net) else "none",
-    }
-    return Subject(config, images, generator.resolution, origin, num_classes, True)
-
-
-def _require_reference(config: Config) -> None:
-    if not config.eval.reference and not config.data.shards:
-        raise ConfigError(
-            "name the real images: eval.reference=SHARDS, or eval.reference=FILE.npz with statistics of them"
-        )
-
-
-def _open_images(target: str, path: Path, overrides: Sequence[str]) -> Subject:
-    listing = list_source(target)
-    _require_reference(load_to_evaluate([], overrides))  # a mistake is told before pictures are read
-    images = ListedImages(listing, threads=4)
-    config = load_to_evaluate([("images", {"data": {"resolution": images.resolution}})], overrides)
-    if config.data.resolution != images.resolution:
-        raise ConfigError(
-            f"data.resolution={config.data.resolution}, but {target} has pictures of {images.resolution} pixels: real "
-            "images are compared at the same size. `distgan pack --resolution` makes pictures of another size"
-        )
-    names = listing.classes or ()
-    origin = {"pictures": str(path.resolve()) if path.exists() else target, "num": images.num}
-    return Subject(config, lambda seed, counts: images, images.resolution, origin, len(names), False, names)
-
-
 def _open_shards(subject: Subject, shards: str | Sequence[str], world: World) -> Dataset:
     return open_shards(subject.config, shards, subject.num_classes, world, may_have_more=not subject.is_generated)
-
-
-def _name_classes(subject: Subject, real: Dataset) -> list[str]:
-    """Give pictures in folders of classes the numbers that real images have of these; warnings where that cannot be."""
-    if not subject.class_names or not real.num_classes:
-        return []
-    known = card.read(real.urls[0]).get("classes")
-    numbers = class_numbers(subject.class_names, known if isinstance(known, list) else [], real.num_classes)
-    subject.images(0, []).renumber(numbers)
-    subject.num_classes = real.num_classes if numbers else 0
-    shown = ", ".join(subject.class_names[:3])
-    return (
-        [] if numbers else [f"the pictures' classes ({shown} ...) are not those of the real images: no values by class"]
-    )
-
-
-def class_numbers(names: Sequence[str], known: Sequence[str], num_classes: int) -> list[int]:
-    """Numbers of classes by their names, or the names themselves where these are numbers; [] where neither fits.
-
-    Args:
-        known: Names of classes 0, 1 ...; empty where nobody knows them: then as many names count in their order.
-    """
-    if set(names) <= set(known):
-        return [known.index(name) for name in names]
-    if all(name.isdecimal() and int(name) < num_classes for name in names):
-        return [int(name) for name in names]
-    return list(range(num_classes)) if not known and len(names) == num_classes else []
 
 
 def _class_counts(subject: Subject, reference_set: Dataset | None, world: World) -> Sequence[int]:
@@ -439,10 +319,6 @@ def _short(value: float | None) -> str:
 def _number(value: float) -> float | None:
     """As JSON has it, which knows no NaN."""
     return value if np.isfinite(value) else None
-
-
-def _has_batch_norm(net: nn.Module) -> bool:
-    return any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in net.modules())
 
 
 def _no_poll() -> None:

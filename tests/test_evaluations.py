@@ -62,7 +62,9 @@ def test_killed_and_resumed_has_the_evaluations_of_the_unbroken_run(tmp_path: Pa
 
 
 @pytest.mark.multi
-@pytest.mark.parametrize("images", [360, 240], ids=["midway", "at the end"])
+@pytest.mark.parametrize(
+    "images", [pytest.param(360, id="midway"), pytest.param(240, id="at the end", marks=pytest.mark.slow)]
+)
 def test_a_stop_is_obeyed_in_the_middle_and_the_evaluation_made_up_for(
     tmp_path: Path, config: Path, images: int
 ) -> None:

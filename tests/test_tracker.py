@@ -64,7 +64,7 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
     [
         ((), ["online"], "wandb: the page"),
         (("key",), ["offline"], "wandb: offline (no API key). View:"),
-        (("login",), ["offline"], "wandb: offline (no API key)"),
+        (("login",), ["offline"], "wandb: offline (OSError: login is broken by design)"),
         (("init online",), ["online", "offline"], "offline (OSError: init online is broken by design)"),
         (("init online", "init offline"), ["online", "offline"], "wandb: could not start (OSError: init offline"),
         (("log",), ["online"], "wandb: log failed (OSError: log is broken by design); going on without it"),

@@ -1,5 +1,6 @@
 """What the commands do, for programs of one's own: `from distgan import train, open_stream`."""
 
+import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -75,15 +76,13 @@ def open_stream(
         raise ConfigError(f"batch={batch}: a multiple of world={world}, and at least that")
     if resolution < 1 or start < 0 or threads < 1:
         raise ConfigError(f"resolution={resolution}, start={start}, threads={threads}: at least 1, 0 and 1")
-    source = Source()
-    try:
+    with contextlib.ExitStack() as opened:
+        source = Source()
+        opened.callback(source.close)
         dataset = Dataset(find_shards(shards), source, labels=labels)
         plan = Plan(dataset.counts, Layout.choose(dataset.num_samples, dataset.mean_bytes, batch), seed)
-    except BaseException:
-        source.close()
-        raise
-    stream = Stream(
-        dataset, plan, batch=batch, resolution=resolution, start=start, rank=rank, world=world, threads=threads
-    )
-    stream.closing.callback(source.close)
+        stream = Stream(
+            dataset, plan, batch=batch, resolution=resolution, start=start, rank=rank, world=world, threads=threads
+        )
+        stream.closing = opened.pop_all()
     return stream

@@ -14,9 +14,8 @@ from distgan.doctor.services import wandb_mode
 from distgan.errors import ConfigError, MachineError
 from distgan.evaluation.evaluate import check_metrics
 from distgan.evaluation.imageset import draw_labels
-from distgan.evaluation.realside import is_statistics
+from distgan.evaluation.realside import is_statistics, read_statistics
 from distgan.metrics.extractors import open_extractor
-from distgan.metrics.reference import load_statistics
 from distgan.report.history import read
 from distgan.rules import BatchPlan, warnings
 from distgan.runfolder import file_in_the_way
@@ -40,9 +39,7 @@ def _evaluation(config: Config, dataset: Dataset) -> str:
     extractor = open_extractor(settings.extractor, settings.weights, settings.resizer, "cpu", settings.download)
     has_points = True
     if is_statistics(config):
-        path = Path(settings.reference).expanduser()
-        known = load_statistics(path, extractor.identity, extractor.dim, config.data.resolution)
-        has_points = known.has_points
+        has_points = read_statistics(config, extractor, config.data.resolution).has_points
     elif settings.reference:
         find_shards(settings.reference, allow_pipe=config.data.allow_pipe)
     check_metrics(settings.metrics, extractor, settings.num, has_points=has_points)

@@ -298,9 +298,14 @@ def test_how_wandb_would_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) ->
     assert (mode, "secret" in told) == ("online", False)
     monkeypatch.setenv("WANDB_BASE_URL", "https://user:word@wandb.example.org")
     assert services.wandb_mode("auto")[0] == "offline"  # a key of another server
-    monkeypatch.setenv("WANDB_API_KEY", "local-secret")
+    monkeypatch.setenv("WANDB_API_KEY", "local-" + 40 * "s")
     told = services.wandb_mode("auto")[1]
     assert told == "online where wandb.example.org can be reached, else offline (key from WANDB_API_KEY)"
+    monkeypatch.setenv("WANDB_API_KEY", "abc")
+    assert services.wandb_mode("auto") == ("offline", "offline (WANDB_API_KEY has fewer than 40 characters)")
+    assert [one.state for one in services.wandb()] == ["warn"]
+    monkeypatch.setenv("WANDB_MODE", "bogus")
+    assert [(one.state, one.told) for one in services.wandb()] == [("warn", "bogus (from WANDB_MODE): no such mode")]
     monkeypatch.setenv("WANDB_MODE", "disabled")
     assert services.wandb_mode("online") == ("disabled", "disabled (from WANDB_MODE)")
 

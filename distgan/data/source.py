@@ -8,6 +8,7 @@ import contextlib
 import errno
 import io
 import logging
+import math
 import os
 import re
 import threading
@@ -75,7 +76,7 @@ class Source:
         self.timeout_sec = timeout_sec
         self.retries = 0
         self.disk = disk
-        self._told_at = 0.0
+        self._told_at = -math.inf
         self._connections = connections
         self._local = LocalFiles()
         self._remote: dict[str, Backend] = {}  # by scheme

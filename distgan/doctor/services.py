@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 from distgan.doctor.finding import OK, WARN, Finding
 
 MODES = ("online", "offline", "disabled", "shared", "dryrun", "run")
-KEY_LENGTH = 40
+KEY_LENGTH, SHORT = 40, "WANDB_API_KEY has fewer than 40 characters"
 HOSTS = ("api.wandb.ai", "api.forge.coreweave.com")  # W&B's own, in versions of its client
 
 
@@ -20,12 +20,12 @@ def wandb() -> Iterator[Finding]:
     mode, told = wandb_mode("auto")
     if mode == "none":
         yield Finding("wandb", WARN, told, "pip install wandb; metrics.jsonl is written all the same")
+    elif SHORT in told:
+        yield Finding("wandb", WARN, told, "wandb login, or the whole key in WANDB_API_KEY")
     elif mode == "offline":
         yield Finding("wandb", OK, f"{told}; `wandb login` brings runs online, `wandb sync` uploads them later")
     elif mode not in MODES:
         yield Finding("wandb", WARN, f"{told}: no such mode", f"WANDB_MODE is one of {', '.join(MODES)}")
-    elif 0 < len(os.environ.get("WANDB_API_KEY", "")) < KEY_LENGTH:
-        yield Finding("wandb", WARN, f"{told}: a key has {KEY_LENGTH} characters or more", "wandb login")
     else:
         yield Finding("wandb", OK, told)
 
@@ -47,6 +47,8 @@ def wandb_mode(wanted: str) -> tuple[str, str]:
         return asked, f"{asked} (from WANDB_MODE)"
     if wanted != "auto":
         return wanted, wanted
+    if 0 < len(os.environ.get("WANDB_API_KEY", "")) < KEY_LENGTH:  # which its client refuses
+        return "offline", f"offline ({SHORT})"
     own = urlsplit(os.environ.get("WANDB_BASE_URL", "")).hostname
     where = "from WANDB_API_KEY" if os.environ.get("WANDB_API_KEY") else _netrc((own,) if own else HOSTS)
     if where:

@@ -62,12 +62,16 @@ def is_statistics(config: Config) -> bool:
     return config.eval.reference.endswith(".npz")
 
 
+def read_statistics(config: Config, extractor: Extractor, resolution: int) -> Reference:
+    """The file that eval.reference names. Raises DataError where it does not fit."""
+    return load_statistics(Path(config.eval.reference).expanduser(), extractor.identity, extractor.dim, resolution)
+
+
 def know_reals(
     config: Config, extractor: Extractor, images: ShardImages | None, resolution: int, world: World, poll: Poll
 ) -> Reference | None:
     """What is known of the real images, on rank 0; `images` are none where eval.reference is a file of statistics."""
     if images is None:
-        path = Path(config.eval.reference).expanduser()
-        return world.together(lambda: load_statistics(path, extractor.identity, extractor.dim, resolution))
+        return world.together(lambda: read_statistics(config, extractor, resolution))
     share = config.data.max_bad_share
     return known_reals(world, extractor, images, keep=config.eval.keep, poll=poll, max_bad_share=share)

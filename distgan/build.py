@@ -121,6 +121,18 @@ def build_nets(config: Config, num_classes: int) -> tuple[nn.Module, nn.Module]:
     return G, D
 
 
+def require_revision(family: str, found: int, where: str | Path) -> None:
+    """Refuse weights of networks that this version computes differently. Raises DataError."""
+    known = MODELS[family]
+    if found != known.revision:
+        newer = f"; a newer version of distgan wrote it (revision {found}, here {known.revision})"
+        older = f": since then, {known.revised}. Train anew, or use the version of distgan that wrote it"
+        raise DataError(
+            f"{where}: its weights belong to another revision of the {family} networks"
+            f"{newer if found > known.revision else older}"
+        )
+
+
 def build_optimizer(settings: OptimizerSettings, net: nn.Module) -> torch.optim.Optimizer:
     """The fused form where there is one, which is several times faster, on the CPU too."""
     beta1, beta2 = (float(beta) for beta in settings.betas)

@@ -35,6 +35,7 @@ class Spec:
         z_dim: Length of a latent.
         num_classes: 0 for a generator without classes.
         settings: The family's own (`model.G` of a config).
+        revision: Of the family's networks, see `distgan.models.Family`.
     """
 
     family: str
@@ -42,6 +43,7 @@ class Spec:
     z_dim: int
     num_classes: int
     settings: dict = field(default_factory=dict)
+    revision: int = 1
 
 
 class Generator:
@@ -176,9 +178,9 @@ def load_generator(
     else:
         where, tensors, config, state = _checkpoint(folder)
         model = config.model
-        spec = Spec(model.family, config.data.resolution, model.z_dim, state["num_classes"], dict(model.G))
+        revision = MODELS[model.family].revision
+        spec = Spec(model.family, config.data.resolution, model.z_dim, state["num_classes"], dict(model.G), revision)
         weights, origin = tensors["G_ema"], _origin(where, state["config"], state["images"])
-    _require_known(spec.family, str(folder))
     with torch.random.fork_rng(devices=[]):  # the weights that a network starts with are drawn for nothing
         try:
             net = MODELS[spec.family].generator(spec.resolution, spec.z_dim, spec.num_classes, **spec.settings)
@@ -209,7 +211,6 @@ def load_discriminator(path: str | Path, chunk: int, device: str | torch.device 
     if (folder / DESCRIPTION).exists():
         raise ConfigError(f"{path} is an exported generator, which has no discriminator: name its run or checkpoint")
     _, tensors, config, state = _checkpoint(folder)
-    _require_known(config.model.family, str(folder))
     _, D = build.build_nets(config, state["num_classes"])
     _require_arguments(D, ["images", "labels"], config.model.family)
     _fill(D, tensors["D"], folder)
@@ -244,7 +245,10 @@ def _checkpoint(folder: Path) -> tuple[Path, checkpoint.Tensors, Config, dict]:
         tensors, state = checkpoint.load(where)
     except DamagedError as damage:
         raise DataError(f"{where}: {damage}") from None
-    return where, tensors, from_dict(state["config"]), state
+    config = from_dict(state["config"])
+    _require_known(config.model.family, str(folder))
+    build.require_revision(config.model.family, state.get("revision", 1), where)
+    return where, tensors, config, state
 
 
 def _origin(where: Path, config: dict, images: int) -> dict:
@@ -273,6 +277,8 @@ def _exported(folder: Path) -> tuple[Spec, dict[str, Tensor], dict]:
         raise DataError(f"{folder}: {DESCRIPTION} is not one that `distgan export` wrote") from None
     if hashlib.sha256(data).hexdigest() != expected:
         raise DataError(f"{folder}: {WEIGHTS} is not what was written ({len(data)} bytes): export it again")
+    _require_known(spec.family, str(folder))
+    build.require_revision(spec.family, spec.revision, folder)
     return spec, checkpoint.load_tensors(data), origin
 
 

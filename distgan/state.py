@@ -8,13 +8,14 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from distgan import checkpoint
+from distgan import build, checkpoint
 from distgan.config import Config, changes, shapes_nets, to_dict, without_secrets
 from distgan.configfile import from_dict
 from distgan.controls import Controls
 from distgan.data.plan import Layout
 from distgan.errors import ConfigError, DataError
 from distgan.meter import Meter
+from distgan.models import MODELS
 from distgan.world import World
 
 
@@ -68,6 +69,7 @@ class RunState:
             "fingerprint": self._fingerprint,
             "layout": vars(self.layout),
             "num_classes": self._num_classes,
+            "revision": MODELS[self._config.model.family].revision,
             "meter": meter,
             "controls": controls,
             **self.conditions(),
@@ -120,6 +122,7 @@ class RunState:
         except checkpoint.DamagedError as damage:
             raise DataError(f"{path}: {damage}") from None
         check_same_run(self._config, state, self._fingerprint)
+        build.require_revision(self._config.model.family, state.get("revision", 1), path)
         return tensors, state
 
 

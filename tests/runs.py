@@ -11,6 +11,7 @@ from distgan.checkpoint import save
 from distgan.config import restores, to_dict
 from distgan.configfile import load
 from distgan.data.pack import Options, pack
+from distgan.models import MODELS
 from distgan.sample import make
 
 PACKAGE = Path(__file__).parent.parent / "distgan"
@@ -53,7 +54,8 @@ def untrained(run: Path, *overrides: str, classes: int = 3, resolution: int = 16
             pictures = torch.rand(8, 3, resolution, resolution) if restores(config) else None
             make(G.train(), torch.randn(8, config.model.z_dim), pictures, labels)
     nets = {"G": G.state_dict(), "D": D.state_dict(), "G_ema": G.state_dict()}
-    save(run / "checkpoints", 1000, nets, {"images": 1000, "num_classes": classes, "config": to_dict(config)})
+    state = {"images": 1000, "num_classes": classes, "revision": MODELS[config.model.family].revision}
+    save(run / "checkpoints", 1000, nets, state | {"config": to_dict(config)})
     return run
 
 

@@ -36,6 +36,24 @@ def rewritten(run: Path, **changes: object) -> Path:
     return save(run / "checkpoints", state["images"] + 1, tensors, state)
 
 
+@pytest.mark.parametrize("revision, told", [(None, "the resampling filter is the authors'"), (3, "a newer version")])
+def test_weights_of_another_revision_are_refused(tmp_path: Path, revision: int | None, told: str) -> None:
+    """In checkpoints and exports: the same weights mean another function."""
+    run = untrained(tmp_path / "run", "model.family=r3gan", "model.G.widths=[8]", "model.D.widths=[8]")
+    export(str(run), str(tmp_path / "exported"), "safetensors")
+    description = tmp_path / "exported" / generator.DESCRIPTION
+    described = json.loads(description.read_text())
+    tensors, state = load_checkpoint(max((run / "checkpoints").glob("step-*")))
+    for kept in (described["generator"], state):
+        kept.pop("revision")
+        kept |= {} if revision is None else {"revision": revision}
+    description.write_text(json.dumps(described))
+    path = save(run / "checkpoints", 2000, tensors, state)
+    for where in (path, tmp_path / "exported"):
+        with pytest.raises(DataError, match=f"another revision of the r3gan networks.*{told}"):
+            load_generator(where, "cpu")
+
+
 def test_importing_the_package_needs_no_torch() -> None:
     program = "import distgan, sys; assert 'torch' not in sys.modules; assert distgan.__version__"
     subprocess.run([sys.executable, "-c", program], check=True, timeout=60, env=environment())

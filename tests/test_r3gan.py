@@ -1,8 +1,8 @@
 """R3GAN: shapes, sizes of the published presets, its start as an identity, resampling, gradients of both orders."""
 
+import copy
 import functools
 
-import numpy as np
 import pytest
 import torch
 from finite_differences import check_r1
@@ -156,57 +156,69 @@ def test_signals_stay_bounded_through_depth() -> None:
 
 
 def test_logits_start_of_order_one() -> None:
+    """Divided by the root of the number of classes, by which the embedding is smaller."""
     for num_classes in (0, 3):
         _, D = small(32, num_classes, widths=[64])
         labels = torch.arange(16) % 3 if num_classes else None
         smooth = nn.functional.interpolate(torch.randn(16, 3, 4, 4), scale_factor=8, mode="bilinear")
-        assert 0.1 < D(smooth, labels).std() < 3
+        assert 0.1 < D(smooth, labels).std() * max(1, num_classes) ** 0.5 < 3
 
 
-def resampled(x: np.ndarray, before: int, up: int, down: int, scale: float) -> np.ndarray:
-    """Rows of one channel: `before` border values, zeros in between, [1, 2, 1] * scale, and every `down`-th."""
-    rows = np.concatenate([x[:1]] * before + [x] + [x[-1:]])
-    spread = np.zeros((len(rows) * up, *x.shape[1:]))
-    spread[::up] = rows
-    first = before * up
-    at = range(first, first + len(x) * up, down)
-    return np.stack([sum(w * scale * spread[p + k] for k, w in ((-1, 1), (0, 2), (1, 1))) for p in at])
+KERNEL = torch.outer(*2 * [torch.tensor([1.0, 3.0, 3.0, 1.0], dtype=torch.float64)])[None, None]
 
 
-@pytest.mark.parametrize("shape", [(4, 4), (8, 4)])
-def test_resampling_is_the_filter_1_2_1(shape: tuple[int, int]) -> None:
-    x = torch.randn(2, 3, *shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    for layer, up, down, scale in ((r3gan.Upsample(), 2, 1, 1 / 2), (r3gan.Downsample(), 1, 2, 1 / 4)):
-        found = layer(x)
-        for b in range(2):
-            for c in range(3):
-                rows = resampled(x[b, c].numpy(), 1, up, down, scale)
-                expected = resampled(rows.T, 1, up, down, scale).T
-                np.testing.assert_allclose(found[b, c].numpy(), expected, rtol=0, atol=1e-15)
+@pytest.mark.parametrize("shape", [(4, 4), (8, 4), (2, 16)])
+def test_resampling_is_the_filter_1_3_3_1_with_zeros_beyond_the_border(shape: tuple[int, int]) -> None:
+    """Against torch's convolutions, whose padding is of zeros."""
+    x = torch.randn(6, 1, *shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    up = nn.functional.conv_transpose2d(x, 4 / 64 * KERNEL, stride=2, padding=1)
+    down = nn.functional.conv2d(x, 1 / 64 * KERNEL, stride=2, padding=1)
+    for layer, expected in ((r3gan.Upsample(), up), (r3gan.Downsample(), down)):
+        found = layer(x.view(2, 3, *shape)).view_as(expected)
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-15)
 
 
-def test_resampling_inside_is_a_convolution_with_the_kernel() -> None:
-    """Against torch's convolutions, which put zeros beyond the border: one pixel at one side differs."""
-    x = torch.randn(1, 1, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    row = torch.tensor([1.0, 2.0, 1.0]).double()
-    kernel = torch.outer(row, row)[None, None]
-    up = nn.functional.conv_transpose2d(x, kernel / 4, stride=2, padding=1, output_padding=1)
-    torch.testing.assert_close(r3gan.Upsample()(x)[..., :-1, :-1], up[..., :-1, :-1])
-    down = nn.functional.conv2d(x, kernel / 16, stride=2, padding=1)
-    torch.testing.assert_close(r3gan.Downsample()(x)[..., 1:, 1:], down[..., 1:, 1:])
+def center(x: torch.Tensor) -> list[float]:
+    """Row and column of the center of mass of [1, 1, H, W], as shares of the sides."""
+    sides = [(torch.arange(n) + 0.5) / n for n in x.shape[2:]]
+    return [float(x.sum(dims).flatten() @ side.to(x) / x.sum()) for dims, side in zip(((0, 1, 3), (0, 1, 2)), sides)]
 
 
-def test_constants_stay_constant_to_the_border() -> None:
-    x = torch.full((1, 2, 4, 4), 0.7)
-    assert torch.equal(r3gan.Upsample()(x), torch.full((1, 2, 8, 8), 0.7))
-    assert torch.equal(r3gan.Downsample()(x), torch.full((1, 2, 2, 2), 0.7))
+def test_resampling_moves_nothing() -> None:
+    x = torch.zeros(1, 1, 16, 16, dtype=torch.float64)
+    x[..., 5, 8] = 1
+    up, down = r3gan.Upsample(), r3gan.Downsample()
+    for moved in (up(x), up(up(x)), down(up(x))):
+        assert center(moved) == pytest.approx([5.5 / 16, 8.5 / 16], abs=1e-12)
 
 
-def test_up_and_down_lie_on_the_same_pixels() -> None:
-    """A slope stays where it was, so stages of G and D do not shift the picture (but at the border)."""
-    slope = torch.arange(8.0).expand(1, 1, 8, 8)
-    back = r3gan.Downsample()(r3gan.Upsample()(slope))
-    assert torch.equal(back[..., 1:-1], slope[..., 1:-1])
+def mirrored(net: nn.Module) -> nn.Module:
+    """The network that sees the world in a mirror: every spatial kernel, and G's learned basis, is flipped."""
+    net = copy.deepcopy(net)
+    with torch.no_grad():
+        for module in net.modules():
+            if isinstance(module, nn.Conv2d):
+                module.weight.copy_(module.weight.flip(3))
+        if isinstance(net, r3gan.Generator):
+            net.basis.copy_(net.basis.flip(2))
+    return net
+
+
+def test_networks_know_no_left_and_right() -> None:
+    G, D = (awake(net).double() for net in small(32, 3))
+    z, labels = torch.randn(4, 5).double(), torch.arange(4) % 3
+    images = G(z, labels)
+    torch.testing.assert_close(mirrored(G)(z, labels), images.flip(3), rtol=0, atol=1e-12)
+    torch.testing.assert_close(mirrored(D)(images.flip(3), labels), D(images, labels), rtol=0, atol=1e-12)
+
+
+def test_label_embeddings_start_like_a_linear_layer_over_one_hot_labels() -> None:
+    """Standard deviation 1 / sqrt(classes) in G; in D divided by sqrt(channels) too."""
+    torch.manual_seed(0)
+    own = {"widths": [64], "blocks": 1, "group_width": 8}
+    G, D = r3gan.Generator(8, 16, 100, embedding=64, **own), r3gan.Discriminator(8, 100, **own)
+    assert G.embed.weight.std().item() == pytest.approx(100**-0.5, rel=0.05)
+    assert D.embed.weight.std().item() == pytest.approx(6400**-0.5, rel=0.05)
 
 
 @pytest.mark.parametrize("num_classes", [0, 3])

@@ -14,11 +14,14 @@ class Family(NamedTuple):
     # (resolution, z_dim, num_classes, ...): G(z, labels) -> images [B, 3, R, R] in -1..1; G(images, z, labels) restores
     generator: type[nn.Module]
     discriminator: type[nn.Module]  # (resolution, num_classes, ...): D(images, labels, features=False) -> logits [B]
+    # Raised when the same weights come to mean another function; checkpoints and exports of before are then refused
+    revision: int = 1
+    revised: str = ""  # what the last revision changed
 
 
 MODELS: dict[str, Family] = {
     "dcgan": Family(dcgan.Generator, dcgan.Discriminator),
-    "r3gan": Family(r3gan.Generator, r3gan.Discriminator),
+    "r3gan": Family(r3gan.Generator, r3gan.Discriminator, 2, "the resampling filter is the authors' [1, 3, 3, 1]"),
     "resnet": Family(resnet.Generator, resnet.Discriminator),
     "hourglass": Family(hourglass.Generator, hourglass.Discriminator),
     "restore": Family(restore.Generator, restore.Discriminator),

@@ -47,6 +47,8 @@ class Generator(nn.Module):
         widths = _widths(resolution, widths, group_width)
         num_blocks = blocks * len(widths)
         self.embed = nn.Embedding(num_classes, embedding) if num_classes else None
+        if self.embed is not None:  # the authors' linear layer over one-hot labels: fan-in is the number of classes
+            nn.init.normal_(self.embed.weight, std=num_classes**-0.5)
         z_dim += embedding if num_classes else 0
         self.dense = _initialised(nn.Linear(z_dim, widths[0], bias=False))
         self.basis = nn.Parameter(torch.randn(widths[0], 4, 4))
@@ -101,7 +103,8 @@ class Discriminator(nn.Module):
         self.head = nn.Sequential(pool, nn.Flatten(), dense)
         self.embed = nn.Embedding(num_classes, channels) if num_classes else None
         if self.embed is not None:
-            nn.init.normal_(self.embed.weight, std=1 / math.sqrt(channels))  # for logits of order one
+            # As in G, and divided by the root of the length of the dot product
+            nn.init.normal_(self.embed.weight, std=(num_classes * channels) ** -0.5)
 
     def forward(
         self, images: Tensor, labels: Tensor | None = None, features: bool = False
@@ -138,10 +141,10 @@ class Block(nn.Module):
 
 
 class Upsample(nn.Module):
-    """[B, C, H, W] -> [B, C, 2 H, 2 W]: zeros between the pixels, then the filter [1, 2, 1] / 2 in both directions.
+    """Double the sides of [B, C, H, W] with the filter [1, 3, 3, 1] / 4 in both directions and zeros beyond the border.
 
-    So an even pixel repeats one of the input's and an odd one is the mean of its neighbours. The picture goes on beyond
-    the border with the border's own value: a constant stays one everywhere.
+    The authors' [1, 2, 1] convolved with [1, 1]. Its length is even, so it is centered between pixels: images do not
+    move, and a mirrored input gives the mirrored output. Away from the border this is bilinear interpolation.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -149,9 +152,9 @@ class Upsample(nn.Module):
 
 
 class Downsample(nn.Module):
-    """[B, C, H, W] -> [B, C, H / 2, W / 2]: the filter [1, 2, 1] / 4 in both directions, then every other pixel.
+    """Halve the sides of [B, C, H, W] with the filter [1, 3, 3, 1] / 8 in both directions and zeros beyond the border.
 
-    Half of the transpose of `Upsample` in each direction, but for the border, which is treated as it is there.
+    A quarter of the transpose of `Upsample`.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -159,15 +162,22 @@ class Downsample(nn.Module):
 
 
 def _up(x: Tensor, dim: int) -> Tensor:
-    # In slices, not with torch's padding or interpolation, whose gradients on CUDA depend on the order of threads.
-    following = torch.cat([x.narrow(dim, 1, x.shape[dim] - 1), x.narrow(dim, -1, 1)], dim)
-    return torch.stack([x, torch.lerp(x, following, 0.5)], dim + 1).flatten(dim, dim + 1)
+    # In slices: the double backward of a grouped convolution is one convolution per group.
+    previous, following = _neighbors(x, dim)
+    return torch.stack([torch.lerp(x, previous, 0.25), torch.lerp(x, following, 0.25)], dim + 1).flatten(dim, dim + 1)
 
 
 def _down(x: Tensor, dim: int) -> Tensor:
     even, odd = x.unflatten(dim, (-1, 2)).unbind(dim + 1)
-    preceding = torch.cat([even.narrow(dim, 0, 1), odd.narrow(dim, 0, odd.shape[dim] - 1)], dim)
-    return torch.lerp(even, torch.lerp(preceding, odd, 0.5), 0.5)
+    outer = _neighbors(odd, dim)[0] + _neighbors(even, dim)[1]
+    return torch.lerp(even + odd, outer, 0.25) / 2
+
+
+def _neighbors(x: Tensor, dim: int) -> tuple[Tensor, Tensor]:
+    """Return for each pixel the one before it and the one after it along `dim`; zeros beyond the border."""
+    size = x.shape[dim]
+    padded = F.pad(x, (1, 1) if dim == 3 else (0, 0, 1, 1))
+    return padded.narrow(dim, 0, size), padded.narrow(dim, 2, size)
 
 
 def _widths(resolution: int, widths: Sequence[int], group_width: int) -> list[int]:

@@ -140,7 +140,8 @@ def test_what_is_not_finite_is_no_generator(tmp_path: Path, monkeypatch: pytest.
     run = small(tmp_path, "dcgan")
     if spoilt == "weights":
         tensors, state = checkpoint.load(next((run / "checkpoints").glob("step-*")))
-        next(iter(tensors["G_ema"].values())).fill_(float("nan"))
+        # The order of a file's tensors is its own business, and batch norm's counts are whole numbers
+        next(tensor for tensor in tensors["G_ema"].values() if tensor.is_floating_point()).fill_(float("nan"))
         monkeypatch.setattr(checkpoint, "load", lambda path: (tensors, state))
         with pytest.raises(DataError, match="its weights are not all finite numbers: take an earlier checkpoint"):
             export(str(run), str(tmp_path / "g.pt"), "torchscript")

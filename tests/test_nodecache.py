@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import fcntl
 import os
 import signal
 import subprocess
@@ -17,7 +18,7 @@ from processes import environment
 from range_server import RangeServer
 
 from distgan.data import source as source_module
-from distgan.data.nodecache import CHECKSUM, NodeCache
+from distgan.data.nodecache import CHECKSUM, EMPTIED, NodeCache
 from distgan.data.source import Source
 from distgan.errors import DataError
 
@@ -214,6 +215,24 @@ def test_processes_share_it_and_may_be_killed(tmp_path: Path) -> None:
     found = {n: cache.load("u", 10**6, n, 1000) for n in range(300)}
     assert sum(data is not None for data in found.values()) > 20
     assert all(data in (None, np.random.default_rng(n).bytes(1000)) for n, data in found.items())
+
+
+def test_the_limit_holds_while_a_process_that_makes_room_is_held_up(tmp_path: Path) -> None:
+    """However many write meanwhile: each only its part, and again once the way is free."""
+    limit, chunk = 1000 * (100 + CHECKSUM), BYTES[:100]
+    caches = [NodeCache(tmp_path, limit) for _ in range(16)]
+    for i in range(2000):
+        caches[i % 16].store("u", 10**6, i, chunk)
+    with open(tmp_path / ".lock", "a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        for i in range(2000, 6000):
+            caches[i % 16].store("u", 10**6, i, chunk)
+        assert limit * EMPTIED <= bytes_in(tmp_path) <= limit
+        assert caches[0].load("u", 10**6, 5999, len(chunk)) is None
+        fcntl.flock(lock, fcntl.LOCK_UN)
+    caches[0].store("u", 10**6, 5999, chunk)
+    assert caches[0].load("u", 10**6, 5999, len(chunk)) == chunk
+    assert all(cache.news() == [] for cache in caches)
 
 
 def test_what_killed_processes_left_is_removed(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from pathlib import Path
 from distgan.errors import DataError
 
 CHECKSUM = 4  # bytes at the end of each file
-SHARE = 128  # a process looks at the folder's size after writing this part of the limit
+SHARE = 128  # a process looks at the folder's size before it writes more than this part of the limit
 FULL, EMPTIED = 7 / 8, 3 / 4  # parts of the limit: above the first, chunks are dropped down to the second
 ABANDONED_SEC = 3600  # a file that was begun so long ago is left over from a process that was killed
 
@@ -27,7 +27,9 @@ ABANDONED_SEC = 3600  # a file that was begun so long ago is left over from a pr
 class NodeCache:
     """Chunks of remote shards in a folder, at most `limit` bytes; those that were not used for longest go first.
 
-    The limit holds for up to 16 processes that write at once.
+    The limit holds for up to 16 processes that write at once, however long one of them is held up: a process that has
+    written its part since it last looked at the folder looks again before it writes more, and where another process
+    is looking at that moment, it does without keeping a chunk.
 
     Raises:
         DataError: the folder cannot be made.
@@ -37,7 +39,7 @@ class NodeCache:
         self.folder, self.limit = folder, limit
         self.hits = self.misses = 0
         self._trouble, self._told = "", False
-        self._unseen = limit  # bytes written since the folder was looked at, at most
+        self._unseen = limit  # bytes that this process wrote since it looked at the folder; at first it must look
         self._lock = threading.Lock()
         try:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -70,6 +72,8 @@ class NodeCache:
         path = self._path(url, size, len(data), number)
         aside = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}")
         try:
+            if not self._may_write(len(data) + CHECKSUM):
+                return
             try:
                 path.parent.mkdir(mode=0o700, exist_ok=True)
                 aside.write_bytes(data + zlib.crc32(data).to_bytes(CHECKSUM, "little"))
@@ -80,12 +84,6 @@ class NodeCache:
                 with contextlib.suppress(OSError):
                     aside.unlink()
                 raise
-            with self._lock:
-                self._unseen += len(data) + CHECKSUM
-                due = self._unseen >= self.limit / SHARE
-                self._unseen = 0 if due else self._unseen
-            if due:
-                self._make_room()
         except OSError as error:
             self._trouble = f"data.cache_dir={self.folder} takes no more ({error.strerror}): going on without it"
 
@@ -100,23 +98,36 @@ class NodeCache:
         name = hashlib.sha256(f"{url}\n{size}".encode("utf-8", "surrogateescape")).hexdigest()
         return self.folder / name[:32] / f"{number:x}-{length:x}"
 
-    def _make_room(self) -> None:
-        """Drop what was not used for longest, unless another process is at it."""
+    def _may_write(self, size: int) -> bool:
+        """Count `size` bytes as written, after a look at the folder where this process's part is used up."""
+        with self._lock:
+            if self._unseen + size <= self.limit / SHARE:
+                self._unseen += size
+                return True
+            before_look = self._unseen
+        if not self._make_room():
+            return False
+        with self._lock:
+            self._unseen += size - before_look
+        return True
+
+    def _make_room(self) -> bool:
+        """Drop what was not used for longest. Returns False at once while another process or thread does that."""
         with open(self.folder / ".lock", "a") as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                return
+                return False
             found = sorted(self._files())
             total = sum(size for _, size, _ in found)
-            if total <= self.limit * FULL:
-                return
-            for _, size, path in found:
-                if total <= self.limit * EMPTIED:
-                    return
-                total -= size
-                with contextlib.suppress(FileNotFoundError):
-                    os.unlink(path)
+            if total > self.limit * FULL:
+                for _, size, path in found:
+                    if total <= self.limit * EMPTIED:
+                        break
+                    total -= size
+                    with contextlib.suppress(FileNotFoundError):
+                        os.unlink(path)
+        return True
 
     def _files(self) -> Iterator[tuple[float, int, str]]:
         """When each chunk was used last, its bytes and its path. Left-overs of killed processes are removed."""

@@ -57,8 +57,10 @@ class Toy(nn.Module):
 class Extractor:
     """Images -> features, by a network that nothing changes.
 
-    Images go through in parts of a fixed number, the last one filled up: so the features of an image do not depend on
-    the batch it came in, to the last bit on a CPU. Float32 throughout, whatever autocast or TF32 say outside.
+    Images go through in parts of a fixed number, the last one filled up, in float32 whatever autocast or TF32 say
+    outside: so the features of an image are the same bits wherever it has the same place in a part, as image i of a
+    call always has. At another place they may differ in the last bits, since kernels treat the rows at the end of a
+    matrix in another way than those before.
 
     Attributes:
         name: As in `EXTRACTORS`.

@@ -143,7 +143,13 @@ def build_optimizer(settings: OptimizerSettings, net: nn.Module) -> torch.optim.
         "sgd": functools.partial(torch.optim.SGD, momentum=beta1, fused=True),
         "rmsprop": functools.partial(torch.optim.RMSprop, alpha=beta2, eps=settings.eps, momentum=beta1, foreach=True),
     }
-    return kinds[settings.name](net.parameters(), lr=settings.lr[0])
+    optimizer = kinds[settings.name](net.parameters(), lr=settings.lr[0])
+    if settings.name == "sgd" and beta1:
+        # The fused form makes these in its first step and fills them there, unless that step is skipped: then it would
+        # go on from whatever was in memory. From zeros, the first step is the same.
+        for weight in net.parameters():
+            optimizer.state[weight]["momentum_buffer"] = torch.zeros_like(weight)
+    return optimizer
 
 
 def restoring(config: Config) -> Restoring | None:

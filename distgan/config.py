@@ -99,8 +99,18 @@ class Loss:
     name: Literal["minimax", "nonsaturating", "leastsquares", "hinge", "wasserstein", "relativistic"] = key(
         "relativistic", "adversarial loss"
     )
-    r1: list[float] = key([0.0], "gamma of the gradient penalty on real images", unit="schedule", low=0)
-    r2: list[float] = key([0.0], "gamma of the gradient penalty on fakes", unit="schedule", low=0)
+    r1: list[float] = key(
+        [1.0],
+        "gamma of the gradient penalty on real images; 0 where another loss is chosen without it",
+        unit="schedule",
+        low=0,
+    )
+    r2: list[float] = key(
+        [1.0],
+        "gamma of the gradient penalty on fakes; 0 where another loss is chosen without it",
+        unit="schedule",
+        low=0,
+    )
     gp: list[float] = key([0.0], "lambda of the WGAN-GP penalty", unit="schedule", low=0)
     clip: float = key(0.0, "bound on D's weights (WGAN); 0: none", low=0)
     smooth: float = key(

@@ -83,6 +83,7 @@ def _merged(layers: Sequence[tuple[str, dict]], told: str) -> Config:
     schema = dict(leaves(Config))
     config = OmegaConf.structured(Config)
     mistakes: list[str] = []
+    given: set[str] = set()
     nets: dict[str, tuple[str, object]] = {}  # the networks' own settings: key -> (layer, value)
     for layer, values in layers:
         for name, value in _flat(values):
@@ -94,9 +95,13 @@ def _merged(layers: Sequence[tuple[str, dict]], told: str) -> Config:
             if name.startswith(("model.G.", "model.D.")):
                 nets[name] = (layer, value)
                 continue
+            given.add(name)
             _put(config, layer, name, name, value, schema, mistakes)
 
     _resolve(config, mistakes)
+    if config.loss.name != default_of(schema["loss.name"]):  # the default penalties are those of the default loss
+        for name in {"r1", "r2"} - {name.removeprefix("loss.") for name in given}:
+            config.loss[name] = [0.0]
     _merge_nets(config, nets, mistakes)
     if mistakes:
         raise ConfigError(_listed(mistakes))

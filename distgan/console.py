@@ -92,14 +92,18 @@ def console_line(row: dict[str, float], total_images: int, max_minutes: float = 
     left_sec = max(0, total_images - images) / 1000 * row["Perf/sec_per_kimg"]
     if max_minutes:
         left_sec = min(left_sec, max(0.0, 60 * (max_minutes - minutes)))
-    penalty = "".join(f" {name} {row[f'Loss/{name}']:.3g}" for name in ("r1", "r2", "gp") if row[f"Loss/{name}"])
+    losses = " ".join(
+        f"{name} {row[f'Loss/{name}']:{'.3f' if name in 'DG' else '.3g'}}"
+        for name in ("D", "G", "r1", "r2", "gp")
+        if f"Loss/{name}" in row
+    )
     memory = row.get("Resources/gpu_mem_peak_gb", row["Resources/cpu_mem_gb"])
     return " | ".join(
         [
             f"kimg {images / 1000:.1f}/{total_images / 1000:g} {min(1, images / total_images):6.1%}",
             f"{duration(minutes * 60)} eta {duration(left_sec)}",
             f"{row['Perf/sec_per_kimg']:.3g} s/kimg {row['Perf/img_per_sec']:.0f} img/s",
-            f"D {row['Loss/D']:.3f} G {row['Loss/G']:.3f}{penalty}",
+            losses or "no step was taken",
             f"gap {row['Logits/gap']:.2f} acc {row['Logits/acc']:.2f}",
             f"data {row['Perf/data_wait_pct']:.0f}% mem {memory:.1f}G",
         ]

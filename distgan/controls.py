@@ -14,6 +14,8 @@ from distgan.schedules import value_at, warm_up
 from distgan.step import Strengths
 from distgan.world import World
 
+PENALTIES = ("r1", "r2", "gp")  # keys of the config's loss
+
 
 @dataclass(frozen=True)
 class Rates:
@@ -54,8 +56,12 @@ class Controls:
         """Of the step that begins at `images`."""
         loss, augment = self._config.loss, self._config.augment
         due = is_due(images, self._config.train.batch, loss.penalty_every)
-        r1, r2, gp = (self._at(images, x) * loss.penalty_every if due else 0.0 for x in (loss.r1, loss.r2, loss.gp))
-        return Strengths(r1, r2, gp, noise=self._at(images, augment.noise), p=self.p(images))
+        r1, r2, gp = (self._at(images, getattr(loss, x)) * loss.penalty_every if due else 0.0 for x in PENALTIES)
+        return Strengths(r1, r2, gp, self._at(images, augment.noise), self.p(images), loss.penalty_every)
+
+    def penalties(self, images: int) -> set[str]:
+        """Log keys of the penalties that are in use."""
+        return {f"Loss/{name}" for name in PENALTIES if self._at(images, getattr(self._config.loss, name)) > 0}
 
     def p(self, images: int) -> float:
         """Probability of each augmentation."""

@@ -22,6 +22,7 @@ class Strengths:
         r1, r2, gp: Weights of the penalties, 0 where one is not applied.
         noise: Standard deviation of the noise on all images that D sees, which range over -1..1.
         p: Probability of each augmentation.
+        every: D steps from one application of the penalties to the next; their weights are as much larger.
     """
 
     r1: float = 0.0
@@ -29,6 +30,7 @@ class Strengths:
     gp: float = 0.0
     noise: float = 0.0
     p: float = 0.0
+    every: int = 1
 
 
 class Judge:

@@ -1,25 +1,37 @@
 """Means of what the steps report. A step only puts its tensors down: nothing waits for a GPU before a tick."""
 
+import logging
 import math
+from collections.abc import Collection
 
 import torch
 from torch import Tensor
 
 from distgan.world import World
 
-D_LOSSES = ("Loss/D", "Loss/D_adv", "Loss/r1", "Loss/r2", "Loss/gp")
-G_LOSSES = ("Loss/G", "Loss/G_adv", "Loss/fm", "Loss/pixel")
-LOSSES = (*D_LOSSES, *G_LOSSES)
+log = logging.getLogger("distgan")
+
+TERMS = {  # of D's and of G's loss, which is their sum
+    "Loss/D": ("Loss/D_adv", "Loss/r1", "Loss/r2", "Loss/gp"),
+    "Loss/G": ("Loss/G_adv", "Loss/fm", "Loss/pixel"),
+}
+LOSSES = tuple(name for total, terms in TERMS.items() for name in (total, *terms))
 STATISTICS = ("mean", "square", "sign")  # of logits, each of real images and of fakes
 NETS = ("D", "G")
 COMPACT = 256  # passes whose reports are kept before they become sums
 
 # The sums, by their place in one vector.
-NUM_LOGITS = 2 * len(STATISTICS) + 1  # and pairs in the right order
+KINDS = ("real", "fake")
+LOGITS = (
+    *(f"{statistic} of {kind} logits" for statistic in STATISTICS for kind in KINDS),
+    "pairs in the right order",
+    *(f"{kind} logits" for kind in KINDS),  # their numbers, of those that are finite
+    "pairs",
+)
 NAMES = (
     *LOSSES,
-    *(f"logits {i}" for i in range(NUM_LOGITS)),
-    *(f"images of {net}" for net in NETS),
+    *LOGITS,
+    *(f"images of {name}" for name in LOSSES),  # in passes that had it, and in which it was finite
     *(f"bad {name}" for name in LOSSES),  # passes in which it was not finite
     *(f"{what} {net}" for what in ("norm", "steps", "skipped") for net in NETS),
 )
@@ -68,10 +80,11 @@ class Meter:
         num = len(self._logits[0][0])  # images of a pass, in D's and in G's steps
         losses, good, bad = self._totals(self._losses)
         both = torch.stack([torch.cat(logits).float() for logits in zip(*self._logits)])  # real and fake, [2, images]
-        both = both.where(both.isfinite(), 0)
-        logits = torch.cat([x.double().sum(1) for x in (both, both.square(), both.sign(), both[:1] > both[1:])])
-        images = num * torch.stack([good[LOSSES.index(name)] for name in ("Loss/D", "Loss/G")])
-        self._sums += torch.cat([num * losses, logits, images, bad, *self._totals(self._norms)])
+        finite = both.isfinite()
+        pairs, both = finite.all(0, keepdim=True), both.where(finite, 0)
+        ordered = pairs & (both[:1] > both[1:])
+        logits = torch.cat([x.double().sum(1) for x in (both, both.square(), both.sign(), ordered, finite, pairs)])
+        self._sums += torch.cat([num * losses, logits, num * good, bad, *self._totals(self._norms)])
         self._clear()
 
     def _totals(self, put_down: dict[str, list[Tensor]]) -> tuple[Tensor, Tensor, Tensor]:
@@ -97,20 +110,33 @@ class Meter:
         causes = ", ".join(f"{name} {int(sums[f'bad {name}'])} times" for name in LOSSES if sums[f"bad {name}"])
         return sum(steps.values()), f"{told} not taken, since not finite: {causes or 'the gradient'}"
 
-    def flush(self) -> dict[str, float]:
-        """Means over the images of all ranks since the last flush, by log key; the same on every rank."""
+    def flush(self, penalties: Collection[str] = (), keep: bool = False) -> dict[str, float]:
+        """Means over the images of all ranks since the last flush, by log key; the same on every rank.
+
+        Each term's mean is over the passes that had it, and a loss is the sum of its terms' means: so both mean the
+        same whatever number of steps a line covers, where some terms are applied in every few steps only. A term that
+        no pass had has no key.
+
+        Args:
+            penalties: Terms in use. Where no pass had one of them, D's loss is not known and has no key either.
+            keep: Whether the next flush covers these images once more.
+        """
         sums = self._of_all_ranks()
-        self._sums.zero_()
-        images = {net: max(1, sums[f"images of {net}"]) for net in NETS}
-        row = {name: sums[name] / images["G" if name in G_LOSSES else "D"] for name in LOSSES}
-        means = iter([sums[f"logits {i}"] / images["D"] for i in range(NUM_LOGITS)])
-        found = {f"{kind}_{statistic}": next(means) for statistic in STATISTICS for kind in ("real", "fake")}
-        for kind in ("real", "fake"):
-            mean, square = found[f"{kind}_mean"], found[f"{kind}_square"]
-            row[f"Logits/{kind}_mean"], row[f"Logits/sign_{kind}"] = mean, found[f"{kind}_sign"]
+        if not keep:
+            self._sums.zero_()
+        means = {name: sums[name] / images for name in LOSSES if (images := sums[f"images of {name}"])}
+        row = {}
+        for total, terms in TERMS.items():
+            had = {name: means[name] for name in terms if name in means}
+            if had and all(name in had or name not in terms for name in penalties):
+                row[total] = sum(had.values())
+            row |= had
+        for kind in KINDS:
+            mean, square, sign = (sums[f"{x} of {kind} logits"] / max(1, sums[f"{kind} logits"]) for x in STATISTICS)
+            row[f"Logits/{kind}_mean"], row[f"Logits/sign_{kind}"] = mean, sign
             row[f"Logits/{kind}_std"] = math.sqrt(max(0.0, square - mean**2))
-        row["Logits/gap"] = found["real_mean"] - found["fake_mean"]
-        row["Logits/acc"] = next(means)
+        row["Logits/gap"] = row["Logits/real_mean"] - row["Logits/fake_mean"]
+        row["Logits/acc"] = sums["pairs in the right order"] / max(1, sums["pairs"])
         row |= {f"Optim/grad_norm_{net}": sums[f"norm {net}"] / max(1, sums[f"steps {net}"]) for net in NETS}
         return row | {"Optim/skipped_steps": sum(sums[f"skipped {net}"] for net in NETS)}
 
@@ -123,6 +149,9 @@ class Meter:
         """Take up saved sums; on another number of ranks, rank 0 takes them all."""
         self._clear()
         sums = torch.tensor(state, dtype=torch.float64)
+        if sums.shape[1] != len(NAMES):
+            log.info("the checkpoint is of another version: the next line of metrics is of the steps from here on")
+            sums = sums.new_zeros(len(sums), len(NAMES))
         if len(sums) != self._world.size:
             rest = sums.new_zeros(self._world.size - 1, len(NAMES))
             sums = torch.cat([sums.sum(0, keepdim=True), rest])

@@ -190,6 +190,11 @@ def warnings(config: Config, spread: BatchPlan) -> list[str]:
             f"batch norm in {' and '.join(normed)} sees each pass's own {spread.micro_batch} images, so the update "
             f"depends on ranks and train.micro_batch (with model.{normed[0]}.norm=none it does not)"
         )
+    if config.loss.name == "relativistic" and not (any(config.loss.r1) and any(config.loss.r2)):
+        found.append(
+            "loss.name=relativistic does not converge without both penalties, on real images and on fakes "
+            "(Huang et al. 2024): set loss.r1 and loss.r2, to 1 for a start"
+        )
     compares = [name for name, on in _comparing(config).items() if on]
     if compares and not config.train.group and spread.micro_batch < spread.batch:
         found.append(

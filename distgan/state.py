@@ -28,6 +28,7 @@ class Progress:
     num_skipped: int = 0  # steps not taken, since something was not finite
     num_rollbacks: int = 0
     num_substituted: int = 0  # images that took the place of damaged ones, since the last line, on this rank
+    measured: dict[str, float] = field(default_factory=dict)  # of pictures drawn since the last line, for the next one
     train_sec: float = 0.0
     eval_sec: float = 0.0  # of that, for evaluations
     owes_evaluation: bool = False  # a stop was asked for in the middle of it
@@ -99,7 +100,7 @@ class RunState:
         self._meter.load_state(state["meter"])
         self._controls.load_state(state["controls"])
         for name in vars(self.now).keys() - {"num_substituted", "wandb_id"}:
-            setattr(self.now, name, state.get(name, getattr(Progress, name, None)))
+            setattr(self.now, name, state.get(name, getattr(self.now, name)))
         counts = state["num_substituted"]
         counts = counts if len(counts) == self._world.size else [sum(counts)] + [0] * self._world.size
         self.now.num_substituted = counts[self._world.rank]

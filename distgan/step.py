@@ -140,8 +140,9 @@ class DiscriminatorLoss(nn.Module):
         if now.gp > 0:
             terms["Loss/gp"] = now.gp * self.judge.gradient_penalty(real, fake, labels, seeds, given)
             total = total + terms["Loss/gp"]
-        terms["Loss/D"] = total
-        reported = {k: v.detach() for k, v in terms.items()}
+        # A penalty is told as what it adds to the loss on average, whether it is applied in each step or now and then.
+        reported = {k: v.detach() if k == "Loss/D_adv" else v.detach() / now.every for k, v in terms.items()}
+        reported["Loss/D"] = total.detach()
         return total, reported, *(penalties.score(logits[look].detach()) for look in ("real", "fake"))
 
 

@@ -81,6 +81,13 @@ class Tracker:
         for title, text in self._alerts.look(row):
             self.alert(title, text)
 
+    def show(self, images: int) -> None:
+        """Send pictures and evaluations that came between two lines of metrics; they have a step of their own."""
+        pending = bool(self._grids or self._histograms or self._evaluated)
+        if self._wandb is not None and pending and images > self.logged_images:
+            self._wandb.log(images, self._evaluated, self._grids, self._histograms)
+        self._grids, self._histograms, self._evaluated = {}, {}, {}
+
     def progress(self, images: int) -> None:
         """Move the live line of a terminal; all but progress and time is of the last line of metrics."""
         now = time.monotonic()

@@ -32,8 +32,8 @@ from distgan.world import World
 
 log = logging.getLogger("distgan")
 
-EARLY_TICK = 20  # iterations before the first line, so that a person sees life
-SLOW_SEC = 3  # where the first of them takes longer, that line is long in coming
+EARLY = 20  # iterations after which a person is told that the run is alive, and how fast
+SLOW_SEC = 3  # where the first of them takes longer, that is told at once
 POLL_SEC = 0.5  # how often ranks agree on whether to stop
 POOR, POOR_LINES = 0.05, 5  # so little diversity, in so many lines of metrics in a row, is told
 STOP_REASONS = ("", "finished", "preempted", "interrupted")  # where ranks differ, the later one wins
@@ -201,8 +201,7 @@ class Trainer:
         reason = "finished" if self.now.images >= config.train.images else self._asked_to_stop()
         finished = reason == "finished"
         sampling = config.sample.every and (finished or self._passed(config.sample.every, before))
-        saving = at_checkpoint = self._passed(config.checkpoint.every, before)
-        early = self.now.iterations == EARLY_TICK
+        saving = self._passed(config.checkpoint.every, before)
         evaluating = self.evaluations is not None and (finished or self._passed(config.eval.every, before))
         is_best = False
         if evaluating:
@@ -211,9 +210,17 @@ class Trainer:
         if sampling or saving:
             self.world.average_buffers(self.G, self.D)
             ema.copy_buffers(self.G_ema, self.G)
-        measured = self._look() if sampling else {}
-        if sampling or evaluating or finished or early or at_checkpoint or self._passed(self._tick_images, before):
-            self._tick(measured)
+        if sampling:
+            self.now.measured = self._look()
+        # Neither samples nor checkpoints cut a line short. That of a run that ends before one is due covers what there
+        # is, and leaves it to the next one, should the run be made longer.
+        is_due = self._passed(self._tick_images, before)
+        if is_due or finished:
+            self._tick(keep=not is_due)
+        elif sampling or evaluating:
+            self.tracker.show(self.now.images)
+        if self.now.iterations == EARLY:
+            self._tell_pace()
         if saving:
             self._save(is_best)
         return reason
@@ -317,16 +324,16 @@ class Trainer:
             self.gallery.judged(self.G, self.D, *self.step.last_judged())
         return self.gallery.measure(self.G_ema, self.world)
 
-    def _tick(self, measured: dict[str, float]) -> None:
-        """One line of metrics, computed on every rank and written by rank 0."""
+    def _tick(self, keep: bool) -> None:
+        """One line of metrics, computed on every rank and written by rank 0. The next one covers it too with `keep`."""
         self._phase("gathering metrics")
         if num := self._check_skipped():
-            self.now.num_skipped += num
             limit = self.config.train.nan_limit
             log.warning(
-                f"steps skipped, since loss or gradient were not finite: {self.now.num_skipped} of at most {limit}"
+                f"steps skipped, since loss or gradient were not finite: {self.now.num_skipped + num} of at most "
+                f"{limit}"
             )
-        row = self.step.meter.flush()
+        row = self.step.meter.flush(self.controls.penalties(self.now.images), keep)
         speed, slow_rank = self.stopwatch.lap(self.now.images)
         if slow_rank:
             log.warning(slow_rank)
@@ -340,21 +347,37 @@ class Trainer:
             "Diversity/fake_over_real": self._watch_diversity(),
             "Optim/rollbacks": self.now.num_rollbacks,
             "Data/substituted": sum(self.world.gather(self.now.num_substituted)),
-            **measured,
+            **self.now.measured,
             **speed,
             **(self._nodes.row() if self._nodes is not None else {}),
         }
-        self.now.num_substituted = 0
+        if not keep:
+            self.now.num_skipped += num
+            self.now.num_substituted, self.now.measured = 0, {}
         steps_per_sec = row["Perf/img_per_sec"] / self.spread.batch  # the same on every rank
         self._poll_every = max(1, min(1000, int(POLL_SEC * steps_per_sec)))
         self._steps_to_poll = min(self._steps_to_poll, self._poll_every)  # lines that come often put no poll off
+        self._tell_damage()
+        self.tracker.row(self.now.images, row)
+        self._write_status("running")
+
+    def _tell_damage(self) -> None:
+        """What the stream found wrong with the data since it was last asked."""
         damaged = [one for found in self.world.gather(self.stream.newly_damaged()) for one in found]
         for one in self.folder.quarantine(damaged) if self.world.is_main else ():
             log.warning("damaged sample {key!r} in {shard}: {reason}; another takes its place".format(**one))
         for line in self.stream.news():
             log.warning(line)
-        self.tracker.row(self.now.images, row)
-        self._write_status("running")
+
+    def _tell_pace(self) -> None:
+        """Before the first line of metrics, that the run goes on; where nothing is finite, it ends here."""
+        self._check_skipped()
+        speed = self.now.images / (self.stopwatch.total_sec - self.now.eval_sec)
+        left = duration((self.config.train.images - self.now.images) / speed)
+        log.info(
+            f"{EARLY} iterations, {self.now.images} images: {speed:.3g} images/s, {left} left; a line of metrics comes "
+            f"every {self._tick_images} images"
+        )
 
     def _watch_diversity(self) -> float:
         diversity = self.step.diversity()
@@ -395,6 +418,7 @@ class Trainer:
         self._check_skipped()
         if self.audit is not None:
             self.audit.flush()
+        self._tell_damage()
         self.now.train_sec = self.stopwatch.total_sec
         path = self.state.save(self.folder.checkpoints)
         self._note_best()

@@ -296,3 +296,24 @@ def test_restored_pictures_that_nothing_measures_are_warned_of(basic: Path) -> N
 @pytest.mark.parametrize("text", ["off", "Off", "'off'"])
 def test_off_is_a_choice_although_yaml_reads_it_as_false(basic: Path, text: str) -> None:
     assert load(str(basic), [f"train.compile={text}"]).train.compile == "off"
+
+
+def test_the_default_loss_has_the_penalties_that_it_needs(tmp_path: Path) -> None:
+    """And another loss none that nobody asked for; a value that a config gives stands, whichever loss it is."""
+    file = tmp_path / "c.yaml"
+    file.write_text("data: {shards: x, resolution: 16}\n")
+    for overrides, expected in (
+        ([], ([1.0], [1.0])),
+        (["loss.name=relativistic"], ([1.0], [1.0])),
+        (["loss.name=hinge"], ([0.0], [0.0])),
+        (["loss.name=hinge", "loss.r1=2"], ([2.0], [0.0])),
+        (["loss.r2=0"], ([1.0], [0.0])),
+    ):
+        loss = load(str(file), overrides).loss
+        assert (loss.r1, loss.r2) == expected, overrides
+        saved = tmp_path / "saved.yaml"
+        saved.write_text(to_yaml(load(str(file), overrides)))
+        assert load(str(saved)).loss == loss, overrides
+    without = load(str(file), ["loss.r2=0"])
+    assert any("loss.r1 and loss.r2" in line for line in warnings(without, batch_plan(without, 1)))
+    assert not any("loss.r1" in line for line in warnings(load(str(file)), batch_plan(load(str(file)), 1)))

@@ -110,7 +110,7 @@ def test_a_resumed_run_sends_no_row_twice(tmp_path: Path, digits: Path, monkeypa
 def test_a_line_for_a_person() -> None:
     row = {
         "Progress/images": 25_000, "Perf/total_hours": 0.5, "Perf/sec_per_kimg": 72.0, "Perf/img_per_sec": 13.9,
-        "Loss/D": 1.25, "Loss/G": 0.5, "Loss/r1": 0.125, "Loss/r2": 0.0, "Loss/gp": 0.0, "Logits/gap": 2.0,
+        "Loss/D": 1.25, "Loss/G": 0.5, "Loss/r1": 0.125, "Logits/gap": 2.0,
         "Logits/acc": 0.875, "Perf/data_wait_pct": 3.0, "Resources/cpu_mem_gb": 1.5,
     }  # fmt: skip
     line = console_line(row, 100_000)

@@ -71,6 +71,30 @@ def test_what_a_run_leaves_behind(tmp_path: Path, config: Path, capsys: pytest.C
     assert "nothing to do" in capsys.readouterr().out
 
 
+def test_lines_of_metrics_come_at_ticks_alone(tmp_path: Path, config: Path) -> None:
+    """Neither samples nor checkpoints cut them short, nor does an end that is put off; terms out of use have no key."""
+    own = ("loss.penalty_every=4", "train.tick=240", "sample.every=100", "checkpoint.every=36", "loss.r2=0")
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    assert train(config, whole, "train.images=600", *own) == 0
+    rows = metrics(whole)
+    assert [row["Progress/images"] for row in rows] == [240, 480, 600]  # the last one is of the run's end
+    for row in rows:
+        assert {name for name in row if name.startswith("Loss/")} == {
+            "Loss/D",
+            "Loss/D_adv",
+            "Loss/r1",
+            "Loss/G",
+            "Loss/G_adv",
+        }
+        assert row["Loss/r1"] > 0
+        assert row["Loss/D"] == pytest.approx(row["Loss/D_adv"] + row["Loss/r1"], rel=1e-5)
+    assert train(config, parts, "train.images=300", *own) == 0
+    assert train(config, parts, "train.images=600", *own) == 0
+    assert [row["Progress/images"] for row in metrics(parts)] == [240, 300, 480, 600]
+    assert [row for row in metrics(parts) if row["Progress/images"] != 300] == rows
+    assert weights(parts) == weights(whole)
+
+
 @pytest.mark.parametrize(
     "overrides",
     [

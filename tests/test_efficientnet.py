@@ -83,10 +83,10 @@ def test_its_identity_tells_what_made_the_numbers(lite0: Extractor) -> None:
     assert (lite0.key_prefix, lite0.dim, lite0.num_logits) == ("fd_efficientnet_lite0", 1280, 1000)
 
 
-def test_its_features_do_not_depend_on_the_batch(lite0: Extractor) -> None:
+def test_its_features_depend_on_the_batch_by_rounding_alone(lite0: Extractor) -> None:
     images = torch.randint(0, 256, (3, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     together, _ = lite0(images)
-    assert torch.equal(lite0(images[1:2])[0], together[1:2])
+    torch.testing.assert_close(lite0(images[1:2])[0], together[1:2], rtol=1e-4, atol=1e-5)
 
 
 def test_opening_it_draws_no_random_numbers(lite0: Extractor) -> None:

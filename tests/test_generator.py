@@ -113,7 +113,7 @@ def test_a_generator_without_classes_takes_no_labels(tmp_path: Path) -> None:
         G(2, labels=0)
 
 
-def test_an_exported_folder_gives_the_same_bits(tmp_path: Path, run: Path) -> None:
+def test_an_exported_folder_gives_the_same_images(tmp_path: Path, run: Path) -> None:
     export(str(run), str(tmp_path / "out"), "safetensors")
     G, copy = load_generator(run, "cpu"), load_generator(tmp_path / "out", "cpu")
     assert torch.equal(G(70, seed=2), copy(70, seed=2))

@@ -93,4 +93,4 @@ def test_one_colour_stays_one_colour(name: str) -> None:
 def test_each_image_is_resized_by_itself(name: str) -> None:
     images = pictures(20, 24)
     alone = torch.cat([RESIZERS[name](image[None], SIZE) for image in images])
-    assert torch.equal(RESIZERS[name](images, SIZE), alone)
+    torch.testing.assert_close(RESIZERS[name](images, SIZE), alone, rtol=0, atol=1e-3)  # of 255

@@ -1,7 +1,7 @@
 """Images -> features, on all ranks -> numbers: a generator, or any set of images, against real ones.
 
 Each rank measures its share; sums are merged by one all-reduce, features gather on rank 0, which computes. Image i of
-a generator depends on (seed, i) alone, so no value depends on the number of ranks but for the last bits of sums.
+a generator depends on (seed, i) alone, so values depend on the number of ranks by the rounding of features and sums.
 """
 
 import logging

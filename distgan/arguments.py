@@ -28,6 +28,8 @@ def build_parser() -> argparse.ArgumentParser:
     pack.add_argument("--quality", type=int, default=95, help="of jpg (default 95)")
     pack.add_argument("--background", type=int, default=255, help="grey level under transparent pixels (default 255)")
     pack.add_argument("--max-pixels", type=int, default=100_000_000, help="larger images are skipped (default 10^8)")
+    range_help = "stored values that become black and white (default: 0 and the largest of the format)"
+    pack.add_argument("--range", type=float, nargs=2, metavar=("LO", "HI"), help=range_help)
     pack.add_argument("--shard-mb", type=float, default=256, help="largest shard in MB (default 256)")
     pack.add_argument("--workers", type=int, default=0, help="processes (default: one per core)")
     pack.add_argument(

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from distgan import build, checkpoint, sample
 from distgan.config import Config, best_metric
-from distgan.data import card
+from distgan.data import card, pixels
 from distgan.data.address import public
 from distgan.data.dataset import Dataset
 from distgan.data.shards import find_shards
@@ -30,8 +30,9 @@ def check(config: Config, spread: BatchPlan) -> tuple[list[str], list[str]]:
     disk_lines, disk_warnings = _disk(config, build.checkpoint_bytes(G, D), dataset.num_classes)
     if config.eval.every:
         lines.append(_evaluation(config, dataset))
-    lines += [*card_lines, *disk_lines, *_earlier(config), _wandb(config)]
-    return lines, [*warnings(config, spread), *card_warnings, *disk_warnings]
+    pixel_lines, pixel_warnings = pixels.report(dataset, config.data.crop, config.data.max_pixels)
+    lines += [*card_lines, *pixel_lines, *disk_lines, *_earlier(config), _wandb(config)]
+    return lines, [*warnings(config, spread), *pixel_warnings, *card_warnings, *disk_warnings]
 
 
 def _evaluation(config: Config, dataset: Dataset) -> str:

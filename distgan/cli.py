@@ -64,7 +64,10 @@ def _pack(options: argparse.Namespace) -> None:
         summary = pack(
             options.source,
             options.out,
-            Options(**{name: getattr(options, name) for name in fields}),
+            Options(
+                **{name: getattr(options, name) for name in fields},
+                range=tuple(options.range) if options.range else None,
+            ),
             shard_mb=options.shard_mb,
             workers=options.workers,
             labels=not options.no_labels,

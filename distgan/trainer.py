@@ -15,6 +15,7 @@ from distgan.audit import Audit
 from distgan.config import Config
 from distgan.console import duration
 from distgan.controls import Controls, Rates
+from distgan.data import pixels
 from distgan.data.stream import Stream
 from distgan.errors import DataError, DivergedError, MachineError
 from distgan.evaluation.evaluate import StopAsked
@@ -466,8 +467,12 @@ class Trainer:
     def _describe(self) -> None:
         for line in build.describe(self.config, self.spread, self.dataset, self.state.layout, self.G, self.D):
             log.info(line)
+        data = self.config.data
+        found = self.world.on_main(lambda: pixels.report(self.dataset, data.crop, data.max_pixels))
+        for line in found[0]:
+            log.info(line)
         if self.world.is_main:
-            for line in warnings(self.config, self.spread):
+            for line in [*warnings(self.config, self.spread), *found[1]]:
                 log.warning(f"warning: {line}")
 
     def _open_audit(self) -> Audit | None:

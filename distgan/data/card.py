@@ -1,9 +1,11 @@
 """The card of a data set: `dataset.json`, which `distgan pack` leaves beside its shards."""
 
 import json
+import os
+from collections.abc import Sequence
 from pathlib import Path
 
-from distgan.data.address import is_local, local_path
+from distgan.data.address import is_local, local_path, public
 
 
 def read(shards: str) -> dict:
@@ -16,6 +18,12 @@ def read(shards: str) -> dict:
     except (OSError, ValueError, RecursionError):  # a data set needs no card
         return {}
     return card if isinstance(card, dict) else {}
+
+
+def by_folder(urls: Sequence[str]) -> dict[str, dict]:
+    """The card of each folder that shards are in, in their order; {} of one that has no card."""
+    firsts = {os.path.dirname(url): url for url in reversed(urls)}
+    return {public(folder): read(firsts[folder]) for folder in dict.fromkeys(map(os.path.dirname, urls))}
 
 
 def facts(card: dict) -> list[tuple[str, str]]:

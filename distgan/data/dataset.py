@@ -191,6 +191,12 @@ class Dataset:
             out[:] = 255
         return out
 
+    def stored(self, sample: int) -> list[bytes]:
+        """The bytes of a sample's image, or of both images of a pair."""
+        shard, located, place = self._find(sample)
+        spans = [(int(offset[place]), int(length[place])) for offset, length in located.pictures]
+        return [self.source.cached(self.urls[shard], *span) for span in spans]
+
     def key(self, sample: int) -> tuple[str, str]:
         """Address of a sample's shard, and its key."""
         shard, located, place = self._find(sample)

@@ -5,13 +5,14 @@ damaged data; everything else goes through Pillow. What a file is, its first byt
 """
 
 import io
+import sys
 import warnings
 from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
 import simplejpeg
-from PIL import Image, ImageOps
+from PIL import Image
 
 SUFFIXES = {"jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff", "ppm", "pgm", "jp2", "avif"}
 FILTERS = {"lanczos": Image.Resampling.LANCZOS, "area": Image.Resampling.BOX, "bicubic": Image.Resampling.BICUBIC}
@@ -31,8 +32,19 @@ TURNS = {
 }
 
 
+Range = tuple[float, float]
+
+
 class BadImage(Exception):
-    """Bytes that do not give a picture; the message is the reason, fit for a tally."""
+    """Bytes that do not give a picture; the message is the reason, fit for a tally.
+
+    Attributes:
+        values: Lowest and highest value stored, where only a range is missing.
+    """
+
+    def __init__(self, reason: str, values: Range | None = None) -> None:
+        super().__init__(reason)
+        self.values = values
 
 
 class TooLarge(BadImage):
@@ -44,13 +56,28 @@ class TooLarge(BadImage):
 
 @dataclass
 class Picture:
-    """Attributes: `pixels`, RGB uint8 [H, W, 3]; `notes`, what was changed on the way, e.g. "alpha"."""
+    """A decoded picture.
+
+    Attributes:
+        pixels: RGB uint8 [H, W, 3].
+        notes: What was changed on the way, e.g. "alpha".
+        values: Lowest and highest value that was stored, where these are not 8-bit levels.
+    """
 
     pixels: np.ndarray
     notes: tuple[str, ...] = ()
+    values: tuple[float, float] | None = None
 
 
-def decode(data: bytes, *, max_pixels: int = MAX_PIXELS, background: int = 255, least: int = 0) -> Picture:
+def decode(
+    data: bytes,
+    *,
+    max_pixels: int = MAX_PIXELS,
+    background: int = 255,
+    least: int = 0,
+    value_range: Range | None = None,
+    measure: bool = False,
+) -> Picture:
     """Decode a picture of any common format.
 
     Orientation marks are applied, transparent pixels lie on a `background` of that grey level, 16 bits become 8 by
@@ -59,20 +86,27 @@ def decode(data: bytes, *, max_pixels: int = MAX_PIXELS, background: int = 255, 
     Args:
         least: Decode a JPEG at the smallest fraction in eighths, at most a half, at which neither side is shorter than
             this; 0: as it is.
+        value_range: Stored values that become black and white, of any depth; those beyond are clipped. None: 0 and the
+            largest value of the format, which is 65535 for whole numbers of more than 8 bits.
+        measure: Find the lowest and highest value that is stored.
 
     Raises:
-        BadImage: no image, a damaged one, or one of more than `max_pixels` pixels (checked before decoding).
+        BadImage: no image, a damaged one, one of more than `max_pixels` pixels (checked before decoding), or one of
+            floating-point numbers where no `value_range` is given.
     """
     if not data:
         raise BadImage("empty file")
     if data.startswith(JPEG):
-        return _decode_jpeg(data, max_pixels, least)
+        picture = _decode_jpeg(data, max_pixels, least)
+        if value_range is not None:
+            picture.pixels = to_levels(picture.pixels, value_range)
+        return picture
     try:
         _silence_pillow()
         image = Image.open(io.BytesIO(data))
         _check_size(*image.size, max_pixels)
-        image.load()
-        return _to_rgb(image, background)
+        colors = _load(image, data if measure or value_range else b"")
+        return _to_rgb(image, background, colors, value_range)
     except BadImage:
         raise
     except Image.DecompressionBombError:
@@ -124,6 +158,11 @@ def fit(pixels: np.ndarray, resolution: int, filter: str = "lanczos", crop: str 
     return np.asarray(image.resize((resolution, resolution), FILTERS[filter]))
 
 
+def cropped(width: int, height: int, crop: str) -> float:
+    """The share of a picture's area that `fit` cuts away."""
+    return 1 - min(width, height) / max(width, height) if crop == "center" else 0.0
+
+
 def _decode_jpeg(data: bytes, max_pixels: int, least: int) -> Picture:
     try:
         height, width, *_ = simplejpeg.decode_jpeg_header(data)
@@ -156,20 +195,61 @@ def _check_size(width: int, height: int, max_pixels: int) -> None:
         raise TooLarge(max_pixels)
 
 
-def _to_rgb(image: Image.Image, background: int) -> Picture:
-    notes = []
+def to_levels(values: np.ndarray, value_range: Range) -> np.ndarray:
+    """Numbers of any kind -> uint8 of the same shape: `value_range` becomes 0..255, what lies beyond is clipped."""
+    low, high = value_range
+    scaled = (values.astype(np.float64) - low) * (255 / (high - low))
+    return np.rint(scaled.clip(0, 255)).astype(np.uint8)
+
+
+def _load(image: Image.Image, data: bytes) -> np.ndarray | None:
+    """Decode an opened picture; with its bytes, returns its 16-bit colors as uint16 [H, W, C], where it has such.
+
+    Pillow's reader of 16-bit colors takes one of each two bytes. A second look with the other byte order takes the
+    other one.
+    """
+    first = image.tile[0].args if image.tile else ""
+    raw = first if isinstance(first, str) else first[0] if first else ""
+    image.load()
+    if not data or not isinstance(raw, str) or ";16" not in raw or image.mode not in ("RGB", "RGBA", "LA"):
+        return None
+    high = np.asarray(image).astype(np.uint16)
+    name, _, order = raw.partition(";16")
+    if name != image.mode or name == "LA" or order not in ("B", "L", "N"):
+        return high * 257  # there is no other byte order to look with: the lower 8 bits are not known
+    is_big = order == "B" or (order == "N" and sys.byteorder == "big")
+    swapped = f"{name};16{'L' if is_big else 'B'}"
+    other = Image.open(io.BytesIO(data))
+    other.tile = [
+        tile._replace(args=swapped if isinstance(tile.args, str) else (swapped, *tile.args[1:])) for tile in other.tile
+    ]
+    other.load()
+    return high * 256 + np.asarray(other)
+
+
+def _to_rgb(image: Image.Image, background: int, colors: np.ndarray | None, value_range: Range | None) -> Picture:
+    """RGB of a decoded picture; `colors` are its 16-bit ones, where they are wanted and it has them."""
+    notes, values = [], None
+    orientation = image.getexif().get(ORIENTATION, 1)
     if getattr(image, "n_frames", 1) > 1:
         image.seek(0)
         notes.append("animation, first frame taken")
-    if image.getexif().get(ORIENTATION, 1) != 1:
-        image = ImageOps.exif_transpose(image)
-        notes.append("turned upright")
-    if image.mode.startswith("I;16") or image.mode == "I":
-        grey = np.asarray(image).astype(np.int64).clip(0, 65535)
-        image = Image.fromarray(((grey + 128) // 257).astype(np.uint8))
+    if colors is not None:
         notes.append("16 bit")
-    elif image.mode == "F":
-        raise BadImage("float pixels")
+        values = _extent(colors[..., : _num_colors(image)])
+    elif image.mode.startswith("I;16") or image.mode in ("I", "F"):
+        colors = np.asarray(image)
+        values = _extent(colors)
+        if image.mode == "F" and value_range is None:
+            raise BadImage("float pixels", values)
+        notes.append("float pixels" if image.mode == "F" else "16 bit")
+        if value_range is None:
+            image = Image.fromarray(((colors.astype(np.int64).clip(0, 65535) + 128) // 257).astype(np.uint8))
+    if value_range is not None:
+        image = _with_range(image, colors, value_range)
+    if orientation in TURNS:
+        image = image.transpose(TURNS[orientation])
+        notes.append("turned upright")
     if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
         image = image.convert("RGBA")
         under = Image.new("RGBA", image.size, (background, background, background, 255))
@@ -177,4 +257,30 @@ def _to_rgb(image: Image.Image, background: int) -> Picture:
         notes.append("alpha")
     elif image.mode == "CMYK":
         notes.append("CMYK")
-    return Picture(np.asarray(image.convert("RGB")), tuple(notes))
+    return Picture(np.asarray(image.convert("RGB")), tuple(notes), values)
+
+
+def _extent(numbers: np.ndarray) -> Range:
+    if not np.isfinite(numbers).all():
+        raise BadImage("pixels that are no numbers (NaN or infinite)")
+    return float(numbers.min()), float(numbers.max())
+
+
+def _num_colors(image: Image.Image) -> int:
+    """Bands without alpha."""
+    return len(image.getbands()) - image.mode.endswith("A")
+
+
+def _with_range(image: Image.Image, colors: np.ndarray | None, value_range: Range) -> Image.Image:
+    """The picture with its colors on that range, its alpha as it is; `colors` where these have more than 8 bits."""
+    if colors is None:
+        if image.mode not in ("L", "LA", "RGB", "RGBA") or "transparency" in image.info:
+            has_alpha = image.mode in ("PA", "RGBa", "La") or "transparency" in image.info
+            image = image.convert("RGBA" if has_alpha else "RGB")
+        colors = np.asarray(image)
+    if colors.ndim == 2:
+        return Image.fromarray(to_levels(colors, value_range))
+    levels = np.asarray(image).copy()
+    num = _num_colors(image)
+    levels[..., :num] = to_levels(colors[..., :num], value_range)
+    return Image.fromarray(levels)

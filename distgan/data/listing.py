@@ -378,8 +378,10 @@ def _list_shards(spec: str, labels: bool, allow_damaged: bool) -> Listing:
 
 
 def _hidden(name: str) -> bool:
-    """Files that file managers leave behind, and the resource forks of archives from a Mac."""
-    return any((part[:1] == "." and part not in (".", "..")) or part == "__MACOSX" for part in name.split("/"))
+    """Files that file managers leave behind, the resource forks of archives from a Mac, and indexes of shards."""
+    return name.endswith(".tar.index") or any(
+        (part[:1] == "." and part not in (".", "..")) or part == "__MACOSX" for part in name.split("/")
+    )
 
 
 def _label_table(read: Callable[[], bytes], names: list[str]) -> dict[str, int] | None:

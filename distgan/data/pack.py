@@ -8,6 +8,7 @@ import hashlib
 import io
 import itertools
 import json
+import math
 import multiprocessing
 import os
 import re
@@ -27,8 +28,9 @@ from tqdm import tqdm
 from distgan import __version__
 from distgan.data import index, tar
 from distgan.data.address import public
-from distgan.data.image import FILTERS, MAX_PIXELS, BadImage, Picture, TooLarge, decode, fit
+from distgan.data.image import FILTERS, MAX_PIXELS, BadImage, Picture, TooLarge, cropped, decode, fit, to_levels
 from distgan.data.listing import Entry, Listing, list_source, pair, read_entry
+from distgan.data.pixels import Pixels
 from distgan.data.source import Source
 from distgan.errors import ConfigError, DataError, MachineError
 
@@ -54,6 +56,7 @@ class Options:
         quality: Of jpg.
         background: Grey level under transparent pixels.
         max_pixels: Larger pictures are skipped.
+        range: Stored values that become black and white; None: 0 and the largest value of the format.
     """
 
     resolution: int = 0
@@ -63,6 +66,7 @@ class Options:
     quality: int = 95
     background: int = 255
     max_pixels: int = MAX_PIXELS
+    range: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
         for name, allowed in (("crop", ("center", "squeeze")), ("filter", FILTERS), ("image", SAVE)):
@@ -75,6 +79,9 @@ class Options:
         for name, low, high in (("quality", 1, 100), ("background", 0, 255)):
             if not low <= getattr(self, name) <= high:
                 raise ConfigError(f"--{name} {getattr(self, name)}: {low} to {high}")
+        if self.range is not None and not -math.inf < self.range[0] < self.range[1] < math.inf:
+            low, high = self.range
+            raise ConfigError(f"--range {low:g} {high:g}: the first value becomes black, the second, larger one white")
 
 
 @dataclass
@@ -87,6 +94,8 @@ class Stored:
     shape: tuple[int, int] = (0, 0)  # width and height before it was fitted
     notes: tuple[str, ...] = ()
     skipped: str = ""
+    values: tuple[float, float] | None = None  # lowest and highest stored, where these are not 8-bit levels
+    cut_away: float = 0.0  # share of the picture's area that is cropped
 
 
 @dataclass
@@ -102,6 +111,8 @@ class Summary:
     notes: Counter = field(default_factory=Counter)
     lacking: str = ""  # why there are no labels
     shards: list[dict] = field(default_factory=list)
+    pixels: Pixels = field(default_factory=Pixels)
+    range: tuple[float, float] | None = None  # of values that became black and white, where it was given
 
 
 def pack(
@@ -157,7 +168,8 @@ def pack(
         workers = workers or min(os.cpu_count() or 1, 1 + listing.total // 1000)  # each takes a moment to start
         summary = _write(listing, folder, options, int(shard_mb * 1e6), workers)
         if summary.samples == 0:
-            raise DataError(f"{source}: no usable picture among {listing.total}{_tally(summary, '; ')}")
+            advice = "".join(f". {line}" for line in summary.pixels.warnings(options.range))
+            raise DataError(f"{source}: no usable picture among {listing.total}{_tally(summary, '; ')}{advice}")
         _finish(folder, summary, source, options)
         _put_in_place(folder, target)
     except OSError as error:
@@ -178,7 +190,7 @@ def _holds(source: str, target: Path) -> bool:
 def _write(listing: Listing, folder: Path, options: Options, shard_bytes: int, workers: int) -> Summary:
     """Encode all pictures and append them to shards."""
     summary = Summary(classes=listing.classes, class_counts=[0] * len(listing.classes) if listing.classes else None)
-    summary.lacking = listing.lacking
+    summary.lacking, summary.range = listing.lacking, options.range
     shards = _ShardWriter(folder, shard_bytes)
     bar = tqdm(total=listing.total, unit=" images", disable=None, smoothing=0.05, desc="pack")
     entries = iter(listing.entries)
@@ -191,6 +203,7 @@ def _write(listing: Listing, folder: Path, options: Options, shard_bytes: int, w
                 for entry, picture in zip(chunk, stored):
                     bar.update()
                     summary.notes.update(picture.notes)
+                    summary.pixels.add_values(picture.values, not picture.skipped)
                     reason = picture.skipped
                     if listing.classes and entry.label < 0:
                         reason = reason or "without a label"
@@ -206,6 +219,7 @@ def _write(listing: Listing, folder: Path, options: Options, shard_bytes: int, w
                     shards.add(f"{summary.samples:08d}", parts)
                     summary.samples += 1
                     summary.sizes[picture.size] += 1
+                    summary.pixels.add_crop(picture.cut_away)
     except BrokenProcessPool:
         raise MachineError("a process of `pack` was killed (out of memory?): try fewer --workers") from None
     finally:
@@ -281,17 +295,24 @@ def _store_one(entry: Entry, options: Options) -> Stored:
     try:
         content = read_entry(entry)
         if isinstance(content, bytes):
-            picture = decode(content, max_pixels=options.max_pixels, background=options.background)
+            picture = decode(
+                content,
+                max_pixels=options.max_pixels,
+                background=options.background,
+                value_range=options.range,
+                measure=True,
+            )
         else:
-            picture = Picture(content)
+            picture = Picture(content if options.range is None else to_levels(content, options.range))
     except TooLarge:
         return Stored(skipped=f"more than --max-pixels {options.max_pixels}")
     except BadImage as reason:
-        return Stored(skipped=str(reason))
+        return Stored(skipped=str(reason), values=reason.values)
     except OSError as error:
         return Stored(skipped=f"unreadable ({error.strerror or error})")
-    pixels, notes, shape = picture.pixels, picture.notes, picture.pixels.shape[1::-1]
+    pixels, notes, shape, cut_away = picture.pixels, picture.notes, picture.pixels.shape[1::-1], 0.0
     if options.resolution:
+        cut_away = cropped(*shape, options.crop)
         if min(pixels.shape[:2]) < options.resolution:
             notes += ("enlarged",)
         pixels = fit(pixels, options.resolution, options.filter, options.crop)
@@ -301,7 +322,9 @@ def _store_one(entry: Entry, options: Options) -> Stored:
         Image.fromarray(pixels).save(out, **settings)
     except (OSError, ValueError):  # WebP ends at 16383 pixels
         return Stored(skipped=f"too large for {options.image}")
-    return Stored(out.getvalue(), size=pixels.shape[1::-1], shape=shape, notes=notes)
+    return Stored(
+        out.getvalue(), size=pixels.shape[1::-1], shape=shape, notes=notes, values=picture.values, cut_away=cut_away
+    )
 
 
 class _ShardWriter:
@@ -361,6 +384,8 @@ def _finish(folder: Path, summary: Summary, source: str, options: Options) -> No
         "source": os.path.basename(os.path.normpath(public(source))),
         "skipped": dict(sorted(summary.skipped.items())),
         "changed": dict(sorted(summary.notes.items())),
+        "values": summary.pixels.values,
+        "cut_away": round(summary.pixels.cut_away, 4),
         "digest": hashlib.sha256("".join(shard["sha256"] for shard in summary.shards).encode()).hexdigest(),
         "shards": summary.shards,
     }
@@ -405,6 +430,8 @@ def report(summary: Summary, out: str, seconds: float) -> str:
         lines.append(f"skipped {sum(summary.skipped.values()):,}{_tally(summary, ': ')}; each of them: {listed}")
     if summary.notes:
         lines.append("changed: " + ", ".join(f"{count:,} {note}" for note, count in summary.notes.most_common()))
+    lines += summary.pixels.facts(summary.range)
+    lines += [f"warning: {line}" for line in summary.pixels.warnings(summary.range)]
     lines.append(f"{summary.samples / max(seconds, 1e-9):,.0f} images/s")
     return "\n".join(lines)
 

@@ -67,6 +67,7 @@ def _expand(item: str, hint: bool = True) -> list[str]:
     if item.startswith("pipe:") or not is_local(item):
         return [item]
     found = sorted(glob.glob(os.path.join(glob.escape(path), "*.tar") if os.path.isdir(path) else path))
+    found = [path for path in found if not path.endswith(".tar.index")]  # a glob such as data/* finds ours too
     if not found:
         meant = _meant(path) if hint else ""
         raise DataError(f"data.shards: no shard matches {item!r} (seen from {os.getcwd()}){meant}")

@@ -1,0 +1,166 @@
+"""What becomes of a data set's pixels: the values that are stored, and how much of the images is cut away."""
+
+import math
+from collections import Counter
+from dataclasses import dataclass, field
+
+from distgan.data import card
+from distgan.data.dataset import Dataset
+from distgan.data.image import BadImage, Range, cropped, decode
+from distgan.errors import DataError
+
+LARGEST = 65535  # white in images of more than 8 bits, where no range is given
+NUM_SAMPLED = 32  # images that are looked at where there are too many to read all
+
+
+@dataclass
+class Pixels:
+    """Facts about some images, added up.
+
+    Attributes:
+        values: Lowest and highest value stored, of images of more than 8 bits; None without such images.
+        num: Images whose crop is known; `sum_cut_away` of their shares that are cropped, `most_cut_away` of one.
+        needs_range: Whether some cannot be used without a range.
+        bad: Why images cannot be used, and how many.
+    """
+
+    values: Range | None = None
+    num: int = 0
+    sum_cut_away: float = 0.0
+    most_cut_away: float = 0.0
+    needs_range: bool = False
+    bad: Counter = field(default_factory=Counter)
+
+    @property
+    def cut_away(self) -> float:
+        """The mean share of the area that is cropped."""
+        return self.sum_cut_away / max(1, self.num)
+
+    def add_values(self, values: Range | None, is_usable: bool = True) -> None:
+        """Take in one image's lowest and highest value, and whether it can be used as it is."""
+        if values is not None:
+            low, high = self.values or values
+            self.values = min(low, values[0]), max(high, values[1])
+            self.needs_range |= not is_usable
+
+    def add_crop(self, share: float) -> None:
+        """Take in how much of one image is cut away."""
+        self.num += 1
+        self.sum_cut_away += share
+        self.most_cut_away = max(self.most_cut_away, share)
+
+    def facts(self, value_range: Range | None = None) -> list[str]:
+        """Lines for a person."""
+        lines = []
+        if self.values is not None and not self.needs_range:
+            lines.append(describe_range(self.values, value_range))
+        if self.most_cut_away >= 0.005:
+            lines.append(
+                f"center crop: {self.cut_away:.1%} of the images' area is cut away, at most {self.most_cut_away:.0%} "
+                "of an image (crop=squeeze keeps all)"
+            )
+        return lines
+
+    def warnings(self, value_range: Range | None = None) -> list[str]:
+        """What is probably not meant, and what to do about it."""
+        if self.values is None:
+            return []
+        if self.needs_range:
+            low, high = self.values
+            what = f"images of floating-point numbers, {low:g} to {high:g}, cannot be used without a range"
+            return [f"{what}. {_advice(self.values)}"]
+        return range_warnings(self.values, value_range)
+
+
+def describe_range(values: Range, value_range: Range | None) -> str:
+    """Which values are stored, and what becomes of them."""
+    (low, high), (black, white) = values, value_range or (0, LARGEST)
+    clipped = low < black or high > white
+    return (
+        f"stored values are {low:g} to {high:g}; {black:g} becomes black and {white:g} white"
+        f"{', values beyond are clipped' if clipped else ''}"
+    )
+
+
+def range_warnings(values: Range, value_range: Range | None) -> list[str]:
+    """What is wrong with a range, or with none, for the values that are stored."""
+    (low, high), (black, white) = values, value_range or (0, LARGEST)
+    wrong = []
+    if high <= black or low >= white:
+        wrong = [f"all stored values ({low:g} to {high:g}) are {'black' if high <= black else 'white'}"]
+    elif value_range is None:
+        if high < LARGEST / 2:
+            wrong.append(
+                f"the brightest value is {high:g} of {LARGEST}: the images are dark, {255 * high / white:.0f} of "
+                "255 at most"
+            )
+        if low < 0 or high > LARGEST:
+            wrong.append(f"values are {low:g} to {high:g}: those outside of 0 to {LARGEST} are clipped")
+    return [f"{'; '.join(wrong)}. {_advice(values)}"] if wrong else []
+
+
+def _advice(values: Range) -> str:
+    low, high = values
+    if low >= 0 and high > 1 and high == math.floor(high) <= LARGEST:
+        low, high = 0, 2 ** math.ceil(math.log2(high + 1)) - 1
+    elif low >= 0 and high <= 1:
+        low, high = 0, 1
+    return f"Say which values are black and white: `distgan pack SOURCE OUT --range {low:.10g} {high:.10g}`"
+
+
+def look(dataset: Dataset, crop: str, max_pixels: int) -> Pixels:
+    """Read a few images of a data set, always the same, as they are stored.
+
+    Raises:
+        DataError: none of them can be used.
+    """
+    pixels = Pixels()
+    numbers = sorted(set(dataset.examples(NUM_SAMPLED, seed=0)))
+    for number in numbers:
+        for data in dataset.stored(number):
+            try:
+                image = decode(data, max_pixels=max_pixels, measure=True)
+            except BadImage as reason:
+                pixels.bad[str(reason)] += 1
+                pixels.add_values(reason.values, is_usable=False)
+                continue
+            pixels.add_values(image.values)
+            pixels.add_crop(cropped(*image.pixels.shape[1::-1], crop))
+    if not pixels.num:
+        reasons = ", ".join(pixels.bad)
+        raise DataError(
+            f"data.shards: none of {len(numbers)} images that were looked at can be used: "
+            f"{'; '.join([reasons, *pixels.warnings()])}"
+        )
+    return pixels
+
+
+def report(dataset: Dataset, crop: str, max_pixels: int) -> tuple[list[str], list[str]]:
+    """What was done to the pixels of a data set when it was packed, and what would be done in training.
+
+    Returns:
+        Lines for a person, and warnings.
+    """
+    lines, warnings, is_packed = [], [], []
+    for folder, found in card.by_folder(dataset.urls).items():
+        is_packed.append(isinstance(found.get("resolution"), int))
+        values, value_range, cut = (found.get(name) for name in ("values", "range", "cut_away"))
+        try:
+            if values:
+                value_range = tuple(map(float, value_range)) if value_range else None
+                values = float(values[0]), float(values[1])
+                lines.append(f"packed: {folder}: {describe_range(values, value_range)}")
+                warnings += [f"{folder}: {line}" for line in range_warnings(values, value_range)]
+            if cut:
+                lines.append(f"packed: {folder}: center crop, {float(cut):.1%} of the images' area was cut away")
+        except (TypeError, ValueError, IndexError, ZeroDivisionError):  # a card that something else wrote
+            continue
+    if all(is_packed):
+        return lines, warnings  # square images of 8 bits
+    pixels = look(dataset, crop, max_pixels)
+    sampled = f"of {pixels.num + pixels.bad.total()} images that were looked at"
+    lines += [f"pixels {sampled}: {line}" for line in pixels.facts()]
+    warnings += [f"{sampled}: {line}" for line in pixels.warnings()]
+    if pixels.bad:
+        warnings.append(f"{sampled}, {', '.join(f'{num} cannot be used ({why})' for why, num in pixels.bad.items())}")
+    return lines, warnings

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from distgan.data.address import is_local, local_path, public
+from distgan.errors import DataError
 
 
 def read(shards: str) -> dict:
@@ -22,8 +23,51 @@ def read(shards: str) -> dict:
 
 def by_folder(urls: Sequence[str]) -> dict[str, dict]:
     """The card of each folder that shards are in, in their order; {} of one that has no card."""
-    firsts = {os.path.dirname(url): url for url in reversed(urls)}
-    return {public(folder): read(firsts[folder]) for folder in dict.fromkeys(map(os.path.dirname, urls))}
+    return {public(folder): read(url) for url, folder in _firsts(urls).items()}
+
+
+def join_classes(urls: Sequence[str]) -> tuple[list[str], list[list[int]]]:
+    """Match the classes of sets that were packed apart, by the names that their cards give them.
+
+    Returns:
+        Names of classes 0, 1 ...: the first set's, then those that others add; and for each shard the class that its
+        label i becomes, empty where labels stay as they are. Without names, or in one folder, all stay.
+
+    Raises:
+        DataError: some sets name their classes and others do not, so nobody knows which are the same.
+    """
+    named = {folder: _class_names(read(url)) for url, folder in _firsts(urls).items()}
+    without = [folder for folder, names in named.items() if not names]
+    if without and len(without) < len(named):
+        other = next(folder for folder, names in named.items() if names)
+        raise DataError(
+            f"data.shards: the card of {public(other)} names its classes ({', '.join(named[other][:3])} ...), and "
+            f"{public(without[0])} has no card that does: which of them are the same? Pack both from one folder, or "
+            f'write {{"classes": ["first", "second", ...]}} to {public(without[0])}/dataset.json, or set '
+            "model.conditional=false"
+        )
+    names = list(dict.fromkeys(name for of_one in named.values() for name in of_one))
+    number = {name: i for i, name in enumerate(names)}
+    moved = {folder: [number[name] for name in of_one] for folder, of_one in named.items()}
+    stay = {folder for folder, numbers in moved.items() if numbers == list(range(len(numbers)))}
+    return names, [[] if os.path.dirname(url) in stay else moved[os.path.dirname(url)] for url in urls]
+
+
+def _firsts(urls: Sequence[str]) -> dict[str, str]:
+    """One shard of each folder -> the folder, in the shards' order."""
+    firsts: dict[str, str] = {}
+    for url in urls:
+        firsts.setdefault(os.path.dirname(url), url)
+    return {url: folder for folder, url in firsts.items()}
+
+
+def _class_names(card: dict) -> list[str]:
+    """Names of classes 0, 1 ...; none where a card has none, or nothing but the numbers themselves."""
+    found = card.get("classes")
+    if not isinstance(found, list) or not all(isinstance(name, str) for name in found):
+        return []
+    is_numbers = found == [str(i) for i in range(len(found))]
+    return [] if is_numbers or len(set(found)) < len(found) else found
 
 
 def facts(card: dict) -> list[tuple[str, str]]:

@@ -2,6 +2,7 @@
 
 import hashlib
 import itertools
+import json
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -13,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from distgan import keyed, stop
-from distgan.data import index
+from distgan.data import card, index
 from distgan.data.address import is_local, public
 from distgan.data.image import MAX_PIXELS, SUFFIXES, BadImage, decode_into
 from distgan.data.plan import held_out
@@ -92,10 +93,22 @@ class Dataset:
     ) -> None:
         self.urls, self.source, self.labels, self.pairs = list(urls), source, labels, pairs
         self._cache_dir = (cache_dir or default_cache_dir()) / "index"
-        with ThreadPoolExecutor(1 if all(map(is_local, self.urls)) else 16) as pool:
-            mine, labels = _without_labels(self.urls[rank::world], pool.map(self._summary, self.urls[rank::world]))
+        self.class_names, self._moved = [], [[] for _ in self.urls]
+        mine, labels, problem = [], {}, ""
+        try:
+            if self.labels:
+                self.class_names, self._moved = card.join_classes(self.urls)
+            with ThreadPoolExecutor(1 if all(map(is_local, self.urls)) else 16) as pool:
+                summaries = pool.map(self._summary, self.urls[rank::world])
+                mine, labels = _without_labels(self.urls[rank::world], summaries, self._moved[rank::world])
+        except DataError as error:  # told to all ranks, so that all stop
+            problem = str(error)
         names = [os.path.basename(public(url)) for url in self.urls]
-        lists, shares, found = zip(*gather((names, mine, labels)))
+        lists, shares, found, named, problems = zip(*gather((names, mine, labels, self.class_names, problem)))
+        if any(problems):
+            raise DataError(next(filter(None, problems)))
+        if any(other != named[0] for other in named):
+            raise DataError("ranks find other class names in the cards (dataset.json): all nodes need the same data")
         for number, other in enumerate(lists):
             if other != lists[0]:
                 raise DataError(
@@ -148,6 +161,7 @@ class Dataset:
                 f"{os.path.basename(public(u))} {s['size']} {s['samples']} {s['digest']}\n"
                 for u, s in zip(self.urls, shards)
             ).encode()
+            + (json.dumps(self._moved).encode() if any(self._moved) else b"")
         ).hexdigest()
         self._digests = [shard["digest"] for shard in shards]
         room = max(LOCATED_BYTES // world, LOCATED_BYTES // 8) / (24 * max(1, self.counts.mean()))
@@ -283,7 +297,8 @@ class Dataset:
                 f"{public(self.urls[shard])} is not the shard that this run began with: it changed meanwhile, or "
                 "another node has another one"
             )
-        columns = [*spans(self._image), found.label[good], found.first[good]]
+        labels = moved(found.label[good], self._moved[shard], self.urls[shard])
+        columns = [*spans(self._image), labels, found.first[good]]
         columns += spans(self._degraded) if self.pairs else ()
         held = np.zeros(int(good.sum()), bool)
         held[self._held[shard]] = True
@@ -294,11 +309,24 @@ class Dataset:
 Labels = dict[tuple[tuple[str, ...], int], tuple[str, int, int]]
 
 
-def _without_labels(urls: Sequence[str], summaries: Iterable[dict]) -> tuple[list[dict], Labels]:
+def moved(labels: np.ndarray, numbers: Sequence[int], url: str) -> np.ndarray:
+    """Labels as the joined set has them: i becomes `numbers[i]`; all stay where there are none."""
+    if not len(numbers):
+        return labels
+    if labels.max(initial=-1) >= len(numbers):
+        raise DataError(f"{public(url)}: label {labels.max()}, but its card names {len(numbers)} classes only")
+    return np.where(labels < 0, labels, np.array(numbers, labels.dtype)[labels.clip(0)])
+
+
+def _without_labels(
+    urls: Sequence[str], summaries: Iterable[dict], numbers: Sequence[Sequence[int]]
+) -> tuple[list[dict], Labels]:
     """Summaries of shards, and their labels added up: thousands of shards with thousands of classes are too many."""
     rest, labels = [], {}
-    for url, shard in zip(urls, summaries):
+    for url, shard, become in zip(urls, summaries, numbers):
         for kind, label, count in index.label_counts(shard) if "labels" in shard else ():
+            if become and 0 <= label < MAX_CLASSES:
+                label = int(moved(np.array([label]), become, url)[0])
             key = tuple(shard["kinds"][kind]), label
             first, there, total = labels.get(key, (url, count, 0))
             labels[key] = first, there, total + count

@@ -370,9 +370,8 @@ def _list_shards(spec: str, labels: bool, allow_damaged: bool) -> Listing:
         return Entry(name, label, content=source.cached(url, *span))
 
     names = [str(i) for i in range(data.num_classes)]
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-        card = json.loads((Path(local_path(urls[0])).parent / "dataset.json").read_text())
-        names = card["classes"] if len(card["classes"]) >= len(names) else names
+    if len(data.class_names) >= len(names):
+        names = data.class_names
     lacking = "some samples have no cls part" if labels and not labelled and data.has_some_labels else ""
     return Listing(entries(), data.num_samples, names if labelled else None, lacking=lacking)
 

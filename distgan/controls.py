@@ -91,7 +91,7 @@ class Controls:
         """One pass of a D step; its logits, [B] each. Nothing waits for the device."""
         if self._verdicts:
             told = torch.stack([(real_logits > fake_logits).double().sum(), real_logits.sign().double().sum()])
-            seen = torch.cat([told.new_tensor([len(real_logits)]), told.flip(0)])
+            seen = torch.cat([told.new_full((1,), len(real_logits)), told.flip(0)])  # no copy of a number from the host
             for verdicts in self._verdicts.values():
                 verdicts += seen
 

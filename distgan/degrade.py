@@ -4,6 +4,7 @@ All arithmetic on pixels is elementwise or a gather, in one order: a picture com
 in any batch, so neither ranks nor passes nor a resume change what G has to restore. Nothing here has a gradient.
 """
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 
@@ -169,7 +170,7 @@ def _jpeg(x: Tensor, quality: Tensor, seeds: Tensor, purpose: str, step: Step) -
 def _quantised(plane: Tensor, scale: Tensor, table: str) -> Tensor:
     """[B, H, W] levels after JPEG's quantisation, on whole levels."""
     size = plane.shape[-1]
-    base = plane.new_tensor([int(word) for word in table.split()]).view(8, 8)
+    base = _on_device(table, plane.device)
     steps = ((base * scale[:, None, None] + 50) / 100).floor().clamp(1, 255)[:, None, None]  # [B, 1, 1, 8, 8]
     k = torch.arange(8, device=plane.device, dtype=torch.float64)
     cosines = torch.cos((2 * k + 1) * k[:, None] * math.pi / 16) / 2
@@ -180,6 +181,12 @@ def _quantised(plane: Tensor, scale: Tensor, table: str) -> Tensor:
     levels = (_transformed(squares, cosines) / steps).round() * steps
     squares = _transformed(levels, cosines.T) + 128
     return squares.transpose(2, 3).reshape(plane.shape).round().clamp(0, 255)
+
+
+@functools.cache
+def _on_device(table: str, device: torch.device) -> Tensor:
+    """Its numbers, float32 [8, 8]; copied once, since the host waits for such a copy."""
+    return torch.tensor([int(word) for word in table.split()], dtype=torch.float32, device=device).view(8, 8)
 
 
 def _transformed(squares: Tensor, matrix: Tensor) -> Tensor:

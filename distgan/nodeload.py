@@ -49,5 +49,5 @@ def gpu_percent(device: torch.device | None) -> float | None:
         return None
     try:
         return float(torch.cuda.utilization(device))
-    except (ImportError, RuntimeError, AttributeError):
+    except Exception:  # NVML has errors of its own, where a GPU is divided (MIG, vGPU) or not ours to ask
         return None

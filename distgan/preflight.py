@@ -51,6 +51,7 @@ def preflight(world: World) -> list[Found]:
     for host in dict.fromkeys(hosts):
         if host != hosts[0]:
             other = hosts.index(host)
+            world.exchange(other, 1)  # the first time, NCCL makes a connection of these two ranks
             taken = world.exchange(other, NUMBERS)
             exchange_sec = taken if world.rank == other else exchange_sec
     name = torch.cuda.get_device_name(world.device) if world.device.type == "cuda" else "CPU"

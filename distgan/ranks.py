@@ -7,6 +7,7 @@ from typing import TypeVar
 from distgan.errors import ConfigError, DistganError, MachineError, of_kind
 
 T = TypeVar("T")
+NODE_RANK = "DISTGAN_NODE_RANK"  # LOCAL_RANK as the launcher gave it, before it became the number of a GPU
 
 
 def settle(environment: MutableMapping[str, str] = os.environ) -> int:
@@ -23,8 +24,6 @@ def settle(environment: MutableMapping[str, str] = os.environ) -> int:
         environment["WORLD_SIZE"] = environment["SLURM_NTASKS"]
         environment["LOCAL_RANK"] = environment["SLURM_LOCALID"]
         environment["LOCAL_WORLD_SIZE"] = str(len(environment["SLURM_GTIDS"].split(",")))
-        if environment.get("CUDA_VISIBLE_DEVICES", "").isdecimal():  # this task's own GPU is the only one it sees
-            environment["LOCAL_RANK"] = "0"
         if "MASTER_ADDR" not in environment or "MASTER_PORT" not in environment:
             raise MachineError(
                 "srun tasks need MASTER_ADDR and MASTER_PORT to find one another: see slurm/train.sbatch"
@@ -44,14 +43,30 @@ def settle(environment: MutableMapping[str, str] = os.environ) -> int:
     return int(size)
 
 
+def choose_gpu(num_visible: int, environment: MutableMapping[str, str] = os.environ) -> None:
+    """Make LOCAL_RANK the number of this rank's GPU among the `num_visible` that it sees.
+
+    Where a task sees fewer GPUs than its node has ranks (its own alone, by UUID, MIG, cgroup or --gpu-bind), Accelerate
+    takes LOCAL_RANK modulo their number for the device, but LOCAL_RANK as it stands for DDP and barriers.
+    """
+    if num_visible and "LOCAL_RANK" in environment:
+        environment.setdefault(NODE_RANK, environment["LOCAL_RANK"])
+        environment["LOCAL_RANK"] = str(local_rank(environment) % num_visible)
+
+
 def rank(environment: MutableMapping[str, str] = os.environ) -> int:
     """Of this process; 0 without a launcher."""
     return _number(environment.get("RANK", ""))
 
 
 def local_rank(environment: MutableMapping[str, str] = os.environ) -> int:
-    """Of this process among those of its machine."""
+    """Of this process among those of its machine; where they see different GPUs, the number of its own there."""
     return _number(environment.get("LOCAL_RANK", ""))
+
+
+def node_rank(environment: MutableMapping[str, str] = os.environ) -> int:
+    """Of this process among those of its machine, whichever GPUs it sees."""
+    return _number(environment.get(NODE_RANK, environment.get("LOCAL_RANK", "")))
 
 
 def _number(text: str) -> int:

@@ -5,7 +5,7 @@ import copy
 import os
 import socket
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from datetime import timedelta
 from typing import TypeVar
 
@@ -47,6 +47,7 @@ class World:
         bf16_gradients: bool = False,
     ) -> None:
         promised = ranks.settle()
+        ranks.choose_gpu(torch.cuda.device_count())
         if deterministic != "fast":
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA starts
         try:
@@ -60,6 +61,11 @@ class World:
                         InitProcessGroupKwargs(timeout=timedelta(seconds=timeout_sec, microseconds=1)),
                     ],
                 )
+        except NotImplementedError as error:  # Accelerate's, of GPUs whose old driver cannot reach one another
+            raise MachineError(
+                f"rank {ranks.rank()}: {error} Set NCCL_P2P_DISABLE=1 and NCCL_IB_DISABLE=1 for all ranks, or install "
+                "a newer driver"
+            ).on_rank(ranks.rank()) from None
         except dist.DistError as error:
             where = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
             raise MachineError(
@@ -83,6 +89,8 @@ class World:
             raise ConfigError(
                 f"a GAN trains under plain data parallelism, not {kind}: use `accelerate launch --multi_gpu`"
             )
+        if self.device.type == "cuda":
+            refuse_shared_gpus(self.gather((socket.gethostname(), _gpu_id(self.device))))
         _choose_kernels(self.device, deterministic, tf32)
         self._flat, self._bf16_gradients = sync == "flat", bf16_gradients
 
@@ -247,12 +255,32 @@ def _average_rounded(size: int, bucket: dist.GradBucket) -> torch.futures.Future
     return future.then(lambda done: bucket.buffer().copy_(done.value()[0]))
 
 
+def refuse_shared_gpus(gpus: Sequence[tuple[str, str]]) -> None:
+    """Raise MachineError where two ranks have the same GPU, which NCCL would refuse less clearly, or hang on.
+
+    Args:
+        gpus: Host and GPU of each rank, in rank order.
+    """
+    first: dict[tuple[str, str], int] = {}
+    for rank, gpu in enumerate(gpus):
+        if first.setdefault(gpu, rank) != rank:
+            raise MachineError(
+                f"ranks {first[gpu]} and {rank} on {gpu[0]} have the same GPU ({gpu[1]}): start one rank for each GPU "
+                "that the ranks of a machine see together"
+            )
+
+
+def _gpu_id(device: torch.device) -> str:
+    return str(torch.cuda.get_device_properties(device).uuid)
+
+
 def _choose_kernels(device: torch.device, deterministic: str, tf32: bool) -> None:
     if device.type != "cuda":
         return
-    precision = "tf32" if tf32 else "ieee"  # torch's own default is tf32 for convolutions only
-    torch.backends.cudnn.conv.fp32_precision = precision
-    torch.backends.cuda.matmul.fp32_precision = precision
+    # Torch's own default is tf32 for convolutions only. Its newer settings (fp32_precision) leave these two behind, and
+    # then what still reads them raises, as torch.compile of some versions does; these two set the newer ones as well.
+    torch.backends.cudnn.allow_tf32 = tf32
+    torch.backends.cuda.matmul.allow_tf32 = tf32
     torch.backends.cudnn.benchmark = deterministic == "fast"
     if deterministic != "fast":
         torch.utils.deterministic.fill_uninitialized_memory = False

@@ -27,6 +27,19 @@ def test_each_node_is_told_of_once(monkeypatch: pytest.MonkeyPatch) -> None:
     assert 0 < row["Nodes/0_mem_pct"] <= 100
 
 
+def test_a_gpu_that_does_not_say_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """NVML has errors of its own, as for a part of a GPU."""
+
+    class NVMLError(Exception):
+        pass
+
+    def refuse(device: torch.device) -> int:
+        raise NVMLError("Not Supported")
+
+    monkeypatch.setattr(torch.cuda, "utilization", refuse)
+    assert nodeload.gpu_percent(torch.device("cuda", 0)) is None
+
+
 def test_a_machine_without_gpus_says_nothing_of_them() -> None:
     world = SimpleNamespace(size=1, local_size=1, device=torch.device("cpu"), gather=lambda mine: [mine])
     names = set(NodeLoad(world).row())

@@ -2,6 +2,9 @@
 
 from dataclasses import replace
 
+import pytest
+
+from distgan import preflight as preflight_module
 from distgan.preflight import Found, preflight, report
 from distgan.world import World
 
@@ -30,6 +33,26 @@ def test_sums_are_as_fast_as_their_slowest_rank() -> None:
     lines, wrong = report([replace(one, sum_sec=sec) for one, sec in zip(GOOD, (0.01, 0.067108864, 0.02))])
     assert lines[-1] == "sums over 3 ranks: 1 GB/s"
     assert wrong == []
+
+
+def test_connections_are_made_before_they_are_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """NCCL connects two ranks at their first exchange, which may take a hundred times as long as the exchange."""
+    connected: set[int] = set()
+
+    def exchange(other: int, num: int) -> float:
+        taken = 0.5 if other in connected else 50.0 * other
+        connected.add(other)
+        return taken
+
+    world = World()
+    for rank, host in enumerate("abc"):
+        monkeypatch.setattr(preflight_module.socket, "gethostname", lambda host=host: host)
+        connected.clear()
+        monkeypatch.setattr(world, "rank", rank)
+        monkeypatch.setattr(world, "gather", lambda item, host=host: list("abc") if item == host else [item])
+        monkeypatch.setattr(world, "exchange", exchange)
+        (found,) = preflight(world)
+        assert found.exchange_sec == (0.5 if rank else None)
 
 
 def test_one_process_is_a_host_too() -> None:

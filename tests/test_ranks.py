@@ -12,7 +12,7 @@ import pytest
 from processes import environment, free_port
 
 from distgan.errors import DataError, DistganError, MachineError
-from distgan.ranks import settle, together
+from distgan.ranks import choose_gpu, local_rank, node_rank, settle, together
 
 STEP = {"SLURM_STEP_ID": "0", "SLURM_NTASKS": "4", "SLURM_PROCID": "3", "SLURM_LOCALID": "1", "SLURM_GTIDS": "2,3"}
 MEETING = {"MASTER_ADDR": "node1", "MASTER_PORT": "1"}
@@ -24,11 +24,21 @@ def test_a_task_of_a_step_is_a_rank() -> None:
     assert [found[name] for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")] == ["3", "1", "4", "2"]
 
 
-def test_a_task_that_sees_its_own_gpu_alone_uses_it() -> None:
-    for visible, local in (("5", "0"), ("0,1", "1"), ("", "1")):
-        found = STEP | MEETING | {"CUDA_VISIBLE_DEVICES": visible}
-        settle(found)
-        assert found["LOCAL_RANK"] == local
+@pytest.mark.parametrize("visible", [None, "", "5", "5,6", "GPU-8932f937-d72c", "MIG-GPU-8932f937/1/0"])
+@pytest.mark.parametrize(("num", "local"), [(0, "5"), (1, "0"), (4, "1"), (8, "5")])
+def test_local_rank_is_the_number_of_a_gpu_that_the_rank_sees(visible: str | None, num: int, local: str) -> None:
+    """However few those are: one's own by number, UUID, MIG or cgroup, or some of them (--gpu-bind)."""
+    found = STEP | MEETING | {"SLURM_LOCALID": "5"} | ({} if visible is None else {"CUDA_VISIBLE_DEVICES": visible})
+    settle(found)
+    for _ in range(2):  # a process may open its world twice
+        choose_gpu(num, found)
+        assert (found["LOCAL_RANK"], local_rank(found), node_rank(found)) == (local, int(local), 5)
+
+
+def test_a_process_without_a_launcher_has_no_number_to_choose_by() -> None:
+    found: dict[str, str] = {}
+    choose_gpu(4, found)
+    assert (found, local_rank(found), node_rank(found)) == ({}, 0, 0)
 
 
 @pytest.mark.parametrize(

@@ -58,6 +58,7 @@ class BareLoop:
         self._d_loss = self._world.prepare(DLoss(self.D, config.loss.name, penalties, self._bf16))
         self._g_loss = self._world.prepare(GLoss(self.G, self.D, config.loss.name, self._bf16))
         self._sums = torch.zeros(2, device=self._world.device)
+        self._copied: torch.cuda.Event | None = None
 
     def iterate(self) -> None:
         for _ in range(self._n_critic):
@@ -92,9 +93,15 @@ class BareLoop:
 
     def _next_parts(self) -> list[tuple[Tensor, Tensor | None]]:
         """The next images, in -1..1, and labels of each pass."""
+        if self._copied is not None:
+            self._copied.synchronize()  # the stream takes that buffer back now
         batch, device = next(self._stream), self._world.device
-        real = torch.from_numpy(batch.images).to(device).permute(0, 3, 1, 2).float() / 127.5 - 1
-        labels = torch.from_numpy(batch.labels).to(device) if self._conditional else None
+        images = torch.from_numpy(batch.images).to(device, non_blocking=True)
+        if device.type == "cuda":
+            self._copied = torch.cuda.Event()
+            self._copied.record()
+        real = images.permute(0, 3, 1, 2).float() / 127.5 - 1
+        labels = self._world.send(batch.labels) if self._conditional else None
         none = [None] * self._passes
         return list(zip(real.chunk(self._passes), none if labels is None else labels.chunk(self._passes)))
 

@@ -27,7 +27,7 @@ def workplace(config: Config) -> Iterator[tuple[Config, World]]:
     """The ranks, and the config made into one that runs in a folder that is gone afterwards."""
     world = open_world(config)
     folder = Path(tempfile.gettempdir()) / f"distgan-bench-{world.broadcast(secrets.token_hex(6))}"
-    writes = ranks.local_rank() == 0  # on every node
+    writes = ranks.node_rank() == 0  # on every node
     try:
         if config.data.shards == [SYNTHETIC]:
             config = replace(config, data=replace(config.data, shards=[str(folder / "shards")]))

@@ -43,7 +43,8 @@ def reach(points: Tensor, k: int) -> Tensor:
     if len(points) <= k:
         raise ValueError(f"{k} neighbours need {k + 1} images at least, not {len(points)}")
     # Itself is the first: its distance of 0 is the smallest there is.
-    return torch.cat([part.kthvalue(k + 1, dim=1).values for part in _tiles(points, points)])
+    # `kthvalue` has no deterministic kernel on a GPU, and train.deterministic=strict would end the run there.
+    return torch.cat([part.topk(k + 1, dim=1, largest=False).values[:, -1] for part in _tiles(points, points)])
 
 
 def nearest(points: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,50 @@
+"""What `World` settles of GPUs before it uses them; shown without one, by what torch and Accelerate say."""
+
+import itertools
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from distgan import world
+from distgan.errors import MachineError
+from distgan.world import World, refuse_shared_gpus
+
+CUDA = torch.device("cuda")
+
+
+@pytest.fixture
+def kernels() -> Iterator[None]:
+    """Puts back what choosing kernels changes."""
+    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
+    before = cudnn.allow_tf32, matmul.allow_tf32, cudnn.benchmark
+    yield
+    cudnn.allow_tf32, matmul.allow_tf32, cudnn.benchmark = before
+
+
+@pytest.mark.parametrize("tf32", [False, True])
+def test_older_and_newer_readers_of_tf32_agree(tf32: bool, kernels: None) -> None:
+    """Where only the newer setting is made, torch raises at the older one, which torch.compile reads."""
+    world._choose_kernels(CUDA, "fast", tf32)
+    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
+    assert (cudnn.allow_tf32, matmul.allow_tf32) == (tf32, tf32)
+    assert torch.get_float32_matmul_precision() == ("high" if tf32 else "highest")
+    for newer in (cudnn.conv.fp32_precision, matmul.fp32_precision):
+        assert (newer == "tf32") == tf32
+    with cudnn.flags(enabled=True):  # reads and puts back all settings of cuDNN
+        pass
+
+
+def test_two_ranks_on_one_gpu_are_named() -> None:
+    refuse_shared_gpus([*itertools.product(("a", "b"), ("GPU-1", "GPU-2"))])  # names count within a host alone
+    with pytest.raises(MachineError, match=r"ranks 1 and 3 on b have the same GPU \(GPU-1\)"):
+        refuse_shared_gpus([("a", "GPU-1"), ("b", "GPU-1"), ("a", "GPU-2"), ("b", "GPU-1")])
+
+
+def test_gpus_that_accelerate_refuses_are_an_error_of_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(**_: object) -> None:
+        raise NotImplementedError("RTX 4000 series doesn't support P2P.")
+
+    monkeypatch.setattr(world, "Accelerator", refuse)
+    with pytest.raises(MachineError, match=r"RTX 4000 .* NCCL_P2P_DISABLE=1"):
+        World()

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 from distgan import build, checkpoint, sample
@@ -23,6 +24,7 @@ from distgan.runfolder import file_in_the_way
 
 def check(config: Config, spread: BatchPlan) -> tuple[list[str], list[str]]:
     """Lines that describe the run, and warnings. Raises what the run itself would raise before its first step."""
+    config = replace(config, data=replace(config.data, allow_pipe=False))  # a look at a config runs no command of it
     dataset = build.open_dataset(config)
     G, D = build.build_nets(config, dataset.num_classes)
     lines = build.describe(config, spread, dataset, build.choose_layout(config, dataset), G, D)

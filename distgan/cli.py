@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 
 from distgan.arguments import build_parser
+from distgan.data.address import public_text
 from distgan.errors import ConfigError, DistganError, MachineError
 from distgan.ranks import rank, settle
 from distgan.stop import listening, was_asked
@@ -44,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 return error.exit_code
         who = error.rank if error.rank is not None else rank()
         named = f"rank {who}: " if error.rank is not None or who > 0 else ""
-        print(f"distgan {options.command}: {named}{error}", file=sys.stderr)
+        print(f"distgan {options.command}: {named}{public_text(str(error), *words)}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         print(f"distgan {options.command}: interrupted", file=sys.stderr)
@@ -184,6 +185,7 @@ def _bench(options: argparse.Namespace) -> int:
 
 
 def _config(options: argparse.Namespace) -> int:
+    from distgan.config import without_secrets
     from distgan.configfile import load, to_yaml
     from distgan.confighelp import diff, help_keys, markdown
     from distgan.rules import batch_plan
@@ -193,14 +195,14 @@ def _config(options: argparse.Namespace) -> int:
     elif options.diff:
         if options.config is not None:
             raise ConfigError(f"--diff compares two files, without overrides: {options.config} is one too many")
-        print(diff(*(load(path) for path in options.diff)))
+        print(diff(*(without_secrets(load(path)) for path in options.diff)))
     elif options.config is None:
         raise ConfigError("name a config file, or pass --help-keys or --diff")
     else:
         config = load(options.config, options.overrides)
         if options.ranks:
             batch_plan(config, options.ranks)
-        print(to_yaml(config), end="")
+        print(to_yaml(without_secrets(config)), end="")
     return 0
 
 

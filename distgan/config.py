@@ -4,12 +4,12 @@ The dataclasses are the schema: `configfile` fills them from YAML and `key=value
 module imports neither torch nor OmegaConf, so that mistakes are told at once.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import MISSING, Field, asdict, dataclass, field, fields, is_dataclass, replace
 from typing import Any, Literal
 
 from distgan import recipe
-from distgan.data.address import public_text
+from distgan.data.address import public, public_text
 
 
 def key(
@@ -18,6 +18,7 @@ def key(
     *,
     unit: str = "",
     free: bool = False,
+    personal: bool = False,
     low: float | None = None,
     high: float | None = None,
 ) -> Any:
@@ -27,9 +28,10 @@ def key(
         unit: "images" takes 200k and 25M too; "schedule" takes a number, or [first, last] over train.ramp images;
             "images schedule" is both.
         free: Whether a resumed run may change it without asking.
+        personal: Whether it gives rights that only who starts a command has: no file may set it, not a checkpoint's.
         low, high: Bounds, both allowed.
     """
-    about = {"help": help, "unit": unit, "free": free, "low": low, "high": high}
+    about = {"help": help, "unit": unit, "free": free, "personal": personal, "low": low, "high": high}
     if isinstance(default, (list, dict)):
         return field(default_factory=lambda: type(default)(default), metadata=about)
     return field(default=default, metadata=about)
@@ -64,7 +66,9 @@ class Data:
     max_pixels: int = key(100_000_000, "larger images count as damaged", low=1, high=178_000_000)
     max_bad_share: float = key(0.01, "share of damaged images above which the run fails", free=True, low=0, high=1)
     allow_damaged: bool = key(False, "use the good samples of damaged shards")
-    allow_pipe: bool = key(False, "run the shell commands of pipe: addresses", free=True)
+    allow_pipe: bool = key(
+        False, "run the shell commands of pipe: addresses; counts on the command line only", free=True, personal=True
+    )
     threads: int = key(0, "decoding threads of each rank; 0: by the cores of the machine", free=True, low=0, high=64)
     scaled_decode: bool = key(
         False, "decode JPEGs at a fraction that is still twice the resolution: faster where they are far larger"
@@ -479,5 +483,25 @@ def to_dict(config: Config) -> dict:
 
 
 def without_secrets(config: Config) -> Config:
-    """As a run's records keep it: addresses of shards without user, password and query."""
-    return replace(config, data=replace(config.data, shards=[public_text(url) for url in config.data.shards]))
+    """As records keep it: addresses without user, password and query; no command, no right to run one."""
+    result = config
+    for section in fields(config):
+        values = getattr(config, section.name)
+        result = replace(result, **{section.name: _shown(values, public if section.name != "wandb" else _shown_prose)})
+    return replace(result, data=replace(result.data, allow_pipe=False))
+
+
+def _shown_prose(text: str) -> str:
+    """Words such as wandb.notes, which go on after an address."""
+    return public(text) if "pipe:" in text else public_text(text)
+
+
+def _shown(value: Any, shown: Callable[[str], str]) -> Any:
+    """A setting's value with its texts as `shown` gives them."""
+    if isinstance(value, str):
+        return shown(value) if "://" in value or "pipe:" in value else value
+    if is_dataclass(value) and not isinstance(value, type):
+        return replace(value, **{f.name: _shown(getattr(value, f.name), shown) for f in fields(value)})
+    if isinstance(value, dict):
+        return {name: _shown(inner, shown) for name, inner in value.items()}
+    return [_shown(inner, shown) for inner in value] if isinstance(value, list) else value

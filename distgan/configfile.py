@@ -6,7 +6,6 @@ with the file or override that it stands in.
 """
 
 import difflib
-import fnmatch
 import math
 import os
 from collections.abc import Iterator, Sequence
@@ -19,20 +18,22 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from distgan.config import FAMILIES, Config, default_of, leaves
+from distgan.data.address import public, public_text
 from distgan.errors import ConfigError
 from distgan.rules import eval_problems, problems
 
 READABLE_ENVIRONMENT = (
-    "HOME",
-    "USER",
-    "TMPDIR",
-    "SCRATCH",
-    "WORK",
-    "DATA_ROOT",
-    "SLURM_*",
-    "WANDB_RUN_ID",
-    "WANDB_SWEEP_ID",
-)
+    *("HOME", "USER", "TMPDIR", "SCRATCH", "WORK", "DATA_ROOT", "WANDB_RUN_ID", "WANDB_SWEEP_ID"),
+    *(
+        "SLURM_JOB_ID",
+        "SLURM_JOB_NAME",
+        "SLURM_ARRAY_JOB_ID",
+        "SLURM_ARRAY_TASK_ID",
+        "SLURM_TMPDIR",
+        "SLURM_SUBMIT_DIR",
+    ),
+)  # no patterns: of SLURM_*, SLURM_JWT is a credential
+PERSONAL = [name for name, setting in leaves(Config) if setting.metadata.get("personal")]
 
 
 def load(path: str, overrides: Sequence[str] = ()) -> Config:
@@ -49,10 +50,13 @@ def load(path: str, overrides: Sequence[str] = ()) -> Config:
             raise ConfigError(f"{path} is a folder without config.yaml: neither a config nor a run")
     here = [("run folder", {"run": {"dir": str(folder)}})] if folder else []  # it may have been moved or copied
     try:
-        layers = [*_files(file, ()), *here, *_override_layers(overrides)]
+        layers = [*_files(file, ()), *here]
+        own = list(_override_layers(overrides))
     except RecursionError:
         raise ConfigError(f"{file}: nested too deeply") from None
-    result = _merged(layers, str(file))
+    if folder:
+        _require_resolved(dict(layers)[str(file)], str(file))
+    result = _merged(layers, own, str(file))
     result.run.dir = result.run.dir or f"runs/{file.stem}"
     mistakes = _out_of_bounds(result) + problems(result)
     if mistakes:
@@ -71,25 +75,36 @@ def load_to_evaluate(layers: Sequence[tuple[str, dict]], overrides: Sequence[str
     for text in overrides:
         name = text.partition("=")[0]
         if "=" in text and not name.startswith(("eval.", "data.", "run.")):
-            raise ConfigError(f"{text}: an evaluation takes overrides of eval.* and data.* only")
-    result = _merged([*layers, *_override_layers(overrides)], "config")
+            raise ConfigError(f"{public(text)}: an evaluation takes overrides of eval.* and data.* only")
+    for layer, values in layers:
+        _require_resolved(values, layer)
+    result = _merged(layers, list(_override_layers(overrides)), "config")
     if mistakes := _out_of_bounds(result) + eval_problems(result.eval):
         raise ConfigError(_listed(mistakes))
     return result
 
 
-def _merged(layers: Sequence[tuple[str, dict]], told: str) -> Config:
-    """Defaults with layers of values on top; bounds are not checked yet."""
+def _merged(layers: Sequence[tuple[str, dict]], own: Sequence[tuple[str, dict]], told: str) -> Config:
+    """Defaults with layers of values on top; bounds are not checked yet. `own` come from the command line."""
     schema = dict(leaves(Config))
     config = OmegaConf.structured(Config)
     mistakes: list[str] = []
     given: set[str] = set()
     nets: dict[str, tuple[str, object]] = {}  # the networks' own settings: key -> (layer, value)
-    for layer, values in layers:
+    granted = {name: value for _, values in own for name, value in _flat(values) if name in PERSONAL}
+    for i, (layer, values) in enumerate([*layers, *own]):
         for name, value in _flat(values):
+            if name in PERSONAL and i < len(layers):
+                if value is not False and not granted.get(name) and not _granted_by_environment(name):
+                    mistakes.append(
+                        f"{layer}: {name}={value}: a file cannot set it: {_how_to_grant(name)}, or leave it out"
+                    )
+                continue
             if name == "model.family":  # a layer that chooses another family starts from that family's defaults
                 if value not in list(FAMILIES):
-                    mistakes.append(f"{layer}: model.family={value!r}: choose one of {', '.join(FAMILIES)}")
+                    mistakes.append(
+                        f"{layer}: model.family={public(str(value))!r}: choose one of {', '.join(FAMILIES)}"
+                    )
                     continue
                 nets = {} if value != config.model.family else nets
             if name.startswith(("model.G.", "model.D.")):
@@ -98,6 +113,9 @@ def _merged(layers: Sequence[tuple[str, dict]], told: str) -> Config:
             given.add(name)
             _put(config, layer, name, name, value, schema, mistakes)
 
+    for name in PERSONAL:
+        if name not in granted:
+            OmegaConf.update(config, name, _granted_by_environment(name))
     _resolve(config, mistakes)
     if config.loss.name != default_of(schema["loss.name"]):  # the default penalties are those of the default loss
         for name in {"r1", "r2"} - {name.removeprefix("loss.") for name in given}:
@@ -113,11 +131,50 @@ def _merged(layers: Sequence[tuple[str, dict]], told: str) -> Config:
 
 
 def from_dict(values: dict) -> Config:
-    """The config that `config.to_dict` gave these values; raises ConfigError where they are another version's."""
+    """The config that `config.to_dict` gave these values, without rights that only the command line gives.
+
+    Raises:
+        ConfigError: They are another version's, or none that it gave.
+    """
+    _require_resolved(values, "saved config")
     try:
-        return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), values))  # type: ignore[return-value]
-    except OmegaConfBaseException as error:
+        result: Config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), values))  # type: ignore[assignment]
+    except (OmegaConfBaseException, ValueError, TypeError) as error:
         raise ConfigError(f"this config is of another version of distgan: {_first_line(error)}") from None
+    for name in PERSONAL:
+        section, _, key = name.rpartition(".")
+        setattr(getattr(result, section), key, _granted_by_environment(name))
+    if result.model.family not in FAMILIES:
+        return result  # whose networks nobody here can build, as is told where they are
+    if mistakes := _out_of_bounds(result):
+        raise ConfigError(f"saved config: {_listed(mistakes)}")
+    return result
+
+
+def _require_resolved(values: object, told: str) -> None:
+    """Refuse interpolations in what a run wrote, which has none: they could read what is not theirs."""
+    if isinstance(values, dict):
+        for name, value in values.items():
+            _require_resolved(name, told)
+            _require_resolved(value, told)
+    elif isinstance(values, list):
+        for value in values:
+            _require_resolved(value, told)
+    elif isinstance(values, str) and "${" in values:
+        raise ConfigError(f"{told}: {values!r}: a saved config has no ${{...}} in it: this one was altered")
+
+
+def _granted_by_environment(name: str) -> bool:
+    """Whether the environment of who starts the command gives a right, as in DISTGAN_ALLOW_PIPE=1."""
+    return os.environ.get(_variable(name), "") == "1"
+
+
+def _how_to_grant(name: str) -> str:
+    return f"write {name}=true on the command line, or {_variable(name)}=1 in the environment"
+
+
+def _variable(name: str) -> str:
+    return "DISTGAN_" + name.rpartition(".")[2].upper()
 
 
 def to_yaml(config: Config) -> str:
@@ -155,9 +212,9 @@ def _files(file: Path, chain: tuple[Path, ...]) -> Iterator[tuple[str, dict]]:
 def _override_layers(overrides: Sequence[str]) -> Iterator[tuple[str, dict]]:
     for i, text in enumerate(overrides, 1):
         name, equals, _ = text.partition("=")
-        layer = f"override {i} {text!r}"
+        layer = f"override {i} {public(text)!r}"
         if text.startswith("-") and not equals:
-            raise ConfigError(f"{text}: there is no such option")
+            raise ConfigError(f"{public(text)}: there is no such option")
         if text.startswith("-"):
             raise ConfigError(f"{layer}: write overrides as key=value, without dashes: {text.lstrip('-')}")
         if not equals or not name:
@@ -166,7 +223,7 @@ def _override_layers(overrides: Sequence[str]) -> Iterator[tuple[str, dict]]:
             values: Any = OmegaConf.to_container(OmegaConf.from_dotlist([text]), resolve=False)
             yield layer, values
         except (yaml.YAMLError, OmegaConfBaseException, UnicodeError) as error:
-            raise ConfigError(f"{layer}: the value is no YAML, quote it: {_first_line(error)}") from None
+            raise ConfigError(f"{layer}: the value is no YAML, quote it: {_first_line(error, text)}") from None
 
 
 def _flat(values: dict, prefix: str = "") -> Iterator[tuple[str, object]]:
@@ -192,7 +249,7 @@ def _put(
             raise ValueError(f"{whole} is a setting, not a group of them: set it as a whole")
         OmegaConf.update(config, inner, _converted(value, schema.get(inner)), merge=False)
     except (OmegaConfBaseException, ValueError, TypeError) as error:
-        text = _first_line(error)
+        text = _first_line(error, value)
         if inner not in schema and not group and "Did you mean" not in text:
             last = {known.rpartition(".")[2]: known for known in schema}
             near = difflib.get_close_matches(inner.rpartition(".")[2], last, n=1, cutoff=0.7)
@@ -243,7 +300,7 @@ def _resolve(config: DictConfig, mistakes: list[str]) -> None:
     """Fill in interpolations. Only harmless environment variables may enter, since a config is written to W&B too."""
 
     def read(name: str, default: str | None = None) -> str | None:
-        if not any(fnmatch.fnmatch(name, allowed) for allowed in READABLE_ENVIRONMENT):
+        if name not in READABLE_ENVIRONMENT:
             allowed = ", ".join(READABLE_ENVIRONMENT)
             raise ValueError(f"a config may not read the environment variable {name}, only {allowed}")
         if name not in os.environ and default is None:
@@ -292,9 +349,10 @@ def _out_of_bounds(config: Config) -> list[str]:
     return list(dict.fromkeys(found))
 
 
-def _first_line(error: Exception) -> str:
-    """An error's own sentence, without the lines that repeat the key."""
-    return str(error).split("\n")[0].strip()
+def _first_line(error: Exception, value: object = None) -> str:
+    """An error's own sentence, without the lines that repeat the key and without secrets of the value's addresses."""
+    texts = [text for text in (value if isinstance(value, list) else [value]) if isinstance(text, str)]
+    return public_text(str(error).split("\n")[0].strip(), *texts)
 
 
 def _listed(mistakes: list[str]) -> str:

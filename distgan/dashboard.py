@@ -7,6 +7,7 @@ on. Offline, all of it lies in the run folder until `wandb sync` sends it.
 import contextlib
 import logging
 import os
+import re
 import sys
 import tempfile
 import threading
@@ -19,11 +20,12 @@ from PIL import Image
 
 from distgan import stop
 from distgan.config import Wandb
-from distgan.data.address import public_text
+from distgan.data.address import public
 from distgan.fence import Fence, short
 from distgan.report.curves import better
 from distgan.runfolder import RunFolder
 
+CREDENTIAL = re.compile("SLURM_.*(JWT|TOKEN|KEY|SECRET|PASS)")  # the client records and sends all of SLURM_*
 log = logging.getLogger("distgan")
 
 INIT_SEC, START_SEC = 20, 150  # for a server to take the run; for all that a start may try
@@ -226,7 +228,8 @@ def _init(
         "silent": True,
     }
     known = wandb.Settings.model_fields  # names that begin with x_ come and go
-    words, sys.argv = sys.argv, [public_text(word) for word in sys.argv]  # which the client sends
+    words, sys.argv = sys.argv, [public(word) for word in sys.argv]  # which the client sends
+    hidden = {name: os.environ.pop(name) for name in list(os.environ) if CREDENTIAL.match(name)}
     try:
         run = wandb.init(
             mode=mode,
@@ -244,6 +247,7 @@ def _init(
         )
     finally:
         sys.argv = words
+        os.environ.update(hidden)
     run.define_metric("Progress/kimg", hidden=True)
     run.define_metric("*", step_metric="Progress/kimg")
     return run

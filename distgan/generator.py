@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from distgan import __version__, build, checkpoint, sample
 from distgan.checkpoint import DamagedError
-from distgan.config import Config
+from distgan.config import Config, to_dict, without_secrets
 from distgan.configfile import from_dict
 from distgan.errors import ConfigError, DataError
 from distgan.models import MODELS
@@ -253,14 +253,15 @@ def _checkpoint(folder: Path) -> tuple[Path, checkpoint.Tensors, Config, dict]:
 
 def _origin(where: Path, config: dict, images: int) -> dict:
     """Where a generator comes from, for files that are handed on: without the places of this machine."""
-    data = config["data"] | {"shards": [os.path.basename(os.path.normpath(url)) for url in config["data"]["shards"]]}
+    told = to_dict(without_secrets(from_dict(config)))
+    data = told["data"] | {"shards": [os.path.basename(os.path.normpath(url)) for url in told["data"]["shards"]]}
     return {
         "run": where.resolve().parent.parent.name,
         "checkpoint": where.name,
         # Of the manifest, which holds a hash of every file, and so of the checkpoint.
         "sha256": hashlib.sha256((where / "manifest.json").read_bytes()).hexdigest(),
         "images": images,
-        "config": {key: value for key, value in config.items() if key not in ("run", "wandb")} | {"data": data},
+        "config": {key: value for key, value in told.items() if key not in ("run", "wandb")} | {"data": data},
     }
 
 

@@ -14,7 +14,7 @@ from importlib import metadata
 from pathlib import Path
 
 from distgan.checkpoint import replace_file
-from distgan.data.address import public_text
+from distgan.data.address import public
 from distgan.errors import OTHERS_END, DistganError, MachineError
 
 log = logging.getLogger("distgan")
@@ -218,4 +218,4 @@ def git_state() -> str:
 
 
 def command_line() -> list[str]:
-    return [public_text(word) for word in (os.path.basename(sys.executable), *sys.orig_argv[1:])]
+    return [public(word) for word in (os.path.basename(sys.executable), *sys.orig_argv[1:])]

@@ -41,7 +41,7 @@ class Tracker:
             told = without_secrets(config)
             folder.write_config(to_yaml(told))
             known = to_dict(told) | {"environment": folder.start}
-            self._wandb = start_wandb(config.wandb, folder, known, wandb_id, lambda: stop.ask("finished"))
+            self._wandb = start_wandb(told.wandb, folder, known, wandb_id, lambda: stop.ask("finished"))
 
     def grid(self, name: str, file: str, pictures: list[np.ndarray], columns: int) -> None:
         """Save a grid of pictures among the samples; W&B gets it with the next row."""

@@ -117,7 +117,7 @@ def test_all_mistakes_of_all_layers_are_told_at_once(tmp_path: Path) -> None:
         ("loss.name=wasserstein", "needs a Lipschitz critic: set loss.gp=10"),
         ("train.micro_batch=7", "train.batch=64 is no multiple of train.micro_batch=7: choose one of 1, 2, 4, 8"),
         ("data.shards=${oc.env:WANDB_API_KEY}", "may not read the environment variable WANDB_API_KEY"),
-        ("data.shards=${oc.env:SLURM_NOT_SET}", "the environment variable SLURM_NOT_SET is not set"),
+        ("data.shards=${oc.env:DATA_ROOT}", "the environment variable DATA_ROOT is not set"),
         ("train.seed=${train.nothing}", "train.nothing"),
         ("data.shards=[]", "data.shards is not set"),
     ],

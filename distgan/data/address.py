@@ -1,7 +1,14 @@
-"""Addresses of shards: which are files of this machine, and what of one may be shown."""
+"""Addresses: which are files of this machine, and what of one may be shown or written down."""
 
 import re
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import quote, unquote
+
+HIDDEN_COMMAND = "pipe:[not shown]"  # in place of a command, which may hold a token anywhere
+_SCHEME = re.compile(r"(?<![\w+.-])(?!file://)[\w+.-]*://")
+_COMMAND = re.compile(r"(?:^|(?<=[\s=\[,'\"{:]))pipe:")
+_LINKED = re.compile(r"::(?=[\w+.-]+:)")  # joins addresses to a chain
+_SECRET_FROM = re.compile(r"[?#;]")
+_SHORTEST = 3  # shorter parts of a secret are replaced only together with the rest
 
 
 def is_local(url: str) -> bool:
@@ -12,15 +19,67 @@ def local_path(url: str) -> str:
     return url.removeprefix("file://")
 
 
-def public(url: str) -> str:
-    """An address without what may be secret in it: user, password and query."""
-    if is_local(url):
-        return local_path(url)
-    parts = urlsplit(url)
-    return urlunsplit((parts.scheme, parts.netloc.rsplit("@")[-1], parts.path, "", ""))
+def public(text: str) -> str:
+    """An address without what may be secret in it: user, password, query and fragment; of `pipe:`, the command.
+
+    `text` may have words around its addresses, such as `data.shards=[https://...]`. An address may hold any character,
+    so what begins a secret hides the rest of the text, up to the next address of a chain (`::`). A local path is shown
+    without file://, and is otherwise as it was.
+    """
+    if command := _COMMAND.search(text):
+        return public(text[: command.start()]) + HIDDEN_COMMAND
+    if not _SCHEME.search(text):
+        return local_path(text)
+    return "::".join(_public_link(link) for link in _LINKED.split(text))
 
 
-def public_text(text: str) -> str:
-    """A text, such as a word of a command line, with its addresses made public."""
-    address = r"\b((?!file:)\w+://)(?:[^/\s,]*@)?((?:(?!::)[^\s?,\]'\"])*)(?:\?(?:(?!::)[^\s,\]'\"])*)?"
-    return re.sub(address, r"\1\2", text)
+def public_text(text: str, *urls: str) -> str:
+    """A message without the secrets of these addresses, whole or in parts, and of other addresses that it shows."""
+    for url in urls:
+        text = text.replace(url, public(url)).replace(repr(url)[1:-1], public(url))
+        for secret in sorted(_secrets(url), key=len, reverse=True):
+            text = text.replace(secret, "***")
+    if re.search(r"pipe:\S", text):
+        return public(text)
+    return re.sub(r"\S*://\S*", lambda word: public(word[0]), text)
+
+
+def _public_link(text: str) -> str:
+    """A text without its addresses' secrets; its addresses form no chain."""
+    starts = [scheme.start() for scheme in _SCHEME.finditer(text)]
+    shown = text[: starts[0]] if starts else text
+    for start, end in zip(starts, [*starts[1:], len(text)]):
+        scheme = _SCHEME.match(text, start)[0]
+        _, place, hidden = _cut(text[start + len(scheme) : end])
+        shown += scheme + place
+        if hidden:
+            break
+    return shown
+
+
+def _cut(rest: str) -> tuple[str, str, str]:
+    """What follows a scheme, as user and password, the place to show, and what comes after it.
+
+    A password may hold any character: where it is not clear that there is none, nothing is shown.
+    """
+    until = _SECRET_FROM.search(rest)
+    host, _, _ = rest.partition("/")
+    before, at, _ = rest.rpartition("@")
+    if until and until.start() < len(before) and (until.start() < len(host) or ":" in before):
+        return rest, "", ""
+    place, hidden = (rest[: until.start()], rest[until.start() :]) if until else (rest, "")
+    user, at, _ = (place if at and ":" in before else host).rpartition("@")
+    return user, place[len(user) + 1 :] if at else place, hidden
+
+
+def _secrets(url: str) -> set[str]:
+    """What `public` leaves out of an address, whole and in the parts that a library may show."""
+    found: set[str] = set()
+    for link in _LINKED.split(url):
+        schemes = list(_SCHEME.finditer(link))
+        for scheme, following in zip(schemes, [*(other.start() for other in schemes[1:]), len(link)]):
+            user, _, hidden = _cut(link[scheme.end() : following])
+            found |= {user, user.partition(":")[2], *re.split(r"[:/@?#;]", user)}
+            found |= {hidden[1:], *re.split(r"[?#;&=]", hidden)}
+    found |= {spelled for part in found for spelled in (unquote(part), quote(part), repr(part)[1:-1])}
+    return {part for part in found if len(part) >= _SHORTEST}

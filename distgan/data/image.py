@@ -14,6 +14,8 @@ import numpy as np
 import simplejpeg
 from PIL import Image
 
+# All that Pillow may open: other formats of its are rare among data sets, and one starts a program (EPS, Ghostscript).
+FORMATS = ("PNG", "WEBP", "BMP", "DIB", "GIF", "TIFF", "PPM", "JPEG2000", "AVIF", "JPEG")
 SUFFIXES = {"jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff", "ppm", "pgm", "jp2", "avif"}
 FILTERS = {"lanczos": Image.Resampling.LANCZOS, "area": Image.Resampling.BOX, "bicubic": Image.Resampling.BICUBIC}
 MAX_PIXELS = 100_000_000
@@ -103,7 +105,7 @@ def decode(
         return picture
     try:
         _silence_pillow()
-        image = Image.open(io.BytesIO(data))
+        image = open_image(data)
         _check_size(*image.size, max_pixels)
         colors = _load(image, data if measure or value_range else b"")
         return _to_rgb(image, background, colors, value_range)
@@ -115,6 +117,11 @@ def decode(
         raise BadImage("not an image") from None
     except Exception as error:  # Pillow's plugins raise SyntaxError, struct.error, OSError ... on damaged files
         raise BadImage(f"damaged ({type(error).__name__})") from None
+
+
+def open_image(data: bytes) -> Image.Image:
+    """Open a picture of a known format, without decoding it; the only door to Pillow's readers."""
+    return Image.open(io.BytesIO(data), formats=FORMATS)
 
 
 @lru_cache(maxsize=1)
@@ -185,7 +192,7 @@ def _may_be_turned(data: bytes) -> bool:
 def _orientation(jpeg: bytes) -> int:
     """What the camera noted of how it was held; 1 is upright."""
     try:
-        return Image.open(io.BytesIO(jpeg)).getexif().get(ORIENTATION, 1)
+        return open_image(jpeg).getexif().get(ORIENTATION, 1)
     except Exception:  # a damaged EXIF block; Pillow's reader raises of every kind
         return 1
 
@@ -219,7 +226,7 @@ def _load(image: Image.Image, data: bytes) -> np.ndarray | None:
         return high * 257  # there is no other byte order to look with: the lower 8 bits are not known
     is_big = order == "B" or (order == "N" and sys.byteorder == "big")
     swapped = f"{name};16{'L' if is_big else 'B'}"
-    other = Image.open(io.BytesIO(data))
+    other = open_image(data)
     other.tile = [
         tile._replace(args=swapped if isinstance(tile.args, str) else (swapped, *tile.args[1:])) for tile in other.tile
     ]
@@ -231,7 +238,7 @@ def _to_rgb(image: Image.Image, background: int, colors: np.ndarray | None, valu
     """RGB of a decoded picture; `colors` are its 16-bit ones, where they are wanted and it has them."""
     notes, values = [], None
     orientation = image.getexif().get(ORIENTATION, 1)
-    if getattr(image, "n_frames", 1) > 1:
+    if getattr(image, "is_animated", False):
         image.seek(0)
         notes.append("animation, first frame taken")
     if colors is not None:

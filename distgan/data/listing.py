@@ -84,7 +84,7 @@ def list_source(source: str, *, labels: bool = True, allow_damaged: bool = False
     if not path.is_file():
         if any(mark in source for mark in ("://", "{", "*", "::")):
             return _list_shards(source, labels, allow_damaged)
-        raise DataError(f"{source}: no such file or folder")
+        raise DataError(f"{public(source)}: no such file or folder")
     if name.endswith(".npz"):
         return _list_arrays(path, labels)
     if zipfile.is_zipfile(path):
@@ -93,7 +93,7 @@ def list_source(source: str, *, labels: bool = True, allow_damaged: bool = False
         return _list_tar(path, labels, allow_damaged)
     if name.endswith((".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".txz", ".tar.zst", ".tzst")):
         return _list_compressed_tar(path, labels)
-    raise DataError(f"{source}: neither a folder nor a .zip, .tar(.gz .bz2 .xz .zst), .npz or shards")
+    raise DataError(f"{public(source)}: neither a folder nor a .zip, .tar(.gz .bz2 .xz .zst), .npz or shards")
 
 
 def pair(clean: Listing, degraded: Listing) -> Listing:

@@ -6,11 +6,13 @@ import hashlib
 import itertools
 import os
 import shlex
+import tempfile
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from distgan.data.address import is_local, local_path, public
+from distgan.data import braces
+from distgan.data.address import HIDDEN_COMMAND, is_local, local_path, public
 from distgan.data.image import SUFFIXES
 from distgan.errors import DataError
 
@@ -30,7 +32,7 @@ def find_shards(spec: str | Sequence[str], *, allow_pipe: bool = False, cache_di
 
     A spec is a folder (its *.tar, sorted), a glob, a WebDataset expression with braces or `::`, an address such as
     https://host/{000..099}.tar or s3://bucket/{00..99}.tar, or a list of these. `pipe:` commands run in a shell, so
-    they need `allow_pipe`; what they print is kept as a file in `cache_dir`.
+    they need `allow_pipe`; what they print is kept as a file in `cache_dir`, which is all that is read later.
     """
     urls = [url for item in ([spec] if isinstance(spec, str) else spec) for url in _expand(item)]
     if not urls:
@@ -39,14 +41,8 @@ def find_shards(spec: str | Sequence[str], *, allow_pipe: bool = False, cache_di
     for place, count in Counter(places).items():
         if count > 1:
             raise DataError(f"data.shards names {public(place)} {count} times: its samples would repeat")
-    if any(url.startswith("pipe:") for url in urls):
-        if not allow_pipe:
-            raise DataError(
-                "data.shards has a pipe: address, which runs a command of the config in a shell; "
-                "set data.allow_pipe=true if you trust it"
-            )
-        urls = [_spool(url, cache_dir or default_cache_dir()) if url.startswith("pipe:") else url for url in urls]
-    return urls
+    cache = cache_dir or default_cache_dir()
+    return [_piped(url, cache, allow_pipe) if url.startswith("pipe:") else url for url in urls]
 
 
 def _expand(item: str, hint: bool = True) -> list[str]:
@@ -56,11 +52,9 @@ def _expand(item: str, hint: bool = True) -> list[str]:
     if is_local(item) and os.path.isfile(path):
         return [item]
     if ("{" in item or "::" in item) and not os.path.isdir(path):
-        from webdataset.shardlists import expand_urls  # imports torch, which a plain path does not need
-
         try:
-            parts = expand_urls(item)
-        except (AssertionError, ValueError) as error:  # an environment variable that is not set, a brace left open
+            parts = [part for link in item.split("::") for part in braces.expand(link)]
+        except ValueError as error:
             raise DataError(f"data.shards: {public(item)!r}: {error}") from None
         if parts != [item]:
             return [url for part in parts for url in _expand(part, hint=False)]
@@ -91,20 +85,34 @@ def _meant(path: str) -> str:
     return f"; did you mean {' or '.join(os.path.join(folder, other) for other in near)}?" if near else ""
 
 
-def _spool(url: str, cache_dir: Path) -> str:
+def _piped(url: str, cache_dir: Path, allowed: bool) -> str:
     """The output of a `pipe:` address as a file: a stream that cannot seek is read once and kept."""
+    path = cache_dir / "pipes" / f"{hashlib.sha256(url.encode()).hexdigest()[:24]}.tar"
+    if path.is_file() and not path.is_symlink():
+        return str(path)
+    if url == HIDDEN_COMMAND:
+        raise DataError(
+            "data.shards: a run's records do not keep the command of a pipe: address: give data.shards again"
+        )
+    if not allowed:
+        raise DataError(
+            "data.shards has a pipe: address, which runs a command in a shell: if you trust it, write "
+            "data.allow_pipe=true on the command line, or DISTGAN_ALLOW_PIPE=1 in the environment (`check` runs none)"
+        )
     from webdataset.gopen import gopen
 
-    path = cache_dir / "pipes" / f"{hashlib.sha256(url.encode()).hexdigest()[:24]}.tar"
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_suffix(f".{os.getpid()}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".", delete=False) as part:
         try:
-            with gopen(url, "rb") as stream, open(part, "wb") as file:
+            with gopen(url, "rb") as stream:
                 while piece := stream.read(2**20):
-                    file.write(piece)
-            os.replace(part, path)
-        except (OSError, ValueError) as error:
-            part.unlink(missing_ok=True)
-            raise DataError(f"{url}: {error}") from None
+                    part.write(piece)
+            part.close()
+            os.replace(part.name, path)
+        except BaseException as error:
+            os.unlink(part.name)
+            if isinstance(error, OSError | ValueError):
+                # The error's own text shows the command.
+                raise DataError(f"data.shards: the command of a {public('pipe:')} address failed") from None
+            raise
     return str(path)

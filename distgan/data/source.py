@@ -19,7 +19,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Protocol, TypeVar
 from urllib.parse import unquote, urlsplit
 
-from distgan.data.address import is_local, local_path, public
+from distgan.data.address import is_local, local_path, public, public_text
 from distgan.data.nodecache import NodeCache
 from distgan.errors import DataError, with_hint
 
@@ -203,16 +203,16 @@ class Source:
             try:
                 return attempt()
             except RefusedError as error:
-                raise DataError(f"{public(url)}: {error}") from None
+                raise DataError(f"{public(url)}: {public_text(str(error), url)}") from None
             except OSError as error:
-                now = time.monotonic()
+                now, told = time.monotonic(), public_text(str(error), url)
                 if now + pause > deadline:
                     raise UnansweredError(
-                        f"{public(url)}: not readable within data.timeout_sec={self.timeout_sec:g}: {error}"
+                        f"{public(url)}: not readable within data.timeout_sec={self.timeout_sec:g}: {told}"
                     ) from None
                 if now > started + TOLD_AFTER_SEC and now > self._told_at + TOLD_EVERY_SEC:
                     self._told_at = now
-                    log.warning(f"{public(url)}: {error}; tried again for {deadline - now:.0f} s at most")
+                    log.warning(f"{public(url)}: {told}; tried again for {deadline - now:.0f} s at most")
             self.retries += 1
             if self._closed.wait(pause):
                 raise DataError(f"{public(url)}: the source is closed")

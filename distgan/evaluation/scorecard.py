@@ -15,6 +15,7 @@ import torch
 from distgan import __version__, sample
 from distgan.checkpoint import replace_file
 from distgan.config import EVAL_METRICS
+from distgan.data.address import public
 from distgan.data.dataset import Dataset
 from distgan.errors import ConfigError, MachineError
 from distgan.evaluation.evaluate import Extracted, Measured, check_metrics, extract, measure
@@ -51,9 +52,9 @@ class Options:
 def asked_for(overrides: Sequence[str], options: Options) -> dict:
     """What two measurements of the same images must share to be the same measurement, as JSON has it."""
     return {
-        "settings": list(overrides),
+        "settings": [public(text) for text in overrides],
         "seeds": options.seeds,
-        "heldout": options.heldout,
+        "heldout": public(options.heldout),
         "memorisation": options.memorisation,
     }
 

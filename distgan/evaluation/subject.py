@@ -12,6 +12,7 @@ from distgan import checkpoint
 from distgan.config import Config
 from distgan.configfile import load_to_evaluate
 from distgan.data import card
+from distgan.data.address import public
 from distgan.data.dataset import Dataset
 from distgan.data.listing import list_source
 from distgan.errors import ConfigError
@@ -101,11 +102,12 @@ def _open_images(target: str, path: Path, overrides: Sequence[str]) -> Subject:
     config = load_to_evaluate([("images", {"data": {"resolution": images.resolution}})], overrides)
     if config.data.resolution != images.resolution:
         raise ConfigError(
-            f"data.resolution={config.data.resolution}, but {target} has pictures of {images.resolution} pixels: real "
-            "images are compared at the same size. `distgan pack --resolution` makes pictures of another size"
+            f"data.resolution={config.data.resolution}, but {public(target)} has pictures of {images.resolution} "
+            "pixels: real images are compared at the same size. "
+            "`distgan pack --resolution` makes pictures of another size"
         )
     names = listing.classes or ()
-    origin = {"pictures": str(path.resolve()) if path.exists() else target, "num": images.num}
+    origin = {"pictures": str(path.resolve()) if path.exists() else public(target), "num": images.num}
     return Subject(config, lambda seed, counts: images, images.resolution, origin, len(names), False, names)
 
 

@@ -18,6 +18,8 @@ from PIL import Image
 from distgan.config import FAMILIES, Config, Model, changes, restores
 from distgan.configfile import load
 from distgan.data import card
+from distgan.data.address import public
+from distgan.data.image import open_image
 from distgan.errors import ConfigError, MachineError
 from distgan.report.curves import Panel, better, panels, thinned
 from distgan.report.history import History, kimg, read, read_json
@@ -170,7 +172,7 @@ def _spread(items: list, most: int) -> list:
 def _picture(run: History, file: Path) -> tuple[str, bool] | None:
     """A grid as the address of its own bytes, and whether its pixels should be seen; None where it is damaged."""
     try:
-        with Image.open(file) as image:
+        with open_image(file.read_bytes()) as image:
             image.draft("RGB", (SIDE, SIDE))
             grid = image.convert("RGB")
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
@@ -284,9 +286,9 @@ def _data(run: History, settings: Config | None) -> Markup:
     """The card of the data set, where it still lies where the run read it."""
     if settings is None or not settings.data.shards:
         return Markup()
-    shards = settings.data.shards
+    shards = [public(url) for url in settings.data.shards]
     rows = [("shards", ", ".join(shards[:5]) + (f" and {len(shards) - 5} more" if len(shards) > 5 else ""))]
-    return _table((), [*rows, *card.facts(card.read(shards[0]))])
+    return _table((), [*rows, *card.facts(card.read(settings.data.shards[0]))])
 
 
 def _environment(run: History) -> Markup:

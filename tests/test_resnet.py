@@ -254,6 +254,22 @@ def test_attention_is_the_paper_s_formula() -> None:
                 torch.testing.assert_close(found[b, :, i, j], x[b, :, i, j] + 0.7 * out @ mixed)
 
 
+@pytest.mark.parametrize("halves", [True, False])
+def test_the_shortcut_of_d_sees_what_the_block_was_given(halves: bool) -> None:
+    """Not its rectified form, which ReLU in place would make of it."""
+    torch.manual_seed(0)
+    block = resnet.DiscriminatorBlock(4, 6, is_first=False, halves=halves).double()
+    x = torch.randn(2, 4, 8, 8, dtype=torch.float64)
+    given, conv = x.clone(), torch.nn.functional.conv2d
+    inner = conv(x.clamp(min=0), block.first.weight, block.first.bias, padding=1)
+    inner = conv(inner.clamp(min=0), block.second.weight, block.second.bias, padding=1)
+    expected = conv(x, block.shortcut.weight, block.shortcut.bias) + inner
+    if halves:
+        expected = expected.unflatten(3, (-1, 2)).unflatten(2, (-1, 2)).mean((3, 5))
+    torch.testing.assert_close(block(x), expected, rtol=0, atol=1e-13)
+    assert torch.equal(x, given)
+
+
 def test_conditional_norm_is_its_formula() -> None:
     torch.manual_seed(0)
     layer = resnet.Norm(6, "conditional", embedding=3).double()

@@ -1,7 +1,8 @@
 """Image bytes -> RGB uint8, by one rule for every format and decoder.
 
-JPEG goes through libjpeg-turbo directly, which is bit-identical to Pillow, does not hold Python's lock, and refuses
-damaged data; everything else goes through Pillow. What a file is, its first bytes tell, not its name.
+JPEG goes through libjpeg-turbo directly, which gives Pillow's bits for gray and color (CMYK may differ by one level of
+255), does not hold Python's lock, and refuses damaged data; everything else goes through Pillow. What a file is, its
+first bytes tell, not its name.
 """
 
 import io

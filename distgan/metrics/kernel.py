@@ -13,7 +13,8 @@ def subsets(
 ) -> tuple[float, float, int]:
     """The mean over pairs of random subsets, as the field reports it; features [n, d] and [m, d].
 
-    The subsets are those that torch-fidelity draws from this seed.
+    The subsets are those that torch-fidelity draws from this seed in its usual order, input1 being the fakes: each
+    time first those of the fakes.
 
     Returns:
         The mean, the standard deviation over subsets (which is no standard error of the mean), and the size of a
@@ -23,8 +24,8 @@ def subsets(
     _require_two(size)
     draw, found = np.random.RandomState(seed), []
     for _ in range(num):
-        chosen = (draw.choice(len(points), size, replace=False) for points in (real, fake))
-        x, y = (points[torch.from_numpy(own).to(points.device)] for points, own in zip((real, fake), chosen))
+        chosen = (draw.choice(len(points), size, replace=False) for points in (fake, real))
+        x, y = (points[torch.from_numpy(own).to(points.device)] for points, own in zip((fake, real), chosen))
         within = (_sum(x, x) - _diagonal(x) + _sum(y, y) - _diagonal(y)) / (size * (size - 1))
         found.append(within - 2 * _sum(x, y) / size**2)
     return float(np.mean(found)), float(np.std(found)), size

@@ -26,7 +26,11 @@ def tf1_bilinear(images: Tensor, size: int) -> Tensor:
 
 
 def bilinear(images: Tensor, size: int) -> Tensor:
-    """Two pixels in each direction, with half a pixel's offset, without antialiasing, as pytorch-fid resizes."""
+    """Two pixels in each direction, with half a pixel's offset, without antialiasing.
+
+    As pytorch-fid resizes. Its FID differs all the same: its network gets 2 x / 255 - 1, and the one here gets
+    (x - 128) / 128, as TensorFlow's graph does.
+    """
     return F.interpolate(images, size=(size, size), mode="bilinear", align_corners=False)
 
 

@@ -254,8 +254,9 @@ def _initialised(layer: nn.Module, gain: float = 1.0) -> nn.Module:
     """Weights N(0, gain^2 / fan_in): outputs have `gain`^2 times the second moment of the inputs. Biases zero.
 
     This is what lets G do without norm: with `RELU` after each ReLU and `HALF` where two ways meet, every block hands
-    on the second moment that it got, and the last tanh gets one of about one. It is the scale of SNGAN's own Glorot
-    weights but for `HALF`, which batch and spectral norm take away again.
+    on the second moment that it got, and the last tanh gets one of about one. SNGAN's own Glorot weights have other
+    scales; batch and spectral norm take most of the difference away, but not that of G's dense layer, which starts four
+    times larger here at SNGAN's width and which the first shortcut sees as it is.
     """
     nn.init.normal_(layer.weight, std=gain / math.sqrt(layer.weight[0].numel()))
     if getattr(layer, "bias", None) is not None:

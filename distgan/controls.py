@@ -80,7 +80,7 @@ class Controls:
         return Rates(lr, (settings.betas[0], self._at(images, settings.beta2) if settings.beta2 else settings.betas[1]))
 
     def ema_decay(self, images: int, step_images: int) -> float:
-        """For a G step that `step_images` images led to."""
+        """For the iteration that begins at `images` and takes `step_images` of them."""
         half_life = self._at(images, self._config.ema.half_life)
         return ema.decay(images, step_images, half_life, self._config.ema.ramp_up)
 

@@ -5,7 +5,7 @@ from torch import nn
 
 
 def decay(images: int, batch: int, half_life: float, ramp_up: float) -> float:
-    """How much of the average is kept when `batch` more images bring the run to `images`.
+    """How much of the average is kept after `batch` more images than the run's `images`.
 
     While the run is young the half-life is `ramp_up` of its length, so that the first weights are soon forgotten
     (Karras et al. 2019, StyleGAN2's training loop). A `ramp_up` of 0 switches that off.

@@ -190,9 +190,10 @@ class Trainer:
             self._d_step(batch)
             self.now.images += self.spread.batch
             self.controls.update(self.now.images - self.spread.batch, self.now.images)
-        self._g_step(batch)
+        # Schedules stand where the iteration began, in G's step and for the average too (as in StyleGAN2 and R3GAN).
+        self._g_step(batch, before)
         self._phase("averaging weights")
-        self.ema_decay = self.controls.ema_decay(self.now.images, self.now.images - before)
+        self.ema_decay = self.controls.ema_decay(before, self.now.images - before)
         ema.update(self.G_ema, self.G, self.ema_decay)
         self._phase("between two iterations")
         self.now.iterations += 1
@@ -256,10 +257,10 @@ class Trainer:
         set_rates(self.opt_D, self.controls.rates("D", self.now.images))
         self.step.d_step(batch, self.opt_D, self.controls.strengths(self.now.images), self.stopwatch.working)
 
-    def _g_step(self, batch: DeviceBatch) -> None:
+    def _g_step(self, batch: DeviceBatch, images: int) -> None:
         self._phase(G_STEP)
-        set_rates(self.opt_G, self.controls.rates("G", self.now.images))
-        self.step.g_step(batch, self.opt_G, self.controls.strengths(self.now.images))
+        set_rates(self.opt_G, self.controls.rates("G", images))
+        self.step.g_step(batch, self.opt_G, self.controls.strengths(images))
 
     def _phase(self, name: str) -> None:
         self.watch.phase(name)

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from distgan import trainer
 from distgan.cli import main
+from distgan.controls import Controls, Rates
 from distgan.gallery import Gallery
 from distgan.runfolder import RunFolder
 from distgan.sample import to_uint8
@@ -116,6 +117,31 @@ def test_every_choice_trains(tmp_path: Path, config: Path, overrides: tuple[str,
         from distgan.checkpoint import find, load
 
         assert max(t.abs().max().item() for t in load(find(run))[0]["D"].values()) <= 0.01
+
+
+def test_schedules_stand_where_the_iteration_began(
+    tmp_path: Path, config: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For each D step at its own images, for G's step and the average at those of the first: as the authors' loops."""
+    seen: list[tuple[str, int]] = []
+    rates, ema_decay = Controls.rates, Controls.ema_decay
+
+    def noted(self: Controls, net: str, images: int) -> Rates:
+        seen.append((net, images))
+        return rates(self, net, images)
+
+    def decay(self: Controls, images: int, step_images: int) -> float:
+        seen.append(("average", images))
+        assert step_images == 24
+        return ema_decay(self, images, step_images)
+
+    monkeypatch.setattr(Controls, "rates", noted)
+    monkeypatch.setattr(Controls, "ema_decay", decay)
+    monkeypatch.setattr(Controls, "row", lambda self, images: {})
+    more = ("train.n_critic=2", "train.images=48", "sample.every=0", "ema.ramp_up=0.1")
+    assert train(config, tmp_path / "run", *more) == 0
+    assert seen == [(net, at + d) for at in (0, 24) for net, d in (("D", 0), ("D", 12), ("G", 0), ("average", 0))]
+    assert metrics(tmp_path / "run")[-1]["Progress/ema_beta"] == pytest.approx(0.5 ** (24 / 2.4))
 
 
 def test_values_that_are_not_finite_end_the_run_with_the_cause(

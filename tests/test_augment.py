@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from distgan.augment import NUM_DRAWS, Ada, augment
+from distgan.augment import NUM_DRAWS, Ada, _colour_matrix, _inverse_map, augment
 
 PIPES = list(NUM_DRAWS)
 LAST = 1 - 2**-24  # the largest number that is drawn
@@ -196,22 +196,44 @@ def test_a_movement_alone(name: str) -> None:
     assert np.allclose(done("ada-cutout", **values), resampled(image(), forward), atol=1e-9)
 
 
+def movement(u: list[float], p: float, size: int) -> np.ndarray:
+    """What ADA's geometry does with these numbers, as the product of its operations; on places from the middle."""
+    at = dict.fromkeys(ADA, False) | {name: u[start] < p for name, start in ADA.items() if start < 18}
+    at |= {name: u[ADA[name]] < 1 - math.sqrt(1 - p) for name in ("first", "second")}
+    slid = [size / 8 * normal_of(x) for x in u[16:18]]
+    return np.linalg.multi_dot(
+        [  # the last is the first done
+            translation(*slid) if at["slide"] else np.eye(3),
+            rotation((2 * u[14] - 1) * math.pi if at["second"] else 0),
+            scaling(2 ** (0.2 * normal_of(u[12])), 2 ** (-0.2 * normal_of(u[12]))) if at["stretch"] else np.eye(3),
+            rotation((2 * u[10] - 1) * math.pi if at["first"] else 0),
+            scaling(*2 * (2 ** (0.2 * normal_of(u[8])),)) if at["scale"] else np.eye(3),
+            translation(*(round((2 * x - 1) * size / 8) for x in u[5:7])) if at["shift"] else np.eye(3),
+            rotation(math.floor(4 * u[3]) * math.pi / 2 if at["turn"] else 0),
+            scaling(-1 if at["flip"] and u[1] >= 0.5 else 1, 1),
+        ]
+    )
+
+
 def test_movements_apply_one_after_the_other() -> None:
     numbers = rows(3, NUM_DRAWS["ada"], seed=5).double()
     numbers[:, [0, 2, 4, 7, 9, 11, 13, 15]] = 0  # all are done
     numbers[:, 1] = torch.tensor([0.2, 0.7, 0.8])
     numbers[:, 18:] = LAST
     for before, u in zip(batch(3).numpy(), numbers.tolist()):
-        mirror = scaling(-1 if u[1] >= 0.5 else 1, 1)
-        turn = rotation(math.floor(4 * u[3]) * math.pi / 2)
-        shift = translation(round(2 * u[5] - 1), round(2 * u[6] - 1))
-        scale = scaling(2 ** (0.2 * normal_of(u[8])), 2 ** (0.2 * normal_of(u[8])))
-        first, second = rotation((2 * u[10] - 1) * math.pi), rotation((2 * u[14] - 1) * math.pi)
-        stretch = scaling(2 ** (0.2 * normal_of(u[12])), 2 ** (-0.2 * normal_of(u[12])))
-        slide = translation(normal_of(u[16]), normal_of(u[17]))
-        forward = slide @ second @ stretch @ first @ scale @ shift @ turn @ mirror  # the last is the first done
         after = augment(torch.tensor(before)[None], torch.tensor([u], dtype=torch.float64), "ada", 0.5)[0].numpy()
-        assert np.allclose(after, resampled(before, forward), atol=1e-9)
+        assert np.allclose(after, resampled(before, movement(u, 0.5, 8)), atol=1e-9)
+
+
+@pytest.mark.parametrize("p", [0.0, 0.3, 0.6, 0.9, 1.0])
+def test_the_inverse_map_of_random_draws(p: float) -> None:
+    """The source of every place, by inverting the product of all movements; whole pixels where no other is done."""
+    draws, size = rows(100, 18, seed=11).double(), 32
+    inverse, is_whole = _inverse_map(draws, p, size)
+    for u, found, whole in zip(draws.tolist(), inverse.numpy(), is_whole.tolist()):
+        expected = np.linalg.inv(movement(u, p, size))[:2]
+        np.testing.assert_allclose(found, expected, rtol=0, atol=1e-9)
+        assert not whole or np.allclose(expected, expected.round(), atol=1e-12)
 
 
 def test_half_a_pixel_is_cubic_interpolation() -> None:
@@ -269,23 +291,44 @@ def test_saturation_of_ada_scales_the_distance_from_grey() -> None:
     assert np.allclose(after, luma(before) + (before - luma(before)) / 4, atol=1e-12)
 
 
+def recoloring(u: list[float], p: float) -> np.ndarray:
+    """What ADA's operations on color do with these numbers (u[0] is the first of them), as a matrix [4, 4]."""
+    v = np.array([[1.0], [1], [1], [0]]) / math.sqrt(3)
+    along, across = v @ v.T, np.diag([1.0, 1, 1, 0])
+    cross = np.pad(np.array([[0, -1, 1], [1, 0, -1], [-1, 1, 0]]) / math.sqrt(3), (0, 1))
+    result = np.eye(4)
+    if u[0] < p:
+        result[:3, 3] += 0.2 * normal_of(u[1])
+    if u[2] < p:
+        result[:3] *= 2 ** (0.5 * normal_of(u[3]))
+    if u[4] < p and u[5] >= 0.5:
+        result = (np.eye(4) - 2 * along) @ result  # a mirror across the plane of no luma
+    if u[6] < p:
+        angle = (2 * u[7] - 1) * math.pi
+        turn = across * math.cos(angle) + cross * math.sin(angle) + along * (1 - math.cos(angle))  # Rodrigues
+        result = (turn + np.diag([0, 0, 0, 1.0])) @ result
+    if u[8] < p:
+        result = (along + (across - along) * 2 ** normal_of(u[9]) + np.diag([0, 0, 0, 1.0])) @ result
+    return result
+
+
+@pytest.mark.parametrize("p", [0.0, 0.3, 0.6, 0.9, 1.0])
+def test_the_colour_matrix_of_random_draws(p: float) -> None:
+    draws = rows(100, 10, seed=12).double()
+    for u, found in zip(draws.tolist(), _colour_matrix(draws, p).numpy()):
+        np.testing.assert_allclose(found, recoloring(u, p)[:3], rtol=1e-10, atol=1e-10)
+
+
 def test_colours_apply_one_after_the_other() -> None:
     numbers = rows(3, NUM_DRAWS["ada"], seed=6).double()
     numbers[:, :18] = LAST
     numbers[:, 18::2] = 0  # all are done
     numbers[:, 23] = torch.tensor([0.2, 0.7, 0.8])
-    v = np.ones((3, 1)) / math.sqrt(3)
-    cross = np.array([[0, -1, 1], [1, 0, -1], [-1, 1, 0]]) / math.sqrt(3)
     for before, u in zip(batch(3).numpy(), numbers.tolist()):
-        x = before.reshape(3, -1)
-        x = x + 0.2 * normal_of(u[19])
-        x = x * 2 ** (0.5 * normal_of(u[21]))
-        x = x - 2 * (v @ v.T) @ x * (u[23] >= 0.5)
-        angle = (2 * u[25] - 1) * math.pi
-        x = x * math.cos(angle) + cross @ x * math.sin(angle) + v @ v.T @ x * (1 - math.cos(angle))  # Rodrigues
-        x = v @ v.T @ x + (x - v @ v.T @ x) * 2 ** normal_of(u[27])
         after = augment(torch.tensor(before)[None], torch.tensor([u], dtype=torch.float64), "ada", 0.5)[0].numpy()
-        assert np.allclose(after.reshape(3, -1), x, atol=1e-12)
+        matrix = recoloring(u[18:], 0.5)[:3]
+        expected = np.tensordot(matrix[:, :3], before, 1) + matrix[:, 3, None, None]
+        assert np.allclose(after, expected, atol=1e-12)
 
 
 def test_colours_come_after_movements_and_the_cutout_last() -> None:
@@ -324,6 +367,25 @@ def test_operations_of_diffaugment_apply_one_after_the_other() -> None:
     x = np.pad(x, ((0, 0), (0, 1), (1, 0)))[:, 1:, :-1]  # one to the right, one up
     x[:, 3:7, 0:3] = 0
     assert np.allclose(done("diffaugment", **values, cutout=(0.15, 0.6)), x, atol=1e-12)
+
+
+@pytest.mark.parametrize("size", [8, 32, 33, 64])
+def test_diffaugment_of_random_draws(size: int) -> None:
+    """The formulas of Zhao et al., image by image, with whole numbers drawn as theirs are."""
+    p, images, draws = 0.7, batch(40, size), rows(40, NUM_DRAWS["diffaugment"], seed=size).double()
+    reach, side = math.floor(size / 8 + 0.5), math.floor(size / 2 + 0.5)
+    for before, u, found in zip(images.numpy(), draws.tolist(), augment(images, draws, "diffaugment", p).numpy()):
+        x = before + (u[1] - 0.5 if u[0] < p else 0)
+        x = luma(x) + (x - luma(x)) * (2 * u[3] if u[2] < p else 1)
+        x = x.mean() + (x - x.mean()) * (u[5] + 0.5 if u[4] < p else 1)
+        if u[6] < p:
+            right, down = (math.floor(v * (2 * reach + 1)) - reach for v in u[7:9])
+            wide = np.pad(x, ((0, 0), (reach, reach), (reach, reach)))
+            x = wide[:, reach - down : reach - down + size, reach - right : reach - right + size].copy()
+        if u[9] < p:
+            left, top = (math.floor(v * (size + 1 - side % 2)) - side // 2 for v in u[10:12])
+            x[:, max(top, 0) : max(top + side, 0), max(left, 0) : max(left + side, 0)] = 0
+        np.testing.assert_allclose(found, x, rtol=0, atol=1e-12)
 
 
 # Cutout.

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 from range_server import RangeServer
+from runs import make_digits, write_config
 
 from distgan.cli import main
 from distgan.config import without_secrets
@@ -15,7 +16,6 @@ from distgan.configfile import load, to_yaml
 from distgan.data.address import public, public_text
 from distgan.data.source import RefusedError, Source
 from distgan.errors import DataError
-from runs import make_digits, write_config
 
 CANARY = "CaNaRy7"
 WHERE = ("user", "password", "token", "query", "value", "fragment", "pipe")

@@ -4,6 +4,8 @@ import gzip
 import io
 import lzma
 import os
+import shutil
+import subprocess
 import tarfile
 import time
 from pathlib import Path
@@ -134,6 +136,61 @@ def test_index_equals_webdataset(name: str, tmp_path: Path) -> None:
     assert found.defects == []
     assert found.size == len(PLAIN[name])
     assert found.label.tolist() == [int(parts.get("cls", b"-1") or b"-2") for _, parts in expected]
+
+
+def expect_the_same(path: Path) -> None:
+    expected = by_webdataset(path)
+    assert expected
+    assert by_index(path) == expected
+    assert build(str(path), Source()).defects == []
+
+
+def random_files(number: int) -> dict[str, bytes]:
+    """Samples of one to three parts, with names short and long, dotted, in other alphabets, in folders."""
+    random = np.random.default_rng(number)
+    files = {}
+    for i in range(random.integers(1, 9)):
+        folder = ["", "x/", "deep.er/" * 18, "städte/"][random.integers(4)]
+        stem = ["a b", "N" * 80, "猫", "-", "UPPER"][random.integers(5)]
+        for suffix in random.permutation(["jpg", "cls", "seg.png", "JSON"])[: random.integers(1, 4)]:
+            files[f"{folder}{stem}{i}.{suffix}"] = random.bytes(int(random.choice([0, 1, 511, 512, 513, 2000])))
+    return files
+
+
+@pytest.mark.parametrize("format", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+def test_index_equals_webdataset_on_random_archives(format: int, tmp_path: Path) -> None:
+    for number in range(30):
+        path = tmp_path / f"{number}.tar"
+        path.write_bytes(tar_bytes(random_files(number), format))
+        expect_the_same(path)
+
+
+@pytest.mark.parametrize("format", ["v7", "oldgnu", "gnu", "ustar", "posix"])
+def test_index_equals_webdataset_on_what_gnu_tar_writes(format: str, tmp_path: Path) -> None:
+    """One half in one go, the other appended."""
+    program = shutil.which("tar")
+    told = subprocess.run([program, "--version"], capture_output=True, text=True).stdout if program else ""
+    if "GNU tar" not in told:
+        pytest.skip("there is no GNU tar")
+    names = [name for i in range(6) for name in (f"x/{i}.jpg", f"x/{i}.cls")]
+    names += ["x/städte.jpg"] if format == "v7" else [f"x/{'long/' * 30}städte.jpg"]
+    for i, name in enumerate(names):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"%d" % (i % 10) * (1 if name.endswith("cls") else 700 * i))
+    for flag, part in (("-cf", names[:6]), ("-rf", names[6:])):
+        subprocess.run([program, f"--format={format}", flag, "made.tar", *part], cwd=tmp_path, check=True, timeout=60)
+    expect_the_same(tmp_path / "made.tar")
+
+
+@pytest.mark.parametrize("format", ["ustar", "pax", "paxr", "gnutar", "v7tar"])
+def test_index_equals_webdataset_on_what_libarchive_writes(format: str, tmp_path: Path) -> None:
+    libarchive = pytest.importorskip("libarchive", reason="libarchive-c is not installed")
+    path = tmp_path / "made.tar"
+    with libarchive.file_writer(str(path), format) as archive:
+        for name, data in random_files(3).items():
+            if format != "v7tar" or len(name.encode()) < 100:  # longer names do not fit
+                archive.add_file_from_memory(name, len(data), data)
+    expect_the_same(path)
 
 
 @given(st.lists(st.text("aB._/\n é", min_size=1, max_size=9), max_size=4))

@@ -6,6 +6,8 @@ with the file or override that it stands in.
 """
 
 import difflib
+import functools
+import json
 import math
 import os
 from collections.abc import Iterator, Sequence
@@ -188,6 +190,7 @@ def _files(file: Path, chain: tuple[Path, ...]) -> Iterator[tuple[str, dict]]:
         raise ConfigError("base: goes round in a circle: " + " -> ".join(map(str, [*chain, file])))
     try:
         values = OmegaConf.to_container(OmegaConf.load(file), resolve=False)
+        texts = yaml.load(file.read_text(encoding="utf-8"), Loader=yaml.BaseLoader)
     except FileNotFoundError:
         near = difflib.get_close_matches(file.name, os.listdir(file.parent) if file.parent.is_dir() else [], n=1)
         hint = f"; did you mean {file.parent / near[0]}?" if near else ""
@@ -201,6 +204,7 @@ def _files(file: Path, chain: tuple[Path, ...]) -> Iterator[tuple[str, dict]]:
         raise ConfigError(f"{file}: not readable as YAML: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):
         raise ConfigError(f"{file}: a config is a mapping of settings, not a {type(values).__name__}")
+    values = _as_typed(values, texts)
     bases = values.pop("base", None) or []
     if not all(isinstance(base, str) for base in ([bases] if isinstance(bases, str) else bases or [""])):
         raise ConfigError(f"{file}: base: {bases!r}: name a file, or a list of files")
@@ -211,7 +215,7 @@ def _files(file: Path, chain: tuple[Path, ...]) -> Iterator[tuple[str, dict]]:
 
 def _override_layers(overrides: Sequence[str]) -> Iterator[tuple[str, dict]]:
     for i, text in enumerate(overrides, 1):
-        name, equals, _ = text.partition("=")
+        name, equals, typed = text.partition("=")
         layer = f"override {i} {public(text)!r}"
         if text.startswith("-") and not equals:
             raise ConfigError(f"{public(text)}: there is no such option")
@@ -220,10 +224,46 @@ def _override_layers(overrides: Sequence[str]) -> Iterator[tuple[str, dict]]:
         if not equals or not name:
             raise ConfigError(f"{layer}: an override is key=value")
         try:
+            if name in _texts(str) and not typed.lstrip().startswith(tuple("'\"[{")):
+                text = f"{name}={json.dumps(typed.strip(), ensure_ascii=False)}"  # all of it, also `: ` and ` #`
             values: Any = OmegaConf.to_container(OmegaConf.from_dotlist([text]), resolve=False)
-            yield layer, values
+            texts = yaml.load(text.partition("=")[2], Loader=yaml.BaseLoader)
+            for part in reversed(name.split(".")):
+                texts = {part: texts}
+            yield layer, _as_typed(values, texts)
         except (yaml.YAMLError, OmegaConfBaseException, UnicodeError) as error:
             raise ConfigError(f"{layer}: the value is no YAML, quote it: {_first_line(error, text)}") from None
+
+
+@functools.cache
+def _texts(kind: object) -> frozenset[str]:
+    """The settings that are texts, or with `list[str]` lists of them."""
+    known = [*leaves(Config)]
+    for schemas in FAMILIES.values():
+        for net, schema in zip("GD", schemas):
+            known += leaves(schema, f"model.{net}.")
+    return frozenset(name for name, field in known if field.type in (kind, getattr(kind, "__name__", ""), str(kind)))
+
+
+def _as_typed(values: dict, texts: Any, prefix: str = "") -> dict:
+    """Values as YAML reads them, but a setting that is a text as it was typed: `no` is no False, and `007` no 7.
+
+    Args:
+        texts: The same document, with each scalar as it stands there.
+    """
+    result = dict(values)
+    for name, value in values.items():
+        text = texts.get(str(name)) if isinstance(texts, dict) else None
+        if text is None:
+            continue  # from a merge key, or of another spelling
+        if isinstance(value, dict):
+            result[name] = _as_typed(value, text, f"{prefix}{name}.")
+        elif isinstance(text, str) and not isinstance(value, str) and f"{prefix}{name}" in _texts(str):
+            result[name] = text
+        elif f"{prefix}{name}" in _texts(list[str]) and value is not None:
+            ends = zip(value, text) if isinstance(value, list) else [(value, text)]
+            result[name] = [typed if isinstance(typed, str) and not isinstance(x, str) else x for x, typed in ends]
+    return result
 
 
 def _flat(values: dict, prefix: str = "") -> Iterator[tuple[str, object]]:

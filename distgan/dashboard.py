@@ -8,10 +8,11 @@ import contextlib
 import logging
 import os
 import re
+import shlex
 import sys
 import tempfile
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import ModuleType
 
@@ -144,7 +145,7 @@ def start_wandb(
     Args:
         on_stop: Called when somebody presses "stop run" on the web page.
     """
-    asked = os.environ.get("WANDB_MODE", "")
+    asked = mode_of_environment(os.environ)
     if (asked or settings.mode) == "disabled":
         return None
     fence, started, done = Fence("wandb", CALL_SEC), [], threading.Event()
@@ -163,6 +164,13 @@ def start_wandb(
         fence.close(0)
         return None
     return WandbRun(started[0], fence, settings.checkpoints, folder.path / "wandb" / "checkpoints")
+
+
+def mode_of_environment(environment: Mapping[str, str]) -> str:
+    """What the client's own variables ask for, or empty. (The client no longer reads WANDB_DISABLED by itself.)"""
+    if environment.get("WANDB_DISABLED", "").strip().lower() in ("1", "true", "yes", "on", "y", "t"):
+        return "disabled"
+    return {"dryrun": "offline", "run": "online"}.get(mode := environment.get("WANDB_MODE", "").strip().lower(), mode)
 
 
 def _start(
@@ -195,8 +203,11 @@ def _start(
         wandb.teardown()
         run = _init(wandb, settings, folder, config, run_id, mode, on_stop)
     where = Path(run.dir).parent
-    fence.way_out = f"What has not arrived: wandb sync {where}"
-    offline = f"{mode}{reason}. View: wandb leet {where} · Upload later: wandb sync {where}"
+    # Each start of the run leaves a folder; names begin with the time, so that the shell takes them in order.
+    parts = f"{shlex.quote(str(where.parent))}/{where.name.partition('run-')[0]}run-*-{run_id}*"
+    sync = f'for part in {parts}; do wandb sync "$part"; done'
+    fence.way_out = f"What has not arrived: {sync}"
+    offline = f"{mode}{reason}. View: wandb leet {where} · Upload later, all starts in order: {sync}"
     log.info(f"wandb: {run.url if mode == 'online' else offline}")
     return run
 

@@ -9,6 +9,14 @@ from distgan.errors import ConfigError, DistganError, MachineError, of_kind
 T = TypeVar("T")
 NODE_RANK = "DISTGAN_NODE_RANK"  # LOCAL_RANK as the launcher gave it, before it became the number of a GPU
 
+RANK_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+OTHER_WAYS = {  # in which Accelerate can train
+    "ACCELERATE_USE_FSDP": "FSDP",
+    "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
+    "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM",
+    "ACCELERATE_USE_PARALLELISM_CONFIG": "a parallelism config",
+}
+
 
 def settle(environment: MutableMapping[str, str] = os.environ) -> int:
     """Make the environment what torch.distributed expects, and return the number of ranks.
@@ -28,7 +36,7 @@ def settle(environment: MutableMapping[str, str] = os.environ) -> int:
             raise MachineError(
                 "srun tasks need MASTER_ADDR and MASTER_PORT to find one another: see slurm/train.sbatch"
             )
-    on_cpu = environment.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes", "on")
+    on_cpu = _is_on(environment.get("ACCELERATE_USE_CPU", ""))
     by_accelerate = "MASTER_ADDR" in environment and "SLURM_STEP_ID" not in environment
     if on_cpu and by_accelerate and "RANK" not in environment:
         raise MachineError(
@@ -37,10 +45,55 @@ def settle(environment: MutableMapping[str, str] = os.environ) -> int:
         )
     if environment.get("ACCELERATE_DYNAMO_BACKEND", "no").lower() not in ("no", ""):
         raise ConfigError("`accelerate launch --dynamo_backend` breaks gradient penalties: leave it out")
-    size = environment.get("WORLD_SIZE", "1")
-    if not size.isdecimal() or not environment.get("RANK", "0").isdecimal():
-        raise MachineError(f"WORLD_SIZE={size} and RANK={environment.get('RANK')} are not whole numbers")
-    return int(size)
+    for variable, what in OTHER_WAYS.items():
+        if _is_on(environment.get(variable, "")):
+            raise ConfigError(
+                f"{variable}={environment[variable]}: a GAN trains under plain data parallelism, not {what}: "
+                "use `accelerate launch --multi_gpu`, and see that no default_config.yaml says otherwise"
+            )
+    return _size(environment)
+
+
+def _size(environment: MutableMapping[str, str]) -> int:
+    """The number of ranks; raises MachineError for variables of a launcher that are not whole."""
+    found = {name: environment[name] for name in RANK_VARIABLES if name in environment}
+    way_out = f"without a launcher, `unset {' '.join(found)}`; with several ranks, start them by launch/*.sh"
+    for name, value in found.items():
+        if not (value.isascii() and value.isdecimal()):
+            raise MachineError(f"{name}={value!r} is no whole number: {way_out}")
+    size = int(found.get("WORLD_SIZE", "1"))
+    if size == 1 and not {"RANK", "LOCAL_RANK"} & found.keys():
+        return 1
+    needed = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+    if missing := [name for name in needed if not environment.get(name)]:
+        told = " ".join(f"{name}={value}" for name, value in found.items())
+        raise MachineError(f"{told} stands in the environment, but no {' and no '.join(missing)}: {way_out}")
+    if int(found["RANK"]) >= size:
+        raise MachineError(f"RANK={found['RANK']}: with WORLD_SIZE={size} it is below {size}: {way_out}")
+    return size
+
+
+def ignored(precision: str, environment: MutableMapping[str, str] = os.environ) -> list[str]:
+    """Settings of Accelerate's flags or its default_config.yaml that are not used, one line each.
+
+    Not obeyed, since a run is what its config says: the same on the machine where it is resumed.
+    """
+    lines = []
+    theirs = (environment.get("ACCELERATE_MIXED_PRECISION") or "no").lower()
+    if theirs not in ("no", "none", "bf16" if precision == "bf16" else "no"):
+        ours = "set train.precision=bf16" if theirs == "bf16" else "train.precision is fp32 or bf16"
+        lines.append(f"Accelerate's mixed_precision={theirs} is not used; this run has {precision}: {ours}")
+    steps = environment.get("ACCELERATE_GRADIENT_ACCUMULATION_STEPS") or "1"
+    if steps not in ("1", "auto"):
+        lines.append(
+            f"Accelerate's gradient_accumulation_steps={steps} is not used: set train.micro_batch, the images per rank "
+            "and pass; train.batch stays the images of a step"
+        )
+    return lines
+
+
+def _is_on(value: str) -> bool:
+    return value.lower() in ("1", "true", "yes", "on", "y", "t")
 
 
 def choose_gpu(num_visible: int, environment: MutableMapping[str, str] = os.environ) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from distgan import stop
+from distgan import ranks, stop
 from distgan.config import Config
 from distgan.configfile import to_yaml
 from distgan.console import start_logging
@@ -29,6 +29,9 @@ def train(config: Config) -> int:
     world.on_main(lambda: folder.open(command_line()))
     try:
         start_logging(folder.path, world.rank)
+        if world.is_main:
+            for line in ranks.ignored(config.train.precision):
+                log.warning(f"warning: {line}")
         reason = Trainer(config, world, spread, folder).run()
     except StoppedError as stopped:
         reason = stopped.reason

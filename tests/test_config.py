@@ -317,3 +317,46 @@ def test_the_default_loss_has_the_penalties_that_it_needs(tmp_path: Path) -> Non
     without = load(str(file), ["loss.r2=0"])
     assert any("loss.r1 and loss.r2" in line for line in warnings(without, batch_plan(without, 1)))
     assert not any("loss.r1" in line for line in warnings(load(str(file)), batch_plan(load(str(file)), 1)))
+
+
+TYPED = [
+    "no",
+    "yes",
+    "off",
+    "007",
+    "1e3",
+    "null",
+    "~",
+    "1_000",
+    "0x10",
+    "0o7",
+    "2024-01-02",
+    "12:30:00",
+    "1.50",
+    ".inf",
+]
+
+
+@pytest.mark.parametrize("typed", TYPED)
+def test_a_text_stays_what_was_typed(typed: str, tmp_path: Path) -> None:
+    """YAML would make False, 7, 1000.0, None or a number of seconds of these."""
+    file = tmp_path / "a.yaml"
+    file.write_text(f"data: {{shards: s, resolution: 8}}\nwandb:\n  name: {typed}\n  tags: [{typed}, b]\n")
+    assert load(str(file)).wandb.name == typed
+    assert load(str(file)).wandb.tags == [typed, "b"]
+    found = load(
+        str(file), [f"wandb.group={typed}", f"run.dir={typed}", f"wandb.tags=[{typed}]", f"data.shards=[{typed}]"]
+    )
+    assert (found.wandb.group, found.run.dir, found.wandb.tags, found.data.shards) == (typed, typed, [typed], [typed])
+    (tmp_path / "again.yaml").write_text(to_yaml(found))
+    assert load(str(tmp_path / "again.yaml")) == found
+
+
+@pytest.mark.parametrize(
+    ("typed", "kept"),
+    [("a: b", "a: b"), ("lr # 2", "lr # 2"), ('"no"', "no"), ("it's", "it's"), ("", ""), ("a=b", "a=b")],
+)
+def test_a_text_of_the_command_line_is_kept_whole(typed: str, kept: str, tmp_path: Path) -> None:
+    file = tmp_path / "a.yaml"
+    file.write_text("data: {shards: s, resolution: 8}\n")
+    assert load(str(file), [f"wandb.notes={typed}"]).wandb.notes == kept

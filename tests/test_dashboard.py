@@ -169,7 +169,7 @@ def test_a_server_that_begins_to_hang_delays_nobody(
     assert time.monotonic() - began < 1
     run.finish(0, {}, 12)
     assert time.monotonic() - began < 20
-    assert [r.message for r in caplog.records if "going on without it. What has not arrived: wandb sync" in r.message]
+    assert [r.message for r in caplog.records if "going on without it. What has not arrived: for part in" in r.message]
 
 
 def test_a_resumed_run_goes_on_in_strictly_rising_steps(tmp_path: Path, server: FakeWandb) -> None:
@@ -261,3 +261,18 @@ def test_a_client_whose_side_process_hangs_ends_with_the_run(tmp_path: Path) -> 
     assert done.returncode == 0, done.stderr
     assert b"Traceback" not in done.stderr
     assert done.stdout.count(b"wandb: finish takes longer than 3 s; going on without it") == 1
+
+
+@pytest.mark.parametrize(
+    ("variables", "mode"),
+    [
+        ({}, ""),
+        ({"WANDB_DISABLED": "true"}, "disabled"),
+        ({"WANDB_DISABLED": "1", "WANDB_MODE": "online"}, "disabled"),
+        ({"WANDB_DISABLED": "false", "WANDB_MODE": "offline"}, "offline"),
+        ({"WANDB_MODE": "dryrun"}, "offline"),
+        ({"WANDB_MODE": "bogus"}, "bogus"),
+    ],
+)
+def test_variables_of_the_client_are_obeyed(variables: dict[str, str], mode: str) -> None:
+    assert dashboard.mode_of_environment(variables) == mode

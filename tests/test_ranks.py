@@ -11,8 +11,8 @@ from threading import Barrier
 import pytest
 from processes import environment, free_port
 
-from distgan.errors import DataError, DistganError, MachineError
-from distgan.ranks import choose_gpu, local_rank, node_rank, settle, together
+from distgan.errors import ConfigError, DataError, DistganError, MachineError
+from distgan.ranks import choose_gpu, ignored, local_rank, node_rank, settle, together
 
 STEP = {"SLURM_STEP_ID": "0", "SLURM_NTASKS": "4", "SLURM_PROCID": "3", "SLURM_LOCALID": "1", "SLURM_GTIDS": "2,3"}
 MEETING = {"MASTER_ADDR": "node1", "MASTER_PORT": "1"}
@@ -132,3 +132,49 @@ def test_ranks_that_do_not_meet_are_told_why(rank: str, is_taken: bool, told: st
     last = done.stderr.splitlines()[-1]
     assert f"MachineError: rank {rank} of 2 did not meet the others at 127.0.0.1:{port}: " in last
     assert told in last
+
+
+@pytest.mark.parametrize(
+    ("variables", "told"),
+    [
+        ({"RANK": "0", "WORLD_SIZE": "2"}, "no MASTER_ADDR and no MASTER_PORT"),
+        ({"RANK": "0", "WORLD_SIZE": "1"}, "no MASTER_ADDR"),
+        ({"LOCAL_RANK": "0"}, "no RANK and no WORLD_SIZE"),
+        ({"WORLD_SIZE": "4"} | MEETING, "no RANK"),
+        ({"RANK": "one", "WORLD_SIZE": "2"} | MEETING, "RANK='one' is no whole number"),
+        ({"LOCAL_RANK": "-1"}, "LOCAL_RANK='-1'"),
+        ({"LOCAL_WORLD_SIZE": "2.0"}, "LOCAL_WORLD_SIZE='2.0'"),
+        ({"WORLD_SIZE": ""}, "WORLD_SIZE=''"),
+        ({"RANK": "²", "WORLD_SIZE": "2"} | MEETING, "RANK='²'"),
+        ({"RANK": "2", "WORLD_SIZE": "2"} | MEETING, "below 2"),
+    ],
+)
+def test_what_a_launcher_left_over_is_named_with_the_way_out(variables: dict[str, str], told: str) -> None:
+    with pytest.raises(MachineError, match=told) as found:
+        settle(variables)
+    assert "`unset " in str(found.value)
+    assert len(str(found.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize("name", ["FSDP", "DEEPSPEED", "MEGATRON_LM", "PARALLELISM_CONFIG"])
+def test_other_ways_to_train_are_refused(name: str) -> None:
+    with pytest.raises(ConfigError, match=f"ACCELERATE_USE_{name}=true"):
+        settle({f"ACCELERATE_USE_{name}": "true"})
+    assert settle({f"ACCELERATE_USE_{name}": "false"}) == 1
+
+
+@pytest.mark.parametrize(
+    ("variables", "precision", "told"),
+    [
+        ({"ACCELERATE_MIXED_PRECISION": "no"}, "fp32", []),
+        ({"ACCELERATE_MIXED_PRECISION": "bf16"}, "bf16", []),
+        ({"ACCELERATE_MIXED_PRECISION": "bf16"}, "fp32", ["train.precision=bf16"]),
+        ({"ACCELERATE_MIXED_PRECISION": "fp16"}, "bf16", ["mixed_precision=fp16 is not used"]),
+        ({"ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "1"}, "fp32", []),
+        ({"ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "4"}, "fp32", ["train.micro_batch"]),
+    ],
+)
+def test_settings_of_accelerate_that_are_not_used_are_told(variables: dict, precision: str, told: list[str]) -> None:
+    lines = ignored(precision, variables)
+    assert len(lines) == len(told)
+    assert all(text in line for text, line in zip(told, lines))

@@ -12,7 +12,7 @@ import shlex
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
@@ -25,6 +25,7 @@ from distgan.data.address import public
 from distgan.fence import Fence, short
 from distgan.report.curves import better
 from distgan.runfolder import RunFolder
+from distgan.wandbmode import mode_of_environment
 
 CREDENTIAL = re.compile("SLURM_.*(JWT|TOKEN|KEY|SECRET|PASS)")  # the client records and sends all of SLURM_*
 log = logging.getLogger("distgan")
@@ -145,7 +146,7 @@ def start_wandb(
     Args:
         on_stop: Called when somebody presses "stop run" on the web page.
     """
-    asked = mode_of_environment(os.environ)
+    asked, _ = mode_of_environment(os.environ)
     if (asked or settings.mode) == "disabled":
         return None
     fence, started, done = Fence("wandb", CALL_SEC), [], threading.Event()
@@ -164,13 +165,6 @@ def start_wandb(
         fence.close(0)
         return None
     return WandbRun(started[0], fence, settings.checkpoints, folder.path / "wandb" / "checkpoints")
-
-
-def mode_of_environment(environment: Mapping[str, str]) -> str:
-    """What the client's own variables ask for, or empty. (The client no longer reads WANDB_DISABLED by itself.)"""
-    if environment.get("WANDB_DISABLED", "").strip().lower() in ("1", "true", "yes", "on", "y", "t"):
-        return "disabled"
-    return {"dryrun": "offline", "run": "online"}.get(mode := environment.get("WANDB_MODE", "").strip().lower(), mode)
 
 
 def _start(

@@ -14,7 +14,7 @@ PARTS = {
     "models": {"draw"},
     "data": {"errors", "keyed", "stop", "checkpoint", "pick"},
     "metrics": {"errors", "keyed", "data"},
-    "doctor": {"errors", "ranks", "data", "checkpoint"},
+    "doctor": {"errors", "ranks", "data", "checkpoint", "wandbmode"},
     "report": {"errors", "config", "configfile", "data"},
     "losses": set(),
     "penalties": set(),
@@ -48,7 +48,7 @@ DOORS = {
 }
 TORCH_FREE = (
     {"errors", "keyed", "stop", "ranks", "recipe", "config", "rules", "configfile", "confighelp", "cli", "api"}
-    | {"arguments", "metrics.weights"}
+    | {"arguments", "metrics.weights", "wandbmode"}
     | {"doctor", "pick", "report", "data.card"}
     | {f"report.{name}" for name in ("history", "curves", "markup", "svg", "plot", "page")}
     | {f"doctor.{name}" for name in ("finding", "packages", "gpus", "network", "host", "services")}

@@ -22,6 +22,7 @@ from distgan import dashboard
 from distgan.config import Wandb
 from distgan.dashboard import WandbRun, start_wandb
 from distgan.runfolder import RunFolder
+from distgan.wandbmode import mode_of_environment
 
 
 @pytest.fixture(autouse=True)
@@ -266,13 +267,13 @@ def test_a_client_whose_side_process_hangs_ends_with_the_run(tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("variables", "mode"),
     [
-        ({}, ""),
-        ({"WANDB_DISABLED": "true"}, "disabled"),
-        ({"WANDB_DISABLED": "1", "WANDB_MODE": "online"}, "disabled"),
-        ({"WANDB_DISABLED": "false", "WANDB_MODE": "offline"}, "offline"),
-        ({"WANDB_MODE": "dryrun"}, "offline"),
-        ({"WANDB_MODE": "bogus"}, "bogus"),
+        ({}, ("", "")),
+        ({"WANDB_DISABLED": "true"}, ("disabled", "WANDB_DISABLED")),
+        ({"WANDB_DISABLED": "1", "WANDB_MODE": "online"}, ("disabled", "WANDB_DISABLED")),
+        ({"WANDB_DISABLED": "false", "WANDB_MODE": "offline"}, ("offline", "WANDB_MODE")),
+        ({"WANDB_MODE": "dryrun"}, ("offline", "WANDB_MODE")),
+        ({"WANDB_MODE": "bogus"}, ("bogus", "WANDB_MODE")),
     ],
 )
-def test_variables_of_the_client_are_obeyed(variables: dict[str, str], mode: str) -> None:
-    assert dashboard.mode_of_environment(variables) == mode
+def test_variables_of_the_client_are_obeyed(variables: dict[str, str], mode: tuple[str, str]) -> None:
+    assert mode_of_environment(variables) == mode

@@ -282,7 +282,7 @@ def test_packages_that_are_missing_or_too_old(monkeypatch: pytest.MonkeyPatch) -
 
 def test_what_the_launcher_said(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [one.told for one in network.launcher()] == ["no launcher: one rank"]
-    for name, value in {"RANK": "1", "WORLD_SIZE": "4", "MASTER_ADDR": "node1"}.items():
+    for name, value in {"RANK": "1", "WORLD_SIZE": "4", "MASTER_ADDR": "node1", "MASTER_PORT": "1"}.items():
         monkeypatch.setenv(name, value)
     assert [one.told for one in network.launcher()] == ["rank 1 of 4, meeting at node1"]
     monkeypatch.setenv("WORLD_SIZE", "many")
@@ -308,6 +308,9 @@ def test_how_wandb_would_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) ->
     assert [(one.state, one.told) for one in services.wandb()] == [("warn", "bogus (from WANDB_MODE): no such mode")]
     monkeypatch.setenv("WANDB_MODE", "disabled")
     assert services.wandb_mode("online") == ("disabled", "disabled (from WANDB_MODE)")
+    monkeypatch.delenv("WANDB_MODE")
+    monkeypatch.setenv("WANDB_DISABLED", "true")
+    assert services.wandb_mode("online") == ("disabled", "disabled (from WANDB_DISABLED)")
 
 
 def test_slurm(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

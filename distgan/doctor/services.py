@@ -10,6 +10,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from distgan.doctor.finding import OK, WARN, Finding
+from distgan.wandbmode import mode_of_environment
 
 MODES = ("online", "offline", "disabled", "shared", "dryrun", "run")
 KEY_LENGTH, SHORT = 40, "WANDB_API_KEY has fewer than 40 characters"
@@ -23,7 +24,9 @@ def wandb() -> Iterator[Finding]:
     elif SHORT in told:
         yield Finding("wandb", WARN, told, "wandb login, or the whole key in WANDB_API_KEY")
     elif mode == "offline":
-        yield Finding("wandb", OK, f"{told}; `wandb login` brings runs online, `wandb sync` uploads them later")
+        yield Finding(
+            "wandb", OK, f"{told}; `wandb login` brings runs online, a run's log names how to upload it later"
+        )
     elif mode not in MODES:
         yield Finding("wandb", WARN, f"{told}: no such mode", f"WANDB_MODE is one of {', '.join(MODES)}")
     else:
@@ -39,12 +42,12 @@ def wandb_mode(wanted: str) -> tuple[str, str]:
     Returns:
         online, offline, disabled, whatever else WANDB_MODE says, or none where wandb is not installed; and a line.
     """
-    asked = os.environ.get("WANDB_MODE")
+    asked, variable = mode_of_environment(os.environ)
     mode = asked or wanted
     if mode != "disabled" and importlib.util.find_spec("wandb") is None:
         return "none", "not installed: metrics go to metrics.jsonl alone"
     if asked:
-        return asked, f"{asked} (from WANDB_MODE)"
+        return asked, f"{asked} (from {variable})"
     if wanted != "auto":
         return wanted, wanted
     if 0 < len(os.environ.get("WANDB_API_KEY", "")) < KEY_LENGTH:  # which its client refuses

@@ -3,8 +3,9 @@
     python tests/storm.py [--kills 30] [--ranks 2] [--seed 0] [--tmpfs]
 
 All ranks get SIGKILL together: while they start, load, train, draw samples or write a checkpoint, each of which the
-tiny run does all the time. With --tmpfs (as root) the run lies on a small disk of its own, which is full at every third
-blow.
+tiny run does all the time. The run does not end before the last blow, and the moment of each is drawn from the time
+that a first run took to its fourth checkpoint: so on any machine some fall before training has begun and some after.
+With --tmpfs (as root) the run lies on a small disk of its own, which is full at every third blow.
 In the end every weight, optimizer moment and metric must be the same bit for bit, and every position consumed once.
 """
 
@@ -20,35 +21,41 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-from processes import output, ranks, train
+from processes import output, ranks, train, wait_for
 from runs import audit, make_digits, metrics, weights, write_config
 
-MOMENTS_SEC = 14.0  # a start takes about half of it
+ENDLESS = "train.images=100M"  # while blows fall, so that each of them meets a run that is alive
 
 
-def storm(folder: Path, kills: int, world: int, seed: int, disk: Path | None = None, images: int = 6000) -> Counter:
+def storm(folder: Path, kills: int, world: int, seed: int, disk: Path | None = None) -> Counter:
     """Raises AssertionError where anything is lost; returns how many blows of which kind the run survived."""
     config = write_config(folder / "tiny.yaml", make_digits(folder / "digits"))
-    own = [f"train.images={images}", "data.audit=true", "checkpoint.keep_last=2"]
-    own += ["checkpoint.every=120", "sample.every=240"]
+    own = ["data.audit=true", "checkpoint.keep_last=2", "checkpoint.every=120", "sample.every=240"]
     whole, broken = folder / "whole", (disk or folder) / "broken"
-    train(world, folder / "log-whole", str(config), *own, f"run.dir={whole}")
+    command = ["-m", "distgan", "train", str(config), *own]
+    longest = 1.5 * seconds_to_a_checkpoint(folder / "measured", command, world)
 
     rng, blows, log = random.Random(seed), Counter(), folder / "log-broken"
-    command = ["-m", "distgan", "train", str(config), *own, f"run.dir={broken}"]
     for number in range(kills):
         fills = disk is not None and number % 3 == 2
-        with ranks(world, command, log) as started, filled(disk if fills else None, rng.uniform(4, MOMENTS_SEC)):
+        with (
+            ranks(world, [*command, ENDLESS, f"run.dir={broken}"], log) as started,
+            filled(disk if fills else None, rng.uniform(0, longest)),
+        ):
             if fills:
                 codes = [process.wait(90) for process in started]
                 blows["disk full" if any(codes) else "came too late"] += 1
                 continue
-            time.sleep(rng.uniform(0, MOMENTS_SEC))
+            time.sleep(rng.uniform(0, longest))
             alive = [process.poll() is None for process in started]
             for process in started:
                 process.send_signal(signal.SIGKILL)
             blows["killed" if all(alive) else "came too late"] += 1
-    train(world, log, *command[3:], timeout=300)
+    # On from where the blows have left it, and the same from the beginning without them.
+    reached = max((int(path.name[5:]) for path in (broken / "checkpoints").glob("step-*")), default=0)
+    images = reached + 600
+    for run, told in ((broken, log), (whole, folder / "log-whole")):
+        train(world, told, *command[3:], f"train.images={images}", f"run.dir={run}", timeout=600)
 
     assert "Traceback" not in output(log, world)
     assert weights(broken) == weights(whole)
@@ -56,6 +63,15 @@ def storm(folder: Path, kills: int, world: int, seed: int, disk: Path | None = N
     assert audit(broken) == audit(whole)
     assert sorted(audit(whole)) == list(range(images))
     return blows
+
+
+def seconds_to_a_checkpoint(run: Path, command: list[str], world: int) -> float:
+    """From the start of a run to its fourth checkpoint, on this machine as it is now."""
+    log = run.with_name("log-measured")
+    began = time.monotonic()
+    with ranks(world, [*command, ENDLESS, f"run.dir={run}"], log):
+        wait_for((run / "checkpoints" / "step-000000000480").exists, told=lambda: output(log, world))
+        return time.monotonic() - began
 
 
 @contextlib.contextmanager
@@ -76,7 +92,7 @@ def filled(disk: Path | None, after_sec: float) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def tmpfs(folder: Path, size: str = "4m") -> Iterator[Path]:
+def tmpfs(folder: Path, size: str = "16m") -> Iterator[Path]:
     """A small disk; needs root."""
     disk = folder / "disk"
     disk.mkdir()

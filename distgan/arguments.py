@@ -35,7 +35,15 @@ def build_parser() -> argparse.ArgumentParser:
     pack.add_argument(
         "--degraded", default="", metavar="SOURCE", help="degraded forms under the same names: pack pairs"
     )
-    pack.add_argument("--no-labels", action="store_true", help="do not take class folders or labels over")
+    pack.add_argument(
+        "--label",
+        default="",
+        metavar="WHERE",
+        help="where labels are: folders, folders:LEVEL, archives, table, or a part such as cls or json:KEY "
+        "(default: dataset.json, else cls, else folders)",
+    )
+    pack.add_argument("--no-labels", action="store_true", help="take no labels over")
+    pack.add_argument("--image-part", default="", metavar="SUFFIX", help="pictures end in this, such as image.png")
     pack.add_argument("--allow-damaged", action="store_true", help="take the good samples of damaged shards")
     pack.add_argument("--overwrite", action="store_true", help="replace what OUT holds")
 

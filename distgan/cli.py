@@ -72,6 +72,8 @@ def _pack(options: argparse.Namespace) -> None:
             shard_mb=options.shard_mb,
             workers=options.workers,
             labels=not options.no_labels,
+            label=options.label,
+            part=options.image_part,
             degraded=options.degraded,
             allow_damaged=options.allow_damaged,
             overwrite=options.overwrite,

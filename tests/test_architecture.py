@@ -49,14 +49,14 @@ DOORS = {
 TORCH_FREE = (
     {"errors", "keyed", "stop", "ranks", "recipe", "config", "rules", "configfile", "confighelp", "cli", "api"}
     | {"arguments", "metrics.weights", "wandbmode"}
-    | {"doctor", "pick", "report", "data.card"}
+    | {"doctor", "pick", "report"}
     | {f"report.{name}" for name in ("history", "curves", "markup", "svg", "plot", "page")}
     | {f"doctor.{name}" for name in ("finding", "packages", "gpus", "network", "host", "services")}
     | {
         f"data.{name}"
-        for name in ("tar", "address", "source", "image", "plan", "index", "dataset", "stream", "listing")
+        for name in ("tar", "address", "source", "image", "plan", "index", "dataset", "stream", "listing", "labels")
     }
-    | {f"data.{name}" for name in ("pack", "nodecache", "classes", "synthetic")}
+    | {f"data.{name}" for name in ("pack", "nodecache", "classes", "synthetic", "archives", "card")}
 )
 
 

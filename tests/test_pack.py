@@ -172,7 +172,7 @@ def test_labels_of_a_stylegan_data_set(make: Callable[[Path, Files], str], tmp_p
         pack(source, str(tmp_path / "out2"), Options())
     source = make(tmp_path / "in3.zip", files | {"dataset.json": b'{"labels": null}'})
     pack(source, str(tmp_path / "out3"), Options())
-    assert [label for _, label in packed(tmp_path / "out3")] == [0, 0, 1]
+    assert [label for _, label in packed(tmp_path / "out3")] == [-1, -1, -1]
 
 
 def test_links_in_an_archive_are_counted(tmp_path: Path) -> None:
@@ -382,10 +382,11 @@ def test_all_that_was_skipped_is_listed_with_its_reason(tmp_path: Path) -> None:
 
 
 def test_a_picture_without_a_label_is_skipped(tmp_path: Path) -> None:
-    """Such as one whose suffix is no picture's, outside of the class folders."""
-    summary = pack(folder(tmp_path / "in", CLASSES | {"stray": png(99)}), str(tmp_path / "out"), Options())
-    assert summary.skipped == {"without a label": 1}
-    assert packed(tmp_path / "out") == CLASSES_PACKED
+    table = {"labels": [[name, None if name.startswith("bee") else 1] for name in CLASSES]}
+    files = CLASSES | {"dataset.json": json.dumps(table).encode()}
+    summary = pack(folder(tmp_path / "in", files), str(tmp_path / "out"), Options())
+    assert summary.skipped == {"without a label": 2}
+    assert packed(tmp_path / "out") == [(0, 1), (20, 1), (21, 1), (22, 1)]
 
 
 def test_pictures_too_large_for_a_format_are_skipped(tmp_path: Path) -> None:

@@ -133,7 +133,8 @@ class Dataset:
         if self.labels and labelled and not self.has_some_labels:
             raise DataError(
                 f"no class labels in {len(self.urls)} shard(s), {public(self.urls[0])} first: pack a folder with a "
-                "sub-folder for each class and no picture beside these, or set model.conditional=false"
+                "sub-folder for each class and no picture beside these, or set model.conditional=false; where "
+                "labels are in another part, `distgan pack SHARDS OUT --label json:KEY` makes shards with them"
             )
         incomplete = self._incomplete(shards)
         if (self.problems or incomplete) and not allow_damaged:
@@ -272,7 +273,10 @@ class Dataset:
             if not self._complete(kind):
                 continue
             if label == index.BAD_LABEL:
-                raise DataError(f"{public(url)}: {count} cls part(s) hold no whole number from 0 on")
+                raise DataError(
+                    f"{public(url)}: {count} cls part(s) hold no whole number from 0 on: "
+                    "`distgan pack SHARDS OUT` makes classes of names"
+                )
             if label >= MAX_CLASSES:
                 raise DataError(f"{public(url)}: label {label}: more than {MAX_CLASSES:,} classes")
             if classes and label >= classes:
@@ -348,7 +352,10 @@ def _image_suffixes(shards: list[dict], chosen: str, allow_damaged: bool) -> set
         raise DataError(f"samples have several image parts ({names}): set data.image to the one to train on")
     if kinds and not found:
         seen = ", ".join(sorted({part for kind in kinds for part in kind})[:12])
-        raise DataError(f"no image part in the shards, only {seen}: set data.image if one of these is an image")
+        raise DataError(
+            f"no image part in the shards, only {seen}: set data.image if one of these is an image, or, "
+            "where keys have dots or pictures and labels lie apart, let `distgan pack` make shards of them"
+        )
     return found
 
 

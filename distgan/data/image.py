@@ -6,6 +6,7 @@ first bytes tell, not its name.
 """
 
 import io
+import re
 import sys
 import warnings
 from dataclasses import dataclass
@@ -17,7 +18,11 @@ from PIL import Image
 
 # All that Pillow may open: other formats of its are rare among data sets, and one starts a program (EPS, Ghostscript).
 FORMATS = ("PNG", "WEBP", "BMP", "DIB", "GIF", "TIFF", "PPM", "JPEG2000", "AVIF", "JPEG")
-SUFFIXES = {"jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff", "ppm", "pgm", "jp2", "avif"}
+SUFFIXES = {"jpg", "jpeg", "jpe", "jfif", "png", "webp", "bmp", "gif", "tif", "tiff", "ppm", "pgm", "jp2", "avif"}
+_BEGINNINGS = re.compile(
+    rb"\xff\xd8\xff|\x89PNG|GIF8|BM.{4}\0\0\0\0|RIFF.{4}WEBP|II\*\0|MM\0\*|P[1-6]\s|\0\0\0\x0cjP|.{4}ftypavi[fs]",
+    re.DOTALL,
+)
 FILTERS = {"lanczos": Image.Resampling.LANCZOS, "area": Image.Resampling.BOX, "bicubic": Image.Resampling.BICUBIC}
 MAX_PIXELS = 100_000_000
 JPEG = b"\xff\xd8\xff"
@@ -36,6 +41,11 @@ TURNS = {
 
 
 Range = tuple[float, float]
+
+
+def looks_like_image(head: bytes) -> bool:
+    """Whether the first 16 bytes of a file are those of a picture."""
+    return _BEGINNINGS.match(head) is not None
 
 
 class BadImage(Exception):

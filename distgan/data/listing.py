@@ -1,34 +1,43 @@
 """What `pack` packs: pictures in folders, zip and tar archives, .npz arrays, WebDataset shards."""
 
-import contextlib
-import io
-import json
-import lzma
+import itertools
 import os
-import sys
 import zipfile
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from distgan.data import index, tar
+from distgan.data import archives, card, index
 from distgan.data.address import is_local, local_path, public
+from distgan.data.archives import Skipped, hidden
 from distgan.data.dataset import MAX_CLASSES, Dataset
-from distgan.data.image import SUFFIXES
+from distgan.data.image import SUFFIXES, looks_like_image
+from distgan.data.labels import File, Labels, check_spec, find_labels, is_table, left_out, part_of
 from distgan.data.shards import default_cache_dir, find_shards
 from distgan.data.source import Source
 from distgan.errors import DataError
 
-# RuntimeError: a member with a password; NotImplementedError, one of these: packed in a way that Python lacks
-ZIP_ERRORS = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, RuntimeError)
-
-
-Skipped = tuple[str, str]  # the name of what was left out, and why
+NO_PICTURES = {
+    "txt",
+    "json",
+    "cls",
+    "csv",
+    "xml",
+    "md",
+    "html",
+    "url",
+    "npy",
+    "npz",
+    "yaml",
+    "yml",
+    "db",
+    "ini",
+    "index",
+}
 
 
 @dataclass(frozen=True)
@@ -56,6 +65,8 @@ class Listing:
         classes: Names of the classes, or None where the source has no labels.
         skipped: What was left out while listing: names, each with the reason.
         lacking: Why there are no labels, where one might have expected some.
+        origin: Where the labels come from.
+        assumed: What was assumed, and how to say otherwise.
     """
 
     entries: Iterable[Entry]
@@ -63,36 +74,53 @@ class Listing:
     classes: list[str] | None = None
     skipped: list[Skipped] = field(default_factory=list)
     lacking: str = ""
+    origin: str = ""
+    assumed: list[str] = field(default_factory=list)
 
 
-class Classes(NamedTuple):
-    """Names of classes, the number of a picture's class by its name (-1 for none), and why there are no classes."""
+@dataclass(frozen=True)
+class Wanted:
+    """What of a source is asked for.
 
-    names: list[str] | None = None
-    of: Callable[[str], int] = lambda name: -1
-    lacking: str = ""
+    Attributes:
+        labels: Whether there shall be labels.
+        label: Where they are, as `labels.check_spec` has it; empty: told from the source.
+        part: Suffix of the pictures; empty: told from their names and first bytes.
+        allow_damaged: Whether the good samples of damaged archives are taken.
+    """
+
+    labels: bool = True
+    label: str = ""
+    part: str = ""
+    allow_damaged: bool = False
+
+    def __post_init__(self) -> None:
+        check_spec(self.label)
 
 
-def list_source(source: str, *, labels: bool = True, allow_damaged: bool = False) -> Listing:
-    """What a source holds; which kind it is, its name and its content tell."""
-    path = Path(source).expanduser()
-    name = path.name.lower()
+class Item(NamedTuple):
+    """A file of a source, as a candidate for a picture and as a holder of labels; `stream` is the compressed tar."""
+
+    entry: Entry
+    file: File
+    stream: str = ""
+
+
+def list_source(
+    source: str, *, labels: bool = True, label: str = "", part: str = "", allow_damaged: bool = False
+) -> Listing:
+    """What a source holds; which kind it is, its name and its content tell. See `Wanted` for the options."""
+    wanted, path = Wanted(labels, label, part.lower().lstrip("."), allow_damaged), Path(source).expanduser()
     if path.is_dir():
-        if any(path.glob("*.tar")):
-            return _list_shards(source, labels, allow_damaged)
-        return _list_folder(path, labels)
+        return _list_folder(path, wanted)
     if not path.is_file():
         if any(mark in source for mark in ("://", "{", "*", "::")):
-            return _list_shards(source, labels, allow_damaged)
+            return _list_archives(find_shards(source), wanted)
         raise DataError(f"{public(source)}: no such file or folder")
-    if name.endswith(".npz"):
+    if path.name.lower().endswith(".npz"):
         return _list_arrays(path, labels)
-    if zipfile.is_zipfile(path):
-        return _list_zip(path, labels)
-    if name.endswith(".tar"):
-        return _list_tar(path, labels, allow_damaged)
-    if name.endswith((".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".txz", ".tar.zst", ".tzst")):
-        return _list_compressed_tar(path, labels)
+    if zipfile.is_zipfile(path) or path.name.lower().endswith(archives.ARCHIVES[1:]):
+        return _list_archives([str(path)], wanted)
     raise DataError(f"{public(source)}: neither a folder nor a .zip, .tar(.gz .bz2 .xz .zst), .npz or shards")
 
 
@@ -113,7 +141,7 @@ def pair(clean: Listing, degraded: Listing) -> Listing:
     skipped = clean.skipped + degraded.skipped
     for other, side, others in (("degraded", *sides), ("clean", *sides[::-1])):
         skipped += [(entry.name, f"without a {other} picture") for stem, entry in side.items() if stem not in others]
-    return Listing(found, len(found), clean.classes, skipped, clean.lacking)
+    return replace(clean, entries=found, total=len(found), skipped=skipped)
 
 
 def _by_stem(listing: Listing, side: str) -> dict[str, Entry]:
@@ -144,34 +172,106 @@ def read_entry(entry: Entry) -> bytes | np.ndarray:
     if entry.content is not None:
         return entry.content
     if entry.member:
-        try:
-            return _open_zip(entry.path).read(entry.member)
-        except (*ZIP_ERRORS, EOFError) as error:
-            raise OSError(str(error)) from None
+        return archives.zip_read(entry.path, entry.member)
     if entry.span is not None:
-        with open(entry.path, "rb") as file:
-            return os.pread(file.fileno(), entry.span[1], entry.span[0])
+        return archives.read_span(entry.path, entry.span)
     return Path(entry.path).read_bytes()
 
 
-@lru_cache(maxsize=1)
-def _open_zip(path: str) -> zipfile.ZipFile:
-    return zipfile.ZipFile(path)
-
-
-def _list_folder(folder: Path, labels: bool) -> Listing:
+def _list_folder(folder: Path, wanted: Wanted) -> Listing:
+    """Pictures in folders, or archives in a folder; of both, what there is more of."""
     try:
         skipped: list[Skipped] = []
-        names = sorted(name for name in _walk(folder, skipped) if not _hidden(name))
+        names = sorted(name for name in _walk(folder, skipped) if not hidden(name))
     except OSError as error:
         raise DataError(f"{error.filename}: {error.strerror}") from None
-    table = _label_table(lambda: (folder / "dataset.json").read_bytes(), names)
-    classes = _find_classes(names, labels, table)
-    names = [name for name in names if name != "dataset.json"]
     if not names:
         raise DataError(f"{folder}: the folder is empty")
-    entries = [Entry(name, classes.of(name), path=f"{folder}/{name}") for name in names]
-    return Listing(entries, len(entries), classes.names, skipped, classes.lacking)
+    packed = [name for name in names if name.lower().endswith(archives.ARCHIVES)]
+    packed = [name for name in packed if "/" not in name] or packed  # those inside of folders only where none is beside
+    pictures = [name for name in names if _suffix(name) in SUFFIXES] if packed else []
+    if packed and (len(packed) >= len(pictures) or "shards" in card.read(str(folder))):
+        listing = _list_archives([f"{folder}/{name}" for name in packed], wanted, folder)
+        if pictures:
+            listing.skipped += [(name, "a picture beside archives") for name in pictures]
+            listing.assumed.append(_both(folder, packed[0], pictures[0], "the archives are"))
+        return listing
+    items = [_file_item(folder, name) for name in names if name not in packed]
+    listing = _listing(items, wanted, skipped)
+    if packed:
+        listing.skipped += [(name, "an archive beside pictures") for name in packed]
+        listing.assumed.append(_both(folder, packed[0], pictures[0], "the pictures are"))
+    return listing
+
+
+def _both(folder: Path, archive: str, picture: str, taken: str) -> str:
+    return (
+        f"{folder} holds pictures ({picture}) and archives ({archive}), and {taken} packed: name an archive itself as "
+        "the source to pack it, or move away what does not belong there"
+    )
+
+
+def _file_item(folder: Path, name: str) -> Item:
+    path = f"{folder}/{name}"
+
+    def read(length: int = -1) -> bytes:
+        with open(path, "rb") as file:
+            return file.read(length)
+
+    return Item(Entry(name, path=path), File(name, read))
+
+
+def _suffix(name: str) -> str:
+    base, dot, suffix = name.rpartition("/")[2].rpartition(".")
+    return suffix.lower() if dot and base else ""
+
+
+def _is_picture(file: File, part: str) -> bool:
+    """By the suffix where it is known, else by the first bytes."""
+    if part:
+        return file.name.lower().endswith(f".{part}")
+    suffix = _suffix(file.name)
+    if suffix in SUFFIXES or suffix in NO_PICTURES:
+        return suffix in SUFFIXES
+    try:
+        return looks_like_image(file.read(16))
+    except OSError:  # reading tells
+        return False
+
+
+def _listing(items: Sequence[Item], wanted: Wanted, skipped: list[Skipped]) -> Listing:
+    """The candidates with their labels. Of samples in several parts, and where a part is named, pictures alone."""
+    files = [item.file for item in items]
+    pictures = [number for number, file in enumerate(files) if _is_picture(file, wanted.part)]
+    if wanted.part and not pictures:
+        raise DataError(f"--image-part {wanted.part}: no file has this suffix; the first is {files[0].name}")
+    found = Labels(used={number for number, file in enumerate(files) if is_table(file.name)})
+    if wanted.labels:
+        found = find_labels(files, pictures, wanted.label)
+    chosen = [number for number in range(len(items)) if number not in found.used]
+    if found.parts or wanted.part:
+        chosen = pictures
+        if rest := [
+            f"{count:,} {suffix or 'without a suffix'}" for suffix, count in left_out(files, chosen, found.used)
+        ]:
+            more = f" and {len(rest) - 8} more kinds" if len(rest) > 8 else ""
+            found.assumed.append(f"other parts are left out: {', '.join(rest[:8])}{more}")
+
+    def entries() -> Iterator[Entry]:
+        for stream, group in itertools.groupby(chosen, key=lambda number: items[number].stream):
+            labelled = (replace(items[number].entry, label=found.of.get(number, -1)) for number in group)
+            yield from _streamed(stream, labelled, wanted.allow_damaged) if stream else labelled
+
+    return Listing(entries(), len(chosen), found.classes, skipped, found.lacking, found.origin, found.assumed)
+
+
+def _streamed(path: str, entries: Iterator[Entry], allow_damaged: bool) -> Iterator[Entry]:
+    """Entries of a compressed tar with their bytes; read once more, since all names come before the first class."""
+    entry = next(entries, None)
+    for place, (_, read) in enumerate(archives.unpacked(Path(path), [], allow_damaged)):
+        if entry is not None and entry.span == (place, 0):
+            yield replace(entry, path="", span=None, content=read(-1))
+            entry = next(entries, None)
 
 
 def _walk(folder: str | Path, skipped: list[Skipped], inside: str = "", above: tuple[str, ...] = ()) -> Iterator[str]:
@@ -192,106 +292,85 @@ def _walk(folder: str | Path, skipped: list[Skipped], inside: str = "", above: t
                 skipped.append((inside + entry.name, "no regular file"))
 
 
-def _list_zip(path: Path, labels: bool) -> Listing:
-    try:
-        with zipfile.ZipFile(path) as archive:
-            files = [info.filename for info in archive.infolist() if not info.is_dir()]
-            names = sorted(name for name in files if not _hidden(name))
-            table = _label_table(lambda: archive.read("dataset.json"), names)
-    except ZIP_ERRORS as error:
-        raise DataError(f"{path}: {error}") from None
-    classes = _find_classes(names, labels, table)
-    entries = [Entry(name, classes.of(name), str(path), member=name) for name in names if name != "dataset.json"]
-    return Listing(entries, len(entries), classes.names, lacking=classes.lacking)
-
-
-def _list_tar(path: Path, labels: bool, allow_damaged: bool) -> Listing:
-    """A plain tar: shards if it has `cls` parts, else a packed folder."""
-    import mmap
-
+def _list_archives(urls: Sequence[str], wanted: Wanted, top: Path | None = None) -> Listing:
+    """Archives as one: shards with one picture and its class in each sample, or folders packed in several files."""
+    far = [url for url in urls if not is_local(url)]
+    plain = all(local_path(url).lower().endswith(".tar") for url in urls)
+    if far or (plain and wanted.label in ("", "cls") and (found := _items(urls[0], wanted, top, False, []))):
+        samples = far or any(_suffix(item.file.name) == "cls" or ".clean." in item.file.name for item in found)
+        if samples and (far or _is_regular(urls, wanted)):
+            if wanted.label not in ("", "cls"):
+                raise DataError(f"--label {wanted.label}: copy {public(far[0])} and the others to a local folder first")
+            return _list_shards(urls, wanted)
     skipped: list[Skipped] = []
-    try:
-        with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            found = list(_files(data, len(data), skipped))
-    except (tar.Damage, ValueError) as damage:
-        raise DataError(f"{path}: {damage}") from None
-    if any(name.lower().endswith(".cls") for name, _, _ in found):
-        return _list_shards(str(path), labels, allow_damaged)
-    classes = _find_classes([name for name, _, _ in found], labels)
-    entries = [Entry(name, classes.of(name), str(path), span=(offset, size)) for name, offset, size in found]
-    return Listing(entries, len(entries), classes.names, skipped, classes.lacking)
+    items = [item for url in urls for item in _items(url, wanted, top, len(urls) > 1, skipped)]
+    return _listing(items, wanted, skipped)
 
 
-def _files(data: tar.Bytes, size: int, skipped: list[Skipped]) -> Iterator[tuple[str, int, int]]:
-    """Name, offset and length of the plain files in a tar; links and sparse files are left out."""
-    for name, kind, _, offset, length in tar.members(data, size):
-        if not _hidden(name):
-            if kind == "file":
-                yield name, offset, length
-            else:
-                skipped.append((name, f"a {kind} in the archive"))
+def _items(url: str, wanted: Wanted, top: Path | None, several: bool, skipped: list[Skipped]) -> list[Item]:
+    """The files in an archive. Their paths begin where the archive lies below `top`."""
+    path = Path(local_path(url)).expanduser()
+    above = path.parent.relative_to(top).as_posix() + "/" if top is not None and path.parent != top else ""
+    within = f"{above}{archives.stem(path)}" if several else ""
+    if zipfile.is_zipfile(path):
+        return [
+            _item(name, above, within, path, Entry(name, path=str(path), member=name), _zip_reader(str(path), name))
+            for name in archives.zip_names(path)
+        ]
+    if path.name.lower().endswith(".tar"):
+        return [
+            _item(name, above, within, path, Entry(name, path=str(path), span=span), _span_reader(str(path), span))
+            for name, span in archives.tar_names(path, skipped, wanted.allow_damaged)
+        ]
+    items = []
+    for place, (name, read) in enumerate(archives.unpacked(path, skipped, wanted.allow_damaged)):
+        holds_label = is_table(name) or _suffix(name) == part_of(wanted.label).rpartition(".")[2]
+        known = _suffix(name) in SUFFIXES or _suffix(name) in NO_PICTURES
+        content = read(-1) if holds_label else b"" if known else read(16)
+        entry = Entry(name, path=str(path), span=(place, 0))
+        items.append(_item(name, above, within, path, entry, _holder(content), str(path)))
+    return items
 
 
-def _list_compressed_tar(path: Path, labels: bool) -> Listing:
-    """Read twice, since the classes are known only after all names are."""
-    skipped: list[Skipped] = []
-    names = [name for name, _ in _unpacked(path, skipped)]
-    classes = _find_classes(names, labels)
-    if labels and any(name.lower().endswith(".cls") for name in names):
-        classes = Classes(lacking="the cls parts of a compressed tar are not read: unpack it first")
-    entries = (Entry(name, classes.of(name), content=content) for name, content in _unpacked(path, []))
-    return Listing(entries, len(names), classes.names, skipped, classes.lacking)
+def _item(
+    name: str, above: str, within: str, path: Path, entry: Entry, read: Callable[[int], bytes], stream: str = ""
+) -> Item:
+    entry = replace(entry, name=f"{above}{path.name}/{name}") if within else entry
+    return Item(entry, File(above + name.removeprefix("./"), read, within), stream)
 
 
-def _unpacked(path: Path, skipped: list[Skipped]) -> Iterator[tuple[str, bytes]]:
-    """Names and contents of the files in a compressed tar."""
-    try:
-        with _decompressed(path) as stream:
-            data = _Forward(stream)
-            for name, offset, size in _files(data, sys.maxsize, skipped):
-                yield name, data[offset : offset + size]
-    except tar.Damage as damage:
-        raise DataError(f"{path}: damaged: {damage}") from None
+def _zip_reader(path: str, name: str) -> Callable[[int], bytes]:
+    return lambda length=-1: archives.zip_read(path, name, length)
 
 
-class _Forward:
-    """A compressed tar as `tar.members` reads it: what lies before the last slice is gone."""
+def _span_reader(path: str, span: archives.Span) -> Callable[[int], bytes]:
+    return lambda length=-1: archives.read_span(path, span, length)
 
-    def __init__(self, stream: io.BufferedIOBase) -> None:
-        self._stream, self._start, self._buffer = stream, 0, b""
 
-    def __getitem__(self, at: slice) -> bytes:
-        gap = at.start - self._start - len(self._buffer)
-        while gap > 0 and (piece := self._read(min(gap, 2**20))):
-            gap -= len(piece)
-        self._start, self._buffer = at.start, self._buffer[at.start - self._start :]
-        while (lack := at.stop - at.start - len(self._buffer)) > 0 and (piece := self._read(lack)):
-            self._buffer += piece
-        return self._buffer[: at.stop - at.start]
+def _holder(content: bytes) -> Callable[[int], bytes]:
+    return lambda length=-1: content if length < 0 else content[:length]
 
-    def _read(self, length: int) -> bytes:
+
+def _is_regular(urls: Sequence[str], wanted: Wanted) -> bool:
+    """Whether the index tells all of these shards: neighbours as parts, no dots in keys, classes as numbers."""
+    source = Source()
+    pictures = {wanted.part} if wanted.part else SUFFIXES
+    for url in urls:
         try:
-            return self._stream.read(length)
-        except Exception as error:  # the errors of the decompressors share no base class
-            raise tar.Damage(f"not to be decompressed ({error})", self._start) from None
-
-
-@contextlib.contextmanager
-def _decompressed(path: Path) -> Iterator[io.BufferedIOBase]:
-    """The plain tar inside a compressed one."""
-    suffix = path.suffix.lower()
-    if suffix in (".gz", ".tgz"):
-        import gzip as codec
-    elif suffix == ".bz2":
-        import bz2 as codec
-    elif suffix in (".xz", ".txz"):
-        import lzma as codec
-    elif sys.version_info >= (3, 14):
-        from compression import zstd as codec
-    else:
-        import zstandard as codec
-    with codec.open(path, "rb") as stream:
-        yield stream
+            summary = index.summary(url, source, default_cache_dir() / "index")
+        except DataError:  # of too many kinds of samples
+            return False
+        parts = {part for kind in summary["kinds"] for part in kind}
+        dotted = {part for part in parts - pictures if "." in part and part.rpartition(".")[2] in SUFFIXES | {"cls"}}
+        if {part for part in dotted if part.partition(".")[0] not in ("clean", "degraded")}:
+            return False
+        if not dotted and not parts & pictures and summary["samples"]:
+            return False
+        if any(label == index.BAD_LABEL for _, label, _ in index.label_counts(summary)):
+            return False
+        if any(defect.startswith("sample ") for defect in summary["defects"]):
+            return False
+    return True
 
 
 def _list_arrays(path: Path, labels: bool) -> Listing:
@@ -332,7 +411,7 @@ def _list_arrays(path: Path, labels: bool) -> Listing:
         Entry(f"{path.name}[{i}]", int(numbers[i]) if classes else -1, content=np.repeat(image, 3 // image.shape[2], 2))
         for i, image in enumerate(images)
     )
-    return Listing(entries, len(images), classes)
+    return Listing(entries, len(images), classes, origin="the array of labels" if classes else "")
 
 
 def _pick(
@@ -345,15 +424,19 @@ def _shapes(arrays: dict[str, np.ndarray]) -> str:
     return ", ".join(f"{name} {array.dtype}{list(array.shape)}" for name, array in arrays.items()) or "nothing"
 
 
-def _list_shards(spec: str, labels: bool, allow_damaged: bool) -> Listing:
+def _list_shards(urls: Sequence[str], wanted: Wanted) -> Listing:
+    """Shards by their index, as training reads them."""
     source = Source()
-    urls = find_shards(spec)
     parts = {part for kind in index.load(urls[0], source, default_cache_dir() / "index").kinds for part in kind}
-    pairs = not parts & SUFFIXES and any(part.startswith("clean.") for part in parts)
-    data = Dataset(urls, source, pairs=pairs, allow_damaged=allow_damaged)
-    labelled = labels and data.has_labels
+    pairs = not wanted.part and not parts & SUFFIXES and any(part.startswith("clean.") for part in parts)
+
+    def opened(labels: bool) -> Dataset:
+        return Dataset(urls, source, image=wanted.part, pairs=pairs, labels=labels, allow_damaged=wanted.allow_damaged)
+
+    data = opened(False)
+    labelled = wanted.labels and data.has_labels
     if labelled:
-        data = Dataset(urls, source, pairs=pairs, labels=True, allow_damaged=allow_damaged)
+        data = opened(True)
 
     def entries() -> Iterator[Entry]:
         for number, url in enumerate(urls):
@@ -372,58 +455,7 @@ def _list_shards(spec: str, labels: bool, allow_damaged: bool) -> Listing:
     names = [str(i) for i in range(data.num_classes)]
     if len(data.class_names) >= len(names):
         names = data.class_names
-    lacking = "some samples have no cls part" if labels and not labelled and data.has_some_labels else ""
-    return Listing(entries(), data.num_samples, names if labelled else None, lacking=lacking)
-
-
-def _hidden(name: str) -> bool:
-    """Files that file managers leave behind, the resource forks of archives from a Mac, and indexes of shards."""
-    return name.endswith(".tar.index") or any(
-        (part[:1] == "." and part not in (".", "..")) or part == "__MACOSX" for part in name.split("/")
-    )
-
-
-def _label_table(read: Callable[[], bytes], names: list[str]) -> dict[str, int] | None:
-    """Labels from a StyleGAN data set's `dataset.json`: {"labels": [["00000/img00000000.png", 6], ...]}."""
-    if "dataset.json" not in names:
-        return None
-    try:
-        table = json.loads(read()).get("labels")
-        labels = {name: int(label) for name, label in table} if table else None
-    except (ValueError, TypeError, AttributeError, OverflowError):
-        return None
-    if labels and not 0 <= min(labels.values()) <= max(labels.values()) < MAX_CLASSES:
-        raise DataError(f"dataset.json: labels must be whole numbers from 0 to {MAX_CLASSES - 1:,}")
-    return labels
-
-
-def _find_classes(names: list[str], labels: bool, table: dict[str, int] | None = None) -> Classes:
-    """The classes that folder names, or a table, give the pictures.
-
-    A class is a folder: the first one in which the pictures' paths differ. Where a picture lies outside of such
-    folders, or there is only one folder, there are no labels.
-    """
-    pictures = [name for name in names if name.rpartition(".")[2].lower() in SUFFIXES]
-    if not labels or not pictures:
-        return Classes()
-    if table:
-        if missing := [name for name in pictures if name not in table]:
-            raise DataError(f"dataset.json has no label for {missing[0]}")
-        return Classes([str(i) for i in range(max(table.values()) + 1)], lambda name: table.get(name, -1))
-    folders = [name.split("/")[:-1] for name in pictures]
-    depth = len(os.path.commonprefix(folders))  # noqa: RUF071 (of lists it takes whole elements)
-    outside = [name for name, folder in zip(pictures, folders) if len(folder) <= depth]
-    if outside:
-        some = len(outside) < len(pictures)
-        return Classes(
-            lacking=f"{len(outside):,} picture(s), such as {outside[0]}, lie in no class folder" if some else ""
-        )
-    found = {folder[depth] for folder in folders}
-    classes = sorted(found, key=lambda name: (int(name) if name.isdecimal() else -1, name))
-    number = {name: i for i, name in enumerate(classes)}
-
-    def label_of(name: str) -> int:
-        parts = name.split("/")
-        return number.get(parts[depth], -1) if len(parts) > depth else -1
-
-    return Classes(classes, label_of)
+    lacking = "some samples have no cls part" if wanted.labels and not labelled and data.has_some_labels else ""
+    if not labelled:
+        return Listing(entries(), data.num_samples, lacking=lacking)
+    return Listing(entries(), data.num_samples, names, origin="the cls parts")

@@ -35,6 +35,7 @@ from distgan.data.source import Source
 from distgan.errors import ConfigError, DataError, MachineError
 
 SKIPPED = "skipped.jsonl"
+UNLABELLED = "without a label"
 OWN = re.compile(r"\d{6}\.tar(\.index)?|dataset\.json|skipped\.jsonl")  # what pack writes, and so may replace
 CHUNK = 32  # pictures that travel to a process together
 SAVE = {
@@ -110,6 +111,8 @@ class Summary:
     examples: dict[str, str] = field(default_factory=dict)  # reason -> the first source it happened to
     notes: Counter = field(default_factory=Counter)
     lacking: str = ""  # why there are no labels
+    origin: str = ""  # where the labels come from
+    assumed: list[str] = field(default_factory=list)
     shards: list[dict] = field(default_factory=list)
     pixels: Pixels = field(default_factory=Pixels)
     range: tuple[float, float] | None = None  # of values that became black and white, where it was given
@@ -123,6 +126,8 @@ def pack(
     shard_mb: float = 256,
     workers: int = 0,
     labels: bool = True,
+    label: str = "",
+    part: str = "",
     degraded: str = "",
     allow_damaged: bool = False,
     overwrite: bool = False,
@@ -136,7 +141,10 @@ def pack(
         source: Folder, .zip, .tar (also .gz .bz2 .xz .zst), .npz, or shards as `find_shards` takes them.
         shard_mb: Largest size of a shard in MB (10^6 bytes).
         workers: Processes that decode and encode; 0 means one per core, 1 means none beside this one.
-        labels: Whether class folders, `cls` parts or label arrays become labels.
+        labels: Whether there shall be labels.
+        label: Where they are, such as "folders", "folders:2", "archives" or "json:KEY"; empty: a table
+            (`dataset.json`), else `cls` parts, else folders.
+        part: Suffix of the pictures, such as "image.png"; empty: told from their names and first bytes.
         degraded: A second source, with a degraded form of each picture under the same name; samples become pairs.
         allow_damaged: Whether the good samples of damaged shards are taken.
         overwrite: Replace what `out` holds.
@@ -156,7 +164,9 @@ def pack(
         raise ConfigError(f"--shard-mb {shard_mb:g}: 0.066 or more")
     if not 0 <= workers <= 1024:
         raise ConfigError(f"--workers {workers}: 1 to 1024, or 0 for one per core")
-    listing = list_source(source, labels=labels, allow_damaged=allow_damaged)
+    if label and not labels:
+        raise ConfigError(f"--label {label} and --no-labels: leave out one of them")
+    listing = list_source(source, labels=labels, label=label, part=part, allow_damaged=allow_damaged)
     if degraded:
         listing = pair(listing, list_source(degraded, labels=False, allow_damaged=allow_damaged))
     try:
@@ -190,7 +200,8 @@ def _holds(source: str, target: Path) -> bool:
 def _write(listing: Listing, folder: Path, options: Options, shard_bytes: int, workers: int) -> Summary:
     """Encode all pictures and append them to shards."""
     summary = Summary(classes=listing.classes, class_counts=[0] * len(listing.classes) if listing.classes else None)
-    summary.lacking, summary.range = listing.lacking, options.range
+    summary.lacking, summary.origin, summary.assumed = listing.lacking, listing.origin, listing.assumed
+    summary.range = options.range
     shards = _ShardWriter(folder, shard_bytes)
     bar = tqdm(total=listing.total, unit=" images", disable=None, smoothing=0.05, desc="pack")
     entries = iter(listing.entries)
@@ -206,7 +217,7 @@ def _write(listing: Listing, folder: Path, options: Options, shard_bytes: int, w
                     summary.pixels.add_values(picture.values, not picture.skipped)
                     reason = picture.skipped
                     if listing.classes and entry.label < 0:
-                        reason = reason or "without a label"
+                        reason = reason or UNLABELLED
                     if reason:
                         _skip(summary, skipped, entry.name, reason)
                         continue
@@ -378,6 +389,7 @@ def _finish(folder: Path, summary: Summary, source: str, options: Options) -> No
         "samples": summary.samples,
         "classes": summary.classes,
         "class_counts": summary.class_counts,
+        "labels_from": summary.origin or None,
         **how,
         "resolution": options.resolution or None,
         "pixel_sizes": None if options.resolution else [[f"{w}x{h}", n] for (w, h), n in sizes[:20]],
@@ -422,9 +434,11 @@ def report(summary: Summary, out: str, seconds: float) -> str:
     lines = [f"{summary.samples:,} images {size} in {len(summary.shards)} shard(s), {total / 1e6:,.1f} MB: {out}"]
     if summary.classes:
         least, most = min(summary.class_counts), max(summary.class_counts)
-        lines.append(f"{len(summary.classes)} classes with {least:,} to {most:,} images: {_names(summary.classes)}")
+        classes = f"{len(summary.classes)} classes with {least:,} to {most:,} images: {_names(summary.classes)}"
+        lines.append(f"labels from {summary.origin}: {classes}; {summary.skipped[UNLABELLED]:,} images without a label")
     else:
         lines.append("no class labels" + (f": {summary.lacking}" if summary.lacking else ""))
+    lines += [f"assumed: {text}" for text in summary.assumed]
     if summary.skipped:
         listed = os.path.join(out, SKIPPED)
         lines.append(f"skipped {sum(summary.skipped.values()):,}{_tally(summary, ': ')}; each of them: {listed}")

@@ -196,6 +196,12 @@ def describe(
         lines.append(
             f"balance: each of {len(sizes)} classes {max(sizes):,} times in {len(sizes) * max(sizes):,} images"
         )
+    if unseen := [str(label) for label, count in enumerate(dataset.class_counts) if not count]:
+        more = f" ... {unseen[-1]}" if len(unseen) > 10 else ""
+        lines.append(
+            f"classes: {len(unseen)} of {dataset.num_classes} have no image and are not trained: "
+            f"{', '.join(unseen[:10])}{more}"
+        )
     return [*lines, *(f"data problem, passed over: {problem}" for problem in dataset.problems[:10])]
 
 

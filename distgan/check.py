@@ -10,12 +10,11 @@ from distgan.config import Config, best_metric
 from distgan.data import card, pixels
 from distgan.data.address import public
 from distgan.data.dataset import Dataset
-from distgan.data.shards import find_shards
 from distgan.doctor.services import wandb_mode
 from distgan.errors import ConfigError, MachineError
 from distgan.evaluation.evaluate import check_metrics
 from distgan.evaluation.imageset import draw_labels
-from distgan.evaluation.realside import is_statistics, read_statistics
+from distgan.evaluation.realside import is_statistics, open_shards, read_statistics
 from distgan.metrics.extractors import open_extractor
 from distgan.report.history import read
 from distgan.rules import BatchPlan, warnings
@@ -44,7 +43,7 @@ def _evaluation(config: Config, dataset: Dataset) -> str:
     if is_statistics(config):
         has_points = read_statistics(config, extractor, config.data.resolution).has_points
     elif settings.reference:
-        find_shards(settings.reference, allow_pipe=config.data.allow_pipe)
+        open_shards(config, settings.reference, 0, None)
     check_metrics(settings.metrics, extractor, settings.num, has_points=has_points)
     draw_labels(settings.labels, settings.seed, 1, dataset.class_counts)
     what = f"{', '.join(settings.metrics)} of {settings.num:,} images by {extractor.identity}"

@@ -21,10 +21,10 @@ class Gallery:
 
     def __init__(self, config: Config, dataset: Dataset, tracker: Tracker) -> None:
         self._config, self._dataset, self._tracker = config, dataset, tracker
-        num_classes = dataset.num_classes
-        rows, self._columns = sample.grid_shape(config.sample.rows, config.sample.columns, num_classes)
+        seen = [label for label, count in enumerate(dataset.class_counts) if count]
+        rows, self._columns = sample.grid_shape(config.sample.rows, config.sample.columns, len(seen))
         self._num = rows * self._columns
-        self._labels = sample.grid_labels(rows, self._columns, num_classes)
+        self._labels = sample.grid_labels(rows, self._columns, seen)
         self._reals: list[np.ndarray] = []
         self._held_out = None
         if restores(config):

@@ -93,9 +93,9 @@ def grid_shape(rows: int, columns: int, num_classes: int) -> tuple[int, int]:
     return rows or min(num_classes or 8, 16), columns
 
 
-def grid_labels(rows: int, columns: int, num_classes: int) -> list[int] | None:
-    """Labels of a grid: one class to a row, from the first again where there are more rows."""
-    return [row % num_classes for row in range(rows) for _ in range(columns)] if num_classes else None
+def grid_labels(rows: int, columns: int, classes: Sequence[int]) -> list[int] | None:
+    """Labels of a grid: one of the classes to a row, from the first again where there are more rows."""
+    return [classes[row % len(classes)] for row in range(rows) for _ in range(columns)] if classes else None
 
 
 def to_uint8(images: Tensor) -> np.ndarray:

@@ -288,13 +288,16 @@ def test_labels_follow_their_policy() -> None:
     counts = [300, 100, 0, 600]
     empirical = draw_labels("empirical", 1, 20_000, counts)
     assert np.bincount(empirical, minlength=4) / 20_000 == pytest.approx([0.3, 0.1, 0, 0.6], abs=0.02)
-    assert np.bincount(draw_labels("uniform", 1, 20_000, counts)) / 20_000 == pytest.approx([0.25] * 4, abs=0.02)
-    assert draw_labels("0,2-3", 1, 5, counts).tolist() == [0, 2, 3, 0, 2]
+    assert np.bincount(draw_labels("uniform", 1, 20_000, counts)) / 20_000 == pytest.approx(
+        [1 / 3, 1 / 3, 0, 1 / 3], abs=0.02
+    )
+    assert draw_labels("0-1,3", 1, 5, counts).tolist() == [0, 1, 3, 0, 1]
     assert np.array_equal(draw_labels("empirical", 1, 10, counts), empirical[:10])
     assert not np.array_equal(draw_labels("empirical", 2, 20_000, counts), empirical)
     assert draw_labels("uniform", 1, 5, []) is None
     for policy, classes, told in (
         ("4", counts, "eval.labels=4: the classes are 0 to 3"),
+        ("0,2-3", counts, "class 2 has no image"),
         ("all", counts, "write empirical, uniform, or class numbers"),
         ("0", [], "trained without classes"),
     ):

@@ -88,5 +88,5 @@ def test_the_shape_of_a_grid(rows: int, classes: int, expected: tuple[int, int])
 
 
 def test_a_grid_has_one_class_to_a_row() -> None:
-    assert sample.grid_labels(3, 2, 2) == [0, 0, 1, 1, 0, 0]
-    assert sample.grid_labels(3, 2, 0) is None
+    assert sample.grid_labels(3, 2, [0, 2]) == [0, 0, 2, 2, 0, 0]
+    assert sample.grid_labels(3, 2, []) is None

@@ -44,9 +44,8 @@ class Evaluations:
         if is_statistics(config):
             self._real = know_reals(config, self._extractor, None, resolution, world, lambda: None)
         else:
-            real = (
-                open_shards(config, settings.reference, dataset.num_classes, world) if settings.reference else dataset
-            )
+            # A reference is a set of images alone: its labels are of no use here, whatever classes it has.
+            real = open_shards(config, settings.reference, 0, world) if settings.reference else dataset
             self._images = shard_images(config, real, resolution, world)
         has_points = self._images is not None or world.broadcast(world.is_main and self._real.has_points)
         check_metrics(settings.metrics, self._extractor, settings.num, has_points=has_points)

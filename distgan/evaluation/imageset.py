@@ -162,12 +162,12 @@ def draw_labels(policy: str, seed: int, num: int, class_counts: Sequence[int]) -
     """Classes of generated images, the i-th a function of (seed, i); int64 [num], None without classes.
 
     Args:
-        policy: "empirical" draws classes as often as the data set has them, "uniform" all alike; classes such as
-            "0,3,7-9" are taken in turn.
+        policy: "empirical" draws classes as often as the data set has them, "uniform" all that have images alike;
+            classes such as "0,3,7-9" are taken in turn.
         class_counts: Images of each class in the data set.
 
     Raises:
-        ConfigError: a class that does not exist.
+        ConfigError: a class that does not exist, or has no image, so that the generator never saw it.
     """
     num_classes = len(class_counts)
     if num_classes == 0:
@@ -176,11 +176,15 @@ def draw_labels(policy: str, seed: int, num: int, class_counts: Sequence[int]) -
         return None
     drawn = keyed.bits(keyed.key(seed, "labels of an evaluation"), np.arange(num))
     if policy == "uniform":
-        return (drawn % np.uint64(num_classes)).astype(np.int64)
+        seen = np.flatnonzero(class_counts)
+        return seen[(drawn % np.uint64(len(seen))).astype(np.int64)]
     if policy == "empirical":
         ends = np.cumsum(np.asarray(class_counts, np.int64))
         return np.searchsorted(ends, (drawn % np.uint64(ends[-1])).astype(np.int64), side="right")
-    return np.resize(np.array(parse_classes(policy, num_classes), np.int64), num)
+    asked = parse_classes(policy, num_classes)
+    if unseen := [label for label in asked if not class_counts[label]]:
+        raise ConfigError(f"eval.labels={policy}: class {unseen[0]} has no image in the training data; leave it out")
+    return np.resize(np.array(asked, np.int64), num)
 
 
 def parse_classes(text: str, num_classes: int) -> list[int]:

@@ -12,19 +12,22 @@ from distgan.evaluation.evaluate import Poll, known_reals
 from distgan.evaluation.imageset import ShardImages
 from distgan.metrics.extractors import Extractor
 from distgan.metrics.reference import Reference, load_statistics
+from distgan.ranks import together
 from distgan.world import World
 
 
 def open_shards(
-    config: Config, shards: str | Sequence[str], num_classes: int, world: World, *, may_have_more: bool = False
+    config: Config, shards: str | Sequence[str], num_classes: int, world: World | None, *, may_have_more: bool = False
 ) -> Dataset:
     """Shards to compare with; with labels where they have some and `num_classes` says that these are of use.
 
     Args:
+        world: None for one process that belongs to no run.
         may_have_more: Whether they may have more classes than that.
     """
     data = config.data
-    urls = world.together(lambda: find_shards(shards, allow_pipe=data.allow_pipe))
+    rank, size, gather = (world.rank, world.size, world.gather) if world else (0, 1, lambda item: [item])
+    urls = together(lambda: find_shards(shards, allow_pipe=data.allow_pipe), gather)
     source = Source(timeout_sec=data.timeout_sec, cache_bytes=data.cache_mb * 2**20)
 
     def opened(labels: bool) -> Dataset:
@@ -35,9 +38,9 @@ def open_shards(
             classes=num_classes if labels and not may_have_more else 0,
             image=data.image,
             allow_damaged=data.allow_damaged,
-            rank=world.rank,
-            world=world.size,
-            gather=world.gather,
+            rank=rank,
+            world=size,
+            gather=gather,
         )
 
     plain = opened(False)

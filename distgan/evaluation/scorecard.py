@@ -115,7 +115,13 @@ def evaluate(world: World, target: str, overrides: Sequence[str], options: Optio
         report["warnings"] += words
         has_labels = last.features.labels is not None and real.features.labels is not None
         if has_labels and subject.num_classes and not last.num_nonfinite:
-            report["classes"] = _by_class(real, last, subject.num_classes)
+            if real.features.labels.max() < subject.num_classes:
+                report["classes"] = _by_class(real, last, subject.num_classes)
+            else:
+                report["warnings"].append(
+                    f"eval.reference has class {int(real.features.labels.max())}, and the generator has classes 0 to "
+                    f"{subject.num_classes - 1}: no values by class"
+                )
         path = Path(options.out) if options.out else _place(folder, subject, report)
         if options.memorisation and not last.num_nonfinite:
             report["memorisation"] = _memorisation(real, real_images, last, images, unseen, path)
@@ -131,7 +137,9 @@ def evaluate(world: World, target: str, overrides: Sequence[str], options: Optio
 
 
 def _open_shards(subject: Subject, shards: str | Sequence[str], world: World) -> Dataset:
-    return open_shards(subject.config, shards, subject.num_classes, world, may_have_more=not subject.is_generated)
+    """Training images have the generator's classes; other real images may have more."""
+    others = not subject.is_generated or shards != subject.config.data.shards
+    return open_shards(subject.config, shards, subject.num_classes, world, may_have_more=others)
 
 
 def _class_counts(subject: Subject, reference_set: Dataset | None, world: World) -> Sequence[int]:

@@ -84,8 +84,9 @@ class Tracker:
     def show(self, images: int) -> None:
         """Send pictures and evaluations that came between two lines of metrics; they have a step of their own."""
         pending = bool(self._grids or self._histograms or self._evaluated)
-        if self._wandb is not None and pending and images > self.logged_images:
-            self._wandb.log(images, self._evaluated, self._grids, self._histograms)
+        if self._wandb is not None and pending and (images > self.logged_images or images == self.logged_images == 0):
+            progress = {"Progress/images": images, "Progress/kimg": images / 1000}
+            self._wandb.log(images, self._evaluated | progress, self._grids, self._histograms)
         self._grids, self._histograms, self._evaluated = {}, {}, {}
 
     def progress(self, images: int) -> None:

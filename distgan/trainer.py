@@ -121,6 +121,7 @@ class Trainer:
                 self.gallery.reals()
                 if self.config.sample.every:
                     self.gallery.fakes(self.G_ema, 0)
+                self.tracker.show(0)
             reason = self._catch_up("finished" if is_done else "") if owes else ""
             reason = reason or self._loop_with_rollbacks()
         except Exception as error:

@@ -18,6 +18,7 @@ class Client(types.ModuleType):
     def __init__(self, *broken: str):
         super().__init__("wandb")
         self.broken, self.modes, self.rows, self.exit_code = broken, [], [], None
+        self.grids: dict[int, set[str]] = {}  # by step
         self.summary: dict[str, object] = {}
         self.dir, self.url = "run/files", "the page"
         self.Settings = type("Settings", (), {"model_fields": {}})
@@ -45,6 +46,8 @@ class Client(types.ModuleType):
     def log(self, values: dict, step: int, commit: bool) -> None:
         self._may_fail("log")
         self.rows.append(step)
+        self.grids[step] = {name for name in values if name.startswith("Samples/")}
+        assert values["Progress/kimg"] == step / 1000
 
     def alert(self, *_: object) -> None:
         self._may_fail("alert")
@@ -84,7 +87,8 @@ def test_no_fault_of_the_client_stops_a_run(
     assert client.modes == modes
     assert (run / "log.txt").read_text().count(told) == 1
     if not broken:
-        assert client.rows == [120, 240, 360]
+        assert client.rows == [0, 120, 240, 360]
+        assert client.grids[0] >= {"Samples/reals", "Samples/ema_fixed"}  # of the networks as they begin
         assert (client.exit_code, client.summary) == (0, {"images": 360, "state": "finished"})
 
 
@@ -104,7 +108,7 @@ def test_a_resumed_run_sends_no_row_twice(tmp_path: Path, digits: Path, monkeypa
         assert main(["train", str(config), f"run.dir={run}", f"train.images={images}"]) == 0
         # The newest checkpoint is lost, so that the next start repeats rows that were sent before.
         (run / "checkpoints" / "step-000000000600" / "G.safetensors").unlink(missing_ok=True)
-    assert clients[0].rows + clients[1].rows == [120, 240, 360, 480, 600, 720, 840, 960]
+    assert clients[0].rows + clients[1].rows == [0, 120, 240, 360, 480, 600, 720, 840, 960]
 
 
 def test_a_line_for_a_person() -> None:

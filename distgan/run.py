@@ -27,6 +27,8 @@ def train(config: Config) -> int:
     spread = batch_plan(config, world.size)
     folder = RunFolder(config.run.dir)
     world.on_main(lambda: folder.open(command_line()))
+    if world.is_main:
+        stop.before_leaving(lambda: _note_end(folder, "failed", "interrupted without saving", world.size))
     try:
         start_logging(folder.path, world.rank)
         if world.is_main:
@@ -37,8 +39,7 @@ def train(config: Config) -> int:
         reason = stopped.reason
         log.info(str(stopped))
         if world.is_main:
-            known = {k: v for k, v in folder.read_status().items() if k in ("images", "total_images", "checkpoint")}
-            folder.status("preempted", **known, reason=reason, world=world.size)
+            _note_end(folder, "preempted", reason, world.size)
     except Exception as error:
         log.debug("the run failed", exc_info=error)
         failure = error if isinstance(error, DistganError) else FailedError.of(error, world.rank, folder.path)
@@ -48,6 +49,12 @@ def train(config: Config) -> int:
         folder.close()
     world.close()
     return stop.EXIT_CODES[reason]
+
+
+def _note_end(folder: RunFolder, state: str, reason: str, world: int) -> None:
+    """Leave in status.json how the run ended, beside what it says of how far it came."""
+    known = {k: v for k, v in folder.read_status().items() if k in ("images", "total_images", "checkpoint")}
+    folder.status(state, **known, reason=reason, world=world)
 
 
 def open_world(config: Config) -> World:

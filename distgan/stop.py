@@ -8,21 +8,25 @@ import contextlib
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from distgan import ranks
 
 EXIT_CODES = {"finished": 0, "preempted": 75, "interrupted": 130}  # 75: EX_TEMPFAIL, try again later
 LOOK_SEC = 0.2
+LEAVING_SEC = 5  # for what is written down before a process ends at once
 
 _requests: list[str] = []  # a signal handler has nowhere else to put them
 _heard: list[str] = []  # those of the run that is over
+_before_leaving: list[Callable[[], None]] = []
 _launchers: list[int] = []  # the process of the launcher that this rank must not outlive
 
 
 @contextlib.contextmanager
 def listening() -> Iterator[None]:
-    """Meanwhile, signals ask the run to save and stop. A second INT leaves at once, and HUP stays ignored under nohup.
+    """Meanwhile, signals ask the run to save and stop. A third INT leaves at once, which the second one tells.
+
+    HUP stays ignored under nohup.
 
     Where a signal came, the process ignores all but INT from then on: srun sends TERM to the ranks that leave later
     than the first one, and a rank that dies of it loses its exit code. (A handler would not do: Python takes those away
@@ -43,6 +47,7 @@ def listening() -> Iterator[None]:
         _heard.extend(_requests)
         _requests.clear()  # what this process does next was not asked to stop
         _launchers.clear()
+        _before_leaving.clear()
         for number, handler in before.items():
             signal.signal(number, signal.SIG_IGN if came and number != signal.SIGINT else handler)
 
@@ -65,6 +70,11 @@ def leaving_when_asked(waits_for: str) -> Iterator[None]:
     finally:
         done.set()
         watcher.join()
+
+
+def before_leaving(write: Callable[[], None]) -> None:
+    """Have `write` called, in a thread, when a third INT ends the process without saving."""
+    _before_leaving.append(write)
 
 
 def ask(reason: str) -> None:
@@ -113,13 +123,32 @@ def _hearing_in_a_thread() -> Iterator[None]:
 
 
 def _hear(hears: int) -> None:
-    num_ints, told = 0, ranks.rank() > 0
+    is_first, num_ints, told = ranks.rank() == 0, 0, False
     while byte := os.read(hears, 1):  # the number of a signal; nothing once the other end is closed
         if signal.getsignal(byte[0]) is _on_signal:
             _note(byte[0])
-            if not told:  # straight to the descriptor, since the main thread may hold any lock
-                os.write(2, f"\ndistgan: {signal.Signals(byte[0]).name}: stops after this step\n".encode())
-                told = True
-        num_ints += byte[0] == signal.SIGINT
-        if num_ints == 2:
-            os._exit(EXIT_CODES["interrupted"])
+            if is_first and not told:
+                _say(f"{signal.Signals(byte[0]).name}: stops after this step")
+            told = True
+        if byte[0] != signal.SIGINT:
+            continue
+        num_ints += 1
+        if is_first and num_ints == 2:
+            _say("still saves and stops after this step; a third Ctrl-C ends at once, without saving")
+        if num_ints == 3:
+            if is_first:
+                _say("ends at once, without saving; the last checkpoint is good")
+            _leave()
+
+
+def _say(text: str) -> None:
+    """Straight to the descriptor, since the main thread may hold any lock. The terminal has just written ^C."""
+    os.write(2, f"\ndistgan: {text}\n".encode())
+
+
+def _leave() -> None:
+    for write in list(_before_leaving):
+        writer = threading.Thread(target=write, daemon=True)
+        writer.start()
+        writer.join(LEAVING_SEC)  # a file system that hangs must not keep the process
+    os._exit(EXIT_CODES["interrupted"])

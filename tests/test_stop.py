@@ -83,14 +83,33 @@ def test_a_person_wins_over_a_scheduler() -> None:
         assert asked() == "interrupted"
 
 
-def test_only_a_second_interrupt_leaves_at_once() -> None:
-    with listener(FOR_EVER) as process:
-        process.send_signal(signal.SIGTERM)
-        process.send_signal(signal.SIGINT)
-        with pytest.raises(subprocess.TimeoutExpired):
-            process.wait(0.3)
-        process.send_signal(signal.SIGINT)
-        assert process.wait(5) == EXIT_CODES["interrupted"]
+def test_only_a_third_interrupt_leaves_at_once_and_the_second_one_says_so(tmp_path: Path) -> None:
+    mark = tmp_path / "mark"
+    register = f"from distgan import stop; stop.before_leaving(lambda: open({str(mark)!r}, 'w').close()); "
+    with listener(register + FOR_EVER, stderr=subprocess.PIPE) as process:
+        for number, told in (
+            (signal.SIGINT, "distgan: SIGINT: stops after this step"),
+            (signal.SIGTERM, None),
+            (signal.SIGINT, "a third Ctrl-C ends at once, without saving"),
+            (signal.SIGINT, "ends at once, without saving; the last checkpoint is good"),
+        ):
+            assert process.poll() is None and not mark.exists()
+            process.send_signal(number)
+            if told:
+                assert process.stderr.readline() == "\n"
+                assert told in process.stderr.readline()
+        assert process.wait(30) == EXIT_CODES["interrupted"]
+        assert mark.exists()
+
+
+def test_what_hangs_while_leaving_does_not_keep_the_process() -> None:
+    hangs = "import time; from distgan import stop; stop.LEAVING_SEC = 0.2"
+    register = f"{hangs}; stop.before_leaving(lambda: time.sleep(600)); "
+    with listener(register + FOR_EVER) as process:
+        while process.poll() is None:  # where the machine is busy, several signals may come as one
+            process.send_signal(signal.SIGINT)
+            time.sleep(0.2)
+        assert process.returncode == EXIT_CODES["interrupted"]
 
 
 @pytest.mark.parametrize(("hangup", "told"), [("SIG_DFL", "preempted"), ("SIG_IGN", "nothing")])

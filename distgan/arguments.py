@@ -96,7 +96,9 @@ def build_parser() -> argparse.ArgumentParser:
         "distgan evaluate runs/faces eval.extractor=efficientnet_lite0",
         "distgan evaluate pictures/ eval.reference=data/faces --memorisation",
     )
-    evaluate.add_argument("target", nargs="?", default="", help="run, checkpoint, exported generator, or pictures")
+    evaluate.add_argument(
+        "target", nargs="?", default="", help="run, RUN/best, checkpoint, exported generator, or pictures"
+    )
     evaluate.add_argument("overrides", nargs="*", metavar="key=value", help="settings, such as eval.num=10k")
     evaluate.add_argument("--watch", action="store_true", help="measure each new checkpoint of a run that trains")
     evaluate.add_argument("--selfcheck", action="store_true", help="published values beside those computed here")
@@ -115,7 +117,7 @@ def build_parser() -> argparse.ArgumentParser:
         "distgan generate runs/faces --num 250 --as video --out walk.webp",
         "distgan generate runs/restored --input holiday/ --out clean/",
     )
-    generate.add_argument("checkpoint", help="run folder, checkpoint or exported generator")
+    generate.add_argument("checkpoint", help="run folder, RUN/best, checkpoint or exported generator")
     generate.add_argument("--num", type=int, help="how many; of a video, frames (default 64; of --input, all)")
     generate.add_argument("--input", default="", metavar="SOURCE", help="pictures to restore: folder, archive, shards")
     generate.add_argument("--out", required=True, help="folder (png, shards), .png (grid), .webp or .mp4 (video)")
@@ -140,7 +142,7 @@ def build_parser() -> argparse.ArgumentParser:
         "distgan export runs/faces faces-128",
         "distgan export runs/faces faces-128.onnx --as onnx",
     )
-    export.add_argument("checkpoint", help="run folder, checkpoint or exported generator")
+    export.add_argument("checkpoint", help="run folder, RUN/best, checkpoint or exported generator")
     export.add_argument("out", help="folder for safetensors, file for torchscript and onnx; must not exist")
     forms = ("safetensors", "torchscript", "onnx")
     export.add_argument("--as", dest="kind", default=forms[0], choices=forms, help="safetensors (default), ..., onnx")

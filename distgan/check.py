@@ -1,5 +1,6 @@
 """What a config would do, without doing it: shards, batch plan, networks, disk, W&B."""
 
+import json
 import os
 import shutil
 from dataclasses import replace
@@ -19,6 +20,7 @@ from distgan.metrics.extractors import open_extractor
 from distgan.report.history import read
 from distgan.rules import BatchPlan, warnings
 from distgan.runfolder import file_in_the_way
+from distgan.state import check_same_run, differences
 
 
 def check(config: Config, spread: BatchPlan) -> tuple[list[str], list[str]]:
@@ -32,7 +34,7 @@ def check(config: Config, spread: BatchPlan) -> tuple[list[str], list[str]]:
     if config.eval.every:
         lines.append(_evaluation(config, dataset))
     pixel_lines, pixel_warnings = pixels.report(dataset, config.data.crop, config.data.max_pixels)
-    lines += [*card_lines, *pixel_lines, *disk_lines, *_earlier(config), _wandb(config)]
+    lines += [*card_lines, *pixel_lines, *disk_lines, *_earlier(config, dataset), _wandb(config)]
     return lines, [*warnings(config, spread), *pixel_warnings, *card_warnings, *disk_warnings]
 
 
@@ -99,15 +101,29 @@ def _disk(config: Config, checkpoint_bytes: int, num_classes: int) -> tuple[list
     return [line], [f"the disk may become full: {_size(needed)} needed, {_size(free)} free; {ways}"]
 
 
-def _earlier(config: Config) -> list[str]:
+def _earlier(config: Config, dataset: Dataset) -> list[str]:
     """What the run folder holds already, and how long the rest would take at the speed that was seen there."""
     folder = Path(config.run.dir).expanduser()
-    saved = checkpoint.newest_first(folder / "checkpoints") if config.run.resume == "auto" else []
+    resume = config.run.resume
+    checkpoint.require_left(folder / "checkpoints", resume, config.train.images)
+    saved = checkpoint.newest_first(folder / "checkpoints") if resume != "never" else []
+    if not saved and resume not in ("auto", "never"):
+        saved = [checkpoint.find(Path(resume).expanduser())]
     if not saved:
         return [f"run folder: {config.run.dir}, a new run"]
+    try:
+        state = json.loads((saved[0] / "state.json").read_text())
+    except (OSError, ValueError):  # damaged: a run passes it over, for an older one
+        state = {}
+    if state:
+        check_same_run(config, state, dataset.fingerprint, dataset.num_classes)
     images = int(saved[0].name.removeprefix("step-"))
     left = max(0, config.train.images - images)
     lines = [f"run folder: {config.run.dir}, goes on from {saved[0].name}: {left:,} images are left"]
+    lines += [
+        f"changed since: {key}: {old!r} before, {new!r} now"
+        for key, (old, new) in (differences(config, state) if state else {}).items()
+    ]
     try:
         speed = read(folder).last("Perf/img_per_sec")
     except ConfigError:  # it holds checkpoints and nothing else

@@ -27,6 +27,8 @@ from distgan.errors import ConfigError, DataError, DivergedError, MachineError
 
 log = logging.getLogger("distgan")
 
+EXPORT = WEIGHTS, DESCRIPTION = "model.safetensors", "config.json"  # files of an exported generator
+
 Tensors = dict[str, dict[str, Tensor]]  # object -> name -> tensor
 
 
@@ -110,9 +112,26 @@ def newest_good(folder: Path) -> tuple[Path | None, list[str]]:
 
 
 def find(path: Path) -> Path:
-    """The checkpoint that `path` means: itself, or the newest good one of a run folder or of its checkpoints/."""
+    """The checkpoint that `path` means: itself, or the newest good one of a run folder or of its checkpoints/.
+
+    RUN/best means the one that evaluations found to be the best.
+    """
     if (path / "manifest.json").exists():
         return path
+    if path.name == "best" and not path.exists():
+        folder = path.parent if newest_first(path.parent) else path.parent / "checkpoints"
+        name = read_best(folder).get("checkpoint")
+        if name is None or not (folder / name / "manifest.json").exists():
+            raise DataError(
+                f"{path}: {folder} has no best checkpoint: a run knows one once it has evaluated (eval.every); name "
+                "the run for its newest checkpoint"
+            )
+        return folder / name
+    if all((path / file).exists() for file in EXPORT):
+        raise DataError(
+            f"{path} is what `distgan export` wrote: a generator alone, without the discriminator and the optimizers "
+            "that training goes on with. Name the run that it was made of, or one of its checkpoints"
+        )
     found, refused = newest_good(path if newest_first(path) else path / "checkpoints")
     if found is not None:
         return found
@@ -128,6 +147,12 @@ def find(path: Path) -> Path:
     raise DataError(
         f"{path}: neither a run folder, nor a checkpoint, nor a folder that `distgan export` wrote: name one of these"
     )
+
+
+def told(path: Path, found: Path) -> str:
+    """For a person, which checkpoint `find` took for `path`, and why."""
+    why = "the best one" if path.name == "best" else "the newest good one"
+    return f"checkpoint: {found} ({why})"
 
 
 def choose(folder: Path, resume: str) -> tuple[Path | None, bool]:
@@ -159,6 +184,23 @@ def choose(folder: Path, resume: str) -> tuple[Path | None, bool]:
     if refused and own is None:
         raise DataError(f"{folder} has no good checkpoint left; move it away to start anew")
     return own, True
+
+
+def require_left(folder: Path, resume: str, images: int) -> None:
+    """Refuse to begin a run of `images` images from a checkpoint of another one that has seen as many.
+
+    Raises:
+        ConfigError: with the way out; before anything is written.
+    """
+    if resume in ("auto", "never") or newest_first(folder):
+        return
+    wanted = find(Path(resume).expanduser())
+    seen = json.loads((wanted / "state.json").read_text())["images"]
+    if seen >= images:
+        raise ConfigError(
+            f"run.resume={resume}: {wanted.name} has seen {seen:,} images, which train.images={images:,} counts: "
+            f"nothing would be trained. Set train.images to more than {seen:,}"
+        )
 
 
 def prune(folder: Path, keep_last: int, keep_every: int) -> None:

@@ -215,14 +215,11 @@ def _evaluate(options: argparse.Namespace) -> int:
     elif not options.target or "=" in options.target:
         raise ConfigError("name a run folder, a checkpoint, or a folder of pictures")
 
-    import logging
-
+    _log_to_stderr()
     from distgan.configfile import load_to_evaluate
     from distgan.evaluation import scorecard, selfcheck, watching
     from distgan.world import World
 
-    logging.basicConfig(format="%(message)s", level=logging.WARNING)
-    logging.getLogger("distgan").setLevel(logging.INFO if rank() == 0 else logging.WARNING)
     config = load_to_evaluate([], options.overrides) if options.selfcheck else None
     world, code = World(timeout_sec=3600), 0
     chosen = scorecard.Options(options.seeds, options.out, options.statistics, options.heldout, options.memorisation)
@@ -247,9 +244,18 @@ def _evaluate(options: argparse.Namespace) -> int:
     return _leave(code, size)
 
 
+def _log_to_stderr() -> None:
+    """What the package has to say, in plain lines; of rank 0 alone what is no warning."""
+    import logging
+
+    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    logging.getLogger("distgan").setLevel(logging.INFO if rank() == 0 else logging.WARNING)
+
+
 def _generate(options: argparse.Namespace) -> int:
     world = settle()
 
+    _log_to_stderr()
     from distgan.generate import generate
     from distgan.restoration import restore
 
@@ -284,6 +290,7 @@ def _export(options: argparse.Namespace) -> int:
     settle()
     if rank() > 0:
         return 0
+    _log_to_stderr()
 
     from distgan.export import export
 

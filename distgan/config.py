@@ -482,6 +482,13 @@ def to_dict(config: Config) -> dict:
     return asdict(config)
 
 
+def for_records(config: Config) -> Config:
+    """As a run's records keep it: without secrets, and without the permission to go on with other settings or data,
+    which is given for one start."""
+    told = without_secrets(config)
+    return replace(told, run=replace(told.run, allow_config_change=False, allow_data_change=False))
+
+
 def without_secrets(config: Config) -> Config:
     """As records keep it: addresses without user, password and query; no command, no right to run one."""
     result = config

@@ -3,6 +3,7 @@
 import hashlib
 import inspect
 import json
+import logging
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
@@ -22,7 +23,10 @@ from distgan.models.tail import Tail
 from distgan.ranks import local_rank
 
 FORMAT = "distgan generator 1"  # of the folder that `distgan export` writes
-WEIGHTS, DESCRIPTION = "model.safetensors", "config.json"  # its files
+
+log = logging.getLogger("distgan")
+
+WEIGHTS, DESCRIPTION = checkpoint.EXPORT
 
 
 @dataclass(frozen=True)
@@ -241,6 +245,8 @@ def describe(G: Generator, weights: bytes | None = None) -> dict:
 
 def _checkpoint(folder: Path) -> tuple[Path, checkpoint.Tensors, Config, dict]:
     where = checkpoint.find(folder)
+    if where != folder:
+        log.info(checkpoint.told(folder, where))
     try:
         tensors, state = checkpoint.load(where)
     except DamagedError as damage:

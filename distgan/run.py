@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 from distgan import ranks, stop
+from distgan.checkpoint import require_left
 from distgan.config import Config
 from distgan.configfile import to_yaml
 from distgan.console import start_logging
@@ -26,6 +27,7 @@ def train(config: Config) -> int:
     world.require_same(config=digest(to_yaml(config).encode()), code=digest_of_code(), torch=torch.__version__)
     spread = batch_plan(config, world.size)
     folder = RunFolder(config.run.dir)
+    world.on_main(lambda: require_left(folder.checkpoints, config.run.resume, config.train.images))
     world.on_main(lambda: folder.open(command_line()))
     if world.is_main:
         stop.before_leaving(lambda: _note_end(folder, "failed", "interrupted without saving", world.size))

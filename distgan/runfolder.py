@@ -83,6 +83,13 @@ class RunFolder:
     def write_config(self, text: str) -> None:
         replace_file(self.path / "config.yaml", text)
 
+    def note_changes(self, changes: dict[str, tuple]) -> None:
+        """Add to this start's entry of environment.json what settings are others than before, as key -> [old, new]."""
+        path = self.path / "environment.json"
+        starts = json.loads(path.read_text())["starts"]
+        self.start["changes"] = {key: list(values) for key, values in changes.items()}
+        replace_file(path, json.dumps({"starts": [*starts[:-1], self.start]}, indent=1) + "\n")
+
     def status(self, state: str, **values: object) -> None:
         """Replace status.json: `state` is running, preempted, finished or failed."""
         record = {"state": state, **values, "time": time.strftime("%Y-%m-%dT%H:%M:%S%z")}

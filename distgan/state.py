@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from distgan import build, checkpoint
-from distgan.config import Config, changes, shapes_nets, to_dict, without_secrets
+from distgan.config import Config, changes, for_records, shapes_nets, to_dict
 from distgan.configfile import from_dict
 from distgan.controls import Controls
 from distgan.data.plan import Layout
@@ -74,7 +74,7 @@ class RunState:
             "meter": meter,
             "controls": controls,
             **self.conditions(),
-            "config": to_dict(without_secrets(self._config)),
+            "config": to_dict(for_records(self._config)),
         }
         keep = self._config.checkpoint
 
@@ -122,12 +122,12 @@ class RunState:
             tensors, state = checkpoint.load(path)
         except checkpoint.DamagedError as damage:
             raise DataError(f"{path}: {damage}") from None
-        check_same_run(self._config, state, self._fingerprint)
+        check_same_run(self._config, state, self._fingerprint, self._num_classes)
         build.require_revision(self._config.model.family, state.get("revision", 1), path)
         return tensors, state
 
 
-def check_same_run(config: Config, state: dict, fingerprint: str) -> None:
+def check_same_run(config: Config, state: dict, fingerprint: str, num_classes: int) -> None:
     """Refuse to go on with other data or with settings that change the training, unless the config allows it."""
     if state["fingerprint"] != fingerprint and not config.run.allow_data_change:
         raise DataError(
@@ -138,6 +138,13 @@ def check_same_run(config: Config, state: dict, fingerprint: str) -> None:
     if misfits := [name for name in refused if shapes_nets(name)]:
         listed = "; ".join(f"{name} was {refused[name][0]!r}, is {refused[name][1]!r}" for name in misfits)
         raise ConfigError(f"the checkpoint is of other networks: {listed}. Put them back, or choose another run.dir")
+    if state["num_classes"] != num_classes:
+        had, has = (f"{num} classes" if num else "no classes" for num in (state["num_classes"], num_classes))
+        raise ConfigError(
+            f"the checkpoint is of other networks: it knows {had}, these shards give {has} (data.classes, "
+            "model.conditional). Put back the shards with those classes, set data.classes where it is larger than "
+            "what they hold, or choose another run.dir and start anew"
+        )
     if config.run.allow_config_change:
         return
     if refused:
@@ -146,3 +153,12 @@ def check_same_run(config: Config, state: dict, fingerprint: str) -> None:
             f"the checkpoint was trained with other settings: {listed}. Put them back, choose another run.dir, or "
             "set run.allow_config_change=true"
         )
+
+
+def differences(config: Config, state: dict) -> dict[str, tuple]:
+    """Settings of a run that are not those of the checkpoint that it goes on from, as key -> (old, new).
+
+    Where and how a single start runs (run.*) is no setting of the training.
+    """
+    found = changes(from_dict(state["config"]), for_records(config))
+    return {key: values for part in found for key, values in part.items() if not key.startswith("run.")}

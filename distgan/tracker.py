@@ -9,7 +9,7 @@ import numpy as np
 
 from distgan import sample, stop
 from distgan.alerts import Alerts
-from distgan.config import Config, to_dict, without_secrets
+from distgan.config import Config, for_records, to_dict
 from distgan.configfile import to_yaml
 from distgan.console import LIVE, TICK, console_line, evaluation_line
 from distgan.dashboard import FINISH_SEC, start_wandb
@@ -38,7 +38,7 @@ class Tracker:
         self._last_metric = ""
         self._row_at = self._shown_at = 0.0
         if is_main:
-            told = without_secrets(config)
+            told = for_records(config)
             folder.write_config(to_yaml(told))
             known = to_dict(told) | {"environment": folder.start}
             self._wandb = start_wandb(told.wandb, folder, known, wandb_id, lambda: stop.ask("finished"))

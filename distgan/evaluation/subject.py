@@ -1,6 +1,7 @@
 """What `distgan evaluate` is pointed at: images of a run, a checkpoint, an export, or pictures that exist."""
 
 import json
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,8 @@ from distgan.data.listing import list_source
 from distgan.errors import ConfigError
 from distgan.evaluation.imageset import GeneratedImages, ImageSet, ListedImages, draw_labels
 from distgan.generator import DESCRIPTION, load_generator
+
+log = logging.getLogger("distgan")
 
 NUM_IMAGES = 50_000  # what the field reports on, where eval.num is not given
 
@@ -50,10 +53,14 @@ def open_subject(target: str, overrides: Sequence[str], device: torch.device) ->
     if (path / DESCRIPTION).exists():
         generator = load_generator(path, device)
         layers = [("exported generator", {"data": {"resolution": generator.resolution}})]
-    elif checkpoint.newest_first(path) or any(
-        (path / name).exists() for name in ("manifest.json", "checkpoints", "config.yaml")
+    elif (
+        (path.name == "best" and not path.exists())
+        or checkpoint.newest_first(path)
+        or any((path / name).exists() for name in ("manifest.json", "checkpoints", "config.yaml"))
     ):
         where = checkpoint.find(path)
+        if where != path:
+            log.info(checkpoint.told(path, where))
         generator = load_generator(where, device)
         layers = [("checkpoint", json.loads((where / "state.json").read_text())["config"])]
         path = where.resolve().parent.parent
@@ -99,6 +106,11 @@ def _open_images(target: str, path: Path, overrides: Sequence[str]) -> Subject:
     listing = list_source(target)
     _require_reference(load_to_evaluate([], overrides))  # a mistake is told before pictures are read
     images = ListedImages(listing, threads=4)
+    if asked := [text for text in overrides if text.startswith("eval.num=")]:
+        raise ConfigError(
+            f"{asked[-1]} counts images to generate; {target} has {images.num:,} pictures, and all of them are "
+            "measured: leave it out, or name a folder with fewer of them"
+        )
     config = load_to_evaluate([("images", {"data": {"resolution": images.resolution}})], overrides)
     if config.data.resolution != images.resolution:
         raise ConfigError(

@@ -4,6 +4,7 @@ The dataclasses are the schema: `configfile` fills them from YAML and `key=value
 module imports neither torch nor OmegaConf, so that mistakes are told at once.
 """
 
+import json
 from collections.abc import Callable, Iterator
 from dataclasses import MISSING, Field, asdict, dataclass, field, fields, is_dataclass, replace
 from typing import Any, Literal
@@ -478,8 +479,8 @@ def changes(old: Config, new: Config) -> tuple[dict[str, tuple], dict[str, tuple
 
 
 def to_dict(config: Config) -> dict:
-    """Plain nested values, as W&B and JSON take them."""
-    return asdict(config)
+    """Plain nested values, as they come back from JSON: lists, no tuples."""
+    return json.loads(json.dumps(asdict(config)))
 
 
 def for_records(config: Config) -> Config:

@@ -124,7 +124,9 @@ def build_parser() -> argparse.ArgumentParser:
     kinds = ("png", "shards", "grid", "video")
     generate.add_argument("--as", dest="kind", default="png", choices=kinds, help="png (default), ..., video")
     generate.add_argument("--seed", type=int, default=0, help="image i is a function of the seed and i (default 0)")
-    generate.add_argument("--labels", default="", help="classes to take in turn, as 0,3,7 or 0-9 (default: all)")
+    generate.add_argument(
+        "--labels", default="", help="classes to take in turn, as 0,3,7 or 0-9 (default: all learned)"
+    )
     generate.add_argument("--columns", type=int, help="of the grid (default: a square, or a row per class)")
     generate.add_argument("--filter", type=float, default=1.0, metavar="SHARE", help="keep this share, the best by D")
     generate.add_argument(

@@ -97,10 +97,11 @@ def card(G: Generator, kind: str, name: str) -> str:
         "made by": f"distgan {__version__}, torch {torch.__version__}",
     }
     side, of_classes = G.resolution, f", {classes} classes" if classes else ""
+    untrained = f", but not {', '.join(map(str, G.spec.unseen))}: not trained, for want of images" * bool(G.spec.unseen)
     told = {
         "pictures": f"| `pictures` | float32 [B, 3, {side}, {side}] | to be restored; -1 is black and 1 is white |",
         "z": f"| `z` | float32 [B, {G.z_dim}] | standard normal |",
-        "labels": f"| `labels` | int64 [B] | classes 0 to {classes - 1} |",
+        "labels": f"| `labels` | int64 [B] | classes 0 to {classes - 1}{untrained} |",
     }
     names = list(example(G, 1))
     inputs = "\n".join(told[each] for each in names)
@@ -108,7 +109,7 @@ def card(G: Generator, kind: str, name: str) -> str:
         name=name,
         arguments=", ".join(names),
         fed="{" + ", ".join(f'"{each}": {each}' for each in names) + "}",
-        labels=f", labels={classes - 1}" if classes else "",
+        labels=f", labels={G.seen[-1]}" if classes else "",
     )
     table = "\n".join(f"| {key} | {value} |" for key, value in facts.items())
     what, tag = ("restored images", "image-to-image") if G.restores else ("images", "image-generation")

@@ -41,7 +41,7 @@ def generate(
     """Write `num` images as PNG files or shards into a folder, or as one grid or video; returns a line that says where.
 
     Args:
-        labels: Classes that the images take in turn, "0,3" or "0-9"; empty for all. A grid has a row for each.
+        labels: Classes that the images take in turn, "0,3" or "0-9"; empty for all learned. A grid has a row for each.
         columns: Of a grid, or of a video's classes; None for a row per class, or a square.
         share: Of the images made that are kept: those that look the most real (see `pick.Choice`).
         filter_by: What tells how real they look: a key of `realism.SCORES`.
@@ -75,7 +75,7 @@ def generate(
     if is_file and rank > 0:
         return ""
     G = load_generator(path)
-    chosen = parse_labels(labels, G.num_classes)
+    chosen = parse_labels(labels, G)
     if is_file:
         target.parent.mkdir(parents=True, exist_ok=True)
     if kind == "grid":
@@ -194,10 +194,11 @@ def _write_video(
     return f"{num} frames, {num / fps:.1f} s, by {stops} latents and back to the first: {target}"
 
 
-def parse_labels(text: str, num_classes: int) -> list[int]:
-    """ "0,3,7-9" -> [0, 3, 7, 8, 9]."""
+def parse_labels(text: str, G: Generator) -> list[int]:
+    """ "0,3,7-9" -> [0, 3, 7, 8, 9]; "" -> all that the training data had images of."""
+    num_classes = G.num_classes
     if not text:
-        return list(range(num_classes))
+        return [*G.seen]
     if not num_classes:
         raise ConfigError("--labels: this generator was trained without classes (model.conditional=false)")
     found: list[int] = []
@@ -211,4 +212,6 @@ def parse_labels(text: str, num_classes: int) -> list[int]:
         if not int(first) <= int(last or first) < num_classes:
             raise ConfigError(f"--labels {text}: the classes are 0 to {num_classes - 1}")
         found += range(int(first), int(last or first) + 1)
+    if unseen := set(found).intersection(G.spec.unseen):
+        raise ConfigError(f"--labels {text}: class {min(unseen)} had no image in the training data; leave it out")
     return found

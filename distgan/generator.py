@@ -40,6 +40,7 @@ class Spec:
         num_classes: 0 for a generator without classes.
         settings: The family's own (`model.G` of a config).
         revision: Of the family's networks, see `distgan.models.Family`.
+        unseen: Classes of which no training data had an image.
     """
 
     family: str
@@ -48,6 +49,7 @@ class Spec:
     num_classes: int
     settings: dict = field(default_factory=dict)
     revision: int = 1
+    unseen: list[int] = field(default_factory=list)
 
 
 class Generator:
@@ -67,6 +69,7 @@ class Generator:
             net(pictures, z, labels) where it restores.
         restores: Whether it makes pictures of degraded ones.
         resolution, z_dim, num_classes: R; the length of a latent; 0 for a generator without classes.
+        seen: The classes that the training data had images of; it refuses the others, which it never learned.
         spec: These, the family and its settings.
         origin: Where it comes from: run, checkpoint, its hash, images seen, and the config of the training.
     """
@@ -75,6 +78,7 @@ class Generator:
         self.net, self.spec, self.origin = net, spec, origin
         self.restores = "pictures" in inspect.signature(net.forward).parameters
         self.resolution, self.z_dim, self.num_classes = spec.resolution, spec.z_dim, spec.num_classes
+        self.seen = sorted(set(range(spec.num_classes)) - set(spec.unseen))
         self.chunk = sample.chunk_of(spec.resolution)
 
     @property
@@ -88,7 +92,7 @@ class Generator:
 
         Args:
             z: Latents [B, z_dim]; or a number B, which means latents 0 to B - 1 of `seed`.
-            labels: A class for each image, or one for all; without any, image i is of class i modulo `num_classes`.
+            labels: A class for each image, or one for all; without any, image i is of class `seen[i % len(seen)]`.
             seed: Of the latents, where z is a number. Image i is a function of (seed, i) and its label: its bits do not
                 depend on B.
 
@@ -145,7 +149,7 @@ class Generator:
     ) -> tuple[nn.Module, int, int, Sequence[int], list[int] | None, int]:
         """The arguments of `sample.images`."""
         if labels is None and self.num_classes:
-            labels = [int(i) % self.num_classes for i in numbers]
+            labels = [self.seen[int(i) % len(self.seen)] for i in numbers]
         return self.net, self.z_dim, seed, numbers, self._classes(labels, len(numbers)), self.chunk
 
     def _classes(self, labels: Tensor | Sequence[int] | int | None, num: int) -> list[int] | None:
@@ -154,12 +158,16 @@ class Generator:
                 raise ValueError("labels: this generator was trained without classes")
             return None
         if labels is None:
-            return [i % self.num_classes for i in range(num)]
+            return [self.seen[i % len(self.seen)] for i in range(num)]
         found = [labels] * num if isinstance(labels, int) else [int(label) for label in labels]
         if len(found) != num:
             raise ValueError(f"{len(found)} labels for {num} images")
         if wrong := [label for label in found if not 0 <= label < self.num_classes]:
             raise ValueError(f"label {wrong[0]}: the classes are 0 to {self.num_classes - 1}")
+        if wrong := set(found).intersection(self.spec.unseen):
+            raise ValueError(
+                f"label {min(wrong)}: the training data had no image of this class; `seen` lists the others"
+            )
         return found
 
 
@@ -183,7 +191,8 @@ def load_generator(
         where, tensors, config, state = _checkpoint(folder)
         model = config.model
         revision = MODELS[model.family].revision
-        spec = Spec(model.family, config.data.resolution, model.z_dim, state["num_classes"], dict(model.G), revision)
+        classes, unseen = state["num_classes"], state.get("unseen", [])  # which older checkpoints do not know
+        spec = Spec(model.family, config.data.resolution, model.z_dim, classes, dict(model.G), revision, unseen)
         weights, origin = tensors["G_ema"], _origin(where, state["config"], state["images"])
     with torch.random.fork_rng(devices=[]):  # the weights that a network starts with are drawn for nothing
         try:

@@ -59,7 +59,7 @@ def restore(
     if kind == "grid":
         require_grid(target)
     G = load_generator(path, restores=True)
-    restoration = Restoration(G, seed, source, parse_labels(labels, G.num_classes) if labels else [])
+    restoration = Restoration(G, seed, source, parse_labels(labels, G) if labels else [])
     if kind == "grid":
         return restoration.grid(num or 64, target, columns) if rank == 0 else ""
     return restoration.files(num, target, rank, world)
@@ -127,6 +127,11 @@ class Restoration:
                 self._skipped[str(reason)] += 1
                 continue
             classes.append(self._labels[number % len(self._labels)] if self._labels else entry.label)
+            if classes[-1] in self._G.spec.unseen:
+                raise ConfigError(
+                    f"--input {self._source}: {entry.name} is of class {classes[-1]}, of which the training data had "
+                    "no image; pass --labels, or leave such pictures out"
+                )
 
         def given(numbers: list[int]) -> np.ndarray:
             return np.stack([pictures[number][0] for number in numbers])

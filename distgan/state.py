@@ -12,6 +12,7 @@ from distgan import build, checkpoint
 from distgan.config import Config, changes, for_records, shapes_nets, to_dict
 from distgan.configfile import from_dict
 from distgan.controls import Controls
+from distgan.data.dataset import Dataset
 from distgan.data.plan import Layout
 from distgan.errors import ConfigError, DataError
 from distgan.meter import Meter
@@ -44,17 +45,17 @@ class RunState:
         world: World,
         micro_batch: int,
         layout: Layout,
-        num_classes: int,
-        fingerprint: str,
+        dataset: Dataset,
         nets: dict[str, nn.Module],
         optimizers: dict[str, torch.optim.Optimizer],
         meter: Meter,
         controls: Controls,
     ) -> None:
-        """`optimizers` has the names of the networks they train; `fingerprint` is the data set's."""
+        """`optimizers` has the names of the networks they train."""
         self.now, self.layout = Progress(), layout
         self._config, self._world, self._micro_batch = config, world, micro_batch
-        self._num_classes, self._fingerprint = num_classes, fingerprint
+        self._num_classes, self._fingerprint = dataset.num_classes, dataset.fingerprint
+        self._unseen = [label for label, count in enumerate(dataset.class_counts) if not count]
         self._nets, self._optimizers, self._meter, self._controls = nets, optimizers, meter, controls
 
     def save(self, folder: Path) -> Path:
@@ -70,6 +71,7 @@ class RunState:
             "fingerprint": self._fingerprint,
             "layout": vars(self.layout),
             "num_classes": self._num_classes,
+            "unseen": self._unseen,
             "revision": MODELS[self._config.model.family].revision,
             "meter": meter,
             "controls": controls,
@@ -105,6 +107,9 @@ class RunState:
         counts = counts if len(counts) == self._world.size else [sum(counts)] + [0] * self._world.size
         self.now.num_substituted = counts[self._world.rank]
         self.layout = Layout(**state["layout"])
+        # A class counts as seen once any data of the run had images of it. Older checkpoints do not tell.
+        before = state.get("unseen", self._unseen if state["fingerprint"] == self._fingerprint else [])
+        self._unseen = sorted(set(self._unseen).intersection(before))
         return state
 
     def conditions(self) -> dict[str, object]:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -42,7 +43,9 @@ def write_config(path: Path, shards: Path, resolution: int = 16, more: str = "")
     return path
 
 
-def untrained(run: Path, *overrides: str, classes: int = 3, resolution: int = 16) -> Path:
+def untrained(
+    run: Path, *overrides: str, classes: int = 3, resolution: int = 16, unseen: Sequence[int] | None = None
+) -> Path:
     """A run folder with a checkpoint of networks as they start, but for the statistics of batch norm."""
     run.mkdir(parents=True)
     config = load(str(write_config(run / "config.yaml", run / "no-shards", resolution)), [f"run.dir={run}", *overrides])
@@ -55,7 +58,8 @@ def untrained(run: Path, *overrides: str, classes: int = 3, resolution: int = 16
             make(G.train(), torch.randn(8, config.model.z_dim), pictures, labels)
     nets = {"G": G.state_dict(), "D": D.state_dict(), "G_ema": G.state_dict()}
     state = {"images": 1000, "num_classes": classes, "revision": MODELS[config.model.family].revision}
-    save(run / "checkpoints", 1000, nets, state | {"config": to_dict(config)})
+    known = {} if unseen is None else {"unseen": list(unseen)}  # older checkpoints do not have it
+    save(run / "checkpoints", 1000, nets, state | known | {"config": to_dict(config)})
     return run
 
 

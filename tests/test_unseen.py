@@ -1,13 +1,23 @@
 """Classes that have no image are told and never drawn; other real images may have more classes than the model."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
-from runs import make_digits, write_config
+import torch
+from runs import make_digits, untrained, write_config
 
+from distgan import load_generator
 from distgan.cli import main
 from distgan.data.synthetic import write_shards
+from distgan.errors import ConfigError
+from distgan.evaluation.scorecard import _class_counts
+from distgan.evaluation.subject import open_subject
+from distgan.export import card
+from distgan.generate import generate, parse_labels
+from distgan.generator import Generator
 
 TOY = ("eval.extractor=toy", "eval.num=150", "eval.every=120")
 
@@ -43,3 +53,78 @@ def test_classes_without_an_image_are_told(tmp_path: Path, config: Path, capsys:
     assert "have no image" not in capsys.readouterr().out
     assert main(["check", str(config), *TOY, "data.classes=12", "eval.labels=3,11"]) == 2
     assert "class 11 has no image in the training data" in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module", params=["checkpoint", "export"])
+def path(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A generator of 4 classes that never saw classes 1 and 3."""
+    folder = tmp_path_factory.mktemp("generator")
+    run = untrained(folder / "run", classes=4, unseen=[1, 3])
+    if request.param == "checkpoint":
+        return run
+    assert main(["export", str(run), str(folder / "export")]) == 0
+    return folder / "export"
+
+
+def test_a_generator_draws_the_classes_it_saw_alone(path: Path, tmp_path: Path) -> None:
+    G = load_generator(path, "cpu")
+    assert (G.num_classes, G.seen, parse_labels("", G)) == (4, [0, 2], [0, 2])
+    mine = [0, 2, 0, 2, 0]
+    assert torch.equal(G(5, seed=3), G(5, mine, seed=3))
+    assert torch.equal(G(torch.ones(5, 8)), G(torch.ones(5, 8), mine))
+    assert all(np.array_equal(a, b) for a, b in zip(G.pictures(range(1, 4)), G.pictures(range(1, 4), labels=[2, 0, 2])))
+    for kind, more in (("png", {}), ("shards", {"balance": True})):
+        generate(str(path), 6, str(tmp_path / kind), kind=kind, seed=0, **more)
+    assert sorted(file.parent.name for file in (tmp_path / "png").rglob("*.png")) == ["000"] * 3 + ["002"] * 3
+    told = json.loads((tmp_path / "shards" / "dataset.json").read_text())
+    assert told["class_counts"] == [3, 0, 3, 0]
+    generate(str(path), 6, str(tmp_path / "grid.png"), kind="grid", seed=0)
+    assert "classes 0 to 3, but not 1, 3" in card(G, "safetensors", "x") and "labels=2)" in card(G, "safetensors", "x")
+
+
+def test_evaluations_of_a_generator_draw_the_classes_it_saw_alone(path: Path) -> None:
+    own = ["eval.num=100", "eval.labels=uniform", "eval.reference=unused.npz"]
+    subject = open_subject(str(path), own, torch.device("cpu"))
+    drawn = subject.images(0, _class_counts(subject, None, None)).labels
+    assert set(drawn.tolist()) == {0, 2}
+    with pytest.raises(ConfigError, match="class 3 has no image in the training data"):
+        open_subject(str(path), [*own, "eval.labels=0,3"], torch.device("cpu"))
+
+
+@pytest.mark.parametrize(
+    ("ask", "told"),
+    [
+        (lambda G: G(2, [0, 3]), "label 3: the training data had no image of this class"),
+        (lambda G: G(torch.ones(1, 8), 1), "label 1: the training data had no image"),
+        (lambda G: parse_labels("0-3", G), "--labels 0-3: class 1 had no image in the training data; leave it out"),
+    ],
+)
+def test_to_ask_for_a_class_without_images_is_an_error(
+    path: Path, ask: Callable[[Generator], object], told: str
+) -> None:
+    with pytest.raises((ValueError, ConfigError), match=told):
+        ask(load_generator(path, "cpu"))
+
+
+def test_checkpoints_from_before_have_seen_all_classes(tmp_path: Path) -> None:
+    assert load_generator(untrained(tmp_path / "run"), "cpu").seen == [0, 1, 2]
+
+
+def test_a_run_keeps_which_classes_had_no_image(
+    tmp_path: Path, config: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DISTGAN_CACHE", str(tmp_path / "cache"))
+    run, report = tmp_path / "run", tmp_path / "report.json"
+    train = ["train", str(config), f"run.dir={run}", "data.classes=13", "train.images=120"]
+    assert main(train) == 0
+    assert load_generator(run, "cpu").spec.unseen == [10, 11, 12]
+    own = ["eval.extractor=toy", "eval.num=150", "eval.metrics=fd", "--seeds", "1", "--out", str(report)]
+    assert main(["evaluate", str(run), *own, "eval.labels=uniform"]) == 0
+    capsys.readouterr()
+    assert main(["evaluate", str(run), *own, "eval.labels=3,11"]) == 2
+    assert "class 11 has no image in the training data" in capsys.readouterr().err
+
+    write_shards(tmp_path / "other", 200, 16, classes=11)  # which has class 10, and goes on for a batch
+    more = [f"data.shards={tmp_path / 'other'}/*.tar", "run.allow_data_change=true", "train.images=180"]
+    assert main([*train, *more]) == 0
+    assert load_generator(run, "cpu").spec.unseen == [11, 12]

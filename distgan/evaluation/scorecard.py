@@ -143,14 +143,20 @@ def _open_shards(subject: Subject, shards: str | Sequence[str], world: World) ->
 
 
 def _class_counts(subject: Subject, reference_set: Dataset | None, world: World) -> Sequence[int]:
-    """Training images of each class, where labels are drawn after them; else only how many classes there are."""
+    """Training images of each class, where labels are drawn after them; else 1, or 0 of one that was not learned."""
     settings, is_training_set = subject.config.eval, not subject.config.eval.reference
     if not (subject.is_generated and subject.num_classes and settings.labels == "empirical"):
-        return [1] * subject.num_classes
+        return [int(label not in subject.unseen) for label in range(subject.num_classes)]
     if not subject.config.data.shards:
         raise ConfigError("eval.labels=empirical draws classes as data.shards has them: name these, or set uniform")
     training = reference_set if is_training_set else _open_shards(subject, subject.config.data.shards, world)
-    return training.class_counts
+    counts = [0 if label in subject.unseen else count for label, count in enumerate(training.class_counts)]
+    if not any(counts):
+        raise ConfigError(
+            "eval.labels=empirical draws classes as data.shards has them, which has no labels, or none of a class that "
+            "the generator learned: name its training data, or set uniform"
+        )
+    return counts
 
 
 def _metrics(overrides: Sequence[str], asked: Sequence[str], extractor: Extractor, has_points: bool) -> list[str]:

@@ -35,6 +35,7 @@ class Subject:
         origin: Where they come from, for the report.
         num_classes: 0 for images without classes.
         is_generated: Whether other seeds give other images.
+        unseen: Classes that a generator did not learn, since they had no image.
         class_names: Of pictures that lie in folders of classes.
     """
 
@@ -44,6 +45,7 @@ class Subject:
     origin: dict[str, object]
     num_classes: int
     is_generated: bool
+    unseen: Sequence[int] = ()
     class_names: Sequence[str] = ()
 
 
@@ -73,9 +75,10 @@ def open_subject(target: str, overrides: Sequence[str], device: torch.device) ->
             "and real ones are compared at the same size"
         )
     _require_reference(config)
-    num_classes, policy = generator.num_classes, config.eval.labels
+    num_classes, unseen, policy = generator.num_classes, generator.spec.unseen, config.eval.labels
     if not num_classes or policy != "empirical":
-        draw_labels(policy, 0, 1, [1] * num_classes)  # a mistake is told before any work
+        counts = [int(label not in unseen) for label in range(num_classes)]
+        draw_labels(policy, 0, 1, counts)  # a mistake is told before any work
 
     def images(seed: int, class_counts: Sequence[int]) -> ImageSet:
         labels = draw_labels(policy, seed, config.eval.num, class_counts if num_classes else [])
@@ -92,7 +95,7 @@ def open_subject(target: str, overrides: Sequence[str], device: torch.device) ->
         "truncation": 1.0,
         "batch_norm": "running statistics" if _has_batch_norm(generator.net) else "none",
     }
-    return Subject(config, images, generator.resolution, origin, num_classes, True)
+    return Subject(config, images, generator.resolution, origin, num_classes, True, unseen)
 
 
 def _require_reference(config: Config) -> None:
@@ -120,7 +123,7 @@ def _open_images(target: str, path: Path, overrides: Sequence[str]) -> Subject:
         )
     names = listing.classes or ()
     origin = {"pictures": str(path.resolve()) if path.exists() else public(target), "num": images.num}
-    return Subject(config, lambda seed, counts: images, images.resolution, origin, len(names), False, names)
+    return Subject(config, lambda seed, counts: images, images.resolution, origin, len(names), False, class_names=names)
 
 
 def name_classes(subject: Subject, real: Dataset) -> list[str]:

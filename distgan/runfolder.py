@@ -31,7 +31,7 @@ class RunFolder:
     log.txt           what the console showed
     logs/             what ranks other than 0 have to say
     metrics.jsonl     a line per tick
-    evals.jsonl       a line per evaluation
+    evals.jsonl       a line per evaluation, and per measure of restored pictures
     quarantine.jsonl  a line per damaged sample, where there are any
     samples/          reals.png, fakes-<kimg>.png
     checkpoints/      see `checkpoint`

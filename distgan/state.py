@@ -29,7 +29,6 @@ class Progress:
     num_skipped: int = 0  # steps not taken, since something was not finite
     num_rollbacks: int = 0
     num_substituted: int = 0  # images that took the place of damaged ones, since the last line, on this rank
-    measured: dict[str, float] = field(default_factory=dict)  # of pictures drawn since the last line, for the next one
     train_sec: float = 0.0
     eval_sec: float = 0.0  # of that, for evaluations
     owes_evaluation: bool = False  # a stop was asked for in the middle of it

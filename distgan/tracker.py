@@ -65,6 +65,16 @@ class Tracker:
         if is_best and self._wandb is not None and row["Progress/images"] >= self.logged_images:
             self._wandb.alert("New best", evaluation_line(row, is_best), "INFO")
 
+    def measured(self, images: int, values: dict[str, float]) -> None:
+        """What was measured of pictures that were just drawn, if anything: a line of evals.jsonl too."""
+        if not self._is_main or not values:
+            return
+        row = {"Progress/images": images, "Progress/kimg": images / 1000}
+        row |= {name: float(f"{value:.6g}") for name, value in values.items()}
+        self._folder.add_evaluation(row)
+        self._evaluated |= row
+        self._last_metric = f" | psnr {values['Restoration/psnr']:.4g}"
+
     def row(self, images: int, values: dict[str, float]) -> None:
         """All that is due at this moment, as one line on each way."""
         if not self._is_main:

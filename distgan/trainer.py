@@ -213,7 +213,7 @@ class Trainer:
             self.world.average_buffers(self.G, self.D)
             ema.copy_buffers(self.G_ema, self.G)
         if sampling:
-            self.now.measured = self._look()
+            self.tracker.measured(self.now.images, self._look())
         # Neither samples nor checkpoints cut a line short. That of a run that ends before one is due covers what there
         # is, and leaves it to the next one, should the run be made longer.
         is_due = self._passed(self._tick_images, before)
@@ -349,13 +349,12 @@ class Trainer:
             "Diversity/fake_over_real": self._watch_diversity(),
             "Optim/rollbacks": self.now.num_rollbacks,
             "Data/substituted": sum(self.world.gather(self.now.num_substituted)),
-            **self.now.measured,
             **speed,
             **(self._nodes.row() if self._nodes is not None else {}),
         }
         if not keep:
             self.now.num_skipped += num
-            self.now.num_substituted, self.now.measured = 0, {}
+            self.now.num_substituted = 0
         steps_per_sec = row["Perf/img_per_sec"] / self.spread.batch  # the same on every rank
         self._poll_every = max(1, min(1000, int(POLL_SEC * steps_per_sec)))
         self._steps_to_poll = min(self._steps_to_poll, self._poll_every)  # lines that come often put no poll off

@@ -184,13 +184,17 @@ def to_yaml(config: Config) -> str:
     return OmegaConf.to_yaml(OmegaConf.structured(config))
 
 
+# Every scalar as text, read by the parser that OmegaConf prefers, too: libyaml, which allows `?` in a list
+_TEXTS = getattr(yaml, "CBaseLoader", yaml.BaseLoader)
+
+
 def _files(file: Path, chain: tuple[Path, ...]) -> Iterator[tuple[str, dict]]:
     """A file's bases, deepest first, then the file: (name, values)."""
     if file in chain:
         raise ConfigError("base: goes round in a circle: " + " -> ".join(map(str, [*chain, file])))
     try:
         values = OmegaConf.to_container(OmegaConf.load(file), resolve=False)
-        texts = yaml.load(file.read_text(encoding="utf-8"), Loader=yaml.BaseLoader)
+        texts = yaml.load(file.read_text(encoding="utf-8"), Loader=_TEXTS)
     except FileNotFoundError:
         near = difflib.get_close_matches(file.name, os.listdir(file.parent) if file.parent.is_dir() else [], n=1)
         hint = f"; did you mean {file.parent / near[0]}?" if near else ""
@@ -227,7 +231,7 @@ def _override_layers(overrides: Sequence[str]) -> Iterator[tuple[str, dict]]:
             if name in _texts(str) and not typed.lstrip().startswith(tuple("'\"[{")):
                 text = f"{name}={json.dumps(typed.strip(), ensure_ascii=False)}"  # all of it, also `: ` and ` #`
             values: Any = OmegaConf.to_container(OmegaConf.from_dotlist([text]), resolve=False)
-            texts = yaml.load(text.partition("=")[2], Loader=yaml.BaseLoader)
+            texts = yaml.load(text.partition("=")[2], Loader=_TEXTS)
             for part in reversed(name.split(".")):
                 texts = {part: texts}
             yield layer, _as_typed(values, texts)

@@ -115,6 +115,7 @@ class Trainer:
         self._describe()
         self.open()
         try:
+            self._describe_pixels()
             if self.now.images == 0 and self.world.is_main:
                 self._phase("drawing samples")
                 self.gallery.reals()
@@ -471,13 +472,19 @@ class Trainer:
     def _describe(self) -> None:
         for line in build.describe(self.config, self.spread, self.dataset, self.state.layout, self.G, self.D):
             log.info(line)
-        data = self.config.data
-        found = self.world.on_main(lambda: pixels.report(self.dataset, data.crop, data.max_pixels))
-        for line in found[0]:
-            log.info(line)
         if self.world.is_main:
-            for line in [*warnings(self.config, self.spread), *found[1]]:
+            for line in warnings(self.config, self.spread):
                 log.warning(f"warning: {line}")
+
+    def _describe_pixels(self) -> None:
+        """Report what becomes of the images' pixels; a few are read, so a server that hangs is noticed here too."""
+        self._phase("waiting for data" if self.world.is_main else "waiting for rank 0 to look at images")
+        data = self.config.data
+        lines, warned = self.world.on_main(lambda: pixels.report(self.dataset, data.crop, data.max_pixels))
+        for line in lines:
+            log.info(line)
+        for line in warned if self.world.is_main else ():
+            log.warning(f"warning: {line}")
 
     def _open_audit(self) -> Audit | None:
         return Audit(self.folder.path / "audit", self.world.rank, self.dataset) if self.config.data.audit else None

@@ -1,7 +1,7 @@
 """A process that has imported torch and the package once, and forks a rank for each that is asked for.
 
 Started by `processes.py`, once for each process of pytest. A client connects to the socket that it names, sends one
-line of JSON (command, environment, log, cwd), and reads the rank's process id and, when it has ended, its exit code.
+line of JSON (command, environment, log, cwd, umask), and reads the rank's process id and, in the end, its exit code.
 The server ends with its standard input. Its ranks are what `python COMMAND` would be, but for the seconds of importing.
 """
 
@@ -73,6 +73,7 @@ def _tell_of_ended(clients: dict[int, socket.socket]) -> None:
 def become(request: dict) -> None:
     """Turn this process into what `python COMMAND` would be, and run it."""
     os.setsid()
+    os.umask(request["umask"])
     os.chdir(request["cwd"])
     os.environ.clear()
     os.environ.update(request["environment"])

@@ -112,9 +112,12 @@ def start(command: Sequence[str], own: dict[str, str], log: str, real: bool) -> 
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
+    open(log, "ab").close()  # there from now on, though the rank itself opens it later
     connection = socket.socket(socket.AF_UNIX)
     connection.connect(fork_server())
     request = {"command": [*map(str, command)], "environment": own, "log": os.path.abspath(log), "cwd": os.getcwd()}
+    os.umask(umask := os.umask(0o077))  # which can only be read by setting it
+    request["umask"] = umask
     connection.sendall(json.dumps(request).encode() + b"\n")
     return Forked(connection)
 

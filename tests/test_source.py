@@ -502,10 +502,10 @@ def test_public_addresses_hold_no_secret(url: str, shown: str) -> None:
     {
         "data.shards=https://user:S@ECRET@host/{0..9}.tar?k=SECRET": "data.shards=https://host/{0..9}.tar",
         "data.shards=[https://u:SECRET@h/a.tar,s3://k:SECRET@b/c.tar?x=SECRET,d.tar]": (
-            "data.shards=[https://h/a.tar,s3://b/c.tar,d.tar]"
+            "data.shards=[https://h/a.tar,s3://b/c.tar"  # a secret may hold a comma and a bracket
         ),
         "s3://u:SECRET@b/a.tar?k=SECRET::s3://u:SECRET@b/c.tar": "s3://b/a.tar::s3://b/c.tar",
-        "file:///data/a?b.tar": "file:///data/a?b.tar",
+        "file:///data/a?b.tar": "/data/a?b.tar",
         "data/a?[0-9].tar": "data/a?[0-9].tar",
         "wandb.notes=who? me@home": "wandb.notes=who? me@home",
     }.items(),

@@ -207,7 +207,7 @@ def test_a_run_can_begin_at_another_run_s_checkpoint(tmp_path: Path, config: Pat
     [
         (("data.shards=/nowhere/*.tar",), 3, "data.shards: no shard matches '/nowhere/*.tar'"),
         (("train.batch=4096",), 3, "the data set has 1797 samples, fewer than train.batch=4096"),
-        (("data.shards=pipe:cat x",), 3, "set data.allow_pipe=true if you trust it"),
+        (("data.shards=pipe:cat x",), 3, "if you trust it, write data.allow_pipe=true on the command line"),
         (("data.classes=5",), 3, "is outside of data.classes=5"),
         (("train.batchh=4",), 2, "Did you mean: 'batch'?"),
     ],

@@ -4,7 +4,7 @@ import re
 from urllib.parse import quote, unquote
 
 HIDDEN_COMMAND = "pipe:[not shown]"  # in place of a command, which may hold a token anywhere
-_SCHEME = re.compile(r"(?<![\w+.-])(?!file://)[\w+.-]*://")
+_SCHEME = re.compile(r"(?<![\w+.\-/?#;&%@])(?!file://)[\w+.-]*://")  # not within an address, whose secret may hold ://
 _COMMAND = re.compile(r"(?:^|(?<=[\s=\[,'\"{:]))pipe:")
 _LINKED = re.compile(r"::(?=[\w+.-]+:)")  # joins addresses to a chain
 _SECRET_FROM = re.compile(r"[?#;]")
@@ -46,7 +46,7 @@ def public_text(text: str, *urls: str) -> str:
 
 def _public_link(text: str) -> str:
     """A text without its addresses' secrets; its addresses form no chain."""
-    starts = [scheme.start() for scheme in _SCHEME.finditer(text)]
+    starts = _starts(text)
     shown = text[: starts[0]] if starts else text
     for start, end in zip(starts, [*starts[1:], len(text)]):
         scheme = _SCHEME.match(text, start)[0]
@@ -55,6 +55,19 @@ def _public_link(text: str) -> str:
         if hidden:
             break
     return shown
+
+
+def _starts(text: str) -> list[int]:
+    """Where addresses begin: neither in a query, nor in what may be a user and password up to an @ further on."""
+    starts, rest_from = [], 0
+    for scheme in _SCHEME.finditer(text):
+        rest = text[rest_from : scheme.start()]
+        host, slash, _ = rest.rpartition("@")[2].partition("/")
+        is_place = slash and not re.search(r":(?!\d*$)", host)
+        if not starts or ((is_place or "@" not in text[scheme.start() :]) and not _SECRET_FROM.search(rest)):
+            starts.append(scheme.start())
+            rest_from = scheme.end()
+    return starts
 
 
 def _cut(rest: str) -> tuple[str, str, str]:
@@ -76,9 +89,9 @@ def _secrets(url: str) -> set[str]:
     """What `public` leaves out of an address, whole and in the parts that a library may show."""
     found: set[str] = set()
     for link in _LINKED.split(url):
-        schemes = list(_SCHEME.finditer(link))
-        for scheme, following in zip(schemes, [*(other.start() for other in schemes[1:]), len(link)]):
-            user, _, hidden = _cut(link[scheme.end() : following])
+        starts = _starts(link)
+        for start, following in zip(starts, [*starts[1:], len(link)]):
+            user, _, hidden = _cut(link[_SCHEME.match(link, start).end() : following])
             found |= {user, user.partition(":")[2], *re.split(r"[:/@?#;]", user)}
             found |= {hidden[1:], *re.split(r"[?#;&=]", hidden)}
     found |= {spelled for part in found for spelled in (unquote(part), quote(part), repr(part)[1:-1])}

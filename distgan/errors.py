@@ -9,6 +9,7 @@ HINTS = (
 )
 HINTS_AMONG_RANKS = (
     ("EADDRINUSE", "that port is taken: set another MASTER_PORT, the same for all ranks"),
+    ("another process is utilizing it", "set another MASTER_PORT, the same on all machines"),
     ("client socket has timed out", "is that address rank 0's, seen from here, and has rank 0 started?"),
     ("clients joined", "start the others too, with the same MASTER_ADDR and MASTER_PORT"),
     (OTHERS_END, "another rank is gone: its own message tells why"),

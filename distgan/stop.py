@@ -14,12 +14,19 @@ from distgan import ranks
 
 EXIT_CODES = {"finished": 0, "preempted": 75, "interrupted": 130}  # 75: EX_TEMPFAIL, try again later
 LOOK_SEC = 0.2
+LAUNCHER = "DISTGAN_LAUNCHER"  # its process, in the environment of the ranks
 LEAVING_SEC = 5  # for what is written down before a process ends at once
 
 _requests: list[str] = []  # a signal handler has nowhere else to put them
 _heard: list[str] = []  # those of the run that is over
 _before_leaving: list[Callable[[], None]] = []
 _launchers: list[int] = []  # the process of the launcher that this rank must not outlive
+
+
+def requests() -> list[signal.Signals]:
+    """The signals that ask a run to stop."""
+    always = [signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM, signal.SIGINT]
+    return always if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN else [*always, signal.SIGHUP]
 
 
 @contextlib.contextmanager
@@ -34,13 +41,11 @@ def listening() -> Iterator[None]:
     """
     _requests.clear()
     _heard.clear()
-    _launchers[:] = [os.getppid()] if "TORCHELASTIC_RUN_ID" in os.environ else []
-    signals = [signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM, signal.SIGINT]
-    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
-        signals.append(signal.SIGHUP)
-    before = {number: signal.signal(number, _on_signal) for number in signals}
+    _launchers[:] = [int(os.environ.get(LAUNCHER, os.getppid()))] if "TORCHELASTIC_RUN_ID" in os.environ else []
+    before = {number: signal.signal(number, _on_signal) for number in requests()}
     try:
         with _hearing_in_a_thread():
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, before)  # what came while this process started arrives now
             yield
     finally:
         came = bool(set(_requests) - {"finished"})

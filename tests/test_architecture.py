@@ -37,7 +37,7 @@ KNOWN_BY = {
     "cli": {"__main__"},
 }
 DOORS = {
-    "accelerate": {"world"},
+    "accelerate": {"world", "launch"},
     "wandb": {"dashboard"},
     "omegaconf": {"configfile"},
     "webdataset": {"data.shards"},

@@ -1,4 +1,4 @@
-"""The scripts in launch/: signals reach the ranks, and no rank outlives its launcher.
+"""The scripts in launch/: signals reach the ranks, their exit codes arrive, and no rank outlives its launcher.
 
 All of it with a default_config.yaml in the user's home that says something else in every line.
 """
@@ -45,22 +45,32 @@ class Launched:
     """A script and the ranks that it started."""
 
     def __init__(
-        self, script: str, config: Path, run: Path, hangup: signal.Handlers = signal.SIG_DFL, **variables: str
+        self,
+        script: str,
+        config: Path,
+        run: Path,
+        hangup: signal.Handlers = signal.SIG_DFL,
+        override: str = "train.images=10M",
+        **variables: str,
     ):
         self.run = run
         home = config.parent / "home"
         (home / "accelerate").mkdir(parents=True, exist_ok=True)
         (home / "accelerate" / "default_config.yaml").write_text(DEFAULT_CONFIG)
         more = {"PYTHON": sys.executable, "ACCELERATE_USE_CPU": "true", "HF_HOME": str(home), **variables}
-        command = [str(ROOT / "launch" / script), str(config), f"run.dir={run}", "train.images=10M"]
+        command = [str(ROOT / "launch" / script), str(config), f"run.dir={run}", override]
         before = signal.signal(signal.SIGHUP, hangup)  # inherited
-        self.process = subprocess.Popen(command, env=environment(**more), start_new_session=True)
+        self.log = run.with_name(f"{run.name}.{more.get('NODE', '')}.log")
+        with open(self.log, "wb") as log:
+            self.process = subprocess.Popen(
+                command, env=environment(**more), stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+            )
         signal.signal(signal.SIGHUP, before)
 
     def ranks(self) -> list[int]:
         found = subprocess.run(["pgrep", "-f", f"distgan train .*run.dir={self.run}"], capture_output=True, text=True)
         own = (int(line) for line in found.stdout.split())
-        return [process for process in own if b"accelerate.commands.launch" not in _command(process)]
+        return [process for process in own if b"distgan.launch" not in _command(process)]
 
     def wait_until_it_trains(self) -> None:
         path = self.run / "metrics.jsonl"
@@ -83,7 +93,12 @@ def _command(process: int) -> bytes:
     try:
         return Path(f"/proc/{process}/cmdline").read_bytes()
     except OSError:
-        return b"accelerate.commands.launch"  # gone
+        return b"distgan.launch"  # gone
+
+
+def _rank(process: int) -> int:
+    variables = Path(f"/proc/{process}/environ").read_text().split("\0")
+    return next(int(line.removeprefix("RANK=")) for line in variables if line.startswith("RANK="))
 
 
 @pytest.fixture
@@ -112,8 +127,12 @@ def test_a_signal_to_the_launcher_saves(
 ) -> None:
     launched.append(Launched(script, config, tmp_path / "run"))
     launched[0].wait_until_it_trains()
-    launched[0].process.send_signal(number)
+    os.killpg(launched[0].process.pid, number)  # as a terminal does
     launched[0].wait_until_it_is_gone()
+    told = launched[0].log.read_text()
+    assert launched[0].process.returncode == (130 if number == signal.SIGINT else 75), told
+    assert f"distgan: {number.name}: stops after this step" in told
+    assert "Traceback" not in told and "torch" not in told
     found = status(tmp_path / "run")
     assert (found["state"], found["world"]) == ("preempted", 2 if script == "cpu.sh" else 1)
     assert (tmp_path / "run" / "checkpoints" / found["checkpoint"] / "manifest.json").exists()
@@ -143,7 +162,55 @@ def test_a_signal_to_one_rank_stops_all(launched: list[Launched], config: Path, 
     launched[0].wait_until_it_trains()
     os.kill(launched[0].ranks()[-1], signal.SIGTERM)
     launched[0].wait_until_it_is_gone()
+    assert launched[0].process.returncode == 75
     assert status(tmp_path / "run")["state"] == "preempted"
+
+
+def test_every_ctrl_c_reaches_the_ranks(launched: list[Launched], config: Path, tmp_path: Path) -> None:
+    """While rank 1 is stopped, nothing is saved: the first two are told, and the third one ends the run."""
+    launched.append(Launched("cpu.sh", config, tmp_path / "run"))
+    launched[0].wait_until_it_trains()
+    stopped = max(launched[0].ranks(), key=_rank)
+    os.kill(stopped, signal.SIGSTOP)
+    for told in ("stops after this step", "a third Ctrl-C ends at once", "the last checkpoint is good"):
+        os.killpg(launched[0].process.pid, signal.SIGINT)
+        wait_for(lambda told=told: told in launched[0].log.read_text())
+    os.kill(stopped, signal.SIGCONT)
+    launched[0].wait_until_it_is_gone()
+    assert launched[0].process.returncode == 130
+    assert "Traceback" not in launched[0].log.read_text()
+    assert status(tmp_path / "run")["state"] == "failed"
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 75)])
+def test_a_launcher_that_has_started_no_rank_leaves_at_once(
+    launched: list[Launched], config: Path, tmp_path: Path, number: signal.Signals, code: int
+) -> None:
+    """As it waits for the other machine, which happens in C."""
+    meeting = {"NODES": "2", "GPUS": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    launched.append(Launched("multinode.sh", config, tmp_path / "run", NODE="1", **meeting))
+    wait_for(lambda: b"distgan.launch" in _command(launched[0].process.pid))
+    wait_for(lambda: len(list(Path(f"/proc/{launched[0].process.pid}/task").iterdir())) > 1)  # it listens
+    launched[0].process.send_signal(number)
+    assert launched[0].process.wait(30) == code
+    assert launched[0].log.read_text() == f"\ndistgan: {number.name}: no rank runs, nothing to save\n"
+
+
+def test_a_failed_run_ends_with_its_own_code_and_line(launched: list[Launched], config: Path, tmp_path: Path) -> None:
+    launched.append(Launched("cpu.sh", config, tmp_path / "run", override="data.shards=nowhere"))
+    assert launched[0].process.wait(90) == 3
+    lines = launched[0].log.read_text().splitlines()
+    assert len(lines) == 1 and lines[0].startswith("distgan train: data.shards: no shard matches 'nowhere'")
+
+
+def test_a_rank_that_is_killed_is_named(launched: list[Launched], config: Path, tmp_path: Path) -> None:
+    launched.append(Launched("cpu.sh", config, tmp_path / "run"))
+    launched[0].wait_until_it_trains()
+    os.kill(max(launched[0].ranks(), key=_rank), signal.SIGKILL)
+    launched[0].wait_until_it_is_gone()
+    told = launched[0].log.read_text()
+    assert launched[0].process.returncode == 137, told
+    assert "distgan: rank 1 was ended by SIGKILL" in told and "Traceback" not in told
 
 
 def test_two_machines_are_one_run_and_stop_together(launched: list[Launched], config: Path, tmp_path: Path) -> None:
@@ -156,6 +223,7 @@ def test_two_machines_are_one_run_and_stop_together(launched: list[Launched], co
     launched[1].process.terminate()
     for launch in launched:
         launch.wait_until_it_is_gone()
+        assert launch.process.returncode == 75
     assert status(tmp_path / "run")["state"] == "preempted"
 
 

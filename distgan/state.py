@@ -54,6 +54,7 @@ class RunState:
         self.now, self.layout = Progress(), layout
         self._config, self._world, self._micro_batch = config, world, micro_batch
         self._num_classes, self._fingerprint = dataset.num_classes, dataset.fingerprint
+        self._class_names = dataset.class_names
         self._unseen = [label for label, count in enumerate(dataset.class_counts) if not count]
         self._nets, self._optimizers, self._meter, self._controls = nets, optimizers, meter, controls
 
@@ -71,6 +72,7 @@ class RunState:
             "layout": vars(self.layout),
             "num_classes": self._num_classes,
             "unseen": self._unseen,
+            "class_names": self._class_names,
             "revision": MODELS[self._config.model.family].revision,
             "meter": meter,
             "controls": controls,

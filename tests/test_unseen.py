@@ -18,6 +18,9 @@ from distgan.evaluation.subject import open_subject
 from distgan.export import card
 from distgan.generate import generate, parse_labels
 from distgan.generator import Generator
+from distgan.metrics.classes import class_distances, probe_accuracies, share_classes
+from distgan.metrics.moments import Gaussian
+from distgan.metrics.scores import Features
 
 TOY = ("eval.extractor=toy", "eval.num=150", "eval.every=120")
 
@@ -44,6 +47,26 @@ def test_the_reference_may_have_more_classes(
     assert any("no values by class" in word for word in found["warnings"])
     capsys.readouterr()
     assert main(["check", str(config), *TOY, f"eval.reference={config}"]) != 0  # opened, so a mistake is told
+
+
+def test_classes_of_one_name_are_the_same() -> None:
+    generator = torch.Generator().manual_seed(0)
+    centers = 9 * torch.eye(4)
+    labels = {"generated": torch.arange(900) % 3, "real": torch.arange(900) % 3}
+    at = {"generated": [0, 1, 2], "real": [2, 3, 0]}  # cat, dog, fox; fox, elk, cat
+    sides = []
+    for side, own in labels.items():
+        points = centers[torch.tensor(at[side])[own]] + torch.randn(900, 4, generator=generator)
+        sides.append(Features(Gaussian(900, points.mean(0).double(), points.T.cov().double()), points, None, own))
+    fake, real = sides
+    shared_real, shared_fake, others = share_classes(real, fake, ["fox", "elk", "cat"], ["cat", "dog", "fox"])
+    assert others == ["elk", "dog"]
+    assert torch.equal(shared_fake.labels, fake.labels[fake.labels != 1])
+    assert torch.equal(shared_real.labels, torch.tensor([2, -1, 0])[real.labels[real.labels != 1]])
+    assert torch.equal(shared_real.points, real.points[real.labels != 1])
+    accuracy = probe_accuracies(shared_real, shared_fake, 3)["probe_generated"]
+    assert accuracy > 0.95 > 0.5 > probe_accuracies(real, fake, 3)["probe_generated"]
+    assert class_distances(shared_real, shared_fake, 3).keys() == {0, 2}
 
 
 def test_classes_without_an_image_are_told(tmp_path: Path, config: Path, capsys: pytest.CaptureFixture) -> None:
@@ -124,7 +147,18 @@ def test_a_run_keeps_which_classes_had_no_image(
     assert main(["evaluate", str(run), *own, "eval.labels=3,11"]) == 2
     assert "class 11 has no image in the training data" in capsys.readouterr().err
 
-    write_shards(tmp_path / "other", 200, 16, classes=11)  # which has class 10, and goes on for a batch
+    write_shards(tmp_path / "other", 200, 16, classes=11)  # which has class 10
+    names = [f"k{label}" for label in range(11)]
+    (tmp_path / "other" / "dataset.json").write_text(json.dumps({"classes": names}))
     more = [f"data.shards={tmp_path / 'other'}/*.tar", "run.allow_data_change=true", "train.images=180"]
     assert main([*train, *more]) == 0
     assert load_generator(run, "cpu").spec.unseen == [11, 12]
+
+    write_shards(tmp_path / "reference", 200, 16, classes=20)  # more than the model has, named from the last one on
+    (tmp_path / "reference" / "dataset.json").write_text(
+        json.dumps({"classes": [*(f"new{i}" for i in range(10)), *names[:0:-1]]})
+    )
+    assert main(["evaluate", str(run), *own, "eval.labels=0-10", f"eval.reference={tmp_path / 'reference'}/*.tar"]) == 0
+    found = json.loads(report.read_text())
+    assert found["classes"]["probe_generated"] is not None
+    assert "values by class are without 11 that one side alone names: new0, new1, new2 ..." in found["warnings"]

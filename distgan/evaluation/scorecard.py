@@ -23,12 +23,12 @@ from distgan.evaluation.imageset import ImageSet, ShardImages
 from distgan.evaluation.realside import is_statistics, know_reals, open_shards, shard_images
 from distgan.evaluation.subject import Subject, name_classes, open_subject
 from distgan.metrics import reference
-from distgan.metrics.classes import class_distances, probe_accuracies
+from distgan.metrics.classes import class_distances, probe_accuracies, share_classes
 from distgan.metrics.extractors import Extractor, open_extractor
 from distgan.metrics.memorisation import nearness
 from distgan.metrics.naming import value_name
 from distgan.metrics.reference import Reference
-from distgan.metrics.scores import METRICS
+from distgan.metrics.scores import METRICS, Features
 from distgan.runfolder import git_state
 from distgan.world import World
 
@@ -115,13 +115,10 @@ def evaluate(world: World, target: str, overrides: Sequence[str], options: Optio
         report["warnings"] += words
         has_labels = last.features.labels is not None and real.features.labels is not None
         if has_labels and subject.num_classes and not last.num_nonfinite:
-            if real.features.labels.max() < subject.num_classes:
-                report["classes"] = _by_class(real, last, subject.num_classes)
-            else:
-                report["warnings"].append(
-                    f"eval.reference has class {int(real.features.labels.max())}, and the generator has classes 0 to "
-                    f"{subject.num_classes - 1}: no values by class"
-                )
+            names = dataset.class_names if dataset is not None and subject.is_generated else []
+            classes, told = _by_class(real.features, last.features, subject, names)
+            report.update({"classes": classes} if classes else {})
+            report["warnings"] += told
         path = Path(options.out) if options.out else _place(folder, subject, report)
         if options.memorisation and not last.num_nonfinite:
             report["memorisation"] = _memorisation(real, real_images, last, images, unseen, path)
@@ -218,12 +215,22 @@ def _report(
     }
 
 
-def _by_class(real: Reference, fake: Extracted, num_classes: int) -> dict:
-    kid = {
-        number: _number(value) for number, value in class_distances(real.features, fake.features, num_classes).items()
-    }
-    accuracies = probe_accuracies(real.features, fake.features, num_classes)
-    return {"kid": kid} | {name: _number(value) for name, value in accuracies.items()}
+def _by_class(real: Features, fake: Features, subject: Subject, real_names: Sequence[str]) -> tuple[dict, list[str]]:
+    """Values by class, and warnings. Where both sides name their classes, those of one name are the same."""
+    num_classes, words = subject.num_classes, []
+    if subject.class_names and len(real_names) > real.labels.max():
+        real, fake, others = share_classes(real, fake, real_names, subject.class_names)
+        if not len(real.points) or not len(fake.points):
+            return {}, ["the classes of the real images have other names than the generator's: no values by class"]
+        if others:
+            shown = ", ".join(others[:3]) + " ..." * (len(others) > 3)
+            words = [f"values by class are without {len(others)} that one side alone names: {shown}"]
+    elif real.labels.max() >= num_classes:
+        last, known = int(real.labels.max()), f"classes 0 to {num_classes - 1}"
+        return {}, [f"eval.reference has class {last}, and the generator has {known}: no values by class"]
+    kid = {number: _number(value) for number, value in class_distances(real, fake, num_classes).items()}
+    accuracies = probe_accuracies(real, fake, num_classes)
+    return {"kid": kid} | {name: _number(value) for name, value in accuracies.items()}, words
 
 
 def _memorisation(

@@ -36,7 +36,7 @@ class Subject:
         num_classes: 0 for images without classes.
         is_generated: Whether other seeds give other images.
         unseen: Classes that a generator did not learn, since they had no image.
-        class_names: Of pictures that lie in folders of classes.
+        class_names: Of pictures that lie in folders of classes, or that the cards of a run's training data gave.
     """
 
     config: Config
@@ -51,7 +51,7 @@ class Subject:
 
 def open_subject(target: str, overrides: Sequence[str], device: torch.device) -> Subject:
     """What `target` names: a trained generator, or images."""
-    path = Path(target).expanduser()
+    path, class_names = Path(target).expanduser(), []
     if (path / DESCRIPTION).exists():
         generator = load_generator(path, device)
         layers = [("exported generator", {"data": {"resolution": generator.resolution}})]
@@ -64,7 +64,8 @@ def open_subject(target: str, overrides: Sequence[str], device: torch.device) ->
         if where != path:
             log.info(checkpoint.told(path, where))
         generator = load_generator(where, device)
-        layers = [("checkpoint", json.loads((where / "state.json").read_text())["config"])]
+        state = json.loads((where / "state.json").read_text())
+        layers, class_names = [("checkpoint", state["config"])], state.get("class_names", [])
         path = where.resolve().parent.parent
     else:
         return _open_images(target, path, overrides)
@@ -95,7 +96,7 @@ def open_subject(target: str, overrides: Sequence[str], device: torch.device) ->
         "truncation": 1.0,
         "batch_norm": "running statistics" if _has_batch_norm(generator.net) else "none",
     }
-    return Subject(config, images, generator.resolution, origin, num_classes, True, unseen)
+    return Subject(config, images, generator.resolution, origin, num_classes, True, unseen, class_names)
 
 
 def _require_reference(config: Config) -> None:
@@ -128,7 +129,7 @@ def _open_images(target: str, path: Path, overrides: Sequence[str]) -> Subject:
 
 def name_classes(subject: Subject, real: Dataset) -> list[str]:
     """Give pictures in folders of classes the numbers that real images have of these; warnings where that cannot be."""
-    if not subject.class_names or not real.num_classes:
+    if subject.is_generated or not subject.class_names or not real.num_classes:
         return []
     known = card.read(real.urls[0]).get("classes")
     numbers = class_numbers(subject.class_names, known if isinstance(known, list) else [], real.num_classes)

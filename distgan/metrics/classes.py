@@ -1,6 +1,8 @@
 """Whether generated images show the class that they were asked for, and how well each class is made."""
 
+import dataclasses
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -10,6 +12,27 @@ from distgan.metrics.probe import train_probe
 from distgan.metrics.scores import Features
 
 LEAST = 200  # images of a class on each side for a kernel distance of its own
+
+
+def share_classes(
+    real: Features, fake: Features, real_names: Sequence[str], fake_names: Sequence[str]
+) -> tuple[Features, Features, list[str]]:
+    """Both sides' images of the classes that both name, by the numbers that these have in `fake`; names of the others.
+
+    Args:
+        real_names, fake_names: Names of classes 0, 1 ... of each side.
+    """
+    number = {name: i for i, name in enumerate(fake_names)}
+    renumbered = torch.tensor([number.get(name, -1) for name in real_names])
+    others = [name for name in real_names if name not in number]
+    others += [name for name in fake_names if name not in set(real_names)]
+
+    def only(side: Features, labels: Tensor, known: Tensor) -> Features:
+        return dataclasses.replace(side, points=side.points[known], logits=None, labels=labels[known])
+
+    labels = renumbered[real.labels]
+    shared = renumbered[renumbered >= 0]
+    return only(real, labels, labels >= 0), only(fake, fake.labels, torch.isin(fake.labels, shared)), others
 
 
 def class_distances(real: Features, fake: Features, num_classes: int, least: int = LEAST) -> dict[int, float]:

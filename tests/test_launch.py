@@ -5,6 +5,7 @@ All of it with a default_config.yaml in the user's home that says something else
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -201,6 +202,16 @@ def test_a_failed_run_ends_with_its_own_code_and_line(launched: list[Launched], 
     assert launched[0].process.wait(90) == 3
     lines = launched[0].log.read_text().splitlines()
     assert len(lines) == 1 and lines[0].startswith("distgan train: data.shards: no shard matches 'nowhere'")
+
+
+def test_a_port_that_is_taken_is_told_in_a_line(launched: list[Launched], config: Path, tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        meeting = {"NODES": "2", "GPUS": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(taken.getsockname()[1])}
+        launched.append(Launched("multinode.sh", config, tmp_path / "run", NODE="0", **meeting))
+        assert launched[0].process.wait(90) == 5
+    (line,) = launched[0].log.read_text().split("\n")[1:-1]
+    assert line.startswith("distgan: the launchers of this run could not meet: ")
+    assert line.endswith("(set another MASTER_PORT, the same on all machines)")
 
 
 def test_a_rank_that_is_killed_is_named(launched: list[Launched], config: Path, tmp_path: Path) -> None:

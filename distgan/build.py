@@ -152,6 +152,17 @@ def build_optimizer(settings: OptimizerSettings, net: nn.Module) -> torch.optim.
     return optimizer
 
 
+def optimizer_slots(settings: OptimizerSettings) -> set[str]:
+    """Names of what such an optimizer keeps for each weight, once it has made a step."""
+    momentum = {"momentum_buffer"} if settings.betas[0] else set()
+    return {
+        "adam": {"step", "exp_avg", "exp_avg_sq"},
+        "adamw": {"step", "exp_avg", "exp_avg_sq"},
+        "sgd": momentum,
+        "rmsprop": {"step", "square_avg"} | momentum,
+    }[settings.name]
+
+
 def restoring(config: Config) -> Restoring | None:
     """What the step needs to know of a G that restores; None for others."""
     if not restores(config):

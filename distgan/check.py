@@ -1,6 +1,5 @@
 """What a config would do, without doing it: shards, batch plan, networks, disk, W&B."""
 
-import json
 import os
 import shutil
 from dataclasses import replace
@@ -20,7 +19,7 @@ from distgan.metrics.extractors import open_extractor
 from distgan.report.history import read
 from distgan.rules import BatchPlan, warnings
 from distgan.runfolder import file_in_the_way
-from distgan.state import check_same_run, differences
+from distgan.state import check_same_run, difference_lines, differences
 
 
 def check(config: Config, spread: BatchPlan) -> tuple[list[str], list[str]]:
@@ -105,25 +104,16 @@ def _earlier(config: Config, dataset: Dataset) -> list[str]:
     """What the run folder holds already, and how long the rest would take at the speed that was seen there."""
     folder = Path(config.run.dir).expanduser()
     resume = config.run.resume
-    checkpoint.require_left(folder / "checkpoints", resume, config.train.images)
-    saved = checkpoint.newest_first(folder / "checkpoints") if resume != "never" else []
-    if not saved and resume not in ("auto", "never"):
-        saved = [checkpoint.find(Path(resume).expanduser())]
-    if not saved:
+    checkpoint.require_left(folder / "checkpoints", resume, config.train.images, config.train.max_minutes)
+    start, is_own = checkpoint.choose(folder / "checkpoints", resume, looking=True)
+    if start is None:
         return [f"run folder: {config.run.dir}, a new run"]
-    try:
-        state = json.loads((saved[0] / "state.json").read_text())
-    except (OSError, ValueError):  # damaged: a run passes it over, for an older one
-        state = {}
-    if state:
-        check_same_run(config, state, dataset.fingerprint, dataset.num_classes)
-    images = int(saved[0].name.removeprefix("step-"))
-    left = max(0, config.train.images - images)
-    lines = [f"run folder: {config.run.dir}, goes on from {saved[0].name}: {left:,} images are left"]
-    lines += [
-        f"changed since: {key}: {old!r} before, {new!r} now"
-        for key, (old, new) in (differences(config, state) if state else {}).items()
-    ]
+    state = checkpoint.read_state(start)
+    check_same_run(config, state, dataset.fingerprint, dataset.num_classes, start)
+    left = max(0, config.train.images - state["images"])
+    where = start.name if is_own else start
+    lines = [f"run folder: {config.run.dir}, goes on from {where}: {left:,} images are left"]
+    lines += difference_lines(differences(config, state, dataset.fingerprint))
     try:
         speed = read(folder).last("Perf/img_per_sec")
     except ConfigError:  # it holds checkpoints and nothing else

@@ -118,7 +118,7 @@ def find(path: Path) -> Path:
     """
     if (path / "manifest.json").exists():
         return path
-    if path.name == "best" and not path.exists():
+    if names_best(path):
         folder = path.parent if newest_first(path.parent) else path.parent / "checkpoints"
         name = read_best(folder).get("checkpoint")
         if name is None or not (folder / name / "manifest.json").exists():
@@ -134,6 +134,8 @@ def find(path: Path) -> Path:
         )
     found, refused = newest_good(path if newest_first(path) else path / "checkpoints")
     if found is not None:
+        for reason in refused:
+            log.warning(f"passing over a damaged checkpoint: {reason}")
         return found
     if refused:
         raise DataError(f"{path}: no good checkpoint there; {'; '.join(refused)}")
@@ -151,17 +153,31 @@ def find(path: Path) -> Path:
 
 def told(path: Path, found: Path) -> str:
     """For a person, which checkpoint `find` took for `path`, and why."""
-    why = "the best one" if path.name == "best" else "the newest good one"
-    return f"checkpoint: {found} ({why})"
+    why = "named" if found == path else "the best one" if names_best(path) else "the newest good one"
+    return f"checkpoint: {found}, after {read_state(found)['images']:,} images ({why})"
 
 
-def choose(folder: Path, resume: str) -> tuple[Path | None, bool]:
+def names_best(path: Path) -> bool:
+    """Whether a path asks for the best checkpoint of the run that it lies in; not so a folder of that name."""
+    return path.name == "best" and not path.exists() and path.parent.is_dir()
+
+
+def read_state(path: Path) -> dict:
+    """The state of a checkpoint, without its tensors."""
+    try:
+        return json.loads((path / "state.json").read_text())
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: state.json is unreadable ({error}): name another checkpoint") from None
+
+
+def choose(folder: Path, resume: str, *, looking: bool = False) -> tuple[Path | None, bool]:
     """Where a run with its checkpoints in `folder` goes on from, and whether that is a checkpoint of its own.
 
     Args:
         resume: "auto", the newest good one; "never", none, which needs a folder without any; or a path: one of the
             run's own takes it back to there (newer ones are set aside), any other is where a new run begins. What was
             trained with the same path since then is gone on with, as by "auto": the same command goes on.
+        looking: Whether to leave everything as it is.
     """
     own, refused = newest_good(folder)
     for reason in refused:
@@ -174,8 +190,10 @@ def choose(folder: Path, resume: str) -> tuple[Path | None, bool]:
         wanted = find(Path(resume).expanduser())
         if wanted.parent.resolve() != folder.resolve():
             return (own, True) if own else (wanted, False)
-        if own is not None and load(own)[1]["config"]["run"]["resume"] == resume:
+        if own is not None and read_state(own)["config"]["run"]["resume"] == resume:
             return own, True
+        if looking:
+            return wanted, True
         times = 1 + len({path.name.split("-")[1] for path in folder.glob("aside-*")})
         for newer in newest_first(folder):
             if newer.name > wanted.name:
@@ -186,16 +204,22 @@ def choose(folder: Path, resume: str) -> tuple[Path | None, bool]:
     return own, True
 
 
-def require_left(folder: Path, resume: str, images: int) -> None:
-    """Refuse to begin a run of `images` images from a checkpoint of another one that has seen as many.
+def require_left(folder: Path, resume: str, images: int, max_minutes: float) -> None:
+    """Refuse to begin a run of so many images or minutes from a checkpoint of another one that has had them.
 
     Raises:
         ConfigError: with the way out; before anything is written.
     """
-    if resume in ("auto", "never") or newest_first(folder):
+    if resume in ("auto", "never") or newest_good(folder)[0] is not None:
         return
     wanted = find(Path(resume).expanduser())
-    seen = json.loads((wanted / "state.json").read_text())["images"]
+    state = read_state(wanted)
+    seen, minutes = state["images"], state.get("train_sec", 0) / 60
+    if 0 < max_minutes <= minutes:
+        raise ConfigError(
+            f"run.resume={resume}: {wanted.name} was trained for {minutes:.1f} minutes, which "
+            f"train.max_minutes={max_minutes:g} counts: nothing would be trained. Set train.max_minutes to more"
+        )
     if seen >= images:
         raise ConfigError(
             f"run.resume={resume}: {wanted.name} has seen {seen:,} images, which train.images={images:,} counts: "

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from distgan import __version__, build, checkpoint, sample
 from distgan.errors import ConfigError, MachineError
-from distgan.generator import DESCRIPTION, WEIGHTS, Generator, describe, load_generator
+from distgan.generator import DESCRIPTION, WEIGHTS, Generator, describe, load_generator, locate
 from distgan.models.spectral import normalised
 
 TOLERANCE = 1e-5  # that an exported generator may differ by, on a scale of -1..1
@@ -52,7 +52,7 @@ def export(path: str, out: str, kind: str) -> str:
         raise ConfigError(f"{out}: --as {kind} would write a {what} of that name: did you mean --as {meant}?")
     if missing := [name for name in form.needs if importlib.util.find_spec(name) is None]:
         raise MachineError(f"--as {kind} needs {' and '.join(missing)}: pip install 'distgan[{kind}]'")
-    G = load_generator(path, "cpu", restores=None)
+    G = load_generator(locate(path), "cpu", restores=None)
     target.parent.mkdir(parents=True, exist_ok=True)
     part = target.with_name(f".{target.name}.part")
     try:

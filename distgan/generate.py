@@ -10,7 +10,7 @@ import torch
 from distgan import build, sample, walk
 from distgan.data import generated
 from distgan.errors import ConfigError, DataError
-from distgan.generator import Generator, load_generator
+from distgan.generator import Generator, load_generator, locate
 from distgan.pick import Choice, Drawn
 from distgan.realism import Score, open_score
 
@@ -74,7 +74,8 @@ def generate(
         walk.require_writer(target)
     if is_file and rank > 0:
         return ""
-    G = load_generator(path)
+    where = locate(path)  # once: a run that trains may write a newer one meanwhile
+    G = load_generator(where)
     chosen = parse_labels(labels, G)
     if is_file:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -88,7 +89,7 @@ def generate(
     if kind == "png":
         unit = G.chunk if share == 1 else FILTERED_IMAGES
     choice = Choice(num, unit, tuple(dict.fromkeys(chosen) if balance else chosen), share, balance)
-    score = open_score(filter_by, path, G.chunk, G.device) if share < 1 else None
+    score = open_score(filter_by, where, G.chunk, G.device) if share < 1 else None
     draw = functools.partial(drawn, G, score, choice, seed)
     function_of, card = _provenance(G, choice, seed)
     if share < 1:

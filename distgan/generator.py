@@ -171,6 +171,20 @@ class Generator:
         return found
 
 
+def locate(path: str | Path) -> Path:
+    """The checkpoint or exported folder that a run folder, or either of them, means; a person is told which.
+
+    Raises:
+        DataError: There is none.
+    """
+    folder = Path(path).expanduser()
+    if (folder / DESCRIPTION).exists():
+        return folder
+    where = checkpoint.find(folder)
+    log.info(checkpoint.told(folder, where))
+    return where
+
+
 def load_generator(
     path: str | Path, device: str | torch.device | None = None, *, restores: bool | None = False
 ) -> Generator:
@@ -254,8 +268,6 @@ def describe(G: Generator, weights: bytes | None = None) -> dict:
 
 def _checkpoint(folder: Path) -> tuple[Path, checkpoint.Tensors, Config, dict]:
     where = checkpoint.find(folder)
-    if where != folder:
-        log.info(checkpoint.told(folder, where))
     try:
         tensors, state = checkpoint.load(where)
     except DamagedError as damage:

@@ -14,7 +14,7 @@ from distgan.data.image import SUFFIXES, BadImage, decode, fit
 from distgan.data.listing import Entry, list_source, read_entry
 from distgan.errors import ConfigError, DataError
 from distgan.generate import parse_labels, require_grid
-from distgan.generator import Generator, load_generator
+from distgan.generator import Generator, load_generator, locate
 
 
 class Row(NamedTuple):
@@ -58,7 +58,7 @@ def restore(
         raise ConfigError(f"--out {out} is {'a folder, a grid is one file' if kind == 'grid' else 'a file'}")
     if kind == "grid":
         require_grid(target)
-    G = load_generator(path, restores=True)
+    G = load_generator(locate(path), restores=True)
     restoration = Restoration(G, seed, source, parse_labels(labels, G) if labels else [])
     if kind == "grid":
         return restoration.grid(num or 64, target, columns) if rank == 0 else ""

@@ -27,7 +27,8 @@ def train(config: Config) -> int:
     world.require_same(config=digest(to_yaml(config).encode()), code=digest_of_code(), torch=torch.__version__)
     spread = batch_plan(config, world.size)
     folder = RunFolder(config.run.dir)
-    world.on_main(lambda: require_left(folder.checkpoints, config.run.resume, config.train.images))
+    length = config.train
+    world.on_main(lambda: require_left(folder.checkpoints, config.run.resume, length.images, length.max_minutes))
     world.on_main(lambda: folder.open(command_line()))
     if world.is_main:
         stop.before_leaving(lambda: _note_end(folder, "failed", "interrupted without saving", world.size))

@@ -1,5 +1,6 @@
 """All that the rest of a run depends on, to a checkpoint and back."""
 
+import logging
 import os
 import secrets
 from dataclasses import dataclass, field
@@ -9,7 +10,7 @@ import torch
 from torch import nn
 
 from distgan import build, checkpoint
-from distgan.config import Config, changes, for_records, shapes_nets, to_dict
+from distgan.config import Config, Optimizer, changes, for_records, shapes_nets, to_dict
 from distgan.configfile import from_dict
 from distgan.controls import Controls
 from distgan.data.dataset import Dataset
@@ -18,6 +19,8 @@ from distgan.errors import ConfigError, DataError
 from distgan.meter import Meter
 from distgan.models import MODELS
 from distgan.world import World
+
+log = logging.getLogger("distgan")
 
 
 @dataclass
@@ -99,7 +102,8 @@ class RunState:
         for name, net in self._nets.items():
             net.load_state_dict(tensors[name])
         for name, optimizer in self._optimizers.items():
-            checkpoint.load_optimizer(optimizer, self._nets[name], tensors[f"opt_{name}"])
+            settings = getattr(self._config.optim, name)
+            load_optimizer(name, settings, optimizer, self._nets[name], tensors[f"opt_{name}"])
         self._meter.load_state(state["meter"])
         self._controls.load_state(state["controls"])
         for name in vars(self.now).keys() - {"num_substituted", "wandb_id"}:
@@ -128,13 +132,37 @@ class RunState:
             tensors, state = checkpoint.load(path)
         except checkpoint.DamagedError as damage:
             raise DataError(f"{path}: {damage}") from None
-        check_same_run(self._config, state, self._fingerprint, self._num_classes)
-        build.require_revision(self._config.model.family, state.get("revision", 1), path)
+        check_same_run(self._config, state, self._fingerprint, self._num_classes, path)
         return tensors, state
 
 
-def check_same_run(config: Config, state: dict, fingerprint: str, num_classes: int) -> None:
-    """Refuse to go on with other data or with settings that change the training, unless the config allows it."""
+def load_optimizer(
+    name: str,
+    settings: Optimizer,
+    optimizer: torch.optim.Optimizer,
+    net: nn.Module,
+    tensors: dict[str, torch.Tensor],
+) -> bool:
+    """Take up an optimizer as a checkpoint has it; returns whether it goes on.
+
+    One of another kind, or one that was saved before its first step, begins anew.
+    """
+    kept = {key.rpartition("/")[2] for key in tensors}
+    if kept == build.optimizer_slots(settings):
+        checkpoint.load_optimizer(optimizer, net, tensors)
+        return True
+    optimizer.load_state_dict(build.build_optimizer(settings, net).state_dict())
+    if kept:
+        log.warning(
+            f"warning: the checkpoint has {', '.join(sorted(kept))} of {name}'s optimizer, which optim.{name} does not "
+            "go on with: it begins anew"
+        )
+    return False
+
+
+def check_same_run(config: Config, state: dict, fingerprint: str, num_classes: int, path: Path) -> None:
+    """Refuse to go on with other data or with settings that change the training, unless the config allows it; with
+    other networks always."""
     if state["fingerprint"] != fingerprint and not config.run.allow_data_change:
         raise DataError(
             "the shards are not those that the checkpoint was trained on; put them back, or set "
@@ -151,6 +179,7 @@ def check_same_run(config: Config, state: dict, fingerprint: str, num_classes: i
             "model.conditional). Put back the shards with those classes, set data.classes where it is larger than "
             "what they hold, or choose another run.dir and start anew"
         )
+    build.require_revision(config.model.family, state.get("revision", 1), path)
     if config.run.allow_config_change:
         return
     if refused:
@@ -161,10 +190,17 @@ def check_same_run(config: Config, state: dict, fingerprint: str, num_classes: i
         )
 
 
-def differences(config: Config, state: dict) -> dict[str, tuple]:
+def differences(config: Config, state: dict, fingerprint: str) -> dict[str, tuple]:
     """Settings of a run that are not those of the checkpoint that it goes on from, as key -> (old, new).
 
-    Where and how a single start runs (run.*) is no setting of the training.
+    Where and how a single start runs (run.*) is no setting of the training. Other data may lie under the same address:
+    its fingerprint is one of them.
     """
     found = changes(from_dict(state["config"]), for_records(config))
-    return {key: values for part in found for key, values in part.items() if not key.startswith("run.")}
+    told = {key: values for part in found for key, values in part.items() if not key.startswith("run.")}
+    return told | ({} if state["fingerprint"] == fingerprint else {"data": (state["fingerprint"], fingerprint)})
+
+
+def difference_lines(changed: dict[str, tuple]) -> list[str]:
+    """For a person, what `differences` found."""
+    return [f"changed since the checkpoint: {key}: {old!r} -> {new!r}" for key, (old, new) in changed.items()]

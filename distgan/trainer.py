@@ -24,7 +24,7 @@ from distgan.gallery import Gallery
 from distgan.nodeload import NodeLoad
 from distgan.rules import BatchPlan, warnings
 from distgan.runfolder import RunFolder
-from distgan.state import RunState, differences
+from distgan.state import RunState, difference_lines, differences
 from distgan.step import DeviceBatch, GanStep, Noise
 from distgan.stopwatch import D_STEP, G_STEP, Stopwatch
 from distgan.tracker import Tracker
@@ -437,9 +437,9 @@ class Trainer:
             saved = self.state.load(path)
             self.now.wandb_id = saved["wandb_id"] if is_own else self.now.wandb_id
             log.info(f"going on from {path}, at {self.now.images} images")
-            if changed := differences(self.config, saved):
-                for key, (old, new) in changed.items():
-                    log.info(f"changed since then: {key}: {old!r} before, {new!r} now")
+            if changed := differences(self.config, saved, self.dataset.fingerprint):
+                for line in difference_lines(changed):
+                    log.info(line)
                 self.world.on_main(lambda: self.folder.note_changes(changed))
             for what, value in self.state.conditions().items():
                 if saved.get(what, value) != value:

@@ -102,14 +102,17 @@ def test_a_data_set_without_a_card(tmp_path: Path, digits: Path, capsys: pytest.
 
 def test_a_run_that_would_go_on(tmp_path: Path, config: Path, capsys: pytest.CaptureFixture) -> None:
     run = tmp_path / "run"
-    (run / "checkpoints" / f"step-{600:012d}").mkdir(parents=True)
     own = (f"run.dir={run}", "train.images=4200")
+    assert main(["train", str(config), *own, "train.images=12"]) == 0
+    capsys.readouterr()
+    (run / "metrics.jsonl").unlink()
     found = told(capsys, config, *own)
-    assert found["run folder"] == f"{run}, goes on from step-000000000600: 3,600 images are left"
+    assert found["run folder"] == f"{run}, goes on from step-000000000012: 4,188 images are left"
+    assert found["changed since the checkpoint"] == "train.images: 12 -> 4200"
     assert "speed" not in found
     (run / "metrics.jsonl").write_text('{"Progress/images": 600, "Perf/img_per_sec": 2.0}\n')
-    assert told(capsys, config, *own)["speed"] == "2 images/s when last seen, 7 kimg/h: 0.5 h"
-    assert told(capsys, config, *own, "run.resume=never")["run folder"] == f"{run}, a new run"
+    assert told(capsys, config, *own)["speed"].startswith("2 images/s when last seen, 7 kimg/h: ")
+    assert main(["check", str(config), *own, "run.resume=never"]) == 2  # as `train` would
 
 
 def test_a_mistake_is_told_within_a_second_without_torch(config: Path) -> None:

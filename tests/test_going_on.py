@@ -2,17 +2,23 @@
 
 import io
 import json
+import shutil
 import tarfile
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from runs import make_digits, untrained, write_config
 
-from distgan import checkpoint
+from distgan import build, checkpoint
 from distgan.cli import main
+from distgan.config import Optimizer as OptimizerSettings
 from distgan.errors import DataError
+from distgan.evaluation.subject import open_subject
+from distgan.models import MODELS
+from distgan.state import load_optimizer
 
 
 @pytest.fixture(scope="module")
@@ -54,8 +60,8 @@ def test_changed_settings_are_told_and_kept_and_allowed_once(
     assert main(["train", str(run), *changed]) == 2  # not without permission
     assert main(["train", str(run), *changed, "run.allow_config_change=true"]) == 0
     log = (run / "log.txt").read_text()
-    assert "changed since then: optim.G.lr: [0.001] before, [0.0005] now" in log
-    assert "changed since then: run." not in log
+    assert "changed since the checkpoint: optim.G.lr: [0.001] -> [0.0005]" in log
+    assert "changed since the checkpoint: run." not in log
     starts = json.loads((run / "environment.json").read_text())["starts"]
     assert starts[-1]["changes"]["optim.G.lr"] == [[0.001], [0.0005]]
     assert "allow_config_change: false" in (run / "config.yaml").read_text()
@@ -67,11 +73,100 @@ def test_changed_settings_are_told_and_kept_and_allowed_once(
 def test_a_run_from_elsewhere_that_has_nothing_left_is_refused_before_a_folder_is_made(
     tmp_path: Path, config: str, capsys: pytest.CaptureFixture
 ) -> None:
-    elsewhere, run = untrained(tmp_path / "elsewhere"), tmp_path / "run"
+    elsewhere, run = tmp_path / "elsewhere", tmp_path / "run"
+    assert main(["train", config, f"run.dir={elsewhere}", "train.images=24"]) == 0
+    own = [config, f"run.dir={run}", f"run.resume={elsewhere}"]
+    short = (
+        ("train.images=24", "has seen 24 images, which train.images=24 counts: nothing would be trained"),
+        ("train.max_minutes=1e-6", "which train.max_minutes=1e-06 counts: nothing would be trained"),
+    )
+    for setting, reason in short:
+        for command in ("check", "train"):
+            capsys.readouterr()
+            assert main([command, *own, setting]) == 2
+            assert reason in capsys.readouterr().err
+            assert not run.exists()
+    (elsewhere / "checkpoints" / "step-000000000024" / "state.json").unlink()
+    named = elsewhere / "checkpoints" / "step-000000000024"
     for command in ("check", "train"):
-        assert main([command, config, f"run.dir={run}", f"run.resume={elsewhere}", "train.images=1000"]) == 2
-        assert "has seen 1,000 images" in capsys.readouterr().err
+        assert main([command, config, f"run.dir={run}", f"run.resume={named}"]) == 3
+        assert "state.json is unreadable" in capsys.readouterr().err
         assert not run.exists()
+
+
+def test_weights_of_another_revision_are_refused_by_check_and_train(
+    tmp_path: Path, config: str, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "run"
+    assert main(["train", config, f"run.dir={run}", "train.images=24"]) == 0
+    later = MODELS["dcgan"].revision + 1
+    monkeypatch.setitem(MODELS, "dcgan", MODELS["dcgan"]._replace(revision=later, revised="its filter is another one"))
+    for command in ("check", "train"):
+        capsys.readouterr()
+        assert main([command, str(run), f"run.dir={run}", "train.images=48"]) == 3
+        assert "since then, its filter is another one" in capsys.readouterr().err
+
+
+def test_other_data_at_the_same_address_are_told(tmp_path: Path, config: str) -> None:
+    run, shards = tmp_path / "run", make_digits(tmp_path / "moving")
+    first = ["train", config, f"run.dir={run}", f"data.shards={shards}"]
+    assert main([*first, "train.images=24"]) == 0
+    shutil.rmtree(shards)
+    make_digits(shards, shard_mb=0.2)
+    assert main([*first, "train.images=48", "run.allow_data_change=true"]) == 0
+    assert "changed since the checkpoint: data: '" in (run / "log.txt").read_text()
+    assert "data" in json.loads((run / "environment.json").read_text())["starts"][-1]["changes"]
+
+
+KINDS = [(name, momentum) for name in ("adam", "adamw", "sgd", "rmsprop") for momentum in (0.0, 0.9)]
+
+
+def stepped(settings: OptimizerSettings, num: int = 1) -> tuple[torch.optim.Optimizer, torch.nn.Module]:
+    torch.manual_seed(0)
+    net = torch.nn.Linear(3, 2)
+    optimizer = build.build_optimizer(settings, net)
+    for _ in range(num):
+        optimizer.zero_grad()
+        net(torch.ones(4, 3)).square().sum().backward()
+        optimizer.step()
+    return optimizer, net
+
+
+@pytest.mark.parametrize(("name", "momentum"), KINDS)
+def test_what_an_optimizer_keeps_is_known(name: str, momentum: float) -> None:
+    settings = OptimizerSettings(name=name, lr=[0.1], betas=(momentum, 0.9))
+    kept = checkpoint.optimizer_tensors(*stepped(settings))
+    assert {key.rpartition("/")[2] for key in kept} == build.optimizer_slots(settings)
+
+
+@pytest.mark.parametrize(("name", "momentum"), KINDS)
+def test_an_optimizer_of_another_kind_begins_anew(name: str, momentum: float) -> None:
+    """Whatever the checkpoint holds, the first step is that of a fresh optimizer, unless both keep the same."""
+    settings = OptimizerSettings(name=name, lr=[0.1], betas=(momentum, 0.9))
+    for other, its_momentum in KINDS:
+        before = OptimizerSettings(name=other, lr=[0.1], betas=(its_momentum, 0.9))
+        saved = checkpoint.optimizer_tensors(*stepped(before))
+        for found in (saved, {}):
+            going_on, net = stepped(settings)
+            goes_on = load_optimizer("G", settings, going_on, net, found)
+            fits = build.optimizer_slots(settings) == (build.optimizer_slots(before) if found else set())
+            assert goes_on == fits
+            if fits:
+                continue
+            fresh, twin = stepped(settings, 0)
+            twin.load_state_dict(net.state_dict())
+            for optimizer, one in ((going_on, net), (fresh, twin)):
+                optimizer.zero_grad()
+                one(torch.ones(4, 3)).square().sum().backward()
+                optimizer.step()
+            assert all(torch.equal(a, b) for a, b in zip(net.parameters(), twin.parameters()))
+
+
+def test_a_run_goes_on_with_another_optimizer(tmp_path: Path, config: str) -> None:
+    run = tmp_path / "run"
+    assert main(["train", config, f"run.dir={run}", "train.images=24"]) == 0
+    assert main(["train", str(run), "train.images=48", "optim.D.name=rmsprop", "run.allow_config_change=true"]) == 0
+    assert "of D's optimizer, which optim.D does not go on with: it begins anew" in (run / "log.txt").read_text()
 
 
 def test_an_exported_folder_is_said_to_be_one(tmp_path: Path, config: str, capsys: pytest.CaptureFixture) -> None:
@@ -91,24 +186,46 @@ def test_commands_say_which_checkpoint_they_take_and_take_the_best(
         checkpoint.find(run / "best")
     folder = run / "checkpoints"
     checkpoint.note_best(folder, {"checkpoint": "step-000000001000", "metric": "fd", "value": 1.0})
-    for path, why in ((run, "the newest good one"), (run / "best", "the best one"), (folder / "best", "the best one")):
+    called_best = untrained(tmp_path / "best")
+    asked = (
+        (run, "the newest good one"),
+        (run / "best", "the best one"),
+        (folder / "best", "the best one"),
+        (folder / "step-000000001000", "named"),
+        (called_best, "the newest good one"),
+    )
+    for number, (path, why) in enumerate(asked):
+        told = f"step-000000001000, after 1,000 images ({why})"
+        for command in (
+            ["generate", str(path), "--num", "8", "--filter", "0.5", "--out", str(tmp_path / f"made-{number}")],
+            ["export", str(path), str(tmp_path / f"exported-{number}")],
+        ):
+            caplog.clear()
+            assert main(command) == 0
+            assert caplog.text.count("checkpoint: ") == caplog.text.count(told) == 1, caplog.text
         caplog.clear()
-        assert (
-            main(
-                [
-                    "generate",
-                    str(path),
-                    "--num",
-                    "1",
-                    "--out",
-                    str(tmp_path / f"{why}-{path.parent.name}.png"),
-                    "--as",
-                    "grid",
-                ]
-            )
-            == 0
-        )
-        assert f"step-000000001000 ({why})" in caplog.text
+        open_subject(str(path), ["eval.reference=none.npz"], torch.device("cpu"))
+        assert caplog.text.count("checkpoint: ") == caplog.text.count(told) == 1, caplog.text
+
+
+def test_a_damaged_checkpoint_that_commands_pass_over_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    run = untrained(tmp_path / "run")
+    damaged = run / "checkpoints" / "step-000000002000"
+    shutil.copytree(run / "checkpoints" / "step-000000001000", damaged)
+    (damaged / "G_ema.safetensors").write_bytes(b"cut")
+    assert main(["export", str(run), str(tmp_path / "out")]) == 0
+    assert "passing over a damaged checkpoint: step-000000002000: G_ema.safetensors" in caplog.text
+    assert "step-000000001000, after 1,000 images" in caplog.text
+
+
+def test_a_number_of_images_is_refused_for_pictures_that_exist(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for number in range(3):
+        (folder / f"{number}.png").write_bytes(png(np.full((16, 16, 3), 80 * number, np.uint8)))
+    asked = ["evaluate", str(folder), "eval.reference=none.npz", "eval.extractor=toy", "eval.num=2"]
+    assert main(asked) == 2
+    assert "has 3 pictures, and all of them are measured" in capsys.readouterr().err
 
 
 def test_images_that_cannot_be_used_fail_the_check(tmp_path: Path, config: str, capsys: pytest.CaptureFixture) -> None:

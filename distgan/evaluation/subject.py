@@ -1,7 +1,5 @@
 """What `distgan evaluate` is pointed at: images of a run, a checkpoint, an export, or pictures that exist."""
 
-import json
-import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,9 +16,7 @@ from distgan.data.dataset import Dataset
 from distgan.data.listing import list_source
 from distgan.errors import ConfigError
 from distgan.evaluation.imageset import GeneratedImages, ImageSet, ListedImages, draw_labels
-from distgan.generator import DESCRIPTION, load_generator
-
-log = logging.getLogger("distgan")
+from distgan.generator import DESCRIPTION, load_generator, locate
 
 NUM_IMAGES = 50_000  # what the field reports on, where eval.num is not given
 
@@ -56,15 +52,13 @@ def open_subject(target: str, overrides: Sequence[str], device: torch.device) ->
         generator = load_generator(path, device)
         layers = [("exported generator", {"data": {"resolution": generator.resolution}})]
     elif (
-        (path.name == "best" and not path.exists())
+        checkpoint.names_best(path)
         or checkpoint.newest_first(path)
         or any((path / name).exists() for name in ("manifest.json", "checkpoints", "config.yaml"))
     ):
-        where = checkpoint.find(path)
-        if where != path:
-            log.info(checkpoint.told(path, where))
+        where = locate(path)
         generator = load_generator(where, device)
-        state = json.loads((where / "state.json").read_text())
+        state = checkpoint.read_state(where)
         layers, class_names = [("checkpoint", state["config"])], state.get("class_names", [])
         path = where.resolve().parent.parent
     else:

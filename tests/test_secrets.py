@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 
 import pytest
+import wandb
 from hypothesis import example, given
 from hypothesis import strategies as st
 from range_server import RangeServer
@@ -97,6 +98,7 @@ def written(folder: Path) -> list[Path]:
 def test_nothing_that_commands_write_print_or_send_holds_a_secret(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
+    wandb.teardown()  # the client keeps the settings of earlier tests, their mode among them
     digits, out = make_digits(tmp_path / "digits"), tmp_path / "out"
     out.mkdir()
     for name in ("AWS_SECRET_ACCESS_KEY", "SLURM_JWT", "GITHUB_TOKEN", "WDS_TOKEN", "HF_TOKEN"):

@@ -51,7 +51,8 @@ def words(command: str) -> list[str]:
     found = [word for word in shlex.split(command) if not re.match(r"[A-Z_]+=", word)]
     assert found[0] in PROGRAMS, f"{command}: run it here, or name the test that does in ELSEWHERE"
     found = found[1:] if found[0] == "distgan" else ["train", *found[1:]]
-    more = [] if "--input" in found or found[-1] == "python" else SMALL.get(found[0], [])
+    of_pictures = "--input" in found or found[:2] == ["evaluate", "pictures/"]  # as many as there are
+    more = [] if of_pictures or found[-1] == "python" else SMALL.get(found[0], [])
     return [str(Path.home() / word[2:]) if word.startswith("~/") else word for word in [*found, *more]]
 
 

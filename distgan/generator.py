@@ -22,11 +22,10 @@ from distgan.models import MODELS
 from distgan.models.tail import Tail
 from distgan.ranks import local_rank
 
-FORMAT = "distgan generator 1"  # of the folder that `distgan export` writes
-
 log = logging.getLogger("distgan")
 
-WEIGHTS, DESCRIPTION = checkpoint.EXPORT
+FORMAT = "distgan generator 1"  # of the folder that `distgan export` writes
+WEIGHTS, DESCRIPTION = checkpoint.EXPORT  # its files
 
 
 @dataclass(frozen=True)

@@ -27,9 +27,8 @@ def main() -> int:
     threading.Thread(target=_pass_on, args=(numbers,), name="distgan-launch", daemon=True).start()
     os.environ[LAUNCHER] = str(os.getpid())
     os.environ["PET_SIGNALS_TO_HANDLE"] = "SIGQUIT"  # all that is left to torch
-    os.environ.pop(
-        "ACCELERATE_ENABLE_RICH", None
-    )  # with `debug: true` in a default_config.yaml, failures would end with 0
+    # What `debug: true` in a default_config.yaml sets: failures would end with 0.
+    os.environ.pop("ACCELERATE_ENABLE_RICH", None)
 
     from accelerate.commands import launch
     from torch.distributed import DistError

@@ -130,7 +130,7 @@ def find(path: Path) -> Path:
     if all((path / file).exists() for file in EXPORT):
         raise DataError(
             f"{path} is what `distgan export` wrote: a generator alone, without the discriminator and the optimizers "
-            "that training goes on with. Name the run that it was made of, or one of its checkpoints"
+            "that resuming needs. Name the run that it was made of, or one of its checkpoints"
         )
     found, refused = newest_good(path if newest_first(path) else path / "checkpoints")
     if found is not None:

@@ -60,7 +60,7 @@ def _size(environment: MutableMapping[str, str]) -> int:
     way_out = f"without a launcher, `unset {' '.join(found)}`; with several ranks, start them by launch/*.sh"
     for name, value in found.items():
         if not (value.isascii() and value.isdecimal()):
-            raise MachineError(f"{name}={value!r} is no whole number: {way_out}")
+            raise MachineError(f"{name}={value!r} is not a whole number: {way_out}")
     size = int(found.get("WORLD_SIZE", "1"))
     if size == 1 and not {"RANK", "LOCAL_RANK"} & found.keys():
         return 1

@@ -155,7 +155,7 @@ def load_optimizer(
     if kept:
         log.warning(
             f"warning: the checkpoint has {', '.join(sorted(kept))} of {name}'s optimizer, which optim.{name} does not "
-            "go on with: it begins anew"
+            "use: the optimizer starts from zero"
         )
     return False
 

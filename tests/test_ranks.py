@@ -141,7 +141,7 @@ def test_ranks_that_do_not_meet_are_told_why(rank: str, is_taken: bool, told: st
         ({"RANK": "0", "WORLD_SIZE": "1"}, "no MASTER_ADDR"),
         ({"LOCAL_RANK": "0"}, "no RANK and no WORLD_SIZE"),
         ({"WORLD_SIZE": "4"} | MEETING, "no RANK"),
-        ({"RANK": "one", "WORLD_SIZE": "2"} | MEETING, "RANK='one' is no whole number"),
+        ({"RANK": "one", "WORLD_SIZE": "2"} | MEETING, "RANK='one' is not a whole number"),
         ({"LOCAL_RANK": "-1"}, "LOCAL_RANK='-1'"),
         ({"LOCAL_WORLD_SIZE": "2.0"}, "LOCAL_WORLD_SIZE='2.0'"),
         ({"WORLD_SIZE": ""}, "WORLD_SIZE=''"),

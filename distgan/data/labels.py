@@ -373,7 +373,7 @@ def _from_archives(archives: Sequence[str], pictures: Sequence[int], sure: bool 
     classes = sorted(set(archives), key=_by_number)
     if classes == [""] or (len(classes) < 2 and not sure):
         if sure:
-            raise DataError("--label archives: the source is no folder of archives")
+            raise DataError("--label archives: the source is not a folder of archives")
         return Labels()
     bare = [os.path.basename(name) for name in classes]
     if not sure and len({re.sub(r"\d+", "", name) for name in bare}) == 1:

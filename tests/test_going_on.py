@@ -166,7 +166,8 @@ def test_a_run_goes_on_with_another_optimizer(tmp_path: Path, config: str) -> No
     run = tmp_path / "run"
     assert main(["train", config, f"run.dir={run}", "train.images=24"]) == 0
     assert main(["train", str(run), "train.images=48", "optim.D.name=rmsprop", "run.allow_config_change=true"]) == 0
-    assert "of D's optimizer, which optim.D does not use: the optimizer starts from zero" in (run / "log.txt").read_text()
+    told = (run / "log.txt").read_text()
+    assert "of D's optimizer, which optim.D does not use: the optimizer starts from zero" in told
 
 
 def test_an_exported_folder_is_said_to_be_one(tmp_path: Path, config: str, capsys: pytest.CaptureFixture) -> None:

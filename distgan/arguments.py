@@ -1,15 +1,24 @@
 """What can be asked for on the command line."""
 
 import argparse
+from typing import NoReturn
 
 from distgan import __version__
+from distgan.storage.printable import printable
 
 AGAINST_HELP = "a reference that takes turns: a bare loop, or every rank alone; may be given twice"
 
 
+class Parser(argparse.ArgumentParser):
+    """A parser that shows arguments in its messages as text."""
+
+    def error(self, message: str) -> NoReturn:
+        super().error(printable(message))
+
+
 def build_parser() -> argparse.ArgumentParser:
     """Parser of all commands; `command` is the name of the one that was chosen."""
-    parser = argparse.ArgumentParser(prog="distgan", description="Train GANs on streamed image shards.")
+    parser = Parser(prog="distgan", description="Train GANs on streamed image shards.")
     parser.add_argument("--version", action="version", version=f"distgan {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 

@@ -10,10 +10,10 @@ import time
 from collections.abc import Callable, Sequence
 
 from distgan.arguments import build_parser
-from distgan.data.address import public_text
 from distgan.errors import ConfigError, DistganError, MachineError
 from distgan.ranks import rank, settle
 from distgan.stop import listening, was_asked
+from distgan.storage.printable import public_line, show
 
 RANK_0_SPEAKS_SEC = 10  # a launcher ends all ranks once one is gone: the others leave rank 0 the time to say why
 
@@ -45,10 +45,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 return error.exit_code
         who = error.rank if error.rank is not None else rank()
         named = f"rank {who}: " if error.rank is not None or who > 0 else ""
-        print(f"distgan {options.command}: {named}{public_text(str(error), *words)}", file=sys.stderr)
+        first, *others = (public_line(line, *words) for line in error.lines)
+        show(f"distgan {options.command}: {named}{first}", *others, file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
-        print(f"distgan {options.command}: interrupted", file=sys.stderr)
+        show(f"distgan {options.command}: interrupted", file=sys.stderr)
         return 130
     except BrokenPipeError:  # `distgan ... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -80,7 +81,7 @@ def _pack(options: argparse.Namespace) -> None:
         )
     finally:
         signal.signal(signal.SIGTERM, before)
-    print(report(summary, options.out, time.perf_counter() - started))
+    show(*report(summary, options.out, time.perf_counter() - started))
 
 
 def _index(options: argparse.Namespace) -> int:
@@ -93,11 +94,11 @@ def _index(options: argparse.Namespace) -> int:
     for url in urls:
         summary = load(url, source, default_cache_dir() / "index").summary()
         samples += summary["samples"]
-        print(describe(url, summary))
+        show(describe(url, summary))
         for defect in summary["defects"]:
             defects += 1
-            print(f"{public(url)}: DAMAGED: {defect}", file=sys.stderr)
-    print(f"{samples:,} samples in {len(urls):,} shard(s), {defects} defect(s)")
+            show(f"{public(url)}: DAMAGED: {defect}", file=sys.stderr)
+    show(f"{samples:,} samples in {len(urls):,} shard(s), {defects} defect(s)")
     return 3 if defects else 0
 
 
@@ -145,7 +146,7 @@ def _check(options: argparse.Namespace) -> int:
     from distgan.check import check
 
     lines, warnings = check(config, spread)
-    print("\n".join([*lines, *(f"warning: {line}" for line in warnings)]))
+    show(*lines, *(f"warning: {line}" for line in warnings))
     return 0
 
 
@@ -182,7 +183,7 @@ def _bench(options: argparse.Namespace) -> int:
     finally:
         signal.signal(signal.SIGTERM, before)
     if rank() == 0:
-        print(report(rows, world, options.json))
+        show(*report(rows, world, options.json))
     return _leave(0, world)
 
 
@@ -193,18 +194,18 @@ def _config(options: argparse.Namespace) -> int:
     from distgan.rules import batch_plan
 
     if options.help_keys is not None:
-        print(markdown(), end="") if options.markdown else print(help_keys(options.help_keys))
+        show(*(markdown() if options.markdown else help_keys(options.help_keys)))
     elif options.diff:
         if options.config is not None:
             raise ConfigError(f"--diff compares two files, without overrides: {options.config} is one too many")
-        print(diff(*(without_secrets(load(path)) for path in options.diff)))
+        show(*diff(*(without_secrets(load(path)) for path in options.diff)))
     elif options.config is None:
         raise ConfigError("name a config file, or pass --help-keys or --diff")
     else:
         config = load(options.config, options.overrides)
         if options.ranks:
             batch_plan(config, options.ranks)
-        print(to_yaml(without_secrets(config)), end="")
+        show(*to_yaml(without_secrets(config)).rstrip("\n").split("\n"))
     return 0
 
 
@@ -227,19 +228,19 @@ def _evaluate(options: argparse.Namespace) -> int:
         lines = selfcheck.selfcheck(world, config)
         code = 0 if all(line.holds or line.why_not for line in lines) else 1
         if world.is_main:
-            print(selfcheck.table(lines))
+            show(*selfcheck.table(lines))
     elif options.watch:
 
         def tell(report: dict) -> None:
-            print(f"{report['subject']['checkpoint']}\n{scorecard.table(report)}\n", flush=True)
+            show(report["subject"]["checkpoint"], *scorecard.table(report), "")
 
         num = watching.watch(world, options.target, options.overrides, chosen, tell)
         if world.is_main:
-            print(f"the run has ended, {num} checkpoint(s) measured")
+            show(f"the run has ended, {num} checkpoint(s) measured")
     else:
         report = scorecard.evaluate(world, options.target, options.overrides, chosen)
         if world.is_main:
-            print(scorecard.table(report))
+            show(*scorecard.table(report))
     world.close()
     return _leave(code, size)
 
@@ -248,7 +249,11 @@ def _log_to_stderr() -> None:
     """What the package has to say, in plain lines; of rank 0 alone what is no warning."""
     import logging
 
-    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    from distgan.console import Lines
+
+    handler = logging.StreamHandler()
+    handler.setFormatter(Lines())
+    logging.basicConfig(handlers=[handler], level=logging.WARNING)
     logging.getLogger("distgan").setLevel(logging.INFO if rank() == 0 else logging.WARNING)
 
 
@@ -282,7 +287,7 @@ def _generate(options: argparse.Namespace) -> int:
     except OSError as error:
         raise MachineError(f"--out {options.out}: {error.strerror or error}") from None
     if rank() == 0:
-        print(line)
+        show(line)
     return 0
 
 
@@ -295,7 +300,7 @@ def _export(options: argparse.Namespace) -> int:
     from distgan.export import export
 
     try:
-        print(export(options.checkpoint, options.out, options.kind))
+        show(export(options.checkpoint, options.out, options.kind))
     except OSError as error:
         raise MachineError(f"{options.out}: {error.strerror or error}") from None
     return 0
@@ -304,22 +309,20 @@ def _export(options: argparse.Namespace) -> int:
 def _plot(options: argparse.Namespace) -> None:
     from distgan.report.plot import plot
 
-    for line in plot(options.runs, options.out, [key for key in options.keys.split(",") if key]):
-        print(line)
+    show(*plot(options.runs, options.out, [key for key in options.keys.split(",") if key]))
 
 
 def _report(options: argparse.Namespace) -> None:
     from distgan.report.page import report
 
-    for line in report(options.run_folder, options.out):
-        print(line)
+    show(*report(options.run_folder, options.out))
 
 
 def _doctor(options: argparse.Namespace) -> int:
     from distgan.doctor import FAIL, as_json, examine, report
 
     found = examine()
-    print(as_json(found) if options.json else "\n".join(report(found)))
+    show(*(as_json(found).splitlines() if options.json else report(found)))
     return MachineError.exit_code if any(one.state == FAIL for one in found) else 0
 
 

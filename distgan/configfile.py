@@ -62,7 +62,7 @@ def load(path: str, overrides: Sequence[str] = ()) -> Config:
     result.run.dir = result.run.dir or f"runs/{file.stem}"
     mistakes = _out_of_bounds(result) + problems(result)
     if mistakes:
-        raise ConfigError(_listed(mistakes))
+        raise _error(mistakes)
     return result
 
 
@@ -82,7 +82,7 @@ def load_to_evaluate(layers: Sequence[tuple[str, dict]], overrides: Sequence[str
         _require_resolved(values, layer)
     result = _merged(layers, list(_override_layers(overrides)), "config")
     if mistakes := _out_of_bounds(result) + eval_problems(result.eval):
-        raise ConfigError(_listed(mistakes))
+        raise _error(mistakes)
     return result
 
 
@@ -124,7 +124,7 @@ def _merged(layers: Sequence[tuple[str, dict]], own: Sequence[tuple[str, dict]],
             config.loss[name] = [0.0]
     _merge_nets(config, nets, mistakes)
     if mistakes:
-        raise ConfigError(_listed(mistakes))
+        raise _error(mistakes)
     try:
         result: Config = OmegaConf.to_object(config)  # type: ignore[assignment]  # of a structured config
     except OmegaConfBaseException as error:
@@ -149,7 +149,7 @@ def from_dict(values: dict) -> Config:
     if result.model.family not in FAMILIES:
         return result  # whose networks nobody here can build, as is told where they are
     if mistakes := _out_of_bounds(result):
-        raise ConfigError(f"saved config: {_listed(mistakes)}")
+        raise _error(mistakes, "saved config: ")
     return result
 
 
@@ -181,7 +181,17 @@ def _variable(name: str) -> str:
 
 def to_yaml(config: Config) -> str:
     """The whole config as YAML that `load` reads back to an equal one."""
-    return OmegaConf.to_yaml(OmegaConf.structured(config))
+    text = OmegaConf.to_yaml(OmegaConf.structured(config))
+    if all(map(str.isprintable, text.split("\n"))):
+        return text
+    return yaml.dump(OmegaConf.to_container(OmegaConf.structured(config)), Dumper=_Escaped, sort_keys=False)
+
+
+class _Escaped(yaml.SafeDumper):
+    """Writes texts in quotes, with escapes for all but ASCII."""
+
+
+_Escaped.add_representer(str, lambda dumper, text: dumper.represent_scalar("tag:yaml.org,2002:str", text, style='"'))
 
 
 # Every scalar as text, read by the parser that OmegaConf prefers, too: libyaml, which allows `?` in a list
@@ -399,7 +409,7 @@ def _first_line(error: Exception, value: object = None) -> str:
     return public_text(str(error).split("\n")[0].strip(), *texts)
 
 
-def _listed(mistakes: list[str]) -> str:
+def _error(mistakes: list[str], before: str = "") -> ConfigError:
     if len(mistakes) == 1:
-        return mistakes[0]
-    return f"{len(mistakes)} mistakes in the config\n  " + "\n  ".join(mistakes)
+        return ConfigError(before + mistakes[0])
+    return ConfigError(f"{before}{len(mistakes)} mistakes in the config", *mistakes)

@@ -78,7 +78,7 @@ def _default(value: object, unit: str) -> str:
     return "" if value == {} else str(value)
 
 
-def help_keys(wanted: str = "") -> str:
+def help_keys(wanted: str = "") -> list[str]:
     """A table of the settings that begin with `wanted`, or else have it in their name.
 
     Raises ConfigError where there is none.
@@ -95,13 +95,13 @@ def help_keys(wanted: str = "") -> str:
     return table(cells)
 
 
-def table(cells: Sequence[Sequence[str]]) -> str:
+def table(cells: Sequence[Sequence[str]]) -> list[str]:
     """Rows with their columns aligned."""
     widths = [max(len(row[i]) for row in cells) for i in range(len(cells[0]) - 1)]
-    return "\n".join("  ".join([*(cell.ljust(w) for cell, w in zip(row, widths)), row[-1]]).rstrip() for row in cells)
+    return ["  ".join([*(cell.ljust(w) for cell, w in zip(row, widths)), row[-1]]).rstrip() for row in cells]
 
 
-def markdown() -> str:
+def markdown() -> list[str]:
     """The same for docs/config.md."""
     lines = [
         "# Every setting",
@@ -121,18 +121,18 @@ def markdown() -> str:
         default = f"`{row.default}`" if row.default else ""
         about = row.about.replace("|", "\\|").replace("<", "&lt;")
         lines.append(f"| `{row.key}`{' *' * row.free} | {row.type} | {default} | {row.unit} | {about} |")
-    return "\n".join(lines) + "\n"
+    return lines
 
 
-def diff(first: Config, second: Config) -> str:
+def diff(first: Config, second: Config) -> list[str]:
     """Settings that differ, in two parts: those that change the training, and those that a resumed run may change."""
     free, others = changes(first, second)
     parts = []
     for title, found in (("change the training:", others), ("may change when a run is taken up again:", free)):
         if found:
             cells = [(f"  {name}", _shown(old), "->", _shown(new)) for name, (old, new) in sorted(found.items())]
-            parts.append(f"{title}\n{table(cells)}")
-    return "\n".join(parts) or "no difference"
+            parts += [title, *table(cells)]
+    return parts or ["no difference"]
 
 
 def _shown(value: object) -> str:

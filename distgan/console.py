@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 from typing import TextIO
 
+from distgan.storage.printable import public_line
+
 LIVE = {"shown": "live"}  # `extra` of a record that only moves the live line
 TICK = {"shown": "tick"}  # of one that a terminal shows as the live line, and others as a line
 
@@ -31,8 +33,18 @@ def start_logging(folder: Path, rank: int) -> None:
     for handler in handlers:
         if rank > 0:
             handler.addFilter(lambda record: record.levelno != logging.INFO)
-        handler.setFormatter(logging.Formatter("%(message)s"))
+        handler.setFormatter(Lines())
         log.addHandler(handler)
+
+
+class Lines(logging.Formatter):
+    """A record as one line without secrets; a traceback below it is indented, so no line of it looks like a record."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        lines = [public_line(record.getMessage())]
+        if record.exc_info:
+            lines += [f"  {public_line(line)}" for line in self.formatException(record.exc_info).split("\n")]
+        return "\n".join(lines)
 
 
 class LogFile(logging.FileHandler):

@@ -25,6 +25,7 @@ from distgan.data.address import public
 from distgan.fence import Fence, short
 from distgan.report.curves import better
 from distgan.runfolder import RunFolder
+from distgan.storage.printable import public_line
 from distgan.wandbmode import mode_of_environment
 
 CREDENTIAL = re.compile("SLURM_.*(JWT|TOKEN|KEY|SECRET|PASS)")  # the client records and sends all of SLURM_*
@@ -76,6 +77,7 @@ class WandbRun:
 
     def alert(self, title: str, text: str, level: str) -> None:
         """`level` is INFO, WARN or ERROR."""
+        title, text = public_line(title), public_line(text)
         self._fence.do("alert", lambda: self._run.alert(title, text, level, ALERT_EVERY_SEC))
 
     def checkpoint(self, path: Path, images: int, is_best: bool) -> None:

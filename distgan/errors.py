@@ -25,6 +25,11 @@ class DistganError(Exception):
     exit_code = 1
     rank: int | None = None
 
+    def __init__(self, text: str, *details: str) -> None:
+        """`details`, where there are several, are lines of their own below the text."""
+        super().__init__("\n  ".join([text, *details]))
+        self.lines = [text, *(f"  {line}" for line in details)]
+
     def on_rank(self, rank: int) -> "DistganError":
         self.rank = rank
         return self

@@ -18,6 +18,7 @@ import psutil
 
 from distgan.errors import MachineError, with_hint
 from distgan.stop import EXIT_CODES, LAUNCHER, requests
+from distgan.storage.printable import public_line
 
 
 def main() -> int:
@@ -78,7 +79,7 @@ def _is_news(record: logging.LogRecord) -> bool:
 
 
 def _say(text: str) -> None:
-    os.write(2, f"\ndistgan: {text}\n".encode())
+    os.write(2, f"\ndistgan: {public_line(text)}\n".encode())
 
 
 if __name__ == "__main__":

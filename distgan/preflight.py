@@ -16,6 +16,7 @@ import torch
 
 from distgan.errors import DistganError
 from distgan.stop import listening
+from distgan.storage.printable import public_line, show
 from distgan.world import World
 
 SIDE, PRODUCTS = 2048, 5  # of the matrices
@@ -120,12 +121,11 @@ def main() -> int:
             found = preflight(world)
             lines, wrong = report(found)
             if world.is_main:
-                print("\n".join(lines))
-                print("\n".join(f"WRONG: {line}" for line in wrong) or f"{world.size} ranks are fine", flush=True)
-                print(f"{time.perf_counter() - started:.1f} s")
+                show(*lines, *([f"WRONG: {line}" for line in wrong] or [f"{world.size} ranks are fine"]))
+                show(f"{time.perf_counter() - started:.1f} s")
             world.close()
     except DistganError as error:
-        print(f"distgan.preflight: {error}", file=sys.stderr)
+        show(f"distgan.preflight: {public_line(str(error))}", file=sys.stderr)
         return error.exit_code
     return 5 if wrong else 0
 

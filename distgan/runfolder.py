@@ -16,6 +16,7 @@ from pathlib import Path
 from distgan.checkpoint import replace_file
 from distgan.data.address import public
 from distgan.errors import OTHERS_END, DistganError, MachineError
+from distgan.storage.printable import public_line
 
 log = logging.getLogger("distgan")
 
@@ -102,7 +103,7 @@ class RunFolder:
         if OTHERS_END in str(error) and self.read_status().get("state") == "failed":
             return
         try:
-            self.status("failed", reason=f"{type(error).__name__}: {error}", world=world)
+            self.status("failed", reason=public_line(f"{type(error).__name__}: {error}"), world=world)
         except OSError as problem:
             log.warning(f"{self.path}: status.json could not be written: {problem.strerror}")
 

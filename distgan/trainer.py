@@ -27,6 +27,7 @@ from distgan.runfolder import RunFolder
 from distgan.state import RunState, difference_lines, differences
 from distgan.step import DeviceBatch, GanStep, Noise
 from distgan.stopwatch import D_STEP, G_STEP, Stopwatch
+from distgan.storage.printable import public_line, show
 from distgan.tracker import Tracker
 from distgan.watch import Watch
 from distgan.world import World
@@ -500,7 +501,7 @@ class Trainer:
     def _tell_hang(self, error: MachineError) -> None:
         """On the console first, then where a disk that hangs may keep it from."""
         rank = self.world.rank
-        print(f"distgan train: rank {rank}: {error}", file=sys.stderr, flush=True)
+        show(f"distgan train: rank {rank}: {public_line(str(error))}", file=sys.stderr)
         self.folder.tell_failure(error.on_rank(rank), rank, self.world.size)
         with open(self.folder.path / "logs" / f"rank_{rank:05d}.stacks.txt", "w") as file:
             faulthandler.dump_traceback(file, all_threads=True)

@@ -32,7 +32,7 @@ class Row:
         return f"{self.name:64s} {self.median:>10.4g} {self.unit:9s} {spread}".rstrip()
 
 
-def report(rows: Sequence[Row], world: int, as_json: bool) -> str:
+def report(rows: Sequence[Row], world: int, as_json: bool) -> list[str]:
     """The table, or its figures for a program."""
     about = {
         "ranks": world,
@@ -42,6 +42,6 @@ def report(rows: Sequence[Row], world: int, as_json: bool) -> str:
         "distgan": __version__,
     }
     if as_json:
-        return json.dumps(about | {"rows": [row.record() for row in rows]}, indent=1)
+        return json.dumps(about | {"rows": [row.record() for row in rows]}, indent=1).splitlines()
     head = ", ".join(f"{name} {value}" for name, value in about.items())
-    return "\n".join([f"{head}; median over rounds [lowest .. highest]", *map(str, rows)])
+    return [f"{head}; median over rounds [lowest .. highest]", *map(str, rows)]

@@ -427,7 +427,7 @@ def _tally(summary: Summary, before: str) -> str:
     return before + text if text else ""
 
 
-def report(summary: Summary, out: str, seconds: float) -> str:
+def report(summary: Summary, out: str, seconds: float) -> list[str]:
     """The summary as lines for a person."""
     total = sum(shard["bytes"] for shard in summary.shards)
     size = "x".join(map(str, summary.sizes.most_common(1)[0][0])) if len(summary.sizes) == 1 else "of their own sizes"
@@ -447,7 +447,7 @@ def report(summary: Summary, out: str, seconds: float) -> str:
     lines += summary.pixels.facts(summary.range)
     lines += [f"warning: {line}" for line in summary.pixels.warnings(summary.range)]
     lines.append(f"{summary.samples / max(seconds, 1e-9):,.0f} images/s")
-    return "\n".join(lines)
+    return lines
 
 
 def _names(classes: list[str]) -> str:

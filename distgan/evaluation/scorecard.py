@@ -311,8 +311,8 @@ def _write(path: Path, report: dict) -> None:
         raise MachineError(f"the report {path} could not be written: {error.strerror or error}") from None
 
 
-def table(report: dict) -> str:
-    """A report for a person."""
+def table(report: dict) -> list[str]:
+    """Lines of a report for a person."""
     rows = [("", "value", "sd", "standard error")]
     rows += [(name, *(_short(v[k]) for k in ("mean", "sd", "standard_error"))) for name, v in report["values"].items()]
     classes, memorisation = report.get("classes", {}), report.get("memorisation", {})
@@ -331,7 +331,7 @@ def table(report: dict) -> str:
     lines.append(
         f"report: {report['file']}" if "file" in report else "no report was written: --out FILE.json names one"
     )
-    return "\n".join(lines)
+    return lines
 
 
 def _short(value: float | None) -> str:

@@ -153,7 +153,7 @@ def _no_poll() -> None:
     """Nobody waits for it."""
 
 
-def table(lines: Sequence[Line]) -> str:
+def table(lines: Sequence[Line]) -> list[str]:
     """Side by side, for a person."""
     rows = [("", "published", "here", "")]
     for line in lines:
@@ -161,4 +161,4 @@ def table(lines: Sequence[Line]) -> str:
         rows.append((line.name, f"{line.expected:.10g}", here, line.why_not or ("agrees" if line.holds else "DIFFERS")))
     widths = [max(len(row[i]) for row in rows) for i in range(3)]
     aligned: list[Callable[[str, int], str]] = [str.ljust, str.rjust, str.rjust]
-    return "\n".join("  ".join([*(a(c, w) for a, c, w in zip(aligned, row, widths)), row[3]]).rstrip() for row in rows)
+    return ["  ".join([*(a(c, w) for a, c, w in zip(aligned, row, widths)), row[3]]).rstrip() for row in rows]

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from distgan import keyed, recipe
+from distgan import recipe
 from distgan.config import Config, restores
 from distgan.config import Optimizer as OptimizerSettings
 from distgan.data.classes import Balanced
@@ -23,6 +23,7 @@ from distgan.errors import ConfigError, DataError, MachineError
 from distgan.models import MODELS
 from distgan.models.tail import Tail
 from distgan.ranks import together
+from distgan.rng import host_rng
 from distgan.rules import BatchPlan
 from distgan.step import Restoring
 from distgan.world import World
@@ -105,7 +106,7 @@ def build_nets(config: Config, num_classes: int) -> tuple[nn.Module, nn.Module]:
     model, resolution = config.model, config.data.resolution
     family = MODELS[model.family]
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(int(keyed.key(config.train.seed, "weights") >> 1))
+        torch.manual_seed(int(host_rng.key(config.train.seed, "weights") >> 1))
         try:
             G = family.generator(resolution, model.z_dim, num_classes, **model.G)
             tail = functools.partial(Tail, minibatch=model.minibatch, group=config.train.group, dropout=model.dropout)

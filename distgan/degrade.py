@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from distgan import draw
 from distgan.recipe import Step
+from distgan.rng import device_rng
 
 GREY = 128.0  # level of what is masked
 STROKES, SEGMENTS = 4, 6  # brush strokes of a picture at most, and straight pieces of each
@@ -50,7 +50,7 @@ def degrade(images: Tensor, seeds: Tensor, steps: Sequence[Step]) -> Tensor:
     x = ((images + 1) * 127.5).round().float().contiguous()  # levels, 0..255
     for number, step in enumerate(steps):
         purpose = f"degrade {number} {step.kind}"
-        at, u = draw.uniform(seeds, purpose, 2).unbind(1)
+        at, u = device_rng.uniform(seeds, purpose, 2).unbind(1)
         changed = KINDS[step.kind](x, _strength(u, step), seeds, f"{purpose} more", step)
         x = torch.where(_each(at < step.p), changed, x)
     return (x.round().clamp(0, 255).to(images.dtype) / 127.5) - 1
@@ -73,13 +73,13 @@ def _each(values: Tensor) -> Tensor:
 
 
 def _noise(x: Tensor, sigma: Tensor, seeds: Tensor, purpose: str, step: Step) -> Tensor:
-    return x + _each(sigma) * draw.normal(seeds, purpose, x[0].numel()).view_as(x)
+    return x + _each(sigma) * device_rng.normal(seeds, purpose, x[0].numel()).view_as(x)
 
 
 def _shot(x: Tensor, peak: Tensor, seeds: Tensor, purpose: str, step: Step) -> Tensor:
     """Each value becomes a Poisson number of photons, of which white has `peak` on average."""
     scale = _each(peak) / 255
-    return poisson(x.clamp(0, 255) * scale, draw.uniform(seeds, purpose, x[0].numel()).view_as(x)) / scale
+    return poisson(x.clamp(0, 255) * scale, device_rng.uniform(seeds, purpose, x[0].numel()).view_as(x)) / scale
 
 
 def poisson(rate: Tensor, u: Tensor) -> Tensor:
@@ -200,7 +200,7 @@ def _box(x: Tensor, share: Tensor, seeds: Tensor, purpose: str, step: Step) -> T
     """A square anywhere inside: pixels whose middle lies in it."""
     size = x.shape[-1]
     side = share.double() * size
-    corner = draw.uniform(seeds, purpose, 2).double() * (size - side)[:, None]
+    corner = device_rng.uniform(seeds, purpose, 2).double() * (size - side)[:, None]
     offset = torch.arange(size, device=x.device) + 0.5 - corner[..., None]  # [B, 2, R]
     is_inside = (offset >= 0) & (offset < side[:, None, None])
     return torch.where((is_inside[:, :1, :, None] & is_inside[:, 1:, None]), GREY, x)
@@ -210,7 +210,7 @@ def _strokes(x: Tensor, share: Tensor, seeds: Tensor, purpose: str, step: Step) 
     """Free-form masks: one to four strokes of a round brush, crooked paths from anywhere (after Yu et al. 2019)."""
     size = x.shape[-1]
     num_draws = 3 + 2 * SEGMENTS  # of a stroke
-    draws = draw.uniform(seeds, purpose, 1 + STROKES * num_draws).double()
+    draws = device_rng.uniform(seeds, purpose, 1 + STROKES * num_draws).double()
     num_strokes = 1 + (draws[:, 0] * STROKES).floor()
     is_masked = torch.zeros(len(x), size, size, dtype=torch.bool, device=x.device)
     for number, stroke in enumerate(draws[:, 1:].split(num_draws, 1)):

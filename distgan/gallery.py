@@ -7,11 +7,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from distgan import draw, recipe, sample
+from distgan import recipe, sample
 from distgan.augment import NUM_DRAWS, augment
 from distgan.config import Config, restores
 from distgan.data.dataset import Dataset
 from distgan.heldout import HeldOut
+from distgan.rng import device_rng
 from distgan.tracker import Tracker
 from distgan.world import World
 
@@ -60,7 +61,9 @@ class Gallery:
             self._show("Samples/raw_fixed", "raw.png", pictures)
         if config.augment.pipe != "none":
             reals = torch.from_numpy(np.stack(self._real_pictures())).permute(0, 3, 1, 2) / 127.5 - 1
-            draws = draw.uniform(torch.arange(self._num) + images, "augment gallery", NUM_DRAWS[config.augment.pipe])
+            draws = device_rng.uniform(
+                torch.arange(self._num) + images, "augment gallery", NUM_DRAWS[config.augment.pipe]
+            )
             pictures = list(sample.to_uint8(augment(reals, draws, config.augment.pipe, p, config.augment.colour)))
             self._show("Samples/reals_augmented", "reals-augmented.png", pictures)
 

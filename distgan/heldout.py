@@ -6,11 +6,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from distgan import keyed, sample
+from distgan import sample
 from distgan.data.dataset import Dataset
 from distgan.degrade import degrade
 from distgan.metrics.restoration import psnr, ssim
 from distgan.recipe import Step
+from distgan.rng import host_rng
 from distgan.world import World
 
 BEST_DB = 100.0  # what a picture without any error counts in a mean
@@ -70,7 +71,7 @@ class HeldOut:
         """uint8 [n, R, R, 3]."""
         if self._dataset.pairs:
             return np.stack([self._dataset.read(number, degraded=True, **self._how) for number in numbers])
-        seeds = keyed.bits(keyed.key(0, "held out, degraded"), np.asarray(numbers)).view(np.int64)
+        seeds = host_rng.bits(host_rng.key(0, "held out, degraded"), np.asarray(numbers)).view(np.int64)
         clean = _tensor(self._clean(numbers)).float() / 127.5 - 1
         return sample.to_uint8(degrade(clean, torch.from_numpy(seeds), self._recipe))
 

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from distgan import draw, penalties
+from distgan import penalties
 from distgan.augment import NUM_DRAWS, augment
 from distgan.models.tail import Tail
+from distgan.rng import device_rng
 
 Verdict = Tensor | tuple[Tensor, list[Tensor]]  # logits, and with `features` those too
 
@@ -106,7 +107,7 @@ class Judge:
     ) -> Tensor:
         """`penalties.gradient_penalty` of the images as they are."""
         self.tell(seeds, "between")
-        mix = draw.uniform(seeds, "mix", 1).flatten()
+        mix = device_rng.uniform(seeds, "mix", 1).flatten()
         if self.traces:
             return self._distance(real, fake, labels, mix, given)
         return penalties.gradient_penalty(functools.partial(self.plain, given=given), real, fake, labels, mix)
@@ -123,11 +124,13 @@ class Judge:
         self.tell(seeds, look)
         draws, p, noise = None, now.p, None
         if self.pipe != "none":
-            draws = draw.uniform(seeds, f"augment {look}", NUM_DRAWS[self.pipe])
+            draws = device_rng.uniform(seeds, f"augment {look}", NUM_DRAWS[self.pipe])
             if self._verdict != self._look:  # a graph is made for a number, but for any value of a tensor
                 p = torch.full((), now.p, device=images.device)
         if now.noise:
-            noise = now.noise * draw.normal(seeds, f"noise {look}", images[0].numel()).view_as(images).to(images.dtype)
+            noise = now.noise * device_rng.normal(seeds, f"noise {look}", images[0].numel()).view_as(images).to(
+                images.dtype
+            )
         return draws, p, noise
 
     def _look(

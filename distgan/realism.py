@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from distgan import keyed, sample
+from distgan import sample
 from distgan.config import Config
 from distgan.data.dataset import Dataset
 from distgan.data.shards import find_shards
@@ -17,6 +17,7 @@ from distgan.errors import ConfigError, DataError
 from distgan.generator import load_config, load_discriminator
 from distgan.metrics import neighbours
 from distgan.metrics.extractors import open_extractor
+from distgan.rng import host_rng
 
 log = logging.getLogger("distgan")
 
@@ -59,7 +60,7 @@ class Nearness:
                 image=data.image,
                 allow_damaged=data.allow_damaged,
             )
-            numbers = keyed.permutation(keyed.key(0, "realism"), dataset.num_samples)[:NUM_REALS]
+            numbers = host_rng.permutation(host_rng.key(0, "realism"), dataset.num_samples)[:NUM_REALS]
             log.info(f"looking at {len(numbers):,} real images, with {settings.extractor}")
             points = []
             for part in np.array_split(np.sort(numbers), -(-len(numbers) // READ)):

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from distgan import keyed
+from distgan.rng import host_rng
 
 CHUNK = 64  # images of one forward; always whole, so that a picture does not depend on which others are asked for
 
@@ -28,7 +28,7 @@ def chunk_of(resolution: int) -> int:
 
 def latents(seed: int, numbers: Sequence[int] | np.ndarray, z_dim: int) -> Tensor:
     """Latent i of `seed`, which is all that picture i is made of but for its label; float32 [len(numbers), z_dim]."""
-    return torch.from_numpy(keyed.normal(keyed.key(seed, "sample"), np.asarray(numbers, np.int64), z_dim))
+    return torch.from_numpy(host_rng.normal(host_rng.key(seed, "sample"), np.asarray(numbers, np.int64), z_dim))
 
 
 def generate(

@@ -15,13 +15,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from distgan import compiling, draw, keyed, penalties
+from distgan import compiling, penalties
 from distgan.degrade import degrade
 from distgan.judge import Judge, Strengths
 from distgan.losses import LOSSES, PIXEL, Loss, feature_matching
 from distgan.meter import Meter
 from distgan.models.spectral import normalised
 from distgan.recipe import Step as Degradation
+from distgan.rng import device_rng, host_rng
 from distgan.sample import make
 from distgan.world import World
 
@@ -65,12 +66,12 @@ class Noise:
     def __init__(self, seed: int, z_dim: int, attempt: int = 0) -> None:
         self._z_dim = z_dim
         purposes = ("z of D", "z of G", "device")
-        self._z_d, self._z_g, self._device = (keyed.key(seed, purpose, attempt) for purpose in purposes)
+        self._z_d, self._z_g, self._device = (host_rng.key(seed, purpose, attempt) for purpose in purposes)
 
     def __call__(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """`z_d`, `z_g` and `seeds` of `DeviceBatch`, on the host."""
-        z_d, z_g = (keyed.normal(key, positions, self._z_dim) for key in (self._z_d, self._z_g))
-        return z_d, z_g, keyed.bits(self._device, positions).view(np.int64)
+        z_d, z_g = (host_rng.normal(key, positions, self._z_dim) for key in (self._z_d, self._z_g))
+        return z_d, z_g, host_rng.bits(self._device, positions).view(np.int64)
 
 
 @dataclass(frozen=True)
@@ -396,7 +397,7 @@ class GanStep:
         images = pixels.permute(0, 3, 1, 2).to(self._dtype) / 127.5 - 1
         if not self.flip:
             return images
-        mirrored = draw.uniform(seeds, "flip", 1) < 0.5
+        mirrored = device_rng.uniform(seeds, "flip", 1) < 0.5
         return torch.where(mirrored[:, :, None, None], images.flip(3), images)
 
 

@@ -66,7 +66,7 @@ TORCH_FREE = {
     "doctor.packages",
     "doctor.services",
     "errors",
-    "keyed",
+    "rng.host_rng",
     "metrics.weights",
     "pick",
     "ranks",

@@ -5,7 +5,7 @@ import pytest
 import torch
 from scipy import stats
 
-from distgan import draw
+from distgan.rng import device_rng
 
 SEEDS = torch.from_numpy(np.random.default_rng(0).integers(-(2**63), 2**63 - 1, 400))
 
@@ -18,14 +18,14 @@ def test_bits_are_splitmix() -> None:
         x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) % 2**64
         return x ^ (x >> 31)
 
-    golden, key = 0x9E3779B97F4A7C15, int(draw.keyed.key(0, "some purpose"))
-    found = draw.bits(SEEDS[:5], "some purpose", 7)
+    golden, key = 0x9E3779B97F4A7C15, int(device_rng.keyed.key(0, "some purpose"))
+    found = device_rng.bits(SEEDS[:5], "some purpose", 7)
     for seed, row in zip(SEEDS[:5].tolist(), found.tolist()):
         start = mixed((seed % 2**64 * golden + key) % 2**64)
         assert [x % 2**64 for x in row] == [mixed((start + i * golden) % 2**64) for i in range(7)]
 
 
-@pytest.mark.parametrize("function", [draw.uniform, draw.normal])
+@pytest.mark.parametrize("function", [device_rng.uniform, device_rng.normal])
 def test_numbers_depend_on_seed_and_purpose_alone(function: callable) -> None:
     whole = function(SEEDS, "a", 9)
     assert whole.shape == (400, 9)
@@ -37,11 +37,11 @@ def test_numbers_depend_on_seed_and_purpose_alone(function: callable) -> None:
 
 
 def test_distributions() -> None:
-    uniform = draw.uniform(SEEDS, "a", 500).double()
+    uniform = device_rng.uniform(SEEDS, "a", 500).double()
     assert uniform.min() >= 0
     assert uniform.max() < 1
     assert stats.kstest(uniform.flatten().numpy(), "uniform").pvalue > 1e-4
-    normal = draw.normal(SEEDS, "a", 501).double()
+    normal = device_rng.normal(SEEDS, "a", 501).double()
     assert stats.kstest(normal.flatten().numpy(), "norm").pvalue > 1e-4
     assert normal.abs().max() < 6
     for numbers in (uniform, normal):  # neither rows nor columns know of one another

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from distgan import keyed
 from distgan.data.plan import Layout, Plan
+from distgan.rng import host_rng
 
 COUNTS = st.lists(st.integers(0, 40), min_size=1, max_size=12).filter(lambda counts: sum(counts) > 0)
 LAYOUTS = st.builds(Layout, lanes=st.integers(1, 24), block=st.integers(1, 12), window=st.integers(1, 12))
@@ -183,7 +183,7 @@ def distinct_classes(ids: np.ndarray, batch: int) -> float:
 
 def test_batches_of_a_set_sorted_by_class_hold_as_many_classes_as_a_full_permutation() -> None:
     plan = Plan(np.full(1000, 1000), Layout.choose(10**6, 29_400, 256), seed=0)
-    ideal = distinct_classes(keyed.permutation(keyed.key(0, "ideal"), 10**6), 256)
+    ideal = distinct_classes(host_rng.permutation(host_rng.key(0, "ideal"), 10**6), 256)
     assert ideal == pytest.approx(1000 * (1 - 0.999**256), rel=0.01)  # batches drawn at random
     every = np.arange(0, 10**6 // 256, 20)[:, None] * 256 + np.arange(256)  # each twentieth batch
     assert distinct_classes(plan.ids(every).ravel(), 256) == pytest.approx(ideal, rel=0.02)

@@ -5,9 +5,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from distgan import draw
 from distgan.degrade import degrade
 from distgan.recipe import Step
+from distgan.rng import device_rng
 from distgan.step import DeviceBatch, GanStep, Noise, Restoring, Strengths
 from distgan.world import World
 
@@ -56,7 +56,7 @@ def test_instance_noise_is_on_real_images_and_fakes() -> None:
     batch = a_batch()
     real, fake = one_d_step(Strengths(noise=0.25), batch).D.seen
     for images, bare, look in ((real, scaled(batch), "real"), (fake, batch.z_d.view(-1, 3, 4, 4), "fake")):
-        noise = draw.normal(batch.seeds, f"noise {look}", 48).view_as(bare)
+        noise = device_rng.normal(batch.seeds, f"noise {look}", 48).view_as(bare)
         torch.testing.assert_close(images, bare + 0.25 * noise)
         assert (images - bare).std().item() == pytest.approx(0.25, rel=0.05)
 
@@ -170,9 +170,9 @@ def test_a_d_that_is_shown_the_degraded_picture_sees_both_moved_alike() -> None:
     assert len(step.D.seen) == 4
     for seen, look in zip(step.D.seen, looks):
         image, beside = seen.split(3, 1)
-        noise = 0.1 * draw.normal(batch.seeds, f"noise {look}", 48).view_as(image)
+        noise = 0.1 * device_rng.normal(batch.seeds, f"noise {look}", 48).view_as(image)
         expected = given * 0.5 if "fake" in look else bare
-        mirrored = (draw.uniform(batch.seeds, f"augment {look}", 1) < 0.5)[:, :, None, None]
+        mirrored = (device_rng.uniform(batch.seeds, f"augment {look}", 1) < 0.5)[:, :, None, None]
         torch.testing.assert_close(image, torch.where(mirrored, expected.flip(3), expected) + noise)
         assert torch.equal(beside, torch.where(mirrored, given.flip(3), given))  # and no noise on it
     assert step.diversity() == pytest.approx(

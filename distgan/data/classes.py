@@ -10,7 +10,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from distgan import keyed
+from distgan.rng import host_rng
 
 
 class Balanced:
@@ -27,7 +27,7 @@ class Balanced:
         self.largest, self.num_classes = int(sizes.max()), int((sizes > 0).sum())
         self.num_places = self.largest * self.num_classes  # of each epoch
         self._sizes = sizes[labels]  # of each sample's class
-        mixed = keyed.permutation(keyed.key(seed, "classes"), len(labels))
+        mixed = host_rng.permutation(host_rng.key(seed, "classes"), len(labels))
         mixed = mixed[np.argsort(labels[mixed], kind="stable")]  # class by class, each in an order of its own
         self._turn = np.empty(len(labels), np.int64)  # of each sample in its class
         self._turn[mixed] = np.arange(len(labels)) - np.repeat(np.cumsum(sizes) - sizes, sizes)

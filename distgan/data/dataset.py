@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from distgan import keyed, stop
+from distgan import stop
 from distgan.data import card, index
 from distgan.data.address import is_local, public
 from distgan.data.image import MAX_PIXELS, SUFFIXES, BadImage, decode_into
@@ -21,6 +21,7 @@ from distgan.data.plan import held_out
 from distgan.data.shards import default_cache_dir
 from distgan.data.source import Source
 from distgan.errors import DataError, StoppedError, with_hint
+from distgan.rng import host_rng
 
 MAX_CLASSES = 1_000_000  # a larger label is no class number
 LOCATED_BYTES = 192 * 2**20  # for the places of samples in shards; each rank reads its own part of the data set
@@ -183,7 +184,9 @@ class Dataset:
 
     def examples(self, num: int, seed: int, labels: Sequence[int] | None = None) -> list[int]:
         """Some samples by a fixed choice, of the given classes where there are enough of them at hand."""
-        drawn = (keyed.bits(keyed.key(seed, "examples"), np.arange(64 * num)) % np.uint64(self.num_samples)).astype(int)
+        drawn = (
+            host_rng.bits(host_rng.key(seed, "examples"), np.arange(64 * num)) % np.uint64(self.num_samples)
+        ).astype(int)
         drawn = list(dict.fromkeys(drawn.tolist()))
         if labels is None:
             return list(itertools.islice(itertools.cycle(drawn), num))

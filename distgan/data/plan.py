@@ -18,7 +18,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from distgan import keyed
+from distgan.rng import host_rng
 
 VERSION = 1  # of the order itself: a run keeps the version it was started with
 
@@ -51,7 +51,7 @@ def held_out(num_samples: int, num: int) -> np.ndarray:
     A function of the two numbers alone, so that all ranks, resumed runs and runs with other seeds agree.
     """
     ends = np.arange(num + 1) * num_samples // max(num, 1)
-    drawn = keyed.bits(keyed.key(0, "held out"), np.arange(num)) % np.diff(ends).astype(np.uint64)
+    drawn = host_rng.bits(host_rng.key(0, "held out"), np.arange(num)) % np.diff(ends).astype(np.uint64)
     return ends[:-1] + drawn.astype(np.int64)
 
 
@@ -132,7 +132,7 @@ class Plan:
 
     def _permuted_blocks(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
         """The epoch's sequence of blocks, and the offset at which each of them ends."""
-        order = keyed.permutation(keyed.key(self.seed, "blocks", epoch), len(self._starts) - 1)
+        order = host_rng.permutation(host_rng.key(self.seed, "blocks", epoch), len(self._starts) - 1)
         return order.astype(np.uint32), np.cumsum(np.diff(self._starts)[order], dtype=self._starts.dtype)
 
     def _samples(self, epoch: int, offsets: np.ndarray) -> np.ndarray:
@@ -162,12 +162,12 @@ class Plan:
         out = np.empty_like(place)
         tail = place >= body
         if tail.any():
-            order = keyed.permutation(keyed.key(self.seed, "tail", epoch), self.num_samples - body)
+            order = host_rng.permutation(host_rng.key(self.seed, "tail", epoch), self.num_samples - body)
             out[tail] = body + order[place[tail] - body]
         lane, row, window = self._in_lane(place[~tail])
         start, stop = self._bounds(lane, window)
-        keys = keyed.bits(keyed.bits(keyed.key(self.seed, "windows", epoch), lane), window)
-        draws = keyed.bits(keys[:, None], np.arange(self.layout.window))
+        keys = host_rng.bits(host_rng.bits(host_rng.key(self.seed, "windows", epoch), lane), window)
+        draws = host_rng.bits(keys[:, None], np.arange(self.layout.window))
         draws[np.arange(self.layout.window) >= (stop - start)[:, None]] = np.iinfo(np.uint64).max  # rows it lacks
         order = np.argsort(draws, axis=1, kind="stable")
         out[~tail] = lane * self.rows + start + order[np.arange(len(row)), row - start]

@@ -14,7 +14,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from distgan import keyed
 from distgan.console import duration
 from distgan.data.shards import default_cache_dir
 from distgan.errors import ConfigError, DataError, MachineError
@@ -24,6 +23,7 @@ from distgan.metrics.extractors import Extractor
 from distgan.metrics.moments import Moments
 from distgan.metrics.reference import Reference
 from distgan.metrics.scores import METRICS, NAN, Features, Values
+from distgan.rng import host_rng
 from distgan.world import World
 
 log = logging.getLogger("distgan")
@@ -76,7 +76,7 @@ def extract(world: World, extractor: Extractor, images: ImageSet, keep: int, pol
         keep: Images whose features themselves are wanted; a fixed random choice where there are more.
     """
     wanted = np.zeros(images.num, bool)
-    wanted[keyed.permutation(keyed.key(0, "kept features"), images.num)[:keep]] = True
+    wanted[host_rng.permutation(host_rng.key(0, "kept features"), images.num)[:keep]] = True
     on_cpu = world.device.type != "cuda"
     moments = Moments(extractor.dim, "cpu" if on_cpu else world.device)
     counts = torch.zeros(3, dtype=torch.float64, device=moments.sums.device)  # measured, grey, not finite

@@ -7,11 +7,12 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from torch import nn
 
-from distgan import keyed, sample
+from distgan import sample
 from distgan.data.dataset import Dataset
 from distgan.data.image import MAX_PIXELS, BadImage, decode, decode_into
 from distgan.data.listing import Entry, Listing, place, read_entry
 from distgan.errors import ConfigError, DataError
+from distgan.rng import host_rng
 
 CHUNK = sample.CHUNK  # neighbours that one rank takes at a time, and images of one forward
 
@@ -174,7 +175,7 @@ def draw_labels(policy: str, seed: int, num: int, class_counts: Sequence[int]) -
         if policy not in ("empirical", "uniform"):
             raise ConfigError(f"eval.labels={policy}: this generator was trained without classes")
         return None
-    drawn = keyed.bits(keyed.key(seed, "labels of an evaluation"), np.arange(num))
+    drawn = host_rng.bits(host_rng.key(seed, "labels of an evaluation"), np.arange(num))
     if policy == "uniform":
         seen = np.flatnonzero(class_counts)
         return seen[(drawn % np.uint64(len(seen))).astype(np.int64)]

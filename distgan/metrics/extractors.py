@@ -12,13 +12,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from distgan import keyed
 from distgan.errors import ConfigError
 from distgan.metrics.dinov2 import DinoV2
 from distgan.metrics.efficientnet import EfficientNetLite0
 from distgan.metrics.inception import Inception
 from distgan.metrics.resize import RESIZERS
 from distgan.metrics.weights import WEIGHTS, find_weights
+from distgan.rng import host_rng
 
 IMAGENET_MEAN = (255 * 0.485, 255 * 0.456, 255 * 0.406)
 IMAGENET_STD = (255 * 0.229, 255 * 0.224, 255 * 0.225)
@@ -162,7 +162,7 @@ def open_extractor(
 
 def _drawn(purpose: str, inputs: int, outputs: int) -> Tensor:
     """N(0, 1 / inputs), as a function of the purpose; float32 [inputs, outputs]."""
-    return torch.from_numpy(keyed.normal(keyed.key(0, "toy", purpose), np.arange(inputs), outputs)) * inputs**-0.5
+    return torch.from_numpy(host_rng.normal(host_rng.key(0, "toy", purpose), np.arange(inputs), outputs)) * inputs**-0.5
 
 
 @contextlib.contextmanager

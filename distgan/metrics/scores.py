@@ -11,9 +11,9 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from distgan import keyed
 from distgan.metrics import frechet, inception_score, kernel, neighbours
 from distgan.metrics.moments import Gaussian
+from distgan.rng import host_rng
 
 MOST_NEIGHBOURS = 10_000  # images of each side that precision, recall, density and coverage look at
 
@@ -96,7 +96,7 @@ def _some(points: Tensor) -> Tensor:
     """At most MOST_NEIGHBOURS of them, by a fixed choice: data sets often lie in the order of their classes."""
     if len(points) <= MOST_NEIGHBOURS:
         return points
-    chosen = keyed.permutation(keyed.key(0, "neighbours"), len(points))[:MOST_NEIGHBOURS]
+    chosen = host_rng.permutation(host_rng.key(0, "neighbours"), len(points))[:MOST_NEIGHBOURS]
     return points[torch.from_numpy(chosen).to(points.device)]
 
 

@@ -11,7 +11,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from distgan import draw
+from distgan.rng import device_rng
 
 
 class Tail(nn.Module):
@@ -45,7 +45,7 @@ class Tail(nn.Module):
 
     def _dropped(self, x: Tensor) -> Tensor:
         """Srivastava et al. 2014, with the rest scaled up; which features, is a function of each image's seed."""
-        kept = draw.uniform(self.seeds, f"dropout {self.look}", x[0].numel()).view_as(x) >= self.rate
+        kept = device_rng.uniform(self.seeds, f"dropout {self.look}", x[0].numel()).view_as(x) >= self.rate
         return x * kept / (1 - self.rate)
 
 

@@ -9,14 +9,14 @@ import math
 import torch
 from torch import Tensor
 
-from distgan import keyed
+from distgan.rng import host_rng
 
 GOLDEN, FIRST, SECOND = (int(x) - 2**64 for x in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB))
 
 
 def bits(seeds: Tensor, purpose: str, num: int) -> Tensor:
     """`num` random 64-bit integers for each seed: int64 [B] -> int64 [B, num]; SplitMix64, as in `keyed.bits`."""
-    key = int(keyed.key(0, purpose).view("int64"))
+    key = int(host_rng.key(0, purpose).view("int64"))
     x = seeds[:, None] * GOLDEN + key
     x = _mixed(x) + torch.arange(num, device=seeds.device) * GOLDEN
     return _mixed(x)

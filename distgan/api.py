@@ -8,12 +8,12 @@ from distgan.configfile import load
 from distgan.data.dataset import Dataset
 from distgan.data.plan import Layout, Plan
 from distgan.data.shards import find_shards
-from distgan.data.source import Source
 from distgan.data.stream import Stream
 from distgan.errors import ConfigError
 from distgan.ranks import settle
 from distgan.rules import batch_plan
 from distgan.stop import listening
+from distgan.storage.byte_ranges import Source
 
 
 def train(config: str | Path, *overrides: str) -> int:

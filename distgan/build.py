@@ -14,10 +14,8 @@ from distgan.config import Config, restores
 from distgan.config import Optimizer as OptimizerSettings
 from distgan.data.classes import Balanced
 from distgan.data.dataset import Dataset, Gather
-from distgan.data.nodecache import NodeCache
 from distgan.data.plan import Layout, Plan
 from distgan.data.shards import find_shards
-from distgan.data.source import Source
 from distgan.data.stream import Stream
 from distgan.errors import ConfigError, DataError, MachineError
 from distgan.models import MODELS
@@ -26,6 +24,8 @@ from distgan.ranks import together
 from distgan.rng import host_rng
 from distgan.rules import BatchPlan
 from distgan.step import Restoring
+from distgan.storage.byte_ranges import Source
+from distgan.storage.disk_cache import NodeCache
 from distgan.world import World
 
 

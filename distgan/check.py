@@ -5,10 +5,9 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
-from distgan import build, checkpoint, sample
+from distgan import build, sample
 from distgan.config import Config, best_metric
 from distgan.data import card, pixels
-from distgan.data.address import public
 from distgan.data.dataset import Dataset
 from distgan.doctor.services import wandb_mode
 from distgan.errors import ConfigError, MachineError
@@ -18,8 +17,10 @@ from distgan.evaluation.realside import is_statistics, open_shards, read_statist
 from distgan.metrics.extractors import open_extractor
 from distgan.report.history import read
 from distgan.rules import BatchPlan, warnings
-from distgan.runfolder import file_in_the_way
 from distgan.state import check_same_run, difference_lines, differences
+from distgan.storage import checkpoint
+from distgan.storage.run_dir import file_in_the_way
+from distgan.storage.urls import public
 
 
 def check(config: Config, spread: BatchPlan) -> tuple[list[str], list[str]]:

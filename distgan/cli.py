@@ -87,7 +87,7 @@ def _pack(options: argparse.Namespace) -> None:
 def _index(options: argparse.Namespace) -> int:
     from distgan.data.index import describe, load
     from distgan.data.shards import default_cache_dir, find_shards
-    from distgan.data.source import Source, public
+    from distgan.storage.byte_ranges import Source, public
 
     source, samples, defects = Source(), 0, 0
     urls = find_shards(options.shards)

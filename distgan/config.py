@@ -10,7 +10,7 @@ from dataclasses import MISSING, Field, asdict, dataclass, field, fields, is_dat
 from typing import Any, Literal
 
 from distgan import recipe
-from distgan.data.address import public, public_text
+from distgan.storage.urls import public, public_text
 
 
 def key(

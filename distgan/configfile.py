@@ -20,9 +20,9 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from distgan.config import FAMILIES, Config, default_of, leaves
-from distgan.data.address import public, public_text
 from distgan.errors import ConfigError
 from distgan.rules import eval_problems, problems
+from distgan.storage.urls import public, public_text
 
 READABLE_ENVIRONMENT = (
     *("HOME", "USER", "TMPDIR", "SCRATCH", "WORK", "DATA_ROOT", "WANDB_RUN_ID", "WANDB_SWEEP_ID"),

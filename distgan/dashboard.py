@@ -21,11 +21,11 @@ from PIL import Image
 
 from distgan import stop
 from distgan.config import Wandb
-from distgan.data.address import public
 from distgan.fence import Fence, short
 from distgan.report.curves import better
-from distgan.runfolder import RunFolder
 from distgan.storage.printable import public_line
+from distgan.storage.run_dir import RunFolder
+from distgan.storage.urls import public
 from distgan.wandbmode import mode_of_environment
 
 CREDENTIAL = re.compile("SLURM_.*(JWT|TOKEN|KEY|SECRET|PASS)")  # the client records and sends all of SLURM_*

@@ -14,10 +14,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from distgan import __version__, build, checkpoint, sample
+from distgan import __version__, build, sample
 from distgan.errors import ConfigError, MachineError
 from distgan.generator import DESCRIPTION, WEIGHTS, Generator, describe, load_generator, locate
 from distgan.models.spectral import normalised
+from distgan.storage import checkpoint
 
 TOLERANCE = 1e-5  # that an exported generator may differ by, on a scale of -1..1
 ONNX_BYTES = 2 * 10**9  # an ONNX file ends at 2 GiB

@@ -12,12 +12,12 @@ from distgan import sample
 from distgan.config import Config
 from distgan.data.dataset import Dataset
 from distgan.data.shards import find_shards
-from distgan.data.source import Source
 from distgan.errors import ConfigError, DataError
 from distgan.generator import load_config, load_discriminator
 from distgan.metrics import neighbours
 from distgan.metrics.extractors import open_extractor
 from distgan.rng import host_rng
+from distgan.storage.byte_ranges import Source
 
 log = logging.getLogger("distgan")
 

@@ -7,13 +7,13 @@ from pathlib import Path
 import torch
 
 from distgan import ranks, stop
-from distgan.checkpoint import require_left
 from distgan.config import Config
 from distgan.configfile import to_yaml
 from distgan.console import start_logging
 from distgan.errors import DistganError, FailedError, StoppedError
 from distgan.rules import batch_plan
-from distgan.runfolder import RunFolder, command_line
+from distgan.storage.checkpoint import require_left
+from distgan.storage.run_dir import RunFolder, command_line
 from distgan.trainer import Trainer
 from distgan.watch import GRACE_SEC
 from distgan.world import World

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from distgan import build, checkpoint
+from distgan import build
 from distgan.config import Config, Optimizer, changes, for_records, shapes_nets, to_dict
 from distgan.configfile import from_dict
 from distgan.controls import Controls
@@ -18,6 +18,7 @@ from distgan.data.plan import Layout
 from distgan.errors import ConfigError, DataError
 from distgan.meter import Meter
 from distgan.models import MODELS
+from distgan.storage import checkpoint
 from distgan.world import World
 
 log = logging.getLogger("distgan")

@@ -14,7 +14,7 @@ from distgan.configfile import to_yaml
 from distgan.console import LIVE, TICK, console_line, evaluation_line
 from distgan.dashboard import FINISH_SEC, start_wandb
 from distgan.errors import DistganError, DivergedError
-from distgan.runfolder import RunFolder
+from distgan.storage.run_dir import RunFolder
 
 log = logging.getLogger("distgan")
 

@@ -10,7 +10,7 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from distgan import build, checkpoint, ema, stop
+from distgan import build, ema, stop
 from distgan.audit import Audit
 from distgan.config import Config
 from distgan.console import duration
@@ -23,11 +23,12 @@ from distgan.evaluation.evaluations import Evaluations
 from distgan.gallery import Gallery
 from distgan.nodeload import NodeLoad
 from distgan.rules import BatchPlan, warnings
-from distgan.runfolder import RunFolder
 from distgan.state import RunState, difference_lines, differences
 from distgan.step import DeviceBatch, GanStep, Noise
 from distgan.stopwatch import D_STEP, G_STEP, Stopwatch
+from distgan.storage import checkpoint
 from distgan.storage.printable import public_line, show
+from distgan.storage.run_dir import RunFolder
 from distgan.tracker import Tracker
 from distgan.watch import Watch
 from distgan.world import World

@@ -39,12 +39,12 @@ from distgan.data.image import decode, fit
 from distgan.data.pack import SAVE, Options, pack
 from distgan.data.plan import Layout, Plan
 from distgan.data.shards import find_shards
-from distgan.data.source import Source
 from distgan.data.stream import Stream
 from distgan.data.synthetic import jpegs, write_shards
 from distgan.metrics import frechet
 from distgan.metrics.moments import Moments
 from distgan.rules import batch_plan
+from distgan.storage.byte_ranges import Source
 
 DCGAN = """
 data: {shards: synthetic, resolution: 64, prefetch: 1}

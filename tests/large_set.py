@@ -20,8 +20,8 @@ from distgan.data import index, tar
 from distgan.data.dataset import Dataset
 from distgan.data.plan import Layout, Plan
 from distgan.data.shards import find_shards
-from distgan.data.source import Source
 from distgan.data.stream import Stream
+from distgan.storage.byte_ranges import Source
 
 CLASSES, SIDE, BATCH = 1000, 32, 256
 

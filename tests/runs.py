@@ -8,12 +8,12 @@ from pathlib import Path
 import torch
 
 from distgan.build import build_nets
-from distgan.checkpoint import save
 from distgan.config import restores, to_dict
 from distgan.configfile import load
 from distgan.data.pack import Options, pack
 from distgan.models import MODELS
 from distgan.sample import make
+from distgan.storage.checkpoint import save
 
 PACKAGE = Path(__file__).parent.parent / "distgan"
 CONFIG = """

@@ -24,7 +24,6 @@ from distgan.cli import main
 from distgan.config import Config
 from distgan.configfile import load
 from distgan.data import index
-from distgan.data.source import Source
 from distgan.data.synthetic import write_shards
 from distgan.errors import ConfigError
 from distgan.judge import Judge, Strengths
@@ -32,6 +31,7 @@ from distgan.losses import LOSSES
 from distgan.models import MODELS
 from distgan.rules import batch_plan
 from distgan.step import DiscriminatorLoss, GeneratorLoss
+from distgan.storage.byte_ranges import Source
 from distgan.timeline import Timeline
 
 

@@ -10,8 +10,8 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from distgan import checkpoint
 from distgan.errors import ConfigError, DataError, DivergedError, MachineError
+from distgan.storage import checkpoint
 
 
 def tensors(value: float = 1.0) -> checkpoint.Tensors:

@@ -18,9 +18,9 @@ from distgan.data.classes import Balanced
 from distgan.data.dataset import Dataset
 from distgan.data.plan import Layout, Plan
 from distgan.data.shards import find_shards
-from distgan.data.source import Source
 from distgan.data.stream import Stream
 from distgan.rules import problems
+from distgan.storage.byte_ranges import Source
 
 LABELS = st.lists(st.integers(0, 6), min_size=1, max_size=40).map(np.array)
 LAYOUT = Layout(lanes=8, block=4, window=3)

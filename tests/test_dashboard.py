@@ -21,7 +21,7 @@ from runs import make_digits, status, write_config
 from distgan import dashboard
 from distgan.config import Wandb
 from distgan.dashboard import WandbRun, start_wandb
-from distgan.runfolder import RunFolder
+from distgan.storage.run_dir import RunFolder
 from distgan.wandbmode import mode_of_environment
 
 

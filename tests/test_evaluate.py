@@ -14,7 +14,6 @@ from runs import make_digits
 from distgan.data.dataset import Dataset
 from distgan.data.listing import list_source
 from distgan.data.shards import find_shards
-from distgan.data.source import Source
 from distgan.errors import ConfigError, DataError
 from distgan.evaluation.evaluate import StopAsked, check_metrics, extract, known_reals, measure
 from distgan.evaluation.imageset import Images, ListedImages, ShardImages, draw_labels
@@ -23,6 +22,7 @@ from distgan.metrics.extractors import Extractor, open_extractor
 from distgan.metrics.moments import Moments
 from distgan.metrics.naming import value_name
 from distgan.metrics.reference import Reference, load_statistics
+from distgan.storage.byte_ranges import Source
 from distgan.world import World
 
 

@@ -9,10 +9,10 @@ import torch
 from processes import output, ranks, train, wait_for
 from runs import audit, make_digits, metrics, status, weights, write_config
 
-from distgan import checkpoint
 from distgan.cli import main
 from distgan.evaluation import evaluations
 from distgan.evaluation.evaluate import Extracted, Measured
+from distgan.storage import checkpoint
 
 TOY = ("eval.extractor=toy", "eval.num=150", "eval.every=120")
 

@@ -12,13 +12,14 @@ import torch
 from runs import untrained
 from torch import Tensor, nn
 
-from distgan import checkpoint, load_generator
 from distgan import export as exports
+from distgan import load_generator
 from distgan.cli import main
 from distgan.errors import DataError
 from distgan.export import export
 from distgan.generator import Generator
 from distgan.models import MODELS
+from distgan.storage import checkpoint
 
 SMALL = {
     "dcgan": ["model.G={width: 4, max_width: 16, norm: batch}"],

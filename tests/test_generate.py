@@ -18,13 +18,13 @@ from processes import output, ranks, run_ranks, wait_for
 from runs import make_digits, untrained, write_config
 
 from distgan import data, load_generator, open_stream
-from distgan.checkpoint import load as load_checkpoint
 from distgan.cli import main
 from distgan.errors import ConfigError
 from distgan.generate import generate
 from distgan.generator import load_discriminator
 from distgan.metrics.extractors import open_extractor
 from distgan.realism import NUM_REALS
+from distgan.storage.checkpoint import load as load_checkpoint
 
 
 @pytest.fixture(scope="module")

@@ -16,11 +16,11 @@ from torch import Tensor, nn
 
 import distgan
 from distgan import generator, load_generator, sample
-from distgan.checkpoint import load as load_checkpoint
-from distgan.checkpoint import save
 from distgan.errors import ConfigError, DataError
 from distgan.export import export
 from distgan.models import MODELS, Family
+from distgan.storage.checkpoint import load as load_checkpoint
+from distgan.storage.checkpoint import save
 
 
 @pytest.fixture(scope="module")

@@ -12,13 +12,14 @@ import torch
 from PIL import Image
 from runs import make_digits, untrained, write_config
 
-from distgan import build, checkpoint
+from distgan import build
 from distgan.cli import main
 from distgan.config import Optimizer as OptimizerSettings
 from distgan.errors import DataError
 from distgan.evaluation.subject import open_subject
 from distgan.models import MODELS
 from distgan.state import load_optimizer
+from distgan.storage import checkpoint
 
 
 @pytest.fixture(scope="module")

@@ -10,8 +10,8 @@ from PIL import Image
 from distgan.data.dataset import Dataset
 from distgan.data.pack import Options, pack
 from distgan.data.shards import find_shards
-from distgan.data.source import Source
 from distgan.errors import DataError
+from distgan.storage.byte_ranges import Source
 
 
 def packed(tmp_path: Path, name: str, classes: list[str]) -> str:

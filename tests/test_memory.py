@@ -14,8 +14,8 @@ from runs import make_digits, write_config
 from distgan.data.dataset import Dataset
 from distgan.data.plan import Layout, Plan
 from distgan.data.shards import find_shards
-from distgan.data.source import Source
 from distgan.data.stream import Stream
+from distgan.storage.byte_ranges import Source
 
 
 def read_large_set(folder: Path, shards: int, samples: int, batches: int, start: int = 0) -> dict[str, float]:

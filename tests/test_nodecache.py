@@ -17,10 +17,10 @@ import pytest
 from processes import environment
 from range_server import RangeServer
 
-from distgan.data import source as source_module
-from distgan.data.nodecache import CHECKSUM, EMPTIED, NodeCache
-from distgan.data.source import Source
 from distgan.errors import DataError
+from distgan.storage import byte_ranges as source_module
+from distgan.storage.byte_ranges import Source
+from distgan.storage.disk_cache import CHECKSUM, EMPTIED, NodeCache
 
 CHUNK = 1000
 BYTES = np.random.default_rng(0).bytes(20 * CHUNK + 123)

@@ -26,8 +26,8 @@ from distgan.data.dataset import Dataset
 from distgan.data.index import build, load
 from distgan.data.pack import Options, pack, report
 from distgan.data.shards import find_shards
-from distgan.data.source import Source
 from distgan.errors import ConfigError, DataError, MachineError
+from distgan.storage.byte_ranges import Source
 
 Files = Mapping[str, bytes]
 Sample = tuple[int, int]  # number of the picture, and label; -1 without one

@@ -11,9 +11,9 @@ from distgan.data.dataset import Dataset
 from distgan.data.pack import Options, pack
 from distgan.data.plan import Layout, Plan, held_out
 from distgan.data.shards import find_shards
-from distgan.data.source import Source
 from distgan.data.stream import Stream
 from distgan.errors import DataError
+from distgan.storage.byte_ranges import Source
 
 LAYOUT = Layout(lanes=8, block=3, window=5)
 OFFSET = 100_000  # of a degraded picture's number from the clean one's

@@ -14,8 +14,8 @@ from distgan.data.image import BadImage, decode
 from distgan.data.pack import Options, pack, report
 from distgan.data.pixels import report as pixel_report
 from distgan.data.shards import find_shards
-from distgan.data.source import Source
 from distgan.errors import ConfigError, DataError
+from distgan.storage.byte_ranges import Source
 
 STORED = np.random.default_rng(0).integers(0, 4096, (12, 8, 3))
 

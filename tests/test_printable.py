@@ -20,8 +20,8 @@ from distgan.cli import main
 from distgan.console import Lines
 from distgan.dashboard import WandbRun
 from distgan.errors import ConfigError, DataError
-from distgan.runfolder import RunFolder
 from distgan.storage.printable import printable, public_line, show
+from distgan.storage.run_dir import RunFolder
 
 PACKAGE = Path(__file__).parent.parent / "distgan"
 HOSTILE = "a\x1b]0;t\x07\r\x9b31m\u202e\u2028\nFORGED"

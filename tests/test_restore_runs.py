@@ -21,10 +21,10 @@ from distgan.data.dataset import Dataset
 from distgan.data.pack import Options, pack
 from distgan.data.plan import held_out
 from distgan.data.shards import find_shards
-from distgan.data.source import Source
 from distgan.errors import ConfigError
 from distgan.restoration import restore
 from distgan.sample import to_uint8
+from distgan.storage.byte_ranges import Source
 
 OWN = [
     "model={family: restore, conditional: false, G: {width: 8, max_width: 16, residual: true}, D: {width: 8}}",

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from distgan.errors import MachineError
-from distgan.runfolder import RunFolder
+from distgan.storage.run_dir import RunFolder
 
 
 def row(images: int) -> dict[str, float]:
@@ -22,7 +22,7 @@ def images_of(path: Path) -> list[int]:
 def test_a_second_live_run_is_kept_out(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path / "run")
     folder.open(["distgan", "train"])
-    code = f"from distgan.runfolder import RunFolder; RunFolder({str(tmp_path / 'run')!r}).open([])"
+    code = f"from distgan.storage.run_dir import RunFolder; RunFolder({str(tmp_path / 'run')!r}).open([])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert "is in use by a live run (process" in done.stderr
     del folder  # the lock goes with its owner, whatever way that ends

@@ -14,9 +14,9 @@ from runs import make_digits, write_config
 from distgan.cli import main
 from distgan.config import without_secrets
 from distgan.configfile import load, to_yaml
-from distgan.data.address import public, public_text
-from distgan.data.source import RefusedError, Source
 from distgan.errors import DataError
+from distgan.storage.byte_ranges import RefusedError, Source
+from distgan.storage.urls import public, public_text
 
 CANARY = "CaNaRy7"
 WHERE = ("user", "password", "token", "query", "value", "fragment", "pipe")

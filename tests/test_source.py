@@ -17,11 +17,11 @@ import pytest
 from conftest import numbered_shard, tar_bytes
 from range_server import RangeServer
 
-from distgan.data import source as module
-from distgan.data.address import is_local, local_path, public, public_text
 from distgan.data.index import build, load, scan, summary
-from distgan.data.source import CHUNK, Source
 from distgan.errors import DataError
+from distgan.storage import byte_ranges as module
+from distgan.storage.byte_ranges import CHUNK, Source
+from distgan.storage.urls import is_local, local_path, public, public_text
 
 BYTES = np.random.default_rng(0).bytes(5 * CHUNK + 1234)
 

@@ -19,16 +19,16 @@ from range_server import RangeServer
 from distgan.cli import main
 from distgan.data import dataset as module
 from distgan.data import index
-from distgan.data import source as source_module
 from distgan.data.dataset import Dataset
 from distgan.data.image import fit
-from distgan.data.nodecache import NodeCache
 from distgan.data.pack import Options, pack
 from distgan.data.plan import Layout, Plan
 from distgan.data.shards import find_shards
-from distgan.data.source import Source
 from distgan.data.stream import Stream
 from distgan.errors import DataError
+from distgan.storage import byte_ranges as source_module
+from distgan.storage.byte_ranges import Source
+from distgan.storage.disk_cache import NodeCache
 
 COUNTS = [13, 0, 7, 30, 1]  # 51 samples
 LAYOUT = Layout(lanes=8, block=4, window=3)

@@ -19,8 +19,8 @@ from hypothesis import strategies as st
 
 from distgan.data import index, tar
 from distgan.data.index import ShardIndex, build, key_of, load, scan, summary
-from distgan.data.source import Source
 from distgan.errors import DataError
+from distgan.storage.byte_ranges import Source
 
 Sample = tuple[str, dict[str, bytes]]  # key, and bytes by suffix
 TWO = {"a.jpg": b"A" * 700, "a.cls": b"1", "b.jpg": b"B" * 512, "b.cls": b"2"}

@@ -21,8 +21,8 @@ from distgan import trainer
 from distgan.cli import main
 from distgan.controls import Controls, Rates
 from distgan.gallery import Gallery
-from distgan.runfolder import RunFolder
 from distgan.sample import to_uint8
+from distgan.storage.run_dir import RunFolder
 
 
 @pytest.fixture(scope="module")
@@ -114,7 +114,7 @@ def test_every_choice_trains(tmp_path: Path, config: Path, overrides: tuple[str,
     assert train(config, run, "train.images=120", "checkpoint.every=60", *overrides) == 0
     assert status(run)["state"] == "finished"
     if "loss.clip=0.01" in overrides:
-        from distgan.checkpoint import find, load
+        from distgan.storage.checkpoint import find, load
 
         assert max(t.abs().max().item() for t in load(find(run))[0]["D"].values()) <= 0.01
 

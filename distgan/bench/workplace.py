@@ -14,7 +14,7 @@ from distgan.config import Config
 from distgan.data.synthetic import write_shards
 from distgan.rules import BatchPlan
 from distgan.run import open_world
-from distgan.runfolder import RunFolder
+from distgan.storage.run_dir import RunFolder
 from distgan.trainer import Trainer
 from distgan.world import World
 

@@ -5,8 +5,8 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from distgan.data.address import is_local, local_path, public
 from distgan.errors import DataError
+from distgan.storage.urls import is_local, local_path, public
 
 
 def read(shards: str) -> dict:

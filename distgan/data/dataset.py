@@ -15,13 +15,13 @@ import numpy as np
 
 from distgan import stop
 from distgan.data import card, index
-from distgan.data.address import is_local, public
 from distgan.data.image import MAX_PIXELS, SUFFIXES, BadImage, decode_into
 from distgan.data.plan import held_out
 from distgan.data.shards import default_cache_dir
-from distgan.data.source import Source
 from distgan.errors import DataError, StoppedError, with_hint
 from distgan.rng import host_rng
+from distgan.storage.byte_ranges import Source
+from distgan.storage.urls import is_local, public
 
 MAX_CLASSES = 1_000_000  # a larger label is no class number
 LOCATED_BYTES = 192 * 2**20  # for the places of samples in shards; each rank reads its own part of the data set

@@ -26,11 +26,11 @@ from PIL import Image
 from tqdm import tqdm
 
 from distgan import __version__
-from distgan.checkpoint import replace_file
 from distgan.data import index, tar
-from distgan.data.source import Source
 from distgan.errors import ConfigError, DataError, MachineError
 from distgan.pick import Choice, Drawn
+from distgan.storage.byte_ranges import Source
+from distgan.storage.checkpoint import replace_file
 
 CARD, ASIDE, PLAN, NOTE = "dataset.json", ".unfinished", "generated.json", ".generated.json"
 OWN = re.compile(rf"\d{{6}}\.tar(\.index)?|\.\d{{6}}\.tar\.index\..*|{ASIDE}|\.?{re.escape(CARD)}.*")

@@ -21,9 +21,9 @@ from pathlib import Path
 import numpy as np
 
 from distgan.data import tar
-from distgan.data.address import is_local, local_path, public
-from distgan.data.source import Source, UnansweredError
 from distgan.errors import DataError
+from distgan.storage.byte_ranges import Source, UnansweredError
+from distgan.storage.urls import is_local, local_path, public
 
 MAGIC = b"distgan-index-2\n"
 ARRAYS = {"first": "<u8", "kind": "<u2", "label": "<i4", "offset": "<u8", "length": "<u4"}

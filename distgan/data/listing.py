@@ -12,14 +12,14 @@ from typing import NamedTuple
 import numpy as np
 
 from distgan.data import archives, card, index
-from distgan.data.address import is_local, local_path, public
 from distgan.data.archives import Skipped, hidden
 from distgan.data.dataset import MAX_CLASSES, Dataset
 from distgan.data.image import SUFFIXES, looks_like_image
 from distgan.data.labels import File, Labels, check_spec, find_labels, is_table, left_out, part_of
 from distgan.data.shards import default_cache_dir, find_shards
-from distgan.data.source import Source
 from distgan.errors import DataError
+from distgan.storage.byte_ranges import Source
+from distgan.storage.urls import is_local, local_path, public
 
 NO_PICTURES = {
     "txt",

@@ -27,12 +27,12 @@ from tqdm import tqdm
 
 from distgan import __version__
 from distgan.data import index, tar
-from distgan.data.address import public
 from distgan.data.image import FILTERS, MAX_PIXELS, BadImage, Picture, TooLarge, cropped, decode, fit, to_levels
 from distgan.data.listing import Entry, Listing, list_source, pair, read_entry
 from distgan.data.pixels import Pixels
-from distgan.data.source import Source
 from distgan.errors import ConfigError, DataError, MachineError
+from distgan.storage.byte_ranges import Source
+from distgan.storage.urls import public
 
 SKIPPED = "skipped.jsonl"
 UNLABELLED = "without a label"

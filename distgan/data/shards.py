@@ -12,9 +12,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from distgan.data import braces
-from distgan.data.address import HIDDEN_COMMAND, is_local, local_path, public
 from distgan.data.image import SUFFIXES
 from distgan.errors import DataError
+from distgan.storage.urls import HIDDEN_COMMAND, is_local, local_path, public
 
 ARCHIVES = ("zip", "npz", "tgz", "gz", "bz2", "xz", "txz", "zst", "tzst")  # suffixes of what `pack` unpacks
 LOOKED_AT = 10_000  # names in a folder without shards, to tell what it holds instead

@@ -8,7 +8,6 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from distgan import checkpoint
 from distgan.config import EVAL_METRICS, Config, best_metric
 from distgan.data.dataset import Dataset
 from distgan.evaluation.evaluate import Poll, check_metrics, measure
@@ -16,7 +15,8 @@ from distgan.evaluation.imageset import GeneratedImages, draw_labels
 from distgan.evaluation.realside import is_statistics, know_reals, open_shards, shard_images
 from distgan.metrics.extractors import open_extractor
 from distgan.metrics.naming import value_name
-from distgan.runfolder import RunFolder
+from distgan.storage import checkpoint
+from distgan.storage.run_dir import RunFolder
 from distgan.world import World
 
 log = logging.getLogger("distgan")

@@ -7,12 +7,12 @@ from distgan import build
 from distgan.config import Config
 from distgan.data.dataset import Dataset
 from distgan.data.shards import find_shards
-from distgan.data.source import Source
 from distgan.evaluation.evaluate import Poll, known_reals
 from distgan.evaluation.imageset import ShardImages
 from distgan.metrics.extractors import Extractor
 from distgan.metrics.reference import Reference, load_statistics
 from distgan.ranks import together
+from distgan.storage.byte_ranges import Source
 from distgan.world import World
 
 

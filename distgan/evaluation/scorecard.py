@@ -13,9 +13,7 @@ import numpy as np
 import torch
 
 from distgan import __version__, sample
-from distgan.checkpoint import replace_file
 from distgan.config import EVAL_METRICS
-from distgan.data.address import public
 from distgan.data.dataset import Dataset
 from distgan.errors import ConfigError, MachineError
 from distgan.evaluation.evaluate import Extracted, Measured, check_metrics, extract, measure
@@ -29,7 +27,9 @@ from distgan.metrics.memorisation import nearness
 from distgan.metrics.naming import value_name
 from distgan.metrics.reference import Reference
 from distgan.metrics.scores import METRICS, Features
-from distgan.runfolder import git_state
+from distgan.storage.checkpoint import replace_file
+from distgan.storage.run_dir import git_state
+from distgan.storage.urls import public
 from distgan.world import World
 
 log = logging.getLogger("distgan")

@@ -7,16 +7,16 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from distgan import checkpoint
 from distgan.config import Config
 from distgan.configfile import load_to_evaluate
 from distgan.data import card
-from distgan.data.address import public
 from distgan.data.dataset import Dataset
 from distgan.data.listing import list_source
 from distgan.errors import ConfigError
 from distgan.evaluation.imageset import GeneratedImages, ImageSet, ListedImages, draw_labels
 from distgan.generator import DESCRIPTION, load_generator, locate
+from distgan.storage import checkpoint
+from distgan.storage.urls import public
 
 NUM_IMAGES = 50_000  # what the field reports on, where eval.num is not given
 

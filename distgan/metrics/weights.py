@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from distgan.data.shards import default_cache_dir
-from distgan.data.source import Source
 from distgan.errors import ConfigError, DataError, MachineError
+from distgan.storage.byte_ranges import Source
 
 FOLDER_VARIABLE = "DISTGAN_WEIGHTS_DIR"
 DOWNLOAD_VARIABLE = "DISTGAN_DOWNLOAD_WEIGHTS"

@@ -18,13 +18,13 @@ from PIL import Image
 from distgan.config import FAMILIES, Config, Model, changes, restores
 from distgan.configfile import load
 from distgan.data import card
-from distgan.data.address import public
 from distgan.data.image import open_image
 from distgan.errors import ConfigError, MachineError
 from distgan.report.curves import Panel, better, panels, thinned
 from distgan.report.history import History, kimg, read, read_json
 from distgan.report.markup import Markup, join, tag
 from distgan.report.svg import chart, legend, number
+from distgan.storage.urls import public
 
 GRIDS = 36  # of each kind, spread evenly over the run
 SIDE = 1280  # pixels of a grid's longer side at most

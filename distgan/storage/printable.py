@@ -8,7 +8,7 @@ time, so only a line break of our own making is one.
 import sys
 from typing import TextIO
 
-from distgan.data.address import public_text
+from distgan.storage.urls import public_text
 
 
 def printable(text: str) -> str:

@@ -19,9 +19,9 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Protocol, TypeVar
 from urllib.parse import unquote, urlsplit
 
-from distgan.data.address import is_local, local_path, public, public_text
-from distgan.data.nodecache import NodeCache
 from distgan.errors import DataError, with_hint
+from distgan.storage.disk_cache import NodeCache
+from distgan.storage.urls import is_local, local_path, public, public_text
 
 if TYPE_CHECKING:
     import urllib3  # imported by those who read from a server only

@@ -13,10 +13,10 @@ import time
 from importlib import metadata
 from pathlib import Path
 
-from distgan.checkpoint import replace_file
-from distgan.data.address import public
 from distgan.errors import OTHERS_END, DistganError, MachineError
+from distgan.storage.checkpoint import replace_file
 from distgan.storage.printable import public_line
+from distgan.storage.urls import public
 
 log = logging.getLogger("distgan")
 

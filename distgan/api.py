@@ -9,10 +9,10 @@ from distgan.data.dataset import Dataset
 from distgan.data.plan import Layout, Plan
 from distgan.data.shards import find_shards
 from distgan.data.stream import Stream
+from distgan.distributed.launch_env import settle
+from distgan.distributed.preemption import listening
 from distgan.errors import ConfigError
-from distgan.ranks import settle
 from distgan.rules import batch_plan
-from distgan.stop import listening
 from distgan.storage.byte_ranges import Source
 
 

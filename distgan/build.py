@@ -17,16 +17,16 @@ from distgan.data.dataset import Dataset, Gather
 from distgan.data.plan import Layout, Plan
 from distgan.data.shards import find_shards
 from distgan.data.stream import Stream
+from distgan.distributed.launch_env import together
+from distgan.distributed.process_group import World
 from distgan.errors import ConfigError, DataError, MachineError
 from distgan.models import MODELS
 from distgan.models.tail import Tail
-from distgan.ranks import together
 from distgan.rng import host_rng
 from distgan.rules import BatchPlan
 from distgan.step import Restoring
 from distgan.storage.byte_ranges import Source
 from distgan.storage.disk_cache import NodeCache
-from distgan.world import World
 
 
 def open_dataset(config: Config, *, rank: int = 0, world: int = 1, gather: Gather = lambda item: [item]) -> Dataset:

@@ -10,9 +10,9 @@ import time
 from collections.abc import Callable, Sequence
 
 from distgan.arguments import build_parser
+from distgan.distributed.launch_env import rank, settle
+from distgan.distributed.preemption import listening, was_asked
 from distgan.errors import ConfigError, DistganError, MachineError
-from distgan.ranks import rank, settle
-from distgan.stop import listening, was_asked
 from distgan.storage.printable import public_line, show
 
 RANK_0_SPEAKS_SEC = 10  # a launcher ends all ranks once one is gone: the others leave rank 0 the time to say why
@@ -218,8 +218,8 @@ def _evaluate(options: argparse.Namespace) -> int:
 
     _log_to_stderr()
     from distgan.configfile import load_to_evaluate
+    from distgan.distributed.process_group import World
     from distgan.evaluation import scorecard, selfcheck, watching
-    from distgan.world import World
 
     config = load_to_evaluate([], options.overrides) if options.selfcheck else None
     world, code = World(timeout_sec=3600), 0

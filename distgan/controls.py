@@ -9,10 +9,10 @@ from distgan import ema
 from distgan.augment import Ada
 from distgan.balance import Balance
 from distgan.config import Config, Optimizer
+from distgan.distributed.process_group import World
 from distgan.penalties import is_due
 from distgan.schedules import value_at, warm_up
 from distgan.step import Strengths
-from distgan.world import World
 
 PENALTIES = ("r1", "r2", "gp")  # keys of the config's loss
 

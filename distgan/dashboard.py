@@ -19,8 +19,8 @@ from types import ModuleType
 import numpy as np
 from PIL import Image
 
-from distgan import stop
 from distgan.config import Wandb
+from distgan.distributed import preemption
 from distgan.fence import Fence, short
 from distgan.report.curves import better
 from distgan.storage.printable import public_line
@@ -115,7 +115,7 @@ class WandbRun:
 
         def end() -> None:
             self._run.summary.update(summary)
-            if exit_code == stop.EXIT_CODES["preempted"]:
+            if exit_code == preemption.EXIT_CODES["preempted"]:
                 self._run.mark_preempting()
             self._run.finish(exit_code=exit_code)
 

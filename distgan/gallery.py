@@ -11,10 +11,10 @@ from distgan import recipe, sample
 from distgan.augment import NUM_DRAWS, augment
 from distgan.config import Config, restores
 from distgan.data.dataset import Dataset
+from distgan.distributed.process_group import World
 from distgan.heldout import HeldOut
 from distgan.rng import device_rng
 from distgan.tracker import Tracker
-from distgan.world import World
 
 
 class Gallery:

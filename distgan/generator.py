@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from distgan import __version__, build, sample
 from distgan.config import Config, to_dict, without_secrets
 from distgan.configfile import from_dict
+from distgan.distributed.launch_env import local_rank
 from distgan.errors import ConfigError, DataError
 from distgan.models import MODELS
 from distgan.models.tail import Tail
-from distgan.ranks import local_rank
 from distgan.storage import checkpoint
 from distgan.storage.checkpoint import DamagedError
 

@@ -7,7 +7,7 @@ from collections.abc import Collection
 import torch
 from torch import Tensor
 
-from distgan.world import World
+from distgan.distributed.process_group import World
 
 log = logging.getLogger("distgan")
 

@@ -5,7 +5,7 @@ import time
 import psutil
 import torch
 
-from distgan.world import World
+from distgan.distributed.process_group import World
 
 
 class NodeLoad:

@@ -14,10 +14,10 @@ from dataclasses import dataclass
 
 import torch
 
+from distgan.distributed.preemption import listening
+from distgan.distributed.process_group import World
 from distgan.errors import DistganError
-from distgan.stop import listening
 from distgan.storage.printable import public_line, show
-from distgan.world import World
 
 SIDE, PRODUCTS = 2048, 5  # of the matrices
 NUMBERS = 2**24  # float32: 64 MiB over the network

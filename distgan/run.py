@@ -6,17 +6,17 @@ from pathlib import Path
 
 import torch
 
-from distgan import ranks, stop
 from distgan.config import Config
 from distgan.configfile import to_yaml
 from distgan.console import start_logging
+from distgan.distributed import launch_env, preemption
+from distgan.distributed.process_group import World
+from distgan.distributed.watchdog import GRACE_SEC
 from distgan.errors import DistganError, FailedError, StoppedError
 from distgan.rules import batch_plan
 from distgan.storage.checkpoint import require_left
 from distgan.storage.run_dir import RunFolder, command_line
 from distgan.trainer import Trainer
-from distgan.watch import GRACE_SEC
-from distgan.world import World
 
 log = logging.getLogger("distgan")
 
@@ -31,11 +31,11 @@ def train(config: Config) -> int:
     world.on_main(lambda: require_left(folder.checkpoints, config.run.resume, length.images, length.max_minutes))
     world.on_main(lambda: folder.open(command_line()))
     if world.is_main:
-        stop.before_leaving(lambda: _note_end(folder, "failed", "interrupted without saving", world.size))
+        preemption.before_leaving(lambda: _note_end(folder, "failed", "interrupted without saving", world.size))
     try:
         start_logging(folder.path, world.rank)
         if world.is_main:
-            for line in ranks.ignored(config.train.precision):
+            for line in launch_env.ignored(config.train.precision):
                 log.warning(f"warning: {line}")
         reason = Trainer(config, world, spread, folder).run()
     except StoppedError as stopped:
@@ -51,7 +51,7 @@ def train(config: Config) -> int:
     finally:
         folder.close()
     world.close()
-    return stop.EXIT_CODES[reason]
+    return preemption.EXIT_CODES[reason]
 
 
 def _note_end(folder: RunFolder, state: str, reason: str, world: int) -> None:

@@ -15,11 +15,11 @@ from distgan.configfile import from_dict
 from distgan.controls import Controls
 from distgan.data.dataset import Dataset
 from distgan.data.plan import Layout
+from distgan.distributed.process_group import World
 from distgan.errors import ConfigError, DataError
 from distgan.meter import Meter
 from distgan.models import MODELS
 from distgan.storage import checkpoint
-from distgan.world import World
 
 log = logging.getLogger("distgan")
 

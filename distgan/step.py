@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from distgan import compiling, penalties
 from distgan.degrade import degrade
+from distgan.distributed.process_group import World
 from distgan.judge import Judge, Strengths
 from distgan.losses import LOSSES, PIXEL, Loss, feature_matching
 from distgan.meter import Meter
@@ -24,7 +25,6 @@ from distgan.models.spectral import normalised
 from distgan.recipe import Step as Degradation
 from distgan.rng import device_rng, host_rng
 from distgan.sample import make
-from distgan.world import World
 
 
 @dataclass

@@ -7,12 +7,13 @@ from pathlib import Path
 
 import numpy as np
 
-from distgan import sample, stop
+from distgan import sample
 from distgan.alerts import Alerts
 from distgan.config import Config, for_records, to_dict
 from distgan.configfile import to_yaml
 from distgan.console import LIVE, TICK, console_line, evaluation_line
 from distgan.dashboard import FINISH_SEC, start_wandb
+from distgan.distributed import preemption
 from distgan.errors import DistganError, DivergedError
 from distgan.storage.run_dir import RunFolder
 
@@ -41,7 +42,7 @@ class Tracker:
             told = for_records(config)
             folder.write_config(to_yaml(told))
             known = to_dict(told) | {"environment": folder.start}
-            self._wandb = start_wandb(told.wandb, folder, known, wandb_id, lambda: stop.ask("finished"))
+            self._wandb = start_wandb(told.wandb, folder, known, wandb_id, lambda: preemption.ask("finished"))
 
     def grid(self, name: str, file: str, pictures: list[np.ndarray], columns: int) -> None:
         """Save a grid of pictures among the samples; W&B gets it with the next row."""
@@ -133,7 +134,7 @@ class Tracker:
                 self._wandb.log(images + 1, self._evaluated, {}, {})
             if reason == "preempted":
                 self._wandb.alert("Preempted", f"saved at {images} images; the same command goes on from there", "WARN")
-            self._wandb.finish(stop.EXIT_CODES[reason], {"images": images, "state": reason}, FINISH_SEC)
+            self._wandb.finish(preemption.EXIT_CODES[reason], {"images": images, "state": reason}, FINISH_SEC)
 
     def fail(self, error: Exception, images: int) -> None:
         """The run has failed; the command line will say why."""

@@ -10,13 +10,16 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from distgan import build, ema, stop
+from distgan import build, ema
 from distgan.audit import Audit
 from distgan.config import Config
 from distgan.console import duration
 from distgan.controls import Controls, Rates
 from distgan.data import pixels
 from distgan.data.stream import Stream
+from distgan.distributed import preemption
+from distgan.distributed.process_group import World
+from distgan.distributed.watchdog import Watch
 from distgan.errors import DataError, DivergedError, MachineError
 from distgan.evaluation.evaluate import StopAsked
 from distgan.evaluation.evaluations import Evaluations
@@ -30,8 +33,6 @@ from distgan.storage import checkpoint
 from distgan.storage.printable import public_line, show
 from distgan.storage.run_dir import RunFolder
 from distgan.tracker import Tracker
-from distgan.watch import Watch
-from distgan.world import World
 
 log = logging.getLogger("distgan")
 
@@ -276,7 +277,7 @@ class Trainer:
 
     def _asked_to_stop(self) -> str:
         """Why to stop now, the same on every rank; ranks agree on it now and then, not in each step."""
-        reason = stop.asked() or ("finished" if self._is_out_of_time(self.stopwatch.total_sec) else "")
+        reason = preemption.asked() or ("finished" if self._is_out_of_time(self.stopwatch.total_sec) else "")
         if self.world.size == 1:
             return reason
         self._steps_to_poll -= 1
@@ -311,7 +312,7 @@ class Trainer:
 
     def _poll_evaluation(self) -> None:
         self._phase("evaluating")
-        if number := self.world.max(STOP_REASONS.index(stop.asked())):
+        if number := self.world.max(STOP_REASONS.index(preemption.asked())):
             raise StopAsked(STOP_REASONS[number])
 
     def _catch_up(self, reason: str) -> str:

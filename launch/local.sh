@@ -11,6 +11,6 @@ if [ "$gpus" -le 1 ]; then
 fi
 # A mistake in the config is told by one process, at once.
 case " $* " in *" --"*) ;; *) "$python" -m distgan config --ranks "$gpus" "$@" >/dev/null ;; esac
-exec "$python" -m distgan.launch --multi_gpu --num_processes "$gpus" --gpu_ids all \
+exec "$python" -m distgan.distributed.launch --multi_gpu --num_processes "$gpus" --gpu_ids all \
   --num_machines 1 --machine_rank 0 --main_process_port 0 --same_network --rdzv_backend static \
   --mixed_precision no --dynamo_backend no -m distgan train "$@"

@@ -9,7 +9,7 @@ set -euo pipefail
 python=${PYTHON:-python}
 gpus=${GPUS:-$("$python" -c 'import torch; print(torch.cuda.device_count())')}
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
-exec "$python" -m distgan.launch --multi_gpu --num_processes $((NODES * gpus)) --gpu_ids all \
+exec "$python" -m distgan.distributed.launch --multi_gpu --num_processes $((NODES * gpus)) --gpu_ids all \
   --num_machines "$NODES" --machine_rank "$NODE" --main_process_ip "$MASTER_ADDR" \
   --main_process_port "${MASTER_PORT:-29500}" --same_network --rdzv_backend static \
   --mixed_precision no --dynamo_backend no -m distgan train "$@"

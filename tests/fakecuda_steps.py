@@ -26,11 +26,11 @@ from distgan.controls import Controls
 from distgan.data.dataset import Dataset
 from distgan.data.stream import Batch
 from distgan.data.synthetic import write_shards
+from distgan.distributed.process_group import World
 from distgan.rules import batch_plan
 from distgan.step import GanStep, Noise
 from distgan.stopwatch import D_STEP, G_STEP, Stopwatch
 from distgan.trainer import Trainer
-from distgan.world import World
 
 FROM_NUMPY = torch.from_numpy
 DEVICE = torch.device("cuda", 0)

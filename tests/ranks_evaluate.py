@@ -11,12 +11,12 @@ import torch
 
 from distgan.data.dataset import Dataset
 from distgan.data.shards import find_shards
+from distgan.distributed.process_group import World
 from distgan.evaluation.evaluate import known_reals, measure
 from distgan.evaluation.imageset import GeneratedImages, ShardImages, draw_labels
 from distgan.metrics.extractors import open_extractor
 from distgan.models import MODELS
 from distgan.storage.byte_ranges import Source
-from distgan.world import World
 
 shards, cache, out, num = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3]), int(sys.argv[4])
 world = World()

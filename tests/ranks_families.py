@@ -9,11 +9,11 @@ import itertools
 import numpy as np
 import torch
 
+from distgan.distributed.process_group import World
 from distgan.losses import LOSSES
 from distgan.models import MODELS
 from distgan.recipe import Step as Degradation
 from distgan.step import DeviceBatch, GanStep, Noise, Restoring, Strengths
-from distgan.world import World
 
 SMALL = {  # settings of G and of D, and a resolution
     "dcgan": (

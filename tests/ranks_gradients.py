@@ -10,12 +10,12 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 
+from distgan.distributed.process_group import World
 from distgan.losses import LOSSES
 from distgan.models import MODELS
 from distgan.models.tail import Tail
 from distgan.recipe import parse
 from distgan.step import DeviceBatch, GanStep, Noise, Restoring, Strengths
-from distgan.world import World
 
 BATCH, RESOLUTION, Z_DIM, CLASSES = 8, 16, 6, 3
 SMALL = {  # settings of G and of D

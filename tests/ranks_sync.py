@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from distgan.world import World
+from distgan.distributed.process_group import World
 
 WIDTH, LAYERS, SEEN = 512, 8, 24  # a megabyte of weights to each layer: with buckets of 1 MB, one for each
 

@@ -26,7 +26,7 @@ FOLDERS = (
 FLAT = {"__init__", "__main__", "api", "errors", "version"}
 LEVELS = {folder: level for level, line in enumerate(FOLDERS) for folder in line}
 DOORS = {
-    "accelerate": {"world", "launch"},
+    "accelerate": {"distributed.process_group", "distributed.launch"},
     "wandb": {"dashboard"},
     "omegaconf": {"configfile"},
     "webdataset": {"data.shards"},
@@ -69,7 +69,7 @@ TORCH_FREE = {
     "rng.host_rng",
     "metrics.weights",
     "pick",
-    "ranks",
+    "distributed.launch_env",
     "recipe",
     "report",
     "report.curves",
@@ -79,7 +79,7 @@ TORCH_FREE = {
     "report.plot",
     "report.svg",
     "rules",
-    "stop",
+    "distributed.preemption",
     "wandbmode",
 }
 

@@ -6,10 +6,10 @@ import time
 
 import pytest
 
-from distgan import watch
 from distgan.alerts import TROUBLES, Alerts
 from distgan.console import ERASE, LIVE, TICK, Console, has_colours
-from distgan.watch import Watch
+from distgan.distributed import watchdog
+from distgan.distributed.watchdog import Watch
 
 
 class Terminal(io.StringIO):
@@ -62,7 +62,7 @@ def test_colours_are_as_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_long_phase_gives_signs_of_life(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     """Also one that reports again and again, as an evaluation does."""
-    monkeypatch.setattr(watch, "HEARTBEAT_SEC", 0.2)
+    monkeypatch.setattr(watchdog, "HEARTBEAT_SEC", 0.2)
     with caplog.at_level("INFO", "distgan"):
         guard = Watch(0.4, lambda error: None)
         for _ in range(30):

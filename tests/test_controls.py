@@ -9,7 +9,7 @@ from distgan.balance import Balance
 from distgan.config import Augment, Config, Ema, Loss, Optim, Optimizer, Train
 from distgan.config import Balance as Settings
 from distgan.controls import Controls
-from distgan.world import World
+from distgan.distributed.process_group import World
 
 
 def controls(**groups: object) -> Controls:

@@ -14,6 +14,7 @@ from runs import make_digits
 from distgan.data.dataset import Dataset
 from distgan.data.listing import list_source
 from distgan.data.shards import find_shards
+from distgan.distributed.process_group import World
 from distgan.errors import ConfigError, DataError
 from distgan.evaluation.evaluate import StopAsked, check_metrics, extract, known_reals, measure
 from distgan.evaluation.imageset import Images, ListedImages, ShardImages, draw_labels
@@ -23,7 +24,6 @@ from distgan.metrics.moments import Moments
 from distgan.metrics.naming import value_name
 from distgan.metrics.reference import Reference, load_statistics
 from distgan.storage.byte_ranges import Source
-from distgan.world import World
 
 
 class Arrays:

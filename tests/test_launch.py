@@ -71,7 +71,7 @@ class Launched:
     def ranks(self) -> list[int]:
         found = subprocess.run(["pgrep", "-f", f"distgan train .*run.dir={self.run}"], capture_output=True, text=True)
         own = (int(line) for line in found.stdout.split())
-        return [process for process in own if b"distgan.launch" not in _command(process)]
+        return [process for process in own if b"distgan.distributed.launch" not in _command(process)]
 
     def wait_until_it_trains(self) -> None:
         path = self.run / "metrics.jsonl"
@@ -94,7 +94,7 @@ def _command(process: int) -> bytes:
     try:
         return Path(f"/proc/{process}/cmdline").read_bytes()
     except OSError:
-        return b"distgan.launch"  # gone
+        return b"distgan.distributed.launch"  # gone
 
 
 def _rank(process: int) -> int:
@@ -190,7 +190,7 @@ def test_a_launcher_that_has_started_no_rank_leaves_at_once(
     """As it waits for the other machine, which happens in C."""
     meeting = {"NODES": "2", "GPUS": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     launched.append(Launched("multinode.sh", config, tmp_path / "run", NODE="1", **meeting))
-    wait_for(lambda: b"distgan.launch" in _command(launched[0].process.pid))
+    wait_for(lambda: b"distgan.distributed.launch" in _command(launched[0].process.pid))
     wait_for(lambda: len(list(Path(f"/proc/{launched[0].process.pid}/task").iterdir())) > 1)  # it listens
     launched[0].process.send_signal(number)
     assert launched[0].process.wait(30) == code

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from distgan import meter
+from distgan.distributed.process_group import World
 from distgan.meter import Meter
-from distgan.world import World
 
 
 def reports(num: int, size: int = 4) -> list[tuple[dict[str, Tensor], Tensor, Tensor, Tensor]]:

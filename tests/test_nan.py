@@ -12,9 +12,9 @@ from runs import audit, make_digits, metrics, status, weights, write_config
 
 from distgan.build import build_optimizer
 from distgan.config import Optimizer
+from distgan.distributed.process_group import World
 from distgan.models import MODELS
 from distgan.step import DeviceBatch, GanStep, Noise, Strengths
-from distgan.world import World
 
 FAULT = [str(ROOT / "tests" / "nan_run.py"), "500"]  # within the iteration that ends at 504 images
 

@@ -11,8 +11,8 @@ from threading import Barrier
 import pytest
 from processes import environment, free_port
 
+from distgan.distributed.launch_env import choose_gpu, ignored, local_rank, node_rank, settle, together
 from distgan.errors import ConfigError, DataError, DistganError, MachineError
-from distgan.ranks import choose_gpu, ignored, local_rank, node_rank, settle, together
 
 STEP = {"SLURM_STEP_ID": "0", "SLURM_NTASKS": "4", "SLURM_PROCID": "3", "SLURM_LOCALID": "1", "SLURM_GTIDS": "2,3"}
 MEETING = {"MASTER_ADDR": "node1", "MASTER_PORT": "1"}
@@ -125,7 +125,7 @@ def test_ranks_that_do_not_meet_are_told_why(rank: str, is_taken: bool, told: st
             port = free_port()
         place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "ACCELERATE_USE_CPU": "true"}
         more = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": "2", **place}
-        code = "from distgan.world import World; World(timeout_sec=3)"
+        code = "from distgan.distributed.process_group import World; World(timeout_sec=3)"
         done = subprocess.run(
             [sys.executable, "-c", code], env=environment(**more), capture_output=True, text=True, timeout=60
         )

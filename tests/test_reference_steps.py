@@ -16,10 +16,10 @@ from distgan import ema
 from distgan.build import build_optimizer
 from distgan.config import Config, Ema, Loss, Optim, Optimizer, Train
 from distgan.controls import Controls
+from distgan.distributed.process_group import World
 from distgan.models import r3gan
 from distgan.step import DeviceBatch, GanStep, Noise
 from distgan.trainer import set_rates
-from distgan.world import World
 
 BATCH, STEPS, CLASSES, Z_DIM, RAMP = 8, 8, 3, 6, 48  # the last two steps come after the ramp
 GAMMA, LR, BETA2, HALF_LIFE = (2.0, 0.2), (2e-3, 5e-4), (0.9, 0.99), (0.0, 100.0)

@@ -6,10 +6,10 @@ import torch
 from torch import Tensor, nn
 
 from distgan.degrade import degrade
+from distgan.distributed.process_group import World
 from distgan.recipe import Step
 from distgan.rng import device_rng
 from distgan.step import DeviceBatch, GanStep, Noise, Restoring, Strengths
-from distgan.world import World
 
 
 class G(nn.Module):

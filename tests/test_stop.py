@@ -17,7 +17,7 @@ from distgan.cli import main
 from distgan.data import index
 from distgan.data.dataset import Dataset
 from distgan.data.shards import find_shards
-from distgan.stop import EXIT_CODES, asked, listening
+from distgan.distributed.preemption import EXIT_CODES, asked, listening
 from distgan.storage.byte_ranges import Source
 
 SIGNALS = [signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM, signal.SIGHUP, signal.SIGINT]

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from runs import make_digits, status, write_config
 
-import distgan.world  # noqa: F401  Accelerate looks for wandb when it is imported: before the stand-in takes its place
+import distgan.distributed.process_group  # noqa: F401  Accelerate looks for wandb when it is imported: before the stand-in takes its place
 from distgan.cli import main
 from distgan.console import console_line
 

@@ -6,9 +6,9 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from distgan import world
+from distgan.distributed import process_group
+from distgan.distributed.process_group import World, refuse_shared_gpus
 from distgan.errors import MachineError
-from distgan.world import World, refuse_shared_gpus
 
 CUDA = torch.device("cuda")
 
@@ -25,7 +25,7 @@ def kernels() -> Iterator[None]:
 @pytest.mark.parametrize("tf32", [False, True])
 def test_older_and_newer_readers_of_tf32_agree(tf32: bool, kernels: None) -> None:
     """Where only the newer setting is made, torch raises at the older one, which torch.compile reads."""
-    world._choose_kernels(CUDA, "fast", tf32)
+    process_group._choose_kernels(CUDA, "fast", tf32)
     cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
     assert (cudnn.allow_tf32, matmul.allow_tf32) == (tf32, tf32)
     assert torch.get_float32_matmul_precision() == ("high" if tf32 else "highest")
@@ -45,6 +45,6 @@ def test_gpus_that_accelerate_refuses_are_an_error_of_the_machine(monkeypatch: p
     def refuse(**_: object) -> None:
         raise NotImplementedError("RTX 4000 series doesn't support P2P.")
 
-    monkeypatch.setattr(world, "Accelerator", refuse)
+    monkeypatch.setattr(process_group, "Accelerator", refuse)
     with pytest.raises(MachineError, match=r"RTX 4000 .* NCCL_P2P_DISABLE=1"):
         World()

@@ -21,11 +21,11 @@ from distgan.bench.workplace import running, workplace
 from distgan.build import num_weights
 from distgan.config import Augment, Balance, Config, restores
 from distgan.data.image import decode_into
+from distgan.distributed.process_group import World
 from distgan.rules import BatchPlan, batch_plan
 from distgan.stopwatch import peak_memory
 from distgan.timeline import Timeline
 from distgan.trainer import Trainer
-from distgan.world import World
 
 log = logging.getLogger("distgan")
 

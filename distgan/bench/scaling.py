@@ -19,10 +19,10 @@ import torch
 from distgan.bench.table import Row
 from distgan.bench.workplace import running, workplace
 from distgan.config import Config
+from distgan.distributed.process_group import World
 from distgan.errors import ConfigError, MachineError
 from distgan.rules import batch_plan
 from distgan.stopwatch import peak_memory
-from distgan.world import World
 
 ROUNDS, WARM_UP, SLICE_SEC = 3, 3, 1.0
 TOLD = ("images per second", "over as many runs", "all-reduce of")  # of a child's rows, those that are passed on

@@ -8,15 +8,15 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from distgan import ranks
 from distgan.build import build_nets
 from distgan.config import Config
 from distgan.data.synthetic import write_shards
+from distgan.distributed import launch_env
+from distgan.distributed.process_group import World
 from distgan.rules import BatchPlan
 from distgan.run import open_world
 from distgan.storage.run_dir import RunFolder
 from distgan.trainer import Trainer
-from distgan.world import World
 
 SYNTHETIC = "synthetic"  # as data.shards
 FOREVER = 2**60
@@ -27,7 +27,7 @@ def workplace(config: Config) -> Iterator[tuple[Config, World]]:
     """The ranks, and the config made into one that runs in a folder that is gone afterwards."""
     world = open_world(config)
     folder = Path(tempfile.gettempdir()) / f"distgan-bench-{world.broadcast(secrets.token_hex(6))}"
-    writes = ranks.node_rank() == 0  # on every node
+    writes = launch_env.node_rank() == 0  # on every node
     try:
         if config.data.shards == [SYNTHETIC]:
             config = replace(config, data=replace(config.data, shards=[str(folder / "shards")]))

@@ -13,11 +13,11 @@ from pathlib import Path
 
 import numpy as np
 
-from distgan import stop
 from distgan.data import card, index
 from distgan.data.image import MAX_PIXELS, SUFFIXES, BadImage, decode_into
 from distgan.data.plan import held_out
 from distgan.data.shards import default_cache_dir
+from distgan.distributed import preemption
 from distgan.errors import DataError, StoppedError, with_hint
 from distgan.rng import host_rng
 from distgan.storage.byte_ranges import Source
@@ -237,7 +237,7 @@ class Dataset:
         return shard, self._open(shard)[1], place - int(ends[shard]) + len(self._held[shard])
 
     def _summary(self, url: str) -> dict:
-        if reason := stop.asked():  # many shards without an index take long
+        if reason := preemption.asked():  # many shards without an index take long
             return {"stopped": reason}
         try:
             return index.summary(url, self.source, self._cache_dir)

@@ -6,7 +6,7 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
-from distgan import ranks
+from distgan.distributed import launch_env
 from distgan.doctor.finding import FAIL, OK, WARN, Finding
 from distgan.errors import DistganError
 
@@ -19,12 +19,12 @@ def launcher() -> Iterator[Finding]:
     """What the launcher of this process said; the environment is left as it is."""
     environment = dict(os.environ)
     try:
-        size = ranks.settle(environment)
+        size = launch_env.settle(environment)
     except DistganError as error:
         yield Finding("ranks", FAIL, str(error))
         return
     launched = "RANK" in environment
-    told = f"rank {ranks.rank(environment)} of {size}" if launched else "no launcher: one rank"
+    told = f"rank {launch_env.rank(environment)} of {size}" if launched else "no launcher: one rank"
     address = f", meeting at {environment['MASTER_ADDR']}" if launched and "MASTER_ADDR" in environment else ""
     yield Finding("ranks", OK, told + address)
 

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from distgan.console import duration
 from distgan.data.shards import default_cache_dir
+from distgan.distributed.process_group import World
 from distgan.errors import ConfigError, DataError, MachineError
 from distgan.evaluation.imageset import Images, ImageSet, ShardImages, shares
 from distgan.metrics import frechet, reference
@@ -24,7 +25,6 @@ from distgan.metrics.moments import Moments
 from distgan.metrics.reference import Reference
 from distgan.metrics.scores import METRICS, NAN, Features, Values
 from distgan.rng import host_rng
-from distgan.world import World
 
 log = logging.getLogger("distgan")
 

@@ -10,6 +10,7 @@ from torch import nn
 
 from distgan.config import EVAL_METRICS, Config, best_metric
 from distgan.data.dataset import Dataset
+from distgan.distributed.process_group import World
 from distgan.evaluation.evaluate import Poll, check_metrics, measure
 from distgan.evaluation.imageset import GeneratedImages, draw_labels
 from distgan.evaluation.realside import is_statistics, know_reals, open_shards, shard_images
@@ -17,7 +18,6 @@ from distgan.metrics.extractors import open_extractor
 from distgan.metrics.naming import value_name
 from distgan.storage import checkpoint
 from distgan.storage.run_dir import RunFolder
-from distgan.world import World
 
 log = logging.getLogger("distgan")
 

@@ -7,13 +7,13 @@ from distgan import build
 from distgan.config import Config
 from distgan.data.dataset import Dataset
 from distgan.data.shards import find_shards
+from distgan.distributed.launch_env import together
+from distgan.distributed.process_group import World
 from distgan.evaluation.evaluate import Poll, known_reals
 from distgan.evaluation.imageset import ShardImages
 from distgan.metrics.extractors import Extractor
 from distgan.metrics.reference import Reference, load_statistics
-from distgan.ranks import together
 from distgan.storage.byte_ranges import Source
-from distgan.world import World
 
 
 def open_shards(

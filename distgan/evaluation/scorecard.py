@@ -15,6 +15,7 @@ import torch
 from distgan import __version__, sample
 from distgan.config import EVAL_METRICS
 from distgan.data.dataset import Dataset
+from distgan.distributed.process_group import World
 from distgan.errors import ConfigError, MachineError
 from distgan.evaluation.evaluate import Extracted, Measured, check_metrics, extract, measure
 from distgan.evaluation.imageset import ImageSet, ShardImages
@@ -30,7 +31,6 @@ from distgan.metrics.scores import METRICS, Features
 from distgan.storage.checkpoint import replace_file
 from distgan.storage.run_dir import git_state
 from distgan.storage.urls import public
-from distgan.world import World
 
 log = logging.getLogger("distgan")
 

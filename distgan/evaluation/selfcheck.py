@@ -10,6 +10,7 @@ from torch import Tensor
 
 from distgan.config import Config
 from distgan.data.dataset import Dataset
+from distgan.distributed.process_group import World
 from distgan.errors import ConfigError, DataError, DistganError
 from distgan.evaluation.evaluate import extract
 from distgan.evaluation.imageset import Images, ShardImages
@@ -18,7 +19,6 @@ from distgan.metrics import frechet, inception_score, kernel, neighbours
 from distgan.metrics.extractors import Extractor, open_extractor
 from distgan.metrics.moments import Moments
 from distgan.metrics.scores import Features
-from distgan.world import World
 
 NUM_CIFAR = {"train": 50_000, "test": 10_000}
 NUM_DRAWN = 5000

@@ -6,11 +6,11 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from distgan.distributed.process_group import World
 from distgan.errors import ConfigError, DataError
 from distgan.evaluation.scorecard import Options, asked_for, evaluate
 from distgan.storage import checkpoint
 from distgan.storage.run_dir import RunFolder
-from distgan.world import World
 
 log = logging.getLogger("distgan")
 

@@ -1,6 +1,6 @@
 """`accelerate launch` for `distgan train`, in a way that signals and exit codes arrive:
 
-    python -m distgan.launch FLAGS_OF_ACCELERATE -m distgan train CONFIG [key=value ...]
+    python -m distgan.distributed.launch FLAGS_OF_ACCELERATE -m distgan train CONFIG [key=value ...]
 
 The launcher of torch below it takes the first signal as the order to kill every rank 30 s later, passes no second one
 on, and turns every exit code of a rank into 1, under a traceback of its own.
@@ -16,8 +16,8 @@ from collections.abc import Collection
 
 import psutil
 
+from distgan.distributed.preemption import EXIT_CODES, LAUNCHER, requests
 from distgan.errors import MachineError, with_hint
-from distgan.stop import EXIT_CODES, LAUNCHER, requests
 from distgan.storage.printable import public_line
 
 

@@ -16,7 +16,7 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, DistributedType, InitProcessGroupKwargs
 from torch import Tensor, nn
 
-from distgan import ranks, stop
+from distgan.distributed import launch_env, preemption
 from distgan.errors import ConfigError, MachineError, of_kind, with_hint
 
 T = TypeVar("T")
@@ -46,12 +46,12 @@ class World:
         bucket_mb: int = 25,
         bf16_gradients: bool = False,
     ) -> None:
-        promised = ranks.settle()
-        ranks.choose_gpu(torch.cuda.device_count())
+        promised = launch_env.settle()
+        launch_env.choose_gpu(torch.cuda.device_count())
         if deterministic != "fast":
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA starts
         try:
-            with stop.leaving_when_asked("the other ranks"):
+            with preemption.leaving_when_asked("the other ranks"):
                 self._accelerator = Accelerator(
                     cpu=torch.backends.mps.is_available(),  # which has no float64, and no second rank
                     mixed_precision="no",  # autocast stands in the losses, so that penalties can stay in float32
@@ -63,15 +63,15 @@ class World:
                 )
         except NotImplementedError as error:  # Accelerate's, of GPUs whose old driver cannot reach one another
             raise MachineError(
-                f"rank {ranks.rank()}: {error} Set NCCL_P2P_DISABLE=1 and NCCL_IB_DISABLE=1 for all ranks, or install "
-                "a newer driver"
-            ).on_rank(ranks.rank()) from None
+                f"rank {launch_env.rank()}: {error} Set NCCL_P2P_DISABLE=1 and NCCL_IB_DISABLE=1 for all ranks, or "
+                "install a newer driver"
+            ).on_rank(launch_env.rank()) from None
         except dist.DistError as error:
             where = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
             raise MachineError(
-                f"rank {ranks.rank()} of {promised} did not meet the others at {where}: "
+                f"rank {launch_env.rank()} of {promised} did not meet the others at {where}: "
                 f"{with_hint(str(error).splitlines()[0], True)}"
-            ).on_rank(ranks.rank()) from None
+            ).on_rank(launch_env.rank()) from None
         self.rank: int = self._accelerator.process_index
         self.size: int = self._accelerator.num_processes
         self.local_size = int(os.environ.get("LOCAL_WORLD_SIZE", self.size))
@@ -224,7 +224,7 @@ class World:
 
     def together(self, function: Callable[[], T]) -> T:
         """Run something on every rank; if it fails on some, every rank raises the first of these errors."""
-        return ranks.together(function, self.gather)
+        return launch_env.together(function, self.gather)
 
     def require_same(self, **values: object) -> None:
         """Raise MachineError where ranks differ in one of these, naming the first that does."""

@@ -10,7 +10,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 
-from distgan import ranks
+from distgan.distributed import launch_env
 
 EXIT_CODES = {"finished": 0, "preempted": 75, "interrupted": 130}  # 75: EX_TEMPFAIL, try again later
 LOOK_SEC = 0.2
@@ -128,7 +128,7 @@ def _hearing_in_a_thread() -> Iterator[None]:
 
 
 def _hear(hears: int) -> None:
-    is_first, num_ints, told = ranks.rank() == 0, 0, False
+    is_first, num_ints, told = launch_env.rank() == 0, 0, False
     while byte := os.read(hears, 1):  # the number of a signal; nothing once the other end is closed
         if signal.getsignal(byte[0]) is _on_signal:
             _note(byte[0])

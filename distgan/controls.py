@@ -10,7 +10,7 @@ from distgan.augment import Ada
 from distgan.balance import Balance
 from distgan.config import Config, Optimizer
 from distgan.distributed.process_group import World
-from distgan.penalties import is_due
+from distgan.losses.gradient_penalty import is_due
 from distgan.schedules import value_at, warm_up
 from distgan.step import Strengths
 

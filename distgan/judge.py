@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from distgan import penalties
 from distgan.augment import NUM_DRAWS, augment
+from distgan.losses import gradient_penalty as penalties
 from distgan.models.tail import Tail
 from distgan.rng import device_rng
 

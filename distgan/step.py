@@ -15,11 +15,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from distgan import compiling, penalties
+from distgan import compiling
 from distgan.degrade import degrade
 from distgan.distributed.process_group import World
 from distgan.judge import Judge, Strengths
-from distgan.losses import LOSSES, PIXEL, Loss, feature_matching
+from distgan.losses import gradient_penalty
+from distgan.losses.adversarial import LOSSES, PIXEL, Loss, feature_matching
 from distgan.meter import Meter
 from distgan.models.spectral import normalised
 from distgan.recipe import Step as Degradation
@@ -135,7 +136,7 @@ class DiscriminatorLoss(nn.Module):
                     once_more = logits[look]
                     if self.bf16:
                         once_more = self.judge(images, labels, seeds, look, now, twice=True, given=given)
-                    squares[name] = penalties.squared_gradient(once_more, images)
+                    squares[name] = gradient_penalty.squared_gradient(once_more, images)
                 terms[f"Loss/{name}"] = weight / 2 * squares[name]
                 total = total + terms[f"Loss/{name}"]
         if now.gp > 0:
@@ -144,7 +145,7 @@ class DiscriminatorLoss(nn.Module):
         # A penalty is told as what it adds to the loss on average, whether it is applied in each step or now and then.
         reported = {k: v.detach() if k == "Loss/D_adv" else v.detach() / now.every for k, v in terms.items()}
         reported["Loss/D"] = total.detach()
-        return total, reported, *(penalties.score(logits[look].detach()) for look in ("real", "fake"))
+        return total, reported, *(gradient_penalty.score(logits[look].detach()) for look in ("real", "fake"))
 
 
 class GeneratorLoss(nn.Module):
@@ -292,7 +293,7 @@ class GanStep:
             self._observe(*report[1:])
         self._update("D", optimizer, before)
         if self.clip:
-            penalties.clip_weights(self.D, self.clip)
+            gradient_penalty.clip_weights(self.D, self.clip)
 
     def g_step(self, batch: DeviceBatch, optimizer: torch.optim.Optimizer, now: Strengths) -> None:
         """Move G towards what D takes for real.

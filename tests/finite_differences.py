@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from distgan.penalties import squared_gradient
+from distgan.losses.gradient_penalty import squared_gradient
 
 
 def check_r1(D: nn.Module, num_classes: int, resolution: int) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from distgan.distributed.process_group import World
-from distgan.losses import LOSSES
+from distgan.losses.adversarial import LOSSES
 from distgan.models import MODELS
 from distgan.recipe import Step as Degradation
 from distgan.step import DeviceBatch, GanStep, Noise, Restoring, Strengths

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 
 from distgan.distributed.process_group import World
-from distgan.losses import LOSSES
+from distgan.losses.adversarial import LOSSES
 from distgan.models import MODELS
 from distgan.models.tail import Tail
 from distgan.recipe import parse

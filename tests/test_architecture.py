@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).parent.parent / "distgan"
 FOLDERS = (
     ("rng",),
     ("storage",),
-    ("losses", "transforms", "models", "distributed"),
+    ("losses.adversarial", "transforms", "models", "distributed"),
     ("data",),
     ("metrics",),
     ("config",),

@@ -27,7 +27,7 @@ from distgan.data import index
 from distgan.data.synthetic import write_shards
 from distgan.errors import ConfigError
 from distgan.judge import Judge, Strengths
-from distgan.losses import LOSSES
+from distgan.losses.adversarial import LOSSES
 from distgan.models import MODELS
 from distgan.rules import batch_plan
 from distgan.step import DiscriminatorLoss, GeneratorLoss

@@ -9,9 +9,10 @@ from ranks_gradients import SMALL
 from runs import make_digits, metrics, write_config
 from safetensors.torch import load_file
 
-from distgan import compiling, penalties
+from distgan import compiling
 from distgan.configfile import load
 from distgan.errors import ConfigError, MachineError
+from distgan.losses import gradient_penalty
 from distgan.models import MODELS
 
 SCRIPT = str(ROOT / "tests" / "ranks_compiled.py")
@@ -40,13 +41,13 @@ def test_the_traced_gradient_is_autograds_in_every_order(family: str) -> None:
     torch.manual_seed(0)
     D = MODELS[family].discriminator(16, 3, **SMALL[family][1]).double()
     images, labels = torch.randn(4, 3, 16, 16, dtype=torch.float64), torch.arange(4) % 3
-    gradient, logits = penalties.traced_gradient(lambda x: D(x, labels), images)
+    gradient, logits = gradient_penalty.traced_gradient(lambda x: D(x, labels), images)
     traced = torch.autograd.grad(
-        penalties.mean_square(gradient) + logits.sum(), list(D.parameters()), allow_unused=True
+        gradient_penalty.mean_square(gradient) + logits.sum(), list(D.parameters()), allow_unused=True
     )
     images.requires_grad_()
     logits = D(images, labels)
-    total = penalties.squared_gradient(logits, images) + logits.sum()
+    total = gradient_penalty.squared_gradient(logits, images) + logits.sum()
     expected = torch.autograd.grad(total, list(D.parameters()), allow_unused=True)
     for one, other in zip(traced, expected):
         assert (one is None) == (other is None)

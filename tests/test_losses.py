@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from distgan.losses import LOSSES, PIXEL, cross_entropy_d, feature_matching, least_squares_d
+from distgan.losses.adversarial import LOSSES, PIXEL, cross_entropy_d, feature_matching, least_squares_d
 
 REAL = torch.tensor([2.0, -1.0, 0.5], dtype=torch.float64)
 FAKE = torch.tensor([-0.5, 3.0, 0.25], dtype=torch.float64)

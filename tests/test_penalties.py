@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from distgan.penalties import clip_weights, gradient_penalty, is_due, score, squared_gradient
+from distgan.losses.gradient_penalty import clip_weights, gradient_penalty, is_due, score, squared_gradient
 
 
 class Linear(nn.Module):

@@ -10,9 +10,9 @@ from finite_differences import check_r1
 from torch import nn
 from torch.nn.utils import parametrize
 
+from distgan.losses.gradient_penalty import squared_gradient
 from distgan.models import resnet, spectral
 from distgan.models.tail import Tail
-from distgan.penalties import squared_gradient
 
 
 def small(

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from distgan.build import build_optimizer
 from distgan.config import Config, restores
 from distgan.errors import ConfigError
-from distgan.losses import LOSSES
-from distgan.penalties import gradient_penalty, squared_gradient
+from distgan.losses.adversarial import LOSSES
+from distgan.losses.gradient_penalty import gradient_penalty, squared_gradient
 from distgan.trainer import Trainer
 
 KEEP = 0.999  # of the average, in each iteration

@@ -21,7 +21,7 @@ from distgan.distributed.launch_env import together
 from distgan.distributed.process_group import World
 from distgan.errors import ConfigError, DataError, MachineError
 from distgan.models import MODELS
-from distgan.models.tail import Tail
+from distgan.models.epilogue import Tail
 from distgan.rng import host_rng
 from distgan.rules import BatchPlan
 from distgan.step import Restoring

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from distgan import __version__, build, sample
 from distgan.errors import ConfigError, MachineError
 from distgan.generator import DESCRIPTION, WEIGHTS, Generator, describe, load_generator, locate
-from distgan.models.spectral import normalised
+from distgan.models.spectral_norm import normalised
 from distgan.storage import checkpoint
 
 TOLERANCE = 1e-5  # that an exported generator may differ by, on a scale of -1..1

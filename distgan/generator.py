@@ -19,7 +19,7 @@ from distgan.configfile import from_dict
 from distgan.distributed.launch_env import local_rank
 from distgan.errors import ConfigError, DataError
 from distgan.models import MODELS
-from distgan.models.tail import Tail
+from distgan.models.epilogue import Tail
 from distgan.storage import checkpoint
 from distgan.storage.checkpoint import DamagedError
 

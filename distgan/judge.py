@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from distgan.augment import NUM_DRAWS, augment
 from distgan.losses import gradient_penalty as penalties
-from distgan.models.tail import Tail
+from distgan.models.epilogue import Tail
 from distgan.rng import device_rng
 
 Verdict = Tensor | tuple[Tensor, list[Tensor]]  # logits, and with `features` those too

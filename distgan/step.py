@@ -22,7 +22,7 @@ from distgan.judge import Judge, Strengths
 from distgan.losses import gradient_penalty
 from distgan.losses.adversarial import LOSSES, PIXEL, Loss, feature_matching
 from distgan.meter import Meter
-from distgan.models.spectral import normalised
+from distgan.models.spectral_norm import normalised
 from distgan.recipe import Step as Degradation
 from distgan.rng import device_rng, host_rng
 from distgan.sample import make

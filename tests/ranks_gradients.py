@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from distgan.distributed.process_group import World
 from distgan.losses.adversarial import LOSSES
 from distgan.models import MODELS
-from distgan.models.tail import Tail
+from distgan.models.epilogue import Tail
 from distgan.recipe import parse
 from distgan.step import DeviceBatch, GanStep, Noise, Restoring, Strengths
 

@@ -9,7 +9,7 @@ from finite_differences import check_r1
 from torch import nn
 
 from distgan.models import r3gan
-from distgan.models.tail import Tail
+from distgan.models.epilogue import Tail
 
 
 def small(resolution: int, num_classes: int, **settings: object) -> tuple[r3gan.Generator, r3gan.Discriminator]:

@@ -11,8 +11,9 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from distgan.losses.gradient_penalty import squared_gradient
-from distgan.models import resnet, spectral
-from distgan.models.tail import Tail
+from distgan.models import resnet
+from distgan.models import spectral_norm as spectral
+from distgan.models.epilogue import Tail
 
 
 def small(

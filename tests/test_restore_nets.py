@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from distgan.models.restore import Discriminator, Generator
+from distgan.models.image_to_image import Discriminator, Generator
 
 PLAIN = {"skips": False, "residual": False, "noise": False, "norm": "none", "embedding": 3}
 

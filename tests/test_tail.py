@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from distgan.models.tail import Tail
+from distgan.models.epilogue import Tail
 
 X = torch.randn(8, 3, 4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
 

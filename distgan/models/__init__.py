@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from torch import nn
 
-from distgan.models import dcgan, hourglass, r3gan, resnet, restore
+from distgan.models import dcgan, hourglass, image_to_image, r3gan, resnet
 
 
 class Family(NamedTuple):
@@ -24,5 +24,5 @@ MODELS: dict[str, Family] = {
     "r3gan": Family(r3gan.Generator, r3gan.Discriminator, 2, "the resampling filter is the authors' [1, 3, 3, 1]"),
     "resnet": Family(resnet.Generator, resnet.Discriminator),
     "hourglass": Family(hourglass.Generator, hourglass.Discriminator),
-    "restore": Family(restore.Generator, restore.Discriminator),
+    "restore": Family(image_to_image.Generator, image_to_image.Discriminator),
 }

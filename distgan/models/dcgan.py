@@ -12,7 +12,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from distgan.models.tail import MakeTail, Tail
+from distgan.models.epilogue import MakeTail, Tail
 
 
 class Generator(nn.Module):

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from distgan.models.tail import MakeTail, Tail
+from distgan.models.epilogue import MakeTail, Tail
 
 KERNEL = 4
 SLOPE = 0.3  # of leaky ReLU, Keras' default

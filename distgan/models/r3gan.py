@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from distgan.models.tail import MakeTail, Tail
+from distgan.models.epilogue import MakeTail, Tail
 
 SLOPE = 0.2  # of leaky ReLU
 GAIN = math.sqrt(2 / (1 + SLOPE**2))  # makes up for what leaky ReLU takes of the second moment (He et al. 2015)

@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from distgan.models.spectral import spectral_norm
-from distgan.models.tail import MakeTail, Tail
+from distgan.models.epilogue import MakeTail, Tail
+from distgan.models.spectral_norm import spectral_norm
 
 LARGEST_UNIFORM = 32  # pixels up to which all blocks are equally wide
 RELU = math.sqrt(2)  # makes up for the half of the second moment that ReLU takes (He et al. 2015)

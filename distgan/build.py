@@ -9,7 +9,6 @@ import numpy as np
 import torch
 from torch import nn
 
-from distgan import recipe
 from distgan.config import Config, restores
 from distgan.config import Optimizer as OptimizerSettings
 from distgan.data.classes import Balanced
@@ -27,6 +26,7 @@ from distgan.rules import BatchPlan
 from distgan.step import Restoring
 from distgan.storage.byte_ranges import Source
 from distgan.storage.disk_cache import NodeCache
+from distgan.transforms import degrade_spec
 
 
 def open_dataset(config: Config, *, rank: int = 0, world: int = 1, gather: Gather = lambda item: [item]) -> Dataset:
@@ -168,7 +168,7 @@ def restoring(config: Config) -> Restoring | None:
     """What the step needs to know of a G that restores; None for others."""
     if not restores(config):
         return None
-    steps = recipe.parse(config.restore.degrade, config.data.resolution)
+    steps = degrade_spec.parse(config.restore.degrade, config.data.resolution)
     return Restoring(steps, config.restore.pixel, config.restore.weight, config.model.D["paired"])
 
 

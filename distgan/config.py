@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import MISSING, Field, asdict, dataclass, field, fields, is_dataclass, replace
 from typing import Any, Literal
 
-from distgan import recipe
 from distgan.storage.urls import public, public_text
+from distgan.transforms import degrade_spec
 
 
 def key(
@@ -132,7 +132,7 @@ class Restore:
     degrade: list[dict] = key(
         [],
         "what makes degraded pictures of clean ones, in turn, as [{blur: [0.5, 2]}, {noise: 25, p: 0.5}] "
-        f"({', '.join(recipe.KINDS)}); empty: the shards hold pairs",
+        f"({', '.join(degrade_spec.KINDS)}); empty: the shards hold pairs",
     )
     pixel: Literal["l1", "l2", "charbonnier"] = key("l1", "distance of restored from clean pictures")
     weight: float = key(100.0, "weight of that distance in G's loss, next to what D says", low=0)

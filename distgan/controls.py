@@ -6,13 +6,13 @@ import torch
 from torch import Tensor
 
 from distgan import ema
-from distgan.augment import Ada
 from distgan.balance import Balance
 from distgan.config import Config, Optimizer
 from distgan.distributed.process_group import World
 from distgan.losses.gradient_penalty import is_due
 from distgan.schedules import value_at, warm_up
 from distgan.step import Strengths
+from distgan.transforms.augment import Ada
 
 PENALTIES = ("r1", "r2", "gp")  # keys of the config's loss
 

@@ -7,14 +7,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from distgan import recipe, sample
-from distgan.augment import NUM_DRAWS, augment
+from distgan import sample
 from distgan.config import Config, restores
 from distgan.data.dataset import Dataset
 from distgan.distributed.process_group import World
 from distgan.heldout import HeldOut
 from distgan.rng import device_rng
 from distgan.tracker import Tracker
+from distgan.transforms import degrade_spec
+from distgan.transforms.augment import NUM_DRAWS, augment
 
 
 class Gallery:
@@ -29,7 +30,7 @@ class Gallery:
         self._reals: list[np.ndarray] = []
         self._held_out = None
         if restores(config):
-            data, steps = config.data, recipe.parse(config.restore.degrade, config.data.resolution)
+            data, steps = config.data, degrade_spec.parse(config.restore.degrade, config.data.resolution)
             self._held_out = HeldOut(dataset, steps, data.resolution, data.filter, data.crop, config.model.z_dim)
             self._triples = max(1, self._columns // 3)  # to a row
 

@@ -8,11 +8,11 @@ from torch import Tensor, nn
 
 from distgan import sample
 from distgan.data.dataset import Dataset
-from distgan.degrade import degrade
 from distgan.distributed.process_group import World
 from distgan.metrics.restoration import psnr, ssim
-from distgan.recipe import Step
 from distgan.rng import host_rng
+from distgan.transforms.degrade import degrade
+from distgan.transforms.degrade_spec import Step
 
 BEST_DB = 100.0  # what a picture without any error counts in a mean
 

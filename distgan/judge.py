@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from distgan.augment import NUM_DRAWS, augment
 from distgan.losses import gradient_penalty as penalties
 from distgan.models.epilogue import Tail
 from distgan.rng import device_rng
+from distgan.transforms.augment import NUM_DRAWS, augment
 
 Verdict = Tensor | tuple[Tensor, list[Tensor]]  # logits, and with `features` those too
 

@@ -7,9 +7,9 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from distgan import recipe
 from distgan.config import EVAL_METRICS, Config, Eval, restores
 from distgan.errors import ConfigError
+from distgan.transforms import degrade_spec
 
 SMOOTHED = ("minimax", "nonsaturating", "leastsquares")
 LEAST_RESOLUTION = {"hourglass": 32, "restore": 16}  # of a family that cannot do the 8 pixels that others can
@@ -112,7 +112,7 @@ def _problems_of_restoring(config: Config) -> list[str]:
     if not resolution:  # which is told already
         return found
     try:
-        recipe.parse(config.restore.degrade, resolution)
+        degrade_spec.parse(config.restore.degrade, resolution)
     except ValueError as error:
         found.append(f"restore.degrade{error}")
     if patches > 1 and (patches & (patches - 1) or not 4 <= patches <= resolution // 2):

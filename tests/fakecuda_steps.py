@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from distgan import build, degrade
+from distgan import build
 from distgan.config import Config, restores
 from distgan.configfile import load
 from distgan.controls import Controls
@@ -31,6 +31,7 @@ from distgan.rules import batch_plan
 from distgan.step import GanStep, Noise
 from distgan.stopwatch import D_STEP, G_STEP, Stopwatch
 from distgan.trainer import Trainer
+from distgan.transforms import degrade
 
 FROM_NUMPY = torch.from_numpy
 DEVICE = torch.device("cuda", 0)

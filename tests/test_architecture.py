@@ -70,7 +70,7 @@ TORCH_FREE = {
     "metrics.weights",
     "pick",
     "distributed.launch_env",
-    "recipe",
+    "transforms.degrade_spec",
     "report",
     "report.curves",
     "report.history",

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from distgan.augment import NUM_DRAWS, Ada, _colour_matrix, _inverse_map, augment
+from distgan.transforms.augment import NUM_DRAWS, Ada, _colour_matrix, _inverse_map, augment
 
 PIPES = list(NUM_DRAWS)
 LAST = 1 - 2**-24  # the largest number that is drawn

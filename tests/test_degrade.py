@@ -10,9 +10,9 @@ from PIL import Image
 from scipy import ndimage, stats
 from torch import Tensor
 
-from distgan.degrade import KINDS, degrade, poisson
-from distgan.recipe import KINDS as KNOWN
-from distgan.recipe import Step, parse
+from distgan.transforms.degrade import KINDS, degrade, poisson
+from distgan.transforms.degrade_spec import KINDS as KNOWN
+from distgan.transforms.degrade_spec import Step, parse
 
 RECIPE = [
     {"blur": [0.5, 2], "p": 0.5},

@@ -5,11 +5,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from distgan.degrade import degrade
 from distgan.distributed.process_group import World
-from distgan.recipe import Step
 from distgan.rng import device_rng
 from distgan.step import DeviceBatch, GanStep, Noise, Restoring, Strengths
+from distgan.transforms.degrade import degrade
+from distgan.transforms.degrade_spec import Step
 
 
 class G(nn.Module):

@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from distgan.recipe import Step
 from distgan.rng import device_rng
+from distgan.transforms.degrade_spec import Step
 
 GREY = 128.0  # level of what is masked
 STROKES, SEGMENTS = 4, 6  # brush strokes of a picture at most, and straight pieces of each

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from distgan import sample
 from distgan.data.dataset import Dataset
 from distgan.distributed.process_group import World
-from distgan.metrics.restoration import psnr, ssim
+from distgan.metrics.psnr_ssim import psnr, ssim
 from distgan.rng import host_rng
 from distgan.transforms.degrade import degrade
 from distgan.transforms.degrade_spec import Step

@@ -14,7 +14,7 @@ from distgan.data.dataset import Dataset
 from distgan.data.shards import find_shards
 from distgan.errors import ConfigError, DataError
 from distgan.generator import load_config, load_discriminator
-from distgan.metrics import neighbours
+from distgan.metrics import precision_recall
 from distgan.metrics.extractors import open_extractor
 from distgan.rng import host_rng
 from distgan.storage.byte_ranges import Source
@@ -74,4 +74,4 @@ class Nearness:
 
     def __call__(self, images: Tensor, labels: Tensor | None) -> Tensor:
         pixels = torch.from_numpy(sample.to_uint8(images)).permute(0, 3, 1, 2)
-        return -neighbours.nearest(self._extractor(pixels)[0], self._points)[0].cpu()
+        return -precision_recall.nearest(self._extractor(pixels)[0], self._points)[0].cpu()

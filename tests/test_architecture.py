@@ -67,7 +67,7 @@ TORCH_FREE = {
     "doctor.services",
     "errors",
     "rng.host_rng",
-    "metrics.weights",
+    "metrics.extractors.weights",
     "pick",
     "distributed.launch_env",
     "transforms.degrade_spec",

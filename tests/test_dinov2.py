@@ -13,8 +13,8 @@ import torch
 from drawn_weights import drawn
 from torch import Tensor
 
-from distgan.metrics.dinov2 import DinoV2
 from distgan.metrics.extractors import EXTRACTORS, Extractor
+from distgan.metrics.extractors.dinov2 import DinoV2
 
 
 @pytest.fixture(scope="module")

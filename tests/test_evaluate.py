@@ -18,11 +18,11 @@ from distgan.distributed.process_group import World
 from distgan.errors import ConfigError, DataError
 from distgan.evaluation.evaluate import StopAsked, check_metrics, extract, known_reals, measure
 from distgan.evaluation.imageset import Images, ListedImages, ShardImages, draw_labels
-from distgan.metrics import frechet, reference
+from distgan.metrics import frechet, reference_stats
 from distgan.metrics.extractors import Extractor, open_extractor
 from distgan.metrics.moments import Moments
 from distgan.metrics.naming import value_name
-from distgan.metrics.reference import Reference, load_statistics
+from distgan.metrics.reference_stats import Reference, load_statistics
 from distgan.storage.byte_ranges import Source
 
 
@@ -212,7 +212,7 @@ def test_metrics_that_are_not_defined_are_refused(
 
 def test_a_statistics_file_comes_back_and_must_fit(tmp_path: Path, world: World, toy: Extractor) -> None:
     real, path = known(world, toy, noise(100, 1)), tmp_path / "real.npz"
-    reference.save(path, real)
+    reference_stats.save(path, real)
     again = load_statistics(path, toy.identity, 32, 16)
     assert torch.equal(again.features.gaussian.cov, real.features.gaussian.cov)
     assert torch.equal(again.features.points, real.features.points)

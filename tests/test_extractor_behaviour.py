@@ -16,7 +16,8 @@ import torch
 from PIL import Image, ImageFilter
 
 from distgan.errors import ConfigError
-from distgan.metrics import frechet, kernel
+from distgan.metrics import frechet
+from distgan.metrics import kid as kernel
 from distgan.metrics.extractors import EXTRACTORS, Extractor, open_extractor
 from distgan.metrics.moments import Gaussian, Moments
 

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from distgan.config import EVAL_METRICS
-from distgan.metrics import frechet, inception_score, kernel, neighbours
+from distgan.metrics import frechet, inception_score, kid, precision_recall
 from distgan.metrics.moments import Gaussian, Moments
 from distgan.metrics.probe import train_probe
-from distgan.metrics.scores import METRICS, Features
+from distgan.metrics.registry import METRICS, Features
 
 
 def points(num: int, seed: int, shift: float = 0.0, dim: int = 24) -> Tensor:
@@ -119,10 +119,10 @@ def test_the_error_of_the_distance_is_that_of_independent_draws() -> None:
 
 def test_kernel_distance_equals_the_reference_on_its_subsets(real: Tensor, fake: Tensor) -> None:
     """With the reference's first set being the fakes, as people run it."""
-    mean, deviation, size = kernel.subsets(real, fake, num=20, size=300)
+    mean, deviation, size = kid.subsets(real, fake, num=20, size=300)
     assert (mean, deviation) == pytest.approx((0.0026353519994035, 0.004902880147989555), rel=1e-9)
     assert size == 300
-    assert kernel.subsets(real, fake, num=2)[2] == 500  # as many as there are
+    assert kid.subsets(real, fake, num=2)[2] == 500  # as many as there are
 
 
 def test_the_subsets_of_the_kernel_distance_are_drawn_for_the_fakes_first(real: Tensor, fake: Tensor) -> None:
@@ -133,7 +133,7 @@ def test_the_subsets_of_the_kernel_distance_are_drawn_for_the_fakes_first(real: 
         within = (xx.sum() - xx.trace() + yy.sum() - yy.trace()) / (50 * 49)
         found.append(float(within - 2 * xy.mean()))
     expected = (np.mean(found), np.std(found), 50)
-    assert kernel.subsets(real, fake, num=5, size=50) == pytest.approx(expected, rel=1e-9)
+    assert kid.subsets(real, fake, num=5, size=50) == pytest.approx(expected, rel=1e-9)
 
 
 def test_kernel_distance_over_all_pairs_is_the_definition(
@@ -144,14 +144,14 @@ def test_kernel_distance_over_all_pairs_is_the_definition(
     own, other, across = ((a @ b.T / 24 + 1) ** 3 for a, b in ((x, x), (y, y), (x, y)))
     expected = (own.sum() - own.trace()) / (n * (n - 1)) + (other.sum() - other.trace()) / (m * (m - 1))
     expected -= 2 * across.mean()
-    assert kernel.full(real, fake)[0] == pytest.approx(float(expected), rel=1e-9)
-    monkeypatch.setattr(kernel, "TILE", 37)
-    assert kernel.full(real, fake)[0] == pytest.approx(float(expected), rel=1e-9)
+    assert kid.full(real, fake)[0] == pytest.approx(float(expected), rel=1e-9)
+    monkeypatch.setattr(kid, "TILE", 37)
+    assert kid.full(real, fake)[0] == pytest.approx(float(expected), rel=1e-9)
 
 
 def test_kernel_distance_has_no_bias_and_an_honest_error() -> None:
     real = points(800, 20)
-    pairs = [kernel.full(real, points(60, 200 + i)) for i in range(60)]
+    pairs = [kid.full(real, points(60, 200 + i)) for i in range(60)]
     values, errors = np.array(pairs).T
     assert abs(values.mean()) < 4 * values.std(ddof=1) / 60**0.5
     assert 0.6 < errors.mean() / values.std(ddof=1) < 1.6
@@ -167,16 +167,16 @@ def test_inception_score_equals_the_reference() -> None:
 
 def test_neighbourhoods_equal_the_references(real: Tensor, fake: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
     for tile in (1024, 41):
-        monkeypatch.setattr(neighbours, "TILE", tile)
-        precision, recall = neighbours.precision_recall(real, fake)
+        monkeypatch.setattr(precision_recall, "TILE", tile)
+        precision, recall = precision_recall.precision_recall(real, fake)
         assert (precision[0], recall[0]) == pytest.approx((411 / 500, 494 / 600), abs=1e-12)
-        density, coverage = neighbours.density_coverage(real, fake)
+        density, coverage = precision_recall.density_coverage(real, fake)
         assert (density[0], coverage[0]) == pytest.approx((0.9448, 0.925), abs=1e-12)
 
 
 def test_neighbourhoods_of_equal_distributions() -> None:
     """Coverage is 1 - 2^-k in theory, and density 1."""
-    density, coverage = neighbours.density_coverage(points(3000, 31, dim=6), points(3000, 32, dim=6))
+    density, coverage = precision_recall.density_coverage(points(3000, 31, dim=6), points(3000, 32, dim=6))
     assert density[0] == pytest.approx(1, abs=0.03)
     assert coverage[0] == pytest.approx(1 - 2**-5, abs=0.01)
     assert 0.001 < coverage[1] < 0.01
@@ -184,15 +184,15 @@ def test_neighbourhoods_of_equal_distributions() -> None:
 
 def test_copies_are_at_no_distance(real: Tensor) -> None:
     far = real + 1000  # large features, whose rounding would show
-    distance, which = neighbours.nearest(far[[5, 9]], far)
+    distance, which = precision_recall.nearest(far[[5, 9]], far)
     assert distance.tolist() == [0, 0]
     assert which.tolist() == [5, 9]
     copies = far[:1].repeat(50, 1)
-    assert neighbours.precision_recall(far, copies)[0][0] == 1
-    assert neighbours.precision_recall(far, copies)[1][0] == pytest.approx(1 / 600)
-    assert not neighbours.reach(copies, 3).any()
+    assert precision_recall.precision_recall(far, copies)[0][0] == 1
+    assert precision_recall.precision_recall(far, copies)[1][0] == pytest.approx(1 / 600)
+    assert not precision_recall.reach(copies, 3).any()
     with pytest.raises(ValueError, match="3 neighbours need 4 images at least, not 3"):
-        neighbours.reach(real[:3], 3)
+        precision_recall.reach(real[:3], 3)
 
 
 def test_a_probe_separates_what_is_separable_and_no_more() -> None:

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from distgan.metrics.resize import RESIZERS
+from distgan.metrics.extractors.resize import RESIZERS
 
 SIDES = [(7, 5), (32, 32), (40, 61), (16, 33)]
 SIZE = 16

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from distgan.metrics.restoration import psnr, ssim
+from distgan.metrics.psnr_ssim import psnr, ssim
 
 
 def pictures(seed: int, num: int = 3, size: int = 24) -> Tensor:

@@ -18,9 +18,9 @@ from distgan.evaluation.subject import open_subject
 from distgan.export import card
 from distgan.generate import generate, parse_labels
 from distgan.generator import Generator
-from distgan.metrics.classes import class_distances, probe_accuracies, share_classes
 from distgan.metrics.moments import Gaussian
-from distgan.metrics.scores import Features
+from distgan.metrics.per_class import class_distances, probe_accuracies, share_classes
+from distgan.metrics.registry import Features
 
 TOY = ("eval.extractor=toy", "eval.num=150", "eval.every=120")
 

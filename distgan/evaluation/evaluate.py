@@ -19,11 +19,11 @@ from distgan.data.shards import default_cache_dir
 from distgan.distributed.process_group import World
 from distgan.errors import ConfigError, DataError, MachineError
 from distgan.evaluation.imageset import Images, ImageSet, ShardImages, shares
-from distgan.metrics import frechet, reference
+from distgan.metrics import frechet, reference_stats
 from distgan.metrics.extractors import Extractor
 from distgan.metrics.moments import Moments
-from distgan.metrics.reference import Reference
-from distgan.metrics.scores import METRICS, NAN, Features, Values
+from distgan.metrics.reference_stats import Reference
+from distgan.metrics.registry import METRICS, NAN, Features, Values
 from distgan.rng import host_rng
 
 log = logging.getLogger("distgan")
@@ -159,8 +159,8 @@ def known_reals(
         DataError: too many of them are damaged, or fewer than two are good.
     """
     origin = images.origin | {"extractor": extractor.identity, "kept": min(keep, images.num)}
-    path = (cache or default_cache_dir() / "metrics") / f"{reference.key_of(origin)}.npz"
-    known = reference.load_cached(path, origin) if world.is_main else None
+    path = (cache or default_cache_dir() / "metrics") / f"{reference_stats.key_of(origin)}.npz"
+    known = reference_stats.load_cached(path, origin) if world.is_main else None
     if world.broadcast(known is not None):
         return known
     log.info(f"looking at {images.num:,} real images once, with {extractor.name}")
@@ -178,7 +178,7 @@ def known_reals(
     found.features.logits = None
     known = Reference(found.features, origin, found.numbers, found.num_damaged, found.num_grey)
     try:
-        reference.save(path, known)
+        reference_stats.save(path, known)
     except MachineError as error:
         log.warning(f"{error}; the next evaluation looks at the real images again")
     return known

@@ -12,7 +12,7 @@ from distgan.distributed.process_group import World
 from distgan.evaluation.evaluate import Poll, known_reals
 from distgan.evaluation.imageset import ShardImages
 from distgan.metrics.extractors import Extractor
-from distgan.metrics.reference import Reference, load_statistics
+from distgan.metrics.reference_stats import Reference, load_statistics
 from distgan.storage.byte_ranges import Source
 
 

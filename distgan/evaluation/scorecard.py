@@ -21,13 +21,13 @@ from distgan.evaluation.evaluate import Extracted, Measured, check_metrics, extr
 from distgan.evaluation.imageset import ImageSet, ShardImages
 from distgan.evaluation.realside import is_statistics, know_reals, open_shards, shard_images
 from distgan.evaluation.subject import Subject, name_classes, open_subject
-from distgan.metrics import reference
-from distgan.metrics.classes import class_distances, probe_accuracies, share_classes
+from distgan.metrics import reference_stats
 from distgan.metrics.extractors import Extractor, open_extractor
-from distgan.metrics.memorisation import nearness
+from distgan.metrics.memorization import nearness
 from distgan.metrics.naming import value_name
-from distgan.metrics.reference import Reference
-from distgan.metrics.scores import METRICS, Features
+from distgan.metrics.per_class import class_distances, probe_accuracies, share_classes
+from distgan.metrics.reference_stats import Reference
+from distgan.metrics.registry import METRICS, Features
 from distgan.storage.checkpoint import replace_file
 from distgan.storage.run_dir import git_state
 from distgan.storage.urls import public
@@ -127,7 +127,7 @@ def evaluate(world: World, target: str, overrides: Sequence[str], options: Optio
             report["file"] = str(path)
             _write(path, report)
         if options.statistics:
-            reference.save(Path(options.statistics), real)
+            reference_stats.save(Path(options.statistics), real)
 
     world.on_main(finish)
     return report

@@ -15,10 +15,11 @@ from distgan.errors import ConfigError, DataError, DistganError
 from distgan.evaluation.evaluate import extract
 from distgan.evaluation.imageset import Images, ShardImages
 from distgan.evaluation.realside import open_shards, shard_images
-from distgan.metrics import frechet, inception_score, kernel, neighbours
+from distgan.metrics import frechet, inception_score, precision_recall
+from distgan.metrics import kid as kernel
 from distgan.metrics.extractors import Extractor, open_extractor
 from distgan.metrics.moments import Moments
-from distgan.metrics.scores import Features
+from distgan.metrics.registry import Features
 
 NUM_CIFAR = {"train": 50_000, "test": 10_000}
 NUM_DRAWN = 5000
@@ -79,8 +80,8 @@ def _arithmetic() -> list[Line]:
     known = Moments.of(real).gaussian()
     fd = frechet.distance(known, Moments.of(fake).gaussian(), frechet.root(known.cov))
     kid, _, _ = kernel.subsets(real, fake, num=20, size=300)
-    precision, recall = neighbours.precision_recall(real, fake)
-    density, coverage = neighbours.density_coverage(real, fake)
+    precision, recall = precision_recall.precision_recall(real, fake)
+    density, coverage = precision_recall.density_coverage(real, fake)
     return [
         Line("Fréchet distance, arithmetic", 0.23204682595799042, fd, 1e-11),
         Line("KID, arithmetic", 0.0026353519994035, kid, 1e-11),

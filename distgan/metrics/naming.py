@@ -1,7 +1,7 @@
 """What a value is called. The name says which network saw how many images, since values of others do not compare."""
 
 from distgan.metrics.extractors import Extractor
-from distgan.metrics.weights import WEIGHTS
+from distgan.metrics.extractors.weights import WEIGHTS
 
 
 def value_name(name: str, extractor: Extractor, num: int, whole: bool) -> str:

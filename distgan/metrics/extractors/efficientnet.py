@@ -9,7 +9,7 @@ classes of ImageNet do not need it hardly sees, as Inception; and a D that start
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from distgan.metrics.norm import FrozenNorm
+from distgan.metrics.extractors.frozen_batch_norm import FrozenNorm
 
 # repeats, kernel size, stride of the first, expansion, output channels
 STAGES = (

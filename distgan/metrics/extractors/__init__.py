@@ -13,11 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from distgan.errors import ConfigError
-from distgan.metrics.dinov2 import DinoV2
-from distgan.metrics.efficientnet import EfficientNetLite0
-from distgan.metrics.inception import Inception
-from distgan.metrics.resize import RESIZERS
-from distgan.metrics.weights import WEIGHTS, find_weights
+from distgan.metrics.extractors.dinov2 import DinoV2
+from distgan.metrics.extractors.efficientnet import EfficientNetLite0
+from distgan.metrics.extractors.inception import Inception
+from distgan.metrics.extractors.resize import RESIZERS
+from distgan.metrics.extractors.weights import WEIGHTS, find_weights
 from distgan.rng import host_rng
 
 IMAGENET_MEAN = (255 * 0.485, 255 * 0.456, 255 * 0.406)

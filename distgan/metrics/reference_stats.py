@@ -18,7 +18,7 @@ import torch
 from distgan.errors import DataError, MachineError
 from distgan.metrics import frechet
 from distgan.metrics.moments import Gaussian
-from distgan.metrics.scores import Features
+from distgan.metrics.registry import Features
 
 VERSION = 1  # of the file
 DAMAGED = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, TypeError, AttributeError)

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from distgan.metrics import neighbours
+from distgan.metrics import precision_recall
 
 NEAR = 0.01  # share of the unseen images that are nearer than what counts as very near
 
@@ -42,8 +42,8 @@ class Nearness:
 
 def nearness(train: Tensor, generated: Tensor, unseen: Tensor | None = None) -> Nearness:
     """Distances in feature space; features are [n, d]. Without unseen images, training images stand for them."""
-    distance, nearest = neighbours.nearest(generated, train)
+    distance, nearest = precision_recall.nearest(generated, train)
     if unseen is not None:
-        return Nearness(distance, nearest, neighbours.nearest(unseen, train)[0])
-    own = neighbours.reach(train, 1).sqrt()  # each to the nearest of the others
+        return Nearness(distance, nearest, precision_recall.nearest(unseen, train)[0])
+    own = precision_recall.reach(train, 1).sqrt()  # each to the nearest of the others
     return Nearness(distance, nearest, own)

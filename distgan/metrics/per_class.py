@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from distgan.metrics import kernel
+from distgan.metrics import kid
 from distgan.metrics.probe import train_probe
-from distgan.metrics.scores import Features
+from distgan.metrics.registry import Features
 
 LEAST = 200  # images of a class on each side for a kernel distance of its own
 
@@ -41,7 +41,7 @@ def class_distances(real: Features, fake: Features, num_classes: int, least: int
     for number in range(num_classes):
         own = [side.points[side.labels == number] for side in (real, fake)]
         if min(map(len, own)) >= least:
-            found[number] = kernel.full(*own)[0]
+            found[number] = kid.full(*own)[0]
     return found
 
 

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from distgan.metrics.norm import FrozenNorm
+from distgan.metrics.extractors.frozen_batch_norm import FrozenNorm
 
 Sides = int | tuple[int, int]  # rows and columns
 

@@ -11,7 +11,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from distgan.metrics import frechet, inception_score, kernel, neighbours
+from distgan.metrics import frechet, inception_score, kid, precision_recall
 from distgan.metrics.moments import Gaussian
 from distgan.rng import host_rng
 
@@ -69,12 +69,12 @@ def _frechet(real: Features, fake: Features, with_errors: bool) -> Values:
 
 
 def _kid(real: Features, fake: Features, with_errors: bool) -> Values:
-    mean, deviation, _ = kernel.subsets(real.points, fake.points)
+    mean, deviation, _ = kid.subsets(real.points, fake.points)
     return {"kid": (mean, NAN), "kid_subset_std": (deviation, NAN)}
 
 
 def _kid_full(real: Features, fake: Features, with_errors: bool) -> Values:
-    return {"kid_full": kernel.full(real.points, fake.points)}
+    return {"kid_full": kid.full(real.points, fake.points)}
 
 
 def _inception_score(real: Features, fake: Features, with_errors: bool) -> Values:
@@ -83,12 +83,12 @@ def _inception_score(real: Features, fake: Features, with_errors: bool) -> Value
 
 
 def _precision_recall(real: Features, fake: Features, with_errors: bool) -> Values:
-    pair = neighbours.precision_recall(_some(real.points), _some(fake.points), 3)
+    pair = precision_recall.precision_recall(_some(real.points), _some(fake.points), 3)
     return dict(zip(METRICS["pr"].names, pair))
 
 
 def _density_coverage(real: Features, fake: Features, with_errors: bool) -> Values:
-    pair = neighbours.density_coverage(_some(real.points), _some(fake.points), 5)
+    pair = precision_recall.density_coverage(_some(real.points), _some(fake.points), 5)
     return dict(zip(METRICS["dc"].names, pair))
 
 

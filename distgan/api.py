@@ -6,9 +6,9 @@ from pathlib import Path
 
 from distgan.configfile import load
 from distgan.data.dataset import Dataset
-from distgan.data.plan import Layout, Plan
-from distgan.data.shards import find_shards
-from distgan.data.stream import Stream
+from distgan.data.loader import Stream
+from distgan.data.shard_urls import find_shards
+from distgan.data.shuffle import Layout, Plan
 from distgan.distributed.launch_env import settle
 from distgan.distributed.preemption import listening
 from distgan.errors import ConfigError

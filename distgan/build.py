@@ -13,9 +13,9 @@ from distgan.config import Config, restores
 from distgan.config import Optimizer as OptimizerSettings
 from distgan.data.classes import Balanced
 from distgan.data.dataset import Dataset, Gather
-from distgan.data.plan import Layout, Plan
-from distgan.data.shards import find_shards
-from distgan.data.stream import Stream
+from distgan.data.loader import Stream
+from distgan.data.shard_urls import find_shards
+from distgan.data.shuffle import Layout, Plan
 from distgan.distributed.launch_env import together
 from distgan.distributed.process_group import World
 from distgan.errors import ConfigError, DataError, MachineError

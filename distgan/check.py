@@ -7,7 +7,7 @@ from pathlib import Path
 
 from distgan import build, sample
 from distgan.config import Config, best_metric
-from distgan.data import card, pixels
+from distgan.data import dataset_card, pixels
 from distgan.data.dataset import Dataset
 from distgan.doctor.services import wandb_mode
 from distgan.errors import ConfigError, MachineError
@@ -55,8 +55,8 @@ def _evaluation(config: Config, dataset: Dataset) -> str:
 
 def _card(config: Config, dataset: Dataset) -> tuple[list[str], list[str]]:
     """What the data set's own card says, and what of it does not go with the config."""
-    found = card.read(dataset.urls[0])
-    facts = [f"{name} {value}" for name, value in card.facts(found) if name not in ("images", "classes")]
+    found = dataset_card.read(dataset.urls[0])
+    facts = [f"{name} {value}" for name, value in dataset_card.facts(found) if name not in ("images", "classes")]
     told = []
     stored, classes = found.get("resolution"), found.get("classes")
     if isinstance(stored, int) and stored != config.data.resolution:

@@ -85,8 +85,8 @@ def _pack(options: argparse.Namespace) -> None:
 
 
 def _index(options: argparse.Namespace) -> int:
-    from distgan.data.index import describe, load
-    from distgan.data.shards import default_cache_dir, find_shards
+    from distgan.data.shard_index import describe, load
+    from distgan.data.shard_urls import default_cache_dir, find_shards
     from distgan.storage.byte_ranges import Source, public
 
     source, samples, defects = Source(), 0, 0

@@ -11,7 +11,7 @@ from torch import Tensor
 from distgan import sample
 from distgan.config import Config
 from distgan.data.dataset import Dataset
-from distgan.data.shards import find_shards
+from distgan.data.shard_urls import find_shards
 from distgan.errors import ConfigError, DataError
 from distgan.generator import load_config, load_discriminator
 from distgan.metrics import precision_recall

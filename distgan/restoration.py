@@ -10,8 +10,8 @@ from typing import NamedTuple
 import numpy as np
 
 from distgan import sample
-from distgan.data.image import SUFFIXES, BadImage, decode, fit
-from distgan.data.listing import Entry, list_source, read_entry
+from distgan.data.decode import SUFFIXES, BadImage, decode, fit
+from distgan.data.pack_inputs import Entry, list_source, read_entry
 from distgan.errors import ConfigError, DataError
 from distgan.generate import parse_labels, require_grid
 from distgan.generator import Generator, load_generator, locate

@@ -14,7 +14,7 @@ from distgan.config import Config, Optimizer, changes, for_records, shapes_nets,
 from distgan.configfile import from_dict
 from distgan.controls import Controls
 from distgan.data.dataset import Dataset
-from distgan.data.plan import Layout
+from distgan.data.shuffle import Layout
 from distgan.distributed.process_group import World
 from distgan.errors import ConfigError, DataError
 from distgan.meter import Meter

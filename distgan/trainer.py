@@ -11,12 +11,12 @@ import torch
 from torch import nn
 
 from distgan import build, ema
-from distgan.audit import Audit
 from distgan.config import Config
 from distgan.console import duration
 from distgan.controls import Controls, Rates
 from distgan.data import pixels
-from distgan.data.stream import Stream
+from distgan.data.loader import Stream
+from distgan.data.sample_log import Audit
 from distgan.distributed import preemption
 from distgan.distributed.process_group import World
 from distgan.distributed.watchdog import Watch

@@ -33,13 +33,13 @@ from PIL import Image
 from distgan.bench.bench import ADDED, HOST, bench
 from distgan.bench.workplace import running, workplace
 from distgan.configfile import load
-from distgan.data import index
+from distgan.data import shard_index
 from distgan.data.dataset import Dataset
-from distgan.data.image import decode, fit
+from distgan.data.decode import decode, fit
+from distgan.data.loader import Stream
 from distgan.data.pack import SAVE, Options, pack
-from distgan.data.plan import Layout, Plan
-from distgan.data.shards import find_shards
-from distgan.data.stream import Stream
+from distgan.data.shard_urls import find_shards
+from distgan.data.shuffle import Layout, Plan
 from distgan.data.synthetic import jpegs, write_shards
 from distgan.metrics import frechet
 from distgan.metrics.moments import Moments
@@ -99,7 +99,7 @@ def bench_index(folder: Path) -> None:
         with tarfile.open(path) as archive:
             archive.getmembers()
 
-    pairs = compare(names, lambda: index.build(path, Source()))
+    pairs = compare(names, lambda: shard_index.build(path, Source()))
     report("index: tarfile.getmembers over ours, 20,000 samples", ratios(pairs), ">= 5")
 
 

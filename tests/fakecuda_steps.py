@@ -24,7 +24,7 @@ from distgan.config import Config, restores
 from distgan.configfile import load
 from distgan.controls import Controls
 from distgan.data.dataset import Dataset
-from distgan.data.stream import Batch
+from distgan.data.loader import Batch
 from distgan.data.synthetic import write_shards
 from distgan.distributed.process_group import World
 from distgan.rules import batch_plan

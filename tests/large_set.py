@@ -16,11 +16,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from distgan.data import index, tar
+from distgan.data import shard_index, tar
 from distgan.data.dataset import Dataset
-from distgan.data.plan import Layout, Plan
-from distgan.data.shards import find_shards
-from distgan.data.stream import Stream
+from distgan.data.loader import Stream
+from distgan.data.shard_urls import find_shards
+from distgan.data.shuffle import Layout, Plan
 from distgan.storage.byte_ranges import Source
 
 CLASSES, SIDE, BATCH = 1000, 32, 256
@@ -38,7 +38,7 @@ def make(folder: Path, shards: int, samples: int) -> None:
             content += tar.header(f"{i}.{suffix}", len(part)) + part + b"\0" * (-len(part) % tar.BLOCK)
     content += tar.END
     (folder / "one").write_bytes(content)
-    found = index.scan(content, len(content))
+    found = shard_index.scan(content, len(content))
     chosen = np.r_[0, np.arange(samples - 2) % 2 + 1, 3]  # the first and the last sample are looked at
     parts = (2 * chosen[:, None] + [0, 1]).ravel()
     found.first, found.kind, found.label = found.first[chosen], found.kind[chosen], np.arange(samples) % CLASSES

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from distgan.data.dataset import Dataset
-from distgan.data.shards import find_shards
+from distgan.data.shard_urls import find_shards
 from distgan.distributed.process_group import World
 from distgan.evaluation.evaluate import known_reals, measure
 from distgan.evaluation.imageset import GeneratedImages, ShardImages, draw_labels

@@ -10,14 +10,14 @@ import time
 from distgan.cli import main
 
 if __name__ == "__main__":
-    from distgan.data import stream
+    from distgan.data import loader
 
     if os.environ.get("RANK") == sys.argv[1]:
-        take = stream.Stream.__next__
+        take = loader.Stream.__next__
 
-        def slowly(self: stream.Stream) -> stream.Batch:
+        def slowly(self: loader.Stream) -> loader.Batch:
             time.sleep(float(sys.argv[2]))
             return take(self)
 
-        stream.Stream.__next__ = slowly
+        loader.Stream.__next__ = slowly
     sys.exit(main(sys.argv[3:]))

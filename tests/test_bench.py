@@ -23,7 +23,7 @@ from distgan.bench.workplace import running, until_left, workplace
 from distgan.cli import main
 from distgan.config import Config
 from distgan.configfile import load
-from distgan.data import index
+from distgan.data import shard_index
 from distgan.data.synthetic import write_shards
 from distgan.errors import ConfigError
 from distgan.judge import Judge, Strengths
@@ -243,7 +243,7 @@ def test_a_timeline_tells_phases_apart() -> None:
 
 def test_made_up_shards_are_good_ones(tmp_path: Path) -> None:
     write_shards(tmp_path / "shards", 30, 16, classes=7)
-    found = [index.build(str(path), Source()) for path in sorted((tmp_path / "shards").glob("*.tar"))]
+    found = [shard_index.build(str(path), Source()) for path in sorted((tmp_path / "shards").glob("*.tar"))]
     assert sum(one.summary()["samples"] for one in found) == 30
     assert not any(one.summary()["defects"] for one in found)
     assert np.bincount(np.concatenate([one.label for one in found])).tolist() == [5, 5, 4, 4, 4, 4, 4]

@@ -16,9 +16,9 @@ from runs import audit, make_digits, weights, write_config
 from distgan.config import Config, Data, Model
 from distgan.data.classes import Balanced
 from distgan.data.dataset import Dataset
-from distgan.data.plan import Layout, Plan
-from distgan.data.shards import find_shards
-from distgan.data.stream import Stream
+from distgan.data.loader import Stream
+from distgan.data.shard_urls import find_shards
+from distgan.data.shuffle import Layout, Plan
 from distgan.rules import problems
 from distgan.storage.byte_ranges import Source
 

@@ -12,8 +12,8 @@ from processes import ROOT, output, run_ranks
 from runs import make_digits
 
 from distgan.data.dataset import Dataset
-from distgan.data.listing import list_source
-from distgan.data.shards import find_shards
+from distgan.data.pack_inputs import list_source
+from distgan.data.shard_urls import find_shards
 from distgan.distributed.process_group import World
 from distgan.errors import ConfigError, DataError
 from distgan.evaluation.evaluate import StopAsked, check_metrics, extract, known_reals, measure

@@ -15,7 +15,7 @@ from processes import ROOT, environment, output, ranks, run_ranks, train, wait_f
 from range_server import RangeServer
 from runs import audit, make_digits, metrics, status, weights, write_config
 
-from distgan.data.index import scan
+from distgan.data.shard_index import scan
 
 pytestmark = pytest.mark.multi
 

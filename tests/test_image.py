@@ -10,7 +10,7 @@ import pytest
 from conftest import image_bytes
 from PIL import Image
 
-from distgan.data.image import BadImage, decode, decode_into, fit
+from distgan.data.decode import BadImage, decode, decode_into, fit
 
 RNG = np.random.default_rng(0)
 NOISE = RNG.integers(0, 256, (40, 56, 3)).astype(np.uint8)

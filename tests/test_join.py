@@ -9,7 +9,7 @@ from PIL import Image
 
 from distgan.data.dataset import Dataset
 from distgan.data.pack import Options, pack
-from distgan.data.shards import find_shards
+from distgan.data.shard_urls import find_shards
 from distgan.errors import DataError
 from distgan.storage.byte_ranges import Source
 

@@ -12,9 +12,9 @@ from processes import ROOT, environment
 from runs import make_digits, write_config
 
 from distgan.data.dataset import Dataset
-from distgan.data.plan import Layout, Plan
-from distgan.data.shards import find_shards
-from distgan.data.stream import Stream
+from distgan.data.loader import Stream
+from distgan.data.shard_urls import find_shards
+from distgan.data.shuffle import Layout, Plan
 from distgan.storage.byte_ranges import Source
 
 

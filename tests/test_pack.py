@@ -23,9 +23,9 @@ from range_server import RangeServer
 
 from distgan.data import pack as module
 from distgan.data.dataset import Dataset
-from distgan.data.index import build, load
 from distgan.data.pack import Options, pack, report
-from distgan.data.shards import find_shards
+from distgan.data.shard_index import build, load
+from distgan.data.shard_urls import find_shards
 from distgan.errors import ConfigError, DataError, MachineError
 from distgan.storage.byte_ranges import Source
 

@@ -8,10 +8,10 @@ import pytest
 from conftest import image_bytes, numbered_pixels, numbers_of, tar_bytes, write_shards
 
 from distgan.data.dataset import Dataset
+from distgan.data.loader import Stream
 from distgan.data.pack import Options, pack
-from distgan.data.plan import Layout, Plan, held_out
-from distgan.data.shards import find_shards
-from distgan.data.stream import Stream
+from distgan.data.shard_urls import find_shards
+from distgan.data.shuffle import Layout, Plan, held_out
 from distgan.errors import DataError
 from distgan.storage.byte_ranges import Source
 

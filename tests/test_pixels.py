@@ -10,10 +10,10 @@ import pytest
 from PIL import Image
 
 from distgan.data.dataset import Dataset
-from distgan.data.image import BadImage, decode
+from distgan.data.decode import BadImage, decode
 from distgan.data.pack import Options, pack, report
 from distgan.data.pixels import report as pixel_report
-from distgan.data.shards import find_shards
+from distgan.data.shard_urls import find_shards
 from distgan.errors import ConfigError, DataError
 from distgan.storage.byte_ranges import Source
 

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from distgan.data.plan import Layout, Plan
+from distgan.data.shuffle import Layout, Plan
 from distgan.rng import host_rng
 
 COUNTS = st.lists(st.integers(0, 40), min_size=1, max_size=12).filter(lambda counts: sum(counts) > 0)

@@ -19,8 +19,8 @@ from distgan import load_generator
 from distgan.cli import main
 from distgan.data.dataset import Dataset
 from distgan.data.pack import Options, pack
-from distgan.data.plan import held_out
-from distgan.data.shards import find_shards
+from distgan.data.shard_urls import find_shards
+from distgan.data.shuffle import held_out
 from distgan.errors import ConfigError
 from distgan.restoration import restore
 from distgan.sample import to_uint8

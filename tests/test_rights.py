@@ -15,8 +15,8 @@ from runs import make_digits, untrained, write_config
 
 from distgan.cli import main
 from distgan.configfile import from_dict, load, load_to_evaluate
-from distgan.data.image import FORMATS, BadImage, decode
-from distgan.data.shards import find_shards
+from distgan.data.decode import FORMATS, BadImage, decode
+from distgan.data.shard_urls import find_shards
 from distgan.errors import ConfigError, DataError
 
 POSTSCRIPT = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 64 64\n%%EndComments\nshowpage\n%%EOF\n"

@@ -17,7 +17,7 @@ import pytest
 from conftest import numbered_shard, tar_bytes
 from range_server import RangeServer
 
-from distgan.data.index import build, load, scan, summary
+from distgan.data.shard_index import build, load, scan, summary
 from distgan.errors import DataError
 from distgan.storage import byte_ranges as module
 from distgan.storage.byte_ranges import CHUNK, Source

@@ -18,13 +18,13 @@ from range_server import RangeServer
 
 from distgan.cli import main
 from distgan.data import dataset as module
-from distgan.data import index
+from distgan.data import shard_index
 from distgan.data.dataset import Dataset
-from distgan.data.image import fit
+from distgan.data.decode import fit
+from distgan.data.loader import Stream
 from distgan.data.pack import Options, pack
-from distgan.data.plan import Layout, Plan
-from distgan.data.shards import find_shards
-from distgan.data.stream import Stream
+from distgan.data.shard_urls import find_shards
+from distgan.data.shuffle import Layout, Plan
 from distgan.errors import DataError
 from distgan.storage import byte_ranges as source_module
 from distgan.storage.byte_ranges import Source
@@ -674,8 +674,8 @@ def open_together(urls: list[str], world: int, own: dict[int, list[str]] | None 
 
 @pytest.mark.parametrize("world", [1, 2, 3, 8])
 def test_ranks_share_the_opening(world: int, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    urls, scanned, build = find_shards(str(folder)), [], index.build
-    monkeypatch.setattr(index, "build", lambda url, source: scanned.append(url) or build(url, source))
+    urls, scanned, build = find_shards(str(folder)), [], shard_index.build
+    monkeypatch.setattr(shard_index, "build", lambda url, source: scanned.append(url) or build(url, source))
     found = open_together(urls, world)
     assert sorted(scanned) == urls
     alone = Dataset(urls, Source(), labels=True)
@@ -715,7 +715,7 @@ def test_another_shard_of_the_same_name_is_noticed_when_it_is_opened(folder: Pat
 
 
 def test_one_ranks_error_is_everyones(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    urls, summary = find_shards(str(folder)), index.summary
+    urls, summary = find_shards(str(folder)), shard_index.summary
 
     def failing(url: str, *arguments: object) -> object:
         if url.endswith("002.tar"):

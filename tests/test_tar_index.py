@@ -17,8 +17,8 @@ from conftest import numbered_shard, tar_bytes, zstd
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from distgan.data import index, tar
-from distgan.data.index import ShardIndex, build, key_of, load, scan, summary
+from distgan.data import shard_index, tar
+from distgan.data.shard_index import ShardIndex, build, key_of, load, scan, summary
 from distgan.errors import DataError
 from distgan.storage.byte_ranges import Source
 
@@ -200,7 +200,7 @@ def test_names_are_split_as_webdataset_splits_them(names: list[str]) -> None:
 
     data = b"".join(long_gnu_name(name) + member("x", b"1") for name in names) + tar.END
     kept = [(*base_plus_ext(name), name) for name in names if not name.endswith("/")]
-    kept = [(key, suffix.lower()) for key, suffix, name in kept if key and not index._META.match(name)]
+    kept = [(key, suffix.lower()) for key, suffix, name in kept if key and not shard_index._META.match(name)]
     found = scan(data, len(data))
     if found.defects:  # two members of one sample with the same suffix, or a key that comes again
         keys = [key for i, (key, _) in enumerate(kept) if i == 0 or kept[i - 1][0] != key]
@@ -420,7 +420,7 @@ def shard(tmp_path: Path) -> Path:
 def builds(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The shards that were scanned."""
     calls: list[str] = []
-    monkeypatch.setattr(index, "build", lambda url, source: calls.append(url) or build(url, source))
+    monkeypatch.setattr(shard_index, "build", lambda url, source: calls.append(url) or build(url, source))
     return calls
 
 
@@ -559,7 +559,7 @@ def test_index_is_written_whole_or_not_at_all(
     def killed(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(index.os, step, killed)
+    monkeypatch.setattr(shard_index.os, step, killed)
     with pytest.raises(KeyboardInterrupt):
         load(str(shard), Source(), own_cache)
     assert [path.name for path in shard.parent.iterdir()] == ["000.tar"]

@@ -12,7 +12,7 @@ from range_server import RangeServer
 from runs import status, write_config
 from storm import storm, tmpfs
 
-from distgan.data.index import scan
+from distgan.data.shard_index import scan
 
 
 class Stalling(RangeServer):

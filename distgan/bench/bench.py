@@ -20,7 +20,7 @@ from distgan.bench.traffic import bytes_reduced
 from distgan.bench.workplace import running, workplace
 from distgan.build import num_weights
 from distgan.config import Augment, Balance, Config, restores
-from distgan.data.image import decode_into
+from distgan.data.decode import decode_into
 from distgan.distributed.process_group import World
 from distgan.rules import BatchPlan, batch_plan
 from distgan.stopwatch import peak_memory

@@ -13,10 +13,10 @@ from pathlib import Path
 
 import numpy as np
 
-from distgan.data import card, index
-from distgan.data.image import MAX_PIXELS, SUFFIXES, BadImage, decode_into
-from distgan.data.plan import held_out
-from distgan.data.shards import default_cache_dir
+from distgan.data import dataset_card, shard_index
+from distgan.data.decode import MAX_PIXELS, SUFFIXES, BadImage, decode_into
+from distgan.data.shard_urls import default_cache_dir
+from distgan.data.shuffle import held_out
 from distgan.distributed import preemption
 from distgan.errors import DataError, StoppedError, with_hint
 from distgan.rng import host_rng
@@ -98,7 +98,7 @@ class Dataset:
         mine, labels, problem = [], {}, ""
         try:
             if self.labels:
-                self.class_names, self._moved = card.join_classes(self.urls)
+                self.class_names, self._moved = dataset_card.join_classes(self.urls)
             with ThreadPoolExecutor(1 if all(map(is_local, self.urls)) else 16) as pool:
                 summaries = pool.map(self._summary, self.urls[rank::world])
                 mine, labels = _without_labels(self.urls[rank::world], summaries, self._moved[rank::world])
@@ -219,7 +219,7 @@ class Dataset:
         """Address of a sample's shard, and its key."""
         shard, located, place = self._find(sample)
         url = self.urls[shard]
-        return public(url), index.key_of(url, self.source, int(located.first[place]))
+        return public(url), shard_index.key_of(url, self.source, int(located.first[place]))
 
     def label(self, sample: int) -> int:
         """The class of a sample; -1 where it has none."""
@@ -240,7 +240,7 @@ class Dataset:
         if reason := preemption.asked():  # many shards without an index take long
             return {"stopped": reason}
         try:
-            return index.summary(url, self.source, self._cache_dir)
+            return shard_index.summary(url, self.source, self._cache_dir)
         except (DataError, OSError) as error:  # told to all ranks, so that all stop
             return {"error": with_hint(str(error))}
 
@@ -275,7 +275,7 @@ class Dataset:
         for (kind, label), (url, count, total) in itertools.chain.from_iterable(share.items() for share in found):
             if not self._complete(kind):
                 continue
-            if label == index.BAD_LABEL:
+            if label == shard_index.BAD_LABEL:
                 raise DataError(
                     f"{public(url)}: {count} cls part(s) hold no whole number from 0 on: "
                     "`distgan pack SHARDS OUT` makes classes of names"
@@ -289,7 +289,7 @@ class Dataset:
 
     def _locate_shard(self, shard: int) -> tuple[Located, Located]:
         """Its samples to train on, and those held out."""
-        found = index.load(self.urls[shard], self.source, self._cache_dir)
+        found = shard_index.load(self.urls[shard], self.source, self._cache_dir)
         parts = np.array([len(kind) for kind in found.kinds], np.int64)
         good = np.array([self._complete(kind) for kind in found.kinds], bool)[found.kind]
         start = np.cumsum(parts[found.kind]) - parts[found.kind]
@@ -331,7 +331,7 @@ def _without_labels(
     """Summaries of shards, and their labels added up: thousands of shards with thousands of classes are too many."""
     rest, labels = [], {}
     for url, shard, become in zip(urls, summaries, numbers):
-        for kind, label, count in index.label_counts(shard) if "labels" in shard else ():
+        for kind, label, count in shard_index.label_counts(shard) if "labels" in shard else ():
             if become and 0 <= label < MAX_CLASSES:
                 label = int(moved(np.array([label]), become, url)[0])
             key = tuple(shard["kinds"][kind]), label

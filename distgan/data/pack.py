@@ -26,9 +26,9 @@ from PIL import Image
 from tqdm import tqdm
 
 from distgan import __version__
-from distgan.data import index, tar
-from distgan.data.image import FILTERS, MAX_PIXELS, BadImage, Picture, TooLarge, cropped, decode, fit, to_levels
-from distgan.data.listing import Entry, Listing, list_source, pair, read_entry
+from distgan.data import shard_index, tar
+from distgan.data.decode import FILTERS, MAX_PIXELS, BadImage, Picture, TooLarge, cropped, decode, fit, to_levels
+from distgan.data.pack_inputs import Entry, Listing, list_source, pair, read_entry
 from distgan.data.pixels import Pixels
 from distgan.errors import ConfigError, DataError, MachineError
 from distgan.storage.byte_ranges import Source
@@ -379,7 +379,7 @@ def _finish(folder: Path, summary: Summary, source: str, options: Options) -> No
     """The index beside each shard, and the card."""
     reader = Source()
     for shard in summary.shards:
-        index.load(str(folder / shard["name"]), reader, folder)
+        shard_index.load(str(folder / shard["name"]), reader, folder)
     how = asdict(options)
     if options.image != "jpg":
         del how["quality"]

@@ -4,9 +4,9 @@ import math
 from collections import Counter
 from dataclasses import dataclass, field
 
-from distgan.data import card
+from distgan.data import dataset_card
 from distgan.data.dataset import Dataset
-from distgan.data.image import BadImage, Range, cropped, decode
+from distgan.data.decode import BadImage, Range, cropped, decode
 from distgan.errors import DataError
 
 LARGEST = 65535  # white in images of more than 8 bits, where no range is given
@@ -142,7 +142,7 @@ def report(dataset: Dataset, crop: str, max_pixels: int) -> tuple[list[str], lis
         Lines for a person, and warnings.
     """
     lines, warnings, is_packed = [], [], []
-    for folder, found in card.by_folder(dataset.urls).items():
+    for folder, found in dataset_card.by_folder(dataset.urls).items():
         is_packed.append(isinstance(found.get("resolution"), int))
         values, value_range, cut = (found.get(name) for name in ("values", "range", "cut_away"))
         try:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from distgan.console import duration
-from distgan.data.shards import default_cache_dir
+from distgan.data.shard_urls import default_cache_dir
 from distgan.distributed.process_group import World
 from distgan.errors import ConfigError, DataError, MachineError
 from distgan.evaluation.imageset import Images, ImageSet, ShardImages, shares

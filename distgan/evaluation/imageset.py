@@ -9,8 +9,8 @@ from torch import nn
 
 from distgan import sample
 from distgan.data.dataset import Dataset
-from distgan.data.image import MAX_PIXELS, BadImage, decode, decode_into
-from distgan.data.listing import Entry, Listing, place, read_entry
+from distgan.data.decode import MAX_PIXELS, BadImage, decode, decode_into
+from distgan.data.pack_inputs import Entry, Listing, place, read_entry
 from distgan.errors import ConfigError, DataError
 from distgan.rng import host_rng
 

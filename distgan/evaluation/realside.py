@@ -6,7 +6,7 @@ from pathlib import Path
 from distgan import build
 from distgan.config import Config
 from distgan.data.dataset import Dataset
-from distgan.data.shards import find_shards
+from distgan.data.shard_urls import find_shards
 from distgan.distributed.launch_env import together
 from distgan.distributed.process_group import World
 from distgan.evaluation.evaluate import Poll, known_reals

@@ -9,9 +9,9 @@ from torch import nn
 
 from distgan.config import Config
 from distgan.configfile import load_to_evaluate
-from distgan.data import card
+from distgan.data import dataset_card
 from distgan.data.dataset import Dataset
-from distgan.data.listing import list_source
+from distgan.data.pack_inputs import list_source
 from distgan.errors import ConfigError
 from distgan.evaluation.imageset import GeneratedImages, ImageSet, ListedImages, draw_labels
 from distgan.generator import DESCRIPTION, load_generator, locate
@@ -125,7 +125,7 @@ def name_classes(subject: Subject, real: Dataset) -> list[str]:
     """Give pictures in folders of classes the numbers that real images have of these; warnings where that cannot be."""
     if subject.is_generated or not subject.class_names or not real.num_classes:
         return []
-    known = card.read(real.urls[0]).get("classes")
+    known = dataset_card.read(real.urls[0]).get("classes")
     numbers = class_numbers(subject.class_names, known if isinstance(known, list) else [], real.num_classes)
     subject.images(0, []).renumber(numbers)
     subject.num_classes = real.num_classes if numbers else 0

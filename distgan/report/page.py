@@ -17,8 +17,8 @@ from PIL import Image
 
 from distgan.config import FAMILIES, Config, Model, changes, restores
 from distgan.configfile import load
-from distgan.data import card
-from distgan.data.image import open_image
+from distgan.data import dataset_card
+from distgan.data.decode import open_image
 from distgan.errors import ConfigError, MachineError
 from distgan.report.curves import Panel, better, panels, thinned
 from distgan.report.history import History, kimg, read, read_json
@@ -288,7 +288,7 @@ def _data(run: History, settings: Config | None) -> Markup:
         return Markup()
     shards = [public(url) for url in settings.data.shards]
     rows = [("shards", ", ".join(shards[:5]) + (f" and {len(shards) - 5} more" if len(shards) > 5 else ""))]
-    return _table((), [*rows, *card.facts(card.read(settings.data.shards[0]))])
+    return _table((), [*rows, *dataset_card.facts(dataset_card.read(settings.data.shards[0]))])
 
 
 def _environment(run: History) -> Markup:

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from distgan.data.shards import default_cache_dir
+from distgan.data.shard_urls import default_cache_dir
 from distgan.errors import ConfigError, DataError, MachineError
 from distgan.storage.byte_ranges import Source
 

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 from distgan.data.dataset import Dataset
-from distgan.data.stream import Batch
+from distgan.data.loader import Batch
 
 
 class Audit:

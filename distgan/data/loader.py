@@ -18,8 +18,8 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from distgan.data.dataset import Dataset
-from distgan.data.image import MAX_PIXELS, BadImage, decode_into
-from distgan.data.plan import Plan
+from distgan.data.decode import MAX_PIXELS, BadImage, decode_into
+from distgan.data.shuffle import Plan
 from distgan.errors import DataError
 from distgan.storage.urls import is_local
 

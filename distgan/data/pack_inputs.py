@@ -11,12 +11,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from distgan.data import archives, card, index
+from distgan.data import archives, dataset_card, shard_index
 from distgan.data.archives import Skipped, hidden
 from distgan.data.dataset import MAX_CLASSES, Dataset
-from distgan.data.image import SUFFIXES, looks_like_image
+from distgan.data.decode import SUFFIXES, looks_like_image
 from distgan.data.labels import File, Labels, check_spec, find_labels, is_table, left_out, part_of
-from distgan.data.shards import default_cache_dir, find_shards
+from distgan.data.shard_urls import default_cache_dir, find_shards
 from distgan.errors import DataError
 from distgan.storage.byte_ranges import Source
 from distgan.storage.urls import is_local, local_path, public
@@ -190,7 +190,7 @@ def _list_folder(folder: Path, wanted: Wanted) -> Listing:
     packed = [name for name in names if name.lower().endswith(archives.ARCHIVES)]
     packed = [name for name in packed if "/" not in name] or packed  # those inside of folders only where none is beside
     pictures = [name for name in names if _suffix(name) in SUFFIXES] if packed else []
-    if packed and (len(packed) >= len(pictures) or "shards" in card.read(str(folder))):
+    if packed and (len(packed) >= len(pictures) or "shards" in dataset_card.read(str(folder))):
         listing = _list_archives([f"{folder}/{name}" for name in packed], wanted, folder)
         if pictures:
             listing.skipped += [(name, "a picture beside archives") for name in pictures]
@@ -357,7 +357,7 @@ def _is_regular(urls: Sequence[str], wanted: Wanted) -> bool:
     pictures = {wanted.part} if wanted.part else SUFFIXES
     for url in urls:
         try:
-            summary = index.summary(url, source, default_cache_dir() / "index")
+            summary = shard_index.summary(url, source, default_cache_dir() / "index")
         except DataError:  # of too many kinds of samples
             return False
         parts = {part for kind in summary["kinds"] for part in kind}
@@ -366,7 +366,7 @@ def _is_regular(urls: Sequence[str], wanted: Wanted) -> bool:
             return False
         if not dotted and not parts & pictures and summary["samples"]:
             return False
-        if any(label == index.BAD_LABEL for _, label, _ in index.label_counts(summary)):
+        if any(label == shard_index.BAD_LABEL for _, label, _ in shard_index.label_counts(summary)):
             return False
         if any(defect.startswith("sample ") for defect in summary["defects"]):
             return False
@@ -427,7 +427,7 @@ def _shapes(arrays: dict[str, np.ndarray]) -> str:
 def _list_shards(urls: Sequence[str], wanted: Wanted) -> Listing:
     """Shards by their index, as training reads them."""
     source = Source()
-    parts = {part for kind in index.load(urls[0], source, default_cache_dir() / "index").kinds for part in kind}
+    parts = {part for kind in shard_index.load(urls[0], source, default_cache_dir() / "index").kinds for part in kind}
     pairs = not wanted.part and not parts & SUFFIXES and any(part.startswith("clean.") for part in parts)
 
     def opened(labels: bool) -> Dataset:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from distgan.data import braces
-from distgan.data.image import SUFFIXES
+from distgan.data.decode import SUFFIXES
 from distgan.errors import DataError
 from distgan.storage.urls import HIDDEN_COMMAND, is_local, local_path, public
 

@@ -4,7 +4,8 @@ import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 
-from distgan.configfile import load
+from distgan.config.load import load
+from distgan.config.validate import batch_plan
 from distgan.data.dataset import Dataset
 from distgan.data.loader import Stream
 from distgan.data.shard_urls import find_shards
@@ -12,7 +13,6 @@ from distgan.data.shuffle import Layout, Plan
 from distgan.distributed.launch_env import settle
 from distgan.distributed.preemption import listening
 from distgan.errors import ConfigError
-from distgan.rules import batch_plan
 from distgan.storage.byte_ranges import Source
 
 

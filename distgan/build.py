@@ -9,8 +9,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from distgan.config import Config, restores
-from distgan.config import Optimizer as OptimizerSettings
+from distgan.config.schema import Config, restores
+from distgan.config.schema import Optimizer as OptimizerSettings
+from distgan.config.validate import BatchPlan
 from distgan.data.classes import Balanced
 from distgan.data.dataset import Dataset, Gather
 from distgan.data.loader import Stream
@@ -22,7 +23,6 @@ from distgan.errors import ConfigError, DataError, MachineError
 from distgan.models import MODELS
 from distgan.models.epilogue import Tail
 from distgan.rng import host_rng
-from distgan.rules import BatchPlan
 from distgan.step import Restoring
 from distgan.storage.byte_ranges import Source
 from distgan.storage.disk_cache import NodeCache

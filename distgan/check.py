@@ -6,7 +6,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from distgan import build, sample
-from distgan.config import Config, best_metric
+from distgan.config.schema import Config, best_metric
+from distgan.config.validate import BatchPlan, warnings
 from distgan.data import dataset_card, pixels
 from distgan.data.dataset import Dataset
 from distgan.doctor.services import wandb_mode
@@ -16,7 +17,6 @@ from distgan.evaluation.imageset import draw_labels
 from distgan.evaluation.realside import is_statistics, open_shards, read_statistics
 from distgan.metrics.extractors import open_extractor
 from distgan.report.history import read
-from distgan.rules import BatchPlan, warnings
 from distgan.state import check_same_run, difference_lines, differences
 from distgan.storage import checkpoint
 from distgan.storage.run_dir import file_in_the_way

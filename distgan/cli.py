@@ -103,8 +103,8 @@ def _index(options: argparse.Namespace) -> int:
 
 
 def _train(options: argparse.Namespace) -> int:
-    from distgan.configfile import load
-    from distgan.rules import batch_plan
+    from distgan.config.load import load
+    from distgan.config.validate import batch_plan
 
     if options.dry_run:
         return _check(options)
@@ -130,8 +130,8 @@ def _leave(code: int, world: int) -> int:
 
 
 def _check(options: argparse.Namespace) -> int:
-    from distgan.configfile import load
-    from distgan.rules import batch_plan
+    from distgan.config.load import load
+    from distgan.config.validate import batch_plan
 
     launched = settle()
     asked = getattr(options, "ranks", None)
@@ -151,8 +151,8 @@ def _check(options: argparse.Namespace) -> int:
 
 
 def _bench(options: argparse.Namespace) -> int:
-    from distgan.configfile import load
-    from distgan.rules import batch_plan
+    from distgan.config.load import load
+    from distgan.config.validate import batch_plan
 
     os.environ["WANDB_MODE"] = "disabled"  # which wins over the config
     world = settle()
@@ -188,10 +188,10 @@ def _bench(options: argparse.Namespace) -> int:
 
 
 def _config(options: argparse.Namespace) -> int:
-    from distgan.config import without_secrets
-    from distgan.configfile import load, to_yaml
-    from distgan.confighelp import diff, help_keys, markdown
-    from distgan.rules import batch_plan
+    from distgan.config.docs import diff, help_keys, markdown
+    from distgan.config.load import load, to_yaml
+    from distgan.config.schema import without_secrets
+    from distgan.config.validate import batch_plan
 
     if options.help_keys is not None:
         show(*(markdown() if options.markdown else help_keys(options.help_keys)))
@@ -217,7 +217,7 @@ def _evaluate(options: argparse.Namespace) -> int:
         raise ConfigError("name a run folder, a checkpoint, or a folder of pictures")
 
     _log_to_stderr()
-    from distgan.configfile import load_to_evaluate
+    from distgan.config.load import load_to_evaluate
     from distgan.distributed.process_group import World
     from distgan.evaluation import scorecard, selfcheck, watching
 

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from distgan import ema
 from distgan.balance import Balance
-from distgan.config import Config, Optimizer
+from distgan.config.schema import Config, Optimizer
 from distgan.distributed.process_group import World
 from distgan.losses.gradient_penalty import is_due
 from distgan.schedules import value_at, warm_up

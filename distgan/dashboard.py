@@ -19,7 +19,7 @@ from types import ModuleType
 import numpy as np
 from PIL import Image
 
-from distgan.config import Wandb
+from distgan.config.schema import Wandb
 from distgan.distributed import preemption
 from distgan.fence import Fence, short
 from distgan.report.curves import better

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from distgan import sample
-from distgan.config import Config, restores
+from distgan.config.schema import Config, restores
 from distgan.data.dataset import Dataset
 from distgan.distributed.process_group import World
 from distgan.heldout import HeldOut

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from distgan import __version__, build, sample
-from distgan.config import Config, to_dict, without_secrets
-from distgan.configfile import from_dict
+from distgan.config.load import from_dict
+from distgan.config.schema import Config, to_dict, without_secrets
 from distgan.distributed.launch_env import local_rank
 from distgan.errors import ConfigError, DataError
 from distgan.models import MODELS

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from distgan import sample
-from distgan.config import Config
+from distgan.config.schema import Config
 from distgan.data.dataset import Dataset
 from distgan.data.shard_urls import find_shards
 from distgan.errors import ConfigError, DataError

@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from distgan import build
-from distgan.config import Config, Optimizer, changes, for_records, shapes_nets, to_dict
-from distgan.configfile import from_dict
+from distgan.config.load import from_dict
+from distgan.config.schema import Config, Optimizer, changes, for_records, shapes_nets, to_dict
 from distgan.controls import Controls
 from distgan.data.dataset import Dataset
 from distgan.data.shuffle import Layout

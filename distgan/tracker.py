@@ -9,8 +9,8 @@ import numpy as np
 
 from distgan import sample
 from distgan.alerts import Alerts
-from distgan.config import Config, for_records, to_dict
-from distgan.configfile import to_yaml
+from distgan.config.load import to_yaml
+from distgan.config.schema import Config, for_records, to_dict
 from distgan.console import LIVE, TICK, console_line, evaluation_line
 from distgan.dashboard import FINISH_SEC, start_wandb
 from distgan.distributed import preemption

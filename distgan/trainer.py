@@ -11,7 +11,8 @@ import torch
 from torch import nn
 
 from distgan import build, ema
-from distgan.config import Config
+from distgan.config.schema import Config
+from distgan.config.validate import BatchPlan, warnings
 from distgan.console import duration
 from distgan.controls import Controls, Rates
 from distgan.data import pixels
@@ -25,7 +26,6 @@ from distgan.evaluation.evaluate import StopAsked
 from distgan.evaluation.evaluations import Evaluations
 from distgan.gallery import Gallery
 from distgan.nodeload import NodeLoad
-from distgan.rules import BatchPlan, warnings
 from distgan.state import RunState, difference_lines, differences
 from distgan.step import DeviceBatch, GanStep, Noise
 from distgan.stopwatch import D_STEP, G_STEP, Stopwatch

@@ -32,7 +32,8 @@ from PIL import Image
 
 from distgan.bench.bench import ADDED, HOST, bench
 from distgan.bench.workplace import running, workplace
-from distgan.configfile import load
+from distgan.config.load import load
+from distgan.config.validate import batch_plan
 from distgan.data import shard_index
 from distgan.data.dataset import Dataset
 from distgan.data.decode import decode, fit
@@ -43,7 +44,6 @@ from distgan.data.shuffle import Layout, Plan
 from distgan.data.synthetic import jpegs, write_shards
 from distgan.metrics import frechet
 from distgan.metrics.moments import Moments
-from distgan.rules import batch_plan
 from distgan.storage.byte_ranges import Source
 
 DCGAN = """

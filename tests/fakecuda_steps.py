@@ -20,14 +20,14 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from distgan import build
-from distgan.config import Config, restores
-from distgan.configfile import load
+from distgan.config.load import load
+from distgan.config.schema import Config, restores
+from distgan.config.validate import batch_plan
 from distgan.controls import Controls
 from distgan.data.dataset import Dataset
 from distgan.data.loader import Batch
 from distgan.data.synthetic import write_shards
 from distgan.distributed.process_group import World
-from distgan.rules import batch_plan
 from distgan.step import GanStep, Noise
 from distgan.stopwatch import D_STEP, G_STEP, Stopwatch
 from distgan.trainer import Trainer

@@ -8,8 +8,8 @@ from pathlib import Path
 import torch
 
 from distgan.build import build_nets
-from distgan.config import restores, to_dict
-from distgan.configfile import load
+from distgan.config.load import load
+from distgan.config.schema import restores, to_dict
 from distgan.data.pack import Options, pack
 from distgan.models import MODELS
 from distgan.sample import make

@@ -21,15 +21,15 @@ from distgan.bench.bench import bench
 from distgan.bench.table import Row
 from distgan.bench.workplace import running, until_left, workplace
 from distgan.cli import main
-from distgan.config import Config
-from distgan.configfile import load
+from distgan.config.load import load
+from distgan.config.schema import Config
+from distgan.config.validate import batch_plan
 from distgan.data import shard_index
 from distgan.data.synthetic import write_shards
 from distgan.errors import ConfigError
 from distgan.judge import Judge, Strengths
 from distgan.losses.adversarial import LOSSES
 from distgan.models import MODELS
-from distgan.rules import batch_plan
 from distgan.step import DiscriminatorLoss, GeneratorLoss
 from distgan.storage.byte_ranges import Source
 from distgan.timeline import Timeline

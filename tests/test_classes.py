@@ -13,13 +13,13 @@ from hypothesis import strategies as st
 from processes import train
 from runs import audit, make_digits, weights, write_config
 
-from distgan.config import Config, Data, Model
+from distgan.config.schema import Config, Data, Model
+from distgan.config.validate import problems
 from distgan.data.classes import Balanced
 from distgan.data.dataset import Dataset
 from distgan.data.loader import Stream
 from distgan.data.shard_urls import find_shards
 from distgan.data.shuffle import Layout, Plan
-from distgan.rules import problems
 from distgan.storage.byte_ranges import Source
 
 LABELS = st.lists(st.integers(0, 6), min_size=1, max_size=40).map(np.array)

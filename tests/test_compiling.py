@@ -10,7 +10,7 @@ from runs import make_digits, metrics, write_config
 from safetensors.torch import load_file
 
 from distgan import compiling
-from distgan.configfile import load
+from distgan.config.load import load
 from distgan.errors import ConfigError, MachineError
 from distgan.losses import gradient_penalty
 from distgan.models import MODELS

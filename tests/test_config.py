@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from distgan.config import changes, to_dict
-from distgan.configfile import from_dict, load, to_yaml
+from distgan.config.load import from_dict, load, to_yaml
+from distgan.config.schema import changes, to_dict
+from distgan.config.validate import BatchPlan, batch_plan, divisors, warnings
 from distgan.errors import ConfigError
-from distgan.rules import BatchPlan, batch_plan, divisors, warnings
 
 BASIC = "data: {shards: /data/faces, resolution: 64}\n"
 

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from distgan.cli import main
-from distgan.config import FAMILIES, Config, leaves
-from distgan.configfile import load
-from distgan.confighelp import COMMAND, diff, help_keys, markdown, rows
+from distgan.config.docs import COMMAND, diff, help_keys, markdown, rows
+from distgan.config.load import load
+from distgan.config.schema import FAMILIES, Config, leaves
 from distgan.errors import ConfigError
 
 DOCS = Path(__file__).parent.parent / "docs"

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from distgan.balance import Balance
-from distgan.config import Augment, Config, Ema, Loss, Optim, Optimizer, Train
-from distgan.config import Balance as Settings
+from distgan.config.schema import Augment, Config, Ema, Loss, Optim, Optimizer, Train
+from distgan.config.schema import Balance as Settings
 from distgan.controls import Controls
 from distgan.distributed.process_group import World
 

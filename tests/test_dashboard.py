@@ -19,7 +19,7 @@ from processes import ROOT, environment, free_port, output, ranks, run_ranks, wa
 from runs import make_digits, status, write_config
 
 from distgan import dashboard
-from distgan.config import Wandb
+from distgan.config.schema import Wandb
 from distgan.dashboard import WandbRun, start_wandb
 from distgan.storage.run_dir import RunFolder
 from distgan.wandbmode import mode_of_environment

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from processes import ROOT
 
-from distgan.config import Config, leaves
+from distgan.config.schema import Config, leaves
 
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), ROOT / "launch/README.md", ROOT / "slurm/README.md"])
 

@@ -14,7 +14,7 @@ from runs import make_digits, untrained, write_config
 
 from distgan import build
 from distgan.cli import main
-from distgan.config import Optimizer as OptimizerSettings
+from distgan.config.schema import Optimizer as OptimizerSettings
 from distgan.errors import DataError
 from distgan.evaluation.subject import open_subject
 from distgan.models import MODELS

@@ -11,7 +11,7 @@ import scipy.linalg
 import torch
 from torch import Tensor
 
-from distgan.config import EVAL_METRICS
+from distgan.config.schema import EVAL_METRICS
 from distgan.metrics import frechet, inception_score, kid, precision_recall
 from distgan.metrics.moments import Gaussian, Moments
 from distgan.metrics.probe import train_probe

@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from distgan.config import FAMILIES, leaves
+from distgan.config.schema import FAMILIES, leaves
+from distgan.config.validate import LEAST_RESOLUTION
 from distgan.models import MODELS
-from distgan.rules import LEAST_RESOLUTION
 
 RESOLUTIONS = (16, 32, 64, 128, 256)
 SMALL = {

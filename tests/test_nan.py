@@ -11,7 +11,7 @@ from processes import ROOT, output, ranks, run_ranks, wait_for
 from runs import audit, make_digits, metrics, status, weights, write_config
 
 from distgan.build import build_optimizer
-from distgan.config import Optimizer
+from distgan.config.schema import Optimizer
 from distgan.distributed.process_group import World
 from distgan.models import MODELS
 from distgan.step import DeviceBatch, GanStep, Noise, Strengths

@@ -14,7 +14,7 @@ from torch.nn.functional import softplus
 
 from distgan import ema
 from distgan.build import build_optimizer
-from distgan.config import Config, Ema, Loss, Optim, Optimizer, Train
+from distgan.config.schema import Config, Ema, Loss, Optim, Optimizer, Train
 from distgan.controls import Controls
 from distgan.distributed.process_group import World
 from distgan.models import r3gan

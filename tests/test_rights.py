@@ -14,7 +14,7 @@ from PIL import Image
 from runs import make_digits, untrained, write_config
 
 from distgan.cli import main
-from distgan.configfile import from_dict, load, load_to_evaluate
+from distgan.config.load import from_dict, load, load_to_evaluate
 from distgan.data.decode import FORMATS, BadImage, decode
 from distgan.data.shard_urls import find_shards
 from distgan.errors import ConfigError, DataError

@@ -12,8 +12,8 @@ from range_server import RangeServer
 from runs import make_digits, write_config
 
 from distgan.cli import main
-from distgan.config import without_secrets
-from distgan.configfile import load, to_yaml
+from distgan.config.load import load, to_yaml
+from distgan.config.schema import without_secrets
 from distgan.errors import DataError
 from distgan.storage.byte_ranges import RefusedError, Source
 from distgan.storage.urls import public, public_text

@@ -7,8 +7,8 @@ import yaml
 from processes import ROOT
 
 from distgan.arguments import build_parser
-from distgan.config import Config, leaves
-from distgan.configfile import load
+from distgan.config.load import load
+from distgan.config.schema import Config, leaves
 
 SWEEPS = sorted((ROOT / "configs" / "sweeps").glob("*.yaml"))
 

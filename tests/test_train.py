@@ -246,7 +246,7 @@ SHIPPED = [
 @pytest.mark.parametrize("path", SHIPPED)
 def test_every_shipped_config_takes_a_step(tmp_path: Path, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """At a reduced size: few channels, and as few images as make a step."""
-    from distgan.configfile import load
+    from distgan.config.load import load
 
     monkeypatch.setenv("WANDB_MODE", "disabled")
     full = load(str(path))

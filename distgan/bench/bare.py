@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from distgan.build import build_optimizer
-from distgan.config import Config, restores
+from distgan.config.schema import Config, restores
 from distgan.errors import ConfigError
 from distgan.losses.adversarial import LOSSES
 from distgan.losses.gradient_penalty import gradient_penalty, squared_gradient

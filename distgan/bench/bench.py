@@ -19,10 +19,10 @@ from distgan.bench.table import Row
 from distgan.bench.traffic import bytes_reduced
 from distgan.bench.workplace import running, workplace
 from distgan.build import num_weights
-from distgan.config import Augment, Balance, Config, restores
+from distgan.config.schema import Augment, Balance, Config, restores
+from distgan.config.validate import BatchPlan, batch_plan
 from distgan.data.decode import decode_into
 from distgan.distributed.process_group import World
-from distgan.rules import BatchPlan, batch_plan
 from distgan.stopwatch import peak_memory
 from distgan.timeline import Timeline
 from distgan.trainer import Trainer

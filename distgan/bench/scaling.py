@@ -18,10 +18,10 @@ import torch
 
 from distgan.bench.table import Row
 from distgan.bench.workplace import running, workplace
-from distgan.config import Config
+from distgan.config.schema import Config
+from distgan.config.validate import batch_plan
 from distgan.distributed.process_group import World
 from distgan.errors import ConfigError, MachineError
-from distgan.rules import batch_plan
 from distgan.stopwatch import peak_memory
 
 ROUNDS, WARM_UP, SLICE_SEC = 3, 3, 1.0

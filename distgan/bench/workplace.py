@@ -9,11 +9,11 @@ from dataclasses import replace
 from pathlib import Path
 
 from distgan.build import build_nets
-from distgan.config import Config
+from distgan.config.schema import Config
+from distgan.config.validate import BatchPlan
 from distgan.data.synthetic import write_shards
 from distgan.distributed import launch_env
 from distgan.distributed.process_group import World
-from distgan.rules import BatchPlan
 from distgan.run import open_world
 from distgan.storage.run_dir import RunFolder
 from distgan.trainer import Trainer

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from distgan.config import EVAL_METRICS, Config, best_metric
+from distgan.config.schema import EVAL_METRICS, Config, best_metric
 from distgan.data.dataset import Dataset
 from distgan.distributed.process_group import World
 from distgan.evaluation.evaluate import Poll, check_metrics, measure

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from distgan import build
-from distgan.config import Config
+from distgan.config.schema import Config
 from distgan.data.dataset import Dataset
 from distgan.data.shard_urls import find_shards
 from distgan.distributed.launch_env import together

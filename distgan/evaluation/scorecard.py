@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from distgan import __version__, sample
-from distgan.config import EVAL_METRICS
+from distgan.config.schema import EVAL_METRICS
 from distgan.data.dataset import Dataset
 from distgan.distributed.process_group import World
 from distgan.errors import ConfigError, MachineError

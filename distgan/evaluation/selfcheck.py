@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from distgan.config import Config
+from distgan.config.schema import Config
 from distgan.data.dataset import Dataset
 from distgan.distributed.process_group import World
 from distgan.errors import ConfigError, DataError, DistganError

@@ -7,8 +7,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from distgan.config import Config
-from distgan.configfile import load_to_evaluate
+from distgan.config.load import load_to_evaluate
+from distgan.config.schema import Config
 from distgan.data import dataset_card
 from distgan.data.dataset import Dataset
 from distgan.data.pack_inputs import list_source

@@ -15,8 +15,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from distgan.config import FAMILIES, Config, Model, changes, restores
-from distgan.configfile import load
+from distgan.config.load import load
+from distgan.config.schema import FAMILIES, Config, Model, changes, restores
 from distgan.data import dataset_card
 from distgan.data.decode import open_image
 from distgan.errors import ConfigError, MachineError

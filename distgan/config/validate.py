@@ -7,7 +7,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from distgan.config import EVAL_METRICS, Config, Eval, restores
+from distgan.config.schema import EVAL_METRICS, Config, Eval, restores
 from distgan.errors import ConfigError
 from distgan.transforms import degrade_spec
 

@@ -19,9 +19,9 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from distgan.config import FAMILIES, Config, default_of, leaves
+from distgan.config.schema import FAMILIES, Config, default_of, leaves
+from distgan.config.validate import eval_problems, problems
 from distgan.errors import ConfigError
-from distgan.rules import eval_problems, problems
 from distgan.storage.urls import public, public_text
 
 READABLE_ENVIRONMENT = (

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import Field, dataclass
 from typing import Literal, get_args, get_origin
 
-from distgan.config import FAMILIES, Config, changes, default_of, leaves
+from distgan.config.schema import FAMILIES, Config, changes, default_of, leaves
 from distgan.errors import ConfigError
 
 TYPES: dict[object, str] = {

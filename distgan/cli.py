@@ -249,7 +249,7 @@ def _log_to_stderr() -> None:
     """What the package has to say, in plain lines; of rank 0 alone what is no warning."""
     import logging
 
-    from distgan.console import Lines
+    from distgan.tracking.console import Lines
 
     handler = logging.StreamHandler()
     handler.setFormatter(Lines())

@@ -13,7 +13,7 @@ from distgan.data.dataset import Dataset
 from distgan.distributed.process_group import World
 from distgan.heldout import HeldOut
 from distgan.rng import device_rng
-from distgan.tracker import Tracker
+from distgan.tracking.tracker import Tracker
 from distgan.transforms import degrade_spec
 from distgan.transforms.augment import NUM_DRAWS, augment
 

@@ -9,13 +9,13 @@ import torch
 from distgan.config.load import to_yaml
 from distgan.config.schema import Config
 from distgan.config.validate import batch_plan
-from distgan.console import start_logging
 from distgan.distributed import launch_env, preemption
 from distgan.distributed.process_group import World
 from distgan.distributed.watchdog import GRACE_SEC
 from distgan.errors import DistganError, FailedError, StoppedError
 from distgan.storage.checkpoint import require_left
 from distgan.storage.run_dir import RunFolder, command_line
+from distgan.tracking.console import start_logging
 from distgan.trainer import Trainer
 
 log = logging.getLogger("distgan")

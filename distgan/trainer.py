@@ -13,7 +13,6 @@ from torch import nn
 from distgan import build, ema
 from distgan.config.schema import Config
 from distgan.config.validate import BatchPlan, warnings
-from distgan.console import duration
 from distgan.controls import Controls, Rates
 from distgan.data import pixels
 from distgan.data.loader import Stream
@@ -25,14 +24,15 @@ from distgan.errors import DataError, DivergedError, MachineError
 from distgan.evaluation.evaluate import StopAsked
 from distgan.evaluation.evaluations import Evaluations
 from distgan.gallery import Gallery
-from distgan.nodeload import NodeLoad
 from distgan.state import RunState, difference_lines, differences
 from distgan.step import DeviceBatch, GanStep, Noise
 from distgan.stopwatch import D_STEP, G_STEP, Stopwatch
 from distgan.storage import checkpoint
 from distgan.storage.printable import public_line, show
 from distgan.storage.run_dir import RunFolder
-from distgan.tracker import Tracker
+from distgan.tracking.console import duration
+from distgan.tracking.system_metrics import NodeLoad
+from distgan.tracking.tracker import Tracker
 
 log = logging.getLogger("distgan")
 

@@ -27,7 +27,7 @@ FLAT = {"__init__", "__main__", "api", "errors", "version"}
 LEVELS = {folder: level for level, line in enumerate(FOLDERS) for folder in line}
 DOORS = {
     "accelerate": {"distributed.process_group", "distributed.launch"},
-    "wandb": {"dashboard"},
+    "wandb": {"tracking.wandb_logger"},
     "omegaconf": {"config.load"},
     "webdataset": {"data.shard_urls"},
     "safetensors": {"storage.checkpoint"},
@@ -80,7 +80,7 @@ TORCH_FREE = {
     "report.svg",
     "config.validate",
     "distributed.preemption",
-    "wandbmode",
+    "tracking.wandb_mode",
 }
 
 

@@ -6,10 +6,10 @@ import time
 
 import pytest
 
-from distgan.alerts import TROUBLES, Alerts
-from distgan.console import ERASE, LIVE, TICK, Console, has_colours
 from distgan.distributed import watchdog
 from distgan.distributed.watchdog import Watch
+from distgan.tracking.alerts import TROUBLES, Alerts
+from distgan.tracking.console import ERASE, LIVE, TICK, Console, has_colours
 
 
 class Terminal(io.StringIO):

@@ -18,11 +18,11 @@ from PIL import Image
 from processes import ROOT, environment, free_port, output, ranks, run_ranks, wait_for
 from runs import make_digits, status, write_config
 
-from distgan import dashboard
 from distgan.config.schema import Wandb
-from distgan.dashboard import WandbRun, start_wandb
 from distgan.storage.run_dir import RunFolder
-from distgan.wandbmode import mode_of_environment
+from distgan.tracking import wandb_logger
+from distgan.tracking.wandb_logger import WandbRun, start_wandb
+from distgan.tracking.wandb_mode import mode_of_environment
 
 
 @pytest.fixture(autouse=True)
@@ -34,7 +34,7 @@ def fresh_client(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[No
     for name in ("WANDB_SILENT", "WANDB_DATA_DIR", "WANDB_CACHE_DIR"):
         monkeypatch.setenv(name, "true" if name == "WANDB_SILENT" else str(tmp_path / "client"))
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    monkeypatch.setattr(dashboard, "INIT_SEC", 3)
+    monkeypatch.setattr(wandb_logger, "INIT_SEC", 3)
     yield
     wandb.teardown()
 
@@ -161,7 +161,7 @@ def test_checkpoints_become_artifacts_by_policy(policy: str, num: int, tmp_path:
 def test_a_server_that_begins_to_hang_delays_nobody(
     tmp_path: Path, server: FakeWandb, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(dashboard, "FINISH_SEC", 12)
+    monkeypatch.setattr(wandb_logger, "FINISH_SEC", 12)
     run = start(tmp_path / "run")
     server.fault = "hang"
     began = time.monotonic()

@@ -5,8 +5,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from distgan import nodeload
-from distgan.nodeload import NodeLoad
+from distgan.tracking import system_metrics
+from distgan.tracking.system_metrics import NodeLoad
 
 
 def test_each_node_is_told_of_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -17,8 +17,8 @@ def test_each_node_is_told_of_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
     world = SimpleNamespace(size=4, local_size=2, device=torch.device("cpu"), gather=gather)
     sent = iter([1_000_000, 5_000_000])
-    monkeypatch.setattr(nodeload, "sent_bytes", lambda: next(sent))
-    monkeypatch.setattr(nodeload.time, "monotonic", iter([10.0, 12.0]).__next__)
+    monkeypatch.setattr(system_metrics, "sent_bytes", lambda: next(sent))
+    monkeypatch.setattr(system_metrics.time, "monotonic", iter([10.0, 12.0]).__next__)
     row = NodeLoad(world).row()
     assert row["Nodes/0_cpu_pct"] == 0.0
     assert row["Nodes/1_cpu_pct"] == 2.0
@@ -37,7 +37,7 @@ def test_a_gpu_that_does_not_say_is_left_out(monkeypatch: pytest.MonkeyPatch) ->
         raise NVMLError("Not Supported")
 
     monkeypatch.setattr(torch.cuda, "utilization", refuse)
-    assert nodeload.gpu_percent(torch.device("cuda", 0)) is None
+    assert system_metrics.gpu_percent(torch.device("cuda", 0)) is None
 
 
 def test_a_machine_without_gpus_says_nothing_of_them() -> None:

@@ -17,11 +17,11 @@ from range_server import RangeServer
 from runs import untrained, write_config
 
 from distgan.cli import main
-from distgan.console import Lines
-from distgan.dashboard import WandbRun
 from distgan.errors import ConfigError, DataError
 from distgan.storage.printable import printable, public_line, show
 from distgan.storage.run_dir import RunFolder
+from distgan.tracking.console import Lines
+from distgan.tracking.wandb_logger import WandbRun
 
 PACKAGE = Path(__file__).parent.parent / "distgan"
 HOSTILE = "a\x1b]0;t\x07\r\x9b31m\u202e\u2028\nFORGED"

@@ -10,7 +10,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from distgan.doctor.finding import OK, WARN, Finding
-from distgan.wandbmode import mode_of_environment
+from distgan.tracking.wandb_mode import mode_of_environment
 
 MODES = ("online", "offline", "disabled", "shared", "dryrun", "run")
 KEY_LENGTH, SHORT = 40, "WANDB_API_KEY has fewer than 40 characters"

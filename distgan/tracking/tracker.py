@@ -8,14 +8,14 @@ from pathlib import Path
 import numpy as np
 
 from distgan import sample
-from distgan.alerts import Alerts
 from distgan.config.load import to_yaml
 from distgan.config.schema import Config, for_records, to_dict
-from distgan.console import LIVE, TICK, console_line, evaluation_line
-from distgan.dashboard import FINISH_SEC, start_wandb
 from distgan.distributed import preemption
 from distgan.errors import DistganError, DivergedError
 from distgan.storage.run_dir import RunFolder
+from distgan.tracking.alerts import Alerts
+from distgan.tracking.console import LIVE, TICK, console_line, evaluation_line
+from distgan.tracking.wandb_logger import FINISH_SEC, start_wandb
 
 log = logging.getLogger("distgan")
 

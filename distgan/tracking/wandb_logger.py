@@ -21,12 +21,12 @@ from PIL import Image
 
 from distgan.config.schema import Wandb
 from distgan.distributed import preemption
-from distgan.fence import Fence, short
 from distgan.report.curves import better
 from distgan.storage.printable import public_line
 from distgan.storage.run_dir import RunFolder
 from distgan.storage.urls import public
-from distgan.wandbmode import mode_of_environment
+from distgan.tracking.background_worker import Fence, short
+from distgan.tracking.wandb_mode import mode_of_environment
 
 CREDENTIAL = re.compile("SLURM_.*(JWT|TOKEN|KEY|SECRET|PASS)")  # the client records and sends all of SLURM_*
 log = logging.getLogger("distgan")

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from distgan.api import open_stream, train
-    from distgan.generator import load_generator
+    from distgan.inference.trained_generator import load_generator
 
 __version__ = "0.1.0"
 __all__ = ["load_generator", "open_stream", "train"]
 
-_HOMES = {"load_generator": "distgan.generator", "open_stream": "distgan.api", "train": "distgan.api"}
+_HOMES = {"load_generator": "distgan.inference.trained_generator", "open_stream": "distgan.api", "train": "distgan.api"}
 
 
 def __getattr__(name: str) -> object:

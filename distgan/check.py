@@ -5,7 +5,7 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
-from distgan import build, sample
+from distgan import build
 from distgan.config.schema import Config, best_metric
 from distgan.config.validate import BatchPlan, warnings
 from distgan.data import dataset_card, pixels
@@ -15,6 +15,7 @@ from distgan.errors import ConfigError, MachineError
 from distgan.evaluation.evaluate import check_metrics
 from distgan.evaluation.imageset import draw_labels
 from distgan.evaluation.realside import is_statistics, open_shards, read_statistics
+from distgan.inference import sampling
 from distgan.metrics.extractors import open_extractor
 from distgan.report.history import read
 from distgan.state import check_same_run, difference_lines, differences
@@ -82,7 +83,7 @@ def _disk(config: Config, checkpoint_bytes: int, num_classes: int) -> tuple[list
     keep, images = config.checkpoint, config.train.images
     saved = -(-images // keep.every)
     kept = min(saved, keep.keep_last + (images // keep.keep_every if keep.keep_every else 0))
-    rows, columns = sample.grid_shape(config.sample.rows, config.sample.columns, num_classes)
+    rows, columns = sampling.grid_shape(config.sample.rows, config.sample.columns, num_classes)
     grids = 2 + images // config.sample.every if config.sample.every else 1
     samples = grids * rows * columns * 3 * config.data.resolution**2  # at most, since PNG packs them
     free, needed = shutil.disk_usage(existing).free, (kept + 1) * checkpoint_bytes + samples

@@ -261,8 +261,8 @@ def _generate(options: argparse.Namespace) -> int:
     world = settle()
 
     _log_to_stderr()
-    from distgan.generate import generate
-    from distgan.restoration import restore
+    from distgan.inference.generate import generate
+    from distgan.inference.restore import restore
 
     common = {name: getattr(options, name) for name in ("kind", "seed", "labels", "columns")}
     common |= {"rank": rank(), "world": world}
@@ -297,7 +297,7 @@ def _export(options: argparse.Namespace) -> int:
         return 0
     _log_to_stderr()
 
-    from distgan.export import export
+    from distgan.inference.export import export
 
     try:
         show(export(options.checkpoint, options.out, options.kind))

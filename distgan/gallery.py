@@ -7,11 +7,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from distgan import sample
 from distgan.config.schema import Config, restores
 from distgan.data.dataset import Dataset
 from distgan.distributed.process_group import World
 from distgan.heldout import HeldOut
+from distgan.inference import sampling
 from distgan.rng import device_rng
 from distgan.tracking.tracker import Tracker
 from distgan.transforms import degrade_spec
@@ -24,9 +24,9 @@ class Gallery:
     def __init__(self, config: Config, dataset: Dataset, tracker: Tracker) -> None:
         self._config, self._dataset, self._tracker = config, dataset, tracker
         seen = [label for label, count in enumerate(dataset.class_counts) if count]
-        rows, self._columns = sample.grid_shape(config.sample.rows, config.sample.columns, len(seen))
+        rows, self._columns = sampling.grid_shape(config.sample.rows, config.sample.columns, len(seen))
         self._num = rows * self._columns
-        self._labels = sample.grid_labels(rows, self._columns, seen)
+        self._labels = sampling.grid_labels(rows, self._columns, seen)
         self._reals: list[np.ndarray] = []
         self._held_out = None
         if restores(config):
@@ -47,7 +47,7 @@ class Gallery:
             self._tracker.grid("Samples/degraded_restored_clean", name, triples, self._triples)
         else:
             self._show(
-                "Samples/ema_fixed", name, list(sample.generate(G_ema, z_dim, seed, range(self._num), self._labels))
+                "Samples/ema_fixed", name, list(sampling.generate(G_ema, z_dim, seed, range(self._num), self._labels))
             )
 
     def measure(self, G_ema: nn.Module, world: World) -> dict[str, float]:
@@ -58,14 +58,14 @@ class Gallery:
         """Of the generator itself, where it is not its average; and real images augmented as D sees them, at `p`."""
         config = self._config
         if config.ema.half_life and self._held_out is None:
-            pictures = list(sample.generate(G, config.model.z_dim, config.train.seed, range(self._num), self._labels))
+            pictures = list(sampling.generate(G, config.model.z_dim, config.train.seed, range(self._num), self._labels))
             self._show("Samples/raw_fixed", "raw.png", pictures)
         if config.augment.pipe != "none":
             reals = torch.from_numpy(np.stack(self._real_pictures())).permute(0, 3, 1, 2) / 127.5 - 1
             draws = device_rng.uniform(
                 torch.arange(self._num) + images, "augment gallery", NUM_DRAWS[config.augment.pipe]
             )
-            pictures = list(sample.to_uint8(augment(reals, draws, config.augment.pipe, p, config.augment.colour)))
+            pictures = list(sampling.to_uint8(augment(reals, draws, config.augment.pipe, p, config.augment.colour)))
             self._show("Samples/reals_augmented", "reals-augmented.png", pictures)
 
     def judged(self, G: nn.Module, D: nn.Module, reals: Tensor, real_scores: Tensor, fake_scores: Tensor) -> None:
@@ -74,7 +74,7 @@ class Gallery:
         What stands there again and again is worth a look: damaged, or none of the data set's kind.
         """
         worst = real_scores.argsort()[: self._num]
-        self._show("Samples/worst_reals", "worst-reals.png", list(sample.to_uint8(reals[worst])))
+        self._show("Samples/worst_reals", "worst-reals.png", list(sampling.to_uint8(reals[worst])))
         if self._config.wandb.histograms:
             values = {"logits_real": real_scores, "logits_fake": fake_scores}
             for name, net in (("G", G), ("D", D)):

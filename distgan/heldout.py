@@ -6,9 +6,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from distgan import sample
 from distgan.data.dataset import Dataset
 from distgan.distributed.process_group import World
+from distgan.inference import sampling
 from distgan.metrics.psnr_ssim import psnr, ssim
 from distgan.rng import host_rng
 from distgan.transforms.degrade import degrade
@@ -48,9 +48,9 @@ class HeldOut:
         if not total:
             return {}
         found = {}
-        for start in range(world.rank * sample.CHUNK, total, world.size * sample.CHUNK):
+        for start in range(world.rank * sampling.CHUNK, total, world.size * sampling.CHUNK):
             numbers = range(
-                self._dataset.num_samples + start, self._dataset.num_samples + min(total, start + sample.CHUNK)
+                self._dataset.num_samples + start, self._dataset.num_samples + min(total, start + sampling.CHUNK)
             )
             clean = _tensor(self._clean(numbers))
             found[start] = [_likeness(_tensor(self._restored(G, numbers, start)), clean)]
@@ -73,7 +73,7 @@ class HeldOut:
             return np.stack([self._dataset.read(number, degraded=True, **self._how) for number in numbers])
         seeds = host_rng.bits(host_rng.key(0, "held out, degraded"), np.asarray(numbers)).view(np.int64)
         clean = _tensor(self._clean(numbers)).float() / 127.5 - 1
-        return sample.to_uint8(degrade(clean, torch.from_numpy(seeds), self._recipe))
+        return sampling.to_uint8(degrade(clean, torch.from_numpy(seeds), self._recipe))
 
     def _restored(self, G: nn.Module, numbers: Sequence[int], first: int = 0) -> np.ndarray:
         """The same of what G makes of them, with the latents from number `first` on."""
@@ -83,7 +83,7 @@ class HeldOut:
         def given(part: list[int]) -> np.ndarray:
             return self._degraded([numbers[place - first] for place in part])
 
-        return np.stack(list(sample.generate(G, self._z_dim, 0, places, labels, given=given)))
+        return np.stack(list(sampling.generate(G, self._z_dim, 0, places, labels, given=given)))
 
 
 def _tensor(pictures: np.ndarray) -> Tensor:

@@ -17,13 +17,13 @@ from torch import Tensor, nn
 
 from distgan import compiling
 from distgan.distributed.process_group import World
+from distgan.inference.sampling import make
 from distgan.judge import Judge, Strengths
 from distgan.losses import gradient_penalty
 from distgan.losses.adversarial import LOSSES, PIXEL, Loss, feature_matching
 from distgan.meter import Meter
 from distgan.models.spectral_norm import normalised
 from distgan.rng import device_rng, host_rng
-from distgan.sample import make
 from distgan.transforms.degrade import degrade
 from distgan.transforms.degrade_spec import Step as Degradation
 

@@ -21,7 +21,7 @@ import torch._dynamo  # which optimizers import when they are made
 import torch.distributed
 
 import distgan.evaluation.evaluate
-import distgan.generate
+import distgan.inference.generate
 import distgan.trainer  # noqa: F401
 
 

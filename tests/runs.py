@@ -11,8 +11,8 @@ from distgan.build import build_nets
 from distgan.config.load import load
 from distgan.config.schema import restores, to_dict
 from distgan.data.pack import Options, pack
+from distgan.inference.sampling import make
 from distgan.models import MODELS
-from distgan.sample import make
 from distgan.storage.checkpoint import save
 
 PACKAGE = Path(__file__).parent.parent / "distgan"

@@ -32,8 +32,8 @@ DOORS = {
     "webdataset": {"data.shard_urls"},
     "safetensors": {"storage.checkpoint"},
     "matplotlib": {"report.plot"},
-    "onnxruntime": {"export"},
-    "av": {"walk"},
+    "onnxruntime": {"inference.export"},
+    "av": {"inference.video"},
 }
 TORCH_FREE = {
     "api",
@@ -68,7 +68,7 @@ TORCH_FREE = {
     "errors",
     "rng.host_rng",
     "metrics.extractors.weights",
-    "pick",
+    "inference.selection",
     "distributed.launch_env",
     "transforms.degrade_spec",
     "report",

@@ -138,9 +138,9 @@ def test_a_run_taken_back_forgets_its_later_evaluations(tmp_path: Path, config: 
 
 def test_the_randomness_of_others_is_left_alone(tmp_path: Path, config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Even of a generator that draws while it generates."""
-    from distgan import sample
+    from distgan.inference import sampling
 
-    drawn, generate = [], sample.generate
+    drawn, generate = [], sampling.generate
 
     def drawing(*arguments: object) -> object:
         drawn.append(torch.rand(1).item())
@@ -148,7 +148,7 @@ def test_the_randomness_of_others_is_left_alone(tmp_path: Path, config: Path, mo
 
     torch.manual_seed(5)
     expected = torch.rand(3)[0]
-    monkeypatch.setattr(sample, "generate", drawing)
+    monkeypatch.setattr(sampling, "generate", drawing)
     torch.manual_seed(5)
     assert main(["train", str(config), *TOY, f"run.dir={tmp_path / 'run'}", "train.images=240", "sample.every=0"]) == 0
     assert len(drawn) == 2 * 3

@@ -12,12 +12,12 @@ import torch
 from runs import untrained
 from torch import Tensor, nn
 
-from distgan import export as exports
 from distgan import load_generator
 from distgan.cli import main
 from distgan.errors import DataError
-from distgan.export import export
-from distgan.generator import Generator
+from distgan.inference import export as exports
+from distgan.inference.export import export
+from distgan.inference.trained_generator import Generator
 from distgan.models import MODELS
 from distgan.storage import checkpoint
 

@@ -20,10 +20,10 @@ from runs import make_digits, untrained, write_config
 from distgan import data, load_generator, open_stream
 from distgan.cli import main
 from distgan.errors import ConfigError
-from distgan.generate import generate
-from distgan.generator import load_discriminator
+from distgan.inference.generate import generate
+from distgan.inference.scoring import NUM_REALS
+from distgan.inference.trained_generator import load_discriminator
 from distgan.metrics.extractors import open_extractor
-from distgan.realism import NUM_REALS
 from distgan.storage.checkpoint import load as load_checkpoint
 
 

@@ -15,9 +15,10 @@ from runs import untrained
 from torch import Tensor, nn
 
 import distgan
-from distgan import generator, load_generator, sample
+from distgan import load_generator
 from distgan.errors import ConfigError, DataError
-from distgan.export import export
+from distgan.inference import sampling, trained_generator
+from distgan.inference.export import export
 from distgan.models import MODELS, Family
 from distgan.storage.checkpoint import load as load_checkpoint
 from distgan.storage.checkpoint import save
@@ -41,7 +42,7 @@ def test_weights_of_another_revision_are_refused(tmp_path: Path, revision: int |
     """In checkpoints and exports: the same weights mean another function."""
     run = untrained(tmp_path / "run", "model.family=r3gan", "model.G.widths=[8]", "model.D.widths=[8]")
     export(str(run), str(tmp_path / "exported"), "safetensors")
-    description = tmp_path / "exported" / generator.DESCRIPTION
+    description = tmp_path / "exported" / trained_generator.DESCRIPTION
     described = json.loads(description.read_text())
     tensors, state = load_checkpoint(max((run / "checkpoints").glob("step-*")))
     for kept in (described["generator"], state):
@@ -57,7 +58,7 @@ def test_weights_of_another_revision_are_refused(tmp_path: Path, revision: int |
 def test_importing_the_package_needs_no_torch() -> None:
     program = "import distgan, sys; assert 'torch' not in sys.modules; assert distgan.__version__"
     subprocess.run([sys.executable, "-c", program], check=True, timeout=60, env=environment())
-    assert distgan.load_generator is generator.load_generator
+    assert distgan.load_generator is trained_generator.load_generator
     with pytest.raises(AttributeError, match="no attribute 'load_generators'"):
         distgan.load_generators  # noqa: B018
 
@@ -74,8 +75,8 @@ def test_images_are_functions_of_seed_and_number(run: Path) -> None:
     assert torch.equal(images[[70, 99]], G.images([70, 99], seed=5))
     assert not torch.equal(images[:7], G(7, seed=6))
     pictures = list(G.pictures(range(100), seed=5))
-    assert np.array_equal(np.stack(pictures), sample.to_uint8(images))
-    z = sample.latents(5, range(100), 8)
+    assert np.array_equal(np.stack(pictures), sampling.to_uint8(images))
+    z = sampling.latents(5, range(100), 8)
     assert torch.allclose(G(z, [i % 3 for i in range(100)]), images, atol=1e-5)
     assert torch.equal(G(z[:6]), G(z[:6], torch.tensor([0, 1, 2, 0, 1, 2])))
     assert torch.equal(G(6, labels=2)[4], G(6, labels=[0, 0, 0, 0, 2, 0])[4])
@@ -119,7 +120,7 @@ def test_an_exported_folder_gives_the_same_images(tmp_path: Path, run: Path) -> 
     assert torch.equal(G(70, seed=2), copy(70, seed=2))
     assert (copy.spec, copy.origin) == (G.spec, G.origin)
     with pytest.raises(ConfigError, match="exported generator, which has no discriminator: name its run"):
-        generator.load_discriminator(tmp_path / "out", 64)
+        trained_generator.load_discriminator(tmp_path / "out", 64)
 
 
 def test_a_damaged_export_is_refused(tmp_path: Path, run: Path) -> None:

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from distgan.errors import ConfigError
-from distgan.pick import Choice, Drawn
+from distgan.inference.selection import Choice, Drawn
 
 CHOICES = st.builds(
     lambda num, unit, classes, share, balance: Choice(

@@ -8,7 +8,7 @@ from PIL import Image
 from runs import make_digits
 
 from distgan.cli import main
-from distgan.generator import load_generator
+from distgan.inference.trained_generator import load_generator
 from distgan.metrics.frechet import distance, root
 from distgan.metrics.moments import Gaussian, Moments
 

@@ -22,8 +22,8 @@ from distgan.data.pack import Options, pack
 from distgan.data.shard_urls import find_shards
 from distgan.data.shuffle import held_out
 from distgan.errors import ConfigError
-from distgan.restoration import restore
-from distgan.sample import to_uint8
+from distgan.inference.restore import restore
+from distgan.inference.sampling import to_uint8
 from distgan.storage.byte_ranges import Source
 
 OWN = [

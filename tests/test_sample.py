@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from distgan import sample
+from distgan.inference import sampling
 from distgan.models import MODELS
 
 
@@ -20,16 +20,16 @@ def generator(num_classes: int = 3) -> nn.Module:
 def test_a_picture_does_not_depend_on_which_others_are_asked_for() -> None:
     G = generator()
     labels = [i % 3 for i in range(150)]
-    many = list(sample.generate(G, 8, 5, range(150), labels))
+    many = list(sampling.generate(G, 8, 5, range(150), labels))
     for asked in ([0, 1, 2], [100, 101], [149], [7, 63, 64, 140], [90, 3, 3, 4]):
-        some = list(sample.generate(G, 8, 5, asked, [labels[i] for i in asked]))
+        some = list(sampling.generate(G, 8, 5, asked, [labels[i] for i in asked]))
         assert [np.array_equal(picture, many[i]) for picture, i in zip(some, asked)] == [True] * len(asked), asked
-    twice = list(sample.generate(G, 8, 5, [4, 4], [0, 1]))  # one latent, two classes
+    twice = list(sampling.generate(G, 8, 5, [4, 4], [0, 1]))  # one latent, two classes
     assert not np.array_equal(*twice)
     assert np.array_equal(twice[1], many[4])
-    other = list(sample.generate(G, 8, 6, range(3), labels[:3]))
+    other = list(sampling.generate(G, 8, 6, range(3), labels[:3]))
     assert not np.array_equal(many[0], other[0])
-    assert list(sample.generate(G, 8, 5, [])) == []
+    assert list(sampling.generate(G, 8, 5, [])) == []
 
 
 @pytest.mark.parametrize("classes", [0, 3])
@@ -43,9 +43,9 @@ def test_a_restored_picture_does_not_depend_on_how_many_are_asked_for(classes: i
         return np.stack([np.random.default_rng(n).integers(0, 256, (16, 16, 3), dtype=np.uint8) for n in numbers])
 
     labels = [i % 3 for i in range(100)] if classes else None
-    many = list(sample.generate(G, 8, 5, range(100), labels, given=given))
+    many = list(sampling.generate(G, 8, 5, range(100), labels, given=given))
     some = [3, 40, 70, 99]
-    few = list(sample.generate(G, 8, 5, some, [labels[i] for i in some] if classes else None, given=given))
+    few = list(sampling.generate(G, 8, 5, some, [labels[i] for i in some] if classes else None, given=given))
     assert all(np.array_equal(few[k], many[i]) for k, i in enumerate(some))
     off = [[np.abs(many[i].astype(int) - given([j])[0]).mean() for j in (i, 7)] for i in some]
     assert all(own < 0.7 * other for own, other in off)  # by its own picture, not another's
@@ -53,7 +53,7 @@ def test_a_restored_picture_does_not_depend_on_how_many_are_asked_for(classes: i
 
 def test_sampling_leaves_the_mode_as_it_was() -> None:
     G = generator().train()
-    list(sample.generate(G, 8, 0, range(2), [0, 1]))
+    list(sampling.generate(G, 8, 0, range(2), [0, 1]))
     assert G.training
 
 
@@ -61,21 +61,21 @@ def test_the_ends_and_the_middle_of_the_range() -> None:
     values = torch.tensor([-1.0, 0.0, 1.0, -2.0, 3.0, 1 / 255])
 
     def image(value: Tensor) -> np.ndarray:
-        return sample.to_uint8(value.view(1, 1, 1, 1).expand(1, 3, 2, 2))[0]
+        return sampling.to_uint8(value.view(1, 1, 1, 1).expand(1, 3, 2, 2))[0]
 
     assert [int(image(v)[0, 0, 0]) for v in values] == [0, 128, 255, 0, 255, 128]
     levels = torch.arange(256)
-    back = sample.to_uint8((levels.float() / 127.5 - 1).view(256, 1, 1, 1).expand(256, 3, 1, 1))
+    back = sampling.to_uint8((levels.float() / 127.5 - 1).view(256, 1, 1, 1).expand(256, 3, 1, 1))
     assert np.array_equal(back[:, 0, 0, 0], levels.numpy())  # the way in and out loses nothing
 
 
 def test_a_grid_is_filled_row_by_row(tmp_path: Path) -> None:
     pictures = [np.full((2, 3, 3), i, np.uint8) for i in range(5)]
-    grid = sample.grid(pictures, columns=3)
+    grid = sampling.grid(pictures, columns=3)
     assert grid.shape == (4, 9, 3)
     assert grid[0, ::3, 0].tolist() == [0, 1, 2]
     assert grid[2, ::3, 0].tolist() == [3, 4, 255]
-    sample.save_png(tmp_path / "grid.png", grid)
+    sampling.save_png(tmp_path / "grid.png", grid)
     assert np.array_equal(np.asarray(Image.open(tmp_path / "grid.png")), grid)
     assert [p.name for p in tmp_path.iterdir()] == ["grid.png"]
 
@@ -84,9 +84,9 @@ def test_a_grid_is_filled_row_by_row(tmp_path: Path) -> None:
     ("rows", "classes", "expected"), [(0, 0, (8, 10)), (0, 10, (10, 10)), (0, 99, (16, 10)), (3, 10, (3, 10))]
 )
 def test_the_shape_of_a_grid(rows: int, classes: int, expected: tuple[int, int]) -> None:
-    assert sample.grid_shape(rows, 10, classes) == expected
+    assert sampling.grid_shape(rows, 10, classes) == expected
 
 
 def test_a_grid_has_one_class_to_a_row() -> None:
-    assert sample.grid_labels(3, 2, [0, 2]) == [0, 0, 2, 2, 0, 0]
-    assert sample.grid_labels(3, 2, []) is None
+    assert sampling.grid_labels(3, 2, [0, 2]) == [0, 0, 2, 2, 0, 0]
+    assert sampling.grid_labels(3, 2, []) is None

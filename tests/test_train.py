@@ -21,7 +21,7 @@ from distgan import trainer
 from distgan.cli import main
 from distgan.controls import Controls, Rates
 from distgan.gallery import Gallery
-from distgan.sample import to_uint8
+from distgan.inference.sampling import to_uint8
 from distgan.storage.run_dir import RunFolder
 
 

@@ -15,9 +15,9 @@ from distgan.data.synthetic import write_shards
 from distgan.errors import ConfigError
 from distgan.evaluation.scorecard import _class_counts
 from distgan.evaluation.subject import open_subject
-from distgan.export import card
-from distgan.generate import generate, parse_labels
-from distgan.generator import Generator
+from distgan.inference.export import card
+from distgan.inference.generate import generate, parse_labels
+from distgan.inference.trained_generator import Generator
 from distgan.metrics.moments import Gaussian
 from distgan.metrics.per_class import class_distances, probe_accuracies, share_classes
 from distgan.metrics.registry import Features

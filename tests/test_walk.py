@@ -7,12 +7,12 @@ import pytest
 import torch
 from PIL import Image
 
-from distgan import sample, walk
+from distgan.inference import sampling, video
 
 
 def test_the_way_passes_the_stops_on_great_circles() -> None:
     stops = torch.nn.functional.normalize(torch.randn(4, 6, generator=torch.Generator().manual_seed(0)), dim=1) * 3
-    way = walk.path(stops, 40)
+    way = video.path(stops, 40)
     assert torch.allclose(way[::10], stops, atol=1e-6)
     assert torch.allclose(way.norm(dim=1), torch.full((40,), 3.0), atol=1e-5)  # a straight line would come nearer to 0
     following = torch.cat([way[1:], way[:1]])
@@ -25,25 +25,25 @@ def test_the_way_passes_the_stops_on_great_circles() -> None:
 
 def test_latents_without_a_circle_through_them_are_joined_by_a_line() -> None:
     z = torch.tensor([[1.0, 0.0], [1.0, 0.0], [-1.0, 0.0]])
-    way = walk.path(z, 6)
+    way = video.path(z, 6)
     assert way.tolist() == [[1, 0], [1, 0], [1, 0], [0, 0], [-1, 0], [0, 0]]
 
 
 @pytest.mark.parametrize("num", [5, 7, 48])
 def test_any_number_of_frames_is_spread_evenly(num: int) -> None:
     angles = torch.tensor([0.0, 2.0, 4.0]) * torch.pi / 3
-    way = walk.path(torch.stack([angles.cos(), angles.sin()], dim=1), num)  # stops on a circle: the way is the circle
+    way = video.path(torch.stack([angles.cos(), angles.sin()], dim=1), num)  # stops on a circle: the way is the circle
     expected = torch.arange(num) * 2 * torch.pi / num
     assert torch.allclose(way, torch.stack([expected.cos(), expected.sin()], dim=1), atol=1e-5)
 
 
 def pictures(num: int = 12) -> list[np.ndarray]:
     ramp = np.linspace(0, 200, 32, dtype=np.uint8)
-    return [sample.grid([np.broadcast_to(ramp[:, None, None] + 4 * i, (32, 32, 3))], 1) for i in range(num)]
+    return [sampling.grid([np.broadcast_to(ramp[:, None, None] + 4 * i, (32, 32, 3))], 1) for i in range(num)]
 
 
 def test_a_webp_holds_every_frame_and_its_time(tmp_path: Path) -> None:
-    walk.save(tmp_path / "walk.webp", iter(pictures()), fps=30)
+    video.save(tmp_path / "walk.webp", iter(pictures()), fps=30)
     with Image.open(tmp_path / "walk.webp") as file:
         assert (file.n_frames, file.size, file.info["loop"]) == (12, (32, 32), 0)
         lasts = []
@@ -58,7 +58,7 @@ def test_a_webp_holds_every_frame_and_its_time(tmp_path: Path) -> None:
 
 def test_an_mp4_holds_every_frame(tmp_path: Path) -> None:
     av = pytest.importorskip("av", reason="PyAV is not installed (pip install 'distgan[video]')")
-    walk.save(tmp_path / "walk.mp4", iter(pictures()), fps=12.5)
+    video.save(tmp_path / "walk.mp4", iter(pictures()), fps=12.5)
     with av.open(str(tmp_path / "walk.mp4")) as file:
         assert float(file.streams.video[0].average_rate) == 12.5
         frames = [frame.to_ndarray(format="rgb24") for frame in file.decode(video=0)]
@@ -75,5 +75,5 @@ def test_a_video_that_fails_leaves_nothing(tmp_path: Path) -> None:
         if name.endswith("mp4"):
             pytest.importorskip("av")
         with pytest.raises(OSError, match="disk"):
-            walk.save(tmp_path / name, broken(), fps=25)
+            video.save(tmp_path / name, broken(), fps=25)
     assert list(tmp_path.iterdir()) == []

@@ -7,14 +7,14 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from torch import nn
 
-from distgan import sample
 from distgan.data.dataset import Dataset
 from distgan.data.decode import MAX_PIXELS, BadImage, decode, decode_into
 from distgan.data.pack_inputs import Entry, Listing, place, read_entry
 from distgan.errors import ConfigError, DataError
+from distgan.inference import sampling
 from distgan.rng import host_rng
 
-CHUNK = sample.CHUNK  # neighbours that one rank takes at a time, and images of one forward
+CHUNK = sampling.CHUNK  # neighbours that one rank takes at a time, and images of one forward
 
 
 class Images(NamedTuple):
@@ -43,11 +43,11 @@ class GeneratedImages:
         self, G: nn.Module, z_dim: int, resolution: int, *, seed: int, num: int, labels: np.ndarray | None
     ) -> None:
         self.num, self.labels = num, labels
-        self._G, self._z_dim, self._seed, self._chunk = G, z_dim, seed, sample.chunk_of(resolution)
+        self._G, self._z_dim, self._seed, self._chunk = G, z_dim, seed, sampling.chunk_of(resolution)
 
     def read(self, numbers: np.ndarray) -> Images:
         labels = None if self.labels is None else self.labels[numbers]
-        pictures = list(sample.generate(self._G, self._z_dim, self._seed, numbers.tolist(), labels, self._chunk))
+        pictures = list(sampling.generate(self._G, self._z_dim, self._seed, numbers.tolist(), labels, self._chunk))
         return Images(numbers, np.stack(pictures), labels)
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from distgan import __version__, sample
+from distgan import __version__
 from distgan.config.schema import EVAL_METRICS
 from distgan.data.dataset import Dataset
 from distgan.distributed.process_group import World
@@ -21,6 +21,7 @@ from distgan.evaluation.evaluate import Extracted, Measured, check_metrics, extr
 from distgan.evaluation.imageset import ImageSet, ShardImages
 from distgan.evaluation.realside import is_statistics, know_reals, open_shards, shard_images
 from distgan.evaluation.subject import Subject, name_classes, open_subject
+from distgan.inference import sampling
 from distgan.metrics import reference_stats
 from distgan.metrics.extractors import Extractor, open_extractor
 from distgan.metrics.memorization import nearness
@@ -263,7 +264,7 @@ def _memorisation(
         ]
         path.parent.mkdir(parents=True, exist_ok=True)
         found["picture"] = str(path.with_suffix(".closest.png"))
-        sample.save_png(Path(found["picture"]), sample.grid(pictures, 2 * COLUMNS))
+        sampling.save_png(Path(found["picture"]), sampling.grid(pictures, 2 * COLUMNS))
     return found
 
 

@@ -28,7 +28,7 @@ from tqdm import tqdm
 from distgan import __version__
 from distgan.data import shard_index, tar
 from distgan.errors import ConfigError, DataError, MachineError
-from distgan.pick import Choice, Drawn
+from distgan.inference.selection import Choice, Drawn
 from distgan.storage.byte_ranges import Source
 from distgan.storage.checkpoint import replace_file
 

@@ -9,12 +9,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from distgan import sample
 from distgan.data.decode import SUFFIXES, BadImage, decode, fit
 from distgan.data.pack_inputs import Entry, list_source, read_entry
 from distgan.errors import ConfigError, DataError
-from distgan.generate import parse_labels, require_grid
-from distgan.generator import Generator, load_generator, locate
+from distgan.inference import sampling
+from distgan.inference.generate import parse_labels, require_grid
+from distgan.inference.trained_generator import Generator, load_generator, locate
 
 
 class Row(NamedTuple):
@@ -89,7 +89,7 @@ class Restoration:
             for row in self._rows(chunk):
                 path = target / names[row.number]
                 path.parent.mkdir(parents=True, exist_ok=True)
-                sample.save_png(path, row.restored)
+                sampling.save_png(path, row.restored)
                 done += 1
         return self._told(done, total, target, world)
 
@@ -99,7 +99,7 @@ class Restoration:
         told = self._told(len(rows), len(rows), target)
         joined = [np.concatenate([x for x in row[1:] if x is not None], axis=1) for row in rows]
         target.parent.mkdir(parents=True, exist_ok=True)
-        sample.save_png(target, sample.grid(joined, columns or math.ceil(math.sqrt(len(rows)))))
+        sampling.save_png(target, sampling.grid(joined, columns or math.ceil(math.sqrt(len(rows)))))
         return told
 
     def _chunks(self, num: int | None) -> Iterator[list[tuple[int, Entry]]]:
@@ -137,7 +137,7 @@ class Restoration:
             return np.stack([pictures[number][0] for number in numbers])
 
         G, labels = self._G, classes if self._G.num_classes else None
-        restored = sample.generate(G.net, G.z_dim, self._seed, list(pictures), labels, G.chunk, given)
+        restored = sampling.generate(G.net, G.z_dim, self._seed, list(pictures), labels, G.chunk, given)
         for (number, (degraded, clean)), picture in zip(pictures.items(), restored):
             yield Row(number, degraded, picture, clean)
 

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import torch
 
-from distgan import build, sample, walk
-from distgan.data import generated
+from distgan import build
 from distgan.errors import ConfigError, DataError
-from distgan.generator import Generator, load_generator, locate
-from distgan.pick import Choice, Drawn
-from distgan.realism import Score, open_score
+from distgan.inference import sampling, shard_writer, video
+from distgan.inference.scoring import Score, open_score
+from distgan.inference.selection import Choice, Drawn
+from distgan.inference.trained_generator import Generator, load_generator, locate
 
 SHARD_IMAGES, SHARD_BYTES = 2048, 256_000_000  # of a shard, where nothing else is asked for; bytes of its pixels
 FILTERED_IMAGES = 1024  # that are chosen from their own candidates, where images become files
@@ -71,7 +71,7 @@ def generate(
     if kind == "grid":
         require_grid(target)
     if kind == "video":
-        walk.require_writer(target)
+        video.require_writer(target)
     if is_file and rank > 0:
         return ""
     where = locate(path)  # once: a run that trains may write a newer one meanwhile
@@ -97,11 +97,11 @@ def generate(
     if kind == "png":
         if share == 1:
             del function_of["shard_images"]  # which only says how many are made at once
-        folder = generated.claim(out, function_of, may_grow=share == 1 and not balance)
+        folder = shard_writer.claim(out, function_of, may_grow=share == 1 and not balance)
         _write_files(folder, choice, draw, rank, world)
         return f"{num} images: {target}"
     threads = build.decoding_threads(world, G.device.type)
-    return generated.write(out, choice, draw, function_of, card=card, rank=rank, world=world, threads=threads)
+    return shard_writer.write(out, choice, draw, function_of, card=card, rank=rank, world=world, threads=threads)
 
 
 def _provenance(G: Generator, choice: Choice, seed: int) -> tuple[dict, dict]:
@@ -150,7 +150,7 @@ def drawn(G: Generator, score: Score | None, choice: Choice, seed: int, unit: in
             raise DataError(
                 f"the scores of images {block.start} to {block.stop - 1} are not finite: --filter needs them"
             )
-        for i, of_image, picture in zip(block, scores.tolist(), sample.to_uint8(images)):
+        for i, of_image, picture in zip(block, scores.tolist(), sampling.to_uint8(images)):
             if i in numbers:
                 held.append(Drawn(i, choice.label(i), picture, of_image))
         held = choice.best(unit, held)
@@ -163,7 +163,7 @@ def _write_files(target: Path, choice: Choice, draw: Callable[[int], Iterator[Dr
             # Class folders, as `distgan pack` reads them.
             folder = target if one.label is None else target / f"{one.label:03d}"
             folder.mkdir(exist_ok=True)
-            sample.save_png(folder / f"{one.number:08d}.png", one.picture)
+            sampling.save_png(folder / f"{one.number:08d}.png", one.picture)
 
 
 def require_grid(target: Path) -> None:
@@ -175,7 +175,7 @@ def require_grid(target: Path) -> None:
 def _write_grid(G: Generator, target: Path, num: int, seed: int, chosen: list[int], columns: int | None) -> None:
     columns = columns or (-(-num // len(chosen)) if chosen else math.ceil(math.sqrt(num)))
     each = [chosen[i // columns % len(chosen)] for i in range(num)] if chosen else None
-    sample.save_png(target, sample.grid(list(G.pictures(range(num), seed, each)), columns))
+    sampling.save_png(target, sampling.grid(list(G.pictures(range(num), seed, each)), columns))
 
 
 def _write_video(
@@ -191,7 +191,7 @@ def _write_video(
     if not 2 <= stops <= num:
         raise ConfigError(f"--stops {stops}: 2 to {num}, the number of frames (--num)")
     columns = columns or math.ceil(math.sqrt(len(chosen) or 1))
-    walk.save(target, walk.frames(G, seed, num, stops, chosen, columns), fps)
+    video.save(target, video.frames(G, seed, num, stops, chosen, columns), fps)
     return f"{num} frames, {num / fps:.1f} s, by {stops} latents and back to the first: {target}"
 
 

@@ -13,11 +13,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from distgan import __version__, build, sample
+from distgan import __version__, build
 from distgan.config.load import from_dict
 from distgan.config.schema import Config, to_dict, without_secrets
 from distgan.distributed.launch_env import local_rank
 from distgan.errors import ConfigError, DataError
+from distgan.inference import sampling
 from distgan.models import MODELS
 from distgan.models.epilogue import Tail
 from distgan.storage import checkpoint
@@ -79,7 +80,7 @@ class Generator:
         self.restores = "pictures" in inspect.signature(net.forward).parameters
         self.resolution, self.z_dim, self.num_classes = spec.resolution, spec.z_dim, spec.num_classes
         self.seen = sorted(set(range(spec.num_classes)) - set(spec.unseen))
-        self.chunk = sample.chunk_of(spec.resolution)
+        self.chunk = sampling.chunk_of(spec.resolution)
 
     @property
     def device(self) -> torch.device:
@@ -129,20 +130,20 @@ class Generator:
             raise ValueError(f"pictures of shape {list(pictures.shape)}: this generator takes [B, 3, {side}, {side}]")
         classes = self._classes(labels, len(pictures))
         given = None if classes is None else torch.tensor(classes, device=self.device)
-        z = sample.latents(seed, range(len(pictures)), self.z_dim).to(self.device)
+        z = sampling.latents(seed, range(len(pictures)), self.z_dim).to(self.device)
         return self.net(pictures.to(self.device, torch.float32), z, given)
 
     def images(
         self, numbers: Sequence[int], seed: int = 0, labels: Tensor | Sequence[int] | int | None = None
     ) -> Tensor:
         """Images of the given numbers; [B, 3, R, R] in -1..1. Labels as for a call, image i being that of number i."""
-        return torch.cat(list(sample.images(*self._asked(numbers, seed, labels))))
+        return torch.cat(list(sampling.images(*self._asked(numbers, seed, labels))))
 
     def pictures(
         self, numbers: Sequence[int], seed: int = 0, labels: Tensor | Sequence[int] | int | None = None
     ) -> Iterator[np.ndarray]:
         """The same, one by one, as `distgan generate` writes them; uint8 [R, R, 3]."""
-        return sample.generate(*self._asked(numbers, seed, labels))
+        return sampling.generate(*self._asked(numbers, seed, labels))
 
     def _asked(
         self, numbers: Sequence[int], seed: int, labels: Tensor | Sequence[int] | int | None

@@ -14,9 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from distgan import __version__, build, sample
+from distgan import __version__, build
 from distgan.errors import ConfigError, MachineError
-from distgan.generator import DESCRIPTION, WEIGHTS, Generator, describe, load_generator, locate
+from distgan.inference import sampling
+from distgan.inference.trained_generator import DESCRIPTION, WEIGHTS, Generator, describe, load_generator, locate
 from distgan.models.spectral_norm import normalised
 from distgan.storage import checkpoint
 
@@ -181,9 +182,9 @@ def example(G: Generator, num: int) -> Inputs:
     inputs = {}
     if G.restores:
         side = G.resolution
-        inputs["pictures"] = sample.latents(1, range(num), 3 * side * side).view(num, 3, side, side).tanh()
+        inputs["pictures"] = sampling.latents(1, range(num), 3 * side * side).view(num, 3, side, side).tanh()
     if _looks_at_latents(G):
-        inputs["z"] = sample.latents(0, range(num), G.z_dim)
+        inputs["z"] = sampling.latents(0, range(num), G.z_dim)
     return inputs | ({"labels": torch.arange(num) % G.num_classes} if G.num_classes else {})
 
 

@@ -9,9 +9,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from distgan import sample
 from distgan.errors import ConfigError, MachineError
-from distgan.generator import Generator
+from distgan.inference import sampling
+from distgan.inference.trained_generator import Generator
 
 LOSSLESS_PIXELS = 256 * 256  # pictures up to this size lose more to WebP than they save
 SUFFIXES = (".webp", ".mp4")
@@ -39,16 +39,16 @@ def frames(G: Generator, seed: int, num: int, stops: int, classes: list[int], co
 
     All classes walk the same way side by side, a tile for each.
     """
-    way = path(sample.latents(seed, range(stops), G.z_dim), num)
+    way = path(sampling.latents(seed, range(stops), G.z_dim), num)
     tiles = [(frame, label) for frame in range(num) for label in classes or [None]]
     each = len(classes) or 1
     held: list[np.ndarray] = []
     for start in range(0, len(tiles), G.chunk):
         part = tiles[start : start + G.chunk]
         z = way[[frame for frame, _ in part]]
-        held += list(sample.to_uint8(G(z, [label for _, label in part] if classes else None)))
+        held += list(sampling.to_uint8(G(z, [label for _, label in part] if classes else None)))
         while len(held) >= each:
-            yield sample.grid(held[:each], columns)
+            yield sampling.grid(held[:each], columns)
             del held[:each]
 
 

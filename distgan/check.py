@@ -12,9 +12,9 @@ from distgan.data import dataset_card, pixels
 from distgan.data.dataset import Dataset
 from distgan.doctor.services import wandb_mode
 from distgan.errors import ConfigError, MachineError
-from distgan.evaluation.evaluate import check_metrics
-from distgan.evaluation.imageset import draw_labels
-from distgan.evaluation.realside import is_statistics, open_shards, read_statistics
+from distgan.evaluation.image_sets import draw_labels
+from distgan.evaluation.measure import check_metrics
+from distgan.evaluation.reference import is_statistics, open_shards, read_statistics
 from distgan.inference import sampling
 from distgan.metrics.extractors import open_extractor
 from distgan.report.history import read

@@ -219,7 +219,8 @@ def _evaluate(options: argparse.Namespace) -> int:
     _log_to_stderr()
     from distgan.config.load import load_to_evaluate
     from distgan.distributed.process_group import World
-    from distgan.evaluation import scorecard, selfcheck, watching
+    from distgan.evaluation import report as scorecard
+    from distgan.evaluation import selfcheck, watch
 
     config = load_to_evaluate([], options.overrides) if options.selfcheck else None
     world, code = World(timeout_sec=3600), 0
@@ -234,7 +235,7 @@ def _evaluate(options: argparse.Namespace) -> int:
         def tell(report: dict) -> None:
             show(report["subject"]["checkpoint"], *scorecard.table(report), "")
 
-        num = watching.watch(world, options.target, options.overrides, chosen, tell)
+        num = watch.watch(world, options.target, options.overrides, chosen, tell)
         if world.is_main:
             show(f"the run has ended, {num} checkpoint(s) measured")
     else:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from distgan.config.schema import Config, restores
 from distgan.data.dataset import Dataset
 from distgan.distributed.process_group import World
-from distgan.heldout import HeldOut
+from distgan.evaluation.restoration import HeldOut
 from distgan.inference import sampling
 from distgan.rng import device_rng
 from distgan.tracking.tracker import Tracker

@@ -21,8 +21,8 @@ from distgan.distributed import preemption
 from distgan.distributed.process_group import World
 from distgan.distributed.watchdog import Watch
 from distgan.errors import DataError, DivergedError, MachineError
-from distgan.evaluation.evaluate import StopAsked
-from distgan.evaluation.evaluations import Evaluations
+from distgan.evaluation.measure import StopAsked
+from distgan.evaluation.periodic import Evaluations
 from distgan.gallery import Gallery
 from distgan.state import RunState, difference_lines, differences
 from distgan.step import DeviceBatch, GanStep, Noise

@@ -20,7 +20,7 @@ import torch
 import torch._dynamo  # which optimizers import when they are made
 import torch.distributed
 
-import distgan.evaluation.evaluate
+import distgan.evaluation.measure
 import distgan.inference.generate
 import distgan.trainer  # noqa: F401
 

@@ -12,8 +12,8 @@ import torch
 from distgan.data.dataset import Dataset
 from distgan.data.shard_urls import find_shards
 from distgan.distributed.process_group import World
-from distgan.evaluation.evaluate import known_reals, measure
-from distgan.evaluation.imageset import GeneratedImages, ShardImages, draw_labels
+from distgan.evaluation.image_sets import GeneratedImages, ShardImages, draw_labels
+from distgan.evaluation.measure import known_reals, measure
 from distgan.metrics.extractors import open_extractor
 from distgan.models import MODELS
 from distgan.storage.byte_ranges import Source

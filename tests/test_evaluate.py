@@ -16,8 +16,8 @@ from distgan.data.pack_inputs import list_source
 from distgan.data.shard_urls import find_shards
 from distgan.distributed.process_group import World
 from distgan.errors import ConfigError, DataError
-from distgan.evaluation.evaluate import StopAsked, check_metrics, extract, known_reals, measure
-from distgan.evaluation.imageset import Images, ListedImages, ShardImages, draw_labels
+from distgan.evaluation.image_sets import Images, ListedImages, ShardImages, draw_labels
+from distgan.evaluation.measure import StopAsked, check_metrics, extract, known_reals, measure
 from distgan.metrics import frechet, reference_stats
 from distgan.metrics.extractors import Extractor, open_extractor
 from distgan.metrics.moments import Moments

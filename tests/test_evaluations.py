@@ -10,8 +10,8 @@ from processes import output, ranks, train, wait_for
 from runs import audit, make_digits, metrics, status, weights, write_config
 
 from distgan.cli import main
-from distgan.evaluation import evaluations
-from distgan.evaluation.evaluate import Extracted, Measured
+from distgan.evaluation import periodic
+from distgan.evaluation.measure import Extracted, Measured
 from distgan.storage import checkpoint
 
 TOY = ("eval.extractor=toy", "eval.num=150", "eval.every=120")
@@ -103,7 +103,7 @@ def test_the_best_checkpoint_is_kept(
         value = next(told)
         return Measured(dict.fromkeys(names, (value, 0.0)), [], 0.0, Extracted(150, 0, 0, 0))
 
-    monkeypatch.setattr(evaluations, "measure", measured)
+    monkeypatch.setattr(periodic, "measure", measured)
     run = tmp_path / "run"
     own = [*TOY, f"eval.metrics=[{metric}]", "checkpoint.every=10k", "checkpoint.keep_last=1", f"run.dir={run}"]
     assert main(["train", str(config), *own, "train.images=600"]) == 0

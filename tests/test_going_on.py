@@ -16,7 +16,7 @@ from distgan import build
 from distgan.cli import main
 from distgan.config.schema import Optimizer as OptimizerSettings
 from distgan.errors import DataError
-from distgan.evaluation.subject import open_subject
+from distgan.evaluation.target import open_subject
 from distgan.models import MODELS
 from distgan.state import load_optimizer
 from distgan.storage import checkpoint

@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from distgan.evaluation.evaluate import GREY_LEVELS, count_grey
+from distgan.evaluation.measure import GREY_LEVELS, count_grey
 
 
 def test_a_picture_is_grey_by_its_worst_pixel() -> None:

@@ -16,8 +16,8 @@ from runs import make_digits, write_config
 from distgan.cli import main
 from distgan.data.pack import Options, pack
 from distgan.evaluation import selfcheck
-from distgan.evaluation.imageset import GeneratedImages, Images
-from distgan.evaluation.subject import class_numbers
+from distgan.evaluation.image_sets import GeneratedImages, Images
+from distgan.evaluation.target import class_numbers
 from distgan.metrics.extractors import Toy, open_extractor
 
 TOY = ("eval.extractor=toy", "eval.num=200")

@@ -13,8 +13,8 @@ from distgan import load_generator
 from distgan.cli import main
 from distgan.data.synthetic import write_shards
 from distgan.errors import ConfigError
-from distgan.evaluation.scorecard import _class_counts
-from distgan.evaluation.subject import open_subject
+from distgan.evaluation.report import _class_counts
+from distgan.evaluation.target import open_subject
 from distgan.inference.export import card
 from distgan.inference.generate import generate, parse_labels
 from distgan.inference.trained_generator import Generator

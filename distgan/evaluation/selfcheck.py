@@ -12,9 +12,9 @@ from distgan.config.schema import Config
 from distgan.data.dataset import Dataset
 from distgan.distributed.process_group import World
 from distgan.errors import ConfigError, DataError, DistganError
-from distgan.evaluation.evaluate import extract
-from distgan.evaluation.imageset import Images, ShardImages
-from distgan.evaluation.realside import open_shards, shard_images
+from distgan.evaluation.image_sets import Images, ShardImages
+from distgan.evaluation.measure import extract
+from distgan.evaluation.reference import open_shards, shard_images
 from distgan.metrics import frechet, inception_score, precision_recall
 from distgan.metrics import kid as kernel
 from distgan.metrics.extractors import Extractor, open_extractor

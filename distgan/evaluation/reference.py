@@ -9,8 +9,8 @@ from distgan.data.dataset import Dataset
 from distgan.data.shard_urls import find_shards
 from distgan.distributed.launch_env import together
 from distgan.distributed.process_group import World
-from distgan.evaluation.evaluate import Poll, known_reals
-from distgan.evaluation.imageset import ShardImages
+from distgan.evaluation.image_sets import ShardImages
+from distgan.evaluation.measure import Poll, known_reals
 from distgan.metrics.extractors import Extractor
 from distgan.metrics.reference_stats import Reference, load_statistics
 from distgan.storage.byte_ranges import Source

@@ -13,7 +13,7 @@ from distgan.data import dataset_card
 from distgan.data.dataset import Dataset
 from distgan.data.pack_inputs import list_source
 from distgan.errors import ConfigError
-from distgan.evaluation.imageset import GeneratedImages, ImageSet, ListedImages, draw_labels
+from distgan.evaluation.image_sets import GeneratedImages, ImageSet, ListedImages, draw_labels
 from distgan.inference.trained_generator import DESCRIPTION, load_generator, locate
 from distgan.storage import checkpoint
 from distgan.storage.urls import public

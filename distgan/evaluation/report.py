@@ -17,10 +17,10 @@ from distgan.config.schema import EVAL_METRICS
 from distgan.data.dataset import Dataset
 from distgan.distributed.process_group import World
 from distgan.errors import ConfigError, MachineError
-from distgan.evaluation.evaluate import Extracted, Measured, check_metrics, extract, measure
-from distgan.evaluation.imageset import ImageSet, ShardImages
-from distgan.evaluation.realside import is_statistics, know_reals, open_shards, shard_images
-from distgan.evaluation.subject import Subject, name_classes, open_subject
+from distgan.evaluation.image_sets import ImageSet, ShardImages
+from distgan.evaluation.measure import Extracted, Measured, check_metrics, extract, measure
+from distgan.evaluation.reference import is_statistics, know_reals, open_shards, shard_images
+from distgan.evaluation.target import Subject, name_classes, open_subject
 from distgan.inference import sampling
 from distgan.metrics import reference_stats
 from distgan.metrics.extractors import Extractor, open_extractor

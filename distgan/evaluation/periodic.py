@@ -11,9 +11,9 @@ from torch import nn
 from distgan.config.schema import EVAL_METRICS, Config, best_metric
 from distgan.data.dataset import Dataset
 from distgan.distributed.process_group import World
-from distgan.evaluation.evaluate import Poll, check_metrics, measure
-from distgan.evaluation.imageset import GeneratedImages, draw_labels
-from distgan.evaluation.realside import is_statistics, know_reals, open_shards, shard_images
+from distgan.evaluation.image_sets import GeneratedImages, draw_labels
+from distgan.evaluation.measure import Poll, check_metrics, measure
+from distgan.evaluation.reference import is_statistics, know_reals, open_shards, shard_images
 from distgan.metrics.extractors import open_extractor
 from distgan.metrics.naming import value_name
 from distgan.storage import checkpoint

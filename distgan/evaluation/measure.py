@@ -17,7 +17,7 @@ from torch import Tensor
 from distgan.data.shard_urls import default_cache_dir
 from distgan.distributed.process_group import World
 from distgan.errors import ConfigError, DataError, MachineError
-from distgan.evaluation.imageset import Images, ImageSet, ShardImages, shares
+from distgan.evaluation.image_sets import Images, ImageSet, ShardImages, shares
 from distgan.metrics import frechet, reference_stats
 from distgan.metrics.extractors import Extractor
 from distgan.metrics.moments import Moments

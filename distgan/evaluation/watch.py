@@ -8,7 +8,7 @@ from pathlib import Path
 
 from distgan.distributed.process_group import World
 from distgan.errors import ConfigError, DataError
-from distgan.evaluation.scorecard import Options, asked_for, evaluate
+from distgan.evaluation.report import Options, asked_for, evaluate
 from distgan.storage import checkpoint
 from distgan.storage.run_dir import RunFolder
 

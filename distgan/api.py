@@ -34,7 +34,7 @@ def train(config: str | Path, *overrides: str) -> int:
         settings = load(str(config), overrides)
         batch_plan(settings, world)
 
-        from distgan import run
+        from distgan.training import run
 
         return run.train(settings)
 

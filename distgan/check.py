@@ -5,7 +5,6 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
-from distgan import build
 from distgan.config.schema import Config, best_metric
 from distgan.config.validate import BatchPlan, warnings
 from distgan.data import dataset_card, pixels
@@ -18,20 +17,21 @@ from distgan.evaluation.reference import is_statistics, open_shards, read_statis
 from distgan.inference import sampling
 from distgan.metrics.extractors import open_extractor
 from distgan.report.history import read
-from distgan.state import check_same_run, difference_lines, differences
 from distgan.storage import checkpoint
 from distgan.storage.run_dir import file_in_the_way
 from distgan.storage.urls import public
+from distgan.training import factory
+from distgan.training.checkpointer import check_same_run, difference_lines, differences
 
 
 def check(config: Config, spread: BatchPlan) -> tuple[list[str], list[str]]:
     """Lines that describe the run, and warnings. Raises what the run itself would raise before its first step."""
     config = replace(config, data=replace(config.data, allow_pipe=False))  # a look at a config runs no command of it
-    dataset = build.open_dataset(config)
-    G, D = build.build_nets(config, dataset.num_classes)
-    lines = build.describe(config, spread, dataset, build.choose_layout(config, dataset), G, D)
+    dataset = factory.open_dataset(config)
+    G, D = factory.build_nets(config, dataset.num_classes)
+    lines = factory.describe(config, spread, dataset, factory.choose_layout(config, dataset), G, D)
     card_lines, card_warnings = _card(config, dataset)
-    disk_lines, disk_warnings = _disk(config, build.checkpoint_bytes(G, D), dataset.num_classes)
+    disk_lines, disk_warnings = _disk(config, factory.checkpoint_bytes(G, D), dataset.num_classes)
     if config.eval.every:
         lines.append(_evaluation(config, dataset))
     pixel_lines, pixel_warnings = pixels.report(dataset, config.data.crop, config.data.max_pixels)

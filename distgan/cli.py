@@ -113,7 +113,7 @@ def _train(options: argparse.Namespace) -> int:
         config = load(options.config, options.overrides)
         batch_plan(config, world)
 
-        from distgan.run import train
+        from distgan.training.run import train
 
         code = train(config)
     return _leave(code, world)

@@ -221,7 +221,8 @@ def bench_peer(folder: Path, rounds: int = 50) -> None:
     report("peer: images a second over those of the PyTorch DCGAN example", [b / a for a, b in pairs], ">= 1.0")
 
 
-IMPORTS = "import torch, torch._dynamo, accelerate, webdataset, distgan.trainer"  # torch wants _dynamo for an optimizer
+# torch wants _dynamo for an optimizer
+IMPORTS = "import torch, torch._dynamo, accelerate, webdataset, distgan.training.trainer"
 FIRST_STEP = """
 import sys
 from distgan.bench.workplace import running, workplace

@@ -19,18 +19,18 @@ import numpy as np
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from distgan import build
 from distgan.config.load import load
 from distgan.config.schema import Config, restores
 from distgan.config.validate import batch_plan
-from distgan.controls import Controls
 from distgan.data.dataset import Dataset
 from distgan.data.loader import Batch
 from distgan.data.synthetic import write_shards
 from distgan.distributed.process_group import World
-from distgan.step import GanStep, Noise
-from distgan.stopwatch import D_STEP, G_STEP, Stopwatch
-from distgan.trainer import Trainer
+from distgan.training import factory
+from distgan.training.gan_step import GanStep, Noise
+from distgan.training.schedulers import Controls
+from distgan.training.timing import D_STEP, G_STEP, Stopwatch
+from distgan.training.trainer import Trainer
 from distgan.transforms import degrade
 
 FROM_NUMPY = torch.from_numpy
@@ -79,10 +79,10 @@ def trainer_of(config: Config, dataset: Dataset, counts: fakecuda.Counts) -> Tra
     world = World()
     world.device = DEVICE
     # A fake network cannot be copied; another one of the same config is as good, since there are no values.
-    another = types.SimpleNamespace(deepcopy=lambda net: build.build_nets(config, dataset.num_classes)[0])
+    another = types.SimpleNamespace(deepcopy=lambda net: factory.build_nets(config, dataset.num_classes)[0])
     with (
-        mock.patch.object(build, "open_dataset", lambda config, **_: dataset),
-        mock.patch("distgan.trainer.copy", another),
+        mock.patch.object(factory, "open_dataset", lambda config, **_: dataset),
+        mock.patch("distgan.training.trainer.copy", another),
     ):
         trainer = Trainer(config, world, batch_plan(config, 1), None, on_phase=lambda name: None)
     trainer.watch = types.SimpleNamespace(phase=lambda name: None)
@@ -101,7 +101,7 @@ class Fakes(FakeTensorMode):
 
 def count(config: Config) -> dict:
     """What one iteration asks of the device, after one that builds the optimizers' state."""
-    dataset = build.open_dataset(config)
+    dataset = factory.open_dataset(config)
     counts, steps = fakecuda.Counts(), {"D": [], "G": []}
     event = lambda **_: Event(counts)  # noqa: E731
     with contextlib.ExitStack() as stack:

@@ -22,7 +22,7 @@ import torch.distributed
 
 import distgan.evaluation.measure
 import distgan.inference.generate
-import distgan.trainer  # noqa: F401
+import distgan.training.trainer  # noqa: F401
 
 
 def serve(address: str) -> dict:

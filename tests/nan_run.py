@@ -9,13 +9,13 @@ import sys
 
 import numpy as np
 
-from distgan import step
 from distgan.cli import main
+from distgan.training import gan_step
 
 POSITION, ATTEMPTS = int(sys.argv[1]), int(sys.argv[2])
 
 
-class FaultyNoise(step.Noise):
+class FaultyNoise(gan_step.Noise):
     def __init__(self, seed: int, z_dim: int, attempt: int = 0):
         super().__init__(seed, z_dim, attempt)
         self._is_faulty = attempt < ATTEMPTS
@@ -28,7 +28,7 @@ class FaultyNoise(step.Noise):
 
 
 if __name__ == "__main__":
-    from distgan import trainer
+    from distgan.training import trainer
 
     trainer.Noise = FaultyNoise
     sys.exit(main(sys.argv[3:]))

@@ -10,8 +10,8 @@ import torch
 from ranks_gradients import BATCH, RESOLUTION, Z_DIM, steps
 
 from distgan.distributed.process_group import World
-from distgan.judge import Strengths
-from distgan.step import DeviceBatch, Noise
+from distgan.training.discriminator import Strengths
+from distgan.training.gan_step import DeviceBatch, Noise
 
 PENALTIES = (Strengths(r1=2.0, r2=3.0, gp=10.0), Strengths(), Strengths(r1=2.0, noise=0.1, p=0.7))
 

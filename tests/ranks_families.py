@@ -12,7 +12,7 @@ import torch
 from distgan.distributed.process_group import World
 from distgan.losses.adversarial import LOSSES
 from distgan.models import MODELS
-from distgan.step import DeviceBatch, GanStep, Noise, Restoring, Strengths
+from distgan.training.gan_step import DeviceBatch, GanStep, Noise, Restoring, Strengths
 from distgan.transforms.degrade_spec import Step as Degradation
 
 SMALL = {  # settings of G and of D, and a resolution

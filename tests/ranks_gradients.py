@@ -14,7 +14,7 @@ from distgan.distributed.process_group import World
 from distgan.losses.adversarial import LOSSES
 from distgan.models import MODELS
 from distgan.models.epilogue import Tail
-from distgan.step import DeviceBatch, GanStep, Noise, Restoring, Strengths
+from distgan.training.gan_step import DeviceBatch, GanStep, Noise, Restoring, Strengths
 from distgan.transforms.degrade_spec import parse
 
 BATCH, RESOLUTION, Z_DIM, CLASSES = 8, 16, 6, 3

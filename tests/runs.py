@@ -7,13 +7,13 @@ from pathlib import Path
 
 import torch
 
-from distgan.build import build_nets
 from distgan.config.load import load
 from distgan.config.schema import restores, to_dict
 from distgan.data.pack import Options, pack
 from distgan.inference.sampling import make
 from distgan.models import MODELS
 from distgan.storage.checkpoint import save
+from distgan.training.factory import build_nets
 
 PACKAGE = Path(__file__).parent.parent / "distgan"
 CONFIG = """

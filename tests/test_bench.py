@@ -27,12 +27,12 @@ from distgan.config.validate import batch_plan
 from distgan.data import shard_index
 from distgan.data.synthetic import write_shards
 from distgan.errors import ConfigError
-from distgan.judge import Judge, Strengths
 from distgan.losses.adversarial import LOSSES
 from distgan.models import MODELS
-from distgan.step import DiscriminatorLoss, GeneratorLoss
 from distgan.storage.byte_ranges import Source
-from distgan.timeline import Timeline
+from distgan.training.discriminator import Judge, Strengths
+from distgan.training.gan_step import DiscriminatorLoss, GeneratorLoss
+from distgan.training.timeline import Timeline
 
 
 @pytest.fixture

@@ -9,11 +9,11 @@ from ranks_gradients import SMALL
 from runs import make_digits, metrics, write_config
 from safetensors.torch import load_file
 
-from distgan import compiling
 from distgan.config.load import load
 from distgan.errors import ConfigError, MachineError
 from distgan.losses import gradient_penalty
 from distgan.models import MODELS
+from distgan.training import compilation
 
 SCRIPT = str(ROOT / "tests" / "ranks_compiled.py")
 
@@ -71,8 +71,8 @@ def test_what_cannot_be_compiled_is_refused(settings: list[str], says: str, tmp_
 def test_a_missing_compiler_is_told_before_training(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CXX", "no-such-compiler")
     with pytest.raises(MachineError, match=r"no-such-compiler is not there\): install g\+\+.* train\.compile=off"):
-        compiling.compiled(len, torch.device("cpu"))
-    compiling.compiled(len, torch.device("cpu"), backend="aot_eager")  # which needs none
+        compilation.compiled(len, torch.device("cpu"))
+    compilation.compiled(len, torch.device("cpu"), backend="aot_eager")  # which needs none
 
 
 @pytest.mark.slow

@@ -5,11 +5,11 @@ import json
 import pytest
 import torch
 
-from distgan.balance import Balance
 from distgan.config.schema import Augment, Config, Ema, Loss, Optim, Optimizer, Train
 from distgan.config.schema import Balance as Settings
-from distgan.controls import Controls
 from distgan.distributed.process_group import World
+from distgan.training.controllers import Balance
+from distgan.training.schedulers import Controls
 
 
 def controls(**groups: object) -> Controls:

@@ -12,14 +12,14 @@ import torch
 from PIL import Image
 from runs import make_digits, untrained, write_config
 
-from distgan import build
 from distgan.cli import main
 from distgan.config.schema import Optimizer as OptimizerSettings
 from distgan.errors import DataError
 from distgan.evaluation.target import open_subject
 from distgan.models import MODELS
-from distgan.state import load_optimizer
 from distgan.storage import checkpoint
+from distgan.training import factory
+from distgan.training.checkpointer import load_optimizer
 
 
 @pytest.fixture(scope="module")
@@ -125,7 +125,7 @@ KINDS = [(name, momentum) for name in ("adam", "adamw", "sgd", "rmsprop") for mo
 def stepped(settings: OptimizerSettings, num: int = 1) -> tuple[torch.optim.Optimizer, torch.nn.Module]:
     torch.manual_seed(0)
     net = torch.nn.Linear(3, 2)
-    optimizer = build.build_optimizer(settings, net)
+    optimizer = factory.build_optimizer(settings, net)
     for _ in range(num):
         optimizer.zero_grad()
         net(torch.ones(4, 3)).square().sum().backward()
@@ -137,7 +137,7 @@ def stepped(settings: OptimizerSettings, num: int = 1) -> tuple[torch.optim.Opti
 def test_what_an_optimizer_keeps_is_known(name: str, momentum: float) -> None:
     settings = OptimizerSettings(name=name, lr=[0.1], betas=(momentum, 0.9))
     kept = checkpoint.optimizer_tensors(*stepped(settings))
-    assert {key.rpartition("/")[2] for key in kept} == build.optimizer_slots(settings)
+    assert {key.rpartition("/")[2] for key in kept} == factory.optimizer_slots(settings)
 
 
 @pytest.mark.parametrize(("name", "momentum"), KINDS)
@@ -150,7 +150,7 @@ def test_an_optimizer_of_another_kind_begins_anew(name: str, momentum: float) ->
         for found in (saved, {}):
             going_on, net = stepped(settings)
             goes_on = load_optimizer("G", settings, going_on, net, found)
-            fits = build.optimizer_slots(settings) == (build.optimizer_slots(before) if found else set())
+            fits = factory.optimizer_slots(settings) == (factory.optimizer_slots(before) if found else set())
             assert goes_on == fits
             if fits:
                 continue

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from distgan import meter
 from distgan.distributed.process_group import World
-from distgan.meter import Meter
+from distgan.training import training_stats
+from distgan.training.training_stats import Meter
 
 
 def reports(num: int, size: int = 4) -> list[tuple[dict[str, Tensor], Tensor, Tensor, Tensor]]:
@@ -31,7 +31,7 @@ def put_down(into: Meter, given: list[tuple[dict[str, Tensor], Tensor, Tensor, T
 
 
 def test_means_are_those_of_all_images(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(meter, "COMPACT", 7)  # several times in between
+    monkeypatch.setattr(training_stats, "COMPACT", 7)  # several times in between
     found, given = Meter(World()), reports(30)
     put_down(found, given)
     row = found.flush()

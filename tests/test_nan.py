@@ -10,11 +10,11 @@ import torch
 from processes import ROOT, output, ranks, run_ranks, wait_for
 from runs import audit, make_digits, metrics, status, weights, write_config
 
-from distgan.build import build_optimizer
 from distgan.config.schema import Optimizer
 from distgan.distributed.process_group import World
 from distgan.models import MODELS
-from distgan.step import DeviceBatch, GanStep, Noise, Strengths
+from distgan.training.factory import build_optimizer
+from distgan.training.gan_step import DeviceBatch, GanStep, Noise, Strengths
 
 FAULT = [str(ROOT / "tests" / "nan_run.py"), "500"]  # within the iteration that ends at 504 images
 

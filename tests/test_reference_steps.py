@@ -12,14 +12,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
-from distgan import ema
-from distgan.build import build_optimizer
 from distgan.config.schema import Config, Ema, Loss, Optim, Optimizer, Train
-from distgan.controls import Controls
 from distgan.distributed.process_group import World
 from distgan.models import r3gan
-from distgan.step import DeviceBatch, GanStep, Noise
-from distgan.trainer import set_rates
+from distgan.training import ema
+from distgan.training.factory import build_optimizer
+from distgan.training.gan_step import DeviceBatch, GanStep, Noise
+from distgan.training.schedulers import Controls
+from distgan.training.trainer import set_rates
 
 BATCH, STEPS, CLASSES, Z_DIM, RAMP = 8, 8, 3, 6, 48  # the last two steps come after the ramp
 GAMMA, LR, BETA2, HALF_LIFE = (2.0, 0.2), (2e-3, 5e-4), (0.9, 0.99), (0.0, 100.0)

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from distgan import ema
-from distgan.schedules import value_at, warm_up
+from distgan.training import ema
+from distgan.training.schedules import value_at, warm_up
 
 
 @pytest.mark.parametrize("shape", ["cosine", "linear"])

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from distgan.distributed.process_group import World
 from distgan.rng import device_rng
-from distgan.step import DeviceBatch, GanStep, Noise, Restoring, Strengths
+from distgan.training.gan_step import DeviceBatch, GanStep, Noise, Restoring, Strengths
 from distgan.transforms.degrade import degrade
 from distgan.transforms.degrade_spec import Step
 

@@ -17,12 +17,12 @@ from processes import ROOT, environment, free_port, output, ranks, run_ranks, wa
 from runs import make_digits, metrics, status, weights, write_config
 from torch import Tensor, nn
 
-from distgan import trainer
 from distgan.cli import main
-from distgan.controls import Controls, Rates
-from distgan.gallery import Gallery
 from distgan.inference.sampling import to_uint8
 from distgan.storage.run_dir import RunFolder
+from distgan.training import trainer
+from distgan.training.sample_grids import Gallery
+from distgan.training.schedulers import Controls, Rates
 
 
 @pytest.fixture(scope="module")

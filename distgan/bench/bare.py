@@ -10,12 +10,12 @@ import copy
 import torch
 from torch import Tensor, nn
 
-from distgan.build import build_optimizer
 from distgan.config.schema import Config, restores
 from distgan.errors import ConfigError
 from distgan.losses.adversarial import LOSSES
 from distgan.losses.gradient_penalty import gradient_penalty, squared_gradient
-from distgan.trainer import Trainer
+from distgan.training.factory import build_optimizer
+from distgan.training.trainer import Trainer
 
 KEEP = 0.999  # of the average, in each iteration
 # Settings that the loop has no words for, with the values that leave them out.

@@ -18,14 +18,14 @@ from distgan.bench.bare import BareLoop, null_nets, refuse_more
 from distgan.bench.table import Row
 from distgan.bench.traffic import bytes_reduced
 from distgan.bench.workplace import running, workplace
-from distgan.build import num_weights
 from distgan.config.schema import Augment, Balance, Config, restores
 from distgan.config.validate import BatchPlan, batch_plan
 from distgan.data.decode import decode_into
 from distgan.distributed.process_group import World
-from distgan.stopwatch import peak_memory
-from distgan.timeline import Timeline
-from distgan.trainer import Trainer
+from distgan.training.factory import num_weights
+from distgan.training.timeline import Timeline
+from distgan.training.timing import peak_memory
+from distgan.training.trainer import Trainer
 
 log = logging.getLogger("distgan")
 

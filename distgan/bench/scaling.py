@@ -22,7 +22,7 @@ from distgan.config.schema import Config
 from distgan.config.validate import batch_plan
 from distgan.distributed.process_group import World
 from distgan.errors import ConfigError, MachineError
-from distgan.stopwatch import peak_memory
+from distgan.training.timing import peak_memory
 
 ROUNDS, WARM_UP, SLICE_SEC = 3, 3, 1.0
 TOLD = ("images per second", "over as many runs", "all-reduce of")  # of a child's rows, those that are passed on

@@ -8,15 +8,15 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from distgan.build import build_nets
 from distgan.config.schema import Config
 from distgan.config.validate import BatchPlan
 from distgan.data.synthetic import write_shards
 from distgan.distributed import launch_env
 from distgan.distributed.process_group import World
-from distgan.run import open_world
 from distgan.storage.run_dir import RunFolder
-from distgan.trainer import Trainer
+from distgan.training.factory import build_nets
+from distgan.training.run import open_world
+from distgan.training.trainer import Trainer
 
 SYNTHETIC = "synthetic"  # as data.shards
 FOREVER = 2**60

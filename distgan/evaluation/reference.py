@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from distgan import build
 from distgan.config.schema import Config
 from distgan.data.dataset import Dataset
 from distgan.data.shard_urls import find_shards
@@ -14,6 +13,7 @@ from distgan.evaluation.measure import Poll, known_reals
 from distgan.metrics.extractors import Extractor
 from distgan.metrics.reference_stats import Reference, load_statistics
 from distgan.storage.byte_ranges import Source
+from distgan.training import factory
 
 
 def open_shards(
@@ -56,7 +56,7 @@ def shard_images(config: Config, dataset: Dataset, resolution: int, world: World
         filter=data.filter,
         crop=data.crop,
         max_pixels=data.max_pixels,
-        threads=data.threads or build.decoding_threads(world.local_size, world.device.type),
+        threads=data.threads or factory.decoding_threads(world.local_size, world.device.type),
     )
 
 

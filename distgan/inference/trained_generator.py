@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from distgan import __version__, build
+from distgan import __version__
 from distgan.config.load import from_dict
 from distgan.config.schema import Config, to_dict, without_secrets
 from distgan.distributed.launch_env import local_rank
@@ -23,6 +23,7 @@ from distgan.models import MODELS
 from distgan.models.epilogue import Tail
 from distgan.storage import checkpoint
 from distgan.storage.checkpoint import DamagedError
+from distgan.training import factory
 
 log = logging.getLogger("distgan")
 
@@ -239,7 +240,7 @@ def load_discriminator(path: str | Path, chunk: int, device: str | torch.device 
     if (folder / DESCRIPTION).exists():
         raise ConfigError(f"{path} is an exported generator, which has no discriminator: name its run or checkpoint")
     _, tensors, config, state = _checkpoint(folder)
-    _, D = build.build_nets(config, state["num_classes"])
+    _, D = factory.build_nets(config, state["num_classes"])
     _require_arguments(D, ["images", "labels"], config.model.family)
     _fill(D, tensors["D"], folder)
     for tail in (module for module in D.modules() if isinstance(module, Tail)):
@@ -275,7 +276,7 @@ def _checkpoint(folder: Path) -> tuple[Path, checkpoint.Tensors, Config, dict]:
         raise DataError(f"{where}: {damage}") from None
     config = from_dict(state["config"])
     _require_known(config.model.family, str(folder))
-    build.require_revision(config.model.family, state.get("revision", 1), where)
+    factory.require_revision(config.model.family, state.get("revision", 1), where)
     return where, tensors, config, state
 
 
@@ -307,7 +308,7 @@ def _exported(folder: Path) -> tuple[Spec, dict[str, Tensor], dict]:
     if hashlib.sha256(data).hexdigest() != expected:
         raise DataError(f"{folder}: {WEIGHTS} is not what was written ({len(data)} bytes): export it again")
     _require_known(spec.family, str(folder))
-    build.require_revision(spec.family, spec.revision, folder)
+    factory.require_revision(spec.family, spec.revision, folder)
     return spec, checkpoint.load_tensors(data), origin
 
 

@@ -9,17 +9,17 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from distgan import build
 from distgan.config.load import from_dict
 from distgan.config.schema import Config, Optimizer, changes, for_records, shapes_nets, to_dict
-from distgan.controls import Controls
 from distgan.data.dataset import Dataset
 from distgan.data.shuffle import Layout
 from distgan.distributed.process_group import World
 from distgan.errors import ConfigError, DataError
-from distgan.meter import Meter
 from distgan.models import MODELS
 from distgan.storage import checkpoint
+from distgan.training import factory
+from distgan.training.schedulers import Controls
+from distgan.training.training_stats import Meter
 
 log = logging.getLogger("distgan")
 
@@ -149,10 +149,10 @@ def load_optimizer(
     One of another kind, or one that was saved before its first step, begins anew.
     """
     kept = {key.rpartition("/")[2] for key in tensors}
-    if kept == build.optimizer_slots(settings):
+    if kept == factory.optimizer_slots(settings):
         checkpoint.load_optimizer(optimizer, net, tensors)
         return True
-    optimizer.load_state_dict(build.build_optimizer(settings, net).state_dict())
+    optimizer.load_state_dict(factory.build_optimizer(settings, net).state_dict())
     if kept:
         log.warning(
             f"warning: the checkpoint has {', '.join(sorted(kept))} of {name}'s optimizer, which optim.{name} does not "
@@ -180,7 +180,7 @@ def check_same_run(config: Config, state: dict, fingerprint: str, num_classes: i
             "model.conditional). Put back the shards with those classes, set data.classes where it is larger than "
             "what they hold, or choose another run.dir and start anew"
         )
-    build.require_revision(config.model.family, state.get("revision", 1), path)
+    factory.require_revision(config.model.family, state.get("revision", 1), path)
     if config.run.allow_config_change:
         return
     if refused:

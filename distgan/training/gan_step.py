@@ -15,15 +15,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from distgan import compiling
 from distgan.distributed.process_group import World
 from distgan.inference.sampling import make
-from distgan.judge import Judge, Strengths
 from distgan.losses import gradient_penalty
 from distgan.losses.adversarial import LOSSES, PIXEL, Loss, feature_matching
-from distgan.meter import Meter
 from distgan.models.spectral_norm import normalised
 from distgan.rng import device_rng, host_rng
+from distgan.training import compilation
+from distgan.training.discriminator import Judge, Strengths
+from distgan.training.training_stats import Meter
 from distgan.transforms.degrade import degrade
 from distgan.transforms.degrade_spec import Step as Degradation
 
@@ -254,7 +254,7 @@ class GanStep:
         self.passes, self.clip, self.flip, self._bf16, self._dtype = passes, clip, flip, bf16, dtype
         self._observe, self._restoring = observe, restoring
         self.looks_at_real = LOSSES[loss].paired or matching > 0 or restoring is not None
-        compiled = functools.partial(compiling.compiled, device=world.device, backend=backend)
+        compiled = functools.partial(compilation.compiled, device=world.device, backend=backend)
         paired = restoring is not None and restoring.paired
         self._judge = judge = Judge(D, pipe, colour, compile, compiled, paired)
         self._generate = G if compile == "off" else compiled(G)

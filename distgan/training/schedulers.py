@@ -5,13 +5,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from distgan import ema
-from distgan.balance import Balance
 from distgan.config.schema import Config, Optimizer
 from distgan.distributed.process_group import World
 from distgan.losses.gradient_penalty import is_due
-from distgan.schedules import value_at, warm_up
-from distgan.step import Strengths
+from distgan.training import ema
+from distgan.training.controllers import Balance
+from distgan.training.gan_step import Strengths
+from distgan.training.schedules import value_at, warm_up
 from distgan.transforms.augment import Ada
 
 PENALTIES = ("r1", "r2", "gp")  # keys of the config's loss

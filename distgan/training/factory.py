@@ -23,9 +23,9 @@ from distgan.errors import ConfigError, DataError, MachineError
 from distgan.models import MODELS
 from distgan.models.epilogue import Tail
 from distgan.rng import host_rng
-from distgan.step import Restoring
 from distgan.storage.byte_ranges import Source
 from distgan.storage.disk_cache import NodeCache
+from distgan.training.gan_step import Restoring
 from distgan.transforms import degrade_spec
 
 

@@ -10,10 +10,8 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from distgan import build, ema
 from distgan.config.schema import Config
 from distgan.config.validate import BatchPlan, warnings
-from distgan.controls import Controls, Rates
 from distgan.data import pixels
 from distgan.data.loader import Stream
 from distgan.data.sample_log import Audit
@@ -23,16 +21,18 @@ from distgan.distributed.watchdog import Watch
 from distgan.errors import DataError, DivergedError, MachineError
 from distgan.evaluation.measure import StopAsked
 from distgan.evaluation.periodic import Evaluations
-from distgan.gallery import Gallery
-from distgan.state import RunState, difference_lines, differences
-from distgan.step import DeviceBatch, GanStep, Noise
-from distgan.stopwatch import D_STEP, G_STEP, Stopwatch
 from distgan.storage import checkpoint
 from distgan.storage.printable import public_line, show
 from distgan.storage.run_dir import RunFolder
 from distgan.tracking.console import duration
 from distgan.tracking.system_metrics import NodeLoad
 from distgan.tracking.tracker import Tracker
+from distgan.training import ema, factory
+from distgan.training.checkpointer import RunState, difference_lines, differences
+from distgan.training.gan_step import DeviceBatch, GanStep, Noise
+from distgan.training.sample_grids import Gallery
+from distgan.training.schedulers import Controls, Rates
+from distgan.training.timing import D_STEP, G_STEP, Stopwatch
 
 log = logging.getLogger("distgan")
 
@@ -57,13 +57,13 @@ class Trainer:
         world: World,
         spread: BatchPlan,
         folder: RunFolder,
-        build_nets: Callable[[Config, int], tuple[nn.Module, nn.Module]] = build.build_nets,
+        build_nets: Callable[[Config, int], tuple[nn.Module, nn.Module]] = factory.build_nets,
         on_phase: Callable[[str], None] = lambda name: None,
     ) -> None:
         self.config, self.world, self.spread, self.folder, self._on_phase = config, world, spread, folder, on_phase
         self._tick_images = config.train.tick or max(1000, 32 * spread.batch)
 
-        self.dataset = build.open_dataset(config, rank=world.rank, world=world.size, gather=world.gather)
+        self.dataset = factory.open_dataset(config, rank=world.rank, world=world.size, gather=world.gather)
         self.num_classes = self.dataset.num_classes
         self.G, self.D = build_nets(config, self.num_classes)
         self.G_ema = copy.deepcopy(self.G).eval().requires_grad_(False).to(world.device)
@@ -82,18 +82,18 @@ class Trainer:
             pipe=config.augment.pipe,
             colour=config.augment.colour,
             flip=config.data.flip,
-            restoring=build.restoring(config),
+            restoring=factory.restoring(config),
             observe=self.controls.observe,
             compile=config.train.compile,
             undo_buffers=config.train.on_nan == "skip",
         )
-        self.opt_G = build.build_optimizer(config.optim.G, self.G)
-        self.opt_D = build.build_optimizer(config.optim.D, self.D)
+        self.opt_G = factory.build_optimizer(config.optim.G, self.G)
+        self.opt_D = factory.build_optimizer(config.optim.D, self.D)
         self.state = RunState(
             config,
             world,
             spread.micro_batch,
-            build.choose_layout(config, self.dataset),
+            factory.choose_layout(config, self.dataset),
             self.dataset,
             {"G": self.G, "D": self.D, "G_ema": self.G_ema},
             {"G": self.opt_G, "D": self.opt_D},
@@ -473,7 +473,7 @@ class Trainer:
         self.stream = self.open_stream()
 
     def _describe(self) -> None:
-        for line in build.describe(self.config, self.spread, self.dataset, self.state.layout, self.G, self.D):
+        for line in factory.describe(self.config, self.spread, self.dataset, self.state.layout, self.G, self.D):
             log.info(line)
         if self.world.is_main:
             for line in warnings(self.config, self.spread):
@@ -496,7 +496,7 @@ class Trainer:
         """From where the run stands. Without the noise that steps take, it has images and labels alone."""
         noise = Noise(self.config.train.seed, self.config.model.z_dim, self.now.num_rollbacks)
         draw = noise if with_noise else lambda positions: ()
-        return build.open_stream(
+        return factory.open_stream(
             self.config, self.world, self.spread, self.dataset, self.state.layout, self.now.images, draw
         )
 

@@ -16,7 +16,7 @@ from distgan.errors import DistganError, FailedError, StoppedError
 from distgan.storage.checkpoint import require_left
 from distgan.storage.run_dir import RunFolder, command_line
 from distgan.tracking.console import start_logging
-from distgan.trainer import Trainer
+from distgan.training.trainer import Trainer
 
 log = logging.getLogger("distgan")
 

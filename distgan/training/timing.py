@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 
 from distgan.distributed.process_group import World
-from distgan.timeline import Timeline
+from distgan.training.timeline import Timeline
 
 # The phases of the loop. What is none of these is maintenance.
 D_STEP, G_STEP = "in a step of D", "in a step of G"

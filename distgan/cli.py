@@ -143,7 +143,7 @@ def _check(options: argparse.Namespace) -> int:
     if rank() > 0:
         return 0
 
-    from distgan.check import check
+    from distgan.tools.check import check
 
     lines, warnings = check(config, spread)
     show(*lines, *(f"warning: {line}" for line in warnings))
@@ -167,9 +167,9 @@ def _bench(options: argparse.Namespace) -> int:
     if options.scaling and options.scaling != ",".join(map(str, worlds)):
         raise ConfigError(f"--scaling {options.scaling}: numbers of ranks, such as 1,2,4")
 
-    from distgan.bench.bench import bench
-    from distgan.bench.scaling import scaling, sweep
-    from distgan.bench.table import report
+    from distgan.tools.bench.bench import bench
+    from distgan.tools.bench.scaling import scaling, sweep
+    from distgan.tools.bench.table import report
 
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # clean up, as after Ctrl-C
     try:
@@ -308,19 +308,19 @@ def _export(options: argparse.Namespace) -> int:
 
 
 def _plot(options: argparse.Namespace) -> None:
-    from distgan.report.plot import plot
+    from distgan.tools.report.plot import plot
 
     show(*plot(options.runs, options.out, [key for key in options.keys.split(",") if key]))
 
 
 def _report(options: argparse.Namespace) -> None:
-    from distgan.report.page import report
+    from distgan.tools.report.page import report
 
     show(*report(options.run_folder, options.out))
 
 
 def _doctor(options: argparse.Namespace) -> int:
-    from distgan.doctor import FAIL, as_json, examine, report
+    from distgan.tools.doctor import FAIL, as_json, examine, report
 
     found = examine()
     show(*(as_json(found).splitlines() if options.json else report(found)))

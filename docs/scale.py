@@ -3,7 +3,7 @@
 Usage: python docs/scale.py [key=value ...]; the tables of docs/scale.md are its output, and its keys are below.
 
 Everything here is arithmetic. Sizes of networks and batches are those of configs/; rates of machines are assumptions,
-to be replaced by what `distgan bench` and `distgan.preflight` say of yours.
+to be replaced by what `distgan bench` and `distgan.tools.preflight` say of yours.
 """
 
 import math

@@ -30,8 +30,6 @@ import simplejpeg
 import torch
 from PIL import Image
 
-from distgan.bench.bench import ADDED, HOST, bench
-from distgan.bench.workplace import running, workplace
 from distgan.config.load import load
 from distgan.config.validate import batch_plan
 from distgan.data import shard_index
@@ -45,6 +43,8 @@ from distgan.data.synthetic import jpegs, write_shards
 from distgan.metrics import frechet
 from distgan.metrics.moments import Moments
 from distgan.storage.byte_ranges import Source
+from distgan.tools.bench.bench import ADDED, HOST, bench
+from distgan.tools.bench.harness import running, workplace
 
 DCGAN = """
 data: {shards: synthetic, resolution: 64, prefetch: 1}

@@ -14,12 +14,6 @@ from processes import output, run_ranks
 from runs import write_config
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from distgan.bench import bench as measured
-from distgan.bench import scaling
-from distgan.bench.bare import DLoss, GLoss, refuse_more
-from distgan.bench.bench import bench
-from distgan.bench.table import Row
-from distgan.bench.workplace import running, until_left, workplace
 from distgan.cli import main
 from distgan.config.load import load
 from distgan.config.schema import Config
@@ -30,6 +24,12 @@ from distgan.errors import ConfigError
 from distgan.losses.adversarial import LOSSES
 from distgan.models import MODELS
 from distgan.storage.byte_ranges import Source
+from distgan.tools.bench import bench as measured
+from distgan.tools.bench import scaling
+from distgan.tools.bench.bare_loop import DLoss, GLoss, refuse_more
+from distgan.tools.bench.bench import bench
+from distgan.tools.bench.harness import running, until_left, workplace
+from distgan.tools.bench.table import Row
 from distgan.training.discriminator import Judge, Strengths
 from distgan.training.gan_step import DiscriminatorLoss, GeneratorLoss
 from distgan.training.timeline import Timeline

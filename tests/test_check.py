@@ -13,8 +13,8 @@ import pytest
 from processes import environment
 from runs import make_digits, write_config
 
-from distgan import check
 from distgan.cli import main
+from distgan.tools import check
 
 
 @pytest.fixture(scope="module")

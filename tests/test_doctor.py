@@ -14,10 +14,10 @@ from types import SimpleNamespace
 import pytest
 from processes import environment
 
-from distgan import doctor
 from distgan.cli import main
-from distgan.doctor import gpus, host, network, packages, services
-from distgan.doctor.finding import FAIL, OK, WARN, Finding
+from distgan.tools import doctor
+from distgan.tools.doctor import gpus, host, network, packages, services
+from distgan.tools.doctor.finding import FAIL, OK, WARN, Finding
 
 
 @pytest.fixture(autouse=True)

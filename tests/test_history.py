@@ -8,8 +8,8 @@ import pytest
 from made_runs import jsonl, make_run, rows
 
 from distgan.errors import ConfigError
-from distgan.report.curves import better, names, panels, thinned
-from distgan.report.history import Series, read
+from distgan.tools.report.curves import better, names, panels, thinned
+from distgan.tools.report.history import Series, read
 
 
 def test_numbers_by_thousands_of_images(tmp_path: Path) -> None:

@@ -4,9 +4,9 @@ from dataclasses import replace
 
 import pytest
 
-from distgan import preflight as preflight_module
 from distgan.distributed.process_group import World
-from distgan.preflight import Found, preflight, report
+from distgan.tools import preflight as preflight_module
+from distgan.tools.preflight import Found, preflight, report
 
 GOOD = [Found("a", "CPU", 0.1, True), Found("b", "CPU", 0.1, True, 0.5), Found("c", "CPU", 0.1, True, 0.6)]
 

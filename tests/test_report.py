@@ -17,10 +17,10 @@ from made_runs import jsonl, make_run, rows
 from PIL import Image
 
 from distgan.cli import main
-from distgan.report import page as module
-from distgan.report.history import Series
-from distgan.report.markup import VOID, Markup, join, tag
-from distgan.report.svg import chart, number, ticks
+from distgan.tools.report import page as module
+from distgan.tools.report.history import Series
+from distgan.tools.report.markup import VOID, Markup, join, tag
+from distgan.tools.report.svg import chart, number, ticks
 
 EVIL = "</pre></td><script>alert('x')</script><img src=x onerror=alert(1)>\"'&amp;"
 

@@ -6,7 +6,7 @@ import subprocess
 from collections.abc import Callable, Iterator
 from types import ModuleType
 
-from distgan.doctor.finding import FAIL, OK, WARN, Finding, short
+from distgan.tools.doctor.finding import FAIL, OK, WARN, Finding, short
 
 
 def torch_build() -> Iterator[Finding]:

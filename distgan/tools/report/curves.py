@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from distgan.errors import ConfigError
-from distgan.report.history import History, Series
+from distgan.tools.report.history import History, Series
 
 COLOURS = ("#2f6fde", "#d9622b", "#2a9d6a", "#b8478f", "#8a6d3b", "#5b5fc7", "#c03a3a", "#3d8ea5")
 MORE_IS_BETTER = r"(precision|recall|density|coverage|psnr|ssim|is|acc|accuracy|probe)(?![a-z])"

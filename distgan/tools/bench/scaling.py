@@ -16,12 +16,12 @@ from pathlib import Path
 
 import torch
 
-from distgan.bench.table import Row
-from distgan.bench.workplace import running, workplace
 from distgan.config.schema import Config
 from distgan.config.validate import batch_plan
 from distgan.distributed.process_group import World
 from distgan.errors import ConfigError, MachineError
+from distgan.tools.bench.harness import running, workplace
+from distgan.tools.bench.table import Row
 from distgan.training.timing import peak_memory
 
 ROUNDS, WARM_UP, SLICE_SEC = 3, 3, 1.0

@@ -20,11 +20,11 @@ from distgan.config.schema import FAMILIES, Config, Model, changes, restores
 from distgan.data import dataset_card
 from distgan.data.decode import open_image
 from distgan.errors import ConfigError, MachineError
-from distgan.report.curves import Panel, better, panels, thinned
-from distgan.report.history import History, kimg, read, read_json
-from distgan.report.markup import Markup, join, tag
-from distgan.report.svg import chart, legend, number
 from distgan.storage.urls import public
+from distgan.tools.report.curves import Panel, better, panels, thinned
+from distgan.tools.report.history import History, kimg, read, read_json
+from distgan.tools.report.markup import Markup, join, tag
+from distgan.tools.report.svg import chart, legend, number
 
 GRIDS = 36  # of each kind, spread evenly over the run
 SIDE = 1280  # pixels of a grid's longer side at most

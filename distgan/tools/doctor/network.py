@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from distgan.distributed import launch_env
-from distgan.doctor.finding import FAIL, OK, WARN, Finding
 from distgan.errors import DistganError
+from distgan.tools.doctor.finding import FAIL, OK, WARN, Finding
 
 INTERFACES = "/sys/class/net"
 INFINIBAND = "/sys/class/infiniband"

@@ -1,6 +1,6 @@
 """Two minutes before a long job: are all ranks there, do sums over them come out right, and is a host slow?
 
-    srun python -m distgan.preflight        (slurm/check.sbatch), or any other launcher
+    srun python -m distgan.tools.preflight        (slurm/check.sbatch), or any other launcher
 
 Every rank multiplies matrices, all of them add numbers, known ones and many, and rank 0 exchanges data with one rank of
 each other host. Prints a line for each host and names those that stand out; exit code 5 where something is wrong.
@@ -125,7 +125,7 @@ def main() -> int:
                 show(f"{time.perf_counter() - started:.1f} s")
             world.close()
     except DistganError as error:
-        show(f"distgan.preflight: {public_line(str(error))}", file=sys.stderr)
+        show(f"distgan.tools.preflight: {public_line(str(error))}", file=sys.stderr)
         return error.exit_code
     return 5 if wrong else 0
 

@@ -9,17 +9,17 @@ from distgan.config.schema import Config, best_metric
 from distgan.config.validate import BatchPlan, warnings
 from distgan.data import dataset_card, pixels
 from distgan.data.dataset import Dataset
-from distgan.doctor.services import wandb_mode
 from distgan.errors import ConfigError, MachineError
 from distgan.evaluation.image_sets import draw_labels
 from distgan.evaluation.measure import check_metrics
 from distgan.evaluation.reference import is_statistics, open_shards, read_statistics
 from distgan.inference import sampling
 from distgan.metrics.extractors import open_extractor
-from distgan.report.history import read
 from distgan.storage import checkpoint
 from distgan.storage.run_dir import file_in_the_way
 from distgan.storage.urls import public
+from distgan.tools.doctor.services import wandb_mode
+from distgan.tools.report.history import read
 from distgan.training import factory
 from distgan.training.checkpointer import check_same_run, difference_lines, differences
 

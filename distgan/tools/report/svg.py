@@ -3,9 +3,9 @@
 import math
 from collections.abc import Callable, Sequence
 
-from distgan.report.curves import COLOURS, HUGE, drawable
-from distgan.report.history import Series
-from distgan.report.markup import Markup, tag
+from distgan.tools.report.curves import COLOURS, HUGE, drawable
+from distgan.tools.report.history import Series
+from distgan.tools.report.markup import Markup, tag
 
 WIDTH, HEIGHT = 340, 190
 LEFT, RIGHT, TOP, BOTTOM = 52, 8, 10, 24  # margins

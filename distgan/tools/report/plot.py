@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from distgan.errors import ConfigError, MachineError
-from distgan.report.curves import COLOURS, Panel, drawable, names, panels, thinned
-from distgan.report.history import History, read
+from distgan.tools.report.curves import COLOURS, Panel, drawable, names, panels, thinned
+from distgan.tools.report.history import History, read
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -8,8 +8,8 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from distgan.doctor.finding import OK, WARN, Finding
-from distgan.doctor.network import INFINIBAND
+from distgan.tools.doctor.finding import OK, WARN, Finding
+from distgan.tools.doctor.network import INFINIBAND
 
 FILES = 4096  # that a rank may want to hold open: shards, sockets
 SHM_GB = 1.0  # of /dev/shm, through which NCCL moves data between the GPUs of a host

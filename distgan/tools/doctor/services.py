@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from distgan.doctor.finding import OK, WARN, Finding
+from distgan.tools.doctor.finding import OK, WARN, Finding
 from distgan.tracking.wandb_mode import mode_of_environment
 
 MODES = ("online", "offline", "disabled", "shared", "dryrun", "run")

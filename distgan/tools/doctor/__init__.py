@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict
 
 from distgan import __version__
-from distgan.doctor import gpus, host, network, packages, services
-from distgan.doctor.finding import FAIL, WARN, Finding, short
+from distgan.tools.doctor import gpus, host, network, packages, services
+from distgan.tools.doctor.finding import FAIL, WARN, Finding, short
 
 LOOKS: tuple[tuple[str, Callable[[], Iterator[Finding]]], ...] = (
     ("python", packages.python),

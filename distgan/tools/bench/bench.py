@@ -14,14 +14,14 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from distgan.bench.bare import BareLoop, null_nets, refuse_more
-from distgan.bench.table import Row
-from distgan.bench.traffic import bytes_reduced
-from distgan.bench.workplace import running, workplace
 from distgan.config.schema import Augment, Balance, Config, restores
 from distgan.config.validate import BatchPlan, batch_plan
 from distgan.data.decode import decode_into
 from distgan.distributed.process_group import World
+from distgan.tools.bench.bare_loop import BareLoop, null_nets, refuse_more
+from distgan.tools.bench.harness import running, workplace
+from distgan.tools.bench.table import Row
+from distgan.tools.bench.traffic import bytes_reduced
 from distgan.training.factory import num_weights
 from distgan.training.timeline import Timeline
 from distgan.training.timing import peak_memory

@@ -8,7 +8,7 @@ from importlib import metadata
 from pathlib import Path
 
 from distgan import __version__
-from distgan.doctor.finding import FAIL, OK, WARN, Finding
+from distgan.tools.doctor.finding import FAIL, OK, WARN, Finding
 
 PACKAGES = ("torch", "accelerate", "webdataset", "wandb", "omegaconf", "numpy", "pillow", "simplejpeg", "safetensors")
 

@@ -2,7 +2,7 @@
 
 import sys
 
-from distgan.cli import main
+from distgan.cli.main import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -20,7 +20,7 @@ import torch
 from PIL import Image
 
 import distgan
-from distgan.cli import main
+from distgan.cli.main import main
 
 IMAGES = sys.argv[1] if len(sys.argv) > 1 and sys.argv[1][0].isdigit() else "60k"
 place = Path("tour")

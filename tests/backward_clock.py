@@ -7,7 +7,7 @@ import itertools
 import sys
 import time
 
-from distgan.cli import main
+from distgan.cli.main import main
 
 if __name__ == "__main__":
     hours, now = itertools.count(), time.time()

@@ -83,7 +83,7 @@ def command(*words: object) -> str:
     Raises:
         Refused: It ended with another exit code than 0; the message is what stands on stderr from its own name on.
     """
-    from distgan.cli import main
+    from distgan.cli.main import main
 
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):

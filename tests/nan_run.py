@@ -9,7 +9,7 @@ import sys
 
 import numpy as np
 
-from distgan.cli import main
+from distgan.cli.main import main
 from distgan.training import gan_step
 
 POSITION, ATTEMPTS = int(sys.argv[1]), int(sys.argv[2])

@@ -7,7 +7,7 @@ import os
 import sys
 import time
 
-from distgan.cli import main
+from distgan.cli.main import main
 
 if __name__ == "__main__":
     from distgan.data import loader

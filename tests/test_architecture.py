@@ -21,7 +21,7 @@ FOLDERS = (
     ("evaluation",),
     ("training",),
     ("tools",),
-    ("cli",),
+    ("cli.main",),
 )
 FLAT = {"__init__", "__main__", "api", "errors", "version"}
 LEVELS = {folder: level for level, line in enumerate(FOLDERS) for folder in line}
@@ -37,8 +37,8 @@ DOORS = {
 }
 TORCH_FREE = {
     "api",
-    "arguments",
-    "cli",
+    "cli.arguments",
+    "cli.main",
     "config.schema",
     "config.load",
     "config.docs",

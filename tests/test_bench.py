@@ -14,7 +14,7 @@ from processes import output, run_ranks
 from runs import write_config
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from distgan.cli import main
+from distgan.cli.main import main
 from distgan.config.load import load
 from distgan.config.schema import Config
 from distgan.config.validate import batch_plan

@@ -13,7 +13,7 @@ import pytest
 from processes import environment
 from runs import make_digits, write_config
 
-from distgan.cli import main
+from distgan.cli.main import main
 from distgan.tools import check
 
 
@@ -118,7 +118,7 @@ def test_a_run_that_would_go_on(tmp_path: Path, config: Path, capsys: pytest.Cap
 def test_a_mistake_is_told_within_a_second_without_torch(config: Path) -> None:
     """A second of the processor in the best of three tries, since a busy machine is no fault of the code."""
     code = (
-        "import sys; from distgan.cli import main; code = main(sys.argv[1:]); "
+        "import sys; from distgan.cli.main import main; code = main(sys.argv[1:]); "
         "print({'torch', 'accelerate', 'wandb', 'webdataset', 'numpy'} & set(sys.modules)); sys.exit(code)"
     )
     words = [sys.executable, "-c", code, "check", str(config), "train.batchh=3"]

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from distgan.arguments import build_parser
-from distgan.cli import COMMANDS, main
+from distgan.cli.arguments import build_parser
+from distgan.cli.main import COMMANDS, main
 
 
 def commands() -> dict[str, argparse.ArgumentParser]:

@@ -231,7 +231,7 @@ def test_a_run_folder_is_a_config_wherever_it_lies_now(basic: Path, tmp_path: Pa
 
 def test_a_mistake_is_told_without_torch(basic: Path) -> None:
     code = (
-        "import sys; from distgan.cli import main; "
+        "import sys; from distgan.cli.main import main; "
         f"assert main(['train', {str(basic)!r}, 'train.batchh=3']) == 2; "
         f"assert main(['config', {str(basic)!r}]) == 0; "
         "assert 'torch' not in sys.modules and 'accelerate' not in sys.modules"

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from distgan.cli import main
+from distgan.cli.main import main
 from distgan.config.docs import COMMAND, diff, help_keys, markdown, rows
 from distgan.config.load import load
 from distgan.config.schema import FAMILIES, Config, leaves

@@ -9,7 +9,7 @@ import torch
 from processes import output, ranks, train, wait_for
 from runs import audit, make_digits, metrics, status, weights, write_config
 
-from distgan.cli import main
+from distgan.cli.main import main
 from distgan.evaluation import periodic
 from distgan.evaluation.measure import Extracted, Measured
 from distgan.storage import checkpoint

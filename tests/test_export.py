@@ -13,7 +13,7 @@ from runs import untrained
 from torch import Tensor, nn
 
 from distgan import load_generator
-from distgan.cli import main
+from distgan.cli.main import main
 from distgan.errors import DataError
 from distgan.inference import export as exports
 from distgan.inference.export import export

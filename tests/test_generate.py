@@ -18,7 +18,7 @@ from processes import output, ranks, run_ranks, wait_for
 from runs import make_digits, untrained, write_config
 
 from distgan import data, load_generator, open_stream
-from distgan.cli import main
+from distgan.cli.main import main
 from distgan.errors import ConfigError
 from distgan.inference.generate import generate
 from distgan.inference.scoring import NUM_REALS

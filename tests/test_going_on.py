@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from runs import make_digits, untrained, write_config
 
-from distgan.cli import main
+from distgan.cli.main import main
 from distgan.config.schema import Optimizer as OptimizerSettings
 from distgan.errors import DataError
 from distgan.evaluation.target import open_subject

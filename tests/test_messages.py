@@ -8,7 +8,7 @@ import pytest
 from processes import ROOT, environment
 from runs import make_digits, write_config
 
-from distgan.cli import main
+from distgan.cli.main import main
 from distgan.errors import FailedError
 
 

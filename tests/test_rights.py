@@ -13,7 +13,7 @@ from conftest import image_bytes, numbered_pixels, tar_bytes
 from PIL import Image
 from runs import make_digits, untrained, write_config
 
-from distgan.cli import main
+from distgan.cli.main import main
 from distgan.config.load import from_dict, load, load_to_evaluate
 from distgan.data.decode import FORMATS, BadImage, decode
 from distgan.data.shard_urls import find_shards

@@ -13,7 +13,7 @@ from PIL import Image
 from processes import output, ranks, run_ranks, wait_for
 from runs import make_digits, write_config
 
-from distgan.cli import main
+from distgan.cli.main import main
 from distgan.data.pack import Options, pack
 from distgan.evaluation import selfcheck
 from distgan.evaluation.image_sets import GeneratedImages, Images

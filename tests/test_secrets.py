@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from range_server import RangeServer
 from runs import make_digits, write_config
 
-from distgan.cli import main
+from distgan.cli.main import main
 from distgan.config.load import load, to_yaml
 from distgan.config.schema import without_secrets
 from distgan.errors import DataError

@@ -13,7 +13,7 @@ import pytest
 from processes import environment, free_port
 from runs import make_digits, status, write_config
 
-from distgan.cli import main
+from distgan.cli.main import main
 from distgan.data import shard_index
 from distgan.data.dataset import Dataset
 from distgan.data.shard_urls import find_shards

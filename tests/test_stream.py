@@ -16,7 +16,7 @@ import pytest
 from conftest import image_bytes, numbered_pixels, numbered_shard, numbers_of, tar_bytes, write_shards
 from range_server import RangeServer
 
-from distgan.cli import main
+from distgan.cli.main import main
 from distgan.data import dataset as module
 from distgan.data import shard_index
 from distgan.data.dataset import Dataset

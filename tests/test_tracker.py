@@ -8,7 +8,7 @@ import pytest
 from runs import make_digits, status, write_config
 
 import distgan.distributed.process_group  # noqa: F401  Accelerate looks for wandb when it is imported: before the stand-in takes its place
-from distgan.cli import main
+from distgan.cli.main import main
 from distgan.tracking.console import console_line
 
 

@@ -17,7 +17,7 @@ from processes import ROOT, environment, free_port, output, ranks, run_ranks, wa
 from runs import make_digits, metrics, status, weights, write_config
 from torch import Tensor, nn
 
-from distgan.cli import main
+from distgan.cli.main import main
 from distgan.inference.sampling import to_uint8
 from distgan.storage.run_dir import RunFolder
 from distgan.training import trainer

@@ -10,7 +10,7 @@ import torch
 from runs import make_digits, untrained, write_config
 
 from distgan import load_generator
-from distgan.cli import main
+from distgan.cli.main import main
 from distgan.data.synthetic import write_shards
 from distgan.errors import ConfigError
 from distgan.evaluation.report import _class_counts

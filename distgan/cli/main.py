@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 
-from distgan.arguments import build_parser
+from distgan.cli.arguments import build_parser
 from distgan.distributed.launch_env import rank, settle
 from distgan.distributed.preemption import listening, was_asked
 from distgan.errors import ConfigError, DistganError, MachineError

@@ -225,9 +225,9 @@ def bench_peer(folder: Path, rounds: int = 50) -> None:
 IMPORTS = "import torch, torch._dynamo, accelerate, webdataset, distgan.training.trainer"
 FIRST_STEP = """
 import sys
-from distgan.bench.workplace import running, workplace
-from distgan.configfile import load
-from distgan.rules import batch_plan
+from distgan.tools.bench.harness import running, workplace
+from distgan.config.load import load
+from distgan.config.validate import batch_plan
 with workplace(load(sys.argv[1])) as (config, world), running(config, world, batch_plan(config, 1)) as trainer:
     trainer.iterate()
 """
@@ -269,14 +269,14 @@ def bench_frechet(folder: Path) -> None:
 
 EVALUATE = """
 import sys, torch
-from distgan.evaluation.evaluate import measure
-from distgan.evaluation.imageset import GeneratedImages
+from distgan.evaluation.measure import measure
+from distgan.evaluation.image_sets import GeneratedImages
 from distgan.metrics.extractors import open_extractor
 from distgan.metrics.moments import Gaussian
-from distgan.metrics.reference import Reference
-from distgan.metrics.scores import Features
+from distgan.metrics.reference_stats import Reference
+from distgan.metrics.registry import Features
 from distgan.models import MODELS
-from distgan.world import World
+from distgan.distributed.process_group import World
 world, extractor = World(), open_extractor("efficientnet_lite0")
 torch.manual_seed(0)
 G = MODELS["dcgan"].generator(64, 100, 0, width=64, max_width=512, norm="none", embedding=0)

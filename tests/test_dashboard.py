@@ -239,8 +239,9 @@ SUSPENDED = """
 import os, signal, sys, threading, time
 from pathlib import Path
 import psutil
-from distgan import cli, dashboard
-dashboard.CALL_SEC, dashboard.FINISH_SEC = 2, 3
+from distgan.cli.main import main
+from distgan.tracking import wandb_logger
+wandb_logger.CALL_SEC, wandb_logger.FINISH_SEC = 2, 3
 def suspend():
     while not Path("{run}/metrics.jsonl").exists():
         time.sleep(0.05)
@@ -248,7 +249,7 @@ def suspend():
         if child.name() == "wandb-core":
             child.suspend()
 threading.Thread(target=suspend, daemon=True).start()
-sys.exit(cli.main(["train", "{config}", "run.dir={run}", "train.images=600"]))
+sys.exit(main(["train", "{config}", "run.dir={run}", "train.images=600"]))
 """
 
 

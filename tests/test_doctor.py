@@ -108,7 +108,8 @@ def test_a_machine_without_anything(monkeypatch: pytest.MonkeyPatch, tmp_path: P
 
 def test_no_package_but_python_itself() -> None:
     hidden = ["torch", "numpy", "PIL", "wandb", "omegaconf", "yaml", "accelerate"]
-    code = f"import sys; sys.modules |= dict.fromkeys({hidden}); from distgan.cli.main import main; sys.exit(main(['doctor']))"
+    code = f"import sys; sys.modules |= dict.fromkeys({hidden}); from distgan.cli.main import main; "
+    code += "sys.exit(main(['doctor']))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment(), timeout=60)
     assert done.returncode == 5, done.stderr
     assert "fail  torch" in done.stdout

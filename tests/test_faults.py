@@ -80,11 +80,12 @@ def test_a_slow_rank_slows_the_run_and_no_more(tmp_path: Path, config: Path) -> 
 
 ALIKE_BUT_FOR = """
 import os, sys
-from distgan import cli, run
+from distgan.cli.main import main
+from distgan.training import run
 rank = os.environ["RANK"]
 if "{what}" == "code":
     run.digest_of_code = lambda: "of the code of rank " + rank
-sys.exit(cli.main(["train", "{config}", "run.dir={run}", "train.seed=" + ("{what}" == "config") * rank + "0"]))
+sys.exit(main(["train", "{config}", "run.dir={run}", "train.seed=" + ("{what}" == "config") * rank + "0"]))
 """
 
 

@@ -166,7 +166,7 @@ WRITER = """
 import sys
 from pathlib import Path
 import numpy as np
-from distgan.data.nodecache import NodeCache
+from distgan.storage.disk_cache import NodeCache
 cache, rng = NodeCache(Path(sys.argv[1]), int(sys.argv[2])), np.random.default_rng(int(sys.argv[3]))
 print("ready", flush=True)
 while True:

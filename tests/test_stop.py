@@ -27,9 +27,9 @@ signal.signal(signal.SIGHUP, signal.{hangup})
 from distgan.cli import main
 from distgan.data import index
 from distgan.data.dataset import Dataset
-from distgan.data.shards import find_shards
-from distgan.data.source import Source
-from distgan.stop import asked, listening
+from distgan.data.shard_urls import find_shards
+from distgan.storage.byte_ranges import Source
+from distgan.distributed.preemption import asked, listening
 with listening():
     print("ready", flush=True)
     {then}
@@ -85,7 +85,8 @@ def test_a_person_wins_over_a_scheduler() -> None:
 
 def test_only_a_third_interrupt_leaves_at_once_and_the_second_one_says_so(tmp_path: Path) -> None:
     mark = tmp_path / "mark"
-    register = f"from distgan import stop; stop.before_leaving(lambda: open({str(mark)!r}, 'w').close()); "
+    register = "from distgan.distributed import preemption; "
+    register += f"preemption.before_leaving(lambda: open({str(mark)!r}, 'w').close()); "
     with listener(register + FOR_EVER, stderr=subprocess.PIPE) as process:
         for number, told in (
             (signal.SIGINT, "distgan: SIGINT: stops after this step"),
@@ -103,8 +104,8 @@ def test_only_a_third_interrupt_leaves_at_once_and_the_second_one_says_so(tmp_pa
 
 
 def test_what_hangs_while_leaving_does_not_keep_the_process() -> None:
-    hangs = "import time; from distgan import stop; stop.LEAVING_SEC = 0.2"
-    register = f"{hangs}; stop.before_leaving(lambda: time.sleep(600)); "
+    hangs = "import time; from distgan.distributed import preemption; preemption.LEAVING_SEC = 0.2"
+    register = f"{hangs}; preemption.before_leaving(lambda: time.sleep(600)); "
     with listener(register + FOR_EVER) as process:
         while process.poll() is None:  # where the machine is busy, several signals may come as one
             process.send_signal(signal.SIGINT)

@@ -217,7 +217,7 @@ def _version(package: str) -> str | None:
 
 def git_state() -> str:
     """Commit of the code that runs, with a + where it was changed; empty outside of a checkout."""
-    folder = Path(__file__).parent
+    folder = Path(__file__).parent.parent
     try:
         git = ["git", "-C", str(folder), "describe", "--always", "--dirty=+", "--abbrev=40", "--exclude=*"]
         return subprocess.run(git, capture_output=True, text=True, timeout=10).stdout.strip()

@@ -78,5 +78,5 @@ def digest(data: bytes) -> str:
 
 def digest_of_code() -> str:
     """Of the package that runs here."""
-    files = sorted(Path(__file__).parent.rglob("*.py"))
+    files = sorted(Path(__file__).parent.parent.rglob("*.py"))
     return digest(b"\0".join(path.read_bytes() for path in files))

@@ -14,7 +14,7 @@ PACKAGES = ("torch", "accelerate", "webdataset", "wandb", "omegaconf", "numpy", 
 
 
 def python() -> Iterator[Finding]:
-    where = Path(__file__).parent.parent
+    where = Path(__file__).parents[2]
     yield Finding("python", OK, f"{platform.python_version()} on {platform.platform()}, {sys.executable}")
     yield Finding("distgan", OK, f"{__version__} in {where}")
 

@@ -24,7 +24,7 @@ SIGNALS = [signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM, signal.SIGHUP, signal
 BUSY = """
 import hashlib, signal, sys
 signal.signal(signal.SIGHUP, signal.{hangup})
-from distgan.cli import main
+from distgan.cli.main import main
 from distgan.data import index
 from distgan.data.dataset import Dataset
 from distgan.data.shard_urls import find_shards

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import image_bytes, numbered_pixels, numbers_of, tar_bytes
+from shards import image_bytes, numbered_pixels, numbers_of, tar_bytes
 from hypothesis import given
 from hypothesis import strategies as st
 from processes import train

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import write_shards
+from shards import write_shards
 from processes import ROOT, output, run_ranks
 from runs import make_digits
 

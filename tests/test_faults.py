@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import numbered_shard
+from shards import numbered_shard
 from processes import ROOT, environment, output, ranks, run_ranks, train, wait_for
 from range_server import RangeServer
 from runs import audit, make_digits, metrics, status, weights, write_config

@@ -7,7 +7,7 @@ import zlib
 
 import numpy as np
 import pytest
-from conftest import image_bytes
+from shards import image_bytes
 from PIL import Image
 
 from distgan.data.decode import BadImage, decode, decode_into, fit

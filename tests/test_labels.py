@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 
 import pytest
-from conftest import tar_bytes
+from shards import tar_bytes
 from test_pack import archive, folder, packed, png
 
 from distgan.data.pack import Options, pack, report

@@ -7,7 +7,7 @@ import tracemalloc
 from pathlib import Path
 
 import pytest
-from conftest import write_shards
+from shards import write_shards
 from processes import ROOT, environment
 from runs import make_digits, write_config
 

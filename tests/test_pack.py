@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import webdataset as wds
-from conftest import image_bytes, numbered_pixels, numbered_shard, numbers_of, tar_bytes, write_shards, zstd
+from shards import image_bytes, numbered_pixels, numbered_shard, numbers_of, tar_bytes, write_shards, zstd
 from PIL import Image
 from range_server import RangeServer
 

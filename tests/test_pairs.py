@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import image_bytes, numbered_pixels, numbers_of, tar_bytes, write_shards
+from shards import image_bytes, numbered_pixels, numbers_of, tar_bytes, write_shards
 
 from distgan.data.dataset import Dataset
 from distgan.data.loader import Stream

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import image_bytes, numbered_pixels, tar_bytes
+from shards import image_bytes, numbered_pixels, tar_bytes
 from hypothesis import given
 from hypothesis import strategies as st
 from range_server import RangeServer

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import image_bytes
+from shards import image_bytes
 from PIL import Image
 from processes import train as train_ranks
 from runs import make_digits, metrics, weights, write_config

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import image_bytes, numbered_pixels, tar_bytes
+from shards import image_bytes, numbered_pixels, tar_bytes
 from PIL import Image
 from runs import make_digits, untrained, write_config
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import write_shards
+from shards import write_shards
 from PIL import Image
 from processes import output, ranks, run_ranks, wait_for
 from runs import make_digits, write_config

@@ -14,7 +14,7 @@ from pathlib import Path
 import fsspec
 import numpy as np
 import pytest
-from conftest import numbered_shard, tar_bytes
+from shards import numbered_shard, tar_bytes
 from range_server import RangeServer
 
 from distgan.data.shard_index import build, load, scan, summary

@@ -25,7 +25,7 @@ BUSY = """
 import hashlib, signal, sys
 signal.signal(signal.SIGHUP, signal.{hangup})
 from distgan.cli.main import main
-from distgan.data import index
+from distgan.data import shard_index as index
 from distgan.data.dataset import Dataset
 from distgan.data.shard_urls import find_shards
 from distgan.storage.byte_ranges import Source

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import image_bytes, numbered_pixels, numbered_shard, numbers_of, tar_bytes, write_shards
+from shards import image_bytes, numbered_pixels, numbered_shard, numbers_of, tar_bytes, write_shards
 from range_server import RangeServer
 
 from distgan.cli.main import main

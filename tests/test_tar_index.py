@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import webdataset as wds
-from conftest import numbered_shard, tar_bytes, zstd
+from shards import numbered_shard, tar_bytes, zstd
 from hypothesis import example, given
 from hypothesis import strategies as st
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import write_shards
+from shards import write_shards
 from PIL import Image
 from processes import ROOT, environment, free_port, output, ranks, run_ranks, wait_for
 from runs import make_digits, metrics, status, weights, write_config

@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import numbered_shard
+from shards import numbered_shard
 from processes import output, run_ranks
 from range_server import RangeServer
 from runs import status, write_config

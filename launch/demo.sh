@@ -13,7 +13,7 @@ if [ "$gpus" -gt 0 ]; then launcher=launch/local.sh ranks=$gpus; else launcher=l
 batch=$(((64 + ranks - 1) / ranks * ranks)) # 64, or a little more where so many GPUs do not divide it
 "$launcher" configs/digits32.yaml run.dir=$run train.batch=$batch train.max_minutes="${DEMO_MINUTES:-2}"
 
-python tests/judge_digits.py $run
+python tests/helpers/judge_digits.py $run
 echo
 echo "samples    $(ls -t $run/samples/fakes-*.png | head -n 1)   (the real ones: $run/samples/reals.png)"
 echo "curves     $run/metrics.jsonl   (in the terminal: wandb leet $run/wandb/latest-run)"

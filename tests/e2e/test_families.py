@@ -1,0 +1,70 @@
+"""Every family of networks in real runs: on two ranks, in bf16, and taken up again."""
+
+from pathlib import Path
+
+import pytest
+from processes import WORKERS, output, run_ranks
+from runs import make_digits, metrics, train, weights, write_config
+
+
+@pytest.mark.multi
+@pytest.mark.timeout(200)
+def test_every_family_with_every_loss_keeps_two_ranks_equal(tmp_path: Path) -> None:
+    script = str(WORKERS / "ranks_families.py")
+    assert run_ranks(2, [script], tmp_path / "log", timeout=180) == [0, 0], output(tmp_path / "log", 2)
+
+
+OWN = {
+    "r3gan": ["model.G.widths=[8]", "model.D.widths=[8]", "loss.name=relativistic", "optim.D.beta2=[0.9,0.99]"],
+    "resnet": [
+        "model.G={width: 8, norm: conditional}",
+        "model.D={width: 8}",
+        "loss.name=hinge",
+        "loss.r1=0",
+        "loss.r2=0",
+    ],
+    "hourglass": [
+        "model.G.width=4",
+        "model.D={width: 4, norm: none}",
+        "loss.name=wasserstein",
+        "loss.gp=10",
+        "train.n_critic=2",
+    ],
+    "restore": [
+        "model.G={width: 8, max_width: 16, skips: true, residual: true, noise: true}",
+        "model.D={width: 8, max_width: 16, paired: true, patches: 8}",
+        "restore={degrade: [{blur: [0.5, 1]}, {noise: [5, 30], p: 0.5}, {jpeg: 50}], weight: 10}",
+        "loss={name: nonsaturating, feature_matching: 1}",
+        "augment={pipe: diffaugment, p: 0.3}",
+        "data={flip: true, holdout: 20}",
+        "sample={every: 36, columns: 6}",
+    ],
+    "dcgan": [
+        "model={minibatch: discrimination, dropout: 0.2, D: {width: 8, max_width: 16}, G: {width: 8, max_width: 16}}",
+        "train.group=4",
+        "loss={name: nonsaturating, feature_matching: 1, smooth: 0.1}",
+        "augment={pipe: ada, target: 0.6, speed: 2k, every: 24, noise: [0.2, 0]}",
+        "balance={adapt: d_lr, every: 24}",
+        "data.flip=true",
+    ],
+}
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("data")
+    path = write_config(folder / "tiny.yaml", make_digits(folder / "digits", resolution=32), resolution=32)
+    text = path.read_text()
+    path.write_text(text.replace("  G: {width: 8, max_width: 16}\n  D: {width: 8, max_width: 16}\n", ""))
+    return path
+
+
+@pytest.mark.parametrize("family", OWN)
+@pytest.mark.parametrize("precision", ["fp32", pytest.param("bf16", marks=pytest.mark.slow)])
+def test_a_run_in_two_parts_is_one_in_a_piece(tmp_path: Path, config: Path, family: str, precision: str) -> None:
+    own = [f"model.family={family}", "sample.every=0", *OWN[family], f"train.precision={precision}", "train.tick=36"]
+    assert train(config, tmp_path / "whole", *own, "train.images=120") == 0
+    for images in ("60", "120"):
+        assert train(config, tmp_path / "parts", *own, f"train.images={images}") == 0
+    assert weights(tmp_path / "parts") == weights(tmp_path / "whole")
+    assert metrics(tmp_path / "parts")[-1] == metrics(tmp_path / "whole")[-1]

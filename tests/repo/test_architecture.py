@@ -1,0 +1,143 @@
+"""The shape of the code: folders import only downward, and each dependency has one door."""
+
+import ast
+from collections.abc import Iterator
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[2] / "distgan"
+
+# From the ground up; a folder may import what lies above it in this list, and nothing from its own line or below.
+FOLDERS = (
+    ("rng",),
+    ("storage",),
+    ("losses.adversarial", "transforms", "models", "distributed"),
+    ("data",),
+    ("metrics",),
+    ("config.schema",),
+    ("inference", "tracking"),
+    ("evaluation",),
+    ("training",),
+    ("tools",),
+    ("cli.main",),
+)
+FLAT = {"__init__", "__main__", "api", "errors", "version"}
+LEVELS = {folder: level for level, line in enumerate(FOLDERS) for folder in line}
+DOORS = {
+    "accelerate": {"distributed.process_group", "distributed.launch"},
+    "wandb": {"tracking.wandb_logger"},
+    "omegaconf": {"config.load"},
+    "webdataset": {"data.shard_urls"},
+    "safetensors": {"storage.checkpoint"},
+    "matplotlib": {"tools.report.plot"},
+    "onnxruntime": {"inference.export"},
+    "av": {"inference.video"},
+}
+TORCH_FREE = {
+    "api",
+    "cli.arguments",
+    "cli.main",
+    "config.schema",
+    "config.load",
+    "config.docs",
+    "storage.urls",
+    "data.archives",
+    "data.dataset_card",
+    "data.classes",
+    "data.dataset",
+    "data.decode",
+    "data.shard_index",
+    "data.labels",
+    "data.pack_inputs",
+    "storage.disk_cache",
+    "data.pack",
+    "data.shuffle",
+    "storage.byte_ranges",
+    "data.loader",
+    "data.synthetic",
+    "data.tar",
+    "tools.doctor",
+    "tools.doctor.finding",
+    "tools.doctor.gpus",
+    "tools.doctor.host",
+    "tools.doctor.network",
+    "tools.doctor.packages",
+    "tools.doctor.services",
+    "errors",
+    "rng.host_rng",
+    "metrics.extractors.weights",
+    "inference.selection",
+    "distributed.launch_env",
+    "transforms.degrade_spec",
+    "tools.report",
+    "tools.report.curves",
+    "tools.report.history",
+    "tools.report.markup",
+    "tools.report.page",
+    "tools.report.plot",
+    "tools.report.svg",
+    "config.validate",
+    "distributed.preemption",
+    "tracking.wandb_mode",
+}
+
+
+def modules() -> dict[str, ast.Module]:
+    found = {}
+    for path in PACKAGE.rglob("*.py"):
+        name = ".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix(".__init__")
+        found[name] = ast.parse(path.read_text())
+    return found
+
+
+MODULES = modules()
+
+
+def imported(tree: ast.Module, everywhere: bool = True) -> Iterator[str]:
+    """Dotted names that a module imports, in functions too where `everywhere`."""
+    for node in ast.walk(tree) if everywhere else tree.body:
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def own(name: str) -> str | None:
+    """The module of this package that an imported name means."""
+    if not name.startswith("distgan."):
+        return None
+    parts = name.split(".")[1:]
+    candidates = [".".join(parts[:n]) for n in range(len(parts), 0, -1)]
+    return next((c for c in candidates if c in MODULES), None)
+
+
+IMPORTS = {
+    name: set(filter(None, map(own, imported(tree)))) - {name} for name, tree in MODULES.items() if name != "__init__"
+}
+
+
+def test_imports_form_no_circle() -> None:
+    """So that every file can be read after those it builds on; imports in functions count too."""
+    assert len(list(TopologicalSorter(IMPORTS).static_order())) == len(IMPORTS)
+
+
+@pytest.mark.parametrize("dependency", DOORS)
+def test_a_dependency_has_one_door(dependency: str) -> None:
+    users = {name for name, tree in MODULES.items() if any(i.split(".")[0] == dependency for i in imported(tree))}
+    assert users == DOORS[dependency]
+
+
+@pytest.mark.parametrize("name", sorted(TORCH_FREE))
+def test_what_runs_before_torch_does_not_import_it(name: str) -> None:
+    assert not any(
+        i.split(".")[0] in ("torch", "accelerate", "wandb", "webdataset") for i in imported(MODULES[name], False)
+    )
+
+
+def test_nothing_catches_everything_in_silence() -> None:
+    for name, tree in MODULES.items():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ExceptHandler) and (node.type is None or ast.unparse(node.type) == "BaseException"):
+                assert not all(isinstance(line, ast.Pass | ast.Continue) for line in node.body), name

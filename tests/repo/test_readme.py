@@ -1,7 +1,8 @@
-"""Every command of the README and of docs/ is run as it stands there, but for sizes."""
+"""Every command of the README and docs/ is run as it stands there, but for sizes; in slow tests by the extractors."""
 
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -21,6 +22,10 @@ pytestmark = pytest.mark.timeout(1200)  # dozens of commands, one after another,
 PROGRAMS = ("distgan", "launch/local.sh")
 LINE = r"^    ((?:\w+=\S+ )*(?:(?:distgan|python|pip) |(?:\./)?(?:launch|tests|slurm)/\w+\.).*)$"
 NETS = ["model.G.width=8", "model.D.width=8"]
+TOY = ["eval.extractor=toy"]  # after what a command asks for: half a minute of an extractor's work each
+EXTRACTORS = pytest.mark.parametrize(
+    "more", [pytest.param(TOY, id="toy"), pytest.param([], marks=pytest.mark.slow, id="real")]
+)
 SMALL = {  # by command; later words win
     "pack": ["--resolution", "32"],
     "train": [
@@ -39,6 +44,7 @@ ELSEWHERE = {  # what is run by continuous integration itself, or by another tes
     # test_speed
     "PYTHONPATH=.:tests/helpers OMP_NUM_THREADS=1 python tests/e2e/benchmark.py [loader] [pack] [peer] ...",
 }
+PAGES = sorted((ROOT / "docs").glob("*.md"))
 
 
 def commands(page: str) -> list[str]:
@@ -47,48 +53,59 @@ def commands(page: str) -> list[str]:
     return [part.strip() for line in lines for part in line.split("&&")]
 
 
-def words(command: str) -> list[str]:
-    """What `main` is given, for a small run of the same."""
+def words(command: str, evaluation: list[str]) -> list[str]:
+    """What `main` is given, for a small run of the same; `evaluation` goes to what may evaluate."""
     found = [word for word in shlex.split(command) if not re.match(r"[A-Z_]+=", word)]
     assert found[0] in PROGRAMS, f"{command}: run it here, or name the test that does in ELSEWHERE"
     found = found[1:] if found[0] == "distgan" else ["train", *found[1:]]
     of_pictures = "--input" in found or found[:2] == ["evaluate", "pictures/"]  # as many as there are
-    more = [] if of_pictures or found[-1] == "python" else SMALL.get(found[0], [])
+    more = [] if of_pictures or found[-1] == "python" else list(SMALL.get(found[0], []))
+    more += evaluation if found[0] in ("train", "evaluate") else []
     return [str(Path.home() / word[2:]) if word.startswith("~/") else word for word in [*found, *more]]
 
 
-@pytest.fixture
-def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder as the README's reader has it: the configs, and pictures of all the names that it speaks of."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    (tmp_path / "configs").symlink_to(ROOT / "configs")
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Pictures of all the names that the README speaks of."""
+    place = tmp_path_factory.mktemp("place")
     rng = np.random.default_rng(0)
     for folder in ("home/pictures", "pictures", "clean", "scanned", "holiday", *(f"cifar10/{i}" for i in range(10))):
-        (tmp_path / folder).mkdir(parents=True)
+        (place / folder).mkdir(parents=True)
         for number in range(30 if "pictures" in folder else 14):
             shape = (32, 32, 3) if folder == "pictures" else (40, 48, 3)  # those of a generator are square
-            Image.fromarray(rng.integers(0, 256, shape, dtype=np.uint8)).save(tmp_path / folder / f"{number}.png")
+            Image.fromarray(rng.integers(0, 256, shape, dtype=np.uint8)).save(place / folder / f"{number}.png")
     for name in ("cifar10", "cifar10-test"):
-        with tarfile.open(tmp_path / f"{name}.tar.xz", "w:xz") as archive:
-            archive.add(tmp_path / "cifar10", name)
-    return tmp_path
+        with tarfile.open(place / f"{name}.tar.xz", "w:xz", preset=0) as archive:
+            archive.add(place / "cifar10", name)
+    return place
 
 
-def test_the_commands_of_the_readme(place: Path, capsys: pytest.CaptureFixture) -> None:
+@pytest.fixture
+def place(tmp_path: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder as the README's reader has it: the configs and the pictures."""
+    place = shutil.copytree(pictures, tmp_path / "place")
+    monkeypatch.chdir(place)
+    monkeypatch.setenv("HOME", str(place / "home"))
+    (place / "configs").symlink_to(ROOT / "configs")
+    return place
+
+
+@EXTRACTORS
+def test_the_commands_of_the_readme(more: list[str], place: Path, capsys: pytest.CaptureFixture) -> None:
     page = (ROOT / "README.md").read_text()
     found = [command for command in commands(page) if command not in ELSEWHERE]
     assert len(found) > 18
     for command in sorted(found, key=lambda command: " pack " not in command):  # what is made before it is used
-        assert main(words(command)) == 0, f"{command}: {capsys.readouterr().err}"
+        assert main(words(command, more)) == 0, f"{command}: {capsys.readouterr().err}"
     example = re.search(r"^    from distgan import load_generator\n(?:    .*\n)+", page, re.MULTILINE).group()
     names: dict[str, object] = {}
     exec(re.sub("^    ", "", example, flags=re.MULTILINE), names)
     assert names["images"].shape == (16, 3, 32, 32)
 
 
-@pytest.mark.parametrize("page", sorted((ROOT / "docs").glob("*.md")), ids=lambda page: page.stem)
-def test_the_commands_of_the_docs(page: Path, place: Path, capsys: pytest.CaptureFixture) -> None:
+@EXTRACTORS
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_the_commands_of_the_docs(more: list[str], page: Path, place: Path, capsys: pytest.CaptureFixture) -> None:
     for command in commands(page.read_text()):
         if command in ELSEWHERE:
             continue
@@ -96,9 +113,10 @@ def test_the_commands_of_the_docs(page: Path, place: Path, capsys: pytest.Captur
             own = [sys.executable, *shlex.split(command)[1:]]
             subprocess.run(own, check=True, timeout=600, cwd=ROOT, env=environment(), stdout=subprocess.DEVNULL)
         else:
-            assert main(words(command)) == 0, f"{command}: {capsys.readouterr().err}"
+            assert main(words(command, more)) == 0, f"{command}: {capsys.readouterr().err}"
 
 
+@pytest.mark.slow
 def test_the_tour(place: Path) -> None:
     """All cells, one after another, with few images."""
     command = [sys.executable, str(ROOT / "docs" / "tour.py"), "192"]

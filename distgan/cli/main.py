@@ -13,13 +13,29 @@ from distgan.cli.arguments import build_parser
 from distgan.distributed.launch_env import rank, settle
 from distgan.distributed.preemption import listening, was_asked
 from distgan.errors import ConfigError, DistganError, MachineError
-from distgan.storage.printable import public_line, show
+from distgan.storage.printable import flush_stdout, open_streams, public_line, show
 
 RANK_0_SPEAKS_SEC = 10  # a launcher ends all ranks once one is gone: the others leave rank 0 the time to say why
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the process's exit code."""
+    open_streams()
+    try:
+        return _written(_run(arguments))
+    except SystemExit as done:  # argparse's, after --help or a mistake
+        raise SystemExit(_written(int(done.code or 0))) from None
+
+
+def _written(code: int) -> int:
+    """The exit code of a command that is through: another one where stdout lacks what it was told."""
+    if not (reason := flush_stdout()):
+        return code
+    show(f"distgan: stdout: {reason}: not all was written there; the work itself is done", file=sys.stderr)
+    return code or MachineError.exit_code
+
+
+def _run(arguments: Sequence[str] | None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a file's name may hold bytes that the terminal's encoding lacks
             stream.reconfigure(errors="backslashreplace")
@@ -35,9 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if rest:  # overrides behind an option: argparse takes only the first run of positional arguments
         options.overrides = [*options.overrides, *rest]
     try:
-        code = COMMANDS[options.command](options) or 0
-        sys.stdout.flush()
-        return code
+        return COMMANDS[options.command](options) or 0
     except DistganError as error:
         if error.rank is None and rank() > 0:
             time.sleep(RANK_0_SPEAKS_SEC)  # whoever is still there then has an error that rank 0 has not
@@ -51,9 +65,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         show(f"distgan {options.command}: interrupted", file=sys.stderr)
         return 130
-    except BrokenPipeError:  # `distgan ... | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
 
 
 def _pack(options: argparse.Namespace) -> None:
@@ -86,8 +97,9 @@ def _pack(options: argparse.Namespace) -> None:
 
 def _index(options: argparse.Namespace) -> int:
     from distgan.data.shard_index import describe, load
-    from distgan.data.shard_urls import default_cache_dir, find_shards
+    from distgan.data.shard_urls import find_shards
     from distgan.storage.byte_ranges import Source, public
+    from distgan.storage.home import default_cache_dir
 
     source, samples, defects = Source(), 0, 0
     urls = find_shards(options.shards)
@@ -123,7 +135,7 @@ def _leave(code: int, world: int) -> int:
     """End the process of one of several ranks at once, with everything written; of a single one, by returning."""
     if world > 1:
         # While Python shuts down, threads of torch.distributed that ask for it may abort the process.
-        sys.stdout.flush()
+        code = _written(code)
         sys.stderr.flush()
         os._exit(code)
     return code

@@ -22,6 +22,7 @@ from omegaconf.errors import OmegaConfBaseException
 from distgan.config.schema import FAMILIES, Config, default_of, leaves
 from distgan.config.validate import eval_problems, problems
 from distgan.errors import ConfigError
+from distgan.storage.home import user_path
 from distgan.storage.urls import public, public_text
 
 READABLE_ENVIRONMENT = (
@@ -44,7 +45,7 @@ def load(path: str, overrides: Sequence[str] = ()) -> Config:
     Raises:
         ConfigError: with every mistake of every layer, one line each.
     """
-    file = Path(path).expanduser()
+    file = user_path(path)
     folder = file if file.is_dir() else None
     if folder:
         file = folder / "config.yaml"

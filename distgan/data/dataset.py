@@ -15,12 +15,12 @@ import numpy as np
 
 from distgan.data import dataset_card, shard_index
 from distgan.data.decode import MAX_PIXELS, SUFFIXES, BadImage, decode_into
-from distgan.data.shard_urls import default_cache_dir
 from distgan.data.shuffle import held_out
 from distgan.distributed import preemption
 from distgan.errors import DataError, StoppedError, with_hint
 from distgan.rng import host_rng
 from distgan.storage.byte_ranges import Source
+from distgan.storage.home import default_cache_dir
 from distgan.storage.urls import is_local, public
 
 MAX_CLASSES = 1_000_000  # a larger label is no class number

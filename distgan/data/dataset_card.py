@@ -3,9 +3,9 @@
 import json
 import os
 from collections.abc import Sequence
-from pathlib import Path
 
 from distgan.errors import DataError
+from distgan.storage.home import user_path
 from distgan.storage.urls import is_local, local_path, public
 
 
@@ -13,7 +13,7 @@ def read(shards: str) -> dict:
     """The card beside a local shard, or in a folder of shards; {} where there is none."""
     if not is_local(shards):
         return {}
-    path = Path(local_path(shards)).expanduser()
+    path = user_path(local_path(shards))
     try:
         card = json.loads(((path if path.is_dir() else path.parent) / "dataset.json").read_text())
     except (OSError, ValueError, RecursionError):  # a data set needs no card

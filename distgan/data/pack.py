@@ -12,8 +12,8 @@ import math
 import multiprocessing
 import os
 import re
+import secrets
 import shutil
-import tempfile
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, Future, ProcessPoolExecutor
@@ -32,6 +32,7 @@ from distgan.data.pack_inputs import Entry, Listing, list_source, pair, read_ent
 from distgan.data.pixels import Pixels
 from distgan.errors import ConfigError, DataError, MachineError
 from distgan.storage.byte_ranges import Source
+from distgan.storage.home import user_path
 from distgan.storage.urls import public
 
 SKIPPED = "skipped.jsonl"
@@ -171,7 +172,8 @@ def pack(
         listing = pair(listing, list_source(degraded, labels=False, allow_damaged=allow_damaged))
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        folder = Path(tempfile.mkdtemp(prefix=f".{target.name}.packing-", dir=target.parent))
+        folder = target.with_name(f".{target.name}.packing-{secrets.token_hex(8)}")
+        folder.mkdir()
     except OSError as error:
         raise MachineError(f"{target.parent}: {error.strerror}") from None
     try:
@@ -193,7 +195,7 @@ def pack(
 
 def _holds(source: str, target: Path) -> bool:
     """Whether a folder of pictures, of which all inner folders are read, is around the target."""
-    folder = Path(source).expanduser()
+    folder = user_path(source)
     return folder.resolve() in target.parents and not any(folder.glob("*.tar"))
 
 
@@ -405,7 +407,6 @@ def _finish(folder: Path, summary: Summary, source: str, options: Options) -> No
 
 
 def _put_in_place(folder: Path, target: Path) -> None:
-    folder.chmod(0o755)
     old = folder.with_name(folder.name + "-old")
     if target.exists():
         target.rename(old)

@@ -16,9 +16,10 @@ from distgan.data.archives import Skipped, hidden
 from distgan.data.dataset import MAX_CLASSES, Dataset
 from distgan.data.decode import SUFFIXES, looks_like_image
 from distgan.data.labels import File, Labels, check_spec, find_labels, is_table, left_out, part_of
-from distgan.data.shard_urls import default_cache_dir, find_shards
+from distgan.data.shard_urls import find_shards
 from distgan.errors import DataError
 from distgan.storage.byte_ranges import Source
+from distgan.storage.home import default_cache_dir, user_path
 from distgan.storage.urls import is_local, local_path, public
 
 NO_PICTURES = {
@@ -110,7 +111,7 @@ def list_source(
     source: str, *, labels: bool = True, label: str = "", part: str = "", allow_damaged: bool = False
 ) -> Listing:
     """What a source holds; which kind it is, its name and its content tell. See `Wanted` for the options."""
-    wanted, path = Wanted(labels, label, part.lower().lstrip("."), allow_damaged), Path(source).expanduser()
+    wanted, path = Wanted(labels, label, part.lower().lstrip("."), allow_damaged), user_path(source)
     if path.is_dir():
         return _list_folder(path, wanted)
     if not path.is_file():
@@ -309,7 +310,7 @@ def _list_archives(urls: Sequence[str], wanted: Wanted, top: Path | None = None)
 
 def _items(url: str, wanted: Wanted, top: Path | None, several: bool, skipped: list[Skipped]) -> list[Item]:
     """The files in an archive. Their paths begin where the archive lies below `top`."""
-    path = Path(local_path(url)).expanduser()
+    path = user_path(local_path(url))
     above = path.parent.relative_to(top).as_posix() + "/" if top is not None and path.parent != top else ""
     within = f"{above}{archives.stem(path)}" if several else ""
     if zipfile.is_zipfile(path):

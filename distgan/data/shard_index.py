@@ -11,7 +11,6 @@ import json
 import mmap
 import os
 import re
-import tempfile
 import zlib
 from collections import Counter
 from collections.abc import Callable
@@ -22,6 +21,7 @@ import numpy as np
 
 from distgan.data import tar
 from distgan.errors import DataError
+from distgan.storage.atomic import replacing
 from distgan.storage.byte_ranges import Source, UnansweredError
 from distgan.storage.urls import is_local, local_path, public
 
@@ -294,15 +294,8 @@ def _keep(index: ShardIndex, path: Path) -> bool:
     """Write whole or not at all; False where the folder cannot be written."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
-            try:
-                file.write(index.to_bytes())
-                file.close()
-                os.chmod(file.name, 0o644)
-                os.replace(file.name, path)
-            except BaseException:
-                os.unlink(file.name)
-                raise
+        with replacing(path) as part:
+            part.write_bytes(index.to_bytes())
     except OSError:
         return False
     return True

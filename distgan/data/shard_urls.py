@@ -6,7 +6,6 @@ import hashlib
 import itertools
 import os
 import shlex
-import tempfile
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,17 +13,12 @@ from pathlib import Path
 from distgan.data import braces
 from distgan.data.decode import SUFFIXES
 from distgan.errors import DataError
+from distgan.storage.atomic import replacing
+from distgan.storage.home import default_cache_dir, user_path
 from distgan.storage.urls import HIDDEN_COMMAND, is_local, local_path, public
 
 ARCHIVES = ("zip", "npz", "tgz", "gz", "bz2", "xz", "txz", "zst", "tzst")  # suffixes of what `pack` unpacks
 LOOKED_AT = 10_000  # names in a folder without shards, to tell what it holds instead
-
-
-def default_cache_dir() -> Path:
-    """Where indexes and piped shards go that cannot lie beside their shards."""
-    if os.environ.get("DISTGAN_CACHE"):
-        return Path(os.environ["DISTGAN_CACHE"])
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "distgan"
 
 
 def find_shards(spec: str | Sequence[str], *, allow_pipe: bool = False, cache_dir: Path | None = None) -> list[str]:
@@ -47,7 +41,8 @@ def find_shards(spec: str | Sequence[str], *, allow_pipe: bool = False, cache_di
 
 def _expand(item: str, hint: bool = True) -> list[str]:
     """The shards that one expression names; at least one, or DataError, which may hint at what was meant."""
-    item = os.path.expanduser(item)
+    if item.startswith("~"):
+        item = str(user_path(item))
     path = local_path(item)
     if is_local(item) and os.path.isfile(path):
         return [item]
@@ -101,18 +96,11 @@ def _piped(url: str, cache_dir: Path, allowed: bool) -> str:
         )
     from webdataset.gopen import gopen
 
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".", delete=False) as part:
-        try:
-            with gopen(url, "rb") as stream:
-                while piece := stream.read(2**20):
-                    part.write(piece)
-            part.close()
-            os.replace(part.name, path)
-        except BaseException as error:
-            os.unlink(part.name)
-            if isinstance(error, OSError | ValueError):
-                # The error's own text shows the command.
-                raise DataError(f"data.shards: the command of a {public('pipe:')} address failed") from None
-            raise
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(path) as part, open(part, "wb") as file, gopen(url, "rb") as stream:
+            while piece := stream.read(2**20):
+                file.write(piece)
+    except (OSError, ValueError):  # whose own text shows the command
+        raise DataError(f"data.shards: the command of a {public('pipe:')} address failed") from None
     return str(path)

@@ -18,11 +18,12 @@ import psutil
 
 from distgan.distributed.preemption import EXIT_CODES, LAUNCHER, requests
 from distgan.errors import MachineError, with_hint
-from distgan.storage.printable import public_line
+from distgan.storage.printable import open_streams, public_line
 
 
 def main() -> int:
     """Start the ranks of this machine and wait for them; returns the code of the first one that did not end with 0."""
+    open_streams()
     numbers = requests()
     signal.pthread_sigmask(signal.SIG_BLOCK, numbers)  # ranks inherit it: they lose no signal before they listen
     threading.Thread(target=_pass_on, args=(numbers,), name="distgan-launch", daemon=True).start()

@@ -14,7 +14,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from distgan.data.shard_urls import default_cache_dir
 from distgan.distributed.process_group import World
 from distgan.errors import ConfigError, DataError, MachineError
 from distgan.evaluation.image_sets import Images, ImageSet, ShardImages, shares
@@ -24,6 +23,7 @@ from distgan.metrics.moments import Moments
 from distgan.metrics.reference_stats import Reference
 from distgan.metrics.registry import METRICS, NAN, Features, Values
 from distgan.rng import host_rng
+from distgan.storage.home import default_cache_dir
 from distgan.tracking.console import duration
 
 log = logging.getLogger("distgan")

@@ -1,7 +1,6 @@
 """The real side of an evaluation, as the config names it: shards, or a file of statistics."""
 
 from collections.abc import Sequence
-from pathlib import Path
 
 from distgan.config.schema import Config
 from distgan.data.dataset import Dataset
@@ -13,6 +12,7 @@ from distgan.evaluation.measure import Poll, known_reals
 from distgan.metrics.extractors import Extractor
 from distgan.metrics.reference_stats import Reference, load_statistics
 from distgan.storage.byte_ranges import Source
+from distgan.storage.home import user_path
 from distgan.training import factory
 
 
@@ -67,7 +67,7 @@ def is_statistics(config: Config) -> bool:
 
 def read_statistics(config: Config, extractor: Extractor, resolution: int) -> Reference:
     """The file that eval.reference names. Raises DataError where it does not fit."""
-    return load_statistics(Path(config.eval.reference).expanduser(), extractor.identity, extractor.dim, resolution)
+    return load_statistics(user_path(config.eval.reference), extractor.identity, extractor.dim, resolution)
 
 
 def know_reals(

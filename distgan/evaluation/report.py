@@ -29,7 +29,7 @@ from distgan.metrics.naming import value_name
 from distgan.metrics.per_class import class_distances, probe_accuracies, share_classes
 from distgan.metrics.reference_stats import Reference
 from distgan.metrics.registry import METRICS, Features
-from distgan.storage.checkpoint import replace_file
+from distgan.storage.atomic import replace_file
 from distgan.storage.run_dir import git_state
 from distgan.storage.urls import public
 

@@ -16,6 +16,7 @@ from distgan.errors import ConfigError
 from distgan.evaluation.image_sets import GeneratedImages, ImageSet, ListedImages, draw_labels
 from distgan.inference.trained_generator import DESCRIPTION, load_generator, locate
 from distgan.storage import checkpoint
+from distgan.storage.home import user_path
 from distgan.storage.urls import public
 
 NUM_IMAGES = 50_000  # what the field reports on, where eval.num is not given
@@ -47,7 +48,7 @@ class Subject:
 
 def open_subject(target: str, overrides: Sequence[str], device: torch.device) -> Subject:
     """What `target` names: a trained generator, or images."""
-    path, class_names = Path(target).expanduser(), []
+    path, class_names = user_path(target), []
     if (path / DESCRIPTION).exists():
         generator = load_generator(path, device)
         layers = [("exported generator", {"data": {"resolution": generator.resolution}})]

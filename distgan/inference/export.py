@@ -20,6 +20,8 @@ from distgan.inference import sampling
 from distgan.inference.trained_generator import DESCRIPTION, WEIGHTS, Generator, describe, load_generator, locate
 from distgan.models.spectral_norm import normalised
 from distgan.storage import checkpoint
+from distgan.storage.atomic import aside
+from distgan.storage.home import user_path
 from distgan.training import factory
 
 TOLERANCE = 1e-5  # that an exported generator may differ by, on a scale of -1..1
@@ -47,7 +49,7 @@ def export(path: str, out: str, kind: str) -> str:
         ConfigError: `out` exists or is named as another form is, or this generator cannot be exported as that.
         MachineError: A package is missing.
     """
-    target, form = Path(out).expanduser(), FORMATS[kind]
+    target, form = user_path(out), FORMATS[kind]
     if target.exists() or target.is_symlink():
         raise ConfigError(f"{out} exists: name another path, or remove it first")
     if (meant := SUFFIXES.get(target.suffix.lower(), kind)) != kind:
@@ -57,9 +59,8 @@ def export(path: str, out: str, kind: str) -> str:
         raise MachineError(f"--as {kind} needs {' and '.join(missing)}: pip install 'distgan[{kind}]'")
     G = load_generator(locate(path), "cpu", restores=None)
     target.parent.mkdir(parents=True, exist_ok=True)
-    part = target.with_name(f".{target.name}.part")
+    part = aside(target)
     try:
-        _remove(part)
         with _quiet():
             try:
                 form.write(G, card(G, kind, target.name), part)

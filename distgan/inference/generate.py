@@ -12,6 +12,7 @@ from distgan.inference import sampling, shard_writer, video
 from distgan.inference.scoring import Score, open_score
 from distgan.inference.selection import Choice, Drawn
 from distgan.inference.trained_generator import Generator, load_generator, locate
+from distgan.storage.home import user_path
 from distgan.training import factory
 
 SHARD_IMAGES, SHARD_BYTES = 2048, 256_000_000  # of a shard, where nothing else is asked for; bytes of its pixels
@@ -63,7 +64,7 @@ def generate(
             raise ConfigError(
                 f"--{name} {value:g}: " + (f"at least {low}" if high == math.inf else f"{low:g} to {high:g}")
             )
-    target, is_file = Path(out).expanduser(), kind in ("grid", "video")
+    target, is_file = user_path(out), kind in ("grid", "video")
     if target.exists() and target.is_dir() == is_file:
         raise ConfigError(f"--out {out} is {f'a folder, a {kind} is one file' if is_file else 'a file'}")
     if is_file and (share < 1 or balance):

@@ -15,6 +15,7 @@ from distgan.errors import ConfigError, DataError
 from distgan.inference import sampling
 from distgan.inference.generate import parse_labels, require_grid
 from distgan.inference.trained_generator import Generator, load_generator, locate
+from distgan.storage.home import user_path
 
 
 class Row(NamedTuple):
@@ -53,7 +54,7 @@ def restore(
             raise ConfigError(f"--{name} {value}: at least {least}")
     if kind not in ("png", "grid"):
         raise ConfigError(f"--as {kind}: restored pictures (--input) become png or grid; `distgan pack` makes shards")
-    target = Path(out).expanduser()
+    target = user_path(out)
     if target.exists() and target.is_dir() == (kind == "grid"):
         raise ConfigError(f"--out {out} is {'a folder, a grid is one file' if kind == 'grid' else 'a file'}")
     if kind == "grid":

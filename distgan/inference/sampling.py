@@ -9,6 +9,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from distgan.rng import host_rng
+from distgan.storage.atomic import replacing
 
 CHUNK = 64  # images of one forward; always whole, so that a picture does not depend on which others are asked for
 
@@ -117,6 +118,5 @@ def grid(pictures: Sequence[np.ndarray], columns: int) -> np.ndarray:
 
 def save_png(path: Path, pixels: np.ndarray) -> None:
     """Write whole or not at all."""
-    part = path.with_name(f".{path.name}")
-    Image.fromarray(pixels).save(part, format="PNG", compress_level=1)
-    part.replace(path)
+    with replacing(path) as part:
+        Image.fromarray(pixels).save(part, format="PNG", compress_level=1)

@@ -17,7 +17,6 @@ import json
 import os
 import re
 import shutil
-import socket
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -29,8 +28,9 @@ from distgan import __version__
 from distgan.data import shard_index, tar
 from distgan.errors import ConfigError, DataError, MachineError
 from distgan.inference.selection import Choice, Drawn
+from distgan.storage.atomic import aside, replace_file
 from distgan.storage.byte_ranges import Source
-from distgan.storage.checkpoint import replace_file
+from distgan.storage.home import user_path
 
 CARD, ASIDE, PLAN, NOTE = "dataset.json", ".unfinished", "generated.json", ".generated.json"
 OWN = re.compile(rf"\d{{6}}\.tar(\.index)?|\.\d{{6}}\.tar\.index\..*|{ASIDE}|\.?{re.escape(CARD)}.*")
@@ -61,7 +61,7 @@ def write(
         DataError: A shard of a finished set is missing.
         MachineError: The disk is full or cannot be written.
     """
-    folder, generated = Path(out).expanduser(), json.loads(json.dumps(generated))
+    folder, generated = user_path(out), json.loads(json.dumps(generated))
     if folder.exists() and not folder.is_dir():
         raise ConfigError(f"--out {out} is a file: name a folder for the shards")
     line = f"{choice.num:,} images in {choice.num_units:,} shard(s): {out}"
@@ -97,7 +97,7 @@ def claim(out: str, generated: dict, *, may_grow: bool) -> Path:
     Raises:
         ConfigError: It holds something else.
     """
-    folder = Path(out).expanduser()
+    folder = user_path(out)
     folder.mkdir(parents=True, exist_ok=True)
     names = sorted(name for name in os.listdir(folder) if not name.startswith("."))
     before, generated = _read(folder / NOTE), json.loads(json.dumps(generated))  # after it was looked for files
@@ -157,10 +157,10 @@ def _is_finished(folder: Path, unit: int) -> bool:
 def _write_shard(folder: Path, unit: int, drawn: Iterable[Drawn], pool: ThreadPoolExecutor) -> None:
     """One shard, its index, and the note that it is finished, in this order."""
     name = f"{unit:06d}.tar"
-    part = folder / ASIDE / f"{name}.{socket.gethostname()}.{os.getpid()}"
+    part = aside(folder / ASIDE / name)
     digest, classes, size, samples = hashlib.sha256(), {}, 0, 0
     try:
-        with open(part, "wb") as file:
+        with open(part, "xb") as file:
             for label, blob in pool.map(_encoded, drawn):  # all pictures of a shard are in memory for that
                 file.write(blob)
                 digest.update(blob)

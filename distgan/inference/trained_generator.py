@@ -23,6 +23,7 @@ from distgan.models import MODELS
 from distgan.models.epilogue import Tail
 from distgan.storage import checkpoint
 from distgan.storage.checkpoint import DamagedError
+from distgan.storage.home import user_path
 from distgan.training import factory
 
 log = logging.getLogger("distgan")
@@ -179,7 +180,7 @@ def locate(path: str | Path) -> Path:
     Raises:
         DataError: There is none.
     """
-    folder = Path(path).expanduser()
+    folder = user_path(path)
     if (folder / DESCRIPTION).exists():
         return folder
     where = checkpoint.find(folder)
@@ -200,7 +201,7 @@ def load_generator(
         DataError: There is none, it is damaged, or its weights are of another network.
         ConfigError: Its family is not known here, or makes images of something else than latents.
     """
-    folder = Path(path).expanduser()
+    folder = user_path(path)
     if (folder / DESCRIPTION).exists():
         spec, weights, origin = _exported(folder)
     else:
@@ -236,7 +237,7 @@ def load_discriminator(path: str | Path, chunk: int, device: str | torch.device 
         chunk: Images that it will be shown at a time. Where it compares images with one another, the groups are those
             of its training (train.group), or the next smaller ones that divide a chunk.
     """
-    folder = Path(path).expanduser()
+    folder = user_path(path)
     if (folder / DESCRIPTION).exists():
         raise ConfigError(f"{path} is an exported generator, which has no discriminator: name its run or checkpoint")
     _, tensors, config, state = _checkpoint(folder)
@@ -250,7 +251,7 @@ def load_discriminator(path: str | Path, chunk: int, device: str | torch.device 
 
 def load_config(path: str | Path) -> Config:
     """The settings that a run or checkpoint was trained with."""
-    folder = Path(path).expanduser()
+    folder = user_path(path)
     if (folder / DESCRIPTION).exists():
         raise ConfigError(f"{path} is an exported generator: name its run or checkpoint, which know the real images")
     return _checkpoint(folder)[2]

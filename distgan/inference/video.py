@@ -12,6 +12,7 @@ from torch import Tensor
 from distgan.errors import ConfigError, MachineError
 from distgan.inference import sampling
 from distgan.inference.trained_generator import Generator
+from distgan.storage.atomic import replacing
 
 LOSSLESS_PIXELS = 256 * 256  # pictures up to this size lose more to WebP than they save
 SUFFIXES = (".webp", ".mp4")
@@ -54,12 +55,8 @@ def frames(G: Generator, seed: int, num: int, stops: int, classes: list[int], co
 
 def save(target: Path, pictures: Iterator[np.ndarray], fps: float) -> None:
     """Write whole or not at all: an endless WebP, or an MP4, by the file's suffix."""
-    part = target.with_name(f".{target.name}.part")
-    try:
+    with replacing(target) as part:
         (_save_mp4 if target.suffix.lower() == ".mp4" else _save_webp)(part, pictures, fps)
-        part.replace(target)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def require_writer(target: Path) -> None:

@@ -7,7 +7,6 @@ own. Files of those tools are read too; what they do not tell (network, resoluti
 import contextlib
 import hashlib
 import json
-import os
 import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +18,7 @@ from distgan.errors import DataError, MachineError
 from distgan.metrics import frechet
 from distgan.metrics.moments import Gaussian
 from distgan.metrics.registry import Features
+from distgan.storage.atomic import replacing
 
 VERSION = 1  # of the file
 DAMAGED = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, TypeError, AttributeError)
@@ -66,25 +66,21 @@ def save(path: Path, known: Reference) -> None:
     header = {"version": VERSION, "origin": known.origin, "num": features.gaussian.num}
     header |= {"num_damaged": known.num_damaged, "num_grey": known.num_grey}
     labels = np.empty(0, np.int64) if features.labels is None else features.labels.numpy()
-    part = path.with_name(f".{path.name}.{os.getpid()}.npz")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        np.savez(
-            part,
-            mu=features.gaussian.mean.numpy(),
-            sigma=features.gaussian.cov.numpy(),
-            root=features.root.numpy(),
-            points=features.points.numpy(),
-            labels=labels,
-            numbers=known.numbers,
-            header=np.array(json.dumps(header)),
-        )
-        os.replace(part, path)
+        with replacing(path) as part, open(part, "wb") as file:
+            np.savez(
+                file,
+                mu=features.gaussian.mean.numpy(),
+                sigma=features.gaussian.cov.numpy(),
+                root=features.root.numpy(),
+                points=features.points.numpy(),
+                labels=labels,
+                numbers=known.numbers,
+                header=np.array(json.dumps(header)),
+            )
     except OSError as error:
         raise MachineError(f"{path} could not be written: {error.strerror or error}") from None
-    finally:
-        with contextlib.suppress(OSError):  # a disk that cannot be written has nothing to remove either
-            part.unlink(missing_ok=True)
 
 
 def load_cached(path: Path, origin: dict[str, object]) -> Reference | None:

@@ -24,6 +24,8 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
 from distgan.errors import ConfigError, DataError, DivergedError, MachineError
+from distgan.storage.atomic import replace_file
+from distgan.storage.home import user_path
 
 log = logging.getLogger("distgan")
 
@@ -187,7 +189,7 @@ def choose(folder: Path, resume: str, *, looking: bool = False) -> tuple[Path | 
             raise ConfigError(f"run.resume=never, but {folder} has checkpoints: choose another run.dir")
         return None, False
     if resume != "auto":
-        wanted = find(Path(resume).expanduser())
+        wanted = find(user_path(resume))
         if wanted.parent.resolve() != folder.resolve():
             return (own, True) if own else (wanted, False)
         if own is not None and read_state(own)["config"]["run"]["resume"] == resume:
@@ -212,7 +214,7 @@ def require_left(folder: Path, resume: str, images: int, max_minutes: float) -> 
     """
     if resume in ("auto", "never") or newest_good(folder)[0] is not None:
         return
-    wanted = find(Path(resume).expanduser())
+    wanted = find(user_path(resume))
     state = read_state(wanted)
     seen, minutes = state["images"], state.get("train_sec", 0) / 60
     if 0 < max_minutes <= minutes:
@@ -274,16 +276,6 @@ def load_optimizer(optimizer: torch.optim.Optimizer, net: nn.Module, tensors: di
         weight, _, slot = name.rpartition("/")
         state.setdefault(numbers[weight], {})[slot] = value
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-
-
-def replace_file(path: Path, text: str) -> None:
-    """Replace a small file as a whole: readers see the old text or the new."""
-    part = path.with_name(f".{path.name}.{os.getpid()}")
-    with open(part, "w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(part, path)
 
 
 def _write(path: Path, data: bytes) -> dict:

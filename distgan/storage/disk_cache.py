@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from distgan.errors import DataError
+from distgan.storage.atomic import no_follow
 
 CHECKSUM = 4  # bytes at the end of each file
 SHARE = 128  # a process looks at the folder's size before it writes more than this part of the limit
@@ -42,7 +43,7 @@ class NodeCache:
         self._unseen = limit  # bytes that this process wrote since it looked at the folder; at first it must look
         self._lock = threading.Lock()
         try:
-            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise DataError(f"data.cache_dir={folder}: {error.strerror}") from None
 
@@ -75,7 +76,7 @@ class NodeCache:
             if not self._may_write(len(data) + CHECKSUM):
                 return
             try:
-                path.parent.mkdir(mode=0o700, exist_ok=True)
+                path.parent.mkdir(exist_ok=True)
                 aside.write_bytes(data + zlib.crc32(data).to_bytes(CHECKSUM, "little"))
                 os.replace(aside, path)
             except FileNotFoundError:  # another process dropped the folder, which was empty
@@ -113,7 +114,7 @@ class NodeCache:
 
     def _make_room(self) -> bool:
         """Drop what was not used for longest. Returns False at once while another process or thread does that."""
-        with open(self.folder / ".lock", "a") as lock:
+        with open(self.folder / ".lock", "a", opener=no_follow) as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:

@@ -5,10 +5,14 @@ somebody else has chosen. They go into messages as they are; what shows a messag
 time, so only a line break of our own making is one.
 """
 
+import contextlib
+import os
 import sys
 from typing import TextIO
 
 from distgan.storage.urls import public_text
+
+_failures: list[OSError] = []  # of what was written to stdout, as Python forgets them
 
 
 def printable(text: str) -> str:
@@ -28,5 +32,38 @@ def public_line(text: str, *urls: str) -> str:
 
 
 def show(*lines: str, file: TextIO | None = None) -> None:
-    """Print lines, by default to stdout, each made printable."""
-    print(*map(printable, lines), sep="\n", file=file or sys.stdout, flush=True)
+    """Print lines, by default to stdout, each made printable. Nobody's work ends because they cannot be written."""
+    try:
+        print(*map(printable, lines), sep="\n", file=file or sys.stdout, flush=True)
+    except OSError as error:
+        if file is None:
+            _failures.append(error)
+
+
+def open_streams() -> None:
+    """Give a process that was started without stdin, stdout or stderr (`>&-`) empty ones.
+
+    Called before files are opened, since one of them would take their place and get what is written to it.
+    """
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # gets this number, the lowest one that is free
+    sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115 (as long as the process)
+    sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115
+
+
+def flush_stdout() -> str:
+    """Write what is left for stdout; returns why not all arrived there, empty too where nobody reads on (`| head`)."""
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        _failures.append(error)
+    if not _failures:
+        return ""
+    reasons = [error.strerror or str(error) for error in _failures if not isinstance(error, BrokenPipeError)]
+    _failures.clear()
+    with contextlib.suppress(OSError):  # Python tries again when it ends, and would change the exit code
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return reasons[0] if reasons else ""

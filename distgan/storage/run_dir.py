@@ -14,7 +14,8 @@ from importlib import metadata
 from pathlib import Path
 
 from distgan.errors import OTHERS_END, DistganError, MachineError
-from distgan.storage.checkpoint import replace_file
+from distgan.storage.atomic import no_follow, replace_file
+from distgan.storage.home import user_path
 from distgan.storage.printable import public_line
 from distgan.storage.urls import public
 
@@ -40,7 +41,7 @@ class RunFolder:
     """
 
     def __init__(self, path: str | Path) -> None:
-        self.path = Path(path).expanduser()
+        self.path = user_path(path)
         self.samples, self.checkpoints = self.path / "samples", self.path / "checkpoints"
         self.metrics, self.evals = self.path / "metrics.jsonl", self.path / "evals.jsonl"
         self._lock = None
@@ -51,7 +52,7 @@ class RunFolder:
         try:
             for folder in (self.path, self.samples, self.checkpoints, self.path / "logs"):
                 folder.mkdir(parents=True, exist_ok=True)
-            self._lock = open(self.path / ".lock", "a+")  # noqa: SIM115 (held until the process ends)
+            self._lock = open(self.path / ".lock", "a+", opener=no_follow)  # noqa: SIM115 (held until the process ends)
             self._take_lock()
             self._note_environment(command)
         except (FileExistsError, NotADirectoryError) as error:

@@ -3,7 +3,6 @@
 import os
 import shutil
 from dataclasses import replace
-from pathlib import Path
 
 from distgan.config.schema import Config, best_metric
 from distgan.config.validate import BatchPlan, warnings
@@ -16,6 +15,7 @@ from distgan.evaluation.reference import is_statistics, open_shards, read_statis
 from distgan.inference import sampling
 from distgan.metrics.extractors import open_extractor
 from distgan.storage import checkpoint
+from distgan.storage.home import user_path
 from distgan.storage.run_dir import file_in_the_way
 from distgan.storage.urls import public
 from distgan.tools.doctor.services import wandb_mode
@@ -74,7 +74,7 @@ def _card(config: Config, dataset: Dataset) -> tuple[list[str], list[str]]:
 
 def _disk(config: Config, checkpoint_bytes: int, num_classes: int) -> tuple[list[str], list[str]]:
     """Room for the checkpoints that are kept, one more that is being written, and the sample grids."""
-    folder = Path(config.run.dir).expanduser().absolute()
+    folder = user_path(config.run.dir).absolute()
     existing = next(parent for parent in (folder, *folder.parents) if parent.exists())
     if file := file_in_the_way(folder):
         raise MachineError(f"run.dir={config.run.dir}: {file} is a file: choose another run.dir")
@@ -104,7 +104,7 @@ def _disk(config: Config, checkpoint_bytes: int, num_classes: int) -> tuple[list
 
 def _earlier(config: Config, dataset: Dataset) -> list[str]:
     """What the run folder holds already, and how long the rest would take at the speed that was seen there."""
-    folder = Path(config.run.dir).expanduser()
+    folder = user_path(config.run.dir)
     resume = config.run.resume
     checkpoint.require_left(folder / "checkpoints", resume, config.train.images, config.train.max_minutes)
     start, is_own = checkpoint.choose(folder / "checkpoints", resume, looking=True)

@@ -17,7 +17,7 @@ import torch
 from distgan.distributed.preemption import listening
 from distgan.distributed.process_group import World
 from distgan.errors import DistganError
-from distgan.storage.printable import public_line, show
+from distgan.storage.printable import open_streams, public_line, show
 
 SIDE, PRODUCTS = 2048, 5  # of the matrices
 NUMBERS = 2**24  # float32: 64 MiB over the network
@@ -114,6 +114,7 @@ def report(found: list[Found]) -> tuple[list[str], list[str]]:
 
 
 def main() -> int:
+    open_streams()
     try:
         with listening():
             world = World(timeout_sec=60)

@@ -23,7 +23,7 @@ def start_logging(folder: Path, rank: int) -> None:
     log = logging.getLogger("distgan")
     path = folder / "log.txt" if rank == 0 else folder / "logs" / f"rank_{rank:05d}.txt"
     handlers: list[logging.Handler] = [LogFile(path, delay=rank > 0)]
-    if rank == 0:
+    if rank == 0 and sys.stdout is not None:
         handlers.append(Console(sys.stdout))
         handlers[1].setLevel(logging.INFO)
     log.handlers.clear()

@@ -25,6 +25,7 @@ from distgan.models.epilogue import Tail
 from distgan.rng import host_rng
 from distgan.storage.byte_ranges import Source
 from distgan.storage.disk_cache import NodeCache
+from distgan.storage.home import user_path
 from distgan.training.gan_step import Restoring
 from distgan.transforms import degrade_spec
 
@@ -32,7 +33,7 @@ from distgan.transforms import degrade_spec
 def open_dataset(config: Config, *, rank: int = 0, world: int = 1, gather: Gather = lambda item: [item]) -> Dataset:
     """The data set of a run. Raises DataError where it is not what the config asks for."""
     data = config.data
-    disk = NodeCache(Path(data.cache_dir).expanduser(), int(data.cache_dir_gb * 10**9)) if data.cache_dir else None
+    disk = NodeCache(user_path(data.cache_dir), int(data.cache_dir_gb * 10**9)) if data.cache_dir else None
     source = Source(timeout_sec=data.timeout_sec, cache_bytes=data.cache_mb * 2**20, disk=disk)
     urls = together(lambda: find_shards(data.shards, allow_pipe=data.allow_pipe), gather)
     dataset = Dataset(

@@ -307,7 +307,7 @@ def test_what_was_changed_and_skipped_is_counted(tmp_path: Path) -> None:
     told = card(tmp_path / "out")
     assert told["skipped"] == summary.skipped
     assert told["changed"] == summary.notes
-    text = report(summary, "out", 3.0)
+    text = "\n".join(report(summary, "out", 3.0))
     for piece in (
         "9 images 16x16 in 1 shard",
         "3 classes with 2 to 4 images",
@@ -642,7 +642,7 @@ def test_shards_from_a_server_keep_their_secrets(tmp_path: Path) -> None:
         summary = pack(f"{address}/a.tar?key=SECRET", str(tmp_path / "out"), Options())
     assert packed(tmp_path / "out") == [(i, i) for i in (0, 1, 2, 4)]
     assert card(tmp_path / "out")["source"] == "a.tar"
-    text = report(summary, "out", 1.0) + (tmp_path / "out" / "dataset.json").read_text()
+    text = "\n".join(report(summary, "out", 1.0)) + (tmp_path / "out" / "dataset.json").read_text()
     assert "e.g. a.tar[3]" in text
     assert "SECRET" not in text
 

@@ -81,6 +81,9 @@ TORCH_FREE = {
     "config.validate",
     "distributed.preemption",
     "tracking.wandb_mode",
+    "storage.atomic",
+    "storage.home",
+    "storage.printable",
 }
 
 

@@ -10,14 +10,14 @@ import fcntl
 import hashlib
 import importlib.util
 import os
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from distgan.data.shard_urls import default_cache_dir
 from distgan.errors import ConfigError, DataError, MachineError
+from distgan.storage.atomic import no_follow, replacing
 from distgan.storage.byte_ranges import Source
+from distgan.storage.home import default_cache_dir, user_path
 
 FOLDER_VARIABLE = "DISTGAN_WEIGHTS_DIR"
 DOWNLOAD_VARIABLE = "DISTGAN_DOWNLOAD_WEIGHTS"
@@ -79,7 +79,7 @@ def find_weights(name: str, given: str = "", download: bool = False) -> Path:
         MachineError: The cache cannot be written.
     """
     file = WEIGHTS[name]
-    places = [Path(given).expanduser()] if given else list(_places(file))
+    places = [user_path(given)] if given else list(_places(file))
     for place in places:
         for path in (place, *(place / known for known in file.names)):
             if path.is_file():
@@ -114,9 +114,9 @@ def check_sha256(path: Path, expected: str) -> None:
 def _places(file: WeightsFile) -> Iterator[Path]:
     """Folders, and the file itself where a package has it."""
     if os.environ.get(FOLDER_VARIABLE):
-        yield Path(os.environ[FOLDER_VARIABLE]).expanduser()
+        yield user_path(os.environ[FOLDER_VARIABLE])
     yield default_cache_dir() / "weights"
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "torch"
+    cache = os.path.join(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "torch")
     yield Path(os.environ.get("TORCH_HOME") or cache) / "hub" / "checkpoints"
     package, inside = file.package
     # Finding a package does not run its code.
@@ -129,7 +129,7 @@ def _download(file: WeightsFile) -> Path:
     target = default_cache_dir() / "weights" / file.names[0]
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        with open(target.with_name(f".{target.name}.lock"), "w") as lock:
+        with open(target.with_name(f".{target.name}.lock"), "a", opener=no_follow) as lock:
             with contextlib.suppress(OSError):  # a file system without locks: each fetches its own, the last one stays
                 fcntl.flock(lock, fcntl.LOCK_EX)
             if not target.is_file():
@@ -141,18 +141,15 @@ def _download(file: WeightsFile) -> Path:
 
 
 def _fetch(file: WeightsFile, target: Path) -> None:
-    source, part = Source(), None
+    source = Source()
     try:
-        with tempfile.NamedTemporaryFile(dir=target.parent, prefix=f".{target.name}.", delete=False) as out:
-            part = Path(out.name)
+        with replacing(target) as part:
             size = source.size(file.url)
             if size != file.num_bytes:
                 raise DataError(f"{file.url} has {size:,} bytes, the published file has {file.num_bytes:,}")
-            for start in range(0, size, PIECE):
-                out.write(source.read(file.url, start, min(PIECE, size - start)))
-        check_sha256(part, file.sha256)
-        part.replace(target)
+            with open(part, "wb") as out:
+                for start in range(0, size, PIECE):
+                    out.write(source.read(file.url, start, min(PIECE, size - start)))
+            check_sha256(part, file.sha256)
     finally:
         source.close()
-        if part is not None:
-            part.unlink(missing_ok=True)

@@ -73,7 +73,7 @@ def _quota() -> float:
 
 
 def disk() -> Iterator[Finding]:
-    from distgan.data.shard_urls import default_cache_dir  # which needs numpy, and that may be missing
+    from distgan.storage.home import default_cache_dir  # which needs numpy, and that may be missing
 
     places = {"run folders": Path.cwd(), "temporary files": Path(tempfile.gettempdir()), "cache": default_cache_dir()}
     for name, folder in places.items():

@@ -6,9 +6,9 @@ import os
 import shutil
 import subprocess
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from urllib.parse import urlsplit
 
+from distgan.storage.home import user_path
 from distgan.tools.doctor.finding import OK, WARN, Finding
 from distgan.tracking.wandb_mode import mode_of_environment
 
@@ -61,7 +61,7 @@ def wandb_mode(wanted: str) -> tuple[str, str]:
 
 def _netrc(hosts: Sequence[str]) -> str:
     """Where a key for one of these hosts lies, or empty."""
-    path = Path(os.environ.get("NETRC") or "~/.netrc").expanduser()
+    path = user_path(os.environ.get("NETRC") or "~/.netrc")
     try:
         known = netrc.netrc(path).hosts
     except (OSError, netrc.NetrcParseError):  # there is none that could be read

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from distgan.errors import ConfigError
+from distgan.storage.home import user_path
 
 Row = dict[str, object]  # of numbers by log key, as far as this version knows
 
@@ -75,7 +76,7 @@ class History:
 
 def read(path: str | Path) -> History:
     """The records of a run folder. Raises ConfigError where it is none."""
-    folder = Path(path).expanduser()
+    folder = user_path(path)
     if not folder.is_dir():
         raise ConfigError(f"{path}: no such run folder")
     if not any((folder / name).exists() for name in ("metrics.jsonl", "config.yaml", "status.json")):

@@ -20,6 +20,8 @@ from distgan.config.schema import FAMILIES, Config, Model, changes, restores
 from distgan.data import dataset_card
 from distgan.data.decode import open_image
 from distgan.errors import ConfigError, MachineError
+from distgan.storage.atomic import replacing
+from distgan.storage.home import user_path
 from distgan.storage.urls import public
 from distgan.tools.report.curves import Panel, better, panels, thinned
 from distgan.tools.report.history import History, kimg, read, read_json
@@ -51,13 +53,14 @@ def report(path: str, out: str = "") -> list[str]:
         MachineError: where the file cannot be written.
     """
     run = read(path)
-    target = Path(out).expanduser() if out else run.path / "report.html"
+    target = user_path(out) if out else run.path / "report.html"
     if target.suffix.lower() not in (".html", ".htm"):
         raise ConfigError(f"--out {target}: the name must end in .html")
     data = page(run).encode("utf-8", "replace")  # names of files may hold what is no text
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_bytes(data)
+        with replacing(target) as part:
+            part.write_bytes(data)
     except OSError as error:
         raise MachineError(f"{target}: {error.strerror}; choose another place by --out") from None
     return [*(f"warning: {problem}" for problem in run.problems), f"{target}, {len(data) / 1e6:.1f} MB"]

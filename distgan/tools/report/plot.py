@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from distgan.errors import ConfigError, MachineError
+from distgan.storage.home import user_path
 from distgan.tools.report.curves import COLOURS, Panel, drawable, names, panels, thinned
 from distgan.tools.report.history import History, read
 
@@ -30,7 +31,7 @@ def plot(paths: Sequence[str], out: str = "", keys: Sequence[str] = ()) -> list[
         MachineError: without matplotlib, or where the picture cannot be written.
     """
     runs = [read(path) for path in paths]
-    target = Path(out).expanduser() if out else (runs[0].path / "plots" if len(runs) == 1 else Path()) / "curves.png"
+    target = user_path(out) if out else (runs[0].path / "plots" if len(runs) == 1 else Path()) / "curves.png"
     if target.suffix.lower() not in SUFFIXES:
         raise ConfigError(f"--out {target}: the name must end in {' or '.join(SUFFIXES)}")
     shown = panels(runs, keys)

@@ -1,0 +1,88 @@
+"""Files that are whole or not there: written under another name, then renamed.
+
+The other name cannot be foreseen, and a file is made under it only where nothing has it, so that a link which somebody
+left in a shared folder is never followed. Rights are what the umask leaves of 666. What a killed process left goes when
+the next one writes into that folder.
+"""
+
+import contextlib
+import functools
+import os
+import re
+import secrets
+import shutil
+import socket
+import time
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+
+_PART = re.compile(r"\..+\.([0-9a-f]{8})-(\d+)-[0-9a-f]{16}\.part", re.DOTALL)  # host, process
+_ABANDONED_SEC = 24 * 3600  # so old is no file that a process of another host still writes
+
+
+def aside(path: Path) -> Path:
+    """Return a name beside `path` under which to write what shall take its place; nothing has that name."""
+    _sweep(path.parent, os.getpid())
+    return path.with_name(f".{path.name}.{_host()}-{os.getpid()}-{secrets.token_hex(8)}.part")
+
+
+@contextlib.contextmanager
+def replacing(path: Path, sync: bool = False) -> Iterator[Path]:
+    """Give an empty file to write, which takes the place of `path` in the end, or is removed after an error.
+
+    Args:
+        sync: Whether its bytes are on disk before it does.
+    """
+    part = aside(path)
+    try:
+        os.close(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666))
+        yield part
+        if sync:
+            with open(part, "rb") as file:
+                os.fsync(file.fileno())
+        os.replace(part, path)
+    except BaseException:
+        with contextlib.suppress(OSError):  # the disk that could not be written may be gone
+            part.unlink(missing_ok=True)
+        raise
+
+
+def replace_file(path: Path, text: str) -> None:
+    """Replace a small file as a whole: readers see the old text or the new."""
+    with replacing(path, sync=True) as part:
+        part.write_text(text)
+
+
+def no_follow(path: str, flags: int) -> int:
+    """Open a file as `open` does (`opener`), but not through a link."""
+    return os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+
+
+def _host() -> str:
+    return f"{zlib.crc32(socket.gethostname().encode()):08x}"
+
+
+@functools.lru_cache
+def _sweep(folder: Path, process: int) -> None:
+    """Remove what killed processes left in a folder, once in each process."""
+    try:
+        names = os.listdir(folder)
+    except OSError:  # to be told by whoever writes there
+        return
+    for name in names:
+        if (found := _PART.fullmatch(name)) and _is_abandoned(folder / name, found[1] == _host(), int(found[2])):
+            shutil.rmtree(folder / name, ignore_errors=True)
+            with contextlib.suppress(OSError):
+                (folder / name).unlink()
+
+
+def _is_abandoned(path: Path, is_ours: bool, process: int) -> bool:
+    try:
+        if is_ours:
+            os.kill(process, 0)
+        return time.time() - path.lstat().st_mtime > _ABANDONED_SEC
+    except (ProcessLookupError, OverflowError):
+        return True
+    except OSError:  # it is another user's, or gone
+        return False

@@ -8,8 +8,11 @@ set -euo pipefail
 
 python=${PYTHON:-python}
 gpus=${GPUS:-$("$python" -c 'import torch; print(torch.cuda.device_count())')}
+case $NODES$NODE$gpus in # bash runs code that stands in a number's place in arithmetic
+  *[!0-9]*) printf 'NODES=%q NODE=%q GPUS=%q: not all are numbers\n' "$NODES" "$NODE" "$gpus" >&2; exit 2 ;;
+esac
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
-exec "$python" -m distgan.distributed.launch --multi_gpu --num_processes $((NODES * gpus)) --gpu_ids all \
+exec "$python" -m distgan.distributed.launch --multi_gpu --num_processes $((10#$NODES * 10#$gpus)) --gpu_ids all \
   --num_machines "$NODES" --machine_rank "$NODE" --main_process_ip "$MASTER_ADDR" \
   --main_process_port "${MASTER_PORT:-29500}" --same_network --rdzv_backend static \
   --mixed_precision no --dynamo_backend no -m distgan train "$@"

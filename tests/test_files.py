@@ -210,7 +210,7 @@ if "NAMELESS" in os.environ:  # as for a user who is in no list
 for number in (1, 2):  # as Python has it in a process that was started without them
     if str(number) in os.environ["CLOSED"]:
         setattr(sys, {1: "stdout", 2: "stderr"}[number], None)
-from distgan.cli import main
+from distgan.cli.main import main
 sys.exit(main(sys.argv[1:]))
 """
 

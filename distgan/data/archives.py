@@ -1,9 +1,12 @@
-"""The files in zip and tar archives, compressed or not: their names in order, and their bytes."""
+"""The files in zip and tar archives, compressed or not: their names in order, and their bytes.
+
+What is compressed is inflated as a stream, and no further than its bounds: a file says how large it is before a byte of
+it is read, no reader asks for more of one than it can use, and what inflates to far more than any picture is refused.
+"""
 
 import contextlib
 import io
 import lzma
-import mmap
 import os
 import sys
 import zipfile
@@ -19,6 +22,12 @@ from distgan.errors import DataError
 ZIP_ERRORS = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, RuntimeError)
 COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".tzst")
 ARCHIVES = (".zip", ".tar", *COMPRESSED)
+
+RATIO, FREE = 1000, 2**20  # a file in a zip inflates to at most this many times its stored bytes, and so many more
+WINDOW = 2**28  # of a compressed tar, inflated bytes between two looks at that ratio
+PIECE = 2**16  # is inflated at a time where the bytes to come can be limited; elsewhere, so much is read at a time:
+PACKED_PIECE = 2**12
+FEW_READS, READ_BYTES = 20_000, 16  # of headers and files in a compressed tar: so many, and one for each of these bytes
 
 Skipped = tuple[str, str]  # the name of what was left out, and why
 Span = tuple[int, int]  # where a file's bytes begin in its archive, and how many they are
@@ -48,13 +57,31 @@ def zip_names(path: Path) -> list[str]:
         raise DataError(f"{path}: {error}") from None
 
 
-def zip_read(path: str, name: str, length: int = -1) -> bytes:
-    """The first bytes of a file in a zip archive, or all. Raises OSError for what is damaged."""
+def zip_size(path: str, name: str) -> int:
+    """Bytes of a file in a zip archive. Raises OSError for what no picture inflates to."""
+    try:
+        info = _open_zip(path).getinfo(name)
+    except (*ZIP_ERRORS, KeyError) as error:
+        raise OSError(str(error)) from None
+    if info.file_size > FREE + RATIO * info.compress_size:
+        raise OSError(f"inflates to more than {RATIO:,} times its size")
+    return info.file_size
+
+
+def zip_read(path: str, name: str, length: int) -> bytes:
+    """The first bytes of a file in a zip archive. Raises OSError for what is damaged."""
+    left = min(length, zip_size(path, name))
+    out = io.BytesIO()
     try:
         with _open_zip(path).open(name) as file:
-            return file.read(length)
+            is_limited = _open_zip(path).getinfo(name).compress_type in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+            most = PIECE if is_limited else PACKED_PIECE
+            while left > 0 and (piece := file.read(min(most, left))):
+                out.write(piece)
+                left -= len(piece)
     except (*ZIP_ERRORS, EOFError) as error:
         raise OSError(str(error)) from None
+    return out.getvalue()
 
 
 @lru_cache(maxsize=1)
@@ -66,37 +93,39 @@ def tar_names(path: Path, skipped: list[Skipped], allow_damaged: bool = False) -
     """Names and places of the files in a plain tar, in its order; what cannot be read at random is skipped."""
     found: list[tuple[str, Span]] = []
     try:
-        with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            found.extend((name, (offset, size)) for name, offset, size in _files(data, len(data), skipped))
-    except (tar.Damage, ValueError) as damage:
+        with tar.opened(path) as (data, size):
+            if not size:
+                raise OSError("an empty file")
+            found.extend((name, (offset, length)) for name, offset, length in _files(data, size, skipped))
+    except (tar.Damage, OSError) as damage:
         _damaged(path, damage, skipped, allow_damaged)
     return found
 
 
 def unpacked(
     path: Path, skipped: list[Skipped], allow_damaged: bool = False
-) -> Iterator[tuple[str, Callable[[int], bytes]]]:
-    """Names of the files in a compressed tar, in its order, and how to read so many of their bytes before the next."""
+) -> Iterator[tuple[str, int, Callable[[int], bytes]]]:
+    """Names and sizes of the files in a compressed tar, in its order, and how to read so many of their first bytes.
+
+    They can be read until the next one is asked for.
+    """
     try:
-        with _decompressed(path) as stream:
-            data = _Forward(stream)
+        with open(path, "rb") as packed, _decompressed(path, packed) as stream:
+            data = _Forward(stream, packed)
             for name, offset, size in _files(data, sys.maxsize, skipped):
-                yield (
-                    name,
-                    lambda length, at=offset, size=size: data[at : at + (size if length < 0 else min(length, size))],
-                )
+                yield name, size, lambda length, at=offset, size=size: data[at : at + min(length, size)]
     except tar.Damage as damage:
         _damaged(path, damage, skipped, allow_damaged)
 
 
-def read_span(path: str, span: Span, length: int = -1) -> bytes:
-    """The first bytes of a range of a file, or all."""
+def read_span(path: str, span: Span, length: int) -> bytes:
+    """The first bytes of a range of a file."""
     with open(path, "rb") as file:
-        return os.pread(file.fileno(), span[1] if length < 0 else min(length, span[1]), span[0])
+        return os.pread(file.fileno(), min(length, span[1]), span[0])
 
 
 def _damaged(path: Path, damage: Exception, skipped: list[Skipped], allow_damaged: bool) -> None:
-    told = f"damaged: {damage}" if isinstance(damage, tar.Damage) else str(damage)
+    told = f"damaged: {damage}" if isinstance(damage, tar.Damage) else getattr(damage, "strerror", "") or str(damage)
     if not allow_damaged:
         raise DataError(f"{path}: {told}") from None
     skipped.append((path.name, told))
@@ -115,27 +144,45 @@ def _files(data: tar.Bytes, size: int, skipped: list[Skipped]) -> Iterator[tuple
 class _Forward:
     """A compressed tar as `tar.members` reads it: what lies before the last slice is gone."""
 
-    def __init__(self, stream: io.BufferedIOBase) -> None:
-        self._stream, self._start, self._buffer = stream, 0, b""
+    def __init__(self, stream: io.BufferedIOBase, packed: io.BufferedReader) -> None:
+        self._stream, self._packed = stream, packed
+        self._start, self._buffer = 0, b""
+        self._reads = 0
+        self._inflated = self._read_before = 0  # bytes since the last look at their ratio; bytes of the file before
 
     def __getitem__(self, at: slice) -> bytes:
+        self._reads += 1
+        if self._reads > FEW_READS + self._packed.tell() // READ_BYTES:
+            raise tar.Damage("more files than there are bytes for", at.start)
         gap = at.start - self._start - len(self._buffer)
         while gap > 0 and (piece := self._read(min(gap, 2**20))):
             gap -= len(piece)
-        self._start, self._buffer = at.start, self._buffer[at.start - self._start :]
-        while (lack := at.stop - at.start - len(self._buffer)) > 0 and (piece := self._read(lack)):
-            self._buffer += piece
-        return self._buffer[: at.stop - at.start]
+        kept = self._buffer[at.start - self._start :]
+        if len(kept) < at.stop - at.start:
+            joined = io.BytesIO()
+            joined.write(kept)
+            while (lack := at.stop - at.start - joined.tell()) > 0 and (piece := self._read(min(lack, 2**20))):
+                joined.write(piece)
+            kept = joined.getvalue()
+        self._start, self._buffer = at.start, kept
+        return kept if len(kept) == at.stop - at.start else kept[: at.stop - at.start]
 
     def _read(self, length: int) -> bytes:
         try:
-            return self._stream.read(length)
+            piece = self._stream.read(length)
         except Exception as error:  # the errors of the decompressors share no base class
-            raise tar.Damage(f"not to be decompressed ({error})", self._start) from None
+            raise tar.Damage(f"not to be decompressed ({str(error) or type(error).__name__})", self._start) from None
+        self._inflated += len(piece)
+        if self._inflated >= WINDOW:
+            read = self._packed.tell()
+            if self._inflated > RATIO * (read - self._read_before):
+                raise tar.Damage(f"inflates to more than {RATIO:,} times its size", self._start)
+            self._inflated, self._read_before = 0, read
+        return piece
 
 
 @contextlib.contextmanager
-def _decompressed(path: Path) -> Iterator[io.BufferedIOBase]:
+def _decompressed(path: Path, packed: io.BufferedReader) -> Iterator[io.BufferedIOBase]:
     """The plain tar inside a compressed one."""
     suffix = path.suffix.lower()
     if suffix in (".gz", ".tgz"):
@@ -148,5 +195,5 @@ def _decompressed(path: Path) -> Iterator[io.BufferedIOBase]:
         from compression import zstd as codec
     else:
         import zstandard as codec
-    with codec.open(path, "rb") as stream:
+    with codec.open(packed, "rb") as stream:
         yield stream

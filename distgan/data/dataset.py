@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from distgan.data import dataset_card, shard_index
-from distgan.data.decode import MAX_PIXELS, SUFFIXES, BadImage, decode_into
+from distgan.data.decode import MAX_PIXELS, SUFFIXES, BadImage, check_bytes, decode_into
 from distgan.data.shuffle import held_out
 from distgan.distributed import preemption
 from distgan.errors import DataError, StoppedError, with_hint
@@ -202,17 +202,20 @@ class Dataset:
         shard, located, place = self._find(sample)
         offset, length = located.pictures[degraded]
         out = np.empty((resolution, resolution, 3), np.uint8)
-        data = self.source.cached(self.urls[shard], int(offset[place]), int(length[place]))
         try:
+            check_bytes(int(length[place]))
+            data = self.source.cached(self.urls[shard], int(offset[place]), int(length[place]))
             decode_into(data, out, max_pixels=MAX_PIXELS, filter=filter, crop=crop)
         except BadImage:
             out[:] = 255
         return out
 
     def stored(self, sample: int) -> list[bytes]:
-        """The bytes of a sample's image, or of both images of a pair."""
+        """The bytes of a sample's image, or of both images of a pair. Raises BadImage where they are too many."""
         shard, located, place = self._find(sample)
         spans = [(int(offset[place]), int(length[place])) for offset, length in located.pictures]
+        for _, length in spans:
+            check_bytes(length)
         return [self.source.cached(self.urls[shard], *span) for span in spans]
 
     def key(self, sample: int) -> tuple[str, str]:

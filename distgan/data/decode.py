@@ -25,6 +25,7 @@ _BEGINNINGS = re.compile(
 )
 FILTERS = {"lanczos": Image.Resampling.LANCZOS, "area": Image.Resampling.BOX, "bicubic": Image.Resampling.BICUBIC}
 MAX_PIXELS = 100_000_000
+MAX_BYTES = 2**29  # of a file; 178 million pixels without compression have so many, which is where Pillow stops
 JPEG = b"\xff\xd8\xff"
 ORIENTATION = 0x0112  # EXIF tag
 
@@ -65,6 +66,12 @@ class TooLarge(BadImage):
 
     def __init__(self, max_pixels: int) -> None:
         super().__init__(f"too many pixels (more than {max_pixels:,})")
+
+
+def check_bytes(size: int) -> None:
+    """Refuse what no picture is as large as, before it is read: it may be a hole, or zeros that were packed well."""
+    if size > MAX_BYTES:
+        raise BadImage(f"a file of more than {MAX_BYTES >> 20} MiB")
 
 
 @dataclass

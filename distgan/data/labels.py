@@ -5,7 +5,6 @@ picture, the folders, the archives. What was assumed is told; what cannot be use
 """
 
 import json
-import math
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -21,12 +20,15 @@ MASKS = {"mask", "masks", "label", "labels", "annotation", "annotations", "gt", 
 MASKS |= {"seg", "segs", "segmentation", "segmentations", "segmentationclass", "labelmap", "labelmaps"}
 _MASK_ENDING = re.compile(r"[_.-](mask|masks|seg|segmentation|gt|label|labels|matte|trimap)$", re.IGNORECASE)
 _STORAGE = re.compile(r"(?:.*/)?\d{5}/img\d{8}\.\w+")  # what NVIDIA's dataset_tool.py writes
+MAX_TABLE, MAX_ROW = 2**26, 2**10  # bytes of a table; where there are more pictures, of it for each of them
+MAX_CLASS_NAME = 1000  # characters
+MAX_PART = 2**24  # bytes of the label beside a picture
 SAY_OTHERWISE = "`distgan pack --label folders` takes the folders as classes, --no-labels takes no labels"
 
 
 @dataclass(frozen=True)
 class File:
-    """A file of a source: its path, its first bytes (-1: all), and the archive that holds it, without suffix."""
+    """A file of a source: its path, so many of its first bytes, and the archive that holds it, without suffix."""
 
     name: str
     read: Callable[[int], bytes]
@@ -54,6 +56,17 @@ class Labels:
     assumed: list[str] = field(default_factory=list)
     used: set[int] = field(default_factory=set)
     parts: bool = False
+
+
+def whole(file: File, most: int) -> bytes:
+    """All bytes of a file that holds labels, which are `most` at most; no more are read."""
+    try:
+        content = file.read(most + 1)
+    except OSError as error:
+        raise DataError(f"{file.name}: {error.strerror or error}") from None
+    if len(content) > most:
+        raise DataError(f"{file.name} has more than {most:,} bytes, too many for its labels: {SAY_OTHERWISE}")
+    return content
 
 
 def check_spec(spec: str) -> None:
@@ -117,19 +130,21 @@ def as_classes(values: Sequence[object], what: Callable[[int], str]) -> tuple[li
         if value is None or (isinstance(value, str) and not value.strip()):
             numbers.append(-1)
         elif isinstance(value, str):
+            if len(value) > MAX_CLASS_NAME:
+                raise DataError(f"{what(place)} is a name of {len(value):,} characters: {SAY_OTHERWISE}")
             kinds.setdefault("a name", place)
             numbers.append(order[value.strip()])
         elif isinstance(value, (int, float)):
-            if not (math.isfinite(value) and value == int(value) and 0 <= value < MAX_CLASSES):
+            if not (0 <= value < MAX_CLASSES and value == int(value)):
                 raise DataError(
-                    f"{what(place)} is {value!r}: labels must be whole numbers from 0 to {MAX_CLASSES - 1:,}, "
+                    f"{what(place)} is {str(value)[:60]}: labels must be whole numbers from 0 to {MAX_CLASSES - 1:,}, "
                     "one-hot rows or names; --label chooses others, --no-labels does without"
                 )
             kinds.setdefault("a number", place)
             numbers.append(int(value))
         elif (
             isinstance(value, list)
-            and value
+            and 0 < len(value) <= MAX_CLASSES
             and sorted(map(str, map(_number, value))) == ["0"] * (len(value) - 1) + ["1"]
         ):
             kinds.setdefault(f"a row of {len(value)}", place)
@@ -154,7 +169,7 @@ def _number(value: object) -> object:
 
 
 def _by_number(name: str) -> tuple[int, str]:
-    return (int(name) if name.isdecimal() else -1, name)
+    return (int(name) if name.isdecimal() and len(name) <= MAX_CLASS_NAME else -1, name)
 
 
 def _made(classes: list[str] | None, numbers: Iterable[int], pictures: Sequence[int], origin: str) -> Labels:
@@ -169,7 +184,7 @@ def _from_tables(files: Sequence[File], pictures: Sequence[int], tables: Sequenc
     values: dict[tuple[str, str], object] = {}
     without = ""
     for number in tables:
-        table, rows = files[number], _rows(files[number])
+        table, rows = files[number], _rows(files[number], max(MAX_TABLE, MAX_ROW * len(pictures)))
         if rows is None:
             without = table.name
             continue
@@ -197,10 +212,10 @@ def _from_tables(files: Sequence[File], pictures: Sequence[int], tables: Sequenc
     return _made(classes, numbers, pictures, files[tables[0]].name)
 
 
-def _rows(table: File) -> list[tuple[str, object]] | None:
+def _rows(table: File, most: int) -> list[tuple[str, object]] | None:
     """Names and labels of a table; None where it says that there are none."""
     try:
-        content = json.loads(table.read(-1))
+        content = json.loads(whole(table, most))
     except (ValueError, RecursionError) as error:
         raise DataError(f"{table.name} is no JSON ({error}): mend or remove it; {SAY_OTHERWISE}") from None
     rows = content.get("labels") if isinstance(content, dict) else content
@@ -273,7 +288,7 @@ def _suffix(name: str, part: str) -> str:
 
 def _value(file: File, key: str) -> object:
     """What a label file holds: a number or a name; of JSON, what stands at the key, with dots between keys."""
-    text = file.read(-1).decode("utf-8", "replace").strip().strip("\ufeff\0")
+    text = whole(file, MAX_PART).decode("utf-8", "replace").strip().strip("\ufeff\0")
     if key or file.name.lower().endswith(".json"):
         try:
             value = json.loads(text)

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from distgan.data.dataset import Dataset
-from distgan.data.decode import MAX_PIXELS, BadImage, decode_into
+from distgan.data.decode import MAX_PIXELS, BadImage, check_bytes, decode_into
 from distgan.data.shuffle import Plan
 from distgan.errors import DataError
 from distgan.storage.urls import is_local
@@ -228,6 +228,7 @@ class Stream(Iterator[Batch]):
         wanted = [batch.images] if batch.degraded is None else [batch.images, batch.degraded]
         try:
             for (offset, length), out in zip(located.pictures, wanted):
+                check_bytes(int(length[place]))
                 data = self.dataset.source.cached(self.dataset.urls[shard], int(offset[place]), int(length[place]))
                 if self._decode(data, out[i]):
                     self.num_resized += 1

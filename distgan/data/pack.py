@@ -3,10 +3,10 @@
 The work is spread over processes, the order is not: the same source and options give byte-identical shards.
 """
 
+import contextlib
 import errno
 import hashlib
 import io
-import itertools
 import json
 import math
 import multiprocessing
@@ -28,7 +28,7 @@ from tqdm import tqdm
 from distgan import __version__
 from distgan.data import shard_index, tar
 from distgan.data.decode import FILTERS, MAX_PIXELS, BadImage, Picture, TooLarge, cropped, decode, fit, to_levels
-from distgan.data.pack_inputs import Entry, Listing, list_source, pair, read_entry
+from distgan.data.pack_inputs import Entry, Listing, entry_bytes, list_source, pair, read_entry
 from distgan.data.pixels import Pixels
 from distgan.errors import ConfigError, DataError, MachineError
 from distgan.storage.byte_ranges import Source
@@ -39,6 +39,8 @@ SKIPPED = "skipped.jsonl"
 UNLABELLED = "without a label"
 OWN = re.compile(r"\d{6}\.tar(\.index)?|dataset\.json|skipped\.jsonl")  # what pack writes, and so may replace
 CHUNK = 32  # pictures that travel to a process together
+CHUNK_BYTES = 2**24  # there or back, or fewer of them that are so large
+UNDER_WAY = 2**29  # bytes of pictures from compressed archives that wait for a process
 SAVE = {
     "png": {"format": "PNG", "compress_level": 1},  # level 6 takes four times as long for a tenth of the bytes
     "webp": {"format": "WEBP", "lossless": True, "method": 0},
@@ -206,8 +208,7 @@ def _write(listing: Listing, folder: Path, options: Options, shard_bytes: int, w
     summary.range = options.range
     shards = _ShardWriter(folder, shard_bytes)
     bar = tqdm(total=listing.total, unit=" images", disable=None, smoothing=0.05, desc="pack")
-    entries = iter(listing.entries)
-    chunks = iter(lambda: list(itertools.islice(entries, CHUNK)), [])
+    chunks = _chunks(listing.entries)
     try:
         with _executor(workers) as pool, bar, open(folder / SKIPPED, "w") as skipped:
             for name, reason in listing.skipped:
@@ -264,27 +265,57 @@ class _Inline(Executor):
         return future
 
 
+def _chunks(entries: Iterable[Entry]) -> Iterator[list[Entry]]:
+    chunk: list[Entry] = []
+    size = 0
+    for entry in entries:
+        chunk.append(entry)
+        with contextlib.suppress(OSError):  # who reads it tells
+            size += entry_bytes(entry)
+        if len(chunk) == CHUNK or size >= CHUNK_BYTES:
+            yield chunk
+            chunk, size = [], 0
+    if chunk:
+        yield chunk
+
+
 def _in_order(
     pool: Executor, chunks: Iterable[list[Entry]], options: Options, depth: int
 ) -> Iterator[tuple[list[Entry], list[Stored]]]:
     """Chunks with what became of them, in their order; at most `depth` are under way at a time."""
-    waiting: deque[tuple[list[Entry], Future]] = deque()
+    waiting: deque[tuple[list[Entry], Future, int]] = deque()
+
+    def first() -> Iterator[tuple[list[Entry], list[Stored]]]:
+        entries, future, _ = waiting.popleft()
+        while entries:
+            stored = future.result()
+            yield entries[: len(stored)], stored
+            if entries := entries[len(stored) :]:
+                future = pool.submit(_store_all, entries, options)
+
     try:
         for chunk in chunks:
-            waiting.append((chunk, pool.submit(_store_all, chunk, options)))
-            if len(waiting) >= depth:
-                entries, future = waiting.popleft()
-                yield entries, future.result()
+            size = sum(entry_bytes(entry) for entry in chunk if entry.content is not None)
+            while waiting and (len(waiting) >= depth or size + sum(held for _, _, held in waiting) > UNDER_WAY):
+                yield from first()
+            waiting.append((chunk, pool.submit(_store_all, chunk, options), size))
         while waiting:
-            entries, future = waiting.popleft()
-            yield entries, future.result()
+            yield from first()
     finally:
-        for _, future in waiting:
+        for _, future, _ in waiting:
             future.cancel()
 
 
 def _store_all(entries: list[Entry], options: Options) -> list[Stored]:
-    return [_store(entry, options) for entry in entries]
+    """What becomes of the first of these pictures: of all, or of as many as may travel back together."""
+    found: list[Stored] = []
+    size = 0
+    for entry in entries:
+        found.append(_store(entry, options))
+        size += len(found[-1].data) + len(found[-1].degraded)
+        if size >= CHUNK_BYTES:
+            break
+    return found
 
 
 def _store(entry: Entry, options: Options) -> Stored:
@@ -315,6 +346,8 @@ def _store_one(entry: Entry, options: Options) -> Stored:
                 value_range=options.range,
                 measure=True,
             )
+        elif content.shape[0] * content.shape[1] > options.max_pixels:
+            raise TooLarge(options.max_pixels)
         else:
             picture = Picture(content if options.range is None else to_levels(content, options.range))
     except TooLarge:

@@ -1,9 +1,9 @@
 """What `pack` packs: pictures in folders, zip and tar archives, .npz arrays, WebDataset shards."""
 
 import itertools
+import math
 import os
 import zipfile
-import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -14,10 +14,11 @@ import numpy as np
 from distgan.data import archives, dataset_card, shard_index
 from distgan.data.archives import Skipped, hidden
 from distgan.data.dataset import MAX_CLASSES, Dataset
-from distgan.data.decode import SUFFIXES, looks_like_image
-from distgan.data.labels import File, Labels, check_spec, find_labels, is_table, left_out, part_of
+from distgan.data.decode import MAX_BYTES, SUFFIXES, check_bytes, looks_like_image
+from distgan.data.labels import SAY_OTHERWISE, File, Labels, check_spec, find_labels, is_table, left_out, part_of
 from distgan.data.shard_urls import find_shards
 from distgan.errors import DataError
+from distgan.storage.array_file import ArrayFile
 from distgan.storage.byte_ranges import Source
 from distgan.storage.home import default_cache_dir, user_path
 from distgan.storage.urls import is_local, local_path, public
@@ -45,7 +46,8 @@ NO_PICTURES = {
 class Entry:
     """One candidate for a picture: where its bytes are (a file, a zip member, a range of a file), or they themselves.
 
-    The label is -1 where there is none. `degraded` is the other half of a pair.
+    The label is -1 where there is none. `degraded` is the other half of a pair. What is too large was not read, and has
+    its `size` only.
     """
 
     name: str
@@ -54,6 +56,7 @@ class Entry:
     member: str = ""
     span: tuple[int, int] | None = None
     content: bytes | np.ndarray | None = None
+    size: int = 0
     degraded: "Entry | None" = None
 
 
@@ -168,15 +171,29 @@ def place(entry: Entry) -> str:
     return entry.path or entry.name
 
 
+def entry_bytes(entry: Entry) -> int:
+    """How many bytes `read_entry` would return. Raises OSError."""
+    if entry.content is not None:
+        return len(entry.content) if isinstance(entry.content, bytes) else entry.content.nbytes
+    if entry.member:
+        return archives.zip_size(entry.path, entry.member)
+    return entry.span[1] if entry.span else entry.size or os.stat(entry.path).st_size
+
+
 def read_entry(entry: Entry) -> bytes | np.ndarray:
-    """A candidate's bytes (or pixels, from an array file); called in the process that will decode them."""
+    """A candidate's bytes (or pixels, from an array file); called in the process that will decode them.
+
+    Raises:
+        BadImage: More bytes than any picture has; they are not read.
+        OSError: They cannot be read.
+    """
     if entry.content is not None:
         return entry.content
+    size = entry_bytes(entry)
+    check_bytes(size)
     if entry.member:
-        return archives.zip_read(entry.path, entry.member)
-    if entry.span is not None:
-        return archives.read_span(entry.path, entry.span)
-    return Path(entry.path).read_bytes()
+        return archives.zip_read(entry.path, entry.member, size)
+    return archives.read_span(entry.path, entry.span or (0, size), size)
 
 
 def _list_folder(folder: Path, wanted: Wanted) -> Listing:
@@ -215,7 +232,7 @@ def _both(folder: Path, archive: str, picture: str, taken: str) -> str:
 def _file_item(folder: Path, name: str) -> Item:
     path = f"{folder}/{name}"
 
-    def read(length: int = -1) -> bytes:
+    def read(length: int) -> bytes:
         with open(path, "rb") as file:
             return file.read(length)
 
@@ -269,9 +286,10 @@ def _listing(items: Sequence[Item], wanted: Wanted, skipped: list[Skipped]) -> L
 def _streamed(path: str, entries: Iterator[Entry], allow_damaged: bool) -> Iterator[Entry]:
     """Entries of a compressed tar with their bytes; read once more, since all names come before the first class."""
     entry = next(entries, None)
-    for place, (_, read) in enumerate(archives.unpacked(Path(path), [], allow_damaged)):
+    for place, (_, size, read) in enumerate(archives.unpacked(Path(path), [], allow_damaged)):
         if entry is not None and entry.span == (place, 0):
-            yield replace(entry, path="", span=None, content=read(-1))
+            content = read(size) if size <= MAX_BYTES else None
+            yield replace(entry, path="", span=None, content=content, size=size)
             entry = next(entries, None)
 
 
@@ -323,11 +341,14 @@ def _items(url: str, wanted: Wanted, top: Path | None, several: bool, skipped: l
             _item(name, above, within, path, Entry(name, path=str(path), span=span), _span_reader(str(path), span))
             for name, span in archives.tar_names(path, skipped, wanted.allow_damaged)
         ]
-    items = []
-    for place, (name, read) in enumerate(archives.unpacked(path, skipped, wanted.allow_damaged)):
+    items, room = [], max(2**28, 4 * path.stat().st_size)  # for the bytes of labels, which are kept
+    for place, (name, size, read) in enumerate(archives.unpacked(path, skipped, wanted.allow_damaged)):
         holds_label = is_table(name) or _suffix(name) == part_of(wanted.label).rpartition(".")[2]
         known = _suffix(name) in SUFFIXES or _suffix(name) in NO_PICTURES
-        content = read(-1) if holds_label else b"" if known else read(16)
+        content = read(room) if holds_label else b"" if known else read(16)
+        room -= len(content)
+        if holds_label and len(content) < size:
+            raise DataError(f"{path}: the labels in it are too large ({name}): {SAY_OTHERWISE}, or unpack it first")
         entry = Entry(name, path=str(path), span=(place, 0))
         items.append(_item(name, above, within, path, entry, _holder(content), str(path)))
     return items
@@ -341,15 +362,15 @@ def _item(
 
 
 def _zip_reader(path: str, name: str) -> Callable[[int], bytes]:
-    return lambda length=-1: archives.zip_read(path, name, length)
+    return lambda length: archives.zip_read(path, name, length)
 
 
 def _span_reader(path: str, span: archives.Span) -> Callable[[int], bytes]:
-    return lambda length=-1: archives.read_span(path, span, length)
+    return lambda length: archives.read_span(path, span, length)
 
 
 def _holder(content: bytes) -> Callable[[int], bytes]:
-    return lambda length=-1: content if length < 0 else content[:length]
+    return lambda length: content[:length]
 
 
 def _is_regular(urls: Sequence[str], wanted: Wanted) -> bool:
@@ -378,51 +399,56 @@ def _list_arrays(path: Path, labels: bool) -> Listing:
     """An .npz with images [N, H, W], [N, H, W, C] or [N, C, H, W] in uint8, and perhaps labels [N]."""
     if not zipfile.is_zipfile(path):
         raise DataError(f"{path}: not an .npz file")
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise DataError(f"{path}: {error}") from None
-    images = _pick(arrays, ("images", "image", "x", "x_train", "data", "arr_0"), lambda a: a.ndim in (3, 4))
-    if images is None:
-        raise DataError(f"{path}: no image array [N, H, W(, C)] in it, only {_shapes(arrays)}")
-    if images.dtype != np.uint8:
-        raise DataError(f"{path}: the images are {images.dtype}, not uint8 0..255: convert them first")
-    if images.ndim == 4 and images.shape[3] not in (1, 3, 4) and images.shape[1] in (1, 3, 4):
-        images = images.transpose(0, 2, 3, 1)
-    if images.ndim == 3:
-        images = images[..., None]
-    if 0 in images.shape[1:3]:
-        raise DataError(f"{path}: images of {images.shape[2]}x{images.shape[1]} pixels")
-    if images.shape[3] not in (1, 3):
-        raise DataError(f"{path}: images with {images.shape[3]} channels, expected 1 or 3")
-    numbers = _pick(arrays, ("labels", "label", "y", "y_train", "targets", "arr_1"), lambda a: a.ndim <= 2)
-    classes = None
-    if labels and numbers is not None:
-        numbers = numbers.reshape(-1)
-        if len(numbers) != len(images) or not np.issubdtype(numbers.dtype, np.integer) or (numbers < 0).any():
-            raise DataError(f"{path}: labels must be whole numbers from 0 on, one for each image")
-        num_classes = int(numbers.max()) + 1 if len(numbers) else 0
-        if num_classes > MAX_CLASSES:
-            raise DataError(f"{path}: label {num_classes - 1}: more than {MAX_CLASSES:,} classes")
-        classes = [str(name) for name in arrays.get("classes", range(num_classes))]
-        if len(classes) < num_classes:
-            raise DataError(f"{path}: label {num_classes - 1}, but only {len(classes)} class names")
-    entries = (
-        Entry(f"{path.name}[{i}]", int(numbers[i]) if classes else -1, content=np.repeat(image, 3 // image.shape[2], 2))
-        for i, image in enumerate(images)
-    )
-    return Listing(entries, len(images), classes, origin="the array of labels" if classes else "")
+    with ArrayFile(path) as file:
+        name = _first(file, ("images", "image", "x", "x_train", "data", "arr_0"), (3, 4))
+        if not name:
+            raise DataError(f"{path}: no image array [N, H, W(, C)] in it, only {file.describe()}")
+        shape, dtype = file.shape(name), file.dtype(name)
+        if dtype != np.uint8:
+            raise DataError(f"{path}: the images are {dtype}, not uint8 0..255: convert them first")
+        channels_first = len(shape) == 4 and shape[3] not in (1, 3, 4) and shape[1] in (1, 3, 4)
+        num, height, width, channels = (shape[i] for i in (0, 2, 3, 1)) if channels_first else (*shape, 1)[:4]
+        if not 0 < height * width <= MAX_BYTES // 3:
+            raise DataError(f"{path}: images of {width}x{height} pixels")
+        if channels not in (1, 3):
+            raise DataError(f"{path}: images with {channels} channels, expected 1 or 3")
+        classes, numbers = _array_classes(file, num) if labels else (None, np.empty(0, np.int64))
+
+    def entries() -> Iterator[Entry]:
+        with ArrayFile(path) as file:
+            for i, image in enumerate(file.rows(name)):
+                image = image.transpose(1, 2, 0) if channels_first else image.reshape(height, width, channels)
+                label = int(numbers[i]) if classes else -1
+                yield Entry(f"{path.name}[{i}]", label, content=np.repeat(image, 3 // channels, 2))
+
+    return Listing(entries(), num, classes, origin="the array of labels" if classes else "")
 
 
-def _pick(
-    arrays: dict[str, np.ndarray], names: tuple[str, ...], fits: Callable[[np.ndarray], bool]
-) -> np.ndarray | None:
-    return next((arrays[name] for name in names if name in arrays and fits(arrays[name])), None)
+def _array_classes(file: ArrayFile, num: int) -> tuple[list[str] | None, np.ndarray]:
+    """Names of the classes in an array file, and the class of each of `num` images; no names without labels."""
+    name = _first(file, ("labels", "label", "y", "y_train", "targets", "arr_1"), (0, 1, 2))
+    if not name:
+        return None, np.empty(0, np.int64)
+    if math.prod(file.shape(name)) != num or file.dtype(name).kind not in "iu":
+        raise DataError(f"{file.path}: labels must be whole numbers from 0 on, one for each image")
+    numbers = file.read(name).reshape(-1)
+    if (numbers < 0).any():
+        raise DataError(f"{file.path}: labels must be whole numbers from 0 on, one for each image")
+    num_classes = int(numbers.max()) + 1 if num else 0
+    if num_classes > MAX_CLASSES:
+        raise DataError(f"{file.path}: label {num_classes - 1}: more than {MAX_CLASSES:,} classes")
+    if "classes" not in file:
+        return [str(i) for i in range(num_classes)], numbers
+    shape = file.shape("classes")
+    if len(shape) != 1 or not num_classes <= shape[0] <= MAX_CLASSES:
+        told = f"only {shape[0]:,} class names" if len(shape) == 1 else f"class names of shape {list(shape)}"
+        raise DataError(f"{file.path}: label {num_classes - 1}, but {told}")
+    return [str(name) for name in file.read("classes").tolist()], numbers
 
 
-def _shapes(arrays: dict[str, np.ndarray]) -> str:
-    return ", ".join(f"{name} {array.dtype}{list(array.shape)}" for name, array in arrays.items()) or "nothing"
+def _first(file: ArrayFile, names: tuple[str, ...], dimensions: tuple[int, ...]) -> str:
+    """The first of these arrays that the file has and that has so many dimensions."""
+    return next((name for name in names if name in file and len(file.shape(name)) in dimensions), "")
 
 
 def _list_shards(urls: Sequence[str], wanted: Wanted) -> Listing:

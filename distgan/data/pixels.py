@@ -117,15 +117,14 @@ def look(dataset: Dataset, crop: str, max_pixels: int) -> Pixels:
     pixels = Pixels()
     numbers = sorted(set(dataset.examples(NUM_SAMPLED, seed=0)))
     for number in numbers:
-        for data in dataset.stored(number):
-            try:
+        try:
+            for data in dataset.stored(number):
                 image = decode(data, max_pixels=max_pixels, measure=True)
-            except BadImage as reason:
-                pixels.bad[str(reason)] += 1
-                pixels.add_values(reason.values, is_usable=False)
-                continue
-            pixels.add_values(image.values)
-            pixels.add_crop(cropped(*image.pixels.shape[1::-1], crop))
+                pixels.add_values(image.values)
+                pixels.add_crop(cropped(*image.pixels.shape[1::-1], crop))
+        except BadImage as reason:
+            pixels.bad[str(reason)] += 1
+            pixels.add_values(reason.values, is_usable=False)
     if not pixels.num:
         reasons = ", ".join(pixels.bad)
         raise DataError(

@@ -214,9 +214,7 @@ def build(url: str, source: Source) -> ShardIndex:
     size = source.size(url)
     if not is_local(url):
         return scan(Window(source.read, url, size, ahead=8 * 2**20), size)
-    if size == 0:
-        return scan(b"", 0)
-    with open(local_path(url), "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+    with tar.opened(local_path(url)) as (data, size):
         return scan(data, size)
 
 

@@ -5,6 +5,10 @@ is cut, zeroed inside or lacks its end marker is reported, where tarfile-based r
 Format: POSIX.1-2008 pax, "ustar Interchange Format"; GNU tar manual, "Basic Tar Format".
 """
 
+import contextlib
+import io
+import mmap
+import os
 import zlib
 from collections.abc import Iterator, Mapping
 from typing import Protocol
@@ -13,6 +17,9 @@ BLOCK = 512
 END = b"\0" * (2 * BLOCK)
 REGULAR, LINKS, SPARSE, EXTENDED = b"07\0", b"12", ord("S"), b"xXgLK"  # type flags
 WITHOUT_BYTES = b"123456"  # links, devices, directories: nothing follows their header, whatever size it tells
+MAX_HEADER, MAX_RECORDS = 2**20, 100  # bytes of an extended header, and fields in it
+MAX_NAME = 4096  # bytes; no system opens a longer path
+MAX_END = 2**26  # zeros that may follow the end marker
 COMPRESSED = {
     b"\x1f\x8b": "gzip",
     b"\xfd7zXZ\x00": "xz",
@@ -33,6 +40,37 @@ class Damage(Exception):
 
     def __init__(self, what: str, at: int) -> None:
         super().__init__(f"{what} at byte {at}")
+
+
+class _FromFile:
+    """A file as `members` reads it: a few blocks at a time, for where it cannot be mapped into memory."""
+
+    AHEAD = 16 * BLOCK
+
+    def __init__(self, file: io.FileIO) -> None:
+        self._file, self._start, self._buffer = file, 0, b""
+
+    def __getitem__(self, at: slice) -> bytes:
+        if not self._start <= at.start <= at.stop <= self._start + len(self._buffer):
+            length = max(at.stop - at.start, self.AHEAD)
+            self._start, self._buffer = at.start, os.pread(self._file.fileno(), length, at.start)
+        return self._buffer[at.start - self._start : at.stop - self._start]
+
+
+@contextlib.contextmanager
+def opened(path: str | os.PathLike[str]) -> Iterator[tuple[Bytes, int]]:
+    """The bytes of a local archive, and how many they are. Raises OSError."""
+    with open(path, "rb", buffering=0) as file:
+        size = os.stat(file.fileno()).st_size
+        try:
+            data: mmap.mmap | _FromFile = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        except (OSError, ValueError):  # more than the address space that is left, a file system without maps, empty
+            data = _FromFile(file)
+        try:
+            yield data, size
+        finally:
+            if isinstance(data, mmap.mmap):
+                data.close()
 
 
 def members(data: Bytes, size: int, start: int = 0) -> Iterator[tuple[str, str, int, int, int]]:
@@ -73,13 +111,17 @@ def members(data: Bytes, size: int, start: int = 0) -> Iterator[tuple[str, str, 
                 body += BLOCK
         at = body + (length + BLOCK - 1) // BLOCK * BLOCK
         if body + length > size:
-            raise Damage(f"member {_name(block)!r} of {length} bytes is cut by the end of the file", body)
+            raise Damage(f"member {_name(block)[:80]!r} of {length} bytes is cut by the end of the file", body)
         if kind in EXTENDED:
+            if length > MAX_HEADER:
+                raise Damage(f"an extended header of {length} bytes", body)
             text = data[body : body + length]
             if kind == ord("L"):
                 extended["path"] = text.rstrip(b"\0")
             elif kind != ord("K"):
                 (shared if kind == ord("g") else extended).update(_pax_records(text, body))
+            if len(extended.get("path", b"")) > MAX_NAME or len(shared.get("path", b"")) > MAX_NAME:
+                raise Damage(f"a name of more than {MAX_NAME} bytes", body)
             continue
 
         name = _name(block)
@@ -90,8 +132,8 @@ def members(data: Bytes, size: int, start: int = 0) -> Iterator[tuple[str, str, 
                 length = int(fields["size"])
             at = body + (length + BLOCK - 1) // BLOCK * BLOCK
             if body + length > size:
-                raise Damage(f"member {name!r} of {length} bytes is cut by the end of the file", body)
-            if any(field.startswith("GNU.sparse") for field in fields):
+                raise Damage(f"member {name[:80]!r} of {length} bytes is cut by the end of the file", body)
+            if "sparse" in fields:
                 kind = SPARSE
             extended = {}
         if kind in REGULAR:
@@ -134,19 +176,29 @@ def _name(block: bytes) -> str:
 
 
 def _pax_records(text: bytes, at: int) -> Iterator[tuple[str, bytes]]:
-    while text and text[0]:
-        length = text.partition(b" ")[0]
-        if not length.isdigit() or len(length) > 9 or not 0 < int(length) <= len(text):
+    """The fields that matter: path, size, and that a file is sparse."""
+    start = number = 0
+    while start < len(text) and text[start] and number <= MAX_RECORDS:
+        number += 1
+        space = text.find(b" ", start, start + 10)
+        length = text[start:space] if space > start else b""
+        end = start + int(length) if length.isdigit() else start
+        if not start < end <= len(text):
             raise Damage("a malformed extended header", at)
-        field, _, value = text[len(length) + 1 : int(length) - 1].partition(b"=")
+        field, _, value = text[space + 1 : end - 1].partition(b"=")
         if field == b"size" and not (value.isdigit() and len(value) < 20):
             raise Damage("a malformed extended header", at)
-        yield field.decode("utf-8", "replace"), value
-        text = text[int(length) :]
+        if field in (b"path", b"size"):
+            yield field.decode(), value
+        elif field.startswith(b"GNU.sparse"):
+            yield "sparse", b""
+        start = end
+    if number > MAX_RECORDS:
+        raise Damage(f"an extended header of more than {MAX_RECORDS} fields", at)
 
 
 def _check_end(data: Bytes, at: int) -> None:
-    """After the first zero block only zeros may follow, at least one more block of them."""
+    """After the first zero block only zeros may follow, at least one more block of them, and not without an end."""
     if len(data[at : at + 2 * BLOCK]) < 2 * BLOCK:
         raise Damage("half an end-of-archive marker (the file was probably cut)", at)
     start = at
@@ -154,6 +206,8 @@ def _check_end(data: Bytes, at: int) -> None:
         if piece.count(0) != len(piece):
             raise Damage("zeros where a header should be, with data after them,", at)
         start += len(piece)
+        if start - at > MAX_END:
+            raise Damage(f"more than {MAX_END >> 20} MiB of zeros", at)
 
 
 def header(name: str, size: int) -> bytes:

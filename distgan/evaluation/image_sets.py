@@ -8,7 +8,7 @@ import numpy as np
 from torch import nn
 
 from distgan.data.dataset import Dataset
-from distgan.data.decode import MAX_PIXELS, BadImage, decode, decode_into
+from distgan.data.decode import MAX_PIXELS, BadImage, check_bytes, decode, decode_into
 from distgan.data.pack_inputs import Entry, Listing, place, read_entry
 from distgan.errors import ConfigError, DataError
 from distgan.inference import sampling
@@ -81,8 +81,9 @@ class ShardImages:
         """Its label, and whether it could be decoded."""
         shard, place = (int(x) for x in self.dataset.shard_of(np.int64(number)))
         located, url = self.dataset.located(shard), self.dataset.urls[shard]
-        data = self.dataset.source.cached(url, int(located.offset[place]), int(located.length[place]))
         try:
+            check_bytes(int(located.length[place]))
+            data = self.dataset.source.cached(url, int(located.offset[place]), int(located.length[place]))
             decode_into(data, out, **self._decode)
         except BadImage:
             return -1, False

@@ -18,6 +18,7 @@ from distgan.errors import DataError, MachineError
 from distgan.metrics import frechet
 from distgan.metrics.moments import Gaussian
 from distgan.metrics.registry import Features
+from distgan.storage.array_file import ArrayFile
 from distgan.storage.atomic import replacing
 
 VERSION = 1  # of the file
@@ -85,7 +86,7 @@ def save(path: Path, known: Reference) -> None:
 
 def load_cached(path: Path, origin: dict[str, object]) -> Reference | None:
     """The statistics of this origin, or None where there is no such file or it is damaged."""
-    with contextlib.suppress(*DAMAGED), np.load(path, allow_pickle=False) as file:
+    with contextlib.suppress(*DAMAGED, DataError), ArrayFile(path) as file:
         found = _of_file(file)
         return found if found.origin == origin else None
     return None
@@ -105,15 +106,18 @@ def load_statistics(path: Path, extractor: str, dim: int, resolution: int) -> Re
         if not zipfile.is_zipfile(path):
             what = "not a statistics file (.npz with mu and sigma)" if path.exists() else "No such file"
             raise DataError(f"{path}: {what}")
-        with np.load(path, allow_pickle=False) as file:
-            if not {"mu", "sigma"} <= set(file.files):
-                raise DataError(f"{path}: no statistics: it has {', '.join(file.files)}, but not mu and sigma")
-            known = _of_file(file) if "header" in file.files else _of_others(file)
+        with ArrayFile(path) as file:
+            if not {"mu", "sigma"} <= set(file.names):
+                held = ", ".join(file.names[:20])[:200] or "nothing"
+                raise DataError(f"{path}: no statistics: it has {held}, but not mu and sigma")
+            mean, cov = file.shape("mu"), file.shape("sigma")
+            if cov != mean * 2:
+                raise DataError(f"{path}: mu of shape {list(mean)} and sigma of shape {list(cov)}")
+            if mean != (dim,):
+                raise DataError(f"{path}: statistics of {mean} features, but {extractor} gives {dim}")
+            known = _of_file(file) if "header" in file else _of_others(file)
     except DAMAGED as error:
         raise DataError(f"{path}: not a statistics file (.npz with mu and sigma): {error}") from None
-    mean, cov = known.features.gaussian.mean, known.features.gaussian.cov
-    if mean.shape != (dim,) or cov.shape != (dim, dim):
-        raise DataError(f"{path}: statistics of {tuple(mean.shape)} features, but {extractor} gives {dim}")
     for what, ours in (("extractor", extractor), ("resolution", resolution)):
         theirs = known.origin.get(what)
         if theirs is not None and ours and theirs != ours:
@@ -122,23 +126,21 @@ def load_statistics(path: Path, extractor: str, dim: int, resolution: int) -> Re
     return known
 
 
-def _of_file(file: np.lib.npyio.NpzFile) -> Reference:
-    header = json.loads(str(file["header"]))
+def _of_file(file: ArrayFile) -> Reference:
+    header = json.loads(str(file.read("header")))
     if header["version"] != VERSION:
         raise ValueError(f"version {header['version']} of the file, this distgan reads {VERSION}")
-    gaussian = Gaussian(header["num"], torch.from_numpy(file["mu"]), torch.from_numpy(file["sigma"]))
-    labels = torch.from_numpy(file["labels"])
-    points, root = torch.from_numpy(file["points"]), torch.from_numpy(file["root"])
+    gaussian = Gaussian(header["num"], torch.from_numpy(file.read("mu")), torch.from_numpy(file.read("sigma")))
+    labels = torch.from_numpy(file.read("labels"))
+    points, root = torch.from_numpy(file.read("points")), torch.from_numpy(file.read("root"))
     features = Features(gaussian, points, labels=labels if len(labels) else None, root=root)
-    return Reference(features, header["origin"], file["numbers"], header["num_damaged"], header["num_grey"])
+    return Reference(features, header["origin"], file.read("numbers"), header["num_damaged"], header["num_grey"])
 
 
-def _of_others(file: np.lib.npyio.NpzFile) -> Reference:
+def _of_others(file: ArrayFile) -> Reference:
     """Mean and covariance of another tool, which does not tell of how many images."""
-    mean, cov = (torch.from_numpy(file[name].astype(np.float64)) for name in ("mu", "sigma"))
-    if mean.ndim != 1 or cov.shape != (len(mean), len(mean)):
-        raise ValueError(f"mu of shape {list(mean.shape)} and sigma of shape {list(cov.shape)}")
+    mean, cov = (torch.from_numpy(file.read(name).astype(np.float64)) for name in ("mu", "sigma"))
     if not (mean.isfinite().all() and cov.isfinite().all()):
         raise ValueError("mu or sigma hold values that are not finite")
-    num = int(file["num"]) if "num" in file.files else 0
+    num = int(file.read("num")) if "num" in file else 0
     return Reference(Features(Gaussian(num, mean, cov), torch.empty(0, len(mean)), root=frechet.root(cov)))

@@ -42,6 +42,7 @@ TORCH_FREE = {
     "config.schema",
     "config.load",
     "config.docs",
+    "storage.array_file",
     "storage.urls",
     "data.archives",
     "data.dataset_card",

@@ -11,7 +11,7 @@ import json
 import math
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import Field
+from dataclasses import Field, asdict
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
@@ -21,8 +21,9 @@ from omegaconf.errors import OmegaConfBaseException
 
 from distgan.config.schema import FAMILIES, Config, default_of, leaves
 from distgan.config.validate import eval_problems, problems
-from distgan.errors import ConfigError
+from distgan.errors import ConfigError, DataError
 from distgan.storage.home import user_path
+from distgan.storage.untrusted import parse
 from distgan.storage.urls import public, public_text
 
 READABLE_ENVIRONMENT = (
@@ -149,9 +150,26 @@ def from_dict(values: dict) -> Config:
         setattr(getattr(result, section), key, _granted_by_environment(name))
     if result.model.family not in FAMILIES:
         return result  # whose networks nobody here can build, as is told where they are
+    try:
+        for net in "GD":
+            settings = net_settings(result.model.family, net, getattr(result.model, net), f"model.{net}")
+            setattr(result.model, net, settings)
+    except DataError as error:
+        raise ConfigError(f"saved config: {error}") from None
     if mistakes := _out_of_bounds(result):
         raise _error(mistakes, "saved config: ")
     return result
+
+
+def net_settings(family: str, net: str, values: dict, where: str) -> dict:
+    """The settings of a family's network, with its defaults. Raises DataError where it has none of that kind or size.
+
+    Args:
+        net: "G" or "D".
+    """
+    if family not in FAMILIES:  # one of a program that adds its own to MODELS
+        return values
+    return asdict(parse(FAMILIES[family]["GD".index(net)], values, where))
 
 
 def _require_resolved(values: object, told: str) -> None:

@@ -1,27 +1,74 @@
 """The card of a data set: `dataset.json`, which `distgan pack` leaves beside its shards."""
 
-import json
+import functools
+import logging
 import os
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, TypedDict, get_type_hints
 
 from distgan.errors import DataError
 from distgan.storage.home import user_path
+from distgan.storage.untrusted import Between, Count, Name, Share, parse, read_json
 from distgan.storage.urls import is_local, local_path, public
 
+log = logging.getLogger("distgan")
 
-def read(shards: str) -> dict:
-    """The card beside a local shard, or in a folder of shards; {} where there is none."""
+
+class Card(TypedDict, total=False):
+    """What is read of a card; other tools' files of that name may have fields of their own."""
+
+    samples: Count
+    resolution: Annotated[int, Between(1, 2**20)] | None
+    classes: list[Name] | None
+    class_counts: list[Count] | None
+    crop: Name
+    filter: Name
+    image: Name
+    skipped: dict[str, Count]
+    changed: dict[str, Count]
+    values: list[float] | None
+    range: list[float] | None
+    cut_away: Share
+    source: Name
+    made_by: Name
+    digest: Name
+
+
+def read(shards: str) -> Card:
+    """The card beside a local shard, or in a folder of shards; {} where there is none.
+
+    A data set needs no card: fields that cannot be used are told and left out.
+    """
     if not is_local(shards):
         return {}
     path = user_path(local_path(shards))
+    file = (path if path.is_dir() else path.parent) / "dataset.json"
     try:
-        card = json.loads(((path if path.is_dir() else path.parent) / "dataset.json").read_text())
-    except (OSError, ValueError, RecursionError):  # a data set needs no card
+        told = os.stat(file)
+    except (OSError, ValueError):
         return {}
-    return card if isinstance(card, dict) else {}
+    return _read(file, told.st_mtime_ns, told.st_size)
 
 
-def by_folder(urls: Sequence[str]) -> dict[str, dict]:
+@functools.lru_cache(maxsize=64)
+def _read(file: Path, mtime_ns: int, size: int) -> Card:
+    """A card as it is now, so that what is wrong with it is told once."""
+    try:
+        values = parse(dict[str, object], read_json(file, allow_nan=True), file)
+    except (OSError, DataError) as error:
+        log.warning(f"warning: {error}: passed over")
+        return {}
+    for name, hint in get_type_hints(Card, include_extras=True).items():
+        try:
+            parse(hint, values.get(name, None), f"{file}: {name}") if name in values else None
+        except DataError as error:
+            log.warning(f"warning: {error}: passed over")
+            del values[name]
+    return values  # type: ignore[return-value]  # as was checked
+
+
+def by_folder(urls: Sequence[str]) -> dict[str, Card]:
     """The card of each folder that shards are in, in their order; {} of one that has no card."""
     return {public(folder): read(url) for url, folder in _firsts(urls).items()}
 
@@ -61,40 +108,33 @@ def _firsts(urls: Sequence[str]) -> dict[str, str]:
     return {url: folder for folder, url in firsts.items()}
 
 
-def _class_names(card: dict) -> list[str]:
+def _class_names(card: Card) -> list[str]:
     """Names of classes 0, 1 ...; none where a card has none, or nothing but the numbers themselves."""
-    found = card.get("classes")
-    if not isinstance(found, list) or not all(isinstance(name, str) for name in found):
-        return []
+    found = card.get("classes") or []
     is_numbers = found == [str(i) for i in range(len(found))]
     return [] if is_numbers or len(set(found)) < len(found) else found
 
 
-def facts(card: dict) -> list[tuple[str, str]]:
+def facts(card: Card) -> list[tuple[str, str]]:
     """What a card says, for a person; what it lacks is left out."""
-    classes = card.get("classes") if isinstance(card.get("classes"), list) else []
-    counts = [n for n in card.get("class_counts") or [] if isinstance(n, int)]
+    classes, counts = card.get("classes") or [], card.get("class_counts") or []
     spread = f" with {min(counts):,} to {max(counts):,} images" if counts else ""
     resolution = card.get("resolution")
     found = [
-        ("images", _number(card.get("samples"))),
+        ("images", f"{card['samples']:,}" if "samples" in card else ""),
         ("size", f"{resolution} x {resolution} pixels" if resolution else "their own"),
         ("classes", f"{len(classes)}{spread}" if classes else "none"),
-        ("resampling", ", ".join(str(card[name]) for name in ("crop", "filter") if card.get(name))),
-        ("stored as", str(card.get("image") or "")),
-        ("skipped", _tally(card.get("skipped"))),
-        ("changed", _tally(card.get("changed"))),
-        ("source", str(card.get("source") or "")),
-        ("made by", str(card.get("made_by") or "")),
-        ("digest", str(card.get("digest") or "")[:16]),
+        ("resampling", ", ".join(filter(None, (card.get("crop"), card.get("filter"))))),
+        ("stored as", card.get("image", "")),
+        ("skipped", _tally(card.get("skipped", {}))),
+        ("changed", _tally(card.get("changed", {}))),
+        ("source", card.get("source", "")),
+        ("made by", card.get("made_by", "")),
+        ("digest", card.get("digest", "")[:16]),
     ]
     return [(name, value) for name, value in found if value]
 
 
-def _tally(counts: object) -> str:
+def _tally(counts: dict[str, int]) -> str:
     """{"enlarged": 3} -> "3 enlarged"."""
-    return ", ".join(f"{_number(n)} {what}" for what, n in counts.items()) if isinstance(counts, dict) else ""
-
-
-def _number(value: object) -> str:
-    return f"{value:,}" if isinstance(value, int) else str(value or "")
+    return ", ".join(f"{n:,} {what}" for what, n in counts.items())

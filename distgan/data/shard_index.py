@@ -6,8 +6,10 @@ the key ends at the first dot of the base name, what follows is the part's suffi
 """
 
 import base64
+import functools
 import hashlib
 import json
+import logging
 import mmap
 import os
 import re
@@ -16,6 +18,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypedDict
 
 import numpy as np
 
@@ -23,13 +26,30 @@ from distgan.data import tar
 from distgan.errors import DataError
 from distgan.storage.atomic import replacing
 from distgan.storage.byte_ranges import Source, UnansweredError
+from distgan.storage.untrusted import Count, Name, UnreadableError, json_of, open_regular, parse
 from distgan.storage.urls import is_local, local_path, public
 
+log = logging.getLogger("distgan")
+
 MAGIC = b"distgan-index-2\n"
+SMALL = 16 * 2**20  # bytes of an index that may always be read
 ARRAYS = {"first": "<u8", "kind": "<u2", "label": "<i4", "offset": "<u8", "length": "<u4"}
 NO_LABEL, BAD_LABEL = -1, -2
 _NAME = re.compile(r"((?:.*/|)[^.]+)\.([^/]*)$")
 _META = re.compile(r"__[^/]*__($|/)")
+
+
+class Head(TypedDict):
+    """The summary of a shard, as it stands at the head of its index."""
+
+    size: Count
+    samples: Count
+    parts: Count
+    kinds: list[list[Name]]
+    kind_counts: list[Count]
+    labels: str
+    defects: list[str]
+    digest: Name
 
 
 @dataclass
@@ -85,7 +105,7 @@ class ShardIndex:
 
     @staticmethod
     def from_bytes(data: "bytes | mmap.mmap", only_head: bool = False) -> "ShardIndex":
-        """Raises ValueError for anything but a whole index of this version.
+        """Raises ValueError for anything but a whole index of this version, whose places lie in its shard.
 
         Args:
             only_head: Check the head and the length, not the arrays, which are not read then where `data` is a file.
@@ -100,14 +120,27 @@ class ShardIndex:
             body += arrays[name].nbytes
         if len(data) != body + 4:
             raise ValueError("cut")
-        return ShardIndex(
+        index = ShardIndex(
             size=head["size"],
             kinds=[tuple(kind) for kind in head["kinds"]],
             defects=head["defects"],
             digest=head["digest"],
-            head=head,
+            head=dict(head),
             **arrays,
         )
+        if not only_head:
+            index._require_places(head["kind_counts"])
+        return index
+
+    def _require_places(self, kind_counts: list[int]) -> None:
+        """Refuse arrays that are not what the head says, or that point out of the shard. Raises ValueError."""
+        counts = np.bincount(self.kind, minlength=len(self.kinds)).tolist()
+        if counts != kind_counts:
+            raise ValueError("kinds of samples that the head does not tell")
+        if (self.first > self.size).any() or (self.label < BAD_LABEL).any():
+            raise ValueError("a sample that the shard cannot have")
+        if (self.length > self.size).any() or (self.offset > self.size - self.length.astype(np.uint64)).any():
+            raise ValueError("a part that lies outside of the shard")
 
 
 def label_counts(summary: dict) -> list[list[int]]:
@@ -115,14 +148,28 @@ def label_counts(summary: dict) -> list[list[int]]:
     return np.frombuffer(base64.b64decode(summary["labels"]), "<i4").reshape(-1, 3).tolist()
 
 
-def _head(data: "bytes | mmap.mmap") -> tuple[dict, int]:
+def _head(data: "bytes | mmap.mmap") -> tuple[Head, int]:
     if data[: len(MAGIC)] != MAGIC:
         raise ValueError("not an index of this version")
     start = len(MAGIC) + 8
     stop = start + int.from_bytes(data[start - 8 : start - 4], "little")
     if zlib.crc32(data[start:stop]) != int.from_bytes(data[start - 4 : start], "little"):
         raise ValueError("damaged")
-    return json.loads(data[start:stop]), stop
+    try:
+        head = parse(Head, json_of(data[start:stop], "head"), "head")
+    except DataError as error:
+        raise ValueError(str(error)) from None
+    kinds, counts = head["kinds"], head["kind_counts"]
+    if len(kinds) != len(counts) or not all(kinds) or sum(counts) != head["samples"]:
+        raise ValueError("head: kind_counts does not go with kinds and samples")
+    if sum(len(kind) * count for kind, count in zip(kinds, counts)) != head["parts"]:
+        raise ValueError("head: parts does not go with kind_counts")
+    labels = label_counts(dict(head))  # raises ValueError
+    if any(
+        not 0 <= kind < len(kinds) or label < BAD_LABEL or not 0 < num <= counts[kind] for kind, label, num in labels
+    ):
+        raise ValueError("head: labels of samples that there are not")
+    return head, stop
 
 
 def scan(data: tar.Bytes, size: int) -> ShardIndex:
@@ -248,15 +295,23 @@ def _places(url: str, cache_dir: Path) -> tuple[Path | None, Path]:
     return Path(f"{address}.index") if is_local(url) else None, kept
 
 
+def _require_size(index_bytes: int, url: str, source: Source) -> None:
+    """Refuse an index that is larger than any of such a shard, where a sample takes 512 bytes at least."""
+    if index_bytes > SMALL and index_bytes > SMALL + source.size(url) // 4:
+        raise ValueError(f"{index_bytes:,} bytes are too many")
+
+
 def _still_true(path: Path, url: str, source: Source, only_head: bool = False) -> ShardIndex | None:
     """The index at `path`, unless it is missing, damaged, or the shard is another one now."""
     try:
-        if only_head:
-            with open(path, "rb") as file:
-                index = ShardIndex.from_bytes(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), only_head=True)
-        else:
-            index = ShardIndex.from_bytes(path.read_bytes())
-    except (OSError, ValueError):
+        with open_regular(path) as file:
+            _require_size(os.fstat(file.fileno()).st_size, url, source)
+            data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if only_head else file.read()
+            index = ShardIndex.from_bytes(data, only_head)
+    except (OSError, UnreadableError):
+        return None
+    except (ValueError, DataError) as error:
+        _tell_unfit(str(path), str(error).removeprefix(f"{path}: "))
         return None
     if source.size(url) != index.size:
         return None
@@ -270,7 +325,7 @@ def _still_true(path: Path, url: str, source: Source, only_head: bool = False) -
             part = 0 if sample == 0 else len(index.offset) - len(index.kinds[index.kind[sample]])
             if (body, length) != (index.offset[part], index.length[part]):
                 return None
-        except (tar.Damage, StopIteration):
+        except (tar.Damage, StopIteration, IndexError):
             return None
     return index
 
@@ -281,11 +336,21 @@ def _published(url: str, source: Source) -> ShardIndex | None:
         return None
     beside = url + ".index"
     try:
-        return ShardIndex.from_bytes(source.read(beside, 0, source.size(beside)))
+        size = source.size(beside)
+        _require_size(size, url, source)
+        return ShardIndex.from_bytes(source.read(beside, 0, size))
     except UnansweredError:
         raise  # the shard itself would not be answered for either
-    except (DataError, ValueError):
+    except DataError:
         return None
+    except ValueError as error:
+        _tell_unfit(public(beside), str(error))
+        return None
+
+
+@functools.lru_cache(maxsize=1024)  # once, though an index may be looked for again
+def _tell_unfit(where: str, why: str) -> None:
+    log.warning(f"warning: {where}: no index of this shard ({why}): it is made anew")
 
 
 def _keep(index: ShardIndex, path: Path) -> bool:

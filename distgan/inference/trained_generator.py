@@ -1,20 +1,23 @@
 """A trained generator without the trainer: from a run, a checkpoint, or a folder that `distgan export` wrote."""
 
+import contextlib
 import hashlib
 import inspect
-import json
 import logging
+import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Annotated, TypedDict
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from distgan import __version__
-from distgan.config.load import from_dict
+from distgan.config.load import from_dict, net_settings
 from distgan.config.schema import Config, to_dict, without_secrets
 from distgan.distributed.launch_env import local_rank
 from distgan.errors import ConfigError, DataError
@@ -22,8 +25,10 @@ from distgan.inference import sampling
 from distgan.models import MODELS
 from distgan.models.epilogue import Tail
 from distgan.storage import checkpoint
-from distgan.storage.checkpoint import DamagedError
+from distgan.storage.checkpoint import DamagedError, machine_memory
 from distgan.storage.home import user_path
+from distgan.storage.saved_state import Classes, SavedState
+from distgan.storage.untrusted import MAX_JSON_BYTES, Between, Count, Name, Positive, Sha256, json_of, parse, read
 from distgan.training import factory
 
 log = logging.getLogger("distgan")
@@ -34,7 +39,7 @@ WEIGHTS, DESCRIPTION = checkpoint.EXPORT  # its files
 
 @dataclass(frozen=True)
 class Spec:
-    """What a generator is, and nothing of how it was trained.
+    """What a generator is, and nothing of how it was trained; the bounds hold for what an exported one says.
 
     Attributes:
         family: A name of `distgan.models.MODELS`.
@@ -47,12 +52,56 @@ class Spec:
     """
 
     family: str
-    resolution: int
-    z_dim: int
-    num_classes: int
-    settings: dict = field(default_factory=dict)
-    revision: int = 1
-    unseen: list[int] = field(default_factory=list)
+    resolution: Annotated[int, Between(1, 2**14)]
+    z_dim: Annotated[int, Between(1, 2**20)]
+    num_classes: Classes
+    settings: dict[str, object] = field(default_factory=dict)
+    revision: Positive = 1
+    unseen: list[Classes] = field(default_factory=list)
+
+
+class _Weights(TypedDict):
+    sha256: Sha256
+
+
+class _Loss(TypedDict):
+    name: Name
+
+
+class _Train(TypedDict):
+    seed: int
+
+
+class _Ema(TypedDict):
+    half_life: float | list[float]
+
+
+class _Settings(TypedDict):
+    """Of the training: what the card of an export tells."""
+
+    loss: _Loss
+    train: _Train
+    ema: _Ema
+
+
+class _Origin(TypedDict):
+    run: Name
+    checkpoint: Name
+    sha256: Name
+    images: Count
+    config: _Settings
+
+
+class _OfAnyFormat(TypedDict):
+    format: Name
+
+
+class _Exported(_OfAnyFormat):
+    """The file DESCRIPTION of an exported generator."""
+
+    generator: Spec
+    weights: _Weights
+    origin: _Origin
 
 
 class Generator:
@@ -206,16 +255,9 @@ def load_generator(
         spec, weights, origin = _exported(folder)
     else:
         where, tensors, config, state = _checkpoint(folder)
-        model = config.model
-        revision = MODELS[model.family].revision
-        classes, unseen = state["num_classes"], state.get("unseen", [])  # which older checkpoints do not know
-        spec = Spec(model.family, config.data.resolution, model.z_dim, classes, dict(model.G), revision, unseen)
-        weights, origin = tensors["G_ema"], _origin(where, state["config"], state["images"])
-    with torch.random.fork_rng(devices=[]):  # the weights that a network starts with are drawn for nothing
-        try:
-            net = MODELS[spec.family].generator(spec.resolution, spec.z_dim, spec.num_classes, **spec.settings)
-        except (TypeError, ValueError) as error:
-            raise DataError(f"{folder}: {spec.family} cannot be built as it is described there: {error}") from None
+        spec, weights = _spec(config, state), tensors["G_ema"]
+        origin = _origin(where, state["config"], state["images"])
+    net = _network(spec, weights, folder)
     G = Generator(net, spec, origin)
     if restores is not None and restores != G.restores:
         noise = f"makes images of noise (model.family={spec.family}): leave --input out"
@@ -241,7 +283,8 @@ def load_discriminator(path: str | Path, chunk: int, device: str | torch.device 
     if (folder / DESCRIPTION).exists():
         raise ConfigError(f"{path} is an exported generator, which has no discriminator: name its run or checkpoint")
     _, tensors, config, state = _checkpoint(folder)
-    _, D = factory.build_nets(config, state["num_classes"])
+    with _Budget(tensors["G"], tensors["D"]).named(folder):
+        _, D = factory.build_nets(config, state["num_classes"])
     _require_arguments(D, ["images", "labels"], config.model.family)
     _fill(D, tensors["D"], folder)
     for tail in (module for module in D.modules() if isinstance(module, Tail)):
@@ -269,16 +312,79 @@ def describe(G: Generator, weights: bytes | None = None) -> dict:
     }
 
 
-def _checkpoint(folder: Path) -> tuple[Path, checkpoint.Tensors, Config, dict]:
+def _checkpoint(folder: Path) -> tuple[Path, checkpoint.Tensors, Config, SavedState]:
     where = checkpoint.find(folder)
     try:
         tensors, state = checkpoint.load(where)
     except DamagedError as damage:
         raise DataError(f"{where}: {damage}") from None
+    if missing := [name for name in ("G", "D", "G_ema") if name not in tensors]:
+        raise DataError(f"{where}: {missing[0]}.safetensors is missing")
     config = from_dict(state["config"])
     _require_known(config.model.family, str(folder))
     factory.require_revision(config.model.family, state.get("revision", 1), where)
+    if not config.data.resolution:
+        raise DataError(f"{where}: state.json: config.data.resolution: got 0, expected the side of the images")
     return where, tensors, config, state
+
+
+def _spec(config: Config, state: SavedState) -> Spec:
+    """What the generator of a checkpoint is."""
+    model = config.model
+    return Spec(
+        model.family,
+        config.data.resolution,
+        model.z_dim,
+        state["num_classes"],
+        dict(model.G),
+        MODELS[model.family].revision,
+        state.get("unseen", []),  # which older checkpoints do not know
+    )
+
+
+def _network(spec: Spec, weights: dict[str, Tensor], folder: Path) -> nn.Module:
+    """The network that a spec describes, as it starts; no larger than its weights, whatever the spec says."""
+    settings = net_settings(spec.family, "G", spec.settings, f"{folder}: model.G")
+    if spec.num_classes and len(set(spec.unseen)) >= spec.num_classes:
+        raise DataError(f"{folder}: a generator of {spec.num_classes} classes, none of which was trained")
+    with torch.random.fork_rng(devices=[]), _Budget(weights).named(folder):  # these weights are drawn for nothing
+        try:
+            return MODELS[spec.family].generator(spec.resolution, spec.z_dim, spec.num_classes, **settings)
+        except (TypeError, ValueError) as error:
+            raise DataError(f"{folder}: {spec.family} cannot be built as it is described there: {error}") from None
+
+
+class _Budget(TorchFunctionMode):
+    """Refuses to make tensors of more values than there are weights to fill them: a description may say anything."""
+
+    FACTORIES = (torch.empty, torch.zeros, torch.ones, torch.randn, torch.rand)
+
+    def __init__(self, *weights: dict[str, Tensor]) -> None:
+        super().__init__()
+        self._left = 10**6 + 2 * sum(tensor.numel() for named in weights for tensor in named.values())
+
+    @contextlib.contextmanager
+    def named(self, folder: Path) -> Iterator[None]:
+        """Count from here on; a refusal names the folder."""
+        try:
+            with self:
+                yield
+        except _TooManyError:
+            raise DataError(f"{folder}: it describes a network of more weights than there are in it") from None
+
+    def __torch_function__(
+        self, function: Callable, types: Sequence[type], args: tuple = (), kwargs: dict | None = None
+    ) -> object:
+        if function in self.FACTORIES:
+            size = (kwargs or {}).get("size", args[0] if args and isinstance(args[0], (tuple, list)) else args)
+            self._left -= math.prod(size)
+            if self._left < 0:
+                raise _TooManyError
+        return function(*args, **(kwargs or {}))
+
+
+class _TooManyError(Exception):
+    pass
 
 
 def _origin(where: Path, config: dict, images: int) -> dict:
@@ -289,28 +395,29 @@ def _origin(where: Path, config: dict, images: int) -> dict:
         "run": where.resolve().parent.parent.name,
         "checkpoint": where.name,
         # Of the manifest, which holds a hash of every file, and so of the checkpoint.
-        "sha256": hashlib.sha256((where / "manifest.json").read_bytes()).hexdigest(),
+        "sha256": hashlib.sha256(read(where / "manifest.json", MAX_JSON_BYTES, follow_links=False)).hexdigest(),
         "images": images,
         "config": {key: value for key, value in told.items() if key not in ("run", "wandb")} | {"data": data},
     }
 
 
 def _exported(folder: Path) -> tuple[Spec, dict[str, Tensor], dict]:
+    where = f"{folder}: {DESCRIPTION} is not one that `distgan export` wrote"
     try:
-        told = json.loads((folder / DESCRIPTION).read_text())
-        if told["format"] != FORMAT:
-            raise DataError(f"{folder}: {DESCRIPTION} is of format {told['format']!r}; this version reads {FORMAT!r}")
-        spec, expected, origin = Spec(**told["generator"]), told["weights"]["sha256"], told["origin"]
-        data = (folder / WEIGHTS).read_bytes()
-    except FileNotFoundError:
-        raise DataError(f"{folder}: {WEIGHTS} is missing") from None
-    except (ValueError, KeyError, TypeError):
-        raise DataError(f"{folder}: {DESCRIPTION} is not one that `distgan export` wrote") from None
+        value = json_of(read(folder / DESCRIPTION, MAX_JSON_BYTES, follow_links=False), where)
+        data = read(folder / WEIGHTS, machine_memory(), follow_links=False)
+    except FileNotFoundError as error:
+        raise DataError(f"{folder}: {Path(error.filename).name} is missing") from None
+    told = parse(_OfAnyFormat, value, where)
+    if told["format"] != FORMAT:
+        raise DataError(f"{folder}: {DESCRIPTION} is of format {told['format']!r}; this version reads {FORMAT!r}")
+    exported = parse(_Exported, value, where)
+    spec, expected, origin = exported["generator"], exported["weights"]["sha256"], exported["origin"]
     if hashlib.sha256(data).hexdigest() != expected:
         raise DataError(f"{folder}: {WEIGHTS} is not what was written ({len(data)} bytes): export it again")
     _require_known(spec.family, str(folder))
     factory.require_revision(spec.family, spec.revision, folder)
-    return spec, checkpoint.load_tensors(data), origin
+    return spec, checkpoint.tensors_of(data, folder / WEIGHTS), dict(origin)
 
 
 def _require_known(family: str, where: str) -> None:

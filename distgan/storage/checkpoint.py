@@ -9,12 +9,15 @@ Nothing in it is a pickle, so a checkpoint from elsewhere cannot run code. A fol
 forced to disk, and renamed; whatever happens on the way, the older ones stay as they are.
 """
 
+import contextlib
 import errno
 import hashlib
 import json
 import logging
+import math
 import os
 import shutil
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -26,12 +29,15 @@ from torch import Tensor, nn
 from distgan.errors import ConfigError, DataError, DivergedError, MachineError
 from distgan.storage.atomic import replace_file
 from distgan.storage.home import user_path
+from distgan.storage.saved_state import Best, File, SavedState, parse_manifest
+from distgan.storage.untrusted import MAX_JSON_BYTES, json_of, open_regular, parse, read_json
 
 log = logging.getLogger("distgan")
 
 EXPORT = WEIGHTS, DESCRIPTION = "model.safetensors", "config.json"  # files of an exported generator
 
 Tensors = dict[str, dict[str, Tensor]]  # object -> name -> tensor
+Shapes = dict[str, dict[str, tuple[int, ...]]]
 
 
 class DamagedError(Exception):
@@ -75,25 +81,111 @@ def save(folder: Path, images: int, tensors: Tensors, state: dict) -> Path:
     return final
 
 
-def load(path: Path) -> tuple[Tensors, dict]:
-    """The tensors and the state of a checkpoint, after its hashes were checked. Raises DamagedError."""
+def load(path: Path, expected: Callable[[SavedState], Shapes] | None = None) -> tuple[Tensors, SavedState]:
+    """The tensors and the state of a checkpoint, after its hashes were checked.
+
+    Args:
+        expected: From the state, the shapes of what will be made of it. Files that are far too large for that are not
+            read, and other shapes are refused.
+
+    Raises:
+        DamagedError: It is incomplete, was altered, or holds other tensors.
+    """
+    with _telling_damage(path):
+        manifest, state = _described(path)
+    shapes = {} if expected is None else expected(state)
+    with _telling_damage(path):
+        _require_room(manifest, shapes)
+        contents = {name: _file(path, name, told) for name, told in manifest.items() if name != "state.json"}
+        tensors = {name.removesuffix(".safetensors"): tensors_of(data, name) for name, data in contents.items()}
+        for name, wanted in shapes.items():
+            require_shapes(tensors.get(name, {}), wanted, name)
+    return tensors, state
+
+
+def verify(path: Path) -> None:
+    """See that a checkpoint is whole, without room for its tensors. Raises DamagedError."""
+    with _telling_damage(path):
+        for name, told in _described(path)[0].items():
+            with open_regular(path / name, follow_links=False) as file:
+                size, digest = os.fstat(file.fileno()).st_size, hashlib.sha256()
+                while size == told["bytes"] and (part := file.read(2**22)):
+                    digest.update(part)
+                _require_hash(name, size, digest.hexdigest(), told)
+
+
+@contextlib.contextmanager
+def _telling_damage(path: Path) -> Iterator[None]:
+    """Raise DamagedError for all that can be wrong with the files of a checkpoint."""
     try:
-        manifest = json.loads((path / "manifest.json").read_text())
-        hashes = {name: (told["sha256"], told["bytes"]) for name, told in manifest.items()}
-        contents = {name: (path / name).read_bytes() for name in hashes}
+        yield
     except FileNotFoundError as error:
         raise DamagedError(f"{os.path.basename(error.filename)} is missing") from None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except DataError as error:
+        raise DamagedError(str(error).removeprefix(f"{path}/")) from None
+    except OSError as error:
         raise DamagedError(f"unreadable: {error}") from None
-    for name, data in contents.items():
-        digest, size = hashes[name]
-        if hashlib.sha256(data).hexdigest() != digest:
-            raise DamagedError(f"{name} is not what was written ({len(data)} of {size} bytes)")
+
+
+def _described(path: Path) -> tuple[dict[str, File], SavedState]:
+    """What a checkpoint says of itself: its files, and its state. Raises DataError, or FileNotFoundError."""
+    manifest = parse_manifest(read_json(path / "manifest.json", follow_links=False), "manifest.json")
+    data = _file(path, "state.json", manifest["state.json"])
+    return manifest, parse(SavedState, json_of(data, "state.json"), "state.json")
+
+
+def _file(path: Path, name: str, told: File) -> bytes:
+    """The bytes of a checkpoint's file. Raises DataError where they are not those of the manifest."""
+    limit = MAX_JSON_BYTES if name.endswith(".json") else told["bytes"]
+    with open_regular(path / name, follow_links=False) as file:
+        size = os.fstat(file.fileno()).st_size
+        data = file.read(size) if size == told["bytes"] <= limit else b""
+    _require_hash(name, size, hashlib.sha256(data).hexdigest(), told)
+    return data
+
+
+def _require_hash(name: str, size: int, digest: str, told: File) -> None:
+    if size != told["bytes"] or digest != told["sha256"]:
+        raise DataError(f"{name} is not what was written ({size} of {told['bytes']} bytes)")
+
+
+def _require_room(manifest: dict[str, File], shapes: Shapes) -> None:
+    """Refuse files that are larger than what they are for, or than this machine's memory."""
+    for name, wanted in shapes.items():
+        most = 2**22 + 8 * sum(math.prod(shape) for shape in wanted.values())
+        if (size := manifest.get(f"{name}.safetensors", {"bytes": 0})["bytes"]) > most:
+            raise DataError(f"{name}.safetensors has {size:,} bytes, but its network needs at most {most:,}")
+    total = sum(told["bytes"] for told in manifest.values())
+    if total > (memory := machine_memory()):
+        raise DataError(f"{total / 1e9:,.0f} GB of tensors, more than the {memory / 1e9:,.0f} GB of this machine")
+
+
+def machine_memory() -> int:
+    """In bytes."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def tensors_of(data: bytes, where: object) -> dict[str, Tensor]:
+    """The tensors of a safetensors file. Raises DataError."""
     try:
-        tensors = {n.removesuffix(".safetensors"): load_tensors(d) for n, d in contents.items() if n != "state.json"}
-        return tensors, json.loads(contents["state.json"])
+        return load_tensors(data)
     except (SafetensorError, ValueError, KeyError) as error:
-        raise DamagedError(f"unreadable: {error}") from None
+        raise DataError(f"{where}: no tensors in it: {error}") from None
+
+
+def shapes_of(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+
+
+def require_shapes(tensors: Mapping[str, Tensor], wanted: dict[str, tuple[int, ...]], what: str) -> None:
+    """Refuse tensors of another network. Raises DataError, which names the first that differs."""
+    found = shapes_of(tensors)
+    if differ := sorted(name for name in found.keys() | wanted if found.get(name) != wanted.get(name)):
+        has, needs = (str(list(shapes[differ[0]])) if differ[0] in shapes else "nothing" for shapes in (found, wanted))
+        raise DataError(
+            f"{what}: the weights are not of the network that is described there: {differ[0]} is {has} instead of "
+            f"{needs}, and {len(differ) - 1} more"
+        )
 
 
 def newest_first(folder: Path) -> list[Path]:
@@ -106,7 +198,7 @@ def newest_good(folder: Path) -> tuple[Path | None, list[str]]:
     refused: list[str] = []
     for path in newest_first(folder):
         try:
-            load(path)
+            verify(path)
             return path, refused
         except DamagedError as damage:
             refused.append(f"{path.name}: {damage}")
@@ -164,12 +256,13 @@ def names_best(path: Path) -> bool:
     return path.name == "best" and not path.exists() and path.parent.is_dir()
 
 
-def read_state(path: Path) -> dict:
+def read_state(path: Path) -> SavedState:
     """The state of a checkpoint, without its tensors."""
+    file = path / "state.json"
     try:
-        return json.loads((path / "state.json").read_text())
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path}: state.json is unreadable ({error}): name another checkpoint") from None
+        return parse(SavedState, read_json(file, follow_links=False), file)
+    except FileNotFoundError:
+        raise DataError(f"{path}: state.json is missing: name another checkpoint") from None
 
 
 def choose(folder: Path, resume: str, *, looking: bool = False) -> tuple[Path | None, bool]:
@@ -192,7 +285,7 @@ def choose(folder: Path, resume: str, *, looking: bool = False) -> tuple[Path | 
         wanted = find(user_path(resume))
         if wanted.parent.resolve() != folder.resolve():
             return (own, True) if own else (wanted, False)
-        if own is not None and read_state(own)["config"]["run"]["resume"] == resume:
+        if own is not None and _began_at(own) == resume:
             return own, True
         if looking:
             return wanted, True
@@ -204,6 +297,12 @@ def choose(folder: Path, resume: str, *, looking: bool = False) -> tuple[Path | 
     if refused and own is None:
         raise DataError(f"{folder} has no good checkpoint left; move it away to start anew")
     return own, True
+
+
+def _began_at(path: Path) -> object:
+    """What run.resume was in the run that wrote a checkpoint."""
+    run = read_state(path)["config"].get("run")
+    return run.get("resume") if isinstance(run, dict) else None
 
 
 def require_left(folder: Path, resume: str, images: int, max_minutes: float) -> None:
@@ -247,10 +346,12 @@ def prune(folder: Path, keep_last: int, keep_every: int) -> None:
 def read_best(folder: Path) -> dict:
     """What best.json tells of the best checkpoint (`checkpoint`, `metric`, `value`); nothing where there is none."""
     try:
-        found = json.loads((folder / "best.json").read_text())
-    except (OSError, ValueError):
+        return dict(parse(Best, read_json(folder / "best.json", follow_links=False), "best.json"))
+    except FileNotFoundError:
         return {}
-    return found if isinstance(found, dict) else {}
+    except DataError as error:
+        log.warning(f"warning: {folder / 'best.json'}: {error}: passed over")
+        return {}
 
 
 def note_best(folder: Path, told: dict | None) -> None:
@@ -269,11 +370,14 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer, net: nn.Module) -> dict[
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, net: nn.Module, tensors: dict[str, Tensor]) -> None:
-    """Undo `optimizer_tensors`."""
+    """Undo `optimizer_tensors`. Raises DataError for tensors of another network."""
     numbers = {name: i for i, (name, _) in enumerate(net.named_parameters())}
+    shapes = shapes_of(dict(net.named_parameters()))
     state: dict[int, dict[str, Tensor]] = {}
     for name, value in tensors.items():
         weight, _, slot = name.rpartition("/")
+        if weight not in numbers or tuple(value.shape) != (() if slot == "step" else shapes[weight]):
+            raise DataError(f"the optimizer's {name} is of another network: {list(value.shape)}")
         state.setdefault(numbers[weight], {})[slot] = value
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 

@@ -17,6 +17,7 @@ from distgan.distributed.process_group import World
 from distgan.errors import ConfigError, DataError
 from distgan.models import MODELS
 from distgan.storage import checkpoint
+from distgan.storage.saved_state import SavedState, require_resumable
 from distgan.training import factory
 from distgan.training.schedulers import Controls
 from distgan.training.training_stats import Meter
@@ -92,7 +93,7 @@ class RunState:
 
         return self._world.on_main(write)
 
-    def load(self, path: Path) -> dict:
+    def load(self, path: Path) -> SavedState:
         """Become what a checkpoint holds, on all ranks; returns its conditions. The W&B run stays as it is.
 
         Raises:
@@ -104,6 +105,8 @@ class RunState:
             net.load_state_dict(tensors[name])
         for name, optimizer in self._optimizers.items():
             settings = getattr(self._config.optim, name)
+            if f"opt_{name}" not in tensors:
+                raise DataError(f"{path}: opt_{name}.safetensors is missing")
             load_optimizer(name, settings, optimizer, self._nets[name], tensors[f"opt_{name}"])
         self._meter.load_state(state["meter"])
         self._controls.load_state(state["controls"])
@@ -128,13 +131,16 @@ class RunState:
             "compile": self._config.train.compile,
         }
 
-    def _read(self, path: Path) -> tuple[checkpoint.Tensors, dict]:
+    def _read(self, path: Path) -> tuple[checkpoint.Tensors, SavedState]:
         try:
-            tensors, state = checkpoint.load(path)
+            return checkpoint.load(path, lambda state: self._expected(state, path))
         except checkpoint.DamagedError as damage:
             raise DataError(f"{path}: {damage}") from None
+
+    def _expected(self, state: SavedState, path: Path) -> checkpoint.Shapes:
+        """The shapes of the networks' tensors, once the state is known to be one of this run."""
         check_same_run(self._config, state, self._fingerprint, self._num_classes, path)
-        return tensors, state
+        return {name: checkpoint.shapes_of(net.state_dict()) for name, net in self._nets.items()}
 
 
 def load_optimizer(
@@ -161,9 +167,10 @@ def load_optimizer(
     return False
 
 
-def check_same_run(config: Config, state: dict, fingerprint: str, num_classes: int, path: Path) -> None:
+def check_same_run(config: Config, state: SavedState, fingerprint: str, num_classes: int, path: Path) -> None:
     """Refuse to go on with other data or with settings that change the training, unless the config allows it; with
     other networks always."""
+    require_resumable(state, path)
     if state["fingerprint"] != fingerprint and not config.run.allow_data_change:
         raise DataError(
             "the shards are not those that the checkpoint was trained on; put them back, or set "
@@ -191,7 +198,7 @@ def check_same_run(config: Config, state: dict, fingerprint: str, num_classes: i
         )
 
 
-def differences(config: Config, state: dict, fingerprint: str) -> dict[str, tuple]:
+def differences(config: Config, state: SavedState, fingerprint: str) -> dict[str, tuple]:
     """Settings of a run that are not those of the checkpoint that it goes on from, as key -> (old, new).
 
     Where and how a single start runs (run.*) is no setting of the training. Other data may lie under the same address:

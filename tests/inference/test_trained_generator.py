@@ -159,7 +159,7 @@ def test_a_damaged_export_is_refused(tmp_path: Path, run: Path) -> None:
 
 def test_a_checkpoint_of_another_family_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = untrained(tmp_path / "run")
-    rewritten(run, family="hourglass", G={"width": 8, "embedding": 4, "norm": "none"})
+    rewritten(run, family="hourglass", G={"width": 8, "embedding": 4, "norm": "none"}, D={"width": 8})
     with pytest.raises(DataError, match="the weights are not of the network that is described there"):
         load_generator(run)
     rewritten(run, family="future")

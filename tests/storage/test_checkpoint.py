@@ -19,14 +19,14 @@ def tensors(value: float = 1.0) -> checkpoint.Tensors:
 
 
 def save(folder: Path, images: int, value: float = 1.0, resume: str = "auto") -> Path:
-    state = {"images": images, "config": {"run": {"resume": resume}}}
+    state = {"images": images, "num_classes": 0, "config": {"run": {"resume": resume}}}
     return checkpoint.save(folder, images, tensors(value), state)
 
 
 def test_what_is_saved_is_loaded(tmp_path: Path) -> None:
     path = save(tmp_path, 1000, 2.5)
     found, state = checkpoint.load(path)
-    assert state == {"images": 1000, "config": {"run": {"resume": "auto"}}}
+    assert state == {"images": 1000, "num_classes": 0, "config": {"run": {"resume": "auto"}}}
     for name, named in tensors(2.5).items():
         assert named.keys() == found[name].keys()
         assert all(torch.equal(named[key], found[name][key]) for key in named)
@@ -198,7 +198,7 @@ def test_an_optimizer_goes_on_bit_for_bit(tmp_path: Path, kind: type[torch.optim
     steps(whole, optimizers[0], range(6))
     steps(first, optimizers[1], range(3))
     saved = {"net": first.state_dict(), "opt": checkpoint.optimizer_tensors(optimizers[1], first)}
-    found, _ = checkpoint.load(checkpoint.save(tmp_path, 1, saved, {}))
+    found, _ = checkpoint.load(checkpoint.save(tmp_path, 1, saved, {"images": 1, "num_classes": 0, "config": {}}))
     second.load_state_dict(found["net"])
     checkpoint.load_optimizer(optimizers[2], second, found["opt"])
     steps(second, optimizers[2], range(3, 6))

@@ -91,7 +91,7 @@ def test_a_run_from_elsewhere_that_has_nothing_left_is_refused_before_a_folder_i
     named = elsewhere / "checkpoints" / "step-000000000024"
     for command in ("check", "train"):
         assert main([command, config, f"run.dir={run}", f"run.resume={named}"]) == 3
-        assert "state.json is unreadable" in capsys.readouterr().err
+        assert "state.json is missing" in capsys.readouterr().err
         assert not run.exists()
 
 

@@ -1,0 +1,101 @@
+"""What manifest.json and state.json of a checkpoint hold, as its readers may rely on it."""
+
+from typing import Annotated, TypedDict
+
+from distgan.errors import DataError
+from distgan.storage.untrusted import AtMost, Between, Count, Like, Name, Positive, Sha256, Share, parse
+
+Classes = Annotated[int, Between(0, 1_000_000)]
+Seconds = Annotated[float, Between(0, 1e12)]
+FILE_NAME = r"\w[\w-]{0,100}\.(safetensors|json)"  # a plain name: no folder, no way out of the checkpoint
+STEP_NAME = r"step-\d{12}"
+# What W&B refuses in an id would end the run later.
+WandbId = Annotated[str, Like(r"[^/\\#?%:\s\x00-\x1f]{1,128}", "an id of a W&B run")]
+
+
+class File(TypedDict):
+    """One of manifest.json."""
+
+    sha256: Sha256
+    bytes: Count
+
+
+class Layout(TypedDict):
+    """The constants of the order of samples."""
+
+    lanes: Annotated[int, Between(1, 2**22)]
+    block: Annotated[int, Between(1, 2**20)]
+    window: Annotated[int, Between(1, 2**12)]
+    version: Positive
+
+
+class Ada(TypedDict):
+    p: Share
+
+
+class Balance(TypedDict):
+    level: Share
+
+
+class Controls(TypedDict, total=False):
+    """Of the controllers that there are, what they saw and came to."""
+
+    verdicts: dict[str, list[float]]
+    augment: Ada
+    balance: Balance
+
+
+class _Always(TypedDict):
+    images: Count
+    num_classes: Classes
+    config: dict[str, object]
+
+
+class SavedState(_Always, total=False):
+    """state.json. What is not required here, older versions did not write, or a generator does without."""
+
+    iterations: Count
+    num_skipped: Count
+    num_rollbacks: Count
+    num_substituted: Annotated[list[Count], AtMost(2**20)]
+    train_sec: Seconds
+    eval_sec: Seconds
+    owes_evaluation: bool
+    wandb_id: WandbId
+    fingerprint: Name
+    layout: Layout
+    unseen: list[Classes]
+    class_names: list[Name]
+    revision: Positive
+    meter: Annotated[list[list[float]], AtMost(2**20)]
+    controls: Controls
+
+
+class Best(TypedDict):
+    """best.json, which tells the best checkpoint."""
+
+    checkpoint: Annotated[str, Like(STEP_NAME, "the name of a checkpoint")]
+
+
+TO_RESUME = ("num_substituted", "wandb_id", "fingerprint", "layout", "meter", "controls")
+
+
+def parse_manifest(value: object, where: object) -> dict[str, File]:
+    """The files of a checkpoint by name, state.json among them. Raises DataError."""
+    found = parse(dict[str, File], value, where)
+    parse(list[Annotated[str, Like(FILE_NAME, "a plain file name")]], list(found), where)
+    if "state.json" not in found:
+        raise DataError(f"{where}: state.json is not in it")
+    return found
+
+
+def require_resumable(state: SavedState, where: object) -> None:
+    """Refuse a state from which a run cannot go on. Raises DataError."""
+    if missing := [name for name in TO_RESUME if name not in state]:
+        raise DataError(f"{where}: state.json: {missing[0]}: got nothing, expected it to be there")
+    meter, controls = state["meter"], state["controls"]
+    if not meter or len({len(sums) for sums in meter}) > 1:
+        raise DataError(f"{where}: state.json: meter: got {len(meter)} rows, expected some of one length")
+    for name in ("augment", "balance"):
+        if name in controls and len(controls.get("verdicts", {}).get(name, ())) != 3:
+            raise DataError(f"{where}: state.json: controls.verdicts.{name}: expected three numbers")

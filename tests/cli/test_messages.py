@@ -80,7 +80,9 @@ def test_a_mistake_word_for_word(
 
 
 @pytest.mark.multi
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(
+    "case", [case if case == "batch plan" else pytest.param(case, marks=pytest.mark.slow) for case in CASES]
+)
 def test_two_ranks_say_it_once(case: str, tmp_path: Path, config: Path) -> None:
     overrides, _, told = CASES[case]
     if case == "typo in a file":

@@ -150,6 +150,7 @@ def test_under_nohup_a_terminal_may_close(launched: list[Launched], config: Path
     assert len(launched[0].ranks()) == 2
 
 
+@pytest.mark.slow
 def test_ranks_whose_launcher_was_killed_save_and_leave(launched: list[Launched], config: Path, tmp_path: Path) -> None:
     launched.append(Launched("cpu.sh", config, tmp_path / "run"))
     launched[0].wait_until_it_trains()
@@ -158,6 +159,7 @@ def test_ranks_whose_launcher_was_killed_save_and_leave(launched: list[Launched]
     assert status(tmp_path / "run")["state"] == "preempted"
 
 
+@pytest.mark.slow
 def test_a_signal_to_one_rank_stops_all(launched: list[Launched], config: Path, tmp_path: Path) -> None:
     launched.append(Launched("cpu.sh", config, tmp_path / "run"))
     launched[0].wait_until_it_trains()
@@ -167,6 +169,7 @@ def test_a_signal_to_one_rank_stops_all(launched: list[Launched], config: Path, 
     assert status(tmp_path / "run")["state"] == "preempted"
 
 
+@pytest.mark.slow
 def test_every_ctrl_c_reaches_the_ranks(launched: list[Launched], config: Path, tmp_path: Path) -> None:
     """While rank 1 is stopped, nothing is saved: the first two are told, and the third one ends the run."""
     launched.append(Launched("cpu.sh", config, tmp_path / "run"))
@@ -183,7 +186,9 @@ def test_every_ctrl_c_reaches_the_ranks(launched: list[Launched], config: Path, 
     assert status(tmp_path / "run")["state"] == "failed"
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 75)])
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 75, marks=pytest.mark.slow)]
+)
 def test_a_launcher_that_has_started_no_rank_leaves_at_once(
     launched: list[Launched], config: Path, tmp_path: Path, number: signal.Signals, code: int
 ) -> None:
@@ -204,6 +209,7 @@ def test_a_failed_run_ends_with_its_own_code_and_line(launched: list[Launched], 
     assert len(lines) == 1 and lines[0].startswith("distgan train: data.shards: no shard matches 'nowhere'")
 
 
+@pytest.mark.slow
 def test_a_port_that_is_taken_is_told_in_a_line(launched: list[Launched], config: Path, tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         meeting = {"NODES": "2", "GPUS": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(taken.getsockname()[1])}
@@ -214,6 +220,7 @@ def test_a_port_that_is_taken_is_told_in_a_line(launched: list[Launched], config
     assert line.endswith("(set another MASTER_PORT, the same on all machines)")
 
 
+@pytest.mark.slow
 def test_a_rank_that_is_killed_is_named(launched: list[Launched], config: Path, tmp_path: Path) -> None:
     launched.append(Launched("cpu.sh", config, tmp_path / "run"))
     launched[0].wait_until_it_trains()
@@ -224,6 +231,7 @@ def test_a_rank_that_is_killed_is_named(launched: list[Launched], config: Path, 
     assert "distgan: rank 1 was ended by SIGKILL" in told and "Traceback" not in told
 
 
+@pytest.mark.slow
 def test_two_machines_are_one_run_and_stop_together(launched: list[Launched], config: Path, tmp_path: Path) -> None:
     """launch/multinode.sh twice on loopback; a signal to one of the two is enough."""
     meeting = {"NODES": "2", "GPUS": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
@@ -238,7 +246,13 @@ def test_two_machines_are_one_run_and_stop_together(launched: list[Launched], co
     assert status(tmp_path / "run")["state"] == "preempted"
 
 
-@pytest.mark.parametrize(("mistake", "told"), [("train.bach=8", "Did you mean: 'batch'"), ("train.batch=7", "2 rank")])
+@pytest.mark.parametrize(
+    ("mistake", "told"),
+    [
+        ("train.batch=7", "2 rank"),
+        pytest.param("train.bach=8", "Did you mean: 'batch'", marks=pytest.mark.slow),
+    ],
+)
 def test_a_mistake_is_the_last_word_of_a_launch(tmp_path: Path, mistake: str, told: str) -> None:
     config = write_config(tmp_path / "a.yaml", tmp_path)
     command = ["bash", str(ROOT / "launch" / "cpu.sh"), str(config), mistake]

@@ -43,6 +43,7 @@ def test_a_rank_that_hangs_ends_the_run_with_a_word(tmp_path: Path) -> None:
     assert list((run / "logs").glob("rank_*.stacks.txt"))
 
 
+@pytest.mark.slow
 @pytest.mark.multi
 @pytest.mark.timeout(400)
 def test_a_run_that_is_killed_again_and_again_loses_nothing(tmp_path: Path) -> None:

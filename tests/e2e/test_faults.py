@@ -38,7 +38,7 @@ def lines_of(run: Path) -> int:
 def test_a_server_that_fails_all_the_time_changes_nothing(tmp_path: Path) -> None:
     """503, answers cut within a member and on a boundary, resets; the samples are those of the files themselves."""
     digits = make_digits(tmp_path / "digits", shard_mb=2)
-    own = [str(write_config(tmp_path / "tiny.yaml", digits)), "train.images=960", "data.audit=true"]
+    own = [str(write_config(tmp_path / "tiny.yaml", digits)), "train.images=480", "data.audit=true"]
     train(1, tmp_path / "log-files", *own, f"run.dir={tmp_path / 'files'}")
     rng = random.Random(5)
     kinds = ["503", "cut 100", "cut 51200", "reset", "short 70000", "500"]
@@ -66,6 +66,7 @@ def test_a_shard_that_is_replaced_under_a_live_run_ends_it(tmp_path: Path) -> No
     assert "0.tar" in status(tmp_path / "run")["reason"]
 
 
+@pytest.mark.slow
 def test_a_slow_rank_slows_the_run_and_no_more(tmp_path: Path, config: Path) -> None:
     """The other waits for it; the lines of metrics tell how much of the time, and the log which rank it is."""
     own, log = [str(config), "train.images=480"], tmp_path / "log"
@@ -154,7 +155,7 @@ def test_a_console_that_closes_is_not_missed(tmp_path: Path, config: Path) -> No
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounts a small disk, as root")
-@pytest.mark.parametrize("when", ["at the start", "later"])
+@pytest.mark.parametrize("when", ["at the start", pytest.param("later", marks=pytest.mark.slow)])
 def test_a_run_folder_that_is_read_only(tmp_path: Path, config: Path, when: str) -> None:
     disk, log = tmp_path / "disk", tmp_path / "log"
     disk.mkdir()
@@ -193,6 +194,7 @@ def test_too_few_file_descriptors_are_told_or_do(tmp_path: Path, config: Path, l
     train(1, log, str(config), "train.images=600", f"run.dir={run}")
 
 
+@pytest.mark.slow
 def test_a_clock_that_runs_backwards_changes_nothing(tmp_path: Path, config: Path) -> None:
     """Wall time is only written down: neither the order of checkpoints nor a deadline is a matter of it."""
     own, log = [str(config), "data.audit=true"], tmp_path / "log"

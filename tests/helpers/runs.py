@@ -1,7 +1,11 @@
 """Tiny runs for the tests: a data set of real digits, a config, and what to compare of two runs."""
 
+import atexit
+import functools
 import hashlib
 import json
+import shutil
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -34,6 +38,14 @@ checkpoint: {every: 240}
 
 def make_digits(folder: Path, resolution: int = 16, shard_mb: float = 0.4) -> Path:
     """The embedded digits as shards."""
+    return shutil.copytree(_digits(resolution, shard_mb), folder, dirs_exist_ok=True)
+
+
+@functools.cache
+def _digits(resolution: int, shard_mb: float) -> Path:
+    """Packed once in a process of pytest."""
+    folder = Path(tempfile.mkdtemp(prefix="digits-"))
+    atexit.register(shutil.rmtree, folder)
     options = Options(resolution=resolution)
     pack(str(PACKAGE / "data" / "digits.npz"), str(folder), options, shard_mb=shard_mb, workers=1)
     return folder

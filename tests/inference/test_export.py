@@ -67,7 +67,7 @@ def test_torchscript_gives_the_same_images(tmp_path: Path, family: str) -> None:
     assert b"torch.jit.load" in files["README.md"]
 
 
-@pytest.mark.parametrize("classes", [3, 0])
+@pytest.mark.parametrize("classes", [3, pytest.param(0, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("family", ["dcgan", *(pytest.param(f, marks=pytest.mark.slow) for f in SMALL if f != "dcgan")])
 def test_onnx_gives_the_same_images_at_any_batch(
     tmp_path: Path, family: str, classes: int, caplog: pytest.LogCaptureFixture

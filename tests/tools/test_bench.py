@@ -74,7 +74,7 @@ def test_the_table_adds_up_and_nothing_is_left(config: Path, scratch: Path, monk
 @pytest.mark.parametrize(
     ("way", "times"),
     [
-        ("train.sync=ddp", 1.0),
+        pytest.param("train.sync=ddp", 1.0, marks=pytest.mark.slow),
         ("train.grad_compression=bf16", 0.5),
         pytest.param("train.sync=flat", 1.0, marks=pytest.mark.slow),
     ],

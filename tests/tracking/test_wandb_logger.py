@@ -183,6 +183,7 @@ def test_a_resumed_run_goes_on_in_strictly_rising_steps(tmp_path: Path, server: 
     assert [row["_step"] for row in server.rows] == [300, 400]
 
 
+@pytest.mark.slow
 @pytest.mark.multi
 def test_the_stop_button_ends_a_run_with_a_checkpoint(tmp_path: Path, server: FakeWandb) -> None:
     config = write_config(tmp_path / "tiny.yaml", make_digits(tmp_path / "digits"))
@@ -221,6 +222,7 @@ def test_a_run_that_goes_back_sends_no_step_twice(tmp_path: Path, server: FakeWa
     assert set(steps) == {0, *written}  # the pictures of 0 kimg have a step, and no line of metrics
 
 
+@pytest.mark.slow
 @pytest.mark.multi
 def test_a_killed_run_loses_no_more_than_two_seconds_of_its_record(tmp_path: Path) -> None:
     config = write_config(tmp_path / "tiny.yaml", make_digits(tmp_path / "digits"))
@@ -257,6 +259,7 @@ sys.exit(main(["train", "{config}", "run.dir={run}", "train.images=600"]))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.multi
 def test_a_client_whose_side_process_hangs_ends_with_the_run(tmp_path: Path) -> None:
     """It would be waited for when Python exits, and hold all machines."""

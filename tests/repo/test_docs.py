@@ -23,6 +23,19 @@ def test_named_tests_and_scripts_exist(page: Path) -> None:
         assert (ROOT / name).exists(), name
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_named_tests_are_there(page: Path) -> None:
+    for file, name in re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", page.read_text()):
+        assert f"\ndef {name}(" in (ROOT / file).read_text(), (file, name)
+
+
+def test_each_promise_of_security_has_a_test() -> None:
+    promises = re.findall(r"^\| \*\*.*", (ROOT / "SECURITY.md").read_text(), re.MULTILINE)
+    assert len(promises) > 10
+    for line in promises:
+        assert re.search(r"\| (`tests/[\w/]+\.py::test_\w+` )+\|$", line), line
+
+
 def test_messages_in_the_table_of_troubles_are_those_of_the_code() -> None:
     code = re.sub(r'"\s*f?"|\s+', " ", " ".join(p.read_text() for p in (ROOT / "distgan").rglob("*.py")))
     table = (ROOT / "docs/troubleshooting.md").read_text().split("## By what you see")[0]

@@ -6,8 +6,8 @@ import sys
 from pathlib import Path
 
 import pytest
+from processes import ROOT
 
-ROOT = Path(__file__).parent.parent
 RECORD = f"""#!{sys.executable}
 import json, os, sys
 name = os.path.basename(sys.argv[0])

@@ -1,22 +1,23 @@
 """Files that are written: rights by the umask, no link followed, nothing left over; and what a process lacks."""
 
 import ast
+import hashlib
 import os
 import re
 import stat
 import subprocess
 import sys
+import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from conftest import write_shards
 from processes import environment
 from range_server import RangeServer
 from runs import make_digits, untrained, write_config
-from test_weights import CONTENT, published
+from shards import image_bytes, numbered_pixels, tar_bytes, write_shards
 
 from distgan.cli.main import main
 from distgan.data.shard_urls import find_shards
@@ -32,7 +33,8 @@ from distgan.storage.home import default_cache_dir, user_path
 from distgan.storage.printable import flush_stdout, show
 from distgan.storage.run_dir import RunFolder
 
-PACKAGE = Path(__file__).parent.parent / "distgan"
+PACKAGE = Path(__file__).parents[2] / "distgan"
+CONTENT = b"so many weights" * 1000
 
 
 @pytest.fixture
@@ -50,7 +52,10 @@ def known() -> reference_stats.Reference:
 
 def download(monkeypatch: pytest.MonkeyPatch) -> Path:
     with RangeServer({"/net.pth": CONTENT}) as server:
-        monkeypatch.setitem(weights.WEIGHTS, "net", published(f"{server.address}/net.pth"))
+        file = weights.WeightsFile(
+            ("net.pth",), hashlib.sha256(CONTENT).hexdigest(), len(CONTENT), f"{server.address}/net.pth"
+        )
+        monkeypatch.setitem(weights.WEIGHTS, "net", file)
         return find_weights("net", download=True)
 
 
@@ -125,6 +130,27 @@ def test_no_link_that_somebody_planted_is_followed(
     with pytest.raises(MachineError, match="symbolic links"):
         RunFolder(run).open([])
     assert victim.read_text() == "precious"
+
+
+@pytest.mark.parametrize("kind", ["zip", "tar", "shard"])
+def test_names_in_an_archive_name_no_file(kind: str, tmp_path: Path) -> None:
+    names = ["../../a.png", "/b.png", f"{tmp_path}/c.png", "x/../../d.png", "~/e.png", "dataset.json/../f.png"]
+    members = [(name, image_bytes(numbered_pixels(i))) for i, name in enumerate(names)]
+    archive = tmp_path / "from" / ("0.zip" if kind == "zip" else "0.tar")
+    archive.parent.mkdir()
+    archive.write_bytes(tar_bytes(members))
+    if kind == "zip":
+        with zipfile.ZipFile(archive, "w") as file:
+            for name, data in members:
+                file.writestr(name, data)
+    before = set(tmp_path.rglob("*"))
+    source = archive.parent if kind == "shard" else archive
+    assert main(["pack", str(source), str(tmp_path / "out" / "set")]) == 0
+    new = {path.relative_to(tmp_path).as_posix() for path in set(tmp_path.rglob("*")) - before}
+    assert {name for name in new if not name.startswith(("cache", "from/0.tar.index"))} <= {
+        "out",
+        *(f"out/set{end}" for end in ("", "/000000.tar", "/000000.tar.index", "/dataset.json", "/skipped.jsonl")),
+    }
 
 
 def test_a_file_is_whole_or_not_there(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ import os
 import re
 import zlib
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypedDict
@@ -35,6 +35,7 @@ MAGIC = b"distgan-index-2\n"
 SMALL = 16 * 2**20  # bytes of an index that may always be read
 ARRAYS = {"first": "<u8", "kind": "<u2", "label": "<i4", "offset": "<u8", "length": "<u4"}
 NO_LABEL, BAD_LABEL = -1, -2
+MAX_STEPS = 10_000  # from a name through links to a file
 _NAME = re.compile(r"((?:.*/|)[^.]+)\.([^/]*)$")
 _META = re.compile(r"__[^/]*__($|/)")
 
@@ -291,7 +292,8 @@ def summary(url: str, source: Source, cache_dir: Path) -> dict:
 def _places(url: str, cache_dir: Path) -> tuple[Path | None, Path]:
     """Where a shard's index may lie: beside it, and in the cache."""
     address = os.path.abspath(local_path(url)) if is_local(url) else url
-    kept = cache_dir / f"{hashlib.sha256(os.fsencode(address)).hexdigest()[:24]}.index"
+    named = os.path.realpath(address) if is_local(url) else url  # of what a link leads to now
+    kept = cache_dir / f"{hashlib.sha256(os.fsencode(named)).hexdigest()[:24]}.index"
     return Path(f"{address}.index") if is_local(url) else None, kept
 
 
@@ -305,7 +307,8 @@ def _still_true(path: Path, url: str, source: Source, only_head: bool = False) -
     """The index at `path`, unless it is missing, damaged, or the shard is another one now."""
     try:
         with open_regular(path) as file:
-            _require_size(os.fstat(file.fileno()).st_size, url, source)
+            known = os.fstat(file.fileno())
+            _require_size(known.st_size, url, source)
             data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if only_head else file.read()
             index = ShardIndex.from_bytes(data, only_head)
     except (OSError, UnreadableError):
@@ -315,8 +318,12 @@ def _still_true(path: Path, url: str, source: Source, only_head: bool = False) -
         return None
     if source.size(url) != index.size:
         return None
-    if is_local(url) and os.stat(local_path(url)).st_ctime_ns > path.stat().st_ctime_ns:
-        return None  # by the time of the change, which `mv`, `cp -p` and rsync cannot set back as they do the other
+    if is_local(url):
+        # By the time of the change, which `mv`, `cp -p` and rsync cannot set back as they do the other.
+        if os.stat(local_path(url)).st_ctime_ns > known.st_ctime_ns:
+            return None
+        if any(os.lstat(link).st_ctime_ns >= known.st_ctime_ns for link in _links(local_path(url))):
+            return None
     for sample in {0, len(index.first) - 1} if len(index.first) else ():
         try:
             start = int(index.first[sample])
@@ -328,6 +335,24 @@ def _still_true(path: Path, url: str, source: Source, only_head: bool = False) -
         except (tar.Damage, StopIteration, IndexError):
             return None
     return index
+
+
+def _links(path: str) -> Iterator[str]:
+    """The links that lead from a file's name to the file; the folder that it is named in is the index's, too."""
+    folder, name = os.path.split(os.path.abspath(path))
+    at, rest = os.path.realpath(folder), [name]
+    for _ in range(MAX_STEPS):
+        if not rest:
+            return
+        name = rest.pop()
+        step = os.path.normpath(os.path.join(at, name))
+        if not os.path.islink(step):
+            at = step
+            continue
+        yield step
+        target = os.readlink(step)
+        at = "/" if target.startswith("/") else at
+        rest += reversed([part for part in target.split("/") if part])
 
 
 def _published(url: str, source: Source) -> ShardIndex | None:

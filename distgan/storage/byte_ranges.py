@@ -17,7 +17,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Protocol, TypeVar
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote, urljoin, urlsplit
 
 from distgan.errors import DataError, with_hint
 from distgan.storage.disk_cache import NodeCache
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 CHUNK = 256 * 1024  # what the cache of remote bytes keeps and drops as one
 PIECE = 64 * 1024  # at most this is received from a connection at a time, between two looks at the clock
 PAUSE_SEC = 0.25  # before the first retry
+MAX_REDIRECTS = 5
 STALL_SEC = 20  # a connection that is silent for so long is given up
 TRANSIENT = {errno.EIO, errno.ESTALE, errno.EAGAIN, errno.EINTR, errno.ETIMEDOUT}
 TOO_MANY_FILES = {errno.EMFILE, errno.ENFILE}
@@ -112,6 +113,8 @@ class Source:
                 raise RefusedError("the source is closed")
             for piece in backend.pieces(url, start + len(got), length - len(got)):
                 got.extend(piece)
+                if len(got) > length:
+                    raise RefusedError("the server sends more bytes than it was asked for")
                 if time.monotonic() > deadline or self._closed.is_set():  # a connection may only trickle
                     break
             if len(got) != length:
@@ -306,7 +309,8 @@ class Http:
         self._pool = urllib3.PoolManager(
             maxsize=connections,
             timeout=urllib3.Timeout(connect=timeout_sec, read=timeout_sec),
-            retries=urllib3.Retry(total=5, redirect=5, connect=0, read=0, status=0, other=0),
+            # Not one by itself: before each it would read what an answer holds, which may have no end.
+            retries=urllib3.Retry(total=0, redirect=False, respect_retry_after_header=False),
         )
 
     def size(self, url: str) -> int:
@@ -321,19 +325,42 @@ class Http:
             if first != start or last >= start + length:
                 raise RefusedError("the server answers with another range than the one it was asked for")
             try:
-                while piece := answer.read1(PIECE, decode_content=False):  # what has come by now, however little
+                left = length + 1  # one more, to see that there is none
+                # What has come by now, however little.
+                while left > 0 and (piece := answer.read1(min(PIECE, left), decode_content=False)):
+                    left -= len(piece)
                     yield piece
             except self._urllib3.exceptions.HTTPError as error:
                 raise ConnectionError(error) from None
+
+    def _answer(self, url: str, headers: dict[str, str]) -> "urllib3.BaseHTTPResponse":
+        """An answer, after redirects. Their own contents are not read, as urllib3 does: they may have no end."""
+        for _ in range(MAX_REDIRECTS + 1):
+            try:
+                answer = self._pool.request("GET", url, headers=headers, preload_content=False, redirect=False)
+            except self._urllib3.exceptions.HTTPError as error:
+                raise ConnectionError(getattr(error, "reason", error)) from None  # the error itself shows the whole URL
+            target = answer.get_redirect_location()
+            if not target:
+                return answer
+            answer.close()
+            try:
+                before, after = urlsplit(url), urlsplit(urljoin(url, target))
+                is_same = (before.scheme, before.hostname, before.port) == (after.scheme, after.hostname, after.port)
+            except ValueError:
+                raise RefusedError("the server redirects to an address that is none") from None
+            if after.scheme not in ("http", "https"):
+                raise RefusedError("the server redirects to an address that is neither http nor https")
+            if not is_same:
+                headers = {name: value for name, value in headers.items() if name != "authorization"}
+            url = after.geturl()
+        raise ConnectionError("too many redirects")
 
     def _get(self, url: str, start: int, length: int) -> "urllib3.BaseHTTPResponse":
         wanted = {"Range": f"bytes={start}-{start + length - 1}", "Accept-Encoding": "identity"}
         if auth := self._urllib3.util.parse_url(url).auth:
             wanted |= self._urllib3.util.make_headers(basic_auth=unquote(auth))
-        try:
-            answer = self._pool.request("GET", url, headers=wanted, preload_content=False)
-        except self._urllib3.exceptions.HTTPError as error:
-            raise ConnectionError(getattr(error, "reason", error)) from None  # the error itself shows the whole URL
+        answer = self._answer(url, wanted)
         if answer.status == 206:
             return answer
         answer.close()
@@ -348,7 +375,7 @@ class Http:
 
 def _content_range(answer: "urllib3.BaseHTTPResponse") -> tuple[int, int, int]:
     """First and last byte, and the whole file's size, from `Content-Range: bytes 0-0/1234`."""
-    found = re.fullmatch(r"bytes (\d+)-(\d+)/(\d+)", answer.headers.get("Content-Range", ""))
+    found = re.fullmatch(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18})", answer.headers.get("Content-Range", ""))
     if found is None:
         raise RefusedError("the server's range answers do not tell the size of the file")
     first, last, total = map(int, found.groups())

@@ -587,3 +587,54 @@ def test_index_is_several_times_as_fast_as_tarfile(tmp_path: Path) -> None:
         if turn >= 5 and 5 * ours < theirs:
             break
     assert 4 * ours < theirs
+
+
+def test_an_index_behind_a_link_that_leads_elsewhere_now_is_made_anew(tmp_path: Path, own_cache: Path) -> None:
+    """Shards of one size whose first and last samples agree: nothing but the link tells them apart."""
+    old = tar_bytes({"a.cls": b"0", "b.cls": b"1", "c.cls": b"0"})
+    new = tar_bytes({"a.cls": b"0", "b.cls": b"2", "c.cls": b"0"})
+    for folder, content in (("v2", new), ("v1", old)):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "s.tar").write_bytes(content)
+    link, current, through = tmp_path / "s.tar", tmp_path / "current", tmp_path / "set" / "t.tar"
+    through.parent.mkdir()
+    link.symlink_to(tmp_path / "v1" / "s.tar")
+    current.symlink_to("v1")
+    through.symlink_to("../current/s.tar")
+    behind = str(tmp_path / "current" / "s.tar")
+    paths = (str(link), str(through), behind)
+    for path in paths:
+        assert shard_index.load(path, Source(), own_cache).label.tolist() == [0, 1, 0]
+    for changed, target in ((link, "v2/s.tar"), (current, "v2")):
+        changed.unlink()
+        changed.symlink_to(target)
+    for path in paths:
+        assert shard_index.load(path, Source(), own_cache).label.tolist() == [0, 2, 0]
+        assert shard_index.summary(path, Source(), own_cache) == shard_index.load(path, Source(), own_cache).summary()
+
+
+def test_an_index_in_the_cache_is_of_what_a_folder_names_now(
+    tmp_path: Path, own_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keep = shard_index._keep
+    monkeypatch.setattr(shard_index, "_keep", lambda index, path: path.parent == own_cache and keep(index, path))
+    for folder, label in (("v2", b"2"), ("v1", b"1")):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "s.tar").write_bytes(tar_bytes({"a.cls": b"0", "b.cls": label, "c.cls": b"0"}))
+    current = tmp_path / "current"
+    for folder, label in (("v1", 1), ("v2", 2)):
+        current.unlink(missing_ok=True)
+        current.symlink_to(folder)
+        assert shard_index.load(str(current / "s.tar"), Source(), own_cache).label.tolist() == [0, label, 0]
+
+
+def test_what_is_no_file_or_far_too_large_is_no_index(tmp_path: Path, own_cache: Path) -> None:
+    shard = tmp_path / "s.tar"
+    shard.write_bytes(tar_bytes({"a.cls": b"7"}))
+    beside = tmp_path / "s.tar.index"
+    os.mkfifo(beside)
+    assert shard_index.load(str(shard), Source(), own_cache).label.tolist() == [7]
+    beside.unlink()
+    with open(beside, "wb") as file:
+        file.truncate(2**40)
+    assert shard_index.load(str(shard), Source(), own_cache).label.tolist() == [7]

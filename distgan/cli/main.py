@@ -3,17 +3,20 @@
 import argparse
 import difflib
 import io
+import logging
 import os
 import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
+from types import TracebackType
 
 from distgan.cli.arguments import build_parser
 from distgan.distributed.launch_env import rank, settle
 from distgan.distributed.preemption import listening, was_asked
 from distgan.errors import ConfigError, DistganError, MachineError
 from distgan.storage.printable import flush_stdout, open_streams, public_line, show
+from distgan.tracking.console import Lines, traceback_lines
 
 RANK_0_SPEAKS_SEC = 10  # a launcher ends all ranks once one is gone: the others leave rank 0 the time to say why
 
@@ -21,10 +24,18 @@ RANK_0_SPEAKS_SEC = 10  # a launcher ends all ranks once one is gone: the others
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the process's exit code."""
     open_streams()
+    sys.excepthook = _show_error
+    if logging.lastResort is not None:  # which shows warnings where a command has set up no log
+        logging.lastResort.setFormatter(Lines())
     try:
         return _written(_run(arguments))
     except SystemExit as done:  # argparse's, after --help or a mistake
         raise SystemExit(_written(int(done.code or 0))) from None
+
+
+def _show_error(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Python's last word on an error that nobody foresaw, as text."""
+    show(f"distgan: {kind.__name__}, which was not foreseen", *traceback_lines(error), file=sys.stderr)
 
 
 def _written(code: int) -> int:
@@ -260,10 +271,6 @@ def _evaluate(options: argparse.Namespace) -> int:
 
 def _log_to_stderr() -> None:
     """What the package has to say, in plain lines; of rank 0 alone what is no warning."""
-    import logging
-
-    from distgan.tracking.console import Lines
-
     handler = logging.StreamHandler()
     handler.setFormatter(Lines())
     logging.basicConfig(handlers=[handler], level=logging.WARNING)

@@ -101,6 +101,7 @@ def _piped(url: str, cache_dir: Path, allowed: bool) -> str:
         with replacing(path) as part, open(part, "wb") as file, gopen(url, "rb") as stream:
             while piece := stream.read(2**20):
                 file.write(piece)
-    except (OSError, ValueError):  # whose own text shows the command
-        raise DataError(f"data.shards: the command of a {public('pipe:')} address failed") from None
+    except (OSError, ValueError) as error:  # whose own text shows the command, unless it is the system's
+        reason = f": {error.strerror}" if isinstance(error, OSError) and error.strerror else ""
+        raise DataError(f"data.shards: the command of a {public('pipe:')} address failed{reason}") from None
     return str(path)

@@ -18,12 +18,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 _PART = re.compile(r"\..+\.([0-9a-f]{8})-(\d+)-[0-9a-f]{16}\.part", re.DOTALL)  # host, process
-_ABANDONED_SEC = 24 * 3600  # so old is no file that a process of another host still writes
 
 
 def aside(path: Path) -> Path:
     """Return a name beside `path` under which to write what shall take its place; nothing has that name."""
-    _sweep(path.parent, os.getpid())
+    _sweep_once(path.parent, os.getpid())
     return path.with_name(f".{path.name}.{_host()}-{os.getpid()}-{secrets.token_hex(8)}.part")
 
 
@@ -64,24 +63,30 @@ def _host() -> str:
 
 
 @functools.lru_cache
-def _sweep(folder: Path, process: int) -> None:
-    """Remove what killed processes left in a folder, once in each process."""
+def _sweep_once(folder: Path, process: int) -> None:
+    """In each process, and so after a fork too."""
+    sweep(folder)
+
+
+def sweep(folder: Path, older_sec: float = 24 * 3600) -> None:
+    """Remove what killed processes left in a folder: at once those of this host, of others what is so old."""
     try:
         names = os.listdir(folder)
     except OSError:  # to be told by whoever writes there
         return
     for name in names:
-        if (found := _PART.fullmatch(name)) and _is_abandoned(folder / name, found[1] == _host(), int(found[2])):
+        if (found := _PART.fullmatch(name)) and _is_abandoned(folder / name, found, older_sec):
             shutil.rmtree(folder / name, ignore_errors=True)
             with contextlib.suppress(OSError):
                 (folder / name).unlink()
 
 
-def _is_abandoned(path: Path, is_ours: bool, process: int) -> bool:
+def _is_abandoned(path: Path, found: re.Match[str], older_sec: float) -> bool:
     try:
-        if is_ours:
-            os.kill(process, 0)
-        return time.time() - path.lstat().st_mtime > _ABANDONED_SEC
+        if found[1] == _host():
+            os.kill(int(found[2]), 0)
+            return False
+        return time.time() - path.lstat().st_mtime > older_sec
     except (ProcessLookupError, OverflowError):
         return True
     except OSError:  # it is another user's, or gone

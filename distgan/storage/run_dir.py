@@ -14,7 +14,7 @@ from importlib import metadata
 from pathlib import Path
 
 from distgan.errors import OTHERS_END, DistganError, MachineError
-from distgan.storage.atomic import no_follow, replace_file
+from distgan.storage.atomic import no_follow, replace_file, sweep
 from distgan.storage.home import user_path
 from distgan.storage.printable import public_line
 from distgan.storage.urls import public
@@ -54,6 +54,8 @@ class RunFolder:
                 folder.mkdir(parents=True, exist_ok=True)
             self._lock = open(self.path / ".lock", "a+", opener=no_follow)  # noqa: SIM115 (held until the process ends)
             self._take_lock()
+            for folder in (self.path, self.samples, self.checkpoints):
+                sweep(folder, older_sec=60)  # of other hosts too: none of them trains here now
             self._note_environment(command)
         except (FileExistsError, NotADirectoryError) as error:
             file = file_in_the_way(Path(error.filename)) or error.filename

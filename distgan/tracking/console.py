@@ -4,6 +4,7 @@ import logging
 import os
 import shutil
 import sys
+import traceback
 from pathlib import Path
 from typing import TextIO
 
@@ -41,10 +42,14 @@ class Lines(logging.Formatter):
     """A record as one line without secrets; a traceback below it is indented, so no line of it looks like a record."""
 
     def format(self, record: logging.LogRecord) -> str:
-        lines = [public_line(record.getMessage())]
-        if record.exc_info:
-            lines += [f"  {public_line(line)}" for line in self.formatException(record.exc_info).split("\n")]
-        return "\n".join(lines)
+        error = record.exc_info and record.exc_info[1]
+        return "\n".join([public_line(record.getMessage()), *(traceback_lines(error) if error else [])])
+
+
+def traceback_lines(error: BaseException) -> list[str]:
+    """What Python would show of an error, to stand below a line that says what it is about."""
+    text = "".join(traceback.format_exception(error)).rstrip("\n")
+    return [f"  {public_line(line)}" for line in text.split("\n")]
 
 
 class LogFile(logging.FileHandler):

@@ -7,6 +7,7 @@ import re
 import stat
 import subprocess
 import sys
+import time
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -21,7 +22,7 @@ from shards import image_bytes, numbered_pixels, tar_bytes, write_shards
 
 from distgan.cli.main import main
 from distgan.data.shard_urls import find_shards
-from distgan.errors import ConfigError, MachineError
+from distgan.errors import ConfigError, DataError, MachineError
 from distgan.inference import sampling
 from distgan.metrics import reference_stats
 from distgan.metrics.extractors import weights
@@ -103,7 +104,8 @@ def test_no_link_that_somebody_planted_is_followed(
     victim = tmp_path / "victim"
     victim.write_text("precious")
     folder = tmp_path / "shared"
-    for path in (folder / "a.png", folder / "r.npz", folder / "t.json", own_cache / "weights" / "net.pth"):
+    piped = own_cache / "pipes" / f"{hashlib.sha256(b'pipe:echo').hexdigest()[:24]}.tar"
+    for path in (folder / "a.png", folder / "r.npz", folder / "t.json", own_cache / "weights" / "net.pth", piped):
         path.parent.mkdir(exist_ok=True, parents=True)
         for name in (aside(path).name, f".{path.name}", f".{path.name}.{os.getpid()}", f".{path.name}.lock"):
             (path.parent / name).symlink_to(victim)
@@ -112,9 +114,10 @@ def test_no_link_that_somebody_planted_is_followed(
         lambda: reference_stats.save(folder / "r.npz", known()),
         lambda: replace_file(folder / "t.json", "{}"),
         lambda: download(monkeypatch),
+        lambda: find_shards("pipe:echo", allow_pipe=True),
     ]
     for write in writers:
-        with pytest.raises((OSError, MachineError)):
+        with pytest.raises((OSError, MachineError, DataError)):
             write()
         assert victim.read_text() == "precious"
     (own_cache / "weights" / ".net.pth.lock").unlink()
@@ -181,10 +184,19 @@ def test_what_a_killed_process_left_goes_with_the_next_write(tmp_path: Path) -> 
     os.utime(old, (0, 0))
     folder = tmp_path / own.name.replace(".a.", ".export.").replace(f"-{os.getpid()}-", f"-{dead.pid}-")
     (folder / "inner").mkdir(parents=True)
-    atomic._sweep.cache_clear()
+    atomic._sweep_once.cache_clear()
     replace_file(tmp_path / "c", "")
     left = {path.name for path in tmp_path.iterdir()}
-    assert left == {"c", *kept, other_host.name, ".a.part", "mine.12345678-1-1234567812345678.part"}
+    foreign = {".a.part", "mine.12345678-1-1234567812345678.part"}
+    assert left == {"c", *kept, other_host.name, *foreign}
+    os.utime(other_host, (time.time() - 300,) * 2)
+    RunFolder(tmp_path).open([])  # which no other run has now
+    assert {path.name for path in tmp_path.iterdir() if path.is_file()} - foreign == {
+        "c",
+        *kept,
+        ".lock",
+        "environment.json",
+    }
 
 
 def test_nothing_else_makes_files_of_a_passing_name() -> None:

@@ -5,6 +5,7 @@ import io
 import json
 import logging
 import re
+import sys
 import tarfile
 from pathlib import Path
 
@@ -161,6 +162,23 @@ def test_words_of_a_server_are_only_shown(tmp_path: Path, capsys: pytest.Capture
         assert main(["index", f"{server.address}/0.tar"]) == 3
     shown = capsys.readouterr().err
     assert shown and not bad_lines(shown)
+
+
+def test_what_nobody_foresaw_is_only_shown(capsys: pytest.CaptureFixture) -> None:
+    """A warning before there is a log, and Python's last word on an error."""
+    assert main(["config", "--help-keys", "train.seed"]) == 0
+    capsys.readouterr()
+    last = logging.lastResort
+    assert last is not None
+    last.handle(logging.LogRecord("", logging.WARNING, "", 0, HOSTILE, (), None))
+    try:
+        raise RuntimeError(f"{HOSTILE} at https://u:p@h/x")
+    except RuntimeError as error:
+        sys.excepthook(RuntimeError, error, None)
+    shown = capsys.readouterr().err
+    assert shown.startswith(printable(HOSTILE) + "\n")
+    assert "RuntimeError" in shown and "u:p" not in shown
+    assert not [line for line in shown.splitlines() if not line.isprintable() or line.startswith("FORGED")]
 
 
 def test_a_failure_is_recorded_as_text(tmp_path: Path) -> None:

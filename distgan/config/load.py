@@ -7,9 +7,11 @@ with the file or override that it stands in.
 
 import difflib
 import functools
+import io
 import json
 import math
 import os
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import Field, asdict
 from pathlib import Path
@@ -19,6 +21,7 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from distgan.config import yaml_text
 from distgan.config.schema import FAMILIES, Config, default_of, leaves
 from distgan.config.validate import eval_problems, problems
 from distgan.errors import ConfigError, DataError
@@ -37,6 +40,10 @@ READABLE_ENVIRONMENT = (
         "SLURM_SUBMIT_DIR",
     ),
 )  # no patterns: of SLURM_*, SLURM_JWT is a credential
+MAX_TOLD = 50  # mistakes, one a line
+MAX_PATH = 1000  # characters
+MAX_FILES = 100  # that a config is made of, by `base:`
+_KEY = re.compile(r"[\w.<-]{0,100}")
 PERSONAL = [name for name, setting in leaves(Config) if setting.metadata.get("personal")]
 
 
@@ -54,7 +61,7 @@ def load(path: str, overrides: Sequence[str] = ()) -> Config:
             raise ConfigError(f"{path} is a folder without config.yaml: neither a config nor a run")
     here = [("run folder", {"run": {"dir": str(folder)}})] if folder else []  # it may have been moved or copied
     try:
-        layers = [*_files(file, ()), *here]
+        layers = [*_files(file, (), []), *here]
         own = list(_override_layers(overrides))
     except RecursionError:
         raise ConfigError(f"{file}: nested too deeply") from None
@@ -98,6 +105,9 @@ def _merged(layers: Sequence[tuple[str, dict]], own: Sequence[tuple[str, dict]],
     granted = {name: value for _, values in own for name, value in _flat(values) if name in PERSONAL}
     for i, (layer, values) in enumerate([*layers, *own]):
         for name, value in _flat(values):
+            if not _KEY.fullmatch(name):  # it may be a line of any file
+                mistakes.append(f"{layer}: a key of {len(name):,} characters that is no name of a setting")
+                continue
             if name in PERSONAL and i < len(layers):
                 if value is not False and not granted.get(name) and not _granted_by_environment(name):
                     mistakes.append(
@@ -213,43 +223,44 @@ class _Escaped(yaml.SafeDumper):
 _Escaped.add_representer(str, lambda dumper, text: dumper.represent_scalar("tag:yaml.org,2002:str", text, style='"'))
 
 
-# Every scalar as text, read by the parser that OmegaConf prefers, too: libyaml, which allows `?` in a list
-_TEXTS = getattr(yaml, "CBaseLoader", yaml.BaseLoader)
-
-
-def _files(file: Path, chain: tuple[Path, ...]) -> Iterator[tuple[str, dict]]:
-    """A file's bases, deepest first, then the file: (name, values)."""
+def _files(file: Path, chain: tuple[Path, ...], read: list[Path]) -> Iterator[tuple[str, dict]]:
+    """A file's bases, deepest first, then the file: (name, values). `read` are those that were read so far."""
     if file in chain:
         raise ConfigError("base: goes round in a circle: " + " -> ".join(map(str, [*chain, file])))
+    read.append(file)
+    if len(read) > MAX_FILES:
+        raise ConfigError(f"{chain[0]}: base: names more than {MAX_FILES} files, one through the other")
     try:
-        values = OmegaConf.to_container(OmegaConf.load(file), resolve=False)
-        texts = yaml.load(file.read_text(encoding="utf-8"), Loader=_TEXTS)
+        text = yaml_text.read(file)
+        texts = yaml_text.texts(text)
+        if not isinstance(texts, dict | None):
+            raise ConfigError(f"{file}: a config is a mapping of settings, not a {type(texts).__name__}")
+        values: Any = OmegaConf.to_container(OmegaConf.load(io.StringIO(text)), resolve=False)
     except FileNotFoundError:
         near = difflib.get_close_matches(file.name, os.listdir(file.parent) if file.parent.is_dir() else [], n=1)
         hint = f"; did you mean {file.parent / near[0]}?" if near else ""
         wanted = f"{chain[-1]}: base {file}" if chain else str(file)
         raise ConfigError(f"{wanted}: no such file{hint}") from None
-    except OSError as error:
-        raise ConfigError(f"{file}: {error.strerror}") from None
-    except (UnicodeDecodeError, yaml.reader.ReaderError):  # which is what YAML says of bytes such as zero
+    except yaml.reader.ReaderError:  # which is what YAML says of bytes such as zero
         raise ConfigError(f"{file}: this is no text, so it is no config: name a YAML file or a run folder") from None
-    except (yaml.YAMLError, OmegaConfBaseException) as error:
-        raise ConfigError(f"{file}: not readable as YAML: {' '.join(str(error).split())}") from None
+    except (yaml.YAMLError, OmegaConfBaseException, *yaml_text.BAD_VALUES) as error:
+        raise ConfigError(f"{file}: not readable as YAML: {yaml_text.problem(error)}") from None
     if not isinstance(values, dict):
         raise ConfigError(f"{file}: a config is a mapping of settings, not a {type(values).__name__}")
     values = _as_typed(values, texts)
     bases = values.pop("base", None) or []
-    if not all(isinstance(base, str) for base in ([bases] if isinstance(bases, str) else bases or [""])):
-        raise ConfigError(f"{file}: base: {bases!r}: name a file, or a list of files")
-    for base in [bases] if isinstance(bases, str) else bases:
-        yield from _files(Path(os.path.normpath(file.parent / base)), (*chain, file))
+    named = bases if isinstance(bases, list) else [bases]
+    if not all(isinstance(base, str) and len(base) <= MAX_PATH for base in named):
+        raise ConfigError(f"{file}: base: {str(bases)[:200]!r}: name a file, or a list of files")
+    for base in named:
+        yield from _files(Path(os.path.normpath(file.parent / base)), (*chain, file), read)
     yield str(file), values
 
 
 def _override_layers(overrides: Sequence[str]) -> Iterator[tuple[str, dict]]:
     for i, text in enumerate(overrides, 1):
         name, equals, typed = text.partition("=")
-        layer = f"override {i} {public(text)!r}"
+        layer = f"override {i} {public(text)[:200]!r}"
         if text.startswith("-") and not equals:
             raise ConfigError(f"{public(text)}: there is no such option")
         if text.startswith("-"):
@@ -259,13 +270,15 @@ def _override_layers(overrides: Sequence[str]) -> Iterator[tuple[str, dict]]:
         try:
             if name in _texts(str) and not typed.lstrip().startswith(tuple("'\"[{")):
                 text = f"{name}={json.dumps(typed.strip(), ensure_ascii=False)}"  # all of it, also `: ` and ` #`
+            texts = yaml_text.texts(text.partition("=")[2])
             values: Any = OmegaConf.to_container(OmegaConf.from_dotlist([text]), resolve=False)
-            texts = yaml.load(text.partition("=")[2], Loader=_TEXTS)
             for part in reversed(name.split(".")):
                 texts = {part: texts}
             yield layer, _as_typed(values, texts)
         except (yaml.YAMLError, OmegaConfBaseException, UnicodeError) as error:
             raise ConfigError(f"{layer}: the value is no YAML, quote it: {_first_line(error, text)}") from None
+        except yaml_text.BAD_VALUES as error:
+            raise ConfigError(f"{layer}: {yaml_text.problem(error)}") from None
 
 
 @functools.cache
@@ -410,6 +423,8 @@ def _out_of_bounds(config: Config) -> list[str]:
         low, high = field.metadata["low"], field.metadata["high"]
         value = values.get(name)
         for number in value if isinstance(value, (list, tuple)) else [value]:
+            if isinstance(number, str) and "\0" in number:
+                found.append(f"{name}: a zero byte in a text")
             if name == "data.resolution" and number == 0:
                 continue  # not set: `problems` says so
             if not isinstance(number, (int, float)):
@@ -429,6 +444,10 @@ def _first_line(error: Exception, value: object = None) -> str:
 
 
 def _error(mistakes: list[str], before: str = "") -> ConfigError:
+    more = f"and {len(mistakes) - MAX_TOLD:,} more"
+    total = len(mistakes)
+    mistakes = [text if len(text) <= 1000 else f"{text[:1000]} ..." for text in mistakes[:MAX_TOLD]]
+    mistakes += [more] if total > MAX_TOLD else []
     if len(mistakes) == 1:
         return ConfigError(before + mistakes[0])
-    return ConfigError(f"{before}{len(mistakes)} mistakes in the config", *mistakes)
+    return ConfigError(f"{before}{total} mistakes in the config", *mistakes)

@@ -1,0 +1,63 @@
+"""YAML as it was typed: every scalar as text, within bounds, and what is wrong with it without a word of its content.
+
+A config may name any file as its `base:`, so that a message which showed what stands there would show any file.
+"""
+
+import re
+from pathlib import Path
+
+import yaml
+
+from distgan.errors import ConfigError, DataError
+from distgan.storage import untrusted
+
+MAX_BYTES = 2**20  # of a file
+MAX_DIGITS, MAX_TEXT = 200, 10_000  # of a number, and characters of a text
+_NUMBER = re.compile(r"[-+]?\d[\da-fA-FxXob_:.]*")
+_NAMED = re.compile(r"(duplicate key|alias) .*", re.DOTALL)
+# The parser that OmegaConf prefers, too: libyaml, which allows `?` in a list
+_TEXTS = getattr(yaml, "CBaseLoader", yaml.BaseLoader)
+# What YAML's own constructors raise beside YAMLError, for `!!int abc` and 2001-99-99
+BAD_VALUES = (ValueError, KeyError, IndexError, AttributeError, TypeError, OverflowError)
+
+
+def read(file: Path) -> str:
+    """The text of a config. Raises FileNotFoundError, or ConfigError for what is none."""
+    try:
+        return untrusted.read(file, MAX_BYTES).decode("utf-8-sig")
+    except DataError as error:
+        raise ConfigError(str(error)) from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"{file}: this is no text, so it is no config: name a YAML file or a run folder") from None
+
+
+def texts(text: str) -> object:
+    """A document with each scalar as it stands there. Raises YAMLError, or ValueError for a number of no use."""
+    document = yaml.load(text, Loader=_TEXTS)
+    _require_short(document, set())
+    return document
+
+
+def problem(error: Exception) -> str:
+    """What is wrong and where, but not what stands there."""
+    if isinstance(error, yaml.MarkedYAMLError):
+        mark = error.problem_mark or error.context_mark
+        where = f" in line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        what = ", ".join(filter(None, (error.context, error.problem)))
+        return _NAMED.sub(r"\1", what)[:200] + where
+    if isinstance(error, BAD_VALUES):
+        return "a number, date, tagged value or text is not what it should be, or far too long; a text needs quotes"
+    return " ".join(str(error).split())[:200]
+
+
+def _require_short(value: object, seen: set[int]) -> None:
+    """Refuse numbers and texts that take long; each part is looked at once, however often it is named."""
+    if isinstance(value, str):
+        if len(value) > MAX_TEXT:
+            raise ValueError("a text of too many characters")
+        if len(value) > MAX_DIGITS and _NUMBER.fullmatch(value):
+            raise ValueError("a number of too many digits")
+    elif isinstance(value, dict | list) and id(value) not in seen:
+        seen.add(id(value))
+        for part in [*value.keys(), *value.values()] if isinstance(value, dict) else value:
+            _require_short(part, seen)

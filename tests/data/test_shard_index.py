@@ -368,6 +368,7 @@ def test_digest_tells_keys_labels_and_places_apart() -> None:
     assert scan(same, len(same)).digest == scan(shards[0], len(shards[0])).digest
 
 
+@pytest.mark.slow
 def test_a_sample_of_many_parts_takes_time_in_proportion() -> None:
     def seconds(parts: int) -> float:
         data = tar_bytes((f"frame.{i:06d}.jpg", b"") for i in range(parts))
@@ -567,6 +568,7 @@ def test_missing_shard_is_told_by_name(tmp_path: Path, own_cache: Path) -> None:
         load(str(tmp_path / "none.tar"), Source(), own_cache)
 
 
+@pytest.mark.slow
 def test_index_is_several_times_as_fast_as_tarfile(tmp_path: Path) -> None:
     """More than five times, as benchmark.py shows; here with room for a busy machine."""
     path = tmp_path / "000.tar"

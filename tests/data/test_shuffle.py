@@ -200,6 +200,7 @@ def process_seconds(shards: Sequence[int], batch: int = 256) -> float:
     return best
 
 
+@pytest.mark.slow
 def test_a_million_samples_are_planned_in_50_ms() -> None:
     assert process_seconds([1000] * 1280) < 0.05
 

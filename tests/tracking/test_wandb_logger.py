@@ -6,8 +6,9 @@ import os
 import random
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -47,9 +48,11 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeWandb]:
         yield server
 
 
-def start(folder: Path, config: dict | None = None, **settings: object) -> WandbRun | None:
+def start(
+    folder: Path, config: dict | None = None, on_stop: Callable[[], None] = lambda: None, **settings: object
+) -> WandbRun | None:
     (folder / "wandb").mkdir(parents=True, exist_ok=True)
-    return start_wandb(Wandb(**settings), RunFolder(folder), config or {}, "abcd", lambda: None)
+    return start_wandb(Wandb(**settings), RunFolder(folder), config or {}, "abcd", on_stop)
 
 
 def inspect(run: Path) -> list[dict]:
@@ -181,6 +184,14 @@ def test_a_resumed_run_goes_on_in_strictly_rising_steps(tmp_path: Path, server: 
         run.log(images, {"Progress/kimg": images / 1000}, {}, {})
     run.finish(0, {}, 30)
     assert [row["_step"] for row in server.rows] == [300, 400]
+
+
+def test_the_stop_button_is_heard(tmp_path: Path, server: FakeWandb) -> None:
+    pressed = threading.Event()
+    run = start(tmp_path / "run", on_stop=pressed.set)
+    server.stopped = True
+    assert pressed.wait(90)
+    run.finish(0, {}, 30)
 
 
 @pytest.mark.slow

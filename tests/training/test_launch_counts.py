@@ -28,6 +28,7 @@ FAULTY = [
     Case("mix", "dcgan64.yaml", (), "a tensor of the host"),
     Case("look", "dcgan64.yaml", (), "a number of the device"),
 ]
+QUICK_FAULTS = ("unpinned", "more", "look")  # the others: in slow tests
 WAITING = [
     Case("rmsprop", "dcgan64.yaml", ("optim.D.name=rmsprop", "optim.G.name=rmsprop")),
     Case("controller", "dcgan64.yaml", (BALANCE, "balance.every=32")),
@@ -44,7 +45,12 @@ def library() -> Path:
 
 @pytest.fixture(scope="module")
 def found(library: Path) -> dict[str, dict]:
-    return fakecuda.run(library, [*QUICK, *WAITING, *FAULTY])
+    return fakecuda.run(library, [*QUICK, *(case for case in FAULTY if case.name in QUICK_FAULTS)])
+
+
+@pytest.fixture(scope="module")
+def found_slowly(library: Path) -> dict[str, dict]:
+    return fakecuda.run(library, [*WAITING, *(case for case in FAULTY if case.name not in QUICK_FAULTS)])
 
 
 def complaints(case: Case, told: dict) -> list[str]:
@@ -75,8 +81,9 @@ def test_an_iteration_waits_for_its_batch_alone(case: Case, found: dict[str, dic
     assert complaints(case, found[case.name]) == []
 
 
-def test_what_waits_is_documented(found: dict[str, dict]) -> None:
-    waits = {what for case in WAITING for what in found[case.name]["waits"]}
+@pytest.mark.slow
+def test_what_waits_is_documented(found_slowly: dict[str, dict]) -> None:
+    waits = {what for case in WAITING for what in found_slowly[case.name]["waits"]}
     assert waits == set(DOCUMENTED)
     text = (ROOT / "docs" / "performance.md").read_text()
     assert [words for words in DOCUMENTED.values() if words not in text] == []
@@ -86,13 +93,14 @@ def test_what_waits_is_documented(found: dict[str, dict]) -> None:
     "name, says",
     [
         ("unpinned", "trainer.py:next_batch copies to the device"),
-        ("number", "step.py:d_step copies to the device"),
-        ("table", "degrade.py:_on_device copies to the device"),
+        pytest.param("number", "step.py:d_step copies to the device", marks=pytest.mark.slow),
+        pytest.param("table", "degrade.py:_on_device copies to the device", marks=pytest.mark.slow),
         ("look", "step.py:_pictures takes a number"),
-        ("mix", "device"),
+        pytest.param("mix", "device", marks=pytest.mark.slow),
     ],
 )
-def test_a_fault_shows(name: str, says: str, found: dict[str, dict]) -> None:
+def test_a_fault_shows(name: str, says: str, request: pytest.FixtureRequest) -> None:
+    found = request.getfixturevalue("found" if name in QUICK_FAULTS else "found_slowly")
     (case,) = (case for case in FAULTY if case.name == name)
     assert any(says in wrong for wrong in complaints(case, found[name])), found[name]
 

@@ -96,7 +96,7 @@ def test_a_run_fails_before_it_saves_anything(tmp_path: Path, config: Path) -> N
 @pytest.mark.multi
 def test_a_run_that_skips_goes_on(tmp_path: Path, config: Path) -> None:
     run, log = tmp_path / "run", tmp_path / "log"
-    own = ["train", str(config), "train.images=960", f"run.dir={run}", "train.on_nan=skip", "train.nan_limit=2"]
+    own = ["train", str(config), "train.images=600", f"run.dir={run}", "train.on_nan=skip", "train.nan_limit=2"]
     assert run_ranks(2, [*FAULT, "1", *own], log) == [0, 0], output(log, 2)
     assert "not finite: 2 of at most 2" in output(log)
     rows = {row["Progress/images"]: row["Optim/skipped_steps"] for row in metrics(run)}
@@ -109,22 +109,22 @@ def test_a_run_that_skips_goes_on(tmp_path: Path, config: Path) -> None:
 
 @pytest.mark.multi
 @pytest.mark.parametrize(
-    "every", [pytest.param("240", marks=pytest.mark.slow), "100k"]
+    "every", [pytest.param("120", marks=pytest.mark.slow), "100k"]
 )  # with the latter, back to the start
 def test_a_run_that_rolls_back_goes_on_with_other_noise(tmp_path: Path, config: Path, every: str) -> None:
-    whole, log = tmp_path / "whole", tmp_path / "log"
-    own = ["train", str(config), "train.images=960", "data.audit=true", f"checkpoint.every={every}"]
+    whole, log, fault = tmp_path / "whole", tmp_path / "log", [FAULT[0], "200"]
+    own = ["train", str(config), "train.images=600", "data.audit=true", f"checkpoint.every={every}"]
     own += ["train.on_nan=rollback", "train.tick=60"]
-    assert run_ranks(2, [*FAULT, "2", *own, f"run.dir={whole}"], log) == [0, 0], output(log, 2)
+    assert run_ranks(2, [*fault, "2", *own, f"run.dir={whole}"], log) == [0, 0], output(log, 2)
     assert output(log).count("with other noise (") == 2  # the second attempt is no better
     rows = metrics(whole)
     assert [row["Progress/images"] for row in rows] == sorted({row["Progress/images"] for row in rows})
     assert last_row(whole)["Optim/rollbacks"] == 2
-    assert sorted(audit(whole)) == list(range(960))
+    assert sorted(audit(whole)) == list(range(600))
 
     # Stopped after the rollbacks and taken up again, it is the same run.
     broken = tmp_path / "broken"
-    command = [*FAULT, "2", *own, f"run.dir={broken}"]
+    command = [*fault, "2", *own, f"run.dir={broken}"]
     with ranks(2, command, log) as started:
         path = broken / "metrics.jsonl"
         wait_for(lambda: path.exists() and '"Optim/rollbacks": 2.0' in path.read_text(), told=lambda: output(log, 2))

@@ -724,7 +724,7 @@ def test_one_ranks_error_is_everyones(folder: Path, monkeypatch: pytest.MonkeyPa
         assert len({str(error) for error in found}) == 1
         assert isinstance(found[0], DataError)
         assert message in str(found[0])
-        monkeypatch.setattr(module.index, "summary", failing)
+        monkeypatch.setattr(module.shard_index, "summary", failing)
 
 
 # The fingerprint.

@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import resource
 import socket
 import subprocess
@@ -113,7 +112,7 @@ def test_no_package_but_python_itself() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment(), timeout=60)
     assert done.returncode == 5, done.stderr
     assert "fail  torch" in done.stdout
-    assert re.search(r"^warn  disk +could not be looked at \(ModuleNotFoundError", done.stdout, re.M)
+    assert "ok    run folders" in done.stdout  # a look that needs no package
     assert "ok    cpu" in done.stdout
     assert done.stderr == ""
 

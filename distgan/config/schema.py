@@ -460,6 +460,22 @@ def best_metric(settings: Eval) -> str:
     return settings.best or next((name for name in settings.metrics if EVAL_METRICS[name]), "")
 
 
+def network_options(config: Config) -> dict[str, Any]:
+    """Return the arguments of `models.networks.build_nets`, but for the number of classes."""
+    model = config.model
+    return {
+        "family": model.family,
+        "resolution": config.data.resolution,
+        "z_dim": model.z_dim,
+        "G": model.G,
+        "D": model.D,
+        "seed": config.train.seed,
+        "minibatch": model.minibatch,
+        "group": config.train.group,
+        "dropout": model.dropout,
+    }
+
+
 def restores(config: Config) -> bool:
     """Whether G makes pictures of degraded ones, not of noise alone."""
     return config.model.family == "restore"

@@ -9,6 +9,7 @@ import contextlib
 import functools
 import itertools
 import math
+import os
 import queue
 import threading
 from collections.abc import Callable, Iterator
@@ -260,3 +261,10 @@ class Stream(Iterator[Batch]):
             f"{len(self.bad)} of {self.dataset.num_samples} samples are damaged, more than data.max_bad_share allows; "
             f"the last one is {key!r} in {url}: {reason}"
         )
+
+
+def decoding_threads(ranks_here: int, device: str) -> int:
+    """Of each rank: the cores divided, but few beside a training that needs the cores itself."""
+    share = (os.cpu_count() or 1) // ranks_here
+    own = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else share  # fewer, where srun binds tasks
+    return max(1, min(share, own, 8 if device == "cuda" else 2))

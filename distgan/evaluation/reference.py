@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from distgan.config.schema import Config
+from distgan.data import loader
 from distgan.data.dataset import Dataset
 from distgan.data.shard_urls import find_shards
 from distgan.distributed.launch_env import together
@@ -13,7 +14,6 @@ from distgan.metrics.extractors import Extractor
 from distgan.metrics.reference_stats import Reference, load_statistics
 from distgan.storage.byte_ranges import Source
 from distgan.storage.home import user_path
-from distgan.training import factory
 
 
 def open_shards(
@@ -56,7 +56,7 @@ def shard_images(config: Config, dataset: Dataset, resolution: int, world: World
         filter=data.filter,
         crop=data.crop,
         max_pixels=data.max_pixels,
-        threads=data.threads or factory.decoding_threads(world.local_size, world.device.type),
+        threads=data.threads or loader.decoding_threads(world.local_size, world.device.type),
     )
 
 

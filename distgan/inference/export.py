@@ -18,11 +18,11 @@ from distgan import __version__
 from distgan.errors import ConfigError, MachineError
 from distgan.inference import sampling
 from distgan.inference.trained_generator import DESCRIPTION, WEIGHTS, Generator, describe, load_generator, locate
+from distgan.models import networks
 from distgan.models.spectral_norm import normalised
 from distgan.storage import checkpoint
 from distgan.storage.atomic import aside
 from distgan.storage.home import user_path
-from distgan.training import factory
 
 TOLERANCE = 1e-5  # that an exported generator may differ by, on a scale of -1..1
 ONNX_BYTES = 2 * 10**9  # an ONNX file ends at 2 GiB
@@ -80,7 +80,7 @@ def export(path: str, out: str, kind: str) -> str:
         part.rename(target)
     finally:
         _remove(part)
-    told = f"{G.spec.family}, {factory.num_weights(G.net) / 1e6:.2f}M weights, {G.resolution} pixels"
+    told = f"{G.spec.family}, {networks.num_weights(G.net) / 1e6:.2f}M weights, {G.resolution} pixels"
     return f"{told}: {out} (differs from the generator by at most {difference:.0e})"
 
 
@@ -90,7 +90,7 @@ def card(G: Generator, kind: str, name: str) -> str:
     classes = G.num_classes
     norms = {type(module).__name__ for module in G.net.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)}
     facts = {
-        "network": f"{G.spec.family} generator, {factory.num_weights(G.net):,} weights, float32",
+        "network": f"{G.spec.family} generator, {networks.num_weights(G.net):,} weights, float32",
         "batch norm": "yes, with the running statistics of training (evaluation mode)" if norms else "none",
         "spectral norm": "yes" if normalised(G.net) else "none",
         "run": f"{origin['run']}, {origin['checkpoint']}, after {origin['images']:,} images",
@@ -236,7 +236,7 @@ def _read_torchscript(part: Path) -> Run:
 
 
 def _write_onnx(G: Generator, card: str, part: Path) -> None:
-    size = 4 * factory.num_weights(G.net)
+    size = 4 * networks.num_weights(G.net)
     if size > ONNX_BYTES:
         raise ConfigError(f"--as onnx: {size / 1e9:.1f} GB of weights, and an ONNX file ends at 2 GB: use safetensors")
     inputs = example(G, 3)

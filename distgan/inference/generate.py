@@ -7,13 +7,13 @@ from pathlib import Path
 
 import torch
 
+from distgan.data import loader
 from distgan.errors import ConfigError, DataError
 from distgan.inference import sampling, shard_writer, video
 from distgan.inference.scoring import Score, open_score
 from distgan.inference.selection import Choice, Drawn
 from distgan.inference.trained_generator import Generator, load_generator, locate
 from distgan.storage.home import user_path
-from distgan.training import factory
 
 SHARD_IMAGES, SHARD_BYTES = 2048, 256_000_000  # of a shard, where nothing else is asked for; bytes of its pixels
 FILTERED_IMAGES = 1024  # that are chosen from their own candidates, where images become files
@@ -101,7 +101,7 @@ def generate(
         folder = shard_writer.claim(out, function_of, may_grow=share == 1 and not balance)
         _write_files(folder, choice, draw, rank, world)
         return f"{num} images: {target}"
-    threads = factory.decoding_threads(world, G.device.type)
+    threads = loader.decoding_threads(world, G.device.type)
     return shard_writer.write(out, choice, draw, function_of, card=card, rank=rank, world=world, threads=threads)
 
 

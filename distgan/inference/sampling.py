@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from distgan.models.networks import run_generator
 from distgan.rng import host_rng
 from distgan.storage.atomic import replacing
 
@@ -15,11 +16,6 @@ CHUNK = 64  # images of one forward; always whole, so that a picture does not de
 
 
 Given = Callable[[list[int]], np.ndarray]  # numbers -> degraded pictures, uint8 [n, R, R, 3]
-
-
-def make(G: nn.Module, z: Tensor, given: Tensor | None, labels: Tensor | None) -> Tensor:
-    """G's images of latents [B, Z], or of what it is given beside them, [B, 3, R, R] in -1..1."""
-    return G(z, labels) if given is None else G(given, z, labels)
 
 
 def chunk_of(resolution: int) -> int:
@@ -84,7 +80,7 @@ def images(
                 found = torch.from_numpy(given(wanted[part].tolist())).to(device).permute(0, 3, 1, 2) / 127.5 - 1
                 pictures = found[:1].repeat(chunk, 1, 1, 1)
                 pictures[torch.from_numpy(rows).to(device)] = found
-            yield make(G, z, pictures, classes)[torch.from_numpy(rows).to(device)]
+            yield run_generator(G, z, pictures, classes)[torch.from_numpy(rows).to(device)]
     finally:
         G.train(was_training)
 

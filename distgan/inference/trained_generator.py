@@ -18,18 +18,17 @@ from torch.overrides import TorchFunctionMode
 
 from distgan import __version__
 from distgan.config.load import from_dict, net_settings
-from distgan.config.schema import Config, to_dict, without_secrets
+from distgan.config.schema import Config, network_options, to_dict, without_secrets
 from distgan.distributed.launch_env import local_rank
 from distgan.errors import ConfigError, DataError
 from distgan.inference import sampling
-from distgan.models import MODELS
+from distgan.models import MODELS, networks
 from distgan.models.epilogue import Tail
 from distgan.storage import checkpoint
 from distgan.storage.checkpoint import DamagedError, machine_memory
 from distgan.storage.home import user_path
 from distgan.storage.saved_state import Classes, SavedState
 from distgan.storage.untrusted import MAX_JSON_BYTES, Between, Count, Name, Positive, Sha256, json_of, parse, read
-from distgan.training import factory
 
 log = logging.getLogger("distgan")
 
@@ -284,7 +283,7 @@ def load_discriminator(path: str | Path, chunk: int, device: str | torch.device 
         raise ConfigError(f"{path} is an exported generator, which has no discriminator: name its run or checkpoint")
     _, tensors, config, state = _checkpoint(folder)
     with _Budget(tensors["G"], tensors["D"]).named(folder):
-        _, D = factory.build_nets(config, state["num_classes"])
+        _, D = networks.build_nets(**network_options(config), num_classes=state["num_classes"])
     _require_arguments(D, ["images", "labels"], config.model.family)
     _fill(D, tensors["D"], folder)
     for tail in (module for module in D.modules() if isinstance(module, Tail)):
@@ -322,7 +321,7 @@ def _checkpoint(folder: Path) -> tuple[Path, checkpoint.Tensors, Config, SavedSt
         raise DataError(f"{where}: {missing[0]}.safetensors is missing")
     config = from_dict(state["config"])
     _require_known(config.model.family, str(folder))
-    factory.require_revision(config.model.family, state.get("revision", 1), where)
+    networks.require_revision(config.model.family, state.get("revision", 1), where)
     if not config.data.resolution:
         raise DataError(f"{where}: state.json: config.data.resolution: got 0, expected the side of the images")
     return where, tensors, config, state
@@ -416,7 +415,7 @@ def _exported(folder: Path) -> tuple[Spec, dict[str, Tensor], dict]:
     if hashlib.sha256(data).hexdigest() != expected:
         raise DataError(f"{folder}: {WEIGHTS} is not what was written ({len(data)} bytes): export it again")
     _require_known(spec.family, str(folder))
-    factory.require_revision(spec.family, spec.revision, folder)
+    networks.require_revision(spec.family, spec.revision, folder)
     return spec, checkpoint.tensors_of(data, folder / WEIGHTS), dict(origin)
 
 

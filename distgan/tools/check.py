@@ -14,6 +14,7 @@ from distgan.evaluation.measure import check_metrics
 from distgan.evaluation.reference import is_statistics, open_shards, read_statistics
 from distgan.inference import sampling
 from distgan.metrics.extractors import open_extractor
+from distgan.models import networks
 from distgan.storage import checkpoint
 from distgan.storage.home import user_path
 from distgan.storage.run_dir import file_in_the_way
@@ -31,7 +32,7 @@ def check(config: Config, spread: BatchPlan) -> tuple[list[str], list[str]]:
     G, D = factory.build_nets(config, dataset.num_classes)
     lines = factory.describe(config, spread, dataset, factory.choose_layout(config, dataset), G, D)
     card_lines, card_warnings = _card(config, dataset)
-    disk_lines, disk_warnings = _disk(config, factory.checkpoint_bytes(G, D), dataset.num_classes)
+    disk_lines, disk_warnings = _disk(config, networks.checkpoint_bytes(G, D), dataset.num_classes)
     if config.eval.every:
         lines.append(_evaluation(config, dataset))
     pixel_lines, pixel_warnings = pixels.report(dataset, config.data.crop, config.data.max_pixels)

@@ -15,11 +15,11 @@ from distgan.data.dataset import Dataset
 from distgan.data.shuffle import Layout
 from distgan.distributed.process_group import World
 from distgan.errors import ConfigError, DataError
-from distgan.models import MODELS
+from distgan.models import MODELS, networks
 from distgan.storage import checkpoint
 from distgan.storage.saved_state import SavedState, require_resumable
 from distgan.training import factory
-from distgan.training.schedulers import Controls
+from distgan.training.schedulers import Schedulers
 from distgan.training.training_stats import Meter
 
 log = logging.getLogger("distgan")
@@ -53,7 +53,7 @@ class RunState:
         nets: dict[str, nn.Module],
         optimizers: dict[str, torch.optim.Optimizer],
         meter: Meter,
-        controls: Controls,
+        controls: Schedulers,
     ) -> None:
         """`optimizers` has the names of the networks they train."""
         self.now, self.layout = Progress(), layout
@@ -187,7 +187,7 @@ def check_same_run(config: Config, state: SavedState, fingerprint: str, num_clas
             "model.conditional). Put back the shards with those classes, set data.classes where it is larger than "
             "what they hold, or choose another run.dir and start anew"
         )
-    factory.require_revision(config.model.family, state.get("revision", 1), path)
+    networks.require_revision(config.model.family, state.get("revision", 1), path)
     if config.run.allow_config_change:
         return
     if refused:

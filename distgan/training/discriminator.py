@@ -1,5 +1,6 @@
-"""How D is asked: what is done to every image before D sees it, and D's gradient with respect to images."""
+"""D behind its augmentation: logits and gradient penalties. Compilation, bfloat16 and double backward stay in here."""
 
+import contextlib
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -7,147 +8,144 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from distgan.losses import gradient_penalty as penalties
+from distgan.losses import gradient_penalty
 from distgan.models.epilogue import Tail
 from distgan.rng import device_rng
+from distgan.training.step_inputs import MicroBatch, StepHyperparams
 from distgan.transforms.augment import NUM_DRAWS, augment
 
-Verdict = Tensor | tuple[Tensor, list[Tensor]]  # logits, and with `features` those too
+Logits = Tensor | tuple[Tensor, list[Tensor]]  # with `features`, those too
 
 
 @dataclass(frozen=True)
-class Strengths:
-    """What schedules and controllers say at one moment.
+class Evaluation:
+    """D's answer to one batch of images.
 
     Attributes:
-        r1, r2, gp: Weights of the penalties, 0 where one is not applied.
-        noise: Standard deviation of the noise on all images that D sees, which range over -1..1.
-        p: Probability of each augmentation.
-        every: D steps from one application of the penalties to the next; their weights are as much larger.
+        logits: [B] or [B, P], in the precision of the networks.
+        squared_gradient: Computes E ||dD/dx||^2 of D's score, in float32 and differentiable. To be called at most once,
+            outside of autocast.
     """
 
-    r1: float = 0.0
-    r2: float = 0.0
-    gp: float = 0.0
-    noise: float = 0.0
-    p: float = 0.0
-    every: int = 1
+    logits: Tensor
+    squared_gradient: Callable[[], Tensor]
 
 
-class Judge:
-    """D behind what is done to every image before D sees it.
+class AugmentedDiscriminator:
+    """D, and what happens to every image before D sees it: augmentation, then instance noise (Sonderby et al. 2017).
 
-    That is augmentation, then instance noise (Sonderby et al. 2017): the same for real images and fakes, and G's
-    gradient passes through it. A `look` keeps the draws of several judgements of one image apart. Where D is shown what
-    G was given (`paired`), that is moved and coloured like the image.
+    Both are the same for real images and fakes, and G's gradient passes through them. `tag` keeps the random numbers of
+    several evaluations of one image apart. Where D sees G's condition, the condition is augmented like the image.
 
-    Random numbers are drawn before what is compiled, so a graph holds networks and arithmetic alone.
+    Random numbers are drawn outside of what is compiled, so a graph has networks and arithmetic alone.
 
     Args:
+        augment, color: See `StepOptions`.
+        bf16: Whether callers evaluate under autocast. Then a penalty evaluates D once more, in float32.
         compile: "off"; "g": where no gradient of a gradient is needed; "all": there too.
-        compiled: Makes the compiled form of a function.
-        paired: Whether D is shown what G restored an image from; then it is `given` beside each image.
-
-    Attributes:
-        traces: Whether gradients with respect to images are part of a compiled graph.
+        compiled: Returns the compiled form of a function.
+        sees_condition: Whether D gets the image that G started from, too.
     """
 
     def __init__(
         self,
         D: nn.Module,
-        pipe: str,
-        colour: float,
+        augment: str = "none",
+        color: float = 1.0,
+        *,
+        bf16: bool = False,
         compile: str = "off",
         compiled: Callable[[Callable], Callable] = lambda function: function,
-        paired: bool = False,
+        sees_condition: bool = False,
     ) -> None:
-        self.D, self.pipe, self.colour, self.traces = D, pipe, colour, compile == "all"
-        self.paired = paired
-        self._tails = [module for module in D.modules() if isinstance(module, Tail)]
-        self._verdict = self._look if compile == "off" else compiled(self._look)
-        self._square = compiled(self._squared_gradient) if self.traces else None
-        self._distance = compiled(self._distance_from_one) if self.traces else None
+        self.D, self._augment, self._color, self._bf16 = D, augment, color, bf16
+        self._sees_condition, self._compiles_penalties = sees_condition, compile == "all"
+        self._epilogues = [module for module in D.modules() if isinstance(module, Tail)]
+        self._forward = self._augmented if compile == "off" else compiled(self._augmented)
+        self._penalty = compiled(self._squared_gradient) if self._compiles_penalties else None
+        self._gp = compiled(self._distance_from_one) if self._compiles_penalties else None
 
-    def __call__(
-        self,
-        images: Tensor,
-        labels: Tensor | None,
-        seeds: Tensor,
-        look: str,
-        now: Strengths,
-        features: bool = False,
-        twice: bool = False,
-        given: Tensor | None = None,
-    ) -> Verdict:
-        """D's logits [B] or [B, P]. With `twice`, for a gradient that is differentiated again by torch.autograd."""
-        verdict = self._look if twice else self._verdict
-        return verdict(images, labels, *self._drawn(images, seeds, look, now), features, given)
+    def evaluate(
+        self, images: Tensor, batch: MicroBatch, tag: str, hp: StepHyperparams, *, penalize: bool
+    ) -> Evaluation:
+        """Evaluate images [B, 3, R, R] in -1..1. With `penalize`, their squared gradient can be asked for."""
+        images.requires_grad_(penalize and not self._compiles_penalties)
+        inputs = (images, batch.labels, *self._random_numbers(images, batch.seeds, tag, hp), batch.condition)
 
-    def plain(
-        self, images: Tensor, labels: Tensor | None, features: bool = False, given: Tensor | None = None
-    ) -> Verdict:
-        """D's logits of images as they are."""
-        x = torch.cat([images, given.to(images.dtype)], 1) if self.paired else images
+        if penalize and not self._bf16 and self._compiles_penalties:
+            squares, logits = self._penalty(*inputs)
+            return Evaluation(logits, lambda: squares)
+        if penalize and not self._bf16:
+            logits = self._augmented(*inputs)
+            return Evaluation(logits, lambda: gradient_penalty.squared_gradient(logits, images))
+
+        def in_float32() -> Tensor:  # for which D sees the images once more
+            self.set_dropout_seeds(batch.seeds, tag)
+            if self._compiles_penalties:
+                return self._penalty(*inputs)[0]
+            return gradient_penalty.squared_gradient(self._augmented(*inputs), images)
+
+        return Evaluation(self._forward(*inputs), in_float32)
+
+    def logits_and_features(
+        self, images: Tensor, batch: MicroBatch, tag: str, hp: StepHyperparams, *, features: bool
+    ) -> tuple[Tensor, list[Tensor]]:
+        """Return logits, and D's features where they are asked for."""
+        numbers = self._random_numbers(images, batch.seeds, tag, hp)
+        found = self._forward(images, batch.labels, *numbers, batch.condition, features)
+        return found if features else (found, [])
+
+    def gradient_penalty(self, real: Tensor, fake: Tensor, batch: MicroBatch) -> Tensor:
+        """Return E (||dD/dx|| - 1)^2 between real images and fakes, without augmentation (Gulrajani et al. 2017)."""
+        self.set_dropout_seeds(batch.seeds, "between")
+        mix = device_rng.uniform(batch.seeds, "mix", 1).flatten()
+        if self._gp is not None:
+            return self._gp(real, fake, batch.labels, mix, batch.condition)
+        D = functools.partial(self.forward_plain, condition=batch.condition)
+        return gradient_penalty.gradient_penalty(D, real, fake, batch.labels, mix)
+
+    def forward_plain(
+        self, images: Tensor, labels: Tensor | None, features: bool = False, condition: Tensor | None = None
+    ) -> Logits:
+        """Return D's logits of images as they are."""
+        x = torch.cat([images, condition.to(images.dtype)], 1) if self._sees_condition else images
         return self.D(x, labels, features=True) if features else self.D(x, labels)
 
-    def squared_gradient(
-        self,
-        images: Tensor,
-        labels: Tensor | None,
-        seeds: Tensor,
-        look: str,
-        now: Strengths,
-        given: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor]:
-        """`penalties.squared_gradient` and the logits, as one graph, where `traces`."""
-        return self._square(images, labels, *self._drawn(images, seeds, look, now), given)
+    def set_dropout_seeds(self, seeds: Tensor, tag: str) -> None:
+        """Set which images D's dropout is about to see: its masks are a function of their seeds."""
+        for epilogue in self._epilogues:
+            epilogue.seeds, epilogue.look = seeds, tag
 
-    def gradient_penalty(
-        self, real: Tensor, fake: Tensor, labels: Tensor | None, seeds: Tensor, given: Tensor | None = None
-    ) -> Tensor:
-        """`penalties.gradient_penalty` of the images as they are."""
-        self.tell(seeds, "between")
-        mix = device_rng.uniform(seeds, "mix", 1).flatten()
-        if self.traces:
-            return self._distance(real, fake, labels, mix, given)
-        return penalties.gradient_penalty(functools.partial(self.plain, given=given), real, fake, labels, mix)
-
-    def tell(self, seeds: Tensor, look: str) -> None:
-        """Tell D's dropout which images it is about to see."""
-        for tail in self._tails:
-            tail.seeds, tail.look = seeds, look
-
-    def _drawn(
-        self, images: Tensor, seeds: Tensor, look: str, now: Strengths
+    def _random_numbers(
+        self, images: Tensor, seeds: Tensor, tag: str, hp: StepHyperparams
     ) -> tuple[Tensor | None, Tensor | float, Tensor | None]:
-        """All that is random in a look: numbers and probability of the augmentation, and the noise."""
-        self.tell(seeds, look)
-        draws, p, noise = None, now.p, None
-        if self.pipe != "none":
-            draws = device_rng.uniform(seeds, f"augment {look}", NUM_DRAWS[self.pipe])
-            if self._verdict != self._look:  # a graph is made for a number, but for any value of a tensor
-                p = torch.full((), now.p, device=images.device)
-        if now.noise:
-            noise = now.noise * device_rng.normal(seeds, f"noise {look}", images[0].numel()).view_as(images).to(
-                images.dtype
-            )
+        """Draw for an evaluation: numbers and probability of the augmentation, and the noise."""
+        self.set_dropout_seeds(seeds, tag)
+        draws, p, noise = None, hp.augment_p, None
+        if self._augment != "none":
+            draws = device_rng.uniform(seeds, f"augment {tag}", NUM_DRAWS[self._augment])
+            if self._forward != self._augmented:  # a graph is made for one number, but for any value of a tensor
+                p = torch.full((), hp.augment_p, device=images.device)
+        if hp.instance_noise:
+            noise = device_rng.normal(seeds, f"noise {tag}", images[0].numel()).view_as(images)
+            noise = hp.instance_noise * noise.to(images.dtype)
         return draws, p, noise
 
-    def _look(
+    def _augmented(
         self,
         images: Tensor,
         labels: Tensor | None,
         draws: Tensor | None,
         p: Tensor | float,
         noise: Tensor | None,
+        condition: Tensor | None,
         features: bool = False,
-        given: Tensor | None = None,
-    ) -> Verdict:
-        x = images if draws is None else augment(images, draws, self.pipe, p, self.colour)
+    ) -> Logits:
+        x = images if draws is None else augment(images, draws, self._augment, p, self._color)
         x = x if noise is None else x + noise
-        if self.paired and draws is not None:
-            given = augment(given, draws, self.pipe, p, self.colour)
-        return self.plain(x, labels, features, given)
+        if self._sees_condition and draws is not None:
+            condition = augment(condition, draws, self._augment, p, self._color)
+        return self.forward_plain(x, labels, features, condition)
 
     def _squared_gradient(
         self,
@@ -156,17 +154,28 @@ class Judge:
         draws: Tensor | None,
         p: Tensor | float,
         noise: Tensor | None,
-        given: Tensor | None,
+        condition: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
-        def look(x: Tensor) -> Verdict:
-            return self._look(x, labels, draws, p, noise, given=given)
+        def D(x: Tensor) -> Logits:
+            return self._augmented(x, labels, draws, p, noise, condition)
 
-        gradient, logits = penalties.traced_gradient(look, images)
-        return penalties.mean_square(gradient), logits
+        gradient, logits = gradient_penalty.traced_gradient(D, images)
+        return gradient_penalty.mean_square(gradient), logits
 
     def _distance_from_one(
-        self, real: Tensor, fake: Tensor, labels: Tensor | None, mix: Tensor, given: Tensor | None
+        self, real: Tensor, fake: Tensor, labels: Tensor | None, mix: Tensor, condition: Tensor | None
     ) -> Tensor:
-        between = penalties.between(real, fake, mix)
-        gradient, _ = penalties.traced_gradient(lambda x: self.plain(x, labels, given=given), between)
-        return penalties.distance_from_one(gradient)
+        between = gradient_penalty.between(real, fake, mix)
+        gradient, _ = gradient_penalty.traced_gradient(
+            lambda x: self.forward_plain(x, labels, condition=condition), between
+        )
+        return gradient_penalty.distance_from_one(gradient)
+
+
+def autocast(like: Tensor, bf16: bool) -> contextlib.AbstractContextManager:
+    """Return a context of bfloat16, or of nothing.
+
+    It belongs around one forward, never around a whole step: its cache of cast weights would outlive the optimizer's
+    change.
+    """
+    return torch.autocast(like.device.type, torch.bfloat16) if bf16 else contextlib.nullcontext()

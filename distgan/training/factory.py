@@ -1,32 +1,29 @@
 """Config -> objects: the data set, its stream, the networks, the optimizers."""
 
 import functools
-import os
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import torch
 from torch import nn
 
-from distgan.config.schema import Config, restores
+from distgan.config.schema import Config, network_options, restores
 from distgan.config.schema import Optimizer as OptimizerSettings
 from distgan.config.validate import BatchPlan
 from distgan.data.classes import Balanced
 from distgan.data.dataset import Dataset, Gather
-from distgan.data.loader import Stream
+from distgan.data.loader import Stream, decoding_threads
 from distgan.data.shard_urls import find_shards
 from distgan.data.shuffle import Layout, Plan
 from distgan.distributed.launch_env import together
 from distgan.distributed.process_group import World
-from distgan.errors import ConfigError, DataError, MachineError
-from distgan.models import MODELS
-from distgan.models.epilogue import Tail
-from distgan.rng import host_rng
+from distgan.errors import DataError
+from distgan.models import networks
+from distgan.models.networks import checkpoint_bytes, num_weights
 from distgan.storage.byte_ranges import Source
 from distgan.storage.disk_cache import NodeCache
 from distgan.storage.home import user_path
-from distgan.training.gan_step import Restoring
+from distgan.training.step_inputs import ImageToImageOptions, StepOptions
 from distgan.transforms import degrade_spec
 
 
@@ -103,36 +100,8 @@ def open_stream(
 
 
 def build_nets(config: Config, num_classes: int) -> tuple[nn.Module, nn.Module]:
-    """G and D on the CPU, with weights that are a function of the seed."""
-    model, resolution = config.model, config.data.resolution
-    family = MODELS[model.family]
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(int(host_rng.key(config.train.seed, "weights") >> 1))
-        try:
-            G = family.generator(resolution, model.z_dim, num_classes, **model.G)
-            tail = functools.partial(Tail, minibatch=model.minibatch, group=config.train.group, dropout=model.dropout)
-            D = family.discriminator(resolution, num_classes, **model.D, tail=tail)
-        except ValueError as error:
-            raise ConfigError(f"model.family={model.family}: {error}") from None
-        except (RuntimeError, MemoryError) as error:
-            if "memory" not in str(error) and not isinstance(error, MemoryError):
-                raise
-            raise MachineError(
-                "the networks do not fit into memory: lower the widths of model.G and model.D, or model.z_dim"
-            ) from None
-    return G, D
-
-
-def require_revision(family: str, found: int, where: str | Path) -> None:
-    """Refuse weights of networks that this version computes differently. Raises DataError."""
-    known = MODELS[family]
-    if found != known.revision:
-        newer = f"; a newer version of distgan wrote it (revision {found}, here {known.revision})"
-        older = f": since then, {known.revised}. Train anew, or use the version of distgan that wrote it"
-        raise DataError(
-            f"{where}: its weights belong to another revision of the {family} networks"
-            f"{newer if found > known.revision else older}"
-        )
+    """Build the G and D that a config describes, on the CPU."""
+    return networks.build_nets(**network_options(config), num_classes=num_classes)
 
 
 def build_optimizer(settings: OptimizerSettings, net: nn.Module) -> torch.optim.Optimizer:
@@ -165,19 +134,29 @@ def optimizer_slots(settings: OptimizerSettings) -> set[str]:
     }[settings.name]
 
 
-def restoring(config: Config) -> Restoring | None:
-    """What the step needs to know of a G that restores; None for others."""
-    if not restores(config):
-        return None
-    steps = degrade_spec.parse(config.restore.degrade, config.data.resolution)
-    return Restoring(steps, config.restore.pixel, config.restore.weight, config.model.D["paired"])
+def step_options(config: Config, batch_plan: BatchPlan) -> StepOptions:
+    """Return what a step needs to know of the config."""
+    return StepOptions(
+        loss=config.loss.name,
+        accumulation_steps=batch_plan.passes,
+        bf16=config.train.precision == "bf16",
+        weight_clip=config.loss.clip,
+        label_smoothing=config.loss.smooth,
+        feature_matching=config.loss.feature_matching,
+        group=config.train.group,
+        augment=config.augment.pipe,
+        color=config.augment.colour,
+        flip=config.data.flip,
+        image_to_image=image_to_image_options(config) if restores(config) else None,
+        compile=config.train.compile,
+        restore_buffers=config.train.on_nan == "skip",
+    )
 
 
-def decoding_threads(ranks_here: int, device: str) -> int:
-    """Of each rank: the cores divided, but few beside a training that needs the cores itself."""
-    share = (os.cpu_count() or 1) // ranks_here
-    own = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else share  # fewer, where srun binds tasks
-    return max(1, min(share, own, 8 if device == "cuda" else 2))
+def image_to_image_options(config: Config) -> ImageToImageOptions:
+    """Return the options of a G that restores images."""
+    operations = degrade_spec.parse(config.restore.degrade, config.data.resolution)
+    return ImageToImageOptions(operations, config.restore.pixel, config.restore.weight, config.model.D["paired"])
 
 
 def batches_ahead(config: Config, spread: BatchPlan) -> int:
@@ -216,12 +195,3 @@ def describe(
             f"{', '.join(unseen[:10])}{more}"
         )
     return [*lines, *(f"data problem, passed over: {problem}" for problem in dataset.problems[:10])]
-
-
-def checkpoint_bytes(G: nn.Module, D: nn.Module) -> int:
-    """Size of a checkpoint: G, its average and D, and two moments of each trained weight."""
-    return 4 * (4 * num_weights(G) + 3 * num_weights(D))
-
-
-def num_weights(net: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in net.parameters())

@@ -1,4 +1,4 @@
-"""A run from start to end: ranks and folder made ready, the trainer run, and how it ended told."""
+"""A run from start to end: set up ranks and run folder, train, record how it ended."""
 
 import hashlib
 import logging
@@ -37,7 +37,7 @@ def train(config: Config) -> int:
         if world.is_main:
             for line in launch_env.ignored(config.train.precision):
                 log.warning(f"warning: {line}")
-        reason = Trainer(config, world, spread, folder).run()
+        reason = Trainer(config, world, spread, folder).train()
     except StoppedError as stopped:
         reason = stopped.reason
         log.info(str(stopped))

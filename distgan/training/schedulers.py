@@ -1,5 +1,7 @@
-"""What schedules and controllers say at a moment of the run: learning rates, strengths, D steps to a G step."""
+"""Schedules and controllers: learning rates, penalty weights, D steps per G step, as functions of the images seen."""
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -9,27 +11,25 @@ from distgan.config.schema import Config, Optimizer
 from distgan.distributed.process_group import World
 from distgan.losses.gradient_penalty import is_due
 from distgan.training import ema
-from distgan.training.controllers import Balance
-from distgan.training.gan_step import Strengths
-from distgan.training.schedules import value_at, warm_up
-from distgan.transforms.augment import Ada
+from distgan.training.controllers import Ada, Balance
+from distgan.training.step_inputs import StepHyperparams
 
 PENALTIES = ("r1", "r2", "gp")  # keys of the config's loss
 
 
 @dataclass(frozen=True)
-class Rates:
-    """Of one optimizer, now."""
+class OptimizerRates:
+    """Learning rate and betas of one optimizer, at one moment."""
 
     lr: float
     betas: tuple[float, float]
 
 
-class Controls:
-    """Functions of the images seen, and of what D's logits were until now.
+class Schedulers:
+    """All values that change during a run: functions of the images seen, and of D's logits so far.
 
-    Controllers read D's verdicts every `augment.every` and `balance.every` images, as sums over all ranks that are
-    whole numbers. So they do the same on any number of ranks, and after a stop.
+    Controllers read signs of D's logits every `augment.every` and `balance.every` images, as sums over all ranks, which
+    are whole numbers. So they do the same on any number of ranks, and after a stop.
     """
 
     def __init__(self, config: Config, world: World) -> None:
@@ -52,18 +52,19 @@ class Controls:
             steps = max(1, round(steps * self._config.balance.limit**-self._balance.level))
         return steps
 
-    def strengths(self, images: int) -> Strengths:
-        """Of the step that begins at `images`."""
+    def step_hyperparams(self, images: int) -> StepHyperparams:
+        """Return the hyperparameters of the step that starts at `images`."""
         loss, augment = self._config.loss, self._config.augment
         due = is_due(images, self._config.train.batch, loss.penalty_every)
         r1, r2, gp = (self._at(images, getattr(loss, x)) * loss.penalty_every if due else 0.0 for x in PENALTIES)
-        return Strengths(r1, r2, gp, self._at(images, augment.noise), self.p(images), loss.penalty_every)
+        noise = self._at(images, augment.noise)
+        return StepHyperparams(r1, r2, gp, noise, self.augment_p(images), loss.penalty_every)
 
     def penalties(self, images: int) -> set[str]:
         """Log keys of the penalties that are in use."""
         return {f"Loss/{name}" for name in PENALTIES if self._at(images, getattr(self._config.loss, name)) > 0}
 
-    def p(self, images: int) -> float:
+    def augment_p(self, images: int) -> float:
         """Probability of each augmentation."""
         augment = self._config.augment
         if augment.pipe == "none":
@@ -72,12 +73,14 @@ class Controls:
             return augment.p_max * self._balance.level
         return self._ada.p if self._ada else self._at(images, augment.p)
 
-    def rates(self, net: str, images: int) -> Rates:
+    def lr_and_betas(self, net: str, images: int) -> OptimizerRates:
         settings: Optimizer = getattr(self._config.optim, net)
         lr = self._at(images, settings.lr) * warm_up(images, self._config.optim.warmup)
         if net == "D" and self._config.balance.adapt == "d_lr":
             lr *= self._config.balance.limit**-self._balance.level
-        return Rates(lr, (settings.betas[0], self._at(images, settings.beta2) if settings.beta2 else settings.betas[1]))
+        return OptimizerRates(
+            lr, (settings.betas[0], self._at(images, settings.beta2) if settings.beta2 else settings.betas[1])
+        )
 
     def ema_decay(self, images: int, step_images: int) -> float:
         """For the iteration that begins at `images` and takes `step_images` of them."""
@@ -108,10 +111,10 @@ class Controls:
 
     def row(self, images: int) -> dict[str, float]:
         """For a line of metrics, by log key."""
-        g, d = self.rates("G", images), self.rates("D", images)
+        g, d = self.lr_and_betas("G", images), self.lr_and_betas("D", images)
         row = {"Optim/lr_G": g.lr, "Optim/lr_D": d.lr}
         if self._config.augment.pipe != "none":
-            row["Augment/p"] = self.p(images)
+            row["Augment/p"] = self.augment_p(images)
         if self._balance:
             row |= {"Balance/level": self._balance.level, "Balance/d_steps": self.num_d_steps()}
         return row
@@ -129,3 +132,19 @@ class Controls:
                 controller.load_state(state[name])
                 sums = torch.tensor(state["verdicts"][name], dtype=torch.float64)
                 self._verdicts[name].copy_(sums if self._world.is_main else torch.zeros_like(sums))
+
+
+def value_at(images: int, ends: Sequence[float], ramp: int, shape: str) -> float:
+    """Interpolate from the first of `ends` at the start to the last after `ramp` images; one end is a constant."""
+    first, last = ends[0], ends[-1]
+    if first == last or images >= ramp:
+        return last
+    done = images / ramp
+    if shape == "cosine":
+        done = (1 - math.cos(math.pi * done)) / 2
+    return first + (last - first) * done
+
+
+def warm_up(images: int, duration: int) -> float:
+    """Return a factor that rises from 0 to 1 over the first `duration` images."""
+    return min(1.0, images / duration) if duration else 1.0

@@ -272,38 +272,3 @@ def _without_square(images: Tensor, chosen: Tensor, x: Tensor, y: Tensor, side: 
     places = torch.arange(images.shape[-1], device=images.device) + 0.5
     columns, rows = (_is_within(places - middle[:, None] + side / 2, side) for middle in (x, y))
     return torch.where((chosen[:, None, None] & rows[:, :, None] & columns[:, None])[:, None], 0.0, images)
-
-
-class Ada:
-    """Adaptive probability of augmentation: as much as keeps D from knowing the real images by heart.
-
-    The mean sign of D's logits on real images, r_t in Karras et al. 2020 (section 3, eq. 1), rises with overfitting.
-    Where it lies above the target p grows, below it p shrinks, at a pace that goes from 0 to 1 in `speed_images`.
-    Arithmetic of the host on what all ranks share, hence the same p on all of them.
-
-    Attributes:
-        p: Probability of each operation now.
-    """
-
-    def __init__(self, target: float = 0.6, speed_images: int = 500_000, p_max: float = 0.8) -> None:
-        """The default bound: in Karras et al., section 2, augmentations do not leak into G's images below 0.8."""
-        self.target, self.speed_images, self.p_max = target, speed_images, p_max
-        self.p = 0.0
-
-    def update(self, sign_mean: float, images: int) -> None:
-        """Follow what was seen.
-
-        Args:
-            sign_mean: Mean sign of D's logits on real images since the last update, -1..1.
-            images: Real images since the last update.
-        """
-        direction = (sign_mean > self.target) - (sign_mean < self.target)
-        self.p = min(max(self.p + direction * images / self.speed_images, 0.0), self.p_max)
-
-    def state(self) -> dict[str, float]:
-        """For a checkpoint."""
-        return {"p": self.p}
-
-    def load_state(self, state: dict[str, float]) -> None:
-        """Undo `state`; a bound that was lowered since then holds."""
-        self.p = min(state["p"], self.p_max)

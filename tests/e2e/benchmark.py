@@ -217,7 +217,7 @@ def bench_peer(folder: Path, rounds: int = 50) -> None:
         spread = batch_plan(settings, world.size)
         with running(settings, world, spread) as trainer:
             example = dcgan_example(trainer.G, trainer.D, sorted(folder.glob("*.jpg")), spread.batch)
-            pairs = compare(trainer.iterate, lambda: next(example), rounds, clock=time.perf_counter)
+            pairs = compare(trainer.train_iteration, lambda: next(example), rounds, clock=time.perf_counter)
     report("peer: images a second over those of the PyTorch DCGAN example", [b / a for a, b in pairs], ">= 1.0")
 
 
@@ -229,7 +229,7 @@ from distgan.tools.bench.harness import running, workplace
 from distgan.config.load import load
 from distgan.config.validate import batch_plan
 with workplace(load(sys.argv[1])) as (config, world), running(config, world, batch_plan(config, 1)) as trainer:
-    trainer.iterate()
+    trainer.train_iteration()
 """
 SINCE_START = "import psutil, time; print(time.time() - psutil.Process().create_time())"
 

@@ -23,7 +23,7 @@ from distgan.inference.sampling import to_uint8
 from distgan.storage.run_dir import RunFolder
 from distgan.training import trainer
 from distgan.training.sample_grids import Gallery
-from distgan.training.schedulers import Controls, Rates
+from distgan.training.schedulers import OptimizerRates, Schedulers
 
 
 @pytest.fixture(scope="module")
@@ -121,20 +121,20 @@ def test_schedules_stand_where_the_iteration_began(
 ) -> None:
     """For each D step at its own images, for G's step and the average at those of the first: as the authors' loops."""
     seen: list[tuple[str, int]] = []
-    rates, ema_decay = Controls.rates, Controls.ema_decay
+    rates, ema_decay = Schedulers.lr_and_betas, Schedulers.ema_decay
 
-    def noted(self: Controls, net: str, images: int) -> Rates:
+    def noted(self: Schedulers, net: str, images: int) -> OptimizerRates:
         seen.append((net, images))
         return rates(self, net, images)
 
-    def decay(self: Controls, images: int, step_images: int) -> float:
+    def decay(self: Schedulers, images: int, step_images: int) -> float:
         seen.append(("average", images))
         assert step_images == 24
         return ema_decay(self, images, step_images)
 
-    monkeypatch.setattr(Controls, "rates", noted)
-    monkeypatch.setattr(Controls, "ema_decay", decay)
-    monkeypatch.setattr(Controls, "row", lambda self, images: {})
+    monkeypatch.setattr(Schedulers, "lr_and_betas", noted)
+    monkeypatch.setattr(Schedulers, "ema_decay", decay)
+    monkeypatch.setattr(Schedulers, "row", lambda self, images: {})
     more = ("train.n_critic=2", "train.images=48", "sample.every=0", "ema.ramp_up=0.1")
     assert train(config, tmp_path / "run", *more) == 0
     assert seen == [(net, at + d) for at in (0, 24) for net, d in (("D", 0), ("D", 12), ("G", 0), ("average", 0))]
@@ -470,4 +470,4 @@ def test_a_start_from_nothing_after_another_is_told(
     assert train(config, run, "train.images=120") == 0
     shutil.rmtree(run / "checkpoints")
     assert train(config, run, "train.images=120") == 0
-    assert "no checkpoint of the earlier start, which came to 120 images" in capsys.readouterr().out
+    assert "the previous start reached 120 images but saved no checkpoint" in capsys.readouterr().out

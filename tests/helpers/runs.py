@@ -15,8 +15,8 @@ from distgan.cli.main import main
 from distgan.config.load import load
 from distgan.config.schema import restores, to_dict
 from distgan.data.pack import Options, pack
-from distgan.inference.sampling import make
 from distgan.models import MODELS
+from distgan.models.networks import run_generator
 from distgan.storage.checkpoint import save
 from distgan.training.factory import build_nets
 
@@ -68,7 +68,7 @@ def untrained(
         for _ in range(20):
             labels = torch.arange(8) % classes if classes else None
             pictures = torch.rand(8, 3, resolution, resolution) if restores(config) else None
-            make(G.train(), torch.randn(8, config.model.z_dim), pictures, labels)
+            run_generator(G.train(), torch.randn(8, config.model.z_dim), pictures, labels)
     nets = {"G": G.state_dict(), "D": D.state_dict(), "G_ema": G.state_dict()}
     state = {"images": 1000, "num_classes": classes, "revision": MODELS[config.model.family].revision}
     known = {} if unseen is None else {"unseen": list(unseen)}  # older checkpoints do not have it

@@ -21,7 +21,6 @@ from distgan.config.validate import batch_plan
 from distgan.data import shard_index
 from distgan.data.synthetic import write_shards
 from distgan.errors import ConfigError
-from distgan.losses.adversarial import LOSSES
 from distgan.models import MODELS
 from distgan.storage.byte_ranges import Source
 from distgan.tools.bench import bench as measured
@@ -30,8 +29,9 @@ from distgan.tools.bench.bare_loop import DLoss, GLoss, refuse_more
 from distgan.tools.bench.bench import bench
 from distgan.tools.bench.harness import running, until_left, workplace
 from distgan.tools.bench.table import Row
-from distgan.training.discriminator import Judge, Strengths
-from distgan.training.gan_step import DiscriminatorLoss, GeneratorLoss
+from distgan.training.discriminator import AugmentedDiscriminator
+from distgan.training.objectives import DiscriminatorLoss, GeneratorLoss
+from distgan.training.step_inputs import MicroBatch, StepHyperparams, StepOptions
 from distgan.training.timeline import Timeline
 
 
@@ -99,15 +99,15 @@ def test_the_bare_loop_minimises_what_a_run_does(loss: str) -> None:
     D = MODELS["dcgan"].discriminator(16, 3, width=4, max_width=8, norm="none")
     real, fake, z = torch.randn(4, 3, 16, 16), torch.randn(4, 3, 16, 16), torch.randn(4, 6)
     labels, seeds = torch.tensor([0, 1, 2, 0]), torch.arange(4)
-    ours = DiscriminatorLoss(Judge(D, "none", 1.0), LOSSES[loss], False)
+    discriminator, options = AugmentedDiscriminator(D), StepOptions(loss)
+    batch = MicroBatch(z, labels, seeds, real.clone())
+    ours = DiscriminatorLoss(discriminator, options)
     theirs = DLoss(D, loss, {"r1": 2.0, "r2": 3.0, "gp": 0.0}, False)
     gradients = []
     for total in (
-        ours(real.clone(), fake.clone(), None, labels, seeds, Strengths(2.0, 3.0))[0],
+        ours(batch, fake.clone(), StepHyperparams(2.0, 3.0)).loss,
         theirs(real.clone(), fake.clone(), labels, True),
-        GeneratorLoss(G, Judge(D, "none", 1.0), LOSSES[loss], False, 0, 0)(z, None, labels, real, seeds, Strengths())[
-            0
-        ],
+        GeneratorLoss(G, discriminator, options)(MicroBatch(z, labels, seeds, real), StepHyperparams())[0],
         GLoss(G, D, loss, False)(z, real, labels),
     ):
         (total).backward()
@@ -186,7 +186,7 @@ def count_syncs(config: Config, monkeypatch: pytest.MonkeyPatch, iterations: int
         config, world = stack.enter_context(workplace(config))
         syncs = stack.enter_context(Syncs())
         with running(config, world, batch_plan(config, 1)) as trainer:
-            trainer.iterate()
+            trainer.train_iteration()
             syncs.found.clear()
             for name in ("cpu", "numpy", "tolist"):  # which on a CPU dispatch nothing
                 original = getattr(torch.Tensor, name)
@@ -197,7 +197,7 @@ def count_syncs(config: Config, monkeypatch: pytest.MonkeyPatch, iterations: int
 
                 monkeypatch.setattr(torch.Tensor, name, counted)
             for _ in range(iterations):
-                trainer.iterate()
+                trainer.train_iteration()
             found = Counter(syncs.found)
             monkeypatch.undo()
             return found

@@ -61,7 +61,8 @@ def test_fewer_than_one_rank_are_refused(ranks: str, config: Path, capsys: pytes
 def test_what_would_be_stored(config: Path, capsys: pytest.CaptureFixture) -> None:
     """Checkpoints that are kept, and one more; a grid at the start, at each interval and at the end."""
     from distgan.config.load import load
-    from distgan.training.factory import build_nets, checkpoint_bytes
+    from distgan.models.networks import checkpoint_bytes
+    from distgan.training.factory import build_nets
 
     own = ["train.images=1200", "checkpoint.every=100", "checkpoint.keep_last=2", "checkpoint.keep_every=300"]
     found = told(capsys, config, *own)

@@ -16,8 +16,8 @@ pytestmark = pytest.mark.timeout(900)  # one process does the work of all quick 
 EVENT = "trainer.py:next_batch waits for an event"
 DOCUMENTED = {
     EVENT: "for the copy of the batch before",
-    "controls.py:update takes a number": "where a controller acts",
-    "step.py:_update takes a number": "`optim.*.name=rmsprop`",
+    "schedulers.py:update takes a number": "where a controller acts",
+    "gan_step.py:_update takes a number": "`optim.*.name=rmsprop`",
 }
 BALANCE = "balance.adapt=d_lr"
 FAULTY = [
@@ -93,9 +93,9 @@ def test_what_waits_is_documented(found_slowly: dict[str, dict]) -> None:
     "name, says",
     [
         ("unpinned", "trainer.py:next_batch copies to the device"),
-        pytest.param("number", "step.py:d_step copies to the device", marks=pytest.mark.slow),
+        pytest.param("number", "gan_step.py:d_step copies to the device", marks=pytest.mark.slow),
         pytest.param("table", "degrade.py:_on_device copies to the device", marks=pytest.mark.slow),
-        ("look", "step.py:_pictures takes a number"),
+        ("look", "gan_step.py:_images takes a number"),
         pytest.param("mix", "device", marks=pytest.mark.slow),
     ],
 )

@@ -14,15 +14,16 @@ from distgan.config.schema import Optimizer
 from distgan.distributed.process_group import World
 from distgan.models import MODELS
 from distgan.training.factory import build_optimizer
-from distgan.training.gan_step import DeviceBatch, GanStep, Noise, Strengths
+from distgan.training.gan_step import GanStep
+from distgan.training.step_inputs import LatentSampler, StepBatch, StepHyperparams, StepOptions
 
 FAULT = [str(WORKERS / "nan_run.py"), "500"]  # within the iteration that ends at 504 images
 
 
-def a_batch(number: int) -> DeviceBatch:
+def a_batch(number: int) -> StepBatch:
     positions = np.arange(number * 6, number * 6 + 6)
     images = torch.from_numpy(np.random.default_rng(number).integers(0, 256, (6, 16, 16, 3), dtype=np.uint8))
-    return DeviceBatch(images, None, *map(torch.from_numpy, Noise(0, 4)(positions)))
+    return StepBatch(images, None, *map(torch.from_numpy, LatentSampler(0, 4)(positions)))
 
 
 @pytest.mark.parametrize("kind", ["adam", "adamw", "sgd", "rmsprop"])
@@ -54,17 +55,17 @@ def _after_four_steps(kind: str, value: float, passes: int, bad_at: int) -> list
     sizes = {"width": 4, "max_width": 8, "norm": "batch"}
     G = MODELS["dcgan"].generator(16, 4, 0, **sizes, embedding=1)
     D = MODELS["dcgan"].discriminator(16, 0, **sizes)
-    step = GanStep(World(), G, D, "hinge", passes=passes, undo_buffers=True)
+    step = GanStep(World(), G, D, StepOptions("hinge", accumulation_steps=passes, restore_buffers=True))
     opt_g, opt_d = (build_optimizer(Optimizer(name=kind, betas=(0.5, 0.9)), net) for net in (G, D))
     for number in range(4):
         if number == bad_at:
             bad = a_batch(9)
             bad.z_d[4] = bad.z_g[4] = value
-            step.d_step(bad, opt_d, Strengths())
-            step.g_step(bad, opt_g, Strengths())
+            step.d_step(bad, opt_d, StepHyperparams())
+            step.g_step(bad, opt_g, StepHyperparams())
             assert step.meter.skipped()[0] == 2
-        step.d_step(a_batch(number), opt_d, Strengths())
-        step.g_step(a_batch(number), opt_g, Strengths())
+        step.d_step(a_batch(number), opt_d, StepHyperparams())
+        step.g_step(a_batch(number), opt_g, StepHyperparams())
     return [G.state_dict(), D.state_dict(), opt_g.state_dict()["state"], opt_d.state_dict()["state"]]
 
 

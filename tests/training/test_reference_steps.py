@@ -17,8 +17,9 @@ from distgan.distributed.process_group import World
 from distgan.models import r3gan
 from distgan.training import ema
 from distgan.training.factory import build_optimizer
-from distgan.training.gan_step import DeviceBatch, GanStep, Noise
-from distgan.training.schedulers import Controls
+from distgan.training.gan_step import GanStep
+from distgan.training.schedulers import Schedulers
+from distgan.training.step_inputs import LatentSampler, StepBatch, StepOptions
 from distgan.training.trainer import set_rates
 
 BATCH, STEPS, CLASSES, Z_DIM, RAMP = 8, 8, 3, 6, 48  # the last two steps come after the ramp
@@ -35,11 +36,11 @@ def networks() -> tuple[nn.Module, nn.Module]:
     return G.double(), D.double()
 
 
-def batch_at(images: int) -> DeviceBatch:
+def batch_at(images: int) -> StepBatch:
     at = np.arange(images, images + BATCH)
     pixels = np.random.default_rng(images).integers(0, 256, (BATCH, 16, 16, 3), dtype=np.uint8)
-    z_d, z_g, seeds = map(torch.from_numpy, Noise(0, Z_DIM)(at))
-    return DeviceBatch(torch.from_numpy(pixels), torch.from_numpy(at % CLASSES), z_d.double(), z_g.double(), seeds)
+    z_d, z_g, seeds = map(torch.from_numpy, LatentSampler(0, Z_DIM)(at))
+    return StepBatch(torch.from_numpy(pixels), torch.from_numpy(at % CLASSES), z_d.double(), z_g.double(), seeds)
 
 
 def ours() -> tuple[nn.Module, nn.Module, nn.Module]:
@@ -53,13 +54,13 @@ def ours() -> tuple[nn.Module, nn.Module, nn.Module]:
         train=Train(batch=BATCH, ramp=RAMP, ramp_shape="cosine"),
     )
     world = World()
-    controls, step = Controls(config, world), GanStep(world, G, D, "relativistic", dtype=torch.float64)
+    controls, step = Schedulers(config, world), GanStep(world, G, D, StepOptions("relativistic", dtype=torch.float64))
     opt_G, opt_D = (build_optimizer(settings, net) for net in (G, D))
     for images in range(0, STEPS * BATCH, BATCH):
-        batch, now = batch_at(images), controls.strengths(images)
-        set_rates(opt_D, controls.rates("D", images))
+        batch, now = batch_at(images), controls.step_hyperparams(images)
+        set_rates(opt_D, controls.lr_and_betas("D", images))
         step.d_step(batch, opt_D, now)
-        set_rates(opt_G, controls.rates("G", images))
+        set_rates(opt_G, controls.lr_and_betas("G", images))
         step.g_step(batch, opt_G, now)
         ema.update(average, G, controls.ema_decay(images, BATCH))
     return G, D, average

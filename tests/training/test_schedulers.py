@@ -9,21 +9,21 @@ from distgan.config.schema import Augment, Config, Ema, Loss, Optim, Optimizer, 
 from distgan.config.schema import Balance as Settings
 from distgan.distributed.process_group import World
 from distgan.training.controllers import Balance
-from distgan.training.schedulers import Controls
+from distgan.training.schedulers import Schedulers
 
 
-def controls(**groups: object) -> Controls:
-    return Controls(Config(**groups), World())
+def controls(**groups: object) -> Schedulers:
+    return Schedulers(Config(**groups), World())
 
 
 def test_strengths_follow_their_schedules() -> None:
     train = Train(batch=10, ramp=1000, ramp_shape="linear")
     found = controls(train=train, loss=Loss(r1=[4.0, 2.0], penalty_every=2), augment=Augment(noise=[0.5, 0.0]))
-    assert found.strengths(0).r1 == 8  # lazy: half as often, twice as much
-    assert found.strengths(10).r1 == 0
-    assert found.strengths(500).r1 == pytest.approx(6)
-    assert [found.strengths(i).noise for i in (0, 500, 1000, 9000)] == pytest.approx([0.5, 0.25, 0, 0])
-    assert found.strengths(0).p == 0  # no augmentation
+    assert found.step_hyperparams(0).r1 == 8  # lazy: half as often, twice as much
+    assert found.step_hyperparams(10).r1 == 0
+    assert found.step_hyperparams(500).r1 == pytest.approx(6)
+    assert [found.step_hyperparams(i).instance_noise for i in (0, 500, 1000, 9000)] == pytest.approx([0.5, 0.25, 0, 0])
+    assert found.step_hyperparams(0).augment_p == 0  # no augmentation
 
 
 def test_rates_follow_their_schedules() -> None:
@@ -31,10 +31,10 @@ def test_rates_follow_their_schedules() -> None:
         D=Optimizer(lr=[1.0, 0.5], betas=(0.0, 0.9), beta2=[0.9, 0.99]), G=Optimizer(betas=(0.5, 0.9)), warmup=100
     )
     found = controls(train=Train(ramp=1000, ramp_shape="linear"), optim=optim)
-    assert found.rates("D", 50).lr == pytest.approx(0.5 * 0.975)
-    assert found.rates("D", 1000).lr == 0.5
-    assert found.rates("D", 500).betas == (0.0, pytest.approx(0.945))
-    assert found.rates("G", 500).betas == (0.5, 0.9)
+    assert found.lr_and_betas("D", 50).lr == pytest.approx(0.5 * 0.975)
+    assert found.lr_and_betas("D", 1000).lr == 0.5
+    assert found.lr_and_betas("D", 500).betas == (0.0, pytest.approx(0.945))
+    assert found.lr_and_betas("G", 500).betas == (0.5, 0.9)
 
 
 def test_the_half_life_of_the_average_follows_its_schedule() -> None:
@@ -63,7 +63,8 @@ def test_a_d_that_is_too_strong_is_weakened_step_by_step(adapt: str) -> None:
     for number, right in enumerate([90, 90, 90, 90, 70, 70, 90, 90, 50, 50, 50, 50]):
         found.observe(*logits(right))
         found.update(number * 100, (number + 1) * 100)
-        seen.append({"d_lr": found.rates("D", 0).lr, "d_steps": found.num_d_steps(), "augment": found.p(0)}[adapt])
+        values = {"d_lr": found.lr_and_betas("D", 0).lr, "d_steps": found.num_d_steps(), "augment": found.augment_p(0)}
+        seen.append(values[adapt])
     assert seen[::2] != seen[1::2]  # it acts at every second one only
     levels = [0, 0.25, 0.25, 0.5, 0.5, 0.5, 0.5, 0.75, 0.75, 0.5, 0.5, 0.25]
     expected = {
@@ -103,10 +104,10 @@ def test_a_stop_in_between_changes_nothing(groups: dict) -> None:
             broken.load_state(state)
     assert broken.row(1200) == whole.row(1200)
     assert broken.state() == whole.state()
-    assert (whole.p(1200) or whole.rates("D", 1200).lr) not in (0, 2e-4)  # it did act
+    assert (whole.augment_p(1200) or whole.lr_and_betas("D", 1200).lr) not in (0, 2e-4)  # it did act
 
 
 def test_controllers_that_were_not_there_begin_anew() -> None:
     found = controls(balance=Settings(adapt="d_lr"))
     found.load_state(controls().state())
-    assert found.rates("D", 0).lr == 2e-4
+    assert found.lr_and_betas("D", 0).lr == 2e-4

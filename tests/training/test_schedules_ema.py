@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from distgan.training import ema
-from distgan.training.schedules import value_at, warm_up
+from distgan.training.schedulers import value_at, warm_up
 
 
 @pytest.mark.parametrize("shape", ["cosine", "linear"])

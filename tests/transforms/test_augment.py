@@ -11,7 +11,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from distgan.transforms.augment import NUM_DRAWS, Ada, _colour_matrix, _inverse_map, augment
+from distgan.training.controllers import Ada
+from distgan.transforms.augment import NUM_DRAWS, _colour_matrix, _inverse_map, augment
 
 PIPES = list(NUM_DRAWS)
 LAST = 1 - 2**-24  # the largest number that is drawn

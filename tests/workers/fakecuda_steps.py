@@ -27,8 +27,9 @@ from distgan.data.loader import Batch
 from distgan.data.synthetic import write_shards
 from distgan.distributed.process_group import World
 from distgan.training import factory
-from distgan.training.gan_step import GanStep, Noise
-from distgan.training.schedulers import Controls
+from distgan.training.gan_step import GanStep
+from distgan.training.schedulers import Schedulers
+from distgan.training.step_inputs import LatentSampler
 from distgan.training.timing import D_STEP, G_STEP, Stopwatch
 from distgan.training.trainer import Trainer
 from distgan.transforms import degrade
@@ -56,7 +57,7 @@ class Batches:
 
     def __init__(self, config: Config, num_classes: int, pairs: bool) -> None:
         self._config, self._num_classes, self._pairs, self._start = config, num_classes, pairs, 0
-        self._noise = Noise(config.train.seed, config.model.z_dim)
+        self._noise = LatentSampler(config.train.seed, config.model.z_dim)
         self.num_arrays = 0
         self._pictures = np.zeros((config.train.batch, *2 * (config.data.resolution,), 3), np.uint8)
 
@@ -115,12 +116,12 @@ def count(config: Config) -> dict:
         trainer = trainer_of(config, dataset, counts)
         stack.enter_context(mock.patch.object(torch, "from_numpy", trainer.stream.tensor))
         watch_steps(trainer, counts, steps)
-        trainer.iterate()
+        trainer.train_iteration()
         counts.clear()
         for launches in steps.values():
             launches.clear()
         trainer.stream.num_arrays = 0
-        trainer.iterate()
+        trainer.train_iteration()
     CACHED_TABLE.cache_clear()  # its tensors are of this mode
     found = {name: max(launches) for name, launches in steps.items()}
     copies = {"copies": counts.copies, "arrays": trainer.stream.num_arrays}
@@ -163,7 +164,7 @@ def _send_unpinned(self: World, array: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(array).to(self.device, non_blocking=True)
 
 
-def _observe_by_numbers(self: Controls, real_logits: torch.Tensor, fake_logits: torch.Tensor) -> None:
+def _observe_by_numbers(self: Schedulers, real_logits: torch.Tensor, fake_logits: torch.Tensor) -> None:
     OBSERVE(self, real_logits, fake_logits)
     real_logits.new_tensor([len(real_logits)])
 
@@ -180,11 +181,11 @@ def _scale_by_a_look(self: GanStep, pixels: torch.Tensor, seeds: torch.Tensor) -
     return SCALED(self, pixels, seeds) * float(seeds.sum())
 
 
-OBSERVE, SCALED, CACHED_TABLE = Controls.observe, GanStep._scaled, degrade._on_device
+OBSERVE, SCALED, CACHED_TABLE = Schedulers.observe, GanStep._scaled, degrade._on_device
 FAULTS = {
-    "": (Controls, "observe", OBSERVE),
+    "": (Schedulers, "observe", OBSERVE),
     "memory that is not pinned": (World, "send", _send_unpinned),
-    "a number of the host": (Controls, "observe", _observe_by_numbers),
+    "a number of the host": (Schedulers, "observe", _observe_by_numbers),
     "a table of the host": (degrade, "_on_device", degrade._on_device.__wrapped__),
     "one launch more": (GanStep, "_scaled", _scale_once_more),
     "a tensor of the host": (GanStep, "_scaled", _scale_on_the_host),

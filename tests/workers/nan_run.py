@@ -10,12 +10,12 @@ import sys
 import numpy as np
 
 from distgan.cli.main import main
-from distgan.training import gan_step
+from distgan.training import step_inputs
 
 POSITION, ATTEMPTS = int(sys.argv[1]), int(sys.argv[2])
 
 
-class FaultyNoise(gan_step.Noise):
+class FaultyNoise(step_inputs.LatentSampler):
     def __init__(self, seed: int, z_dim: int, attempt: int = 0):
         super().__init__(seed, z_dim, attempt)
         self._is_faulty = attempt < ATTEMPTS
@@ -30,5 +30,5 @@ class FaultyNoise(gan_step.Noise):
 if __name__ == "__main__":
     from distgan.training import trainer
 
-    trainer.Noise = FaultyNoise
+    trainer.LatentSampler = FaultyNoise
     sys.exit(main(sys.argv[3:]))

@@ -10,21 +10,24 @@ import torch
 from ranks_gradients import BATCH, RESOLUTION, Z_DIM, steps
 
 from distgan.distributed.process_group import World
-from distgan.training.discriminator import Strengths
-from distgan.training.gan_step import DeviceBatch, Noise
+from distgan.training.step_inputs import LatentSampler, StepBatch, StepHyperparams
 
-PENALTIES = (Strengths(r1=2.0, r2=3.0, gp=10.0), Strengths(), Strengths(r1=2.0, noise=0.1, p=0.7))
+PENALTIES = (
+    StepHyperparams(r1=2.0, r2=3.0, gp=10.0),
+    StepHyperparams(),
+    StepHyperparams(r1=2.0, instance_noise=0.1, augment_p=0.7),
+)
 
 
 def main(mode: str, num: int) -> None:
     world = World()
     share = BATCH // world.size
     mine = np.arange(world.rank * share, (world.rank + 1) * share)
-    z_d, z_g, seeds = map(torch.from_numpy, Noise(0, Z_DIM)(1000 + mine))
+    z_d, z_g, seeds = map(torch.from_numpy, LatentSampler(0, Z_DIM)(1000 + mine))
     images = torch.randint(0, 256, (share, RESOLUTION, RESOLUTION, 3), generator=torch.Generator().manual_seed(1))
-    batch = DeviceBatch(images.to(torch.uint8), torch.from_numpy(mine % 3), z_d.double(), z_g.double(), seeds)
+    batch = StepBatch(images.to(torch.uint8), torch.from_numpy(mine % 3), z_d.double(), z_g.double(), seeds)
     for passes, now in zip((1, 2, 1), PENALTIES[:num]):
-        more = {"pipe": "flip", "matching": 3.0} if now.p else {}
+        more = {"augment": "flip", "feature_matching": 3.0} if now.augment_p else {}
         found = {}
         for compile in ("off", mode):
             torch._dynamo.reset()

@@ -12,7 +12,8 @@ import torch
 from distgan.distributed.process_group import World
 from distgan.losses.adversarial import LOSSES
 from distgan.models import MODELS
-from distgan.training.gan_step import DeviceBatch, GanStep, Noise, Restoring, Strengths
+from distgan.training.gan_step import GanStep
+from distgan.training.step_inputs import ImageToImageOptions, LatentSampler, StepBatch, StepHyperparams, StepOptions
 from distgan.transforms.degrade_spec import Step as Degradation
 
 SMALL = {  # settings of G and of D, and a resolution
@@ -43,19 +44,21 @@ def main() -> None:
         g, d, resolution = SMALL[family]
         G = MODELS[family].generator(resolution, 4, 3, **g)
         D = MODELS[family].discriminator(resolution, 3, **d)
-        restoring = Restoring((Degradation("noise", 10, 30),), "l1", 10.0, paired=True)
-        step = GanStep(world, G, D, loss, bf16=bf16, restoring=restoring if family == "restore" else None)
-        step.settle(4, resolution, 4, 3)
+        restoring = ImageToImageOptions((Degradation("noise", 10, 30),), "l1", 10.0, conditional_D=True)
+        step = GanStep(
+            world, G, D, StepOptions(loss, bf16=bf16, image_to_image=restoring if family == "restore" else None)
+        )
+        step.warm_up_ddp_buckets(4, resolution, 4, 3)
         optimizers = [torch.optim.Adam(net.parameters(), 1e-3, fused=True) for net in (G, D)]
-        now = Strengths(r1=1.0) if family in ("r3gan", "resnet") else Strengths()
+        now = StepHyperparams(r1=1.0) if family in ("r3gan", "resnet") else StepHyperparams()
         started = digest(G)
         for number in range(2):
             positions = np.arange(4) + 8 * number + 4 * world.rank
             images = torch.from_numpy(
                 np.random.default_rng(positions[0]).integers(0, 256, (4, resolution, resolution, 3))
             )
-            drawn = map(torch.from_numpy, Noise(0, 4)(positions))
-            batch = DeviceBatch(images.to(torch.uint8), torch.from_numpy(positions % 3), *drawn)
+            drawn = map(torch.from_numpy, LatentSampler(0, 4)(positions))
+            batch = StepBatch(images.to(torch.uint8), torch.from_numpy(positions % 3), *drawn)
             step.d_step(batch, optimizers[1], now)
             step.g_step(batch, optimizers[0], now)
         case = f"{family}, {loss}, bf16={bf16}"

@@ -14,7 +14,8 @@ from distgan.distributed.process_group import World
 from distgan.losses.adversarial import LOSSES
 from distgan.models import MODELS
 from distgan.models.epilogue import Tail
-from distgan.training.gan_step import DeviceBatch, GanStep, Noise, Restoring, Strengths
+from distgan.training.gan_step import GanStep
+from distgan.training.step_inputs import ImageToImageOptions, LatentSampler, StepBatch, StepHyperparams, StepOptions
 from distgan.transforms.degrade_spec import parse
 
 BATCH, RESOLUTION, Z_DIM, CLASSES = 8, 16, 6, 3
@@ -53,11 +54,11 @@ def count_reduced(counter: list[int], bucket: torch.distributed.GradBucket) -> t
 
 def steps(
     world: World,
-    batch: DeviceBatch,
+    batch: StepBatch,
     passes: int,
     loss: str,
     name: str,
-    now: Strengths,
+    now: StepHyperparams,
     tail: dict,
     more: dict,
     family: str = "dcgan",
@@ -67,8 +68,8 @@ def steps(
     g, d = SMALL[family]
     G = MODELS[family].generator(RESOLUTION, Z_DIM, CLASSES, **g, embedding=3).double()
     D = MODELS[family].discriminator(RESOLUTION, CLASSES, **d, tail=functools.partial(Tail, **tail)).double()
-    step = GanStep(world, G, D, loss, passes=passes, dtype=torch.float64, **more)
-    step.settle(len(batch.images) // passes, RESOLUTION, Z_DIM, CLASSES)
+    step = GanStep(world, G, D, StepOptions(loss, accumulation_steps=passes, dtype=torch.float64, **more))
+    step.warm_up_ddp_buckets(len(batch.images) // passes, RESOLUTION, Z_DIM, CLASSES)
     sent = {"D": [0], "G": [0]}
     if world.size > 1:
         step.d_loss.register_comm_hook(sent["D"], count_reduced)
@@ -92,25 +93,23 @@ def main(out: str, passes: int) -> None:
     share = BATCH // world.size
     mine = np.arange(world.rank * share, (world.rank + 1) * share)
     images = torch.randint(0, 256, (BATCH, RESOLUTION, RESOLUTION, 3), generator=torch.Generator().manual_seed(1))
-    z_d, z_g, seeds = map(torch.from_numpy, Noise(0, Z_DIM)(1000 + mine))
-    batch = DeviceBatch(
-        images[mine].to(torch.uint8), torch.from_numpy(mine % CLASSES), z_d.double(), z_g.double(), seeds
-    )
+    z_d, z_g, seeds = map(torch.from_numpy, LatentSampler(0, Z_DIM)(1000 + mine))
+    batch = StepBatch(images[mine].to(torch.uint8), torch.from_numpy(mine % CLASSES), z_d.double(), z_g.double(), seeds)
     results = {}
     for loss in LOSSES:
         for penalty, weights in PENALTIES.items():
-            results |= steps(world, batch, passes, loss, penalty, Strengths(*weights), {}, {})
-    everything = Strengths(r1=2.0, noise=0.2, p=0.7)
+            results |= steps(world, batch, passes, loss, penalty, StepHyperparams(*weights), {}, {})
+    everything = StepHyperparams(r1=2.0, instance_noise=0.2, augment_p=0.7)
     for minibatch in ("stddev", "discrimination"):
         tail = {"minibatch": minibatch, "group": 2, "dropout": 0.3}
-        more = {"matching": 3.0, "group": 2, "pipe": "ada", "flip": True, "smooth": 0.1}
+        more = {"feature_matching": 3.0, "group": 2, "augment": "ada", "flip": True, "label_smoothing": 0.1}
         results |= steps(world, batch, passes, "nonsaturating", minibatch, everything, tail, more)
     for family in ("r3gan", "resnet"):
-        results |= steps(world, batch, passes, "relativistic", family, Strengths(r1=2.0, r2=3.0), {}, {}, family)
-    restoring = Restoring(parse(RECIPE, RESOLUTION), "charbonnier", 10.0, paired=True)
-    more = {"restoring": restoring, "matching": 3.0, "pipe": "ada", "flip": True}
+        results |= steps(world, batch, passes, "relativistic", family, StepHyperparams(r1=2.0, r2=3.0), {}, {}, family)
+    restoring = ImageToImageOptions(parse(RECIPE, RESOLUTION), "charbonnier", 10.0, conditional_D=True)
+    more = {"image_to_image": restoring, "feature_matching": 3.0, "augment": "ada", "flip": True}
     for loss in ("nonsaturating", "relativistic"):
-        now = Strengths(r1=2.0, gp=1.0, noise=0.2, p=0.7)
+        now = StepHyperparams(r1=2.0, gp=1.0, instance_noise=0.2, augment_p=0.7)
         results |= steps(world, batch, passes, loss, "restore", now, {"dropout": 0.3}, more, "restore")
     save_file(results, f"{out}.{world.rank}")
     world.close()

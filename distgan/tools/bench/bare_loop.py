@@ -4,7 +4,6 @@ The loop takes images from a stream of its own and latents from torch's generato
 average generator. It has no schedules, controllers, norms, checkpoints or stops, and looks at nothing.
 """
 
-import contextlib
 import copy
 
 import torch
@@ -14,6 +13,7 @@ from distgan.config.schema import Config, restores
 from distgan.errors import ConfigError
 from distgan.losses.adversarial import LOSSES
 from distgan.losses.gradient_penalty import gradient_penalty, squared_gradient
+from distgan.training.discriminator import autocast
 from distgan.training.factory import build_optimizer
 from distgan.training.trainer import Trainer
 
@@ -49,11 +49,11 @@ class BareLoop:
         config, self._world, self._stream = trainer.config, trainer.world, trainer.open_stream(with_noise=False)
         self._conditional, self._z_dim = trainer.num_classes > 0, config.model.z_dim
         self._n_critic, self._lazy, self._steps = config.train.n_critic, config.loss.penalty_every, 0
-        self._passes, self._bf16 = trainer.spread.passes, config.train.precision == "bf16"
+        self._passes, self._bf16 = trainer.batch_plan.passes, config.train.precision == "bf16"
         self.G, self.D = (copy.deepcopy(net) for net in (trainer.G, trainer.D))
         self._average = copy.deepcopy(self.G).requires_grad_(False)
         self._opt_G, self._opt_D = (build_optimizer(*of) for of in ((config.optim.G, self.G), (config.optim.D, self.D)))
-        strengths = trainer.controls.strengths(0)
+        strengths = trainer.schedulers.step_hyperparams(0)
         penalties = {"r1": strengths.r1, "r2": strengths.r2, "gp": strengths.gp}
         self._d_loss = self._world.prepare(DLoss(self.D, config.loss.name, penalties, self._bf16))
         self._g_loss = self._world.prepare(GLoss(self.G, self.D, config.loss.name, self._bf16))
@@ -148,10 +148,6 @@ class GLoss(nn.Module):
                 with torch.no_grad():
                     real_logits = D(real, labels).float()
         return self.loss.g(fake_logits.float(), real_logits)
-
-
-def autocast(like: Tensor, bf16: bool) -> contextlib.AbstractContextManager:
-    return torch.autocast(like.device.type, torch.bfloat16) if bf16 else contextlib.nullcontext()
 
 
 class NullG(nn.Module):

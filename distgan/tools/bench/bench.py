@@ -18,11 +18,11 @@ from distgan.config.schema import Augment, Balance, Config, restores
 from distgan.config.validate import BatchPlan, batch_plan
 from distgan.data.decode import decode_into
 from distgan.distributed.process_group import World
+from distgan.models.networks import num_weights
 from distgan.tools.bench.bare_loop import BareLoop, null_nets, refuse_more
 from distgan.tools.bench.harness import running, workplace
 from distgan.tools.bench.table import Row
 from distgan.tools.bench.traffic import bytes_reduced
-from distgan.training.factory import num_weights
 from distgan.training.timeline import Timeline
 from distgan.training.timing import peak_memory
 from distgan.training.trainer import Trainer
@@ -85,11 +85,11 @@ class Bench:
             trainer = stack.enter_context(running(self.config, self.world, self.spread, on_phase=timeline.phase))
             for net, optimizer in (("D", trainer.opt_D), ("G", trainer.opt_G)):
                 timeline.watch(f"optimizer of {net}", optimizer)
-            num = self._warm_up(trainer.iterate, images)
+            num = self._warm_up(trainer.train_iteration, images)
             memory = self.world.gather(peak_memory(self.world.device))  # before the references take theirs
-            sides: dict[str, Callable[[], object]] = {"run": trainer.iterate}
+            sides: dict[str, Callable[[], object]] = {"run": trainer.train_iteration}
             if "alone" in against:
-                sides["alone"] = stack.enter_context(self._alone()).iterate
+                sides["alone"] = stack.enter_context(self._alone()).train_iteration
             laps, phases = self._in_turns(sides, self.rounds, num, timeline)
             over_bare = self._over_bare(trainer, num) if "bare" in against else []
             rows = self._speed(laps["run"], num)
@@ -195,7 +195,7 @@ class Bench:
 
     def _penalties(self, trainer: Trainer) -> list[Row]:
         """What each penalty adds to a D step in which it is applied."""
-        due = trainer.controls.strengths(0)
+        due = trainer.schedulers.step_hyperparams(0)
         none = replace(due, r1=0.0, r2=0.0, gp=0.0)
         kinds = {name: replace(none, **{name: getattr(due, name)}) for name in ("r1", "r2", "gp") if getattr(due, name)}
         batch, times = trainer.next_batch(), {name: [] for name in ("none", *kinds)}
@@ -216,7 +216,7 @@ class Bench:
         """Bytes that this rank gives into all-reduces, and how long the ranks need for as many and nothing else."""
         if self.world.size == 1:
             return []
-        batch, now = trainer.next_batch(), trainer.controls.strengths(0)
+        batch, now = trainer.next_batch(), trainer.schedulers.step_hyperparams(0)
         steps = {
             "D": lambda: trainer.step.d_step(batch, trainer.opt_D, now),
             "G": lambda: trainer.step.g_step(batch, trainer.opt_G, now),
@@ -294,7 +294,7 @@ class Bench:
         with quiet(), running(plain, self.world, spread, null_nets) as trainer:
             bare = BareLoop(trainer)
             try:
-                sides = {"run": trainer.iterate, "bare": bare.iterate}
+                sides = {"run": trainer.train_iteration, "bare": bare.iterate}
                 laps, _ = self._in_turns(sides, self.rounds, NULL_ITERATIONS, Timeline(self.world.device))
             finally:
                 bare.close()
@@ -320,7 +320,7 @@ class Bench:
         turn = num if self.on_gpu else 1
         bare = BareLoop(trainer)
         try:
-            sides = {"run": trainer.iterate, "bare": bare.iterate}
+            sides = {"run": trainer.train_iteration, "bare": bare.iterate}
             laps, _ = self._in_turns(sides, self.rounds * num // turn, turn, Timeline(self.world.device))
         finally:
             bare.close()

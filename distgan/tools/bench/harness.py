@@ -70,8 +70,8 @@ def running(
     world.on_main(lambda: folder.open(["distgan", "bench"]))
     try:
         trainer = Trainer(config, world, spread, folder, make_nets, on_phase)
-        trainer.take_up()
-        trainer.open()
+        trainer.resume()
+        trainer.setup()
         try:
             yield trainer
         finally:

@@ -134,14 +134,14 @@ def _speed(config: Config, world: World, images: int) -> tuple[float, float]:
     images_of_iteration = config.train.batch * config.train.n_critic
     with running(config, world, batch_plan(config, 1)) as trainer:
         for _ in range(WARM_UP):
-            trainer.iterate()
+            trainer.train_iteration()
         started, num = _now(world), math.ceil(images / images_of_iteration)
         for _ in range(num or 2):
-            trainer.iterate()
+            trainer.train_iteration()
         if not images:
             more = round(2 * SLICE_SEC / (_now(world) - started))
             for _ in range(more):
-                trainer.iterate()
+                trainer.train_iteration()
             num = 2 + more
         seconds = _now(world) - started
     return num * images_of_iteration / seconds, peak_memory(world.device).get("Resources/gpu_mem_peak_gb", 0.0)

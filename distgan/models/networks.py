@@ -1,0 +1,80 @@
+"""Build G and D of plain arguments, count their weights, and call G."""
+
+import functools
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from distgan.errors import ConfigError, DataError, MachineError
+from distgan.models import MODELS
+from distgan.models.epilogue import Tail
+from distgan.rng import host_rng
+
+
+def run_generator(G: nn.Module, z: Tensor, given: Tensor | None, labels: Tensor | None) -> Tensor:
+    """G's images of latents [B, Z], or of what it is given beside them, [B, 3, R, R] in -1..1."""
+    return G(z, labels) if given is None else G(given, z, labels)
+
+
+def require_revision(family: str, found: int, where: str | Path) -> None:
+    """Refuse weights of networks that this version computes differently. Raises DataError."""
+    known = MODELS[family]
+    if found != known.revision:
+        newer = f"; a newer version of distgan wrote it (revision {found}, here {known.revision})"
+        older = f": since then, {known.revised}. Train anew, or use the version of distgan that wrote it"
+        raise DataError(
+            f"{where}: its weights belong to another revision of the {family} networks"
+            f"{newer if found > known.revision else older}"
+        )
+
+
+def checkpoint_bytes(G: nn.Module, D: nn.Module) -> int:
+    """Size of a checkpoint: G, its average and D, and two moments of each trained weight."""
+    return 4 * (4 * num_weights(G) + 3 * num_weights(D))
+
+
+def num_weights(net: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in net.parameters())
+
+
+def build_nets(
+    family: str,
+    resolution: int,
+    z_dim: int,
+    num_classes: int,
+    G: dict[str, object],
+    D: dict[str, object],
+    *,
+    seed: int,
+    minibatch: str = "none",
+    group: int = 0,
+    dropout: float = 0.0,
+) -> tuple[nn.Module, nn.Module]:
+    """Build G and D on the CPU, with weights that are a function of the seed.
+
+    Args:
+        family: A key of `MODELS`.
+        G, D: Arguments of the family's own.
+        minibatch, group, dropout: Of D's epilogue.
+
+    Raises:
+        ConfigError: Where the family refuses its arguments.
+        MachineError: Where the networks do not fit into memory.
+    """
+    makers = MODELS[family]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(int(host_rng.key(seed, "weights") >> 1))
+        try:
+            generator = makers.generator(resolution, z_dim, num_classes, **G)
+            tail = functools.partial(Tail, minibatch=minibatch, group=group, dropout=dropout)
+            discriminator = makers.discriminator(resolution, num_classes, **D, tail=tail)
+        except ValueError as error:
+            raise ConfigError(f"model.family={family}: {error}") from None
+        except (RuntimeError, MemoryError) as error:
+            if "memory" not in str(error) and not isinstance(error, MemoryError):
+                raise
+            raise MachineError(
+                "the networks do not fit into memory: lower the widths of model.G and model.D, or model.z_dim"
+            ) from None
+    return generator, discriminator

@@ -1,0 +1,109 @@
+"""What D minimizes and what G minimizes: the two modules that DDP wraps."""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from distgan.losses import gradient_penalty
+from distgan.losses.adversarial import LOSSES, PIXEL, feature_matching
+from distgan.models.networks import run_generator
+from distgan.training.discriminator import AugmentedDiscriminator, autocast
+from distgan.training.step_inputs import MicroBatch, StepHyperparams, StepOptions
+
+
+class DiscriminatorResult(NamedTuple):
+    """The D loss, its terms by log key, and D's scores of real images and fakes, [B] each; all but it detached."""
+
+    loss: Tensor
+    terms: dict[str, Tensor]
+    real_scores: Tensor
+    fake_scores: Tensor
+
+
+class DiscriminatorLoss(nn.Module):
+    """Real images and fakes -> the D loss: the adversarial loss on logits, plus gradient penalties."""
+
+    def __init__(self, discriminator: AugmentedDiscriminator, options: StepOptions) -> None:
+        super().__init__()
+        self.D = discriminator.D  # registers D's weights, which DDP reduces the gradients of
+        self.discriminator, self.loss, self.bf16 = discriminator, LOSSES[options.loss], options.bf16
+        self.smoothing = {"smooth": options.label_smoothing} if options.label_smoothing else {}
+
+    def forward(self, batch: MicroBatch, fake: Tensor, hp: StepHyperparams) -> DiscriminatorResult:
+        """Compute the loss of `batch.real` and `fake`, [B, 3, R, R] in -1..1 each."""
+        D = self.discriminator
+        with autocast(fake, self.bf16):
+            on_real = D.evaluate(batch.real, batch, "real", hp, penalize=hp.r1 > 0)
+            on_fake = D.evaluate(fake, batch, "fake", hp, penalize=hp.r2 > 0)
+        real_logits, fake_logits = as_float32(on_real.logits), as_float32(on_fake.logits)
+        adversarial = self.loss.d(real_logits, fake_logits, **self.smoothing)
+        penalties = {}
+        if hp.r1 > 0:
+            penalties["Loss/r1"] = hp.r1 / 2 * on_real.squared_gradient()
+        if hp.r2 > 0:
+            penalties["Loss/r2"] = hp.r2 / 2 * on_fake.squared_gradient()
+        if hp.gp > 0:
+            penalties["Loss/gp"] = hp.gp * D.gradient_penalty(batch.real, fake, batch)
+        total = sum(penalties.values(), adversarial)
+
+        # A lazy penalty is logged as what it adds to the loss on average over all steps.
+        terms = {name: term.detach() / hp.penalty_interval for name, term in penalties.items()}
+        terms = {"Loss/D_adv": adversarial.detach(), **terms, "Loss/D": total.detach()}
+        scores = (gradient_penalty.score(one.logits.detach()) for one in (on_real, on_fake))
+        return DiscriminatorResult(total, terms, *scores)
+
+
+class GeneratorLoss(nn.Module):
+    """Latents, and a condition where there is one -> the G loss.
+
+    Args:
+        forward: G as it is called, where that is not G itself: its compiled form.
+    """
+
+    def __init__(
+        self,
+        G: nn.Module,
+        discriminator: AugmentedDiscriminator,
+        options: StepOptions,
+        forward: Callable[..., Tensor] | None = None,
+    ) -> None:
+        super().__init__()
+        self.G = G
+        self.discriminator = discriminator  # not a module: DDP has nothing to do with D's weights here
+        self.loss, self.options = LOSSES[options.loss], options
+        # Each restored image has a real one of its own to match.
+        self.group = 1 if options.image_to_image else options.group
+        self._generator: Sequence[Callable[..., Tensor]] = [
+            G if forward is None else forward
+        ]  # in a list, where it is no second module
+
+    def forward(self, batch: MicroBatch, hp: StepHyperparams) -> tuple[Tensor, dict[str, Tensor]]:
+        """Compute the loss. Returns it, and its terms by log key, detached."""
+        D, options = self.discriminator, self.options
+        features = options.feature_matching > 0
+        real_logits, real_features = None, []
+        with autocast(batch.z, options.bf16):
+            fake = run_generator(self._generator[0], batch.z, batch.condition, batch.labels)
+            fake_logits, fake_features = D.logits_and_features(fake, batch, "G's fake", hp, features=features)
+            if self.loss.paired or features:
+                with torch.no_grad():
+                    real_logits, real_features = D.logits_and_features(
+                        batch.real, batch, "G's real", hp, features=features
+                    )
+        terms = {
+            "Loss/G_adv": self.loss.g(as_float32(fake_logits), None if real_logits is None else as_float32(real_logits))
+        }
+        if features:
+            terms["Loss/fm"] = options.feature_matching * feature_matching(real_features, fake_features, self.group)
+        if to_image := options.image_to_image:
+            terms["Loss/pixel"] = to_image.pixel_weight * PIXEL[to_image.pixel_loss](as_float32(fake), batch.real)
+        adversarial, *others = terms.values()
+        total = sum(others, adversarial)
+        return total, {name: term.detach() for name, term in {**terms, "Loss/G": total}.items()}
+
+
+def as_float32(logits: Tensor) -> Tensor:
+    """Return bfloat16 as float32, and float32 or float64 as it is."""
+    return logits.float() if logits.dtype is torch.bfloat16 else logits

@@ -1,0 +1,75 @@
+"""Resume and rollback: a run becomes what one of its checkpoints holds."""
+
+import logging
+from pathlib import Path
+
+from distgan.config.schema import Config
+from distgan.data.dataset import Dataset
+from distgan.distributed.process_group import World
+from distgan.errors import DivergedError
+from distgan.storage import checkpoint
+from distgan.storage.run_dir import RunFolder
+from distgan.training.checkpointer import RunState, difference_lines, differences
+
+log = logging.getLogger("distgan")
+
+
+def resume(config: Config, world: World, folder: RunFolder, state: RunState, dataset: Dataset) -> int:
+    """Load the last checkpoint, if there is one, on all ranks.
+
+    Returns:
+        The image count of the last line of metrics that is kept: that of a run is cut where its checkpoint stands.
+    """
+    path, is_own = world.on_main(lambda: checkpoint.choose(folder.checkpoints, config.run.resume))
+    if path is not None:
+        saved = state.load(path)
+        state.now.wandb_id = saved["wandb_id"] if is_own else state.now.wandb_id
+        log.info(f"going on from {path}, at {state.now.images} images")
+        if changed := differences(config, saved, dataset.fingerprint):
+            for line in difference_lines(changed):
+                log.info(line)
+            world.on_main(lambda: folder.note_changes(changed))
+        for what, value in state.conditions().items():
+            if saved.get(what, value) != value:
+                log.info(f"{what}: {saved[what]} before, {value} now: same samples and noise, other last bits of sums")
+    logged_images = world.on_main(lambda: folder.rewind(state.now.images))
+    if path is None and logged_images:
+        log.warning(f"the previous start reached {logged_images} images but saved no checkpoint: starting from scratch")
+    return logged_images
+
+
+def roll_back(config: Config, world: World, folder: RunFolder, state: RunState) -> int:
+    """Load the newest checkpoint, to go on with noise that was not tried yet. Returns as `resume` does."""
+    path = world.on_main(lambda: checkpoint.find(folder.path))
+    number = state.now.num_rollbacks + 1
+    state.load(path)
+    state.now.num_rollbacks = number
+    log.warning(f"going back to {path.name} with other noise ({number} of at most {config.train.nan_limit} times)")
+    return world.on_main(lambda: folder.rewind(state.now.images))
+
+
+def may_roll_back(config: Config, state: RunState) -> bool:
+    """Whether a run that diverged goes back to a checkpoint, rather than ending."""
+    return config.train.on_nan == "rollback" and state.now.num_rollbacks < config.train.nan_limit
+
+
+def check_skipped(config: Config, state: RunState, num: int, described: str) -> int:
+    """Return the number of steps skipped since the last line of metrics.
+
+    Raises:
+        DivergedError: There are more of them than the config allows.
+    """
+    train = config.train
+    if num == 0 or (train.on_nan == "skip" and state.now.num_skipped + num <= train.nan_limit):
+        return num
+    raise DivergedError(f"after {state.now.images} images: {described}")
+
+
+def hint(config: Config, checkpoints: Path) -> str:
+    """Return what to do after a run diverged."""
+    kept = checkpoint.newest_first(checkpoints)
+    other = "train.on_nan=skip or rollback" if config.train.on_nan == "fail" else "a larger train.nan_limit"
+    return (
+        f"The last good state is {kept[0].name if kept else 'the start'}. Try lower learning rates (optim.*.lr), "
+        f"a larger loss.r1, or {other}"
+    )

@@ -1,0 +1,150 @@
+"""What a step gets: a batch on the device, the numbers drawn for it, and the hyperparameters of the moment."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from distgan.rng import host_rng
+from distgan.transforms.degrade_spec import Step as Degradation
+
+
+@dataclass
+class StepBatch:
+    """One rank's share of a global batch, on its device.
+
+    Attributes:
+        images: uint8 [B, R, R, 3].
+        labels: int64 [B], or None for unconditional networks.
+        z_d, z_g: Latents of the fakes in the D step and in the G step, [B, Z].
+        seeds: Keys of all other random numbers of an image, int64 [B]; see `rng.device_rng`.
+        degraded: uint8 [B, R, R, 3], where the data set brings along the images that G restores.
+    """
+
+    images: Tensor
+    labels: Tensor | None
+    z_d: Tensor
+    z_g: Tensor
+    seeds: Tensor
+    degraded: Tensor | None = None
+
+    def split(self, num: int) -> list["StepBatch"]:
+        """Split into `num` micro-batches of equal size."""
+        if num == 1:
+            return [self]
+        size = len(self.images) // num
+        columns = (self.images, self.labels, self.z_d, self.z_g, self.seeds, self.degraded)
+        split = [[None] * num if column is None else column.split(size) for column in columns]
+        return [StepBatch(*part) for part in zip(*split)]
+
+
+@dataclass
+class MicroBatch:
+    """One pass of a step, as the networks see it.
+
+    Attributes:
+        z: Latents of this step's fakes, [B, Z].
+        labels, seeds: As in `StepBatch`.
+        real: Real images, [B, 3, R, R] in -1..1; None where the step does not look at any.
+        condition: What G makes its images of, besides latents: degraded images, [B, 3, R, R] in -1..1, or None.
+    """
+
+    z: Tensor
+    labels: Tensor | None
+    seeds: Tensor
+    real: Tensor | None = None
+    condition: Tensor | None = None
+
+
+class LatentSampler:
+    """Draws the latents and the seeds of images, as a function of the run's seed and each image's position.
+
+    Args:
+        attempt: Other numbers give other noise for the same images.
+    """
+
+    def __init__(self, seed: int, z_dim: int, attempt: int = 0) -> None:
+        self._z_dim = z_dim
+        purposes = ("z of D", "z of G", "device")
+        self._z_d, self._z_g, self._device = (host_rng.key(seed, purpose, attempt) for purpose in purposes)
+
+    def __call__(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return `z_d`, `z_g` and `seeds` of a `StepBatch`, on the host."""
+        z_d, z_g = (host_rng.normal(key, positions, self._z_dim) for key in (self._z_d, self._z_g))
+        return z_d, z_g, host_rng.bits(self._device, positions).view(np.int64)
+
+
+@dataclass(frozen=True)
+class StepHyperparams:
+    """Values of schedules and controllers at one moment.
+
+    Attributes:
+        r1, r2, gp: Weights of the penalties; 0 where one is not applied in this step.
+        instance_noise: Standard deviation of the noise on all images that D sees, which range over -1..1.
+        augment_p: Probability of each augmentation.
+        penalty_interval: D steps from one application of the penalties to the next. `r1`, `r2` and `gp` are already
+            multiplied by it.
+    """
+
+    r1: float = 0.0
+    r2: float = 0.0
+    gp: float = 0.0
+    instance_noise: float = 0.0
+    augment_p: float = 0.0
+    penalty_interval: int = 1
+
+
+@dataclass(frozen=True)
+class ImageToImageOptions:
+    """Options of a G that gets degraded images in addition to its latents, and restores the real ones.
+
+    Attributes:
+        degrade: Operations that make the degraded images; empty where batches bring them along.
+        pixel_loss, pixel_weight: Distance of G's images from the real ones, a key of `losses.PIXEL`, and its weight.
+        conditional_D: Whether D sees the degraded image too.
+    """
+
+    degrade: Sequence[Degradation] = ()
+    pixel_loss: str = "l1"
+    pixel_weight: float = 0.0
+    conditional_D: bool = False
+
+
+@dataclass(frozen=True)
+class StepOptions:
+    """Options of `GanStep` that stay the same for a whole run.
+
+    Attributes:
+        loss: A key of `losses.LOSSES`.
+        accumulation_steps: Micro-batches whose gradients are summed before an optimizer step.
+        bf16: Whether the networks run under bfloat16 autocast. Penalties are float32 in any case.
+        weight_clip: Bound on D's weights after each D step; 0 for none.
+        label_smoothing: How far below 1 the target for real images is, for losses that have a target.
+        feature_matching: Weight of feature matching in G's loss.
+        group: Images over which feature matching takes its means; 0 for all of a pass.
+        augment, color: Augmentation, a key of `transforms.augment.NUM_DRAWS` or "none", and its strength of color.
+        flip: Whether half of the real images, chosen by their seeds, are mirrored.
+        image_to_image: None for a G that makes images of latents alone.
+        compile: What is compiled: "off", "g" (G, and D where no penalty is applied) or "all".
+        backend: Compiler, a name that torch.compile knows.
+        restore_buffers: Whether a skipped step leaves running statistics as they were too, for a copy in each step.
+        dtype: Of images and losses.
+    """
+
+    loss: str
+    accumulation_steps: int = 1
+    bf16: bool = False
+    weight_clip: float = 0.0
+    label_smoothing: float = 0.0
+    feature_matching: float = 0.0
+    group: int = 0
+    augment: str = "none"
+    color: float = 1.0
+    flip: bool = False
+    image_to_image: ImageToImageOptions | None = None
+    compile: str = "off"
+    backend: str = "inductor"
+    restore_buffers: bool = False
+    dtype: torch.dtype = torch.float32

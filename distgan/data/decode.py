@@ -5,6 +5,7 @@ JPEG goes through libjpeg-turbo directly, which gives Pillow's bits for gray and
 first bytes tell, not its name.
 """
 
+import contextlib
 import io
 import re
 import sys
@@ -15,6 +16,9 @@ from functools import lru_cache
 import numpy as np
 import simplejpeg
 from PIL import Image
+
+from distgan.data import image_structure
+from distgan.data.memory_budget import MemoryBudget
 
 # All that Pillow may open: other formats of its are rare among data sets, and one starts a program (EPS, Ghostscript).
 FORMATS = ("PNG", "WEBP", "BMP", "DIB", "GIF", "TIFF", "PPM", "JPEG2000", "AVIF", "JPEG")
@@ -27,6 +31,9 @@ FILTERS = {"lanczos": Image.Resampling.LANCZOS, "area": Image.Resampling.BOX, "b
 MAX_PIXELS = 100_000_000
 MAX_BYTES = 2**29  # of a file; 178 million pixels without compression have so many, which is where Pillow stops
 JPEG = b"\xff\xd8\xff"
+JPEG_BYTES, SCANS_BYTES = 6, 12  # of memory for each pixel of a JPEG; of one in several scans
+PIXEL_BYTES = 32  # of memory for each pixel of another format, whose alpha and 16 bits take most
+BAND_PIXELS = 2**22  # are put on another range at a time
 ORIENTATION = 0x0112  # EXIF tag
 
 
@@ -97,6 +104,7 @@ def decode(
     least: int = 0,
     value_range: Range | None = None,
     measure: bool = False,
+    hold: contextlib.ExitStack | None = None,
 ) -> Picture:
     """Decode a picture of any common format.
 
@@ -109,6 +117,7 @@ def decode(
         value_range: Stored values that become black and white, of any depth; those beyond are clipped. None: 0 and the
             largest value of the format, which is 65535 for whole numbers of more than 8 bits.
         measure: Find the lowest and highest value that is stored.
+        hold: Keeps the picture's part of the memory that all share until it is closed, for what comes after decoding.
 
     Raises:
         BadImage: no image, a damaged one, one of more than `max_pixels` pixels (checked before decoding), or one of
@@ -116,15 +125,32 @@ def decode(
     """
     if not data:
         raise BadImage("empty file")
+    with contextlib.ExitStack() as own:
+        return _decode(data, max_pixels, background, least, value_range, measure, hold or own)
+
+
+def _decode(
+    data: bytes,
+    max_pixels: int,
+    background: int,
+    least: int,
+    value_range: Range | None,
+    measure: bool,
+    hold: contextlib.ExitStack,
+) -> Picture:
     if data.startswith(JPEG):
-        picture = _decode_jpeg(data, max_pixels, least)
+        picture = _decode_jpeg(data, max_pixels, least, hold)
         if value_range is not None:
             picture.pixels = to_levels(picture.pixels, value_range)
         return picture
+    if reason := image_structure.objection(data):
+        raise BadImage(reason)
     try:
         _silence_pillow()
+        data = image_structure.first_picture(data)
         image = open_image(data)
         _check_size(*image.size, max_pixels)
+        hold.enter_context(_memory.reserve(PIXEL_BYTES * image.width * image.height))
         colors = _load(image, data if measure or value_range else b"")
         return _to_rgb(image, background, colors, value_range)
     except BadImage:
@@ -135,6 +161,15 @@ def decode(
         raise BadImage("not an image") from None
     except Exception as error:  # Pillow's plugins raise SyntaxError, struct.error, OSError ... on damaged files
         raise BadImage(f"damaged ({type(error).__name__})") from None
+
+
+def share_memory(budget: MemoryBudget) -> None:
+    """Share the memory for decoding with other processes; before that, all threads of this process share it."""
+    global _memory
+    _memory = budget
+
+
+_memory = MemoryBudget()  # of the process, as memory is
 
 
 def open_image(data: bytes) -> Image.Image:
@@ -158,16 +193,21 @@ def decode_into(data: bytes, out: np.ndarray, *, max_pixels: int, filter: str, c
         try:
             height, width, *_ = simplejpeg.decode_jpeg_header(data)
             if (height, width) == out.shape[:2]:
-                simplejpeg.decode_jpeg(data, "RGB", buffer=out)
+                reason, has_scans = image_structure.jpeg_objection(data)
+                if reason:
+                    raise BadImage(reason)
+                with _memory.reserve(height * width * (SCANS_BYTES if has_scans else 0)):
+                    simplejpeg.decode_jpeg(data, "RGB", buffer=out)
                 return False
         except ValueError:
             pass  # `decode` says why
-    pixels = decode(data, max_pixels=max_pixels, least=2 * len(out) if scaled else 0).pixels
-    if pixels.shape == out.shape:
-        out[:] = pixels
-        return False
-    out[:] = fit(pixels, out.shape[0], filter, crop)
-    return True
+    with contextlib.ExitStack() as hold:
+        pixels = decode(data, max_pixels=max_pixels, least=2 * len(out) if scaled else 0, hold=hold).pixels
+        if pixels.shape == out.shape:
+            out[:] = pixels
+            return False
+        out[:] = fit(pixels, out.shape[0], filter, crop)
+        return True
 
 
 def fit(pixels: np.ndarray, resolution: int, filter: str = "lanczos", crop: str = "center") -> np.ndarray:
@@ -188,10 +228,14 @@ def cropped(width: int, height: int, crop: str) -> float:
     return 1 - min(width, height) / max(width, height) if crop == "center" else 0.0
 
 
-def _decode_jpeg(data: bytes, max_pixels: int, least: int) -> Picture:
+def _decode_jpeg(data: bytes, max_pixels: int, least: int, hold: contextlib.ExitStack) -> Picture:
+    reason, has_scans = image_structure.jpeg_objection(data)
+    if reason:
+        raise BadImage(reason)
     try:
         height, width, *_ = simplejpeg.decode_jpeg_header(data)
         _check_size(width, height, max_pixels)
+        hold.enter_context(_memory.reserve((SCANS_BYTES if has_scans else JPEG_BYTES) * width * height))
         fraction = (
             {"min_height": least, "min_width": least, "min_factor": 2} if min(height, width) >= 2 * least > 0 else {}
         )
@@ -223,8 +267,12 @@ def _check_size(width: int, height: int, max_pixels: int) -> None:
 def to_levels(values: np.ndarray, value_range: Range) -> np.ndarray:
     """Numbers of any kind -> uint8 of the same shape: `value_range` becomes 0..255, what lies beyond is clipped."""
     low, high = value_range
-    scaled = (values.astype(np.float64) - low) * (255 / (high - low))
-    return np.rint(scaled.clip(0, 255)).astype(np.uint8)
+    levels = np.empty(values.shape, np.uint8)
+    rows = max(1, BAND_PIXELS * len(values) // max(1, values.size))  # the numbers take 8 bytes and more each
+    for row in range(0, len(values), rows):
+        scaled = (values[row : row + rows].astype(np.float64) - low) * (255 / (high - low))
+        levels[row : row + rows] = np.rint(scaled.clip(0, 255))
+    return levels
 
 
 def _load(image: Image.Image, data: bytes) -> np.ndarray | None:

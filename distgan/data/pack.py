@@ -27,7 +27,19 @@ from tqdm import tqdm
 
 from distgan import __version__
 from distgan.data import shard_index, tar
-from distgan.data.decode import FILTERS, MAX_PIXELS, BadImage, Picture, TooLarge, cropped, decode, fit, to_levels
+from distgan.data.decode import (
+    FILTERS,
+    MAX_PIXELS,
+    BadImage,
+    Picture,
+    TooLarge,
+    cropped,
+    decode,
+    fit,
+    share_memory,
+    to_levels,
+)
+from distgan.data.memory_budget import MemoryBudget
 from distgan.data.pack_inputs import Entry, Listing, entry_bytes, list_source, pair, read_entry
 from distgan.data.pixels import Pixels
 from distgan.errors import ConfigError, DataError, MachineError
@@ -253,7 +265,10 @@ def _skip(summary: Summary, file: TextIO, name: str, reason: str) -> None:
 def _executor(workers: int) -> Executor:
     if workers == 1:
         return _Inline()
-    return ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"))
+    spawn = multiprocessing.get_context("spawn")
+    return ProcessPoolExecutor(
+        workers, mp_context=spawn, initializer=share_memory, initargs=(MemoryBudget(context=spawn),)
+    )
 
 
 class _Inline(Executor):
@@ -336,6 +351,11 @@ def _store(entry: Entry, options: Options) -> Stored:
 
 def _store_one(entry: Entry, options: Options) -> Stored:
     """Read, decode, fit and encode one picture."""
+    with contextlib.ExitStack() as hold:
+        return _encoded(entry, options, hold)
+
+
+def _encoded(entry: Entry, options: Options, hold: contextlib.ExitStack) -> Stored:
     try:
         content = read_entry(entry)
         if isinstance(content, bytes):
@@ -345,6 +365,7 @@ def _store_one(entry: Entry, options: Options) -> Stored:
                 background=options.background,
                 value_range=options.range,
                 measure=True,
+                hold=hold,
             )
         elif content.shape[0] * content.shape[1] > options.max_pixels:
             raise TooLarge(options.max_pixels)

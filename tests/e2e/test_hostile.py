@@ -14,7 +14,7 @@ def test_the_harness_sees_what_must_not_come(tmp_path: Path) -> None:
     assert len(found) == 19
 
 
-@pytest.mark.parametrize("corpus", ["hostile_archives", "hostile_http", "hostile_config"])
+@pytest.mark.parametrize("corpus", ["hostile_archives", "hostile_http", "hostile_config", "hostile_images"])
 def test_what_is_large_costs_little(corpus: str, tmp_path: Path) -> None:
     found = hostile.outcomes(corpus, tmp_path)
     assert hostile.bad(found) == ""

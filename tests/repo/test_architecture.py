@@ -49,6 +49,8 @@ TORCH_FREE = {
     "data.classes",
     "data.dataset",
     "data.decode",
+    "data.image_structure",
+    "data.memory_budget",
     "data.shard_index",
     "data.labels",
     "data.pack_inputs",

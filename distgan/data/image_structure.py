@@ -1,0 +1,73 @@
+"""What makes a small picture slow to read, found in its bytes before a decoder sees them.
+
+JPEG: ITU-T T.81, annex B; each scan of a progressive picture touches all of it. PNG: chunks, which Pillow reads one by
+one in Python, as it does the blocks of a GIF, numbers written as text (PPM), and runs (BMP).
+"""
+
+import re
+
+MAX_SCANS = 100  # of a JPEG; encoders write about ten
+MAX_SEGMENTS = 4000  # of a JPEG: before its first scan, and from there on
+MAX_CHUNKS, CHUNK_BYTES = 10_000, 1024  # of a PNG: so many, and one more for each of these bytes
+MAX_SLOW_BYTES = 2**24  # of what Pillow reads in Python, bit by bit
+GIF_BYTES = 2**25  # of a GIF, in which its first picture must be
+_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # markers that begin a frame
+_PROGRESSIVE = {0xC2, 0xC6, 0xCA, 0xCE}
+_ALONE = {0x00, 0x01, *range(0xD0, 0xD9)}  # markers without a length
+_MARKER = re.compile(rb"\xff+([\x01-\xcf\xd8-\xfe])")
+
+
+def jpeg_objection(data: bytes) -> tuple[str, bool]:
+    """Why a JPEG is not decoded, if at all, and whether it is stored in several scans, which takes more memory."""
+    components, is_progressive, at = 0, False, 2
+    for _ in range(MAX_SEGMENTS):
+        found = _MARKER.search(data, at)
+        if found is None:
+            return "", False  # the decoder says what is wrong
+        kind, at = found[1][0], found.end()
+        if kind in _ALONE:
+            continue
+        length = int.from_bytes(data[at : at + 2], "big")
+        if kind == 0xDA:
+            has_more = is_progressive or (len(data) > at + 2 and data[at + 2] < components)
+            many = has_more and _num_scans(data, at + length) > MAX_SCANS
+            return (f"a JPEG of more than {MAX_SCANS} scans" if many else ""), has_more
+        if kind in _FRAMES and len(data) > at + 7:
+            components, is_progressive = data[at + 7], kind in _PROGRESSIVE
+        at += length
+    return f"a JPEG of more than {MAX_SEGMENTS:,} segments", False
+
+
+def _num_scans(data: bytes, at: int) -> int:
+    """Scans of a JPEG up to its end, one of which ends before byte `at`; many where there is too much between them."""
+    scans = 1
+    for _ in range(MAX_SEGMENTS):
+        found = _MARKER.search(data, at)
+        if found is None or found[1][0] == 0xD9:
+            return scans
+        at = found.end()
+        if found[1][0] not in _ALONE:
+            scans += found[1][0] == 0xDA
+            at += int.from_bytes(data[at : at + 2], "big")
+    return MAX_SCANS + 1
+
+
+def objection(data: bytes) -> str:
+    """Why a picture of another format is not read; empty where it is."""
+    if data.startswith(b"\x89PNG"):
+        at = 8
+        for _ in range(MAX_CHUNKS + len(data) // CHUNK_BYTES):
+            if at >= len(data):
+                return ""
+            at += 12 + int.from_bytes(data[at : at + 4], "big")
+        return "a PNG of too many chunks"
+    is_text = data[:2] in (b"P1", b"P2", b"P3")
+    is_in_runs = data.startswith(b"BM") and data[30:34] in (b"\1\0\0\0", b"\2\0\0\0")
+    if (is_text or is_in_runs) and len(data) > MAX_SLOW_BYTES:
+        return f"a picture in {'text' if is_text else 'runs'} of more than {MAX_SLOW_BYTES >> 20} MiB"
+    return ""
+
+
+def first_picture(data: bytes) -> bytes:
+    """The bytes of a file that are read for its first picture."""
+    return data[:GIF_BYTES] if data.startswith(b"GIF8") and len(data) > GIF_BYTES else data

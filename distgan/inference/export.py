@@ -23,6 +23,7 @@ from distgan.models.spectral_norm import normalised
 from distgan.storage import checkpoint
 from distgan.storage.atomic import aside
 from distgan.storage.home import user_path
+from distgan.storage.printable import printable
 
 TOLERANCE = 1e-5  # that an exported generator may differ by, on a scale of -1..1
 ONNX_BYTES = 2 * 10**9  # an ONNX file ends at 2 GiB
@@ -86,7 +87,7 @@ def export(path: str, out: str, kind: str) -> str:
 
 def card(G: Generator, kind: str, name: str) -> str:
     """What someone who finds the file or folder `name` must know to use it, as Markdown."""
-    origin, config = G.origin, G.origin["config"]
+    origin, config, name = G.origin, G.origin["config"], printable(name)
     classes = G.num_classes
     norms = {type(module).__name__ for module in G.net.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)}
     facts = {
@@ -115,7 +116,7 @@ def card(G: Generator, kind: str, name: str) -> str:
         fed="{" + ", ".join(f'"{each}": {each}' for each in names) + "}",
         labels=f", labels={G.seen[-1]}" if classes else "",
     )
-    table = "\n".join(f"| {key} | {value} |" for key, value in facts.items())
+    table = "\n".join(f"| {key} | {printable(str(value))} |" for key, value in facts.items())
     what, tag = ("restored images", "image-to-image") if G.restores else ("images", "image-generation")
     place = "" if kind == "safetensors" else ", which this file holds as metadata"
     return f"""---

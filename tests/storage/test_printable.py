@@ -117,7 +117,8 @@ def test_no_command_shows_or_logs_more_than_text(
     own = [str(config), f"run.dir={json.dumps(str(run))}", f"data.shards={json.dumps(str(hostile_set))}"]
     own += ["train.images=48", "train.tick=12", "sample.every=0"]
     toy = ["eval.extractor=toy", "eval.num=16", "eval.metrics=[fd]", "data.max_bad_share=0.5"]
-    trained, out = untrained(tmp_path / "trained"), tmp_path / f"out {HOSTILE}"
+    trained = untrained(tmp_path / "trained").rename(tmp_path / f"trained {HOSTILE}")
+    out = tmp_path / f"out {HOSTILE}"
     commands = [
         ["pack", str(tmp_path / "pictures"), str(tmp_path / f"packed {HOSTILE}")],
         ["pack", str(arrays), str(tmp_path / "packed2")],
@@ -150,7 +151,8 @@ def test_no_command_shows_or_logs_more_than_text(
         assert not bad_lines(capsys.readouterr().err), words
     worked = {command for command, code, _ in outcomes if code == 0}
     assert worked >= {"pack", "check", "train", "evaluate", "generate", "export", "report"}, outcomes
-    told = [path for path in run.rglob("*") if path.suffix in (".txt", ".json", ".jsonl", ".yaml")]
+    shown_later = [path for path in (tmp_path / f"exported {HOSTILE}").iterdir() if path.suffix in (".md", ".json")]
+    told = shown_later + [path for path in run.rglob("*") if path.suffix in (".txt", ".json", ".jsonl", ".yaml")]
     assert {"log.txt", "status.json", "config.yaml", "quarantine.jsonl"} <= {path.name for path in told}
     for path in told:
         assert not bad_lines(path.read_text()), path

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from distgan.errors import ConfigError, MachineError
+from distgan.storage.atomic import replacing
 from distgan.storage.home import user_path
 from distgan.tools.report.curves import COLOURS, Panel, drawable, names, panels, thinned
 from distgan.tools.report.history import History, read
@@ -57,7 +58,8 @@ def plot(paths: Sequence[str], out: str = "", keys: Sequence[str] = ()) -> list[
         figure.suptitle(called[0], parse_math=False)  # a name may have dollar signs
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(target, dpi=110)
+        with replacing(target) as part:
+            figure.savefig(part, dpi=110, format=target.suffix[1:].lower())
     except OSError as error:
         raise MachineError(f"{target}: {error.strerror}; choose another place by --out") from None
     told = [f"warning: {problem}" for run in runs for problem in run.problems]

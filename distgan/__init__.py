@@ -6,11 +6,12 @@ from distgan import load_generator, open_stream, train
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+from distgan.version import __version__ as __version__
+
 if TYPE_CHECKING:
     from distgan.api import open_stream, train
     from distgan.inference.trained_generator import load_generator
 
-__version__ = "0.1.0"
 __all__ = ["load_generator", "open_stream", "train"]
 
 _HOMES = {"load_generator": "distgan.inference.trained_generator", "open_stream": "distgan.api", "train": "distgan.api"}

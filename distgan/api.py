@@ -4,8 +4,8 @@ import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 
+from distgan.config.batch_plan import batch_plan
 from distgan.config.load import load
-from distgan.config.validate import batch_plan
 from distgan.data.dataset import Dataset
 from distgan.data.loader import Stream
 from distgan.data.shard_urls import find_shards

@@ -3,8 +3,8 @@
 import argparse
 from typing import NoReturn
 
-from distgan import __version__
 from distgan.storage.printable import printable
+from distgan.version import __version__
 
 AGAINST_HELP = "a reference that takes turns: a bare loop, or every rank alone; may be given twice"
 

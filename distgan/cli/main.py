@@ -126,8 +126,8 @@ def _index(options: argparse.Namespace) -> int:
 
 
 def _train(options: argparse.Namespace) -> int:
+    from distgan.config.batch_plan import batch_plan
     from distgan.config.load import load
-    from distgan.config.validate import batch_plan
 
     if options.dry_run:
         return _check(options)
@@ -153,8 +153,8 @@ def _leave(code: int, world: int) -> int:
 
 
 def _check(options: argparse.Namespace) -> int:
+    from distgan.config.batch_plan import batch_plan
     from distgan.config.load import load
-    from distgan.config.validate import batch_plan
 
     launched = settle()
     asked = getattr(options, "ranks", None)
@@ -174,8 +174,8 @@ def _check(options: argparse.Namespace) -> int:
 
 
 def _bench(options: argparse.Namespace) -> int:
+    from distgan.config.batch_plan import batch_plan
     from distgan.config.load import load
-    from distgan.config.validate import batch_plan
 
     os.environ["WANDB_MODE"] = "disabled"  # which wins over the config
     world = settle()
@@ -211,10 +211,10 @@ def _bench(options: argparse.Namespace) -> int:
 
 
 def _config(options: argparse.Namespace) -> int:
+    from distgan.config.batch_plan import batch_plan
     from distgan.config.docs import diff, help_keys, markdown
     from distgan.config.load import load, to_yaml
     from distgan.config.schema import without_secrets
-    from distgan.config.validate import batch_plan
 
     if options.help_keys is not None:
         show(*(markdown() if options.markdown else help_keys(options.help_keys)))

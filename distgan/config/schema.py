@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import MISSING, Field, asdict, dataclass, field, fields, is_dataclass, replace
 from typing import Any, Literal
 
+from distgan.metrics.names import EVAL_METRICS
 from distgan.storage.urls import public, public_text
 from distgan.transforms import degrade_spec
 
@@ -388,16 +389,6 @@ class ResnetDiscriminator:
     width: int = key(128, "channels; above 32 pixels, twice those of the first block", low=2, high=2**13)
     spectral: bool = key(True, "spectral norm on every weight")
     attention: int = key(0, "side of the block that self-attention follows; 0: none", low=0, high=1024)
-
-
-EVAL_METRICS = {
-    "fd": "lower",
-    "kid": "lower",
-    "kid_full": "lower",
-    "is": "higher",
-    "pr": "",
-    "dc": "",
-}  # what is better
 
 
 @dataclass

@@ -16,7 +16,6 @@ import numpy as np
 from distgan.data import dataset_card, shard_index
 from distgan.data.decode import MAX_PIXELS, SUFFIXES, BadImage, check_bytes, decode_into
 from distgan.data.shuffle import held_out
-from distgan.distributed import preemption
 from distgan.errors import DataError, StoppedError, with_hint
 from distgan.rng import host_rng
 from distgan.storage.byte_ranges import Source
@@ -70,6 +69,7 @@ class Dataset:
         num_held_out: Samples that are kept out of training.
         allow_damaged: Use the good samples of damaged shards, and leave out incomplete samples.
         rank, world, gather: Ranks share the work of opening the shards, then tell one another what they found.
+        should_stop: Returns why to stop, or "". It is called before each shard: many without an index take long.
 
     Raises:
         DataError: for anything that would make the set other than what its shards seem to promise.
@@ -91,8 +91,10 @@ class Dataset:
         rank: int = 0,
         world: int = 1,
         gather: Gather = lambda items: [items],
+        should_stop: Callable[[], str] = lambda: "",
     ) -> None:
         self.urls, self.source, self.labels, self.pairs = list(urls), source, labels, pairs
+        self._should_stop = should_stop
         self._cache_dir = (cache_dir or default_cache_dir()) / "index"
         self.class_names, self._moved = [], [[] for _ in self.urls]
         mine, labels, problem = [], {}, ""
@@ -240,7 +242,7 @@ class Dataset:
         return shard, self._open(shard)[1], place - int(ends[shard]) + len(self._held[shard])
 
     def _summary(self, url: str) -> dict:
-        if reason := preemption.asked():  # many shards without an index take long
+        if reason := self._should_stop():
             return {"stopped": reason}
         try:
             return shard_index.summary(url, self.source, self._cache_dir)

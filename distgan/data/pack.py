@@ -25,7 +25,6 @@ from typing import TextIO
 from PIL import Image
 from tqdm import tqdm
 
-from distgan import __version__
 from distgan.data import shard_index, tar
 from distgan.data.decode import (
     FILTERS,
@@ -46,6 +45,7 @@ from distgan.errors import ConfigError, DataError, MachineError
 from distgan.storage.byte_ranges import Source
 from distgan.storage.home import user_path
 from distgan.storage.urls import public
+from distgan.version import __version__
 
 SKIPPED = "skipped.jsonl"
 UNLABELLED = "without a label"

@@ -19,7 +19,7 @@ from distgan.errors import ConfigError, DataError, MachineError
 from distgan.evaluation.image_sets import Images, ImageSet, ShardImages, shares
 from distgan.metrics import frechet, reference_stats
 from distgan.metrics.extractors import Extractor
-from distgan.metrics.moments import Moments
+from distgan.metrics.frechet import Moments
 from distgan.metrics.reference_stats import Reference
 from distgan.metrics.registry import METRICS, NAN, Features, Values
 from distgan.rng import host_rng

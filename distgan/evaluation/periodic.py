@@ -8,14 +8,15 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from distgan.config.schema import EVAL_METRICS, Config, best_metric
+from distgan.config.schema import Config, best_metric
 from distgan.data.dataset import Dataset
 from distgan.distributed.process_group import World
 from distgan.evaluation.image_sets import GeneratedImages, draw_labels
 from distgan.evaluation.measure import Poll, check_metrics, measure
 from distgan.evaluation.reference import is_statistics, know_reals, open_shards, shard_images
 from distgan.metrics.extractors import open_extractor
-from distgan.metrics.naming import value_name
+from distgan.metrics.names import EVAL_METRICS
+from distgan.metrics.registry import value_name
 from distgan.storage import checkpoint
 from distgan.storage.run_dir import RunFolder
 

@@ -6,6 +6,7 @@ from distgan.config.schema import Config
 from distgan.data import loader
 from distgan.data.dataset import Dataset
 from distgan.data.shard_urls import find_shards
+from distgan.distributed import preemption
 from distgan.distributed.launch_env import together
 from distgan.distributed.process_group import World
 from distgan.evaluation.image_sets import ShardImages
@@ -41,6 +42,7 @@ def open_shards(
             rank=rank,
             world=size,
             gather=gather,
+            should_stop=preemption.asked,
         )
 
     plain = opened(False)

@@ -12,8 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from distgan import __version__
-from distgan.config.schema import EVAL_METRICS
+from distgan.data import image_grid
 from distgan.data.dataset import Dataset
 from distgan.distributed.process_group import World
 from distgan.errors import ConfigError, MachineError
@@ -21,17 +20,17 @@ from distgan.evaluation.image_sets import ImageSet, ShardImages
 from distgan.evaluation.measure import Extracted, Measured, check_metrics, extract, measure
 from distgan.evaluation.reference import is_statistics, know_reals, open_shards, shard_images
 from distgan.evaluation.target import Subject, name_classes, open_subject
-from distgan.inference import sampling
 from distgan.metrics import reference_stats
 from distgan.metrics.extractors import Extractor, open_extractor
 from distgan.metrics.memorization import nearness
-from distgan.metrics.naming import value_name
+from distgan.metrics.names import EVAL_METRICS
 from distgan.metrics.per_class import class_distances, probe_accuracies, share_classes
 from distgan.metrics.reference_stats import Reference
-from distgan.metrics.registry import METRICS, Features
+from distgan.metrics.registry import METRICS, Features, value_name
 from distgan.storage.atomic import replace_file
 from distgan.storage.run_dir import git_state
 from distgan.storage.urls import public
+from distgan.version import __version__
 
 log = logging.getLogger("distgan")
 
@@ -264,7 +263,7 @@ def _memorisation(
         ]
         path.parent.mkdir(parents=True, exist_ok=True)
         found["picture"] = str(path.with_suffix(".closest.png"))
-        sampling.save_png(Path(found["picture"]), sampling.grid(pictures, 2 * COLUMNS))
+        image_grid.save_png(Path(found["picture"]), image_grid.grid(pictures, 2 * COLUMNS))
     return found
 
 

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from distgan.data import image_grid
 from distgan.data.dataset import Dataset
 from distgan.distributed.process_group import World
 from distgan.inference import sampling
@@ -73,7 +74,7 @@ class HeldOut:
             return np.stack([self._dataset.read(number, degraded=True, **self._how) for number in numbers])
         seeds = host_rng.bits(host_rng.key(0, "held out, degraded"), np.asarray(numbers)).view(np.int64)
         clean = _tensor(self._clean(numbers)).float() / 127.5 - 1
-        return sampling.to_uint8(degrade(clean, torch.from_numpy(seeds), self._recipe))
+        return image_grid.to_uint8(degrade(clean, torch.from_numpy(seeds), self._recipe))
 
     def _restored(self, G: nn.Module, numbers: Sequence[int], first: int = 0) -> np.ndarray:
         """The same of what G makes of them, with the latents from number `first` on."""

@@ -18,7 +18,7 @@ from distgan.evaluation.reference import open_shards, shard_images
 from distgan.metrics import frechet, inception_score, precision_recall
 from distgan.metrics import kid as kernel
 from distgan.metrics.extractors import Extractor, open_extractor
-from distgan.metrics.moments import Moments
+from distgan.metrics.frechet import Moments
 from distgan.metrics.registry import Features
 
 NUM_CIFAR = {"train": 50_000, "test": 10_000}

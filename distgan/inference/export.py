@@ -14,7 +14,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from distgan import __version__
 from distgan.errors import ConfigError, MachineError
 from distgan.inference import sampling
 from distgan.inference.trained_generator import DESCRIPTION, WEIGHTS, Generator, describe, load_generator, locate
@@ -24,6 +23,7 @@ from distgan.storage import checkpoint
 from distgan.storage.atomic import aside
 from distgan.storage.home import user_path
 from distgan.storage.printable import printable
+from distgan.version import __version__
 
 TOLERANCE = 1e-5  # that an exported generator may differ by, on a scale of -1..1
 ONNX_BYTES = 2 * 10**9  # an ONNX file ends at 2 GiB

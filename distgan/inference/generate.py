@@ -7,9 +7,9 @@ from pathlib import Path
 
 import torch
 
-from distgan.data import loader
+from distgan.data import image_grid, loader
 from distgan.errors import ConfigError, DataError
-from distgan.inference import sampling, shard_writer, video
+from distgan.inference import shard_writer, video
 from distgan.inference.scoring import Score, open_score
 from distgan.inference.selection import Choice, Drawn
 from distgan.inference.trained_generator import Generator, load_generator, locate
@@ -151,7 +151,7 @@ def drawn(G: Generator, score: Score | None, choice: Choice, seed: int, unit: in
             raise DataError(
                 f"the scores of images {block.start} to {block.stop - 1} are not finite: --filter needs them"
             )
-        for i, of_image, picture in zip(block, scores.tolist(), sampling.to_uint8(images)):
+        for i, of_image, picture in zip(block, scores.tolist(), image_grid.to_uint8(images)):
             if i in numbers:
                 held.append(Drawn(i, choice.label(i), picture, of_image))
         held = choice.best(unit, held)
@@ -164,7 +164,7 @@ def _write_files(target: Path, choice: Choice, draw: Callable[[int], Iterator[Dr
             # Class folders, as `distgan pack` reads them.
             folder = target if one.label is None else target / f"{one.label:03d}"
             folder.mkdir(exist_ok=True)
-            sampling.save_png(folder / f"{one.number:08d}.png", one.picture)
+            image_grid.save_png(folder / f"{one.number:08d}.png", one.picture)
 
 
 def require_grid(target: Path) -> None:
@@ -176,7 +176,7 @@ def require_grid(target: Path) -> None:
 def _write_grid(G: Generator, target: Path, num: int, seed: int, chosen: list[int], columns: int | None) -> None:
     columns = columns or (-(-num // len(chosen)) if chosen else math.ceil(math.sqrt(num)))
     each = [chosen[i // columns % len(chosen)] for i in range(num)] if chosen else None
-    sampling.save_png(target, sampling.grid(list(G.pictures(range(num), seed, each)), columns))
+    image_grid.save_png(target, image_grid.grid(list(G.pictures(range(num), seed, each)), columns))
 
 
 def _write_video(

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from distgan.data import image_grid
 from distgan.data.decode import SUFFIXES, BadImage, decode, fit
 from distgan.data.pack_inputs import Entry, list_source, read_entry
 from distgan.errors import ConfigError, DataError
@@ -90,7 +91,7 @@ class Restoration:
             for row in self._rows(chunk):
                 path = target / names[row.number]
                 path.parent.mkdir(parents=True, exist_ok=True)
-                sampling.save_png(path, row.restored)
+                image_grid.save_png(path, row.restored)
                 done += 1
         return self._told(done, total, target, world)
 
@@ -100,7 +101,7 @@ class Restoration:
         told = self._told(len(rows), len(rows), target)
         joined = [np.concatenate([x for x in row[1:] if x is not None], axis=1) for row in rows]
         target.parent.mkdir(parents=True, exist_ok=True)
-        sampling.save_png(target, sampling.grid(joined, columns or math.ceil(math.sqrt(len(rows)))))
+        image_grid.save_png(target, image_grid.grid(joined, columns or math.ceil(math.sqrt(len(rows)))))
         return told
 
     def _chunks(self, num: int | None) -> Iterator[list[tuple[int, Entry]]]:

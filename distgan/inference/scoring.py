@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from distgan.config.schema import Config
+from distgan.data import image_grid
 from distgan.data.dataset import Dataset
 from distgan.data.shard_urls import find_shards
 from distgan.errors import ConfigError, DataError
-from distgan.inference import sampling
 from distgan.inference.trained_generator import load_config, load_discriminator
 from distgan.metrics import precision_recall
 from distgan.metrics.extractors import open_extractor
@@ -73,5 +73,5 @@ class Nearness:
             raise DataError(f"features of real images by {settings.extractor} are not finite")
 
     def __call__(self, images: Tensor, labels: Tensor | None) -> Tensor:
-        pixels = torch.from_numpy(sampling.to_uint8(images)).permute(0, 3, 1, 2)
+        pixels = torch.from_numpy(image_grid.to_uint8(images)).permute(0, 3, 1, 2)
         return -precision_recall.nearest(self._extractor(pixels)[0], self._points)[0].cpu()

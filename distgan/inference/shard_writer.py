@@ -24,13 +24,13 @@ from pathlib import Path
 from PIL import Image
 from tqdm import tqdm
 
-from distgan import __version__
 from distgan.data import shard_index, tar
 from distgan.errors import ConfigError, DataError, MachineError
 from distgan.inference.selection import Choice, Drawn
 from distgan.storage.atomic import aside, replace_file
 from distgan.storage.byte_ranges import Source
 from distgan.storage.home import user_path
+from distgan.version import __version__
 
 CARD, ASIDE, PLAN, NOTE = "dataset.json", ".unfinished", "generated.json", ".generated.json"
 OWN = re.compile(rf"\d{{6}}\.tar(\.index)?|\.\d{{6}}\.tar\.index\..*|{ASIDE}|\.?{re.escape(CARD)}.*")

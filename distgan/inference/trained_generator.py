@@ -16,7 +16,6 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from distgan import __version__
 from distgan.config.load import from_dict, net_settings
 from distgan.config.schema import Config, network_options, to_dict, without_secrets
 from distgan.distributed.launch_env import local_rank
@@ -29,6 +28,7 @@ from distgan.storage.checkpoint import DamagedError, machine_memory
 from distgan.storage.home import user_path
 from distgan.storage.saved_state import Classes, SavedState
 from distgan.storage.untrusted import MAX_JSON_BYTES, Between, Count, Name, Positive, Sha256, json_of, parse, read
+from distgan.version import __version__
 
 log = logging.getLogger("distgan")
 

@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from distgan.data import image_grid
 from distgan.errors import ConfigError, MachineError
 from distgan.inference import sampling
 from distgan.inference.trained_generator import Generator
@@ -47,9 +48,9 @@ def frames(G: Generator, seed: int, num: int, stops: int, classes: list[int], co
     for start in range(0, len(tiles), G.chunk):
         part = tiles[start : start + G.chunk]
         z = way[[frame for frame, _ in part]]
-        held += list(sampling.to_uint8(G(z, [label for _, label in part] if classes else None)))
+        held += list(image_grid.to_uint8(G(z, [label for _, label in part] if classes else None)))
         while len(held) >= each:
-            yield sampling.grid(held[:each], columns)
+            yield image_grid.grid(held[:each], columns)
             del held[:each]
 
 

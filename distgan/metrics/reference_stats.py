@@ -16,7 +16,7 @@ import torch
 
 from distgan.errors import DataError, MachineError
 from distgan.metrics import frechet
-from distgan.metrics.moments import Gaussian
+from distgan.metrics.frechet import Gaussian
 from distgan.metrics.registry import Features
 from distgan.storage.array_file import ArrayFile
 from distgan.storage.atomic import replacing

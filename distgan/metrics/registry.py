@@ -12,7 +12,9 @@ import torch
 from torch import Tensor
 
 from distgan.metrics import frechet, inception_score, kid, precision_recall
-from distgan.metrics.moments import Gaussian
+from distgan.metrics.extractors import Extractor
+from distgan.metrics.extractors.weights import WEIGHTS
+from distgan.metrics.frechet import Gaussian
 from distgan.rng import host_rng
 
 MOST_NEIGHBOURS = 10_000  # images of each side that precision, recall, density and coverage look at
@@ -108,3 +110,19 @@ METRICS: dict[str, Metric] = {
     "pr": Metric(_precision_recall, ("precision_k3", "recall_k3"), "", least=4),  # blur raises precision
     "dc": Metric(_density_coverage, ("density_k5", "coverage_k5"), "", least=6),  # and density
 }
+
+
+def value_name(name: str, extractor: Extractor, num: int, whole: bool) -> str:
+    """The log key of value `name` of METRICS: "fid50k_full", "fd_toy_500", "kid_efficientnet_lite0_10k_full".
+
+    Args:
+        num: Generated images.
+        whole: Whether they were compared with all images of the data set.
+    """
+    size = (f"{num // 1000}k" if num % 1000 == 0 else str(num)) + ("_full" if whole else "")
+    if extractor.key_prefix == "fid":
+        if extractor.name != "inception" or WEIGHTS["inception"].sha256[:12] not in extractor.identity:
+            raise ValueError(f"{extractor.identity} is not the Inception network that FID is defined by")
+        return f"fid{size}" if name == "fd" else f"{name}_inception_{size}"
+    own = extractor.key_prefix.removeprefix("fd_")
+    return f"{name}_{own}_{size}"

@@ -4,15 +4,15 @@ import os
 import shutil
 from dataclasses import replace
 
+from distgan.config.batch_plan import BatchPlan
 from distgan.config.schema import Config, best_metric
-from distgan.config.validate import BatchPlan, warnings
-from distgan.data import dataset_card, pixels
+from distgan.config.validate import warnings
+from distgan.data import dataset_card, image_grid, pixels
 from distgan.data.dataset import Dataset
 from distgan.errors import ConfigError, MachineError
 from distgan.evaluation.image_sets import draw_labels
 from distgan.evaluation.measure import check_metrics
 from distgan.evaluation.reference import is_statistics, open_shards, read_statistics
-from distgan.inference import sampling
 from distgan.metrics.extractors import open_extractor
 from distgan.models import networks
 from distgan.storage import checkpoint
@@ -84,7 +84,7 @@ def _disk(config: Config, checkpoint_bytes: int, num_classes: int) -> tuple[list
     keep, images = config.checkpoint, config.train.images
     saved = -(-images // keep.every)
     kept = min(saved, keep.keep_last + (images // keep.keep_every if keep.keep_every else 0))
-    rows, columns = sampling.grid_shape(config.sample.rows, config.sample.columns, num_classes)
+    rows, columns = image_grid.grid_shape(config.sample.rows, config.sample.columns, num_classes)
     grids = 2 + images // config.sample.every if config.sample.every else 1
     samples = grids * rows * columns * 3 * config.data.resolution**2  # at most, since PNG packs them
     free, needed = shutil.disk_usage(existing).free, (kept + 1) * checkpoint_bytes + samples

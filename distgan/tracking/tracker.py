@@ -9,9 +9,9 @@ import numpy as np
 
 from distgan.config.load import to_yaml
 from distgan.config.schema import Config, for_records, to_dict
+from distgan.data import image_grid
 from distgan.distributed import preemption
 from distgan.errors import DistganError, DivergedError
-from distgan.inference import sampling
 from distgan.storage.run_dir import RunFolder
 from distgan.tracking.alerts import Alerts
 from distgan.tracking.console import LIVE, TICK, console_line, evaluation_line
@@ -47,8 +47,8 @@ class Tracker:
     def grid(self, name: str, file: str, pictures: list[np.ndarray], columns: int) -> None:
         """Save a grid of pictures among the samples; W&B gets it with the next row."""
         if self._is_main:
-            self._grids[name] = sampling.grid(pictures, columns)
-            sampling.save_png(self._folder.samples / file, self._grids[name])
+            self._grids[name] = image_grid.grid(pictures, columns)
+            image_grid.save_png(self._folder.samples / file, self._grids[name])
 
     def histogram(self, name: str, values: np.ndarray) -> None:
         """Of numbers, for W&B alone; what is not finite is left out."""

@@ -21,10 +21,10 @@ from PIL import Image
 
 from distgan.config.schema import Wandb
 from distgan.distributed import preemption
+from distgan.metrics.names import better
 from distgan.storage.printable import public_line
 from distgan.storage.run_dir import RunFolder
 from distgan.storage.urls import public
-from distgan.tools.report.curves import better
 from distgan.tracking.background_worker import Fence, short
 from distgan.tracking.wandb_mode import mode_of_environment
 

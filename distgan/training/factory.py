@@ -7,14 +7,14 @@ import numpy as np
 import torch
 from torch import nn
 
+from distgan.config.batch_plan import BatchPlan
 from distgan.config.schema import Config, network_options, restores
 from distgan.config.schema import Optimizer as OptimizerSettings
-from distgan.config.validate import BatchPlan
-from distgan.data.classes import Balanced
 from distgan.data.dataset import Dataset, Gather
 from distgan.data.loader import Stream, decoding_threads
 from distgan.data.shard_urls import find_shards
-from distgan.data.shuffle import Layout, Plan
+from distgan.data.shuffle import Balanced, Layout, Plan
+from distgan.distributed import preemption
 from distgan.distributed.launch_env import together
 from distgan.distributed.process_group import World
 from distgan.errors import DataError
@@ -45,6 +45,7 @@ def open_dataset(config: Config, *, rank: int = 0, world: int = 1, gather: Gathe
         rank=rank,
         world=world,
         gather=gather,
+        should_stop=preemption.asked,
     )
     if dataset.num_samples < config.train.batch:
         raise DataError(

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from distgan.losses import gradient_penalty
-from distgan.losses.adversarial import LOSSES, PIXEL, feature_matching
+from distgan.losses.adversarial import LOSSES
+from distgan.losses.reconstruction import PIXEL, feature_matching
 from distgan.models.networks import run_generator
 from distgan.training.discriminator import AugmentedDiscriminator, autocast
 from distgan.training.step_inputs import MicroBatch, StepHyperparams, StepOptions

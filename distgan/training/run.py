@@ -6,9 +6,9 @@ from pathlib import Path
 
 import torch
 
+from distgan.config.batch_plan import batch_plan
 from distgan.config.load import to_yaml
 from distgan.config.schema import Config
-from distgan.config.validate import batch_plan
 from distgan.distributed import launch_env, preemption
 from distgan.distributed.process_group import World
 from distgan.distributed.watchdog import GRACE_SEC

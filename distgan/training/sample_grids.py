@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from distgan.config.schema import Config, restores
+from distgan.data import image_grid
 from distgan.data.dataset import Dataset
 from distgan.distributed.process_group import World
 from distgan.evaluation.restoration import HeldOut
@@ -24,9 +25,9 @@ class Gallery:
     def __init__(self, config: Config, dataset: Dataset, tracker: Tracker) -> None:
         self._config, self._dataset, self._tracker = config, dataset, tracker
         seen = [label for label, count in enumerate(dataset.class_counts) if count]
-        rows, self._columns = sampling.grid_shape(config.sample.rows, config.sample.columns, len(seen))
+        rows, self._columns = image_grid.grid_shape(config.sample.rows, config.sample.columns, len(seen))
         self._num = rows * self._columns
-        self._labels = sampling.grid_labels(rows, self._columns, seen)
+        self._labels = image_grid.grid_labels(rows, self._columns, seen)
         self._reals: list[np.ndarray] = []
         self._held_out = None
         if restores(config):
@@ -65,7 +66,7 @@ class Gallery:
             draws = device_rng.uniform(
                 torch.arange(self._num) + images, "augment gallery", NUM_DRAWS[config.augment.pipe]
             )
-            pictures = list(sampling.to_uint8(augment(reals, draws, config.augment.pipe, p, config.augment.colour)))
+            pictures = list(image_grid.to_uint8(augment(reals, draws, config.augment.pipe, p, config.augment.colour)))
             self._show("Samples/reals_augmented", "reals-augmented.png", pictures)
 
     def judged(self, G: nn.Module, D: nn.Module, reals: Tensor, real_scores: Tensor, fake_scores: Tensor) -> None:
@@ -74,7 +75,7 @@ class Gallery:
         What stands there again and again is worth a look: damaged, or none of the data set's kind.
         """
         worst = real_scores.argsort()[: self._num]
-        self._show("Samples/worst_reals", "worst-reals.png", list(sampling.to_uint8(reals[worst])))
+        self._show("Samples/worst_reals", "worst-reals.png", list(image_grid.to_uint8(reals[worst])))
         if self._config.wandb.histograms:
             values = {"logits_real": real_scores, "logits_fake": fake_scores}
             for name, net in (("G", G), ("D", D)):

@@ -4,8 +4,8 @@ import logging
 
 from torch import nn
 
+from distgan.config.batch_plan import BatchPlan
 from distgan.config.schema import Config
-from distgan.config.validate import BatchPlan
 from distgan.distributed.process_group import World
 from distgan.tracking.system_metrics import NodeLoad
 from distgan.tracking.tracker import Tracker

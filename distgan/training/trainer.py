@@ -10,8 +10,9 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
+from distgan.config.batch_plan import BatchPlan
 from distgan.config.schema import Config
-from distgan.config.validate import BatchPlan, warnings
+from distgan.config.validate import warnings
 from distgan.data import pixels
 from distgan.data.loader import Stream
 from distgan.data.sample_log import Audit

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from distgan.config.batch_plan import BatchPlan, batch_plan, divisors
 from distgan.config.load import from_dict, load, to_yaml
 from distgan.config.schema import changes, to_dict
-from distgan.config.validate import BatchPlan, batch_plan, divisors, warnings
+from distgan.config.validate import warnings
 from distgan.errors import ConfigError
 
 BASIC = "data: {shards: /data/faces, resolution: 64}\n"

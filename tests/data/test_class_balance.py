@@ -15,11 +15,10 @@ from shards import image_bytes, numbered_pixels, numbers_of, tar_bytes
 
 from distgan.config.schema import Config, Data, Model
 from distgan.config.validate import problems
-from distgan.data.classes import Balanced
 from distgan.data.dataset import Dataset
 from distgan.data.loader import Stream
 from distgan.data.shard_urls import find_shards
-from distgan.data.shuffle import Layout, Plan
+from distgan.data.shuffle import Balanced, Layout, Plan
 from distgan.storage.byte_ranges import Source
 
 LABELS = st.lists(st.integers(0, 6), min_size=1, max_size=40).map(np.array)

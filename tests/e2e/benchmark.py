@@ -30,8 +30,8 @@ import simplejpeg
 import torch
 from PIL import Image
 
+from distgan.config.batch_plan import batch_plan
 from distgan.config.load import load
-from distgan.config.validate import batch_plan
 from distgan.data import shard_index
 from distgan.data.dataset import Dataset
 from distgan.data.decode import decode, fit
@@ -41,7 +41,7 @@ from distgan.data.shard_urls import find_shards
 from distgan.data.shuffle import Layout, Plan
 from distgan.data.synthetic import jpegs, write_shards
 from distgan.metrics import frechet
-from distgan.metrics.moments import Moments
+from distgan.metrics.frechet import Moments
 from distgan.storage.byte_ranges import Source
 from distgan.tools.bench.bench import ADDED, HOST, bench
 from distgan.tools.bench.harness import running, workplace
@@ -272,7 +272,7 @@ import sys, torch
 from distgan.evaluation.measure import measure
 from distgan.evaluation.image_sets import GeneratedImages
 from distgan.metrics.extractors import open_extractor
-from distgan.metrics.moments import Gaussian
+from distgan.metrics.frechet import Gaussian
 from distgan.metrics.reference_stats import Reference
 from distgan.metrics.registry import Features
 from distgan.models import MODELS

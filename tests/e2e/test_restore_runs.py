@@ -17,12 +17,12 @@ from shards import image_bytes
 from distgan import load_generator
 from distgan.cli.main import main
 from distgan.data.dataset import Dataset
+from distgan.data.image_grid import to_uint8
 from distgan.data.pack import Options, pack
 from distgan.data.shard_urls import find_shards
 from distgan.data.shuffle import held_out
 from distgan.errors import ConfigError
 from distgan.inference.restore import restore
-from distgan.inference.sampling import to_uint8
 from distgan.storage.byte_ranges import Source
 
 OWN = [

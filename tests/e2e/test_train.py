@@ -19,7 +19,7 @@ from shards import write_shards
 from torch import Tensor, nn
 
 from distgan.cli.main import main
-from distgan.inference.sampling import to_uint8
+from distgan.data.image_grid import to_uint8
 from distgan.storage.run_dir import RunFolder
 from distgan.training import trainer
 from distgan.training.sample_grids import Gallery

@@ -20,9 +20,9 @@ from distgan.evaluation.image_sets import Images, ListedImages, ShardImages, dra
 from distgan.evaluation.measure import StopAsked, check_metrics, extract, known_reals, measure
 from distgan.metrics import frechet, reference_stats
 from distgan.metrics.extractors import Extractor, open_extractor
-from distgan.metrics.moments import Moments
-from distgan.metrics.naming import value_name
+from distgan.metrics.frechet import Moments
 from distgan.metrics.reference_stats import Reference, load_statistics
+from distgan.metrics.registry import value_name
 from distgan.storage.byte_ranges import Source
 
 

@@ -18,7 +18,7 @@ from distgan.evaluation.target import open_subject
 from distgan.inference.export import card
 from distgan.inference.generate import generate, parse_labels
 from distgan.inference.trained_generator import Generator
-from distgan.metrics.moments import Gaussian
+from distgan.metrics.frechet import Gaussian
 from distgan.metrics.per_class import class_distances, probe_accuracies, share_classes
 from distgan.metrics.registry import Features
 

@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from distgan.data import image_grid
 from distgan.inference import sampling
 from distgan.models import MODELS
 
@@ -61,21 +62,21 @@ def test_the_ends_and_the_middle_of_the_range() -> None:
     values = torch.tensor([-1.0, 0.0, 1.0, -2.0, 3.0, 1 / 255])
 
     def image(value: Tensor) -> np.ndarray:
-        return sampling.to_uint8(value.view(1, 1, 1, 1).expand(1, 3, 2, 2))[0]
+        return image_grid.to_uint8(value.view(1, 1, 1, 1).expand(1, 3, 2, 2))[0]
 
     assert [int(image(v)[0, 0, 0]) for v in values] == [0, 128, 255, 0, 255, 128]
     levels = torch.arange(256)
-    back = sampling.to_uint8((levels.float() / 127.5 - 1).view(256, 1, 1, 1).expand(256, 3, 1, 1))
+    back = image_grid.to_uint8((levels.float() / 127.5 - 1).view(256, 1, 1, 1).expand(256, 3, 1, 1))
     assert np.array_equal(back[:, 0, 0, 0], levels.numpy())  # the way in and out loses nothing
 
 
 def test_a_grid_is_filled_row_by_row(tmp_path: Path) -> None:
     pictures = [np.full((2, 3, 3), i, np.uint8) for i in range(5)]
-    grid = sampling.grid(pictures, columns=3)
+    grid = image_grid.grid(pictures, columns=3)
     assert grid.shape == (4, 9, 3)
     assert grid[0, ::3, 0].tolist() == [0, 1, 2]
     assert grid[2, ::3, 0].tolist() == [3, 4, 255]
-    sampling.save_png(tmp_path / "grid.png", grid)
+    image_grid.save_png(tmp_path / "grid.png", grid)
     assert np.array_equal(np.asarray(Image.open(tmp_path / "grid.png")), grid)
     assert [p.name for p in tmp_path.iterdir()] == ["grid.png"]
 
@@ -84,9 +85,9 @@ def test_a_grid_is_filled_row_by_row(tmp_path: Path) -> None:
     ("rows", "classes", "expected"), [(0, 0, (8, 10)), (0, 10, (10, 10)), (0, 99, (16, 10)), (3, 10, (3, 10))]
 )
 def test_the_shape_of_a_grid(rows: int, classes: int, expected: tuple[int, int]) -> None:
-    assert sampling.grid_shape(rows, 10, classes) == expected
+    assert image_grid.grid_shape(rows, 10, classes) == expected
 
 
 def test_a_grid_has_one_class_to_a_row() -> None:
-    assert sampling.grid_labels(3, 2, [0, 2]) == [0, 0, 2, 2, 0, 0]
-    assert sampling.grid_labels(3, 2, []) is None
+    assert image_grid.grid_labels(3, 2, [0, 2]) == [0, 0, 2, 2, 0, 0]
+    assert image_grid.grid_labels(3, 2, []) is None

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 import distgan
 from distgan import load_generator
+from distgan.data import image_grid
 from distgan.errors import ConfigError, DataError
 from distgan.inference import sampling, trained_generator
 from distgan.inference.export import export
@@ -75,7 +76,7 @@ def test_images_are_functions_of_seed_and_number(run: Path) -> None:
     assert torch.equal(images[[70, 99]], G.images([70, 99], seed=5))
     assert not torch.equal(images[:7], G(7, seed=6))
     pictures = list(G.pictures(range(100), seed=5))
-    assert np.array_equal(np.stack(pictures), sampling.to_uint8(images))
+    assert np.array_equal(np.stack(pictures), image_grid.to_uint8(images))
     z = sampling.latents(5, range(100), 8)
     assert torch.allclose(G(z, [i % 3 for i in range(100)]), images, atol=1e-5)
     assert torch.equal(G(z[:6]), G(z[:6], torch.tensor([0, 1, 2, 0, 1, 2])))

@@ -7,7 +7,8 @@ import pytest
 import torch
 from PIL import Image
 
-from distgan.inference import sampling, video
+from distgan.data import image_grid
+from distgan.inference import video
 
 
 def test_the_way_passes_the_stops_on_great_circles() -> None:
@@ -39,7 +40,7 @@ def test_any_number_of_frames_is_spread_evenly(num: int) -> None:
 
 def pictures(num: int = 12) -> list[np.ndarray]:
     ramp = np.linspace(0, 200, 32, dtype=np.uint8)
-    return [sampling.grid([np.broadcast_to(ramp[:, None, None] + 4 * i, (32, 32, 3))], 1) for i in range(num)]
+    return [image_grid.grid([np.broadcast_to(ramp[:, None, None] + 4 * i, (32, 32, 3))], 1) for i in range(num)]
 
 
 def test_a_webp_holds_every_frame_and_its_time(tmp_path: Path) -> None:

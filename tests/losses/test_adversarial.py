@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from distgan.losses.adversarial import LOSSES, PIXEL, cross_entropy_d, feature_matching, least_squares_d
+from distgan.losses.adversarial import LOSSES, cross_entropy_d, least_squares_d
+from distgan.losses.reconstruction import PIXEL, feature_matching
 
 REAL = torch.tensor([2.0, -1.0, 0.5], dtype=torch.float64)
 FAKE = torch.tensor([-0.5, 3.0, 0.25], dtype=torch.float64)

@@ -11,10 +11,10 @@ import scipy.linalg
 import torch
 from torch import Tensor
 
-from distgan.config.schema import EVAL_METRICS
 from distgan.metrics import frechet, inception_score, kid, precision_recall
-from distgan.metrics.moments import Gaussian, Moments
-from distgan.metrics.probe import train_probe
+from distgan.metrics.frechet import Gaussian, Moments
+from distgan.metrics.names import EVAL_METRICS
+from distgan.metrics.per_class import train_probe
 from distgan.metrics.registry import METRICS, Features
 
 

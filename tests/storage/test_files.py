@@ -21,9 +21,9 @@ from runs import make_digits, untrained, write_config
 from shards import image_bytes, numbered_pixels, tar_bytes, write_shards
 
 from distgan.cli.main import main
+from distgan.data import image_grid
 from distgan.data.shard_urls import find_shards
 from distgan.errors import ConfigError, DataError, MachineError
-from distgan.inference import sampling
 from distgan.metrics import reference_stats
 from distgan.metrics.extractors import weights
 from distgan.metrics.extractors.weights import find_weights
@@ -111,7 +111,7 @@ def test_no_link_that_somebody_planted_is_followed(
         for name in (aside(path).name, f".{path.name}", f".{path.name}.{os.getpid()}", f".{path.name}.lock"):
             (path.parent / name).symlink_to(victim)
     writers: list[Callable[[], object]] = [
-        lambda: sampling.save_png(folder / "a.png", np.zeros((2, 2, 3), np.uint8)),
+        lambda: image_grid.save_png(folder / "a.png", np.zeros((2, 2, 3), np.uint8)),
         lambda: reference_stats.save(folder / "r.npz", known()),
         lambda: replace_file(folder / "t.json", "{}"),
         lambda: download(monkeypatch),

@@ -15,9 +15,9 @@ from runs import write_config
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from distgan.cli.main import main
+from distgan.config.batch_plan import batch_plan
 from distgan.config.load import load
 from distgan.config.schema import Config
-from distgan.config.validate import batch_plan
 from distgan.data import shard_index
 from distgan.data.synthetic import write_shards
 from distgan.errors import ConfigError
@@ -32,7 +32,7 @@ from distgan.tools.bench.table import Row
 from distgan.training.discriminator import AugmentedDiscriminator
 from distgan.training.objectives import DiscriminatorLoss, GeneratorLoss
 from distgan.training.step_inputs import MicroBatch, StepHyperparams, StepOptions
-from distgan.training.timeline import Timeline
+from distgan.training.timing import Timeline
 
 
 @pytest.fixture

@@ -8,7 +8,8 @@ import pytest
 from made_runs import jsonl, make_run, rows
 
 from distgan.errors import ConfigError
-from distgan.tools.report.curves import better, names, panels, thinned
+from distgan.metrics.names import better
+from distgan.tools.report.curves import names, panels, thinned
 from distgan.tools.report.history import Series, read
 
 

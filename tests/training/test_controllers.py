@@ -9,8 +9,7 @@ from runs import make_digits
 
 from distgan.cli.main import main
 from distgan.inference.trained_generator import load_generator
-from distgan.metrics.frechet import distance, root
-from distgan.metrics.moments import Gaussian, Moments
+from distgan.metrics.frechet import Gaussian, Moments, distance, root
 
 SIDE = 16
 CONFIG = """

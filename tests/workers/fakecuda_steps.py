@@ -19,9 +19,9 @@ import numpy as np
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from distgan.config.batch_plan import batch_plan
 from distgan.config.load import load
 from distgan.config.schema import Config, restores
-from distgan.config.validate import batch_plan
 from distgan.data.dataset import Dataset
 from distgan.data.loader import Batch
 from distgan.data.synthetic import write_shards

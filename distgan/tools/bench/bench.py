@@ -14,8 +14,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
+from distgan.config.batch_plan import BatchPlan, batch_plan
 from distgan.config.schema import Augment, Balance, Config, restores
-from distgan.config.validate import BatchPlan, batch_plan
 from distgan.data.decode import decode_into
 from distgan.distributed.process_group import World
 from distgan.models.networks import num_weights
@@ -23,8 +23,7 @@ from distgan.tools.bench.bare_loop import BareLoop, null_nets, refuse_more
 from distgan.tools.bench.harness import running, workplace
 from distgan.tools.bench.table import Row
 from distgan.tools.bench.traffic import bytes_reduced
-from distgan.training.timeline import Timeline
-from distgan.training.timing import peak_memory
+from distgan.training.timing import Timeline, peak_memory
 from distgan.training.trainer import Trainer
 
 log = logging.getLogger("distgan")

@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
+from distgan.config.batch_plan import BatchPlan
 from distgan.config.schema import Config
-from distgan.config.validate import BatchPlan
 from distgan.data.synthetic import write_shards
 from distgan.distributed import launch_env
 from distgan.distributed.process_group import World

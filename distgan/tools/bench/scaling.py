@@ -16,8 +16,8 @@ from pathlib import Path
 
 import torch
 
+from distgan.config.batch_plan import batch_plan
 from distgan.config.schema import Config
-from distgan.config.validate import batch_plan
 from distgan.distributed.process_group import World
 from distgan.errors import ConfigError, MachineError
 from distgan.tools.bench.harness import running, workplace

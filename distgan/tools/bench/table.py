@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from distgan import __version__
+from distgan.version import __version__
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,9 @@ import json
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 
-from distgan import __version__
 from distgan.tools.doctor import gpus, host, network, packages, services
 from distgan.tools.doctor.finding import FAIL, WARN, Finding, short
+from distgan.version import __version__
 
 LOOKS: tuple[tuple[str, Callable[[], Iterator[Finding]]], ...] = (
     ("python", packages.python),

@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator
 from importlib import metadata
 from pathlib import Path
 
-from distgan import __version__
 from distgan.tools.doctor.finding import FAIL, OK, WARN, Finding
+from distgan.version import __version__
 
 PACKAGES = ("torch", "accelerate", "webdataset", "wandb", "omegaconf", "numpy", "pillow", "simplejpeg", "safetensors")
 

@@ -1,15 +1,13 @@
 """Which curves of a run are shown, which stand together, and how few points are enough."""
 
-import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from distgan.errors import ConfigError
+from distgan.metrics.names import better
 from distgan.tools.report.history import History, Series
 
 COLOURS = ("#2f6fde", "#d9622b", "#2a9d6a", "#b8478f", "#8a6d3b", "#5b5fc7", "#c03a3a", "#3d8ea5")
-MORE_IS_BETTER = r"(precision|recall|density|coverage|psnr|ssim|is|acc|accuracy|probe)(?![a-z])"
-NO_JUDGEMENT = r"_(sec|std|err|num)(_|$)"
 HUGE = 1e300  # so that differences of numbers stay finite
 POINTS = 800  # of a curve, which is more than a picture's pixels can tell apart
 
@@ -62,13 +60,6 @@ def panels(runs: Sequence[History], keys: Sequence[str] = ()) -> list[Panel]:
         if kept := tuple(key for key in shown if key not in zero):
             found.append(Panel(panel.title, kept, panel.unit, panel.log))
     return found
-
-
-def better(metric: str) -> Callable[[Iterable[float]], float] | None:
-    """min or max, by what a metric is called; None for what is neither good nor bad, such as a time."""
-    if re.search(NO_JUDGEMENT, metric):
-        return None
-    return max if re.match(MORE_IS_BETTER, metric) else min
 
 
 def names(runs: Sequence[History]) -> list[str]:

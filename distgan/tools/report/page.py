@@ -20,10 +20,11 @@ from distgan.config.schema import FAMILIES, Config, Model, changes, restores
 from distgan.data import dataset_card
 from distgan.data.decode import open_image
 from distgan.errors import ConfigError, MachineError
+from distgan.metrics.names import better
 from distgan.storage.atomic import replacing
 from distgan.storage.home import user_path
 from distgan.storage.urls import public
-from distgan.tools.report.curves import Panel, better, panels, thinned
+from distgan.tools.report.curves import Panel, panels, thinned
 from distgan.tools.report.history import History, kimg, read, read_json
 from distgan.tools.report.markup import Markup, join, tag
 from distgan.tools.report.svg import chart, legend, number

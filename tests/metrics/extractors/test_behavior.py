@@ -19,7 +19,7 @@ from distgan.errors import ConfigError
 from distgan.metrics import frechet
 from distgan.metrics import kid as kernel
 from distgan.metrics.extractors import EXTRACTORS, Extractor, open_extractor
-from distgan.metrics.moments import Gaussian, Moments
+from distgan.metrics.frechet import Gaussian, Moments
 
 ARCHIVE = Path(os.environ.get("DISTGAN_CIFAR10", "cifar10")) / "test.tar.xz"
 NUM = 300  # images on either side

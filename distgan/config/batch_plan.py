@@ -1,0 +1,67 @@
+"""How a global batch is spread over ranks, passes and micro-batches."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from distgan.config.schema import Config, restores
+from distgan.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class BatchPlan:
+    """How a global batch is spread: `world` ranks make `passes` passes over `micro_batch` images each."""
+
+    batch: int
+    world: int
+    micro_batch: int
+    passes: int
+
+    def __str__(self) -> str:
+        return f"{self.batch} images = {self.world} rank(s) x {self.passes} pass(es) x {self.micro_batch}"
+
+
+def batch_plan(config: Config, world: int) -> BatchPlan:
+    """Spread train.batch over `world` ranks. Raises ConfigError that tells what would fit."""
+    batch, expected = config.train.batch, config.run.expect_ranks
+    if expected and expected != world:
+        raise ConfigError(f"{world} rank(s) started, run.expect_ranks={expected} wanted")
+    if batch % world:
+        fits = _listed([n for n in divisors(batch) if n <= 2 * world])
+        below, above = batch - batch % world, batch - batch % world + world
+        raise ConfigError(
+            f"train.batch={batch} cannot be spread evenly over {world} ranks: use {fits} ranks, "
+            f"or train.batch={' or '.join(str(n) for n in (below, above) if n)}"
+        )
+    local = batch // world
+    micro = config.train.micro_batch or local
+    if local % micro:
+        raise ConfigError(
+            f"train.micro_batch={micro} does not divide the {local} images that each of {world} ranks gets of "
+            f"train.batch={batch}: choose one of {_listed(divisors(local))}"
+        )
+    group = config.train.group
+    if group and any(_comparing(config).values()) and micro % group:
+        raise ConfigError(
+            f"train.group={group} does not divide the {micro} images of a pass: "
+            f"choose one of {_listed(divisors(micro)[1:] or [0])}"
+        )
+    return BatchPlan(batch, world, micro, local // micro)
+
+
+def _comparing(config: Config) -> dict[str, bool]:
+    """Settings that compare images of a group with one another, and whether they are in use."""
+    return {
+        "model.minibatch": config.model.minibatch != "none",
+        "loss.feature_matching": config.loss.feature_matching > 0 and not restores(config),  # which compares pairs
+    }
+
+
+def divisors(n: int) -> list[int]:
+    small = [d for d in range(1, math.isqrt(n) + 1) if n % d == 0]
+    return sorted({*small, *(n // d for d in small)})
+
+
+def _listed(values: Sequence[object]) -> str:
+    text = [str(value) for value in values]
+    return ", ".join(text[:-1]) + " or " + text[-1] if len(text) > 1 else text[0]

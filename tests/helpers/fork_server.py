@@ -34,8 +34,9 @@ def serve(address: str) -> dict:
     signal.set_wakeup_fd(waker.fileno(), warn_on_full_buffer=False)
     signal.signal(signal.SIGCHLD, lambda *_: None)
     with socket.socket(socket.AF_UNIX) as listener, selectors.DefaultSelector() as selector:
-        listener.bind(address)
+        listener.bind(f"{address}.new")
         listener.listen(64)
+        os.rename(f"{address}.new", address)  # clients look for the name, and may connect at once
         for source in (sys.stdin.fileno(), listener, wake):
             selector.register(source, selectors.EVENT_READ)
         while True:

@@ -16,3 +16,9 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]
     cache = tmp_path / "cache"
     monkeypatch.setenv("DISTGAN_CACHE", str(cache))
     yield cache
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files that start processes come first, since they take longest: no worker is left with one of them at the end."""
+    long = {item.path for item in items if item.get_closest_marker("multi")}
+    items.sort(key=lambda item: item.path not in long)

@@ -32,6 +32,7 @@ def read_large_set(folder: Path, shards: int, samples: int, batches: int, start:
     return json.loads(done.stdout)
 
 
+@pytest.mark.slow
 def test_shards_with_many_classes_take_little_memory(tmp_path: Path) -> None:
     """A million samples of a thousand classes in 1,000 shards."""
     found = read_large_set(tmp_path / "set", 1000, 1000, 8)
@@ -73,7 +74,9 @@ def test_a_stream_keeps_nothing_of_past_batches(batches: int, tmp_path: Path) ->
         stream.close()
 
 
-@pytest.mark.parametrize("iterations", [400, pytest.param(10_000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "iterations", [pytest.param(400, marks=pytest.mark.slow), pytest.param(10_000, marks=pytest.mark.slow)]
+)
 @pytest.mark.timeout(1800)
 def test_a_run_keeps_nothing_of_past_steps(iterations: int, tmp_path: Path) -> None:
     """The peak of the process's memory after all steps, against after a quarter of them; many lines of metrics too."""

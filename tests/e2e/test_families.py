@@ -9,9 +9,11 @@ from runs import make_digits, metrics, train, weights, write_config
 
 @pytest.mark.multi
 @pytest.mark.timeout(200)
-def test_every_family_with_every_loss_keeps_two_ranks_equal(tmp_path: Path) -> None:
+@pytest.mark.parametrize("bf16", ["0", pytest.param("1", marks=pytest.mark.slow)])
+def test_every_family_with_every_loss_keeps_two_ranks_equal(tmp_path: Path, bf16: str) -> None:
+    """Half of the pairs in bf16, the other half in float32; in a slow test, the other way round."""
     script = str(WORKERS / "ranks_families.py")
-    assert run_ranks(2, [script], tmp_path / "log", timeout=180) == [0, 0], output(tmp_path / "log", 2)
+    assert run_ranks(2, [script, bf16], tmp_path / "log", timeout=180) == [0, 0], output(tmp_path / "log", 2)
 
 
 OWN = {

@@ -103,7 +103,7 @@ def test_no_file_can_allow_commands(tmp_path: Path, marker: Path, monkeypatch: p
 def test_check_and_a_dry_run_run_no_command(tmp_path: Path, marker: Path, capsys: pytest.CaptureFixture) -> None:
     file = write_config(tmp_path / "c.yaml", Path("unused"))
     own = [str(file), f"data.shards=pipe:touch '{marker}'", "data.allow_pipe=true", f"run.dir={tmp_path / 'run'}"]
-    for words in (["check", *own], ["train", "--dry-run", *own], ["train", *own[:2]]):
+    for words in (["check", *own], ["train", "--dry-run", *own], ["train", *own[:2], f"run.dir={tmp_path / 'run'}"]):
         assert main(words) == 3
         assert "runs a command in a shell" in capsys.readouterr().err
     assert not marker.exists()

@@ -25,12 +25,14 @@ def figures(run: Callable[[Path], None], folder: Path, monkeypatch: pytest.Monke
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("side", "num", "bound"), [(256, 256, 0.4), (32, 2560, 0.2)])
 def test_loader(side: int, num: int, bound: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = figures(lambda folder: benchmark.bench_loader_at(folder, side, num, ""), tmp_path, monkeypatch)
     assert found[f"loader, {side} px: CPU time over WebDataset + DataLoader"] <= bound
 
 
+@pytest.mark.slow
 def test_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = figures(lambda folder: benchmark.bench_step(folder, rounds=4), tmp_path, monkeypatch)
     assert found["step: DCGAN-64, batch 16, CPU time over a bare loop"] <= 1.05

@@ -24,7 +24,10 @@ def reference(tmp_path_factory: pytest.TempPathFactory) -> dict[str, torch.Tenso
 
 
 @pytest.mark.multi
-@pytest.mark.parametrize(("world", "passes"), [pytest.param(1, 2, marks=pytest.mark.slow), (2, 1), (2, 2)])
+@pytest.mark.parametrize(
+    ("world", "passes"),
+    [pytest.param(1, 2, marks=pytest.mark.slow), pytest.param(2, 1, marks=pytest.mark.slow), (2, 2)],
+)
 def test_gradients_equal_those_of_one_rank(
     tmp_path: Path, reference: dict[str, torch.Tensor], world: int, passes: int
 ) -> None:

@@ -3,6 +3,7 @@
 import itertools
 import math
 import os
+import resource
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -148,9 +149,30 @@ def pair(clean: Listing, degraded: Listing) -> Listing:
     return replace(clean, entries=found, total=len(found), skipped=skipped)
 
 
+def all_entries(listing: Listing) -> list[Entry]:
+    """All candidates at once, with the bytes of those that a compressed archive holds.
+
+    Raises:
+        DataError: These bytes are more than half of the memory.
+    """
+    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    room = (memory if limit == resource.RLIM_INFINITY else min(memory, limit)) // 2
+    entries: list[Entry] = []
+    for entry in listing.entries:
+        room -= entry_bytes(entry) if entry.content is not None else 0
+        if room < 0:
+            raise DataError(
+                f"{entry.name}: the pictures up to here fill half of the memory, since their archive is compressed: "
+                "`distgan pack` makes shards of it, which are read from the disk"
+            )
+        entries.append(entry)
+    return entries
+
+
 def _by_stem(listing: Listing, side: str) -> dict[str, Entry]:
     """Entries by their paths below the folder that all are in, without suffixes."""
-    entries = list(listing.entries)
+    entries = all_entries(listing)
     folders = [entry.name.split("/")[:-1] for entry in entries]
     depth = len(os.path.commonprefix(folders))  # noqa: RUF071 (of lists it takes whole elements)
     found: dict[str, Entry] = {}

@@ -9,7 +9,7 @@ from torch import nn
 
 from distgan.data.dataset import Dataset
 from distgan.data.decode import MAX_PIXELS, BadImage, check_bytes, decode, decode_into
-from distgan.data.pack_inputs import Entry, Listing, place, read_entry
+from distgan.data.pack_inputs import Entry, Listing, all_entries, place, read_entry
 from distgan.errors import ConfigError, DataError
 from distgan.inference import sampling
 from distgan.rng import host_rng
@@ -96,7 +96,7 @@ class ListedImages:
     reads_files = True
 
     def __init__(self, listing: Listing, threads: int) -> None:
-        self._entries = list(listing.entries)
+        self._entries = all_entries(listing)
         self.num, self._has_labels = len(self._entries), listing.classes is not None
         if self.num == 0:
             raise DataError("no pictures there")

@@ -9,6 +9,7 @@ import io
 import json
 import lzma
 import os
+import resource
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -24,6 +25,7 @@ from shards import image_bytes, numbered_pixels, numbered_shard, tar_bytes, writ
 from distgan.data import pack as module
 from distgan.data.dataset import Dataset
 from distgan.data.pack import Options, pack, report
+from distgan.data.pack_inputs import all_entries, list_source
 from distgan.data.shard_index import build, load
 from distgan.data.shard_urls import find_shards
 from distgan.errors import ConfigError, DataError, MachineError
@@ -773,3 +775,30 @@ def test_an_image_is_stored_as_it_is_read_from_numbered_shards(tmp_path: Path) -
     (tmp_path / "in" / "a.tar").write_bytes(numbered_shard([300, 70_000]))
     pack(str(tmp_path / "in"), str(tmp_path / "out"), Options())
     assert packed(tmp_path / "out") == [(300, 300 % 7), (70_000, 70_000 % 7)]
+
+
+def test_pictures_that_are_kept_in_memory_take_half_of_it_at_most(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    np.savez_compressed(tmp_path / "a.npz", images=np.zeros((100, 32, 32, 3), np.uint8))
+    assert len(all_entries(list_source(str(tmp_path / "a.npz")))) == 100
+    monkeypatch.setattr(resource, "getrlimit", lambda which: (400_000, 400_000))  # bytes; the pictures take 307,200
+    with pytest.raises(DataError, match="fill half of the memory"):
+        all_entries(list_source(str(tmp_path / "a.npz")))
+
+
+def test_large_pictures_come_out_in_order_however_they_travel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With bounds that every chunk reaches, there and back, the shards are the same bytes."""
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 8, 8, 3), np.uint8)
+    with tarfile.open(tmp_path / "a.tar.gz", "w:gz") as archive:
+        for number, one in enumerate(pixels):
+            data = image_bytes(one)
+            member = tarfile.TarInfo(f"{number:03d}.png")
+            member.size = len(data)
+            archive.addfile(member, io.BytesIO(data))
+    pack(str(tmp_path / "a.tar.gz"), str(tmp_path / "plain"), Options(), workers=1)
+    for name, value in {"CHUNK_BYTES": 500, "UNDER_WAY": 1000}.items():
+        monkeypatch.setattr(f"distgan.data.pack.{name}", value)
+    pack(str(tmp_path / "a.tar.gz"), str(tmp_path / "bounded"), Options(), workers=1)
+    one, other = ((tmp_path / folder / "000000.tar").read_bytes() for folder in ("plain", "bounded"))
+    assert one == other

@@ -15,8 +15,12 @@ import numpy as np
 from hostile import Case, command
 from shards import image_bytes, numbered_pixels
 
-from distgan.data import tar
+from distgan.data import pixels, tar
+from distgan.data.dataset import Dataset
+from distgan.data.loader import Stream
+from distgan.data.shuffle import Layout, Plan
 from distgan.metrics.reference_stats import load_statistics
+from distgan.storage.byte_ranges import Source
 
 MIB = 2**20
 GOOD = image_bytes(numbered_pixels(5))
@@ -32,6 +36,12 @@ def cases(folder: Path) -> Iterator[Case]:
             path = folder / f"{kind.replace(' ', '-')}{number}{suffix}"
             write(path)
             yield Case(f"{kind}: {name}", packing(path), allowed)
+    for number, size in enumerate((600 * MIB, 2**32 - 1, 2**32)):
+        path = folder / f"shard{number}.tar"
+        holed(tar.sample("good", {"png": GOOD}), header("bad.png", size), size + -size % tar.BLOCK)(path)
+        allowed = ("quarantined",) if size < 2**32 else ("refused 3",)
+        yield Case(f"loader: a picture that is a hole of {size:,} bytes", training_on(path), allowed)
+        yield Case(f"loader: seen before training, {size:,} bytes", looking_at(path), ("right", "refused 3"))
     for number, (name, content) in enumerate(statistics()):
         path = folder / f"statistics{number}.npz"
         path.write_bytes(content)
@@ -49,6 +59,27 @@ def packing(path: Path) -> Callable[[], str | None]:
         return "skipped" if card["skipped"] else None
 
     return run
+
+
+def training_on(path: Path) -> Callable[[], str]:
+    """Read it as training does, which replaces what cannot be decoded and says so."""
+
+    def run() -> str:
+        source = Source()
+        dataset = Dataset([str(path)], source)
+        plan = Plan(dataset.counts, Layout.choose(dataset.num_samples, dataset.mean_bytes, 2), seed=0)
+        with Stream(dataset, plan, batch=2, resolution=16, max_bad_share=0.5) as stream:
+            assert next(stream).num_substituted == 1
+            bad = stream.newly_damaged()
+        source.close()
+        assert [(one["key"], one["reason"]) for one in bad] == [("bad", "a file of more than 512 MiB")], bad
+        return "quarantined"
+
+    return run
+
+
+def looking_at(path: Path) -> Callable[[], None]:
+    return lambda: pixels.look(Dataset([str(path)], Source()), "center", 10**8) and None
 
 
 def reading(path: Path) -> Callable[[], None]:

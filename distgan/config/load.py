@@ -47,8 +47,11 @@ _KEY = re.compile(r"[\w.<-]{0,100}")
 PERSONAL = [name for name, setting in leaves(Config) if setting.metadata.get("personal")]
 
 
-def load(path: str, overrides: Sequence[str] = ()) -> Config:
+def load(path: str, overrides: Sequence[str] = (), *, is_saved: bool = False) -> Config:
     """The config of a YAML file (or of a run folder) with overrides applied.
+
+    Args:
+        is_saved: Whether the file is one that a run wrote, as that of a run folder is.
 
     Raises:
         ConfigError: with every mistake of every layer, one line each.
@@ -59,13 +62,14 @@ def load(path: str, overrides: Sequence[str] = ()) -> Config:
         file = folder / "config.yaml"
         if not file.exists():
             raise ConfigError(f"{path} is a folder without config.yaml: neither a config nor a run")
+    is_saved = is_saved or bool(folder)
     here = [("run folder", {"run": {"dir": str(folder)}})] if folder else []  # it may have been moved or copied
     try:
-        layers = [*_files(file, (), []), *here]
+        layers = [*_files(file, (), [], is_saved), *here]
         own = list(_override_layers(overrides))
     except RecursionError:
         raise ConfigError(f"{file}: nested too deeply") from None
-    if folder:
+    if is_saved:
         _require_resolved(dict(layers)[str(file)], str(file))
     result = _merged(layers, own, str(file))
     result.run.dir = result.run.dir or f"runs/{file.stem}"
@@ -223,15 +227,19 @@ class _Escaped(yaml.SafeDumper):
 _Escaped.add_representer(str, lambda dumper, text: dumper.represent_scalar("tag:yaml.org,2002:str", text, style='"'))
 
 
-def _files(file: Path, chain: tuple[Path, ...], read: list[Path]) -> Iterator[tuple[str, dict]]:
-    """A file's bases, deepest first, then the file: (name, values). `read` are those that were read so far."""
+def _files(file: Path, chain: tuple[Path, ...], read: list[Path], is_saved: bool = False) -> Iterator[tuple[str, dict]]:
+    """A file's bases, deepest first, then the file: (name, values). `read` are those that were read so far.
+
+    Args:
+        is_saved: Whether a run wrote it: it is a file of the run's folder, and has no bases.
+    """
     if file in chain:
         raise ConfigError("base: goes round in a circle: " + " -> ".join(map(str, [*chain, file])))
     read.append(file)
     if len(read) > MAX_FILES:
         raise ConfigError(f"{chain[0]}: base: names more than {MAX_FILES} files, one through the other")
     try:
-        text = yaml_text.read(file)
+        text = yaml_text.read(file, follow_links=not is_saved)
         texts = yaml_text.texts(text)
         if not isinstance(texts, dict | None):
             raise ConfigError(f"{file}: a config is a mapping of settings, not a {type(texts).__name__}")
@@ -249,6 +257,8 @@ def _files(file: Path, chain: tuple[Path, ...], read: list[Path]) -> Iterator[tu
         raise ConfigError(f"{file}: a config is a mapping of settings, not a {type(values).__name__}")
     values = _as_typed(values, texts)
     bases = values.pop("base", None) or []
+    if bases and is_saved:
+        raise ConfigError(f"{file}: base: a saved config stands for itself: this one was altered")
     named = bases if isinstance(bases, list) else [bases]
     if not all(isinstance(base, str) and len(base) <= MAX_PATH for base in named):
         raise ConfigError(f"{file}: base: {str(bases)[:200]!r}: name a file, or a list of files")

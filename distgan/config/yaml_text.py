@@ -21,10 +21,10 @@ _TEXTS = getattr(yaml, "CBaseLoader", yaml.BaseLoader)
 BAD_VALUES = (ValueError, KeyError, IndexError, AttributeError, TypeError, OverflowError)
 
 
-def read(file: Path) -> str:
+def read(file: Path, *, follow_links: bool = True) -> str:
     """The text of a config. Raises FileNotFoundError, or ConfigError for what is none."""
     try:
-        return untrusted.read(file, MAX_BYTES).decode("utf-8-sig")
+        return untrusted.read(file, MAX_BYTES, follow_links=follow_links).decode("utf-8-sig")
     except DataError as error:
         raise ConfigError(str(error)) from None
     except UnicodeDecodeError:

@@ -4,7 +4,6 @@ What is asked for counts. Else the first of these that there is: a table (`datas
 picture, the folders, the archives. What was assumed is told; what cannot be used is refused.
 """
 
-import json
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -12,6 +11,7 @@ from dataclasses import dataclass, field
 
 from distgan.data.dataset import MAX_CLASSES
 from distgan.errors import ConfigError, DataError
+from distgan.storage.untrusted import json_of
 
 TABLE = "dataset.json"
 SPLITS = {"train", "training", "val", "valid", "validation", "dev", "test", "testing", "eval"}
@@ -215,9 +215,9 @@ def _from_tables(files: Sequence[File], pictures: Sequence[int], tables: Sequenc
 def _rows(table: File, most: int) -> list[tuple[str, object]] | None:
     """Names and labels of a table; None where it says that there are none."""
     try:
-        content = json.loads(whole(table, most))
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{table.name} is no JSON ({error}): mend or remove it; {SAY_OTHERWISE}") from None
+        content = json_of(whole(table, most), table.name, allow_nan=True)
+    except DataError as error:
+        raise DataError(f"{error}: mend or remove it; {SAY_OTHERWISE}") from None
     rows = content.get("labels") if isinstance(content, dict) else content
     if not rows:
         return None
@@ -290,10 +290,7 @@ def _value(file: File, key: str) -> object:
     """What a label file holds: a number or a name; of JSON, what stands at the key, with dots between keys."""
     text = whole(file, MAX_PART).decode("utf-8", "replace").strip().strip("\ufeff\0")
     if key or file.name.lower().endswith(".json"):
-        try:
-            value = json.loads(text)
-        except (ValueError, RecursionError) as error:
-            raise DataError(f"{file.name} is no JSON: {error}") from None
+        value = json_of(text, file.name)
         for name in key.split(".") if key else ():
             value = value.get(name) if isinstance(value, dict) else None
         if isinstance(value, dict):
@@ -307,8 +304,8 @@ def _value(file: File, key: str) -> object:
             continue
     if text.startswith("["):
         try:
-            return json.loads(text)
-        except (ValueError, RecursionError):
+            return json_of(text, file.name)
+        except DataError:
             return text
     return text
 

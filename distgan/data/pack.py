@@ -12,7 +12,6 @@ import math
 import multiprocessing
 import os
 import re
-import secrets
 import shutil
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
@@ -42,6 +41,7 @@ from distgan.data.memory_budget import MemoryBudget
 from distgan.data.pack_inputs import Entry, Listing, entry_bytes, list_source, pair, read_entry
 from distgan.data.pixels import Pixels
 from distgan.errors import ConfigError, DataError, MachineError
+from distgan.storage.atomic import aside
 from distgan.storage.byte_ranges import Source
 from distgan.storage.home import user_path
 from distgan.storage.urls import public
@@ -186,7 +186,8 @@ def pack(
         listing = pair(listing, list_source(degraded, labels=False, allow_damaged=allow_damaged))
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        folder = target.with_name(f".{target.name}.packing-{secrets.token_hex(8)}")
+        _take_up(target)
+        folder = aside(target)
         folder.mkdir()
     except OSError as error:
         raise MachineError(f"{target.parent}: {error.strerror}") from None
@@ -460,8 +461,23 @@ def _finish(folder: Path, summary: Summary, source: str, options: Options) -> No
     (folder / "dataset.json").write_text(json.dumps(card, indent=1) + "\n")
 
 
+def _replaced(target: Path) -> Path:
+    """Where a set lies while another one takes its place."""
+    return target.with_name(f".{target.name}.replaced")
+
+
+def _take_up(target: Path) -> None:
+    """Put back, or remove, the set that a killed `pack` was about to replace."""
+    old = _replaced(target)
+    if old.is_dir() and not old.is_symlink():
+        if any(target.iterdir()) if target.exists() else False:
+            shutil.rmtree(old, ignore_errors=True)
+        else:
+            old.rename(target)
+
+
 def _put_in_place(folder: Path, target: Path) -> None:
-    old = folder.with_name(folder.name + "-old")
+    old = _replaced(target)
     if target.exists():
         target.rename(old)
     try:

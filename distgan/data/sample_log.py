@@ -5,6 +5,7 @@ from pathlib import Path
 
 from distgan.data.dataset import Dataset
 from distgan.data.loader import Batch
+from distgan.storage.untrusted import open_to_append
 
 
 class Audit:
@@ -12,7 +13,7 @@ class Audit:
 
     def __init__(self, folder: Path, rank: int, dataset: Dataset) -> None:
         folder.mkdir(exist_ok=True)
-        self._file = open(folder / f"rank{rank}.jsonl", "a")  # noqa: SIM115 (as long as the run)
+        self._file = open_to_append(folder / f"rank{rank}.jsonl")  # as long as the run
         self._dataset = dataset
 
     def write(self, batch: Batch) -> None:

@@ -51,7 +51,7 @@ class Spec:
     """
 
     family: str
-    resolution: Annotated[int, Between(1, 2**14)]
+    resolution: Annotated[int, Between(8, 1024)]
     z_dim: Annotated[int, Between(1, 2**20)]
     num_classes: Classes
     settings: dict[str, object] = field(default_factory=dict)
@@ -347,10 +347,7 @@ def _network(spec: Spec, weights: dict[str, Tensor], folder: Path) -> nn.Module:
     if spec.num_classes and len(set(spec.unseen)) >= spec.num_classes:
         raise DataError(f"{folder}: a generator of {spec.num_classes} classes, none of which was trained")
     with torch.random.fork_rng(devices=[]), _Budget(weights).named(folder):  # these weights are drawn for nothing
-        try:
-            return MODELS[spec.family].generator(spec.resolution, spec.z_dim, spec.num_classes, **settings)
-        except (TypeError, ValueError) as error:
-            raise DataError(f"{folder}: {spec.family} cannot be built as it is described there: {error}") from None
+        return MODELS[spec.family].generator(spec.resolution, spec.z_dim, spec.num_classes, **settings)
 
 
 class _Budget(TorchFunctionMode):
@@ -370,6 +367,8 @@ class _Budget(TorchFunctionMode):
                 yield
         except _TooManyError:
             raise DataError(f"{folder}: it describes a network of more weights than there are in it") from None
+        except (TypeError, ValueError, LookupError, ArithmeticError, RuntimeError) as error:
+            raise DataError(f"{folder}: the network cannot be built as it is described there: {error}") from None
 
     def __torch_function__(
         self, function: Callable, types: Sequence[type], args: tuple = (), kwargs: dict | None = None

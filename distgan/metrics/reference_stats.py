@@ -10,6 +10,7 @@ import json
 import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypedDict
 
 import numpy as np
 import torch
@@ -20,9 +21,21 @@ from distgan.metrics.frechet import Gaussian
 from distgan.metrics.registry import Features
 from distgan.storage.array_file import ArrayFile
 from distgan.storage.atomic import replacing
+from distgan.storage.untrusted import Count, json_of, open_regular, parse
 
 VERSION = 1  # of the file
+TOLERANCE = 1e-4  # of a covariance that was kept as float32, in relation
 DAMAGED = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, TypeError, AttributeError)
+
+
+class Header(TypedDict):
+    """What a statistics file of ours says of itself."""
+
+    version: int
+    origin: dict[str, object]
+    num: Count
+    num_damaged: Count
+    num_grey: Count
 
 
 @dataclass
@@ -103,9 +116,9 @@ def load_statistics(path: Path, extractor: str, dim: int, resolution: int) -> Re
         DataError: There is none, it cannot be read, or it is of another extractor, resizer or resolution.
     """
     try:
-        if not zipfile.is_zipfile(path):
-            what = "not a statistics file (.npz with mu and sigma)" if path.exists() else "No such file"
-            raise DataError(f"{path}: {what}")
+        with open_regular(path) as opened:
+            if not zipfile.is_zipfile(opened):
+                raise DataError(f"{path}: not a statistics file (.npz with mu and sigma)")
         with ArrayFile(path) as file:
             if not {"mu", "sigma"} <= set(file.names):
                 held = ", ".join(file.names[:20])[:200] or "nothing"
@@ -116,6 +129,9 @@ def load_statistics(path: Path, extractor: str, dim: int, resolution: int) -> Re
             if mean != (dim,):
                 raise DataError(f"{path}: statistics of {mean} features, but {extractor} gives {dim}")
             known = _of_file(file) if "header" in file else _of_others(file)
+        _require_root(known.features)
+    except FileNotFoundError:
+        raise DataError(f"{path}: No such file") from None
     except DAMAGED as error:
         raise DataError(f"{path}: not a statistics file (.npz with mu and sigma): {error}") from None
     for what, ours in (("extractor", extractor), ("resolution", resolution)):
@@ -127,20 +143,39 @@ def load_statistics(path: Path, extractor: str, dim: int, resolution: int) -> Re
 
 
 def _of_file(file: ArrayFile) -> Reference:
-    header = json.loads(str(file.read("header")))
+    header = parse(Header, json_of(str(file.read("header")), "header"), "header")
     if header["version"] != VERSION:
         raise ValueError(f"version {header['version']} of the file, this distgan reads {VERSION}")
-    gaussian = Gaussian(header["num"], torch.from_numpy(file.read("mu")), torch.from_numpy(file.read("sigma")))
-    labels = torch.from_numpy(file.read("labels"))
-    points, root = torch.from_numpy(file.read("points")), torch.from_numpy(file.read("root"))
+    gaussian = Gaussian(header["num"], _array(file, "mu", "f8"), _array(file, "sigma", "f8"))
+    points, root = _array(file, "points", "f4"), _array(file, "root", "f8")
+    labels, numbers = _array(file, "labels", "i8"), _array(file, "numbers", "i8")
+    (dim,), num = gaussian.mean.shape, len(points)
+    fits = gaussian.cov.shape == root.shape == (dim, dim) and points.shape[1:] == (dim,) and numbers.shape == (num,)
+    if not fits or labels.shape not in ((num,), (0,)):
+        raise ValueError("arrays whose shapes do not go together")
     features = Features(gaussian, points, labels=labels if len(labels) else None, root=root)
-    return Reference(features, header["origin"], file.read("numbers"), header["num_damaged"], header["num_grey"])
+    return Reference(features, header["origin"], numbers.numpy(), header["num_damaged"], header["num_grey"])
 
 
 def _of_others(file: ArrayFile) -> Reference:
     """Mean and covariance of another tool, which does not tell of how many images."""
-    mean, cov = (torch.from_numpy(file.read(name).astype(np.float64)) for name in ("mu", "sigma"))
-    if not (mean.isfinite().all() and cov.isfinite().all()):
-        raise ValueError("mu or sigma hold values that are not finite")
-    num = int(file.read("num")) if "num" in file else 0
+    mean, cov = (_array(file, name, "f8") for name in ("mu", "sigma"))
+    num = parse(Count, int(file.read("num")) if "num" in file else 0, "num")
     return Reference(Features(Gaussian(num, mean, cov), torch.empty(0, len(mean)), root=frechet.root(cov)))
+
+
+def _array(file: ArrayFile, name: str, dtype: str) -> torch.Tensor:
+    """An array of finite numbers, as that type."""
+    array = file.read(name)
+    if array.dtype.kind not in "fiu" or not np.isfinite(array).all():
+        raise ValueError(f"{name} holds values that are not finite numbers")
+    return torch.from_numpy(array.astype(dtype, copy=False))
+
+
+def _require_root(features: Features) -> None:
+    """Refuse a covariance that is none: `root` is symmetric, so its square is symmetric and positive semi-definite."""
+    cov, root = features.gaussian.cov, features.root
+    if not torch.equal(root, root.T) and not torch.allclose(root, root.T, rtol=0, atol=1e-6 * float(root.abs().max())):
+        raise ValueError("root is not symmetric")
+    if not (root @ root - cov).norm() <= TOLERANCE * cov.norm():
+        raise ValueError("sigma is not symmetric and positive semi-definite, or root is not its square root")

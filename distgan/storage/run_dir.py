@@ -13,10 +13,11 @@ import time
 from importlib import metadata
 from pathlib import Path
 
-from distgan.errors import OTHERS_END, DistganError, MachineError
-from distgan.storage.atomic import no_follow, replace_file, sweep
+from distgan.errors import OTHERS_END, DataError, DistganError, MachineError
+from distgan.storage.atomic import replace_file, sweep
 from distgan.storage.home import user_path
 from distgan.storage.printable import public_line
+from distgan.storage.untrusted import MAX_LINES_BYTES, Count, json_of, open_to_append, parse, read_json, read_lines
 from distgan.storage.urls import public
 
 log = logging.getLogger("distgan")
@@ -52,7 +53,7 @@ class RunFolder:
         try:
             for folder in (self.path, self.samples, self.checkpoints, self.path / "logs"):
                 folder.mkdir(parents=True, exist_ok=True)
-            self._lock = open(self.path / ".lock", "a+", opener=no_follow)  # noqa: SIM115 (held until the process ends)
+            self._lock = open_to_append(self.path / ".lock")  # held until the process ends
             self._take_lock()
             for folder in (self.path, self.samples, self.checkpoints):
                 sweep(folder, older_sec=60)  # of other hosts too: none of them trains here now
@@ -90,7 +91,7 @@ class RunFolder:
     def note_changes(self, changes: dict[str, tuple]) -> None:
         """Add to this start's entry of environment.json what settings are others than before, as key -> [old, new]."""
         path = self.path / "environment.json"
-        starts = json.loads(path.read_text())["starts"]
+        starts = _starts(path)
         self.start["changes"] = {key: list(values) for key, values in changes.items()}
         replace_file(path, json.dumps({"starts": [*starts[:-1], self.start]}, indent=1) + "\n")
 
@@ -112,22 +113,22 @@ class RunFolder:
 
     def read_status(self) -> dict:
         try:
-            found = json.loads((self.path / "status.json").read_text())
-        except (OSError, ValueError):
+            return parse(dict[str, object], read_json(self.path / "status.json", follow_links=False), "status.json")
+        except (OSError, DataError):
             return {}
-        return found if isinstance(found, dict) else {}
 
     def add_metrics(self, row: dict[str, float]) -> None:
-        with open(self.metrics, "a") as file:
+        with open_to_append(self.metrics) as file:
             file.write(json.dumps(row) + "\n")
 
     def add_evaluation(self, row: dict[str, float | None]) -> None:
-        with open(self.evals, "a") as file:
+        with open_to_append(self.evals) as file:
             file.write(json.dumps(row) + "\n")
 
     def evaluations(self) -> list[dict]:
-        """The rows of evals.jsonl."""
-        return [json.loads(line) for line in _lines(self.evals) if _number(line, "Progress/images") >= 0]
+        """The rows of evals.jsonl that can be read."""
+        lines = [line for line in _lines(self.evals) if _number(line, "Progress/images") >= 0]
+        return [json.loads(line) for line in lines]
 
     def quarantine(self, samples: list[dict[str, str]]) -> list[dict[str, str]]:
         """Add damaged samples to quarantine.jsonl; returns those that were not in it yet."""
@@ -135,7 +136,7 @@ class RunFolder:
         known = set(_lines(path)) if samples else set()
         new = [row for row in samples if json.dumps(row) + "\n" not in known]
         if new:
-            with open(path, "a") as file:
+            with open_to_append(path) as file:
                 file.writelines(json.dumps(row) + "\n" for row in new)
         return new
 
@@ -152,11 +153,11 @@ class RunFolder:
             for line in _lines(path):
                 (kept if 0 <= _number(line, "Progress/images") <= images else orphans).append(line)
             if orphans:
-                with open(self.path / f"{path.stem}.orphan-{images}.jsonl", "a") as file:
+                with open_to_append(self.path / f"{path.stem}.orphan-{images}.jsonl") as file:
                     file.writelines(orphans)
                 replace_file(path, "".join(kept))
         for path in (self.path / "audit").glob("rank*.jsonl"):
-            lines = _lines(path)
+            lines = _lines(path, max_bytes=2**40)  # a line for each image
             good = [line for line in lines if 0 <= _number(line, "position") < images]
             if len(good) < len(lines):
                 replace_file(path, "".join(good))
@@ -165,10 +166,7 @@ class RunFolder:
     def _note_environment(self, command: list[str]) -> None:
         """Add this start to environment.json."""
         path = self.path / "environment.json"
-        try:
-            starts = list(json.loads(path.read_text())["starts"])
-        except (OSError, ValueError, KeyError, TypeError):
-            starts = []
+        starts = _starts(path)
         names = (
             "SLURM_JOB_ID",
             "SLURM_ARRAY_TASK_ID",
@@ -194,20 +192,28 @@ def file_in_the_way(folder: Path) -> Path | None:
     return None if existing.is_dir() else existing
 
 
-def _lines(path: Path) -> list[str]:
+def _starts(path: Path) -> list[object]:
+    """What environment.json tells of earlier starts; none where it cannot be read."""
+    try:
+        return parse(dict[str, list[object]], read_json(path, follow_links=False), path).get("starts", [])
+    except (OSError, DataError):
+        return []
+
+
+def _lines(path: Path, max_bytes: int = MAX_LINES_BYTES) -> list[str]:
     """Lines of a file, each with its end; none where there is no file."""
     try:
-        with open(path, errors="replace") as file:
-            return file.readlines()
+        return [line.decode(errors="replace") for line in read_lines(path, max_bytes=max_bytes)]
     except FileNotFoundError:
         return []
 
 
 def _number(line: str, name: str) -> int:
-    """A number of a JSON line; -1 for a line that was cut by a crash."""
+    """A number of a JSON line; -1 for a line that was cut by a crash, or holds none."""
     try:
-        return int(json.loads(line)[name])
-    except (ValueError, KeyError, TypeError):
+        row = parse(dict[str, object], json_of(line, name, allow_nan=True), name)
+        return parse(Count, row.get(name), name)
+    except DataError:
         return -1
 
 

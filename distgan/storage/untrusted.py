@@ -22,7 +22,8 @@ from typing import is_typeddict as is_typed_dict
 from distgan.errors import DataError, MachineError
 
 MAX_JSON_BYTES = 32 * 2**20  # of one document
-MAX_LINE_BYTES = 2**20  # of a file of lines
+MAX_LINES_BYTES = 2**30  # of a file of lines
+MAX_LINE_BYTES = 2**20
 MAX_DEPTH = 64  # of lists and mappings in one another
 MAX_DIGITS = 100  # of a number
 KINDS = (
@@ -87,19 +88,27 @@ def _opened(path: str | Path, flags: int, follow_links: bool) -> int:
 def read(path: str | Path, max_bytes: int, *, follow_links: bool = True) -> bytes:
     """The bytes of a regular file. Raises DataError for anything else, and for more than `max_bytes`."""
     with open_regular(path, follow_links=follow_links) as file:
-        size = os.fstat(file.fileno()).st_size
+        size = _size(file, path, max_bytes)
         try:
-            data = file.read(max_bytes + 1) if size <= max_bytes else b""
+            data = file.read(size + 1)
         except OSError as error:
             raise UnreadableError(f"{path}: {error.strerror}") from None
-    if size > max_bytes or len(data) > max_bytes:
-        raise DataError(f"{path}: {max(size, len(data)):,} bytes: no such file has more than {max_bytes:,}")
+    if len(data) > size:  # as files of the system have, too, which say that they have none
+        raise DataError(f"{path}: it has more bytes than it says: it is being written, or no file of its own")
     return data
 
 
-def read_lines(path: str | Path, *, follow_links: bool = False) -> Iterator[bytes]:
+def _size(file: BinaryIO, path: str | Path, max_bytes: int) -> int:
+    size = os.fstat(file.fileno()).st_size
+    if size > max_bytes:
+        raise DataError(f"{path}: {size:,} bytes: no such file has more than {max_bytes:,}")
+    return size
+
+
+def read_lines(path: str | Path, *, max_bytes: int = MAX_LINES_BYTES, follow_links: bool = False) -> Iterator[bytes]:
     """The lines of a file, each with its end, one at a time; one that is too long is cut, so that it is no JSON."""
     with open_regular(path, follow_links=follow_links) as file:
+        _size(file, path, max_bytes)
         while line := file.readline(MAX_LINE_BYTES):
             yield line
             while line and not line.endswith(b"\n"):
@@ -228,7 +237,8 @@ def _fit(hint: Any, value: object, field: str) -> object:
         items = _of_type(list, value, field)
         return [_fit(arguments[0], item, f"{field}[{i}]") for i, item in enumerate(items)]
     if origin is dict:
-        return {key: _fit(arguments[1], item, f"{field}.{key}") for key, item in _of_type(dict, value, field).items()}
+        items = _of_type(dict, value, field).items()
+        return {key: _fit(arguments[1], item, f"{field}.{_shown_key(key)}") for key, item in items}
     if is_typed_dict(hint) or is_dataclass(hint):
         return _fit_fields(hint, _of_type(dict, value, field), field)
     if hint is object:
@@ -302,6 +312,10 @@ def _require(bound: object, value: Any, field: str) -> None:
             raise MisfitError(field, value, f"at most {bound.num:,} of them")
     elif isinstance(bound, Like) and not re.fullmatch(bound.pattern, value):
         raise MisfitError(field, value, bound.told)
+
+
+def _shown_key(key: str) -> str:
+    return key if re.fullmatch(r"[\w.-]{1,60}", key, re.ASCII) else _shown(key)
 
 
 def _shown(value: object) -> str:

@@ -64,7 +64,7 @@ def test_a_table_that_cannot_be_used_is_refused(case: str, tmp_path: Path) -> No
 
 
 def test_a_table_that_is_no_json_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="is no JSON"):
+    with pytest.raises(DataError, match=r"dataset\.json: no JSON"):
         pack(folder(tmp_path / "in", STORED | {"dataset.json": b"{labels"}), str(tmp_path / "out"), Options())
 
 

@@ -4,13 +4,13 @@ What cannot be read is passed over and told, since a picture of the rest is what
 """
 
 import fcntl
-import json
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from distgan.errors import ConfigError
+from distgan.errors import ConfigError, DataError
 from distgan.storage.home import user_path
+from distgan.storage.untrusted import json_of, open_regular, parse, read_json, read_lines
 
 Row = dict[str, object]  # of numbers by log key, as far as this version knows
 
@@ -49,9 +49,9 @@ class History:
         return list(dict.fromkeys(key for row in rows for key, value in row.items() if _number(value) is not None))
 
     def series(self, key: str) -> Series:
-        """A key's finite numbers. Where metrics and evaluations both have it, evaluations are taken."""
+        """A key's finite numbers. Where metrics and evaluations both have some, evaluations are taken."""
         found = Series()
-        for row in self.evals if any(key in row for row in self.evals) else self.rows:
+        for row in self.evals if any(_number(row.get(key)) is not None for row in self.evals) else self.rows:
             value = _number(row.get(key))
             if value is not None:
                 found.kimg.append(kimg(row))
@@ -61,11 +61,11 @@ class History:
     def is_held(self) -> bool:
         """Whether a process of this machine has the folder open for a run."""
         try:
-            with open(self.path / ".lock") as lock:
+            with open_regular(self.path / ".lock", follow_links=False) as lock:
                 fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:
             return True
-        except OSError:
+        except (OSError, DataError):
             return False
         return False
 
@@ -84,7 +84,7 @@ def read(path: str | Path) -> History:
     problems: list[str] = []
     rows = _rows(folder / "metrics.jsonl", problems)
     evals = _rows(folder / "evals.jsonl", problems)
-    return History(folder, rows, evals, read_json(folder / "status.json", problems), problems)
+    return History(folder, rows, evals, read_mapping(folder / "status.json", problems), problems)
 
 
 def kimg(row: Row) -> float:
@@ -93,47 +93,46 @@ def kimg(row: Row) -> float:
     return images / 1000 if images is not None else (thousands or 0.0)
 
 
-def read_json(path: Path, problems: list[str]) -> Row:
+def read_mapping(path: Path, problems: list[str]) -> Row:
     """A small JSON file; {} where there is none, or where it is no mapping, which is told."""
     try:
-        found = json.loads(path.read_text(errors="replace"))
+        found = read_json(path, follow_links=False, allow_nan=True)
+        return parse(dict[str, object], found, path)
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError, RecursionError) as error:
-        problems.append(f"{path}: not readable ({_short(error)}): passed over")
+    except DataError as error:
+        problems.append(f"{error}: passed over")
         return {}
-    if not isinstance(found, dict):
-        problems.append(f"{path}: a {type(found).__name__}, not a mapping: passed over")
-        return {}
-    return found
 
 
 def _rows(path: Path, problems: list[str]) -> list[Row]:
+    rows, bad, number, line = [], [], 0, b""
     try:
-        lines = path.read_text(errors="replace").splitlines(keepends=True)
+        for number, line in enumerate(read_lines(path), 1):
+            if (row := _row(line)) is not None:
+                rows.append(row)
+            elif line.strip():
+                bad.append(number)
     except FileNotFoundError:
         return []
-    except OSError as error:
-        problems.append(f"{path}: not readable ({_short(error)}): passed over")
+    except DataError as error:
+        problems.append(f"{error}: passed over")
         return []
-    rows, bad = [], []
-    for number, line in enumerate(lines, 1):
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError):
-            row = None
-        if isinstance(row, dict) and any(
-            _number(row.get(f"Progress/{unit}")) is not None for unit in ("images", "kimg")
-        ):
-            rows.append(row)
-        elif line.strip():
-            bad.append(number)
-    if bad == [len(lines)] and not lines[-1].endswith("\n"):
+    if bad == [number] and not line.endswith(b"\n"):
         problems.append(f"{path}: its last line is half written (the run goes on, or was killed): passed over")
     elif bad:
         more = f" and {len(bad) - 1} more" if len(bad) > 1 else ""
         problems.append(f"{path}: line {bad[0]}{more} cannot be read, or lacks Progress/images: passed over")
     return rows
+
+
+def _row(line: bytes) -> Row | None:
+    """What a line tells; None where it cannot be read, or does not say at which image it stands."""
+    try:
+        row = parse(dict[str, object], json_of(line, "line", allow_nan=True), "line")
+    except DataError:
+        return None
+    return row if any(_number(row.get(f"Progress/{unit}")) is not None for unit in ("images", "kimg")) else None
 
 
 def _number(value: object) -> float | None:
@@ -144,7 +143,3 @@ def _number(value: object) -> float | None:
     except OverflowError:  # a whole number of hundreds of digits
         return None
     return number if math.isfinite(number) else None
-
-
-def _short(error: Exception) -> str:
-    return (getattr(error, "strerror", None) or str(error).split("\n")[0])[:160]

@@ -19,19 +19,22 @@ from distgan.config.load import load
 from distgan.config.schema import FAMILIES, Config, Model, changes, restores
 from distgan.data import dataset_card
 from distgan.data.decode import open_image
-from distgan.errors import ConfigError, MachineError
+from distgan.errors import ConfigError, DataError, MachineError
 from distgan.metrics.names import better
+from distgan.storage import untrusted
 from distgan.storage.atomic import replacing
 from distgan.storage.home import user_path
 from distgan.storage.urls import public
 from distgan.tools.report.curves import Panel, panels, thinned
-from distgan.tools.report.history import History, kimg, read, read_json
+from distgan.tools.report.history import History, kimg, read, read_mapping
 from distgan.tools.report.markup import Markup, join, tag
 from distgan.tools.report.svg import chart, legend, number
 
 GRIDS = 36  # of each kind, spread evenly over the run
 SIDE = 1280  # pixels of a grid's longer side at most
 SMALL = 512  # a grid of fewer is shown with its pixels as squares
+PICTURE_BYTES = 2**29  # of a file of samples
+CONFIG_BYTES = 2**20
 LOG_BYTES = 12_000  # of the end of log.txt
 KINDS = {  # files of samples, in the order of the page
     "fakes": "Generated, by the average generator",
@@ -147,7 +150,10 @@ def _samples(run: History, settings: Config | None) -> Markup:
     """A figure for each kind of grid, with a slider over the thousands of images it was made at."""
     series: dict[str, list[tuple[float, Path]]] = {}
     single: list[tuple[str, Path]] = []
-    for file in sorted(run.path.glob("samples/*.png")):
+    folder = run.path / "samples"
+    if folder.is_symlink():
+        run.problems.append(f"{folder}: a link, not a folder of the run: passed over")
+    for file in sorted(folder.glob("*.png")) if not folder.is_symlink() else ():
         if found := re.fullmatch(r"(\w+)-(\d+(?:\.\d+)?)", file.stem, re.ASCII):
             series.setdefault(found[1], []).append((float(found[2]), file))
         elif not file.name.startswith("."):
@@ -176,11 +182,14 @@ def _spread(items: list, most: int) -> list:
 def _picture(run: History, file: Path) -> tuple[str, bool] | None:
     """A grid as the address of its own bytes, and whether its pixels should be seen; None where it is damaged."""
     try:
-        with open_image(file.read_bytes()) as image:
+        with open_image(untrusted.read(file, PICTURE_BYTES, follow_links=False)) as image:
             image.draft("RGB", (SIDE, SIDE))
             grid = image.convert("RGB")
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         run.problems.append(f"{file}: not readable as a picture ({error}): passed over")
+        return None
+    except DataError as error:
+        run.problems.append(f"{error}: passed over")
         return None
     grid.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
     out = io.BytesIO()
@@ -242,7 +251,7 @@ def _metrics(run: History) -> Markup:
         cells = [
             tag(
                 "td",
-                number(x) if isinstance(x := row.get(key), (int, float)) else x if x is not None else "",
+                number(x) if isinstance(x := row.get(key), (int, float)) else str(x) if x is not None else "",
                 class_="best" if key in best and x == best[key] else None,
             )
             for key in keys
@@ -259,7 +268,7 @@ def _settings(run: History) -> Config | None:
     if not file.exists():
         return None
     try:
-        return load(str(file))
+        return load(str(file), is_saved=True)
     except ConfigError as error:
         run.problems.append(f"{file}: not understood by this version, so shown as text only: {error}")
         return None
@@ -275,10 +284,12 @@ def _config(run: History, settings: Config | None) -> Markup:
         rows = [(name, _shown(new), _shown(old)) for name, (old, new) in sorted(differing.items())]
         parts.append(_table(("changed from the default", "here", "default"), rows))
     try:
-        text = (run.path / "config.yaml").read_text(errors="replace")
+        text = untrusted.read(run.path / "config.yaml", CONFIG_BYTES, follow_links=False).decode(errors="replace")
         parts.append(tag("details", tag("summary", "config.yaml, all of it"), tag("pre", text)))
-    except OSError:
+    except FileNotFoundError:
         pass
+    except DataError as error:
+        run.problems.append(f"{error}: passed over")
     return join(*parts)
 
 
@@ -296,7 +307,7 @@ def _data(run: History, settings: Config | None) -> Markup:
 
 
 def _environment(run: History) -> Markup:
-    starts = read_json(run.path / "environment.json", run.problems).get("starts")
+    starts = read_mapping(run.path / "environment.json", run.problems).get("starts")
     starts = [start for start in starts if isinstance(start, dict)] if isinstance(starts, list) else []
     if not starts:
         return Markup()
@@ -315,11 +326,14 @@ def _environment(run: History) -> Markup:
 def _log(run: History) -> Markup:
     """The end of log.txt."""
     try:
-        with open(run.path / "log.txt", "rb") as file:
+        with untrusted.open_regular(run.path / "log.txt", follow_links=False) as file:
             size = file.seek(0, io.SEEK_END)
             file.seek(max(0, size - LOG_BYTES))
             text = file.read().decode(errors="replace")
-    except OSError:
+    except FileNotFoundError:
+        return Markup()
+    except DataError as error:
+        run.problems.append(f"{error}: passed over")
         return Markup()
     if size > LOG_BYTES:
         text = text.partition("\n")[2]

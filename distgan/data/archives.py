@@ -24,7 +24,7 @@ COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.z
 ARCHIVES = (".zip", ".tar", *COMPRESSED)
 
 RATIO, FREE = 1000, 2**20  # a file in a zip inflates to at most this many times its stored bytes, and so many more
-WINDOW = 2**28  # of a compressed tar, inflated bytes between two looks at that ratio
+WINDOW = 2**27  # of a compressed tar, inflated bytes between two looks at that ratio
 PIECE = 2**16  # is inflated at a time where the bytes to come can be limited; elsewhere, so much is read at a time:
 PACKED_PIECE = 2**12
 FEW_READS, READ_BYTES = 20_000, 16  # of headers and files in a compressed tar: so many, and one for each of these bytes

@@ -14,20 +14,24 @@ GIF_BYTES = 2**25  # of a GIF, in which its first picture must be
 _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # markers that begin a frame
 _PROGRESSIVE = {0xC2, 0xC6, 0xCA, 0xCE}
 _ALONE = {0x00, 0x01, *range(0xD0, 0xD9)}  # markers without a length
+_LONG = frozenset(range(0x02, 0xFF)) - _ALONE  # and those with one
 _MARKER = re.compile(rb"\xff+([\x01-\xcf\xd8-\xfe])")
 
 
 def jpeg_objection(data: bytes) -> tuple[str, bool]:
     """Why a JPEG is not decoded, if at all, and whether it is stored in several scans, which takes more memory."""
-    components, is_progressive, at = 0, False, 2
+    components, is_progressive, at, size = 0, False, 2, len(data) - 8
     for _ in range(MAX_SEGMENTS):
-        found = _MARKER.search(data, at)
-        if found is None:
-            return "", False  # the decoder says what is wrong
-        kind, at = found[1][0], found.end()
-        if kind in _ALONE:
-            continue
-        length = int.from_bytes(data[at : at + 2], "big")
+        if at < size and data[at] == 0xFF and data[at + 1] in _LONG:  # nearly always
+            kind, length, at = data[at + 1], data[at + 2] << 8 | data[at + 3], at + 2
+        else:
+            found = _MARKER.search(data, at)
+            if found is None:
+                return "", False  # the decoder says what is wrong
+            kind, at = found[1][0], found.end()
+            if kind in _ALONE:
+                continue
+            length = int.from_bytes(data[at : at + 2], "big")
         if kind == 0xDA:
             has_more = is_progressive or (len(data) > at + 2 and data[at + 2] < components)
             many = has_more and _num_scans(data, at + length) > MAX_SCANS

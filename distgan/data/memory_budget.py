@@ -8,6 +8,7 @@ from multiprocessing.context import BaseContext
 
 LIMIT = 2**31  # bytes
 FREE = 2**25  # what takes less is not counted
+_NO_TURN = contextlib.nullcontext()
 
 
 class MemoryBudget:
@@ -25,12 +26,12 @@ class MemoryBudget:
         self._changed = context.Condition() if context else threading.Condition()
         self._used = context.Value("q", 0, lock=False) if context else ctypes.c_longlong(0)
 
-    @contextlib.contextmanager
-    def reserve(self, num_bytes: int) -> Iterator[None]:
+    def reserve(self, num_bytes: int) -> contextlib.AbstractContextManager[None]:
         """Wait until so much is left, and keep it from others; not for use within itself."""
-        if num_bytes <= self._free:
-            yield
-            return
+        return self._turn(num_bytes) if num_bytes > self._free else _NO_TURN
+
+    @contextlib.contextmanager
+    def _turn(self, num_bytes: int) -> Iterator[None]:
         with self._changed:
             while self._used.value and self._used.value + num_bytes > self._limit:
                 self._changed.wait()

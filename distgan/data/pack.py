@@ -165,6 +165,7 @@ def pack(
         overwrite: Replace what `out` holds.
     """
     target = Path(out).resolve()  # a link stays a link, to what lies there then
+    _take_up(target)
     if target.exists() and not target.is_dir():
         raise ConfigError(f"{out} is a file: name a folder for the shards")
     if target.exists() and any(target.iterdir()) and not overwrite:
@@ -186,7 +187,6 @@ def pack(
         listing = pair(listing, list_source(degraded, labels=False, allow_damaged=allow_damaged))
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        _take_up(target)
         folder = aside(target)
         folder.mkdir()
     except OSError as error:

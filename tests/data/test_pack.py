@@ -29,6 +29,7 @@ from distgan.data.pack_inputs import all_entries, list_source
 from distgan.data.shard_index import build, load
 from distgan.data.shard_urls import find_shards
 from distgan.errors import ConfigError, DataError, MachineError
+from distgan.storage import atomic
 from distgan.storage.byte_ranges import Source
 
 FLAT = {f"{i}.png": png(i) for i in range(5)}
@@ -802,3 +803,35 @@ def test_large_pictures_come_out_in_order_however_they_travel(tmp_path: Path, mo
     pack(str(tmp_path / "a.tar.gz"), str(tmp_path / "bounded"), Options(), workers=1)
     one, other = ((tmp_path / folder / "000000.tar").read_bytes() for folder in ("plain", "bounded"))
     assert one == other
+
+
+@pytest.mark.parametrize("renames", [0, 1, 2])
+def test_what_a_killed_pack_left_is_put_right_by_the_next(
+    renames: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed before, between or after its two renames: the old set is not lost, and nothing stays beside it."""
+    source = folder(tmp_path / "in", {f"{i}.png": png(i) for i in range(3)})
+    out, rename = tmp_path / "sets" / "out", Path.rename
+    pack(source, str(out), Options())
+    old = {path.name: path.read_bytes() for path in out.glob("*.tar")}
+    pid = os.fork()
+    if not pid:
+        done: list[Path] = []
+
+        def killed(path: Path, target: Path) -> Path:
+            if len(done) == renames:
+                os._exit(9)
+            done.append(path)
+            return rename(path, target)
+
+        monkeypatch.setattr(Path, "rename", killed)
+        monkeypatch.setattr(module.shutil, "rmtree", lambda *_, **__: os._exit(9))
+        pack(source, str(out), Options(), overwrite=True)
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 9
+    atomic._sweep_once.cache_clear()  # as in a process of its own
+    with pytest.raises(ConfigError, match="is not empty"):  # as it would be had there been no kill
+        pack(source, str(out), Options())
+    assert {path.name: path.read_bytes() for path in out.glob("*.tar")} == old
+    pack(source, str(out), Options(), overwrite=True)
+    assert [path.name for path in out.parent.iterdir()] == ["out"]

@@ -202,7 +202,7 @@ def generators(folder: Path) -> Iterator[Case]:
 
     fields = ["images", "num_classes", "unseen", "revision", "config", "config.data", "config.data.resolution"]
     fields += ["config.model", "config.model.family", "config.model.z_dim", "config.model.G", "config.model.G.width"]
-    for name, bad in forged(state, fields, every=4):
+    for name, bad in forged(state, fields, every=5):
         change = lambda path, bad=bad: forge(path, state=bad)  # noqa: E731
         yield Case(f"generator: {name}", lambda change=change: read(change), REFUSED_OR_RIGHT)
     for text in TEXTS:
@@ -320,7 +320,7 @@ def resumed(folder: Path) -> Iterator[Case]:
     fields = [name for name in state if name not in ("config", "torch", "compile", "ranks", "threads", "micro-batch")]
     fields += [f"layout.{name}" for name in state["layout"]] + ["controls.verdicts", "controls.augment.p"]
     fields += ["controls.balance.level", "controls.verdicts.augment", "config.run", "config.optim"]
-    for name, bad in forged(state, fields, every=4):
+    for name, bad in forged(state, fields, every=5):
         yield Case(f"resume: {name}", lambda bad=bad: read(lambda: forge(path, state=bad)), REFUSED_OR_RIGHT)
     for what, rows in (("ragged", [[1.0], [1.0, 2.0]]), ("nothing", []), ("empty", [[]]), ("short", [[1.0]])):
         bad = state | {"meter": rows}
@@ -432,7 +432,7 @@ def run_folders(folder: Path) -> Iterator[Case]:
                 f"report: {file}: {name}", lambda text=text, file=file: read(lambda: (path / file).write_text(text))
             )
     files = ("status.json", "environment.json", "metrics.jsonl", "evals.jsonl", "config.yaml")
-    for file, text in itertools.product(files, TEXTS[::2]):
+    for file, text in itertools.product(files, TEXTS[::3]):
         yield Case(
             f"report: {file}: {text[:20]}", lambda text=text, file=file: read(lambda: (path / file).write_text(text))
         )

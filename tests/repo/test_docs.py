@@ -19,7 +19,9 @@ def test_links_lead_somewhere(page: Path) -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_named_tests_and_scripts_exist(page: Path) -> None:
-    for name in re.findall(r"\b(?:tests|launch|slurm|configs)/[\w/]+\.(?:py|sh|sbatch|yaml)\b", page.read_text()):
+    for name in re.findall(
+        r"\b(?:distgan|tests|launch|slurm|configs)/[\w/]+\.(?:py|sh|sbatch|yaml)\b", page.read_text()
+    ):
         assert (ROOT / name).exists(), name
 
 

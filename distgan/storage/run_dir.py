@@ -17,7 +17,7 @@ from distgan.errors import OTHERS_END, DataError, DistganError, MachineError
 from distgan.storage.atomic import replace_file, sweep
 from distgan.storage.home import user_path
 from distgan.storage.printable import public_line
-from distgan.storage.untrusted import MAX_LINES_BYTES, Count, json_of, open_to_append, parse, read_json, read_lines
+from distgan.storage.untrusted import MAX_LINES_BYTES, open_to_append, parse, read_json, read_lines
 from distgan.storage.urls import public
 
 log = logging.getLogger("distgan")
@@ -211,10 +211,10 @@ def _lines(path: Path, max_bytes: int = MAX_LINES_BYTES) -> list[str]:
 def _number(line: str, name: str) -> int:
     """A number of a JSON line; -1 for a line that was cut by a crash, or holds none."""
     try:
-        row = parse(dict[str, object], json_of(line, name, allow_nan=True), name)
-        return parse(Count, row.get(name), name)
-    except DataError:
+        value = json.loads(line)[name]
+    except (ValueError, KeyError, TypeError, RecursionError):
         return -1
+    return value if isinstance(value, int) and 0 <= value < 2**53 else -1
 
 
 def _version(package: str) -> str | None:

@@ -96,22 +96,24 @@ class ArrayFile:
             return array.reshape(shape, order="F" if is_fortran else "C")
 
     def rows(self, name: str) -> Iterator[np.ndarray]:
-        """An array's elements along its first axis, one after the other; no more than one is in memory."""
+        """An array's elements along its first axis, one after the other; few of them are in memory."""
         dtype, shape, is_fortran = self._layout(name)
         if is_fortran:
             yield from self.read(name)
             return
         size = dtype.itemsize * prod(shape[1:])
+        together = max(1, PIECE // max(1, size))  # small ones are read a few at a time
         with self._reported(name), self._open(name) as file:
             _header(file)
-            for _ in range(shape[0]):
-                row = io.BytesIO()
-                while (lack := size - row.tell()) > 0:
+            for first in range(0, shape[0], together):
+                num = min(together, shape[0] - first)
+                read = io.BytesIO()
+                while (lack := num * size - read.tell()) > 0:
                     piece = file.read(min(self._piece(name), lack))
                     if not piece:
                         raise EOFError("it ends early")
-                    row.write(piece)
-                yield np.frombuffer(row.getvalue(), dtype).reshape(shape[1:])
+                    read.write(piece)
+                yield from np.frombuffer(read.getvalue(), dtype).reshape(num, *shape[1:])
 
     def _layout(self, name: str) -> tuple[np.dtype, tuple[int, ...], bool]:
         """Type, shape, and whether the first index varies fastest, found to go with the bytes that there are."""

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from distgan.metrics import frechet, inception_score, kid, precision_recall
 from distgan.metrics.extractors import Extractor
-from distgan.metrics.extractors.weights import WEIGHTS
 from distgan.metrics.frechet import Gaussian
+from distgan.metrics.weights import WEIGHTS
 from distgan.rng import host_rng
 
 MOST_NEIGHBOURS = 10_000  # images of each side that precision, recall, density and coverage look at

@@ -24,9 +24,8 @@ from distgan.cli.main import main
 from distgan.data import image_grid
 from distgan.data.shard_urls import find_shards
 from distgan.errors import ConfigError, DataError, MachineError
-from distgan.metrics import reference_stats
-from distgan.metrics.extractors import weights
-from distgan.metrics.extractors.weights import find_weights
+from distgan.metrics import reference_stats, weights
+from distgan.metrics.weights import find_weights
 from distgan.storage import atomic, home
 from distgan.storage.atomic import aside, replace_file, replacing
 from distgan.storage.disk_cache import NodeCache

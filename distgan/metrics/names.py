@@ -26,8 +26,11 @@ NOT_JUDGED = r"_(sec|std|err|num)(_|$)"
 
 
 def better(value: str) -> Callable[[Iterable[float]], float] | None:
-    """Return min or max, by the name of a value; None for what is neither good nor bad, such as a time."""
+    """Return min or max, by the name of a value; None for what is neither good nor bad, such as a time.
+
+    A name that is not in VALUES counts as that of a distance.
+    """
     if re.search(NOT_JUDGED, value):
         return None
     word = re.match("[a-z]*", value)
-    return {"lower": min, "higher": max, "": None}[VALUES.get(word.group() if word else "", "")]
+    return {"lower": min, "higher": max, "": None}[VALUES.get(word.group() if word else "", "lower")]

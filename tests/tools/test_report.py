@@ -166,7 +166,7 @@ def test_a_run_that_goes_on_was_killed_or_is_of_another_version(tmp_path: Path, 
         "config.yaml: not understood by this version",
         "Key 'lost' not in 'Config'",
         "fakes-000001.png: not readable as a picture",
-        "environment.json: a list, not a mapping",
+        "environment.json: got a list of 0, expected a mapping",
     ):
         assert part in told
         assert part in page.text["p"]

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable, MutableMapping
-from typing import TypeVar
+from typing import TypeVar, cast
 
 from distgan.errors import ConfigError, DistganError, MachineError, of_kind
 
@@ -132,7 +132,7 @@ def together(function: Callable[[], T], gather: Callable[[object], list]) -> T:
     Args:
         gather: What each rank passes, in rank order, on every rank.
     """
-    result, error = None, None
+    result, error = cast(T, None), None
     try:
         result = function()
     except DistganError as failure:

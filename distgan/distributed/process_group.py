@@ -7,7 +7,7 @@ import socket
 import time
 from collections.abc import Callable, Iterable, Sequence
 from datetime import timedelta
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import numpy as np
 import torch
@@ -209,7 +209,7 @@ class World:
 
     def on_main(self, function: Callable[[], T]) -> T:
         """Run something on rank 0 and give its result to all; if it fails there, every rank raises the error."""
-        result, error = None, None
+        result, error = cast(T, None), None
         if self.is_main:
             try:
                 result = function()
@@ -283,5 +283,5 @@ def _choose_kernels(device: torch.device, deterministic: str, tf32: bool) -> Non
     torch.backends.cuda.matmul.allow_tf32 = tf32
     torch.backends.cudnn.benchmark = deterministic == "fast"
     if deterministic != "fast":
-        torch.utils.deterministic.fill_uninitialized_memory = False
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
         torch.use_deterministic_algorithms(True, warn_only=deterministic == "warn")

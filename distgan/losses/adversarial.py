@@ -70,6 +70,7 @@ def relativistic_d(real: Tensor, fake: Tensor) -> Tensor:
 
 
 def relativistic_g(fake: Tensor, real: Tensor | None = None) -> Tensor:
+    assert real is not None  # `paired` says so
     return softplus(real - fake).mean()
 
 

@@ -241,7 +241,7 @@ def _translate(images: Tensor, draws: Tensor, p: Tensor | float) -> Tensor:
     return torch.where(is_inside[:, None], _pixels(images, index), 0.0)
 
 
-def _is_within(place: Tensor, size: int) -> Tensor:
+def _is_within(place: Tensor, size: float) -> Tensor:
     return (place >= 0) & (place < size)
 
 

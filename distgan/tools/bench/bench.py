@@ -8,8 +8,9 @@ import contextlib
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -121,7 +122,7 @@ class Bench:
         return self.world.broadcast(max(2, min(num, 1000)))
 
     def _in_turns(
-        self, sides: dict[str, Callable[[], object]], rounds: int, num: int, timeline: Timeline
+        self, sides: Mapping[str, Callable[[], object]], rounds: int, num: int, timeline: Timeline
     ) -> tuple[dict[str, list[list[Lap]]], list[dict[str, tuple[float, int]]]]:
         """Slices of every side in each round, in an order that changes; laps of all ranks by side and round, and this
         rank's phases of the run by round."""
@@ -197,10 +198,11 @@ class Bench:
         due = trainer.schedulers.step_hyperparams(0)
         none = replace(due, r1=0.0, r2=0.0, gp=0.0)
         kinds = {name: replace(none, **{name: getattr(due, name)}) for name in ("r1", "r2", "gp") if getattr(due, name)}
-        batch, times = trainer.next_batch(), {name: [] for name in ("none", *kinds)}
+        batch = trainer.next_batch()
+        times: dict[str, list[float]] = {name: [] for name in ("none", *kinds)}
         for number in range(-1 if kinds else self.rounds, self.rounds):
             for name, now in {"none": none, **kinds}.items():
-                seconds = self._seconds(lambda now=now: trainer.step.d_step(batch, trainer.opt_D, now))
+                seconds = self._seconds(partial(trainer.step.d_step, batch, trainer.opt_D, now))
                 times[name] += [seconds] if number >= 0 else []
         return [
             Row(
@@ -224,7 +226,7 @@ class Bench:
         for net, step in steps.items():
             sent, weights = bytes_reduced(step), num_weights(getattr(trainer, net))
             flat = torch.zeros(weights, device=self.world.device)
-            times = [self._seconds(lambda flat=flat: self.world.sum(flat)) for _ in range(self.rounds + 1)][1:]
+            times = [self._seconds(partial(self.world.sum, flat)) for _ in range(self.rounds + 1)][1:]
             rows += [
                 Row(f"all-reduced in a {net} step", "MB", [sent / 1e6]),
                 Row(f"all-reduced in a {net} step, over the bytes of {net}", "x", [sent / (4 * weights)]),

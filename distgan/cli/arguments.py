@@ -31,7 +31,7 @@ def build_parser() -> argparse.ArgumentParser:
     pack.add_argument("source", help="folder, .zip, .tar(.gz .bz2 .xz .zst), .npz, or shards")
     pack.add_argument("out", help="folder for the shards")
     pack.add_argument("--resolution", type=int, default=0, metavar="N", help="side in pixels (default: keep each size)")
-    pack.add_argument("--crop", default="center", help="center (default) or squeeze")
+    pack.add_argument("--crop", default="center", help="center (default) or stretch")
     pack.add_argument("--filter", default="lanczos", help="lanczos (default), area or bicubic")
     pack.add_argument("--image", default="png", help="png (default) or webp, both lossless, or jpg")
     pack.add_argument("--quality", type=int, default=95, help="of jpg (default 95)")
@@ -53,7 +53,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     pack.add_argument("--no-labels", action="store_true", help="take no labels over")
     pack.add_argument("--image-part", default="", metavar="SUFFIX", help="pictures end in this, such as image.png")
-    pack.add_argument("--allow-damaged", action="store_true", help="take the good samples of damaged shards")
+    pack.add_argument("--allow-corrupt", action="store_true", help="take the good samples of damaged shards")
     pack.add_argument("--overwrite", action="store_true", help="replace what OUT holds")
 
     index = _command(
@@ -108,7 +108,7 @@ def build_parser() -> argparse.ArgumentParser:
     evaluate.add_argument(
         "target", nargs="?", default="", help="run, RUN/best, checkpoint, exported generator, or pictures"
     )
-    evaluate.add_argument("overrides", nargs="*", metavar="key=value", help="settings, such as eval.num=10k")
+    evaluate.add_argument("overrides", nargs="*", metavar="key=value", help="settings, such as eval.num_images=10k")
     evaluate.add_argument("--watch", action="store_true", help="measure each new checkpoint of a run that trains")
     evaluate.add_argument("--selfcheck", action="store_true", help="published values beside those computed here")
     evaluate.add_argument("--seeds", type=int, default=3, help="evaluations of as many images each (default 3)")

@@ -98,7 +98,7 @@ def _pack(options: argparse.Namespace) -> None:
             label=options.label,
             part=options.image_part,
             degraded=options.degraded,
-            allow_damaged=options.allow_damaged,
+            allow_corrupt=options.allow_corrupt,
             overwrite=options.overwrite,
         )
     finally:

@@ -23,9 +23,9 @@ class BatchPlan:
 
 def batch_plan(config: Config, world: int) -> BatchPlan:
     """Spread train.batch over `world` ranks. Raises ConfigError that tells what would fit."""
-    batch, expected = config.train.batch, config.run.expect_ranks
+    batch, expected = config.train.batch, config.run.expected_world_size
     if expected and expected != world:
-        raise ConfigError(f"{world} rank(s) started, run.expect_ranks={expected} wanted")
+        raise ConfigError(f"{world} rank(s) started, run.expected_world_size={expected} wanted")
     if batch % world:
         fits = _listed([n for n in divisors(batch) if n <= 2 * world])
         below, above = batch - batch % world, batch - batch % world + world
@@ -40,10 +40,10 @@ def batch_plan(config: Config, world: int) -> BatchPlan:
             f"train.micro_batch={micro} does not divide the {local} images that each of {world} ranks gets of "
             f"train.batch={batch}: choose one of {_listed(divisors(local))}"
         )
-    group = config.train.group
+    group = config.model.minibatch_group_size
     if group and any(_comparing(config).values()) and micro % group:
         raise ConfigError(
-            f"train.group={group} does not divide the {micro} images of a pass: "
+            f"model.minibatch_group_size={group} does not divide the {micro} images of a pass: "
             f"choose one of {_listed(divisors(micro)[1:] or [0])}"
         )
     return BatchPlan(batch, world, micro, local // micro)
@@ -52,7 +52,7 @@ def batch_plan(config: Config, world: int) -> BatchPlan:
 def _comparing(config: Config) -> dict[str, bool]:
     """Settings that compare images of a group with one another, and whether they are in use."""
     return {
-        "model.minibatch": config.model.minibatch != "none",
+        "model.minibatch_layer": config.model.minibatch_layer != "none",
         "loss.feature_matching": config.loss.feature_matching > 0 and not restores(config),  # which compares pairs
     }
 

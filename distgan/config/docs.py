@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import Field, dataclass
 from typing import Literal, get_args, get_origin
 
+from distgan.config.renamed import new_name
 from distgan.config.schema import FAMILIES, Config, changes, default_of, leaves
 from distgan.errors import ConfigError
 
@@ -83,6 +84,8 @@ def help_keys(wanted: str = "") -> list[str]:
 
     Raises ConfigError where there is none.
     """
+    if line := new_name(wanted):
+        raise ConfigError(line)
     known = list(rows())
     found = [row for row in known if row.key.startswith(wanted)] or [row for row in known if wanted in row.key]
     if not found:
@@ -110,8 +113,8 @@ def markdown() -> list[str]:
         "",
         "A setting goes into a YAML file by group (`train: {batch: 64}`) or behind the command (`train.batch=64`).",
         "Numbers of images may be written `25000`, `25k` or `1.5M`. A schedule is a number, or `[first, last]`:",
-        "it then goes from the first to the last over `train.ramp` images. What has a * may be changed when a run is",
-        "taken up again.",
+        "it then goes from the first to the last over `train.schedule_images` images. What has a * may be changed when",
+        "a run is taken up again.",
     ]
     group = ""
     for row in rows():

@@ -22,6 +22,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from distgan.config import yaml_text
+from distgan.config.renamed import earlier_version, new_name
 from distgan.config.schema import FAMILIES, Config, default_of, leaves
 from distgan.config.validate import eval_problems, problems
 from distgan.errors import ConfigError, DataError
@@ -69,6 +70,8 @@ def load(path: str, overrides: Sequence[str] = (), *, is_saved: bool = False) ->
         own = list(_override_layers(overrides))
     except RecursionError:
         raise ConfigError(f"{file}: nested too deeply") from None
+    if is_saved or (file.parent / "environment.json").exists():  # of a run
+        require_own_names(dict(layers)[str(file)], str(file))
     if is_saved:
         _require_resolved(dict(layers)[str(file)], str(file))
     result = _merged(layers, own, str(file))
@@ -92,6 +95,7 @@ def load_to_evaluate(layers: Sequence[tuple[str, dict]], overrides: Sequence[str
         if "=" in text and not name.startswith(("eval.", "data.", "run.")):
             raise ConfigError(f"{public(text)}: an evaluation takes overrides of eval.* and data.* only")
     for layer, values in layers:
+        require_own_names(values, layer)
         _require_resolved(values, layer)
     result = _merged(layers, list(_override_layers(overrides)), "config")
     if mistakes := _out_of_bounds(result) + eval_problems(result.eval):
@@ -111,6 +115,9 @@ def _merged(layers: Sequence[tuple[str, dict]], own: Sequence[tuple[str, dict]],
         for name, value in _flat(values):
             if not _KEY.fullmatch(name):  # it may be a line of any file
                 mistakes.append(f"{layer}: a key of {len(name):,} characters that is no name of a setting")
+                continue
+            if line := new_name(name, value):
+                mistakes.append(f"{layer}: {line}")
                 continue
             if name in PERSONAL and i < len(layers):
                 if value is not False and not granted.get(name) and not _granted_by_environment(name):
@@ -148,13 +155,17 @@ def _merged(layers: Sequence[tuple[str, dict]], own: Sequence[tuple[str, dict]],
     return result
 
 
-def from_dict(values: dict) -> Config:
+def from_dict(values: dict, where: object = "saved config") -> Config:
     """The config that `config.to_dict` gave these values, without rights that only the command line gives.
+
+    Args:
+        where: What an error names as the place of the values.
 
     Raises:
         ConfigError: They are another version's, or none that it gave.
     """
-    _require_resolved(values, "saved config")
+    require_own_names(values, str(where))
+    _require_resolved(values, str(where))
     try:
         result: Config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), values))  # type: ignore[assignment]
     except (OmegaConfBaseException, ValueError, TypeError) as error:
@@ -169,10 +180,16 @@ def from_dict(values: dict) -> Config:
             settings = net_settings(result.model.family, net, getattr(result.model, net), f"model.{net}")
             setattr(result.model, net, settings)
     except DataError as error:
-        raise ConfigError(f"saved config: {error}") from None
+        raise ConfigError(f"{where}: {error}") from None
     if mistakes := _out_of_bounds(result):
-        raise _error(mistakes, "saved config: ")
+        raise _error(mistakes, f"{where}: ")
     return result
+
+
+def require_own_names(values: dict, where: str) -> None:
+    """Refuse settings that a version with other names saved. Raises ConfigError."""
+    if line := earlier_version(_flat(values)):
+        raise ConfigError(f"{where}: {line}")
 
 
 def net_settings(family: str, net: str, values: dict, where: str) -> dict:

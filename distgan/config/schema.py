@@ -27,7 +27,7 @@ def key(
     """A setting.
 
     Args:
-        unit: "images" takes 200k and 25M too; "schedule" takes a number, or [first, last] over train.ramp images;
+        unit: "images" takes 200k and 25M too; "schedule" takes a number, or [first, last] over train.schedule_images;
             "images schedule" is both.
         free: Whether a resumed run may change it without asking.
         personal: Whether it gives rights that only who starts a command has: no file may set it, not a checkpoint's.
@@ -43,9 +43,9 @@ def key(
 class Run:
     dir: str = key("", "run folder; empty: runs/<name of the config file>", free=True)
     resume: str = key("auto", "auto: go on from the newest good checkpoint; never; or a checkpoint folder", free=True)
-    expect_ranks: int = key(0, "refuse to run on any other number of ranks; 0: any", free=True, low=0)
+    expected_world_size: int = key(0, "refuse to run on any other number of ranks; 0: any", free=True, low=0)
     timeout_sec: int = key(600, "how long a rank waits for another before the run fails", free=True, low=10, high=10**6)
-    per_node: bool = key(False, "log how busy every node is, as Nodes/...", free=True)
+    log_system_metrics: bool = key(False, "log how busy every node is, as Nodes/...", free=True)
     allow_config_change: bool = key(False, "resume although settings differ that change the training", free=True)
     allow_data_change: bool = key(False, "resume although the shards are not those of the start", free=True)
 
@@ -58,20 +58,24 @@ class Data:
     resolution: int = key(0, "side of the images in pixels; others are cropped and resized to it", low=8, high=1024)
     classes: int = key(0, "number of classes; 0: largest label plus one", low=0, high=1_000_000)
     balance: Literal["none", "classes"] = key("none", "show every sample, or every class, equally often")
-    image: str = key("", "suffix of the image part; empty: told from the names")
+    image_key: str = key("", "suffix of the image part; empty: told from the names")
     holdout: int = key(
         0, "images kept out of training, always the same ones; restore is measured on them", unit="images", low=0
     )
-    filter: Literal["lanczos", "area", "bicubic"] = key("lanczos", "resampling of images of another size")
-    crop: Literal["center", "squeeze"] = key("center", "how other proportions become square")
+    resize_filter: Literal["lanczos", "area", "bicubic"] = key("lanczos", "resampling of images of another size")
+    crop: Literal["center", "stretch"] = key("center", "how other proportions become square")
     flip: bool = key(False, "mirror half of the real images, anew in each epoch")
     max_pixels: int = key(100_000_000, "larger images count as damaged", low=1, high=178_000_000)
-    max_bad_share: float = key(0.01, "share of damaged images above which the run fails", free=True, low=0, high=1)
-    allow_damaged: bool = key(False, "use the good samples of damaged shards")
+    max_corrupt_fraction: float = key(
+        0.01, "share of damaged images above which the run fails", free=True, low=0, high=1
+    )
+    allow_corrupt: bool = key(False, "use the good samples of damaged shards")
     allow_pipe: bool = key(
         False, "run the shell commands of pipe: addresses; counts on the command line only", free=True, personal=True
     )
-    threads: int = key(0, "decoding threads of each rank; 0: by the cores of the machine", free=True, low=0, high=64)
+    decode_threads: int = key(
+        0, "decoding threads of each rank; 0: by the cores of the machine", free=True, low=0, high=64
+    )
     scaled_decode: bool = key(
         False, "decode JPEGs at a fraction that is still twice the resolution: faster where they are far larger"
     )
@@ -82,9 +86,11 @@ class Data:
     cache_dir_gb: float = key(100.0, "how much of data.cache_dir may be used", free=True, low=0.01)
     timeout_sec: float = key(120, "how long one read may go on trying", free=True, low=1)
     audit: bool = key(False, "write a line for every consumed sample to audit/rank<r>.jsonl", free=True)
-    lanes: int = key(0, "places of the data set that a batch is mixed from; 0: chosen at the start", low=0, high=2**22)
-    block: int = key(0, "neighbours that are read together; 0: chosen at the start", low=0, high=2**20)
-    window: int = key(0, "rows of a lane that are shuffled together; 0: chosen at the start", low=0, high=2**12)
+    shuffle_lanes: int = key(
+        0, "places of the data set that a batch is mixed from; 0: chosen at the start", low=0, high=2**22
+    )
+    shuffle_block: int = key(0, "neighbours that are read together; 0: chosen at the start", low=0, high=2**20)
+    shuffle_window: int = key(0, "rows of a lane that are shuffled together; 0: chosen at the start", low=0, high=2**12)
 
 
 @dataclass
@@ -92,8 +98,11 @@ class Model:
     family: str = key("dcgan", "network family")
     z_dim: int = key(128, "length of the latent vector", low=1, high=2**16)
     conditional: bool = key(False, "whether G and D know the class")
-    minibatch: Literal["none", "stddev", "discrimination"] = key(
-        "none", "what D is told of how images differ from others in their group (train.group)"
+    minibatch_layer: Literal["none", "stddev", "discrimination"] = key(
+        "none", "what D is told of how images differ from others in their group (model.minibatch_group_size)"
+    )
+    minibatch_group_size: int = key(
+        0, "neighbours in a batch that model.minibatch_layer and loss.feature_matching compare; 0: all of a pass", low=0
     )
     dropout: float = key(0.0, "share of D's last features that are dropped in training", low=0, high=0.95)
     G: dict = key({}, "the generator's own settings (see its family)")
@@ -102,8 +111,8 @@ class Model:
 
 @dataclass
 class Loss:
-    name: Literal["minimax", "nonsaturating", "leastsquares", "hinge", "wasserstein", "relativistic"] = key(
-        "relativistic", "adversarial loss"
+    name: Literal["minimax", "non_saturating", "lsgan", "hinge", "wasserstein", "rpgan"] = key(
+        "rpgan", "adversarial loss"
     )
     r1: list[float] = key(
         [1.0],
@@ -118,12 +127,12 @@ class Loss:
         low=0,
     )
     gp: list[float] = key([0.0], "lambda of the WGAN-GP penalty", unit="schedule", low=0)
-    clip: float = key(0.0, "bound on D's weights (WGAN); 0: none", low=0)
-    smooth: float = key(
+    weight_clip: float = key(0.0, "bound on D's weights (WGAN); 0: none", low=0)
+    label_smoothing: float = key(
         0.0, "one-sided label smoothing: how far below 1 the target for real images lies", low=0, high=0.5
     )
     feature_matching: float = key(0.0, "weight of G's distance to real images in the mean of D's features", low=0)
-    penalty_every: int = key(
+    penalty_interval: int = key(
         1, "D steps from one application of r1, r2 and gp to the next, which is as much stronger", low=1
     )
 
@@ -135,8 +144,8 @@ class Restore:
         "what makes degraded pictures of clean ones, in turn, as [{blur: [0.5, 2]}, {noise: 25, p: 0.5}] "
         f"({', '.join(degrade_spec.KINDS)}); empty: the shards hold pairs",
     )
-    pixel: Literal["l1", "l2", "charbonnier"] = key("l1", "distance of restored from clean pictures")
-    weight: float = key(100.0, "weight of that distance in G's loss, next to what D says", low=0)
+    pixel_loss: Literal["l1", "l2", "charbonnier"] = key("l1", "distance of restored from clean pictures")
+    pixel_weight: float = key(100.0, "weight of that distance in G's loss, next to what D says", low=0)
 
 
 @dataclass
@@ -148,9 +157,9 @@ class Augment:
     target: float = key(0.0, "adaptive p: the mean sign of D on real images to aim at; 0: p as given", low=0, high=1)
     speed: int = key(500_000, "adaptive p: images in which it could go from 0 to 1", unit="images", low=1)
     p_max: float = key(0.8, "bound on an adaptive p", low=0, high=1)
-    every: int = key(256, "images from one look of the controller to the next", unit="images", low=1)
-    colour: float = key(1.0, "strength of ADA's changes of colour", low=0, high=1)
-    noise: list[float] = key(
+    interval: int = key(256, "images from one look of the controller to the next", unit="images", low=1)
+    color: float = key(1.0, "strength of ADA's changes of color", low=0, high=1)
+    instance_noise: list[float] = key(
         [0.0], "instance noise on real images and fakes, standard deviation on a scale of -1..1", unit="schedule", low=0
     )
 
@@ -161,13 +170,13 @@ class Balance:
         "",
         "what weakens D where it is too strong: its learning rate, its steps to a G step, or augment.p; empty: nothing",
     )
-    watch: Literal["acc", "sign"] = key(
+    signal: Literal["acc", "sign"] = key(
         "acc", "share of pairs that D orders rightly (0.5 is chance), or mean sign of D on real images (-1..1)"
     )
     low: float = key(0.6, "below, D is too weak", low=-1, high=1)
     high: float = key(0.85, "above, D is too strong", low=-1, high=1)
-    limit: float = key(16.0, "factor by which D is weakened at most", low=1, high=1e6)
-    rate: float = key(0.05, "share of the way to that factor that one look goes", low=1e-6, high=1)
+    max_factor: float = key(16.0, "factor by which D is weakened at most", low=1, high=1e6)
+    step: float = key(0.05, "share of the way to that factor that one look goes", low=1e-6, high=1)
     every: int = key(1000, "images from one look to the next", unit="images", low=1)
 
 
@@ -211,9 +220,6 @@ class Train:
     max_minutes: float = key(
         0.0, "stop after this much training time, resumed parts included; 0: never", free=True, low=0
     )
-    group: int = key(
-        0, "neighbours in a batch that model.minibatch and loss.feature_matching compare; 0: all of a pass", low=0
-    )
     n_critic: int = key(1, "D steps for each G step", low=1, high=1000)
     precision: Literal["fp32", "bf16"] = key("fp32", "of the networks; penalties are always fp32")
     compile: Literal["off", "g", "all"] = key(
@@ -222,7 +228,7 @@ class Train:
         free=True,
     )
     tf32: bool = key(False, "GPU: let fp32 products be of numbers rounded to 10 bits, which is faster")
-    sync: Literal["ddp", "flat"] = key(
+    grad_sync: Literal["ddp", "flat"] = key(
         "ddp", "how gradients are summed over ranks: in buckets, while the backward runs; or in one piece after it"
     )
     bucket_mb: int = key(25, "size of ddp's buckets: smaller ones start earlier, larger ones cost less", low=1)
@@ -238,10 +244,10 @@ class Train:
     tick: int = key(
         0, "images from one line of metrics to the next; 0: 1000, or 32 batches", unit="images", free=True, low=0
     )
-    ramp: int = key(
+    schedule_images: int = key(
         10_000_000, "images over which schedules go from their first to their last value", unit="images", low=1
     )
-    ramp_shape: Literal["cosine", "linear"] = key("cosine", "curve of the schedules")
+    schedule_shape: Literal["cosine", "linear"] = key("cosine", "curve of the schedules")
     deterministic: Literal["fast", "warn", "strict"] = key(
         "fast", "GPU: fastest kernels; or deterministic ones, warning of or refusing those that have none"
     )
@@ -266,13 +272,13 @@ class Checkpoint:
 @dataclass
 class Eval:
     every: int = key(0, "images from one evaluation to the next; 0: none", unit="images", free=True, low=0)
-    num: int = key(10_000, "generated images of an evaluation", unit="images", free=True, low=2)
+    num_images: int = key(10_000, "generated images of an evaluation", unit="images", free=True, low=2)
     metrics: list[str] = key(
         ["fd", "kid"],
         "what is measured: fd, kid, kid_full, is, pr (precision, recall) and dc (density, coverage)",
         free=True,
     )
-    best: Literal["", "fd", "kid", "kid_full", "is"] = key(
+    best_metric: Literal["", "fd", "kid", "kid_full", "is"] = key(
         "", "metric whose best checkpoint is kept for good; empty: the first of eval.metrics that tells", free=True
     )
     extractor: Literal["inception", "dinov2_vitl14", "efficientnet_lite0", "toy"] = key(
@@ -284,7 +290,9 @@ class Eval:
         "", "how images are brought to its size; empty: its own way", free=True
     )
     reference: str = key("", "real images: shards, or an .npz with mu and sigma; empty: data.shards", free=True)
-    keep: int = key(50_000, "real images whose features are kept for other metrics than fd", free=True, low=2)
+    num_real_features: int = key(
+        50_000, "real images whose features are kept for other metrics than fd", free=True, low=2
+    )
     seed: int = key(0, "of latents and labels, the same in every evaluation", free=True, low=0, high=2**62)
     labels: str = key(
         "empirical", "classes of generated images: empirical, uniform, or some in turn such as 0,3,7-9", free=True
@@ -448,7 +456,7 @@ def default_of(setting: Field) -> Any:
 
 def best_metric(settings: Eval) -> str:
     """The metric by which the best checkpoint is chosen; empty where none of those measured tells."""
-    return settings.best or next((name for name in settings.metrics if EVAL_METRICS[name]), "")
+    return settings.best_metric or next((name for name in settings.metrics if EVAL_METRICS[name]), "")
 
 
 def network_options(config: Config) -> dict[str, Any]:
@@ -461,8 +469,8 @@ def network_options(config: Config) -> dict[str, Any]:
         "G": model.G,
         "D": model.D,
         "seed": config.train.seed,
-        "minibatch": model.minibatch,
-        "group": config.train.group,
+        "minibatch": model.minibatch_layer,
+        "group": model.minibatch_group_size,
         "dropout": model.dropout,
     }
 
@@ -474,6 +482,8 @@ def restores(config: Config) -> bool:
 
 def shapes_nets(name: str) -> bool:
     """Whether other values of this setting make other networks, which no saved weights fit."""
+    if name == "model.minibatch_group_size":
+        return False
     return name.startswith("model.") or name in ("data.resolution", "data.classes")
 
 

@@ -8,7 +8,7 @@ from distgan.config.schema import Config, Eval, restores
 from distgan.metrics.names import EVAL_METRICS
 from distgan.transforms import degrade_spec
 
-SMOOTHED = ("minimax", "nonsaturating", "leastsquares")
+SMOOTHED = ("minimax", "non_saturating", "lsgan")
 LEAST_RESOLUTION = {"hourglass": 32, "restore": 16}  # of a family that cannot do the 8 pixels that others can
 
 
@@ -36,12 +36,13 @@ def problems(config: Config) -> list[str]:
             f"loss.{penalties[0]} needs each image's own gradient, which batch norm in D mixes: "
             f"set model.D.norm=none, or loss.{penalties[0]}=0"
         )
-    if loss.name == "wasserstein" and not any(loss.gp) and not loss.clip:
+    if loss.name == "wasserstein" and not any(loss.gp) and not loss.weight_clip:
         found.append(
-            "loss.name=wasserstein needs a Lipschitz critic: set loss.gp=10 (and train.n_critic=5), or loss.clip=0.01"
+            "loss.name=wasserstein needs a Lipschitz critic: set loss.gp=10 (and train.n_critic=5), or "
+            "loss.weight_clip=0.01"
         )
-    if loss.clip and any(loss.gp):
-        found.append("loss.clip and loss.gp are two ways to one end: set one of them to 0")
+    if loss.weight_clip and any(loss.gp):
+        found.append("loss.weight_clip and loss.gp are two ways to one end: set one of them to 0")
     if train.compile != "off" and train.deterministic == "strict":
         found.append(
             f"train.compile={train.compile} makes kernels of its own, for which train.deterministic=strict cannot "
@@ -64,8 +65,11 @@ def problems(config: Config) -> list[str]:
             found.append(f"model.{net}.widths={widths}: each must be a multiple of model.{net}.group_width={group}")
     if model.G.get("norm") == "conditional" and not model.conditional:
         found.append("model.G.norm=conditional needs classes: set model.conditional=true, or model.G.norm=batch")
-    if loss.smooth and loss.name not in SMOOTHED:
-        found.append(f"loss.smooth is of losses with a target: set loss.name to {_listed(SMOOTHED)}, or loss.smooth=0")
+    if loss.label_smoothing and loss.name not in SMOOTHED:
+        found.append(
+            f"loss.label_smoothing is of losses with a target: set loss.name to {_listed(SMOOTHED)}, or "
+            "loss.label_smoothing=0"
+        )
     if config.augment.target and not config.augment.pipe.startswith("ada"):
         found.append("augment.target adapts the probability of ADA: set augment.pipe=ada, or augment.target=0")
     if config.balance.adapt == "augment" and (config.augment.pipe == "none" or config.augment.target):
@@ -77,8 +81,8 @@ def problems(config: Config) -> list[str]:
     if data.balance == "classes" and not model.conditional:
         found.append("data.balance=classes needs class labels: set model.conditional=true, or data.balance=none")
     found += _problems_of_restoring(config)
-    if data.lanes and data.lanes % train.batch:
-        found.append(f"data.lanes={data.lanes} must be a multiple of train.batch={train.batch}, or 0")
+    if data.shuffle_lanes and data.shuffle_lanes % train.batch:
+        found.append(f"data.shuffle_lanes={data.shuffle_lanes} must be a multiple of train.batch={train.batch}, or 0")
     found += eval_problems(config.eval)
     return found
 
@@ -90,9 +94,10 @@ def eval_problems(settings: Eval) -> list[str]:
         found.append(f"eval.metrics={unknown[0]}: choose of {', '.join(EVAL_METRICS)}")
     if not settings.metrics:
         found.append("eval.metrics is empty: name one, such as fd")
-    if settings.best and settings.best not in settings.metrics:
+    if settings.best_metric and settings.best_metric not in settings.metrics:
         found.append(
-            f"eval.best={settings.best} is not measured: add it to eval.metrics, or set eval.best to one there"
+            f"eval.best_metric={settings.best_metric} is not measured: add it to eval.metrics, or set eval.best_metric "
+            "to one there"
         )
     return found
 
@@ -128,16 +133,17 @@ def warnings(config: Config, spread: BatchPlan) -> list[str]:
             f"batch norm in {' and '.join(normed)} sees each pass's own {spread.micro_batch} images, so the update "
             f"depends on ranks and train.micro_batch (with model.{normed[0]}.norm=none it does not)"
         )
-    if config.loss.name == "relativistic" and not (any(config.loss.r1) and any(config.loss.r2)):
+    if config.loss.name == "rpgan" and not (any(config.loss.r1) and any(config.loss.r2)):
         found.append(
-            "loss.name=relativistic does not converge without both penalties, on real images and on fakes "
+            "loss.name=rpgan does not converge without both penalties, on real images and on fakes "
             "(Huang et al. 2024): set loss.r1 and loss.r2, to 1 for a start"
         )
     compares = [name for name, on in _comparing(config).items() if on]
-    if compares and not config.train.group and spread.micro_batch < spread.batch:
+    if compares and not config.model.minibatch_group_size and spread.micro_batch < spread.batch:
         found.append(
             f"{' and '.join(compares)} compares the {spread.micro_batch} images of a pass, so the update depends on "
-            f"ranks and train.micro_batch; with train.group set to a divisor of {spread.micro_batch} it does not"
+            "ranks and train.micro_batch; with model.minibatch_group_size set to a divisor of "
+            f"{spread.micro_batch} it does not"
         )
     if restores(config) and not config.data.holdout:
         found.append(

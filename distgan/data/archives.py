@@ -89,7 +89,7 @@ def _open_zip(path: str) -> zipfile.ZipFile:
     return zipfile.ZipFile(path)
 
 
-def tar_names(path: Path, skipped: list[Skipped], allow_damaged: bool = False) -> list[tuple[str, Span]]:
+def tar_names(path: Path, skipped: list[Skipped], allow_corrupt: bool = False) -> list[tuple[str, Span]]:
     """Names and places of the files in a plain tar, in its order; what cannot be read at random is skipped."""
     found: list[tuple[str, Span]] = []
     try:
@@ -98,12 +98,12 @@ def tar_names(path: Path, skipped: list[Skipped], allow_damaged: bool = False) -
                 raise OSError("an empty file")
             found.extend((name, (offset, length)) for name, offset, length in _files(data, size, skipped))
     except (tar.Damage, OSError) as damage:
-        _damaged(path, damage, skipped, allow_damaged)
+        _damaged(path, damage, skipped, allow_corrupt)
     return found
 
 
 def unpacked(
-    path: Path, skipped: list[Skipped], allow_damaged: bool = False
+    path: Path, skipped: list[Skipped], allow_corrupt: bool = False
 ) -> Iterator[tuple[str, int, Callable[[int], bytes]]]:
     """Names and sizes of the files in a compressed tar, in its order, and how to read so many of their first bytes.
 
@@ -115,7 +115,7 @@ def unpacked(
             for name, offset, size in _files(data, sys.maxsize, skipped):
                 yield name, size, lambda length, at=offset, size=size: data[at : at + min(length, size)]
     except tar.Damage as damage:
-        _damaged(path, damage, skipped, allow_damaged)
+        _damaged(path, damage, skipped, allow_corrupt)
 
 
 def read_span(path: str, span: Span, length: int) -> bytes:
@@ -124,9 +124,9 @@ def read_span(path: str, span: Span, length: int) -> bytes:
         return os.pread(file.fileno(), min(length, span[1]), span[0])
 
 
-def _damaged(path: Path, damage: Exception, skipped: list[Skipped], allow_damaged: bool) -> None:
+def _damaged(path: Path, damage: Exception, skipped: list[Skipped], allow_corrupt: bool) -> None:
     told = f"damaged: {damage}" if isinstance(damage, tar.Damage) else getattr(damage, "strerror", "") or str(damage)
-    if not allow_damaged:
+    if not allow_corrupt:
         raise DataError(f"{path}: {told}") from None
     skipped.append((path.name, told))
 

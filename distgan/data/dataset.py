@@ -67,7 +67,7 @@ class Dataset:
         pairs: Whether every sample is a clean picture and its degraded form, such as KEY.clean.png and
             KEY.degraded.png.
         num_held_out: Samples that are kept out of training.
-        allow_damaged: Use the good samples of damaged shards, and leave out incomplete samples.
+        allow_corrupt: Use the good samples of damaged shards, and leave out incomplete samples.
         rank, world, gather: Ranks share the work of opening the shards, then tell one another what they found.
         should_stop: Returns why to stop, or "". It is called before each shard: many without an index take long.
 
@@ -86,7 +86,7 @@ class Dataset:
         image: str = "",
         pairs: bool = False,
         num_held_out: int = 0,
-        allow_damaged: bool = False,
+        allow_corrupt: bool = False,
         cache_dir: Path | None = None,
         rank: int = 0,
         world: int = 1,
@@ -132,7 +132,7 @@ class Dataset:
         if pairs:
             self._image, self._degraded = _pair_suffixes(shards)
         else:
-            self._image, self._degraded = _image_suffixes(shards, image, allow_damaged), set()
+            self._image, self._degraded = _image_suffixes(shards, image, allow_corrupt), set()
         if self.labels and labelled and not self.has_some_labels:
             raise DataError(
                 f"no class labels in {len(self.urls)} shard(s), {public(self.urls[0])} first: pack a folder with a "
@@ -140,7 +140,7 @@ class Dataset:
                 "labels are in another part, `distgan pack SHARDS OUT --label json:KEY` makes shards with them"
             )
         incomplete = self._incomplete(shards)
-        if (self.problems or incomplete) and not allow_damaged:
+        if (self.problems or incomplete) and not allow_corrupt:
             raise DataError(_damage_report(self.problems + incomplete))
         self.problems += incomplete
 
@@ -346,7 +346,7 @@ def _without_labels(
     return rest, labels
 
 
-def _image_suffixes(shards: list[dict], chosen: str, allow_damaged: bool) -> set[str]:
+def _image_suffixes(shards: list[dict], chosen: str, allow_corrupt: bool) -> set[str]:
     """The suffixes that mark an image part."""
     if chosen:
         return {chosen.lower()}
@@ -355,13 +355,13 @@ def _image_suffixes(shards: list[dict], chosen: str, allow_damaged: bool) -> set
         kinds.update({tuple(kind): count for kind, count in zip(shard["kinds"], shard["kind_counts"])})
     found = {part for kind in kinds for part in kind if part in SUFFIXES}
     ambiguous = [kind for kind in kinds if sum(part in found for part in kind) > 1]
-    if ambiguous and not allow_damaged:
+    if ambiguous and not allow_corrupt:
         names = ", ".join(sorted(part for part in ambiguous[0] if part in found))
-        raise DataError(f"samples have several image parts ({names}): set data.image to the one to train on")
+        raise DataError(f"samples have several image parts ({names}): set data.image_key to the one to train on")
     if kinds and not found:
         seen = ", ".join(sorted({part for kind in kinds for part in kind})[:12])
         raise DataError(
-            f"no image part in the shards, only {seen}: set data.image if one of these is an image, or, "
+            f"no image part in the shards, only {seen}: set data.image_key if one of these is an image, or, "
             "where keys have dots or pictures and labels lie apart, let `distgan pack` make shards of them"
         )
     return found
@@ -390,5 +390,5 @@ def _damage_report(problems: list[str]) -> str:
     more = f" (and {len(problems) - 3} more)" if len(problems) > 3 else ""
     return (
         f"the data set is damaged: {'; '.join(problems[:3])}{more}. "
-        "Replace the shards, or set data.allow_damaged=true to train on the good samples"
+        "Replace the shards, or set data.allow_corrupt=true to train on the good samples"
     )

@@ -211,7 +211,7 @@ def decode_into(data: bytes, out: np.ndarray, *, max_pixels: int, filter: str, c
 
 
 def fit(pixels: np.ndarray, resolution: int, filter: str = "lanczos", crop: str = "center") -> np.ndarray:
-    """RGB uint8 [H, W, 3] -> [R, R, 3]: the largest centred square ("center"), or all of it squeezed ("squeeze")."""
+    """RGB uint8 [H, W, 3] -> [R, R, 3]: the largest centred square ("center"), or all of it stretched ("stretch")."""
     if crop == "center":
         height, width = pixels.shape[:2]
         side = min(height, width)

@@ -62,7 +62,7 @@ class Stream(Iterator[Batch]):
         threads: How many decode at a time.
         prefetch: Batches that are made ahead.
         filter, crop, scaled: How images of other sizes become square; see `image.decode_into`.
-        max_bad_share: Share of the data set that may turn out damaged before the stream gives up.
+        max_corrupt_fraction: Share of the data set that may turn out damaged before the stream gives up.
         draw: Noise for the positions of a batch, made ahead like the images.
         allocate: Makes the buffers; a trainer on a GPU passes one that returns pinned memory.
 
@@ -86,7 +86,7 @@ class Stream(Iterator[Batch]):
         crop: str = "center",
         scaled: bool = False,
         max_pixels: int = MAX_PIXELS,
-        max_bad_share: float = 0.01,
+        max_corrupt_fraction: float = 0.01,
         draw: Callable[[np.ndarray], tuple[np.ndarray, ...]] = lambda positions: (),
         allocate: Callable[[tuple[int, ...]], np.ndarray] = lambda shape: np.empty(shape, np.uint8),
     ) -> None:
@@ -96,7 +96,7 @@ class Stream(Iterator[Batch]):
         self.bad: dict[int, str] = {}  # sample -> what is wrong with it
         self._draw = draw
         self._decode = functools.partial(decode_into, max_pixels=max_pixels, filter=filter, crop=crop, scaled=scaled)
-        self._max_bad = math.ceil(max_bad_share * dataset.num_samples)
+        self._max_bad = math.ceil(max_corrupt_fraction * dataset.num_samples)
         self._batch, self._local = batch, batch // world
         self._start = start + rank * self._local
         self._window_of_lane = np.full(plan.layout.lanes, -1, np.int64)  # the last one that was read ahead
@@ -258,8 +258,8 @@ class Stream(Iterator[Batch]):
                 return
         url, key = self.dataset.key(sample)
         raise DataError(
-            f"{len(self.bad)} of {self.dataset.num_samples} samples are damaged, more than data.max_bad_share allows; "
-            f"the last one is {key!r} in {url}: {reason}"
+            f"{len(self.bad)} of {self.dataset.num_samples} samples are damaged, more than data.max_corrupt_fraction "
+            f"allows; the last one is {key!r} in {url}: {reason}"
         )
 
 

@@ -66,7 +66,7 @@ class Options:
 
     Attributes:
         resolution: Side in pixels; 0 keeps each picture's own size.
-        crop: "center" takes the largest centred square, "squeeze" the whole picture.
+        crop: "center" takes the largest centred square, "stretch" the whole picture.
         filter: Resampling filter: "lanczos", "area" or "bicubic".
         image: "png" or "webp" (both lossless), or "jpg".
         quality: Of jpg.
@@ -85,7 +85,7 @@ class Options:
     range: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
-        for name, allowed in (("crop", ("center", "squeeze")), ("filter", FILTERS), ("image", SAVE)):
+        for name, allowed in (("crop", ("center", "stretch")), ("filter", FILTERS), ("image", SAVE)):
             if getattr(self, name) not in allowed:
                 raise ConfigError(f"--{name} {getattr(self, name)!r}: choose one of {', '.join(allowed)}")
         if not 0 <= self.resolution <= 8192:
@@ -144,7 +144,7 @@ def pack(
     label: str = "",
     part: str = "",
     degraded: str = "",
-    allow_damaged: bool = False,
+    allow_corrupt: bool = False,
     overwrite: bool = False,
 ) -> Summary:
     """Write the pictures of `source` as shards, with an index beside each and a card `dataset.json`, into `out`.
@@ -161,7 +161,7 @@ def pack(
             (`dataset.json`), else `cls` parts, else folders.
         part: Suffix of the pictures, such as "image.png"; empty: told from their names and first bytes.
         degraded: A second source, with a degraded form of each picture under the same name; samples become pairs.
-        allow_damaged: Whether the good samples of damaged shards are taken.
+        allow_corrupt: Whether the good samples of damaged shards are taken.
         overwrite: Replace what `out` holds.
     """
     target = Path(out).resolve()  # a link stays a link, to what lies there then
@@ -182,9 +182,9 @@ def pack(
         raise ConfigError(f"--workers {workers}: 1 to 1024, or 0 for one per core")
     if label and not labels:
         raise ConfigError(f"--label {label} and --no-labels: leave out one of them")
-    listing = list_source(source, labels=labels, label=label, part=part, allow_damaged=allow_damaged)
+    listing = list_source(source, labels=labels, label=label, part=part, allow_corrupt=allow_corrupt)
     if degraded:
-        listing = pair(listing, list_source(degraded, labels=False, allow_damaged=allow_damaged))
+        listing = pair(listing, list_source(degraded, labels=False, allow_corrupt=allow_corrupt))
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         folder = aside(target)

@@ -91,13 +91,13 @@ class Wanted:
         labels: Whether there shall be labels.
         label: Where they are, as `labels.check_spec` has it; empty: told from the source.
         part: Suffix of the pictures; empty: told from their names and first bytes.
-        allow_damaged: Whether the good samples of damaged archives are taken.
+        allow_corrupt: Whether the good samples of damaged archives are taken.
     """
 
     labels: bool = True
     label: str = ""
     part: str = ""
-    allow_damaged: bool = False
+    allow_corrupt: bool = False
 
     def __post_init__(self) -> None:
         check_spec(self.label)
@@ -112,10 +112,10 @@ class Item(NamedTuple):
 
 
 def list_source(
-    source: str, *, labels: bool = True, label: str = "", part: str = "", allow_damaged: bool = False
+    source: str, *, labels: bool = True, label: str = "", part: str = "", allow_corrupt: bool = False
 ) -> Listing:
     """What a source holds; which kind it is, its name and its content tell. See `Wanted` for the options."""
-    wanted, path = Wanted(labels, label, part.lower().lstrip("."), allow_damaged), user_path(source)
+    wanted, path = Wanted(labels, label, part.lower().lstrip("."), allow_corrupt), user_path(source)
     if path.is_dir():
         return _list_folder(path, wanted)
     if not path.is_file():
@@ -300,15 +300,15 @@ def _listing(items: Sequence[Item], wanted: Wanted, skipped: list[Skipped]) -> L
     def entries() -> Iterator[Entry]:
         for stream, group in itertools.groupby(chosen, key=lambda number: items[number].stream):
             labelled = (replace(items[number].entry, label=found.of.get(number, -1)) for number in group)
-            yield from _streamed(stream, labelled, wanted.allow_damaged) if stream else labelled
+            yield from _streamed(stream, labelled, wanted.allow_corrupt) if stream else labelled
 
     return Listing(entries(), len(chosen), found.classes, skipped, found.lacking, found.origin, found.assumed)
 
 
-def _streamed(path: str, entries: Iterator[Entry], allow_damaged: bool) -> Iterator[Entry]:
+def _streamed(path: str, entries: Iterator[Entry], allow_corrupt: bool) -> Iterator[Entry]:
     """Entries of a compressed tar with their bytes; read once more, since all names come before the first class."""
     entry = next(entries, None)
-    for place, (_, size, read) in enumerate(archives.unpacked(Path(path), [], allow_damaged)):
+    for place, (_, size, read) in enumerate(archives.unpacked(Path(path), [], allow_corrupt)):
         if entry is not None and entry.span == (place, 0):
             content = read(size) if size <= MAX_BYTES else None
             yield replace(entry, path="", span=None, content=content, size=size)
@@ -361,10 +361,10 @@ def _items(url: str, wanted: Wanted, top: Path | None, several: bool, skipped: l
     if path.name.lower().endswith(".tar"):
         return [
             _item(name, above, within, path, Entry(name, path=str(path), span=span), _span_reader(str(path), span))
-            for name, span in archives.tar_names(path, skipped, wanted.allow_damaged)
+            for name, span in archives.tar_names(path, skipped, wanted.allow_corrupt)
         ]
     items, room = [], max(2**28, 4 * path.stat().st_size)  # for the bytes of labels, which are kept
-    for place, (name, size, read) in enumerate(archives.unpacked(path, skipped, wanted.allow_damaged)):
+    for place, (name, size, read) in enumerate(archives.unpacked(path, skipped, wanted.allow_corrupt)):
         holds_label = is_table(name) or _suffix(name) == part_of(wanted.label).rpartition(".")[2]
         known = _suffix(name) in SUFFIXES or _suffix(name) in NO_PICTURES
         content = read(room) if holds_label else b"" if known else read(16)
@@ -480,7 +480,7 @@ def _list_shards(urls: Sequence[str], wanted: Wanted) -> Listing:
     pairs = not wanted.part and not parts & SUFFIXES and any(part.startswith("clean.") for part in parts)
 
     def opened(labels: bool) -> Dataset:
-        return Dataset(urls, source, image=wanted.part, pairs=pairs, labels=labels, allow_damaged=wanted.allow_damaged)
+        return Dataset(urls, source, image=wanted.part, pairs=pairs, labels=labels, allow_corrupt=wanted.allow_corrupt)
 
     data = opened(False)
     labelled = wanted.labels and data.has_labels

@@ -57,7 +57,7 @@ class Pixels:
         if self.most_cut_away >= 0.005:
             lines.append(
                 f"center crop: {self.cut_away:.1%} of the images' area is cut away, at most {self.most_cut_away:.0%} "
-                "of an image (crop=squeeze keeps all)"
+                "of an image (crop=stretch keeps all)"
             )
         return lines
 

@@ -151,7 +151,7 @@ def known_reals(
     keep: int,
     poll: Poll,
     cache: Path | None = None,
-    max_bad_share: float = 0.01,
+    max_corrupt_fraction: float = 0.01,
 ) -> Reference | None:
     """What there is to know of real images, from the cache or by looking at each of them once; None but on rank 0.
 
@@ -165,10 +165,10 @@ def known_reals(
         return known
     log.info(f"looking at {images.num:,} real images once, with {extractor.name}")
     found = extract(world, extractor, images, keep, poll)
-    if found.num_damaged > max_bad_share * images.num or found.num < 2:
+    if found.num_damaged > max_corrupt_fraction * images.num or found.num < 2:
         raise DataError(
-            f"{found.num_damaged} of {images.num} real images are damaged, more than data.max_bad_share="
-            f"{max_bad_share:g} allows: repair the shards"
+            f"{found.num_damaged} of {images.num} real images are damaged, more than data.max_corrupt_fraction="
+            f"{max_corrupt_fraction:g} allows: repair the shards"
         )
     if found.num_nonfinite:
         raise DataError(f"{found.num_nonfinite} real images have features of {extractor.name} that are not finite")

@@ -49,8 +49,8 @@ class Evaluations:
             real = open_shards(config, settings.reference, 0, world) if settings.reference else dataset
             self._images = shard_images(config, real, resolution, world)
         has_points = self._images is not None or world.broadcast(world.is_main and self._real.has_points)
-        check_metrics(settings.metrics, self._extractor, settings.num, has_points=has_points)
-        self._labels = draw_labels(settings.labels, settings.seed, settings.num, dataset.class_counts)
+        check_metrics(settings.metrics, self._extractor, settings.num_images, has_points=has_points)
+        self._labels = draw_labels(settings.labels, settings.seed, settings.num_images, dataset.class_counts)
         self._knows_reals = self._images is None
 
     def make(self, G_ema: nn.Module, images: int, poll: Poll) -> dict[str, float | None]:
@@ -68,7 +68,9 @@ class Evaluations:
                 self._real = know_reals(self._config, self._extractor, self._images, resolution, world, poll)
                 self._knows_reals = True
             z_dim, resolution = self._config.model.z_dim, self._config.data.resolution
-            fakes = GeneratedImages(G_ema, z_dim, resolution, seed=settings.seed, num=settings.num, labels=self._labels)
+            fakes = GeneratedImages(
+                G_ema, z_dim, resolution, seed=settings.seed, num=settings.num_images, labels=self._labels
+            )
             found = measure(world, self._extractor, self._real, fakes, settings.metrics, poll=poll)
         for word in found.warnings if images <= settings.every else ():  # once, not each time
             log.warning(f"evaluation: {word}")
@@ -108,4 +110,4 @@ class Evaluations:
 
     def _key(self, name: str) -> str:
         whole = self._images is not None
-        return f"Metrics/{value_name(name, self._extractor, self._config.eval.num, whole)}"
+        return f"Metrics/{value_name(name, self._extractor, self._config.eval.num_images, whole)}"

@@ -37,8 +37,8 @@ def open_shards(
             source,
             labels=labels,
             classes=num_classes if labels and not may_have_more else 0,
-            image=data.image,
-            allow_damaged=data.allow_damaged,
+            image=data.image_key,
+            allow_corrupt=data.allow_corrupt,
             rank=rank,
             world=size,
             gather=gather,
@@ -55,10 +55,10 @@ def shard_images(config: Config, dataset: Dataset, resolution: int, world: World
     return ShardImages(
         dataset,
         resolution=resolution,
-        filter=data.filter,
+        filter=data.resize_filter,
         crop=data.crop,
         max_pixels=data.max_pixels,
-        threads=data.threads or loader.decoding_threads(world.local_size, world.device.type),
+        threads=data.decode_threads or loader.decoding_threads(world.local_size, world.device.type),
     )
 
 
@@ -78,5 +78,7 @@ def know_reals(
     """What is known of the real images, on rank 0; `images` are none where eval.reference is a file of statistics."""
     if images is None:
         return world.together(lambda: read_statistics(config, extractor, resolution))
-    share = config.data.max_bad_share
-    return known_reals(world, extractor, images, keep=config.eval.keep, poll=poll, max_bad_share=share)
+    share = config.data.max_corrupt_fraction
+    return known_reals(
+        world, extractor, images, keep=config.eval.num_real_features, poll=poll, max_corrupt_fraction=share
+    )

@@ -91,7 +91,9 @@ def evaluate(world: World, target: str, overrides: Sequence[str], options: Optio
     seeds = [settings.seed + i for i in range(options.seeds if subject.is_generated else 1)]
     num = subject.images(seeds[0], counts).num
     check_metrics(names, extractor, num)
-    what = f"{len(seeds)} seed(s) of {num:,} images each (eval.num)" if subject.is_generated else f"{num:,} images"
+    what = (
+        f"{len(seeds)} seed(s) of {num:,} images each (eval.num_images)" if subject.is_generated else f"{num:,} images"
+    )
     log.info(f"measuring {what} by {', '.join(names)}")
 
     found: list[Measured] = []

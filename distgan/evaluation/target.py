@@ -19,7 +19,7 @@ from distgan.storage import checkpoint
 from distgan.storage.home import user_path
 from distgan.storage.urls import public
 
-NUM_IMAGES = 50_000  # what the field reports on, where eval.num is not given
+NUM_IMAGES = 50_000  # what the field reports on, where eval.num_images is not given
 
 
 @dataclass
@@ -64,7 +64,7 @@ def open_subject(target: str, overrides: Sequence[str], device: torch.device) ->
         path = where.resolve().parent.parent
     else:
         return _open_images(target, path, overrides)
-    config = load_to_evaluate([*layers, ("evaluate", {"eval": {"num": NUM_IMAGES}})], overrides)
+    config = load_to_evaluate([*layers, ("evaluate", {"eval": {"num_images": NUM_IMAGES}})], overrides)
     if config.data.resolution != generator.resolution:
         raise ConfigError(
             f"data.resolution={config.data.resolution}: the generator makes images of {generator.resolution} pixels, "
@@ -77,9 +77,9 @@ def open_subject(target: str, overrides: Sequence[str], device: torch.device) ->
         draw_labels(policy, 0, 1, counts)  # a mistake is told before any work
 
     def images(seed: int, class_counts: Sequence[int]) -> ImageSet:
-        labels = draw_labels(policy, seed, config.eval.num, class_counts if num_classes else [])
+        labels = draw_labels(policy, seed, config.eval.num_images, class_counts if num_classes else [])
         return GeneratedImages(
-            generator.net, generator.z_dim, generator.resolution, seed=seed, num=config.eval.num, labels=labels
+            generator.net, generator.z_dim, generator.resolution, seed=seed, num=config.eval.num_images, labels=labels
         )
 
     origin = {name: value for name, value in generator.origin.items() if name != "config"}
@@ -105,7 +105,7 @@ def _open_images(target: str, path: Path, overrides: Sequence[str]) -> Subject:
     listing = list_source(target)
     _require_reference(load_to_evaluate([], overrides))  # a mistake is told before pictures are read
     images = ListedImages(listing, threads=4)
-    if asked := [text for text in overrides if text.startswith("eval.num=")]:
+    if asked := [text for text in overrides if text.startswith("eval.num_images=")]:
         raise ConfigError(
             f"{asked[-1]} counts images to generate; {target} has {images.num:,} pictures, and all of them are "
             "measured: leave it out, or name a folder with fewer of them"

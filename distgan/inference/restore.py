@@ -147,7 +147,7 @@ class Restoration:
         content = read_entry(entry)
         pixels = decode(content).pixels if isinstance(content, bytes) else content
         self._num_resized += pixels.shape[:2] != (self._G.resolution, self._G.resolution)
-        return fit(pixels, self._G.resolution, self._data["filter"], self._data["crop"])
+        return fit(pixels, self._G.resolution, self._data["resize_filter"], self._data["crop"])
 
     def _told(self, done: int, total: int, target: Path, world: int = 1) -> str:
         """A line for a person. One of several processes knows of its own pictures only."""

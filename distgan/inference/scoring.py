@@ -57,14 +57,14 @@ class Nearness:
             dataset = Dataset(
                 find_shards(shards, allow_pipe=data.allow_pipe),
                 source,
-                image=data.image,
-                allow_damaged=data.allow_damaged,
+                image=data.image_key,
+                allow_corrupt=data.allow_corrupt,
             )
             numbers = host_rng.permutation(host_rng.key(0, "realism"), dataset.num_samples)[:NUM_REALS]
             log.info(f"looking at {len(numbers):,} real images, with {settings.extractor}")
             points = []
             for part in np.array_split(np.sort(numbers), -(-len(numbers) // READ)):
-                pixels = [dataset.read(int(i), data.resolution, data.filter, data.crop) for i in part]
+                pixels = [dataset.read(int(i), data.resolution, data.resize_filter, data.crop) for i in part]
                 points.append(self._extractor(torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2))[0])
         finally:
             source.close()

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from distgan.config.load import from_dict, net_settings
+from distgan.config.load import from_dict, net_settings, require_own_names
 from distgan.config.schema import Config, network_options, to_dict, without_secrets
 from distgan.distributed.launch_env import local_rank
 from distgan.errors import ConfigError, DataError
@@ -276,7 +276,7 @@ def load_discriminator(path: str | Path, chunk: int, device: str | torch.device 
 
     Args:
         chunk: Images that it will be shown at a time. Where it compares images with one another, the groups are those
-            of its training (train.group), or the next smaller ones that divide a chunk.
+            of its training (model.minibatch_group_size), or the next smaller ones that divide a chunk.
     """
     folder = user_path(path)
     if (folder / DESCRIPTION).exists():
@@ -319,7 +319,7 @@ def _checkpoint(folder: Path) -> tuple[Path, checkpoint.Tensors, Config, SavedSt
         raise DataError(f"{where}: {damage}") from None
     if missing := [name for name in ("G", "D", "G_ema") if name not in tensors]:
         raise DataError(f"{where}: {missing[0]}.safetensors is missing")
-    config = from_dict(state["config"])
+    config = from_dict(state["config"], where)
     _require_known(config.model.family, str(folder))
     networks.require_revision(config.model.family, state.get("revision", 1), where)
     if not config.data.resolution:
@@ -415,6 +415,7 @@ def _exported(folder: Path) -> tuple[Spec, dict[str, Tensor], dict]:
         raise DataError(f"{folder}: {WEIGHTS} is not what was written ({len(data)} bytes): export it again")
     _require_known(spec.family, str(folder))
     networks.require_revision(spec.family, spec.revision, folder)
+    require_own_names(dict(origin["config"]), f"{folder}: {DESCRIPTION}")
     return spec, checkpoint.tensors_of(data, folder / WEIGHTS), dict(origin)
 
 

@@ -76,9 +76,9 @@ def relativistic_g(fake: Tensor, real: Tensor | None = None) -> Tensor:
 
 LOSSES: dict[str, Loss] = {
     "minimax": Loss(cross_entropy_d, saturating_g),
-    "nonsaturating": Loss(cross_entropy_d, non_saturating_g),
-    "leastsquares": Loss(least_squares_d, least_squares_g),
+    "non_saturating": Loss(cross_entropy_d, non_saturating_g),
+    "lsgan": Loss(least_squares_d, least_squares_g),
     "hinge": Loss(hinge_d, critic_g),
     "wasserstein": Loss(wasserstein_d, critic_g),
-    "relativistic": Loss(relativistic_d, relativistic_g, paired=True),
+    "rpgan": Loss(relativistic_d, relativistic_g, paired=True),
 }

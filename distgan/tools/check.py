@@ -48,9 +48,9 @@ def _evaluation(config: Config, dataset: Dataset) -> str:
         has_points = read_statistics(config, extractor, config.data.resolution).has_points
     elif settings.reference:
         open_shards(config, settings.reference, 0, None)
-    check_metrics(settings.metrics, extractor, settings.num, has_points=has_points)
+    check_metrics(settings.metrics, extractor, settings.num_images, has_points=has_points)
     draw_labels(settings.labels, settings.seed, 1, dataset.class_counts)
-    what = f"{', '.join(settings.metrics)} of {settings.num:,} images by {extractor.identity}"
+    what = f"{', '.join(settings.metrics)} of {settings.num_images:,} images by {extractor.identity}"
     best = best_metric(settings)
     return f"evaluation: every {settings.every:,} images, {what}" + (f"; best kept by {best}" if best else "")
 

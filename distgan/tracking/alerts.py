@@ -20,8 +20,8 @@ TROUBLES = (
         50.0,
         5,
         "Waiting for data",
-        "training waits for images {value:.0f}% of the time, for {lines} lines of metrics now: raise data.threads or "
-        "data.prefetch, pack the images at data.resolution, or put the shards on a nearer disk",
+        "training waits for images {value:.0f}% of the time, for {lines} lines of metrics now: raise "
+        "data.decode_threads or data.prefetch, pack the images at data.resolution, or put the shards on a nearer disk",
     ),
     Trouble(
         "Logits/acc",

@@ -9,7 +9,7 @@ from distgan.distributed.process_group import World
 
 
 class NodeLoad:
-    """Load of every node since the last look, for `run.per_node`."""
+    """Load of every node since the last look, for `run.log_system_metrics`."""
 
     def __init__(self, world: World) -> None:
         self._world = world

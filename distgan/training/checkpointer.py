@@ -176,7 +176,7 @@ def check_same_run(config: Config, state: SavedState, fingerprint: str, num_clas
             "the shards are not those that the checkpoint was trained on; put them back, or set "
             "run.allow_data_change=true to go on with these"
         )
-    _, refused = changes(from_dict(state["config"]), config)
+    _, refused = changes(from_dict(state["config"], path), config)
     if misfits := [name for name in refused if shapes_nets(name)]:
         listed = "; ".join(f"{name} was {refused[name][0]!r}, is {refused[name][1]!r}" for name in misfits)
         raise ConfigError(f"the checkpoint is of other networks: {listed}. Put them back, or choose another run.dir")

@@ -9,18 +9,18 @@ class Balance:
 
     Args:
         low, high: The band, in the unit of what is watched.
-        limit: By how much D is weakened at level 1; a factor.
-        rate: Share of the range of levels that one update goes.
+        max_factor: By how much D is weakened at level 1; a factor.
+        step: Share of the range of levels that one update goes.
     """
 
-    def __init__(self, low: float, high: float, limit: float, rate: float) -> None:
-        self.low, self.high, self.limit, self.rate = low, high, limit, rate
+    def __init__(self, low: float, high: float, max_factor: float, step: float) -> None:
+        self.low, self.high, self.max_factor, self.step = low, high, max_factor, step
         self.level = 0.0
 
     def update(self, value: float) -> None:
         """Look at what is watched, e.g. the share of pairs that D orders rightly."""
         direction = (value > self.high) - (value < self.low)
-        self.level = min(1.0, max(0.0, self.level + direction * self.rate))
+        self.level = min(1.0, max(0.0, self.level + direction * self.step))
 
     def state(self) -> dict[str, float]:
         return {"level": self.level}

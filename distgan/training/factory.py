@@ -38,10 +38,10 @@ def open_dataset(config: Config, *, rank: int = 0, world: int = 1, gather: Gathe
         source,
         labels=config.model.conditional,
         classes=data.classes,
-        image=data.image,
+        image=data.image_key,
         pairs=restores(config) and not config.restore.degrade,
         num_held_out=data.holdout,
-        allow_damaged=data.allow_damaged,
+        allow_corrupt=data.allow_corrupt,
         rank=rank,
         world=world,
         gather=gather,
@@ -58,7 +58,9 @@ def open_dataset(config: Config, *, rank: int = 0, world: int = 1, gather: Gathe
 def choose_layout(config: Config, dataset: Dataset) -> Layout:
     """The constants of the data order, for a run that starts."""
     data, chosen = config.data, Layout.choose(dataset.num_samples, dataset.mean_bytes, config.train.batch)
-    return Layout(data.lanes or chosen.lanes, data.block or chosen.block, data.window or chosen.window)
+    return Layout(
+        data.shuffle_lanes or chosen.lanes, data.shuffle_block or chosen.block, data.shuffle_window or chosen.window
+    )
 
 
 def build_plan(config: Config, dataset: Dataset, layout: Layout) -> Plan:
@@ -88,13 +90,13 @@ def open_stream(
         start=start,
         rank=world.rank,
         world=world.size,
-        threads=data.threads or decoding_threads(world.local_size, world.device.type),
+        threads=data.decode_threads or decoding_threads(world.local_size, world.device.type),
         prefetch=batches_ahead(config, spread),
-        filter=data.filter,
+        filter=data.resize_filter,
         crop=data.crop,
         scaled=data.scaled_decode,
         max_pixels=data.max_pixels,
-        max_bad_share=data.max_bad_share,
+        max_corrupt_fraction=data.max_corrupt_fraction,
         draw=draw,
         allocate=lambda shape: torch.empty(shape, dtype=torch.uint8, pin_memory=pinned).numpy(),
     )
@@ -141,12 +143,12 @@ def step_options(config: Config, batch_plan: BatchPlan) -> StepOptions:
         loss=config.loss.name,
         accumulation_steps=batch_plan.passes,
         bf16=config.train.precision == "bf16",
-        weight_clip=config.loss.clip,
-        label_smoothing=config.loss.smooth,
+        weight_clip=config.loss.weight_clip,
+        label_smoothing=config.loss.label_smoothing,
         feature_matching=config.loss.feature_matching,
-        group=config.train.group,
+        group=config.model.minibatch_group_size,
         augment=config.augment.pipe,
-        color=config.augment.colour,
+        color=config.augment.color,
         flip=config.data.flip,
         image_to_image=image_to_image_options(config) if restores(config) else None,
         compile=config.train.compile,
@@ -157,7 +159,9 @@ def step_options(config: Config, batch_plan: BatchPlan) -> StepOptions:
 def image_to_image_options(config: Config) -> ImageToImageOptions:
     """Return the options of a G that restores images."""
     operations = degrade_spec.parse(config.restore.degrade, config.data.resolution)
-    return ImageToImageOptions(operations, config.restore.pixel, config.restore.weight, config.model.D["paired"])
+    return ImageToImageOptions(
+        operations, config.restore.pixel_loss, config.restore.pixel_weight, config.model.D["paired"]
+    )
 
 
 def batches_ahead(config: Config, spread: BatchPlan) -> int:

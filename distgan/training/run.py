@@ -66,7 +66,7 @@ def open_world(config: Config) -> World:
         timeout_sec=config.run.timeout_sec + 2 * GRACE_SEC,  # a rank that hangs has its own word before that
         deterministic=config.train.deterministic,
         tf32=config.train.tf32,
-        sync=config.train.sync,
+        sync=config.train.grad_sync,
         bucket_mb=config.train.bucket_mb,
         bf16_gradients=config.train.grad_compression == "bf16",
     )

@@ -32,7 +32,7 @@ class Gallery:
         self._held_out = None
         if restores(config):
             data, steps = config.data, degrade_spec.parse(config.restore.degrade, config.data.resolution)
-            self._held_out = HeldOut(dataset, steps, data.resolution, data.filter, data.crop, config.model.z_dim)
+            self._held_out = HeldOut(dataset, steps, data.resolution, data.resize_filter, data.crop, config.model.z_dim)
             self._triples = max(1, self._columns // 3)  # to a row
 
     def reals(self) -> None:
@@ -66,7 +66,7 @@ class Gallery:
             draws = device_rng.uniform(
                 torch.arange(self._num) + images, "augment gallery", NUM_DRAWS[config.augment.pipe]
             )
-            pictures = list(image_grid.to_uint8(augment(reals, draws, config.augment.pipe, p, config.augment.colour)))
+            pictures = list(image_grid.to_uint8(augment(reals, draws, config.augment.pipe, p, config.augment.color)))
             self._show("Samples/reals_augmented", "reals-augmented.png", pictures)
 
     def judged(self, G: nn.Module, D: nn.Module, reals: Tensor, real_scores: Tensor, fake_scores: Tensor) -> None:
@@ -87,7 +87,7 @@ class Gallery:
         if not self._reals:
             data = self._config.data
             numbers = self._dataset.examples(self._num, self._config.train.seed, self._labels)
-            self._reals = [self._dataset.read(n, data.resolution, data.filter, data.crop) for n in numbers]
+            self._reals = [self._dataset.read(n, data.resolution, data.resize_filter, data.crop) for n in numbers]
         return self._reals
 
     def _show(self, key: str, name: str, pictures: list[np.ndarray]) -> None:

@@ -28,37 +28,37 @@ class OptimizerRates:
 class Schedulers:
     """All values that change during a run: functions of the images seen, and of D's logits so far.
 
-    Controllers read signs of D's logits every `augment.every` and `balance.every` images, as sums over all ranks, which
-    are whole numbers. So they do the same on any number of ranks, and after a stop.
+    Controllers read signs of D's logits every `augment.interval` and `balance.every` images, as sums over all ranks,
+    which are whole numbers. So they do the same on any number of ranks, and after a stop.
     """
 
     def __init__(self, config: Config, world: World) -> None:
         self._config, self._world = config, world
         augment, balance = config.augment, config.balance
         self._ada = Ada(augment.target, augment.speed, augment.p_max) if augment.target else None
-        self._balance = Balance(balance.low, balance.high, balance.limit, balance.rate) if balance.adapt else None
+        self._balance = Balance(balance.low, balance.high, balance.max_factor, balance.step) if balance.adapt else None
         # Since a controller last looked: images, the sum of D's signs on real ones, pairs in the right order.
         self._verdicts = {name: torch.zeros(3, dtype=torch.float64, device=world.device) for name in self._intervals()}
 
     def _intervals(self) -> dict[str, int]:
         """How often the controllers that there are look, in images."""
-        found = {"augment": self._config.augment.every} if self._ada else {}
+        found = {"augment": self._config.augment.interval} if self._ada else {}
         return found | ({"balance": self._config.balance.every} if self._balance else {})
 
     def num_d_steps(self) -> int:
         """D steps to the next G step."""
         steps = self._config.train.n_critic
         if self._config.balance.adapt == "d_steps":
-            steps = max(1, round(steps * self._config.balance.limit**-self._balance.level))
+            steps = max(1, round(steps * self._config.balance.max_factor**-self._balance.level))
         return steps
 
     def step_hyperparams(self, images: int) -> StepHyperparams:
         """Return the hyperparameters of the step that starts at `images`."""
         loss, augment = self._config.loss, self._config.augment
-        due = is_due(images, self._config.train.batch, loss.penalty_every)
-        r1, r2, gp = (self._at(images, getattr(loss, x)) * loss.penalty_every if due else 0.0 for x in PENALTIES)
-        noise = self._at(images, augment.noise)
-        return StepHyperparams(r1, r2, gp, noise, self.augment_p(images), loss.penalty_every)
+        due = is_due(images, self._config.train.batch, loss.penalty_interval)
+        r1, r2, gp = (self._at(images, getattr(loss, x)) * loss.penalty_interval if due else 0.0 for x in PENALTIES)
+        noise = self._at(images, augment.instance_noise)
+        return StepHyperparams(r1, r2, gp, noise, self.augment_p(images), loss.penalty_interval)
 
     def penalties(self, images: int) -> set[str]:
         """Log keys of the penalties that are in use."""
@@ -77,7 +77,7 @@ class Schedulers:
         settings: Optimizer = getattr(self._config.optim, net)
         lr = self._at(images, settings.lr) * warm_up(images, self._config.optim.warmup)
         if net == "D" and self._config.balance.adapt == "d_lr":
-            lr *= self._config.balance.limit**-self._balance.level
+            lr *= self._config.balance.max_factor**-self._balance.level
         return OptimizerRates(
             lr, (settings.betas[0], self._at(images, settings.beta2) if settings.beta2 else settings.betas[1])
         )
@@ -88,7 +88,7 @@ class Schedulers:
         return ema.decay(images, step_images, half_life, self._config.ema.ramp_up)
 
     def _at(self, images: int, ends: list[float]) -> float:
-        return value_at(images, ends, self._config.train.ramp, self._config.train.ramp_shape)
+        return value_at(images, ends, self._config.train.schedule_images, self._config.train.schedule_shape)
 
     def observe(self, real_logits: Tensor, fake_logits: Tensor) -> None:
         """One pass of a D step; its logits, [B] each. Nothing waits for the device."""
@@ -107,7 +107,7 @@ class Schedulers:
                 if seen and name == "augment":
                     self._ada.update(signs / seen, int(seen))
                 elif seen:
-                    self._balance.update(right / seen if self._config.balance.watch == "acc" else signs / seen)
+                    self._balance.update(right / seen if self._config.balance.signal == "acc" else signs / seen)
 
     def row(self, images: int) -> dict[str, float]:
         """For a line of metrics, by log key."""

@@ -35,7 +35,7 @@ class Ticker:
     ) -> None:
         self._config, self._world, self._batch_plan = config, world, batch_plan
         self._step, self._schedulers, self._G_ema, self._dataset_size = step, schedulers, G_ema, dataset_size
-        self._system = NodeLoad(world) if config.run.per_node else None
+        self._system = NodeLoad(world) if config.run.log_system_metrics else None
         self._poor_lines = 0  # in a row, in which G's images hardly differ
 
     def row(
@@ -77,6 +77,6 @@ class Ticker:
             tracker.alert(
                 "Mode collapse?",
                 f"the generator's images differ {diversity:.0%} as much as real ones, for {POOR_LINES} lines of "
-                "metrics now: try model.minibatch=stddev, a larger loss.r1, augmentation, or balance.adapt=d_lr",
+                "metrics now: try model.minibatch_layer=stddev, a larger loss.r1, augmentation, or balance.adapt=d_lr",
             )
         return diversity

@@ -128,9 +128,9 @@ def test_a_mistake_names_what_where_and_the_way_out(basic: Path, override: str, 
 
 
 def test_settings_that_exclude_one_another(basic: Path) -> None:
-    text = mistakes(basic, "model.D.norm=batch", "loss.r1=1", "loss.clip=0.1", "loss.gp=10")
+    text = mistakes(basic, "model.D.norm=batch", "loss.r1=1", "loss.weight_clip=0.1", "loss.gp=10")
     assert "loss.r1 needs each image's own gradient, which batch norm in D mixes: set model.D.norm=none" in text
-    assert "loss.clip and loss.gp are two ways to one end" in text
+    assert "loss.weight_clip and loss.gp are two ways to one end" in text
 
 
 @pytest.mark.parametrize(
@@ -182,9 +182,11 @@ def test_a_permitted_variable_is_filled_in(basic: Path, monkeypatch: pytest.Monk
 
 def test_changes_separates_what_a_resumed_run_may_change(basic: Path) -> None:
     old = load(str(basic))
-    new = load(str(basic), ["train.images=2M", "data.threads=3", "optim.G.lr=1e-3", "model.G.width=8", "train.seed=4"])
+    new = load(
+        str(basic), ["train.images=2M", "data.decode_threads=3", "optim.G.lr=1e-3", "model.G.width=8", "train.seed=4"]
+    )
     free, refused = changes(old, new)
-    assert set(free) == {"train.images", "data.threads"}
+    assert set(free) == {"train.images", "data.decode_threads"}
     assert refused == {"optim.G.lr": ([2e-4], [1e-3]), "model.G.width": (64, 8), "train.seed": (0, 4)}
 
 
@@ -205,8 +207,8 @@ def test_an_impossible_batch_plan_tells_what_fits(basic: Path) -> None:
         batch_plan(config, 3)
     with pytest.raises(ConfigError, match=r"does not divide the 16 images .* choose one of 1, 2, 4, 8 or 16"):
         batch_plan(replace(config, train=replace(config.train, micro_batch=32)), 4)
-    with pytest.raises(ConfigError, match=r"2 rank\(s\) started, run.expect_ranks=4 wanted"):
-        batch_plan(replace(config, run=replace(config.run, expect_ranks=4)), 2)
+    with pytest.raises(ConfigError, match=r"2 rank\(s\) started, run.expected_world_size=4 wanted"):
+        batch_plan(replace(config, run=replace(config.run, expected_world_size=4)), 2)
 
 
 def test_divisors() -> None:
@@ -263,8 +265,8 @@ RESTORING = ["model.family=restore", "restore.degrade=[{noise: 25}]"]
         ([*RESTORING, "model.D.patches=64"], "model.D.patches=64"),
         ([*RESTORING, "model.D.patches=2"], "model.D.patches=2"),
         ([*RESTORING, "eval.every=10k"], "measured by PSNR and SSIM, .*: set eval.every=0"),
-        ([*RESTORING, "restore.pixel=l3"], "restore.pixel"),
-        ([*RESTORING, "restore.weight=-1"], "restore.weight=-1.0: must be at least 0"),
+        ([*RESTORING, "restore.pixel_loss=l3"], "restore.pixel_loss"),
+        ([*RESTORING, "restore.pixel_weight=-1"], "restore.pixel_weight=-1.0: must be at least 0"),
         ([*RESTORING, "data.resolution=8"], "model.family=restore needs 16 pixels at least"),
         (["data.holdout=-1"], "data.holdout=-1: must be at least 0"),
     ],
@@ -305,7 +307,7 @@ def test_the_default_loss_has_the_penalties_that_it_needs(tmp_path: Path) -> Non
     file.write_text("data: {shards: x, resolution: 16}\n")
     for overrides, expected in (
         ([], ([1.0], [1.0])),
-        (["loss.name=relativistic"], ([1.0], [1.0])),
+        (["loss.name=rpgan"], ([1.0], [1.0])),
         (["loss.name=hinge"], ([0.0], [0.0])),
         (["loss.name=hinge", "loss.r1=2"], ([2.0], [0.0])),
         (["loss.r2=0"], ([1.0], [0.0])),

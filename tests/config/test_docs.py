@@ -72,7 +72,7 @@ def test_the_command_that_tells_the_difference(basic: Path, capsys: pytest.Captu
     other = basic.with_name("other.yaml")
     other.write_text("base: faces.yaml\nloss: {name: hinge}\n")
     assert main(["config", "--diff", str(basic), str(other)]) == 0
-    assert re.search(r"loss.name +'relativistic' +-> +'hinge'", capsys.readouterr().out)
+    assert re.search(r"loss.name +'rpgan' +-> +'hinge'", capsys.readouterr().out)
     assert main(["config", "--diff", str(basic), str(other), "loss.r1=3"]) == 2
     assert "--diff compares two files, without overrides: loss.r1=3 is one too many" in capsys.readouterr().err
     assert main(["config", "--diff", str(basic), str(basic.with_name("nothing.yaml"))]) == 2

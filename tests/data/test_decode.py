@@ -287,7 +287,7 @@ def test_decode_into_writes_the_same_pixels(format: str) -> None:
 
 
 @pytest.mark.parametrize("format", ["JPEG", "PNG"])
-@pytest.mark.parametrize("crop", ["center", "squeeze"])
+@pytest.mark.parametrize("crop", ["center", "stretch"])
 def test_decode_into_resizes_what_has_another_size(format: str, crop: str) -> None:
     data, out = image_bytes(SMOOTH, format), np.zeros((16, 16, 3), np.uint8)
     assert decode_into(data, out, max_pixels=10**6, filter="bicubic", crop=crop)
@@ -301,7 +301,7 @@ def photo(height: int, width: int) -> np.ndarray:
     return walk.clip(0, 255).astype(np.uint8)
 
 
-@pytest.mark.parametrize("crop", ["center", "squeeze"])
+@pytest.mark.parametrize("crop", ["center", "stretch"])
 @pytest.mark.parametrize(("filter", "worst"), [("lanczos", 1.5), ("area", 2.0)])
 @pytest.mark.parametrize(("height", "width"), [(256, 256), (300, 420), (1030, 256), (512, 513)])
 def test_a_scaled_decode_is_nearly_the_same(height: int, width: int, filter: str, worst: float, crop: str) -> None:
@@ -368,7 +368,7 @@ def test_center_takes_the_largest_centred_square(height: int, width: int) -> Non
 
 def test_squeeze_takes_all_of_it() -> None:
     expected = NOISE.astype(float).reshape(8, 5, 8, 7, 3).mean((1, 3))
-    assert np.abs(fit(NOISE, 8, "area", "squeeze") - expected).max() <= 1
+    assert np.abs(fit(NOISE, 8, "area", "stretch") - expected).max() <= 1
 
 
 @pytest.mark.parametrize(
@@ -377,13 +377,13 @@ def test_squeeze_takes_all_of_it() -> None:
 @pytest.mark.parametrize("resolution", [5, 16, 40, 100])
 def test_filters_are_pillows(filter: str, pillows: int, resolution: int) -> None:
     image, size = Image.fromarray(NOISE), (resolution, resolution)
-    np.testing.assert_array_equal(fit(NOISE, resolution, filter, "squeeze"), np.asarray(image.resize(size, pillows)))
+    np.testing.assert_array_equal(fit(NOISE, resolution, filter, "stretch"), np.asarray(image.resize(size, pillows)))
     middle = np.asarray(image.crop((8, 0, 48, 40)).resize(size, pillows))  # nothing outside of the square bleeds in
     np.testing.assert_array_equal(fit(NOISE, resolution, filter, "center"), middle)
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 300), (300, 1), (2, 3)])
-@pytest.mark.parametrize("crop", ["center", "squeeze"])
+@pytest.mark.parametrize("crop", ["center", "stretch"])
 def test_extreme_shapes_fit(shape: tuple[int, int], crop: str) -> None:
     out = fit(np.full((*shape, 3), 77, np.uint8), 8, "lanczos", crop)
     assert out.shape == (8, 8, 3)

@@ -191,7 +191,7 @@ def test_other_sizes_are_resized_on_the_way(tmp_path: Path, start_stream: Callab
     pictures = [rng.integers(0, 256, (h, w, 3)).astype(np.uint8) for h, w in ((16, 16), (32, 32), (20, 50), (9, 8))]
     files = {f"{i}.png": image_bytes(picture) for i, picture in enumerate(pictures)}
     (tmp_path / "a.tar").write_bytes(tar_bytes(files))
-    for filter, crop in (("area", "center"), ("lanczos", "squeeze")):
+    for filter, crop in (("area", "center"), ("lanczos", "stretch")):
         stream = start_stream(open_data(tmp_path), batch=4, filter=filter, crop=crop, prefetch=1)
         batch = next(stream)
         for image, sample in zip(batch.images, batch.samples):
@@ -246,7 +246,7 @@ def test_substitutes_follow_the_rule(
 ) -> None:
     data = open_data(damaged_folder)
     plan = Plan(data.counts, layout, seed=5)
-    options = {"plan": plan, "world": world, "threads": threads, "prefetch": prefetch, "max_bad_share": 0.2}
+    options = {"plan": plan, "world": world, "threads": threads, "prefetch": prefetch, "max_corrupt_fraction": 0.2}
     streams = [start_stream(data, rank=r, start=start, **options) for r in range(world)]
     numbers, labels, samples, positions = take(streams, 20)
     expected = [standing_in(plan, int(position)) for position in positions]
@@ -256,7 +256,7 @@ def test_substitutes_follow_the_rule(
 
 def test_substitutes_are_counted_and_told(damaged_folder: Path, start_stream: Callable[..., Stream]) -> None:
     data = open_data(damaged_folder)
-    stream = start_stream(data, batch=17, max_bad_share=0.2)
+    stream = start_stream(data, batch=17, max_corrupt_fraction=0.2)
     ids = Plan(data.counts, LAYOUT, seed=3).ids(np.arange(51)).reshape(3, 17)
     for row in ids:
         assert next(stream).num_substituted == len(DAMAGED & set(row.tolist()))
@@ -271,22 +271,22 @@ def test_substitutes_are_counted_and_told(damaged_folder: Path, start_stream: Ca
 def test_too_many_damaged_samples_stop_the_stream(
     share: float, fine: bool, damaged_folder: Path, start_stream: Callable[..., Stream]
 ) -> None:
-    stream = start_stream(open_data(damaged_folder), max_bad_share=share)
+    stream = start_stream(open_data(damaged_folder), max_corrupt_fraction=share)
     if fine:
         take([stream], 20)
         return
     with pytest.raises(
-        DataError, match=r"of 51 samples are damaged, more than data\.max_bad_share.*'0000\d\d' in .*tar"
+        DataError, match=r"of 51 samples are damaged, more than data\.max_corrupt_fraction.*'0000\d\d' in .*tar"
     ):
         take([stream], 20)
-    with pytest.raises(DataError, match="max_bad_share"):  # no batch is passed over
+    with pytest.raises(DataError, match="max_corrupt_fraction"):  # no batch is passed over
         next(stream)
 
 
 def test_a_set_without_a_good_sample_ends(tmp_path: Path, start_stream: Callable[..., Stream]) -> None:
     write_shards(tmp_path, [9], damaged=range(9))
     with pytest.raises(DataError, match="no good sample"):
-        next(start_stream(open_data(tmp_path), max_bad_share=1))
+        next(start_stream(open_data(tmp_path), max_corrupt_fraction=1))
 
 
 # Errors and ends.
@@ -542,7 +542,7 @@ def test_pipes_that_fail_leave_nothing(command: str, folder: Path, own_cache: Pa
 PNG = image_bytes(numbered_pixels(1))
 GOOD = {"a.png": PNG, "a.cls": b"0", "b.png": PNG, "b.cls": b"1"}
 REFUSED = {
-    "no image": ({"a.cls": b"1", "a.txt": b"x"}, {}, "no image part in the shards, only cls, txt: set data.image"),
+    "no image": ({"a.cls": b"1", "a.txt": b"x"}, {}, "no image part in the shards, only cls, txt: set data.image_key"),
     "image missing in one": (GOOD | {"c.cls": b"1"}, {}, r"1 sample\(s\) with no image part; parts: cls"),
     "label missing in one": (GOOD | {"c.png": PNG}, {"labels": True}, r"1 sample\(s\) with no cls part; parts: png"),
     "no labels": ({"a.png": PNG}, {"labels": True}, r"no class labels in .*model\.conditional=false"),
@@ -614,10 +614,10 @@ def test_a_damaged_set_is_used_on_demand(tmp_path: Path) -> None:
     (tmp_path / "a.tar").write_bytes(data)
     (tmp_path / "b.tar").write_bytes(data[: data.index(b"3.png")])
     with pytest.raises(
-        DataError, match=r"the data set is damaged: .*b\.tar: no end-of-archive.*data\.allow_damaged=true"
+        DataError, match=r"the data set is damaged: .*b\.tar: no end-of-archive.*data\.allow_corrupt=true"
     ):
         open_data(tmp_path, labels=True)
-    found = open_data(tmp_path, labels=True, allow_damaged=True)
+    found = open_data(tmp_path, labels=True, allow_corrupt=True)
     assert [found.key(i)[1] for i in range(found.num_samples)] == ["0", "2", "3", "0"]
     assert found.class_counts == [2, 0, 1, 1]
     assert found.counts.tolist() == [3, 1]
@@ -627,7 +627,7 @@ def test_a_damaged_set_is_used_on_demand(tmp_path: Path) -> None:
         "1 sample(s) with no cls part; parts: png",
         "2 sample(s) with no image part; parts: cls",
     ]
-    assert open_data(tmp_path, allow_damaged=True).counts.tolist() == [4, 1]
+    assert open_data(tmp_path, allow_corrupt=True).counts.tolist() == [4, 1]
 
 
 def test_classes_may_be_more_than_there_are(folder: Path) -> None:

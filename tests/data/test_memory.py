@@ -56,7 +56,7 @@ def test_a_stream_keeps_nothing_of_past_batches(batches: int, tmp_path: Path) ->
     write_shards(tmp_path / "shards", [13, 7, 30], damaged={4, 21})
     data = Dataset(find_shards(str(tmp_path / "shards")), Source())
     plan = Plan(data.counts, Layout(lanes=8, block=4, window=3), 0)
-    stream = Stream(data, plan, batch=8, resolution=16, max_bad_share=0.1)
+    stream = Stream(data, plan, batch=8, resolution=16, max_corrupt_fraction=0.1)
     tracemalloc.start()
     try:
         for _ in range(50):

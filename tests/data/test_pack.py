@@ -247,7 +247,7 @@ def test_damaged_shards_need_a_word(tmp_path: Path) -> None:
     Path(path).write_bytes(data[: data.index(b"000003.cls")])
     with pytest.raises(DataError, match="damaged"):
         pack(str(tmp_path / "in"), str(tmp_path / "out"), Options())
-    pack(str(tmp_path / "in"), str(tmp_path / "out"), Options(), allow_damaged=True)
+    pack(str(tmp_path / "in"), str(tmp_path / "out"), Options(), allow_corrupt=True)
     assert [number for number, _ in packed(tmp_path / "out")] == [0, 1]  # 2 may lack parts: the cut came after it
 
 
@@ -260,7 +260,7 @@ def test_pixels_are_resized_once_by_the_stated_rule(tmp_path: Path) -> None:
     pack(source, str(tmp_path / "out"), Options(resolution=8, filter="bicubic"))
     expected = np.asarray(Image.fromarray(pixels).crop((5, 0, 25, 20)).resize((8, 8), Image.BICUBIC))
     np.testing.assert_array_equal(packed_pixels(tmp_path / "out")[0], expected)
-    pack(source, str(tmp_path / "out2"), Options(resolution=8, filter="area", crop="squeeze"))
+    pack(source, str(tmp_path / "out2"), Options(resolution=8, filter="area", crop="stretch"))
     expected = np.asarray(Image.fromarray(pixels).resize((8, 8), Image.BOX))
     np.testing.assert_array_equal(packed_pixels(tmp_path / "out2")[0], expected)
     pack(source, str(tmp_path / "out3"), Options())
@@ -493,7 +493,7 @@ def test_a_data_set_can_replace_itself(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"crop": "left"}, "--crop 'left': choose one of center, squeeze"),
+        ({"crop": "left"}, "--crop 'left': choose one of center, stretch"),
         ({"filter": "nearest"}, "--filter 'nearest'"),
         ({"image": "gif"}, "--image 'gif'"),
         ({"resolution": -1}, "--resolution -1"),

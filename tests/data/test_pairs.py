@@ -131,9 +131,9 @@ def test_both_pictures_of_a_pair_come_together(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("part", "told"), [("clean.png", "no clean part"), ("degraded.PNG", "no degraded part")])
 def test_a_pair_that_misses_a_side_is_told_before_training(tmp_path: Path, part: str, told: str) -> None:
     folder = write_pairs(tmp_path / "s", [12], without=(part, 5))
-    with pytest.raises(DataError, match=rf"1 sample\(s\) with {told}; parts: .*data.allow_damaged=true"):
+    with pytest.raises(DataError, match=rf"1 sample\(s\) with {told}; parts: .*data.allow_corrupt=true"):
         open_data(folder, pairs=True)
-    data = open_data(folder, pairs=True, allow_damaged=True)
+    data = open_data(folder, pairs=True, allow_corrupt=True)
     assert data.num_samples == 11
     assert any(told in line for line in data.problems)
     for clean, degraded, *_ in batches(data, 5):
@@ -144,7 +144,7 @@ def test_a_pair_that_misses_a_side_is_told_before_training(tmp_path: Path, part:
 @pytest.mark.parametrize("part", ["clean.png", "degraded.PNG"])
 def test_another_pair_takes_the_place_of_one_with_a_damaged_side(tmp_path: Path, part: str) -> None:
     data = open_data(write_pairs(tmp_path / "s", [20], damaged=(part, 5)), pairs=True)
-    found = batches(data, 10, max_bad_share=0.1)
+    found = batches(data, 10, max_corrupt_fraction=0.1)
     for clean, degraded, *_ in found:
         assert np.array_equal(degraded, clean + OFFSET)
     assert 5 not in np.concatenate([clean for clean, *_ in found])
@@ -157,7 +157,7 @@ def test_shards_without_pairs_are_refused_with_the_way_out(tmp_path: Path) -> No
     ):
         open_data(tmp_path / "s", pairs=True)
     with pytest.raises(
-        DataError, match=r"no image part in the shards, only clean.png, cls, degraded.png: set data.image"
+        DataError, match=r"no image part in the shards, only clean.png, cls, degraded.png: set data.image_key"
     ):
         open_data(write_pairs(tmp_path / "p", [4]))
     clean = open_data(tmp_path / "p", image="clean.png")  # pairs are a data set for other networks, too

@@ -49,7 +49,7 @@ from distgan.tools.bench.harness import running, workplace
 DCGAN = """
 data: {shards: synthetic, resolution: 64, prefetch: 1}
 model: {z_dim: 100}
-loss: {name: nonsaturating}
+loss: {name: non_saturating}
 optim: {G: {betas: [0.5, 0.99]}, D: {betas: [0.5, 0.99]}}
 train: {batch: 16}
 """

@@ -17,7 +17,7 @@ def test_every_family_with_every_loss_keeps_two_ranks_equal(tmp_path: Path, bf16
 
 
 OWN = {
-    "r3gan": ["model.G.widths=[8]", "model.D.widths=[8]", "loss.name=relativistic", "optim.D.beta2=[0.9,0.99]"],
+    "r3gan": ["model.G.widths=[8]", "model.D.widths=[8]", "loss.name=rpgan", "optim.D.beta2=[0.9,0.99]"],
     "resnet": [
         "model.G={width: 8, norm: conditional}",
         "model.D={width: 8}",
@@ -36,15 +36,15 @@ OWN = {
         "model.G={width: 8, max_width: 16, skips: true, residual: true, noise: true}",
         "model.D={width: 8, max_width: 16, paired: true, patches: 8}",
         "restore={degrade: [{blur: [0.5, 1]}, {noise: [5, 30], p: 0.5}, {jpeg: 50}], weight: 10}",
-        "loss={name: nonsaturating, feature_matching: 1}",
+        "loss={name: non_saturating, feature_matching: 1}",
         "augment={pipe: diffaugment, p: 0.3}",
         "data={flip: true, holdout: 20}",
         "sample={every: 36, columns: 6}",
     ],
     "dcgan": [
         "model={minibatch: discrimination, dropout: 0.2, D: {width: 8, max_width: 16}, G: {width: 8, max_width: 16}}",
-        "train.group=4",
-        "loss={name: nonsaturating, feature_matching: 1, smooth: 0.1}",
+        "model.minibatch_group_size=4",
+        "loss={name: non_saturating, feature_matching: 1, label_smoothing: 0.1}",
         "augment={pipe: ada, target: 0.6, speed: 2k, every: 24, noise: [0.2, 0]}",
         "balance={adapt: d_lr, every: 24}",
         "data.flip=true",

@@ -78,10 +78,10 @@ def test_a_changed_tar_names_places_in_itself_or_is_damaged(
     expected = found(data)
     with open(tmp_path / "a.tar", "rb", buffering=0) as file:
         assert found(tar._FromFile(file)) == expected
-    plain = [] if not data else archives.tar_names(tmp_path / "a.tar", [], allow_damaged=True)
+    plain = [] if not data else archives.tar_names(tmp_path / "a.tar", [], allow_corrupt=True)
     skipped: list[archives.Skipped] = []
     streamed = [
-        (name, read(size)) for name, size, read in archives.unpacked(tmp_path / "a.tar.gz", skipped, allow_damaged=True)
+        (name, read(size)) for name, size, read in archives.unpacked(tmp_path / "a.tar.gz", skipped, allow_corrupt=True)
     ]
     # A member that the end of the file cuts is known in a plain tar before it is read, in a stream when it is.
     assert [(name, data[at : at + size]) for name, (at, size) in plain] == streamed[: len(plain)]

@@ -84,7 +84,12 @@ def test_legs_on_other_ranks_see_the_same_samples_and_agree(tmp_path: Path, conf
     train(1, tmp_path / "log-whole", *common, "train.images=480", f"run.dir={whole}")
     plan = [(2, 120, 3, 1), (3, 240, 2, 2), (1, 360, 4, 3), (4, 480, 1, 2)]
     for world, until, micro, threads in plan:
-        leg = [f"train.images={until}", f"train.micro_batch={micro}", f"data.threads={threads}", f"run.dir={legs}"]
+        leg = [
+            f"train.images={until}",
+            f"train.micro_batch={micro}",
+            f"data.decode_threads={threads}",
+            f"run.dir={legs}",
+        ]
         train(world, tmp_path / f"log-{world}", *common, *leg)
     assert audit(legs) == audit(whole)
     assert sorted(audit(whole)) == list(range(480))

@@ -66,7 +66,7 @@ def test_a_checkpoint_from_elsewhere_runs_no_command(
     checkpoint = forge(run / "checkpoints" / "step-000000001000", data=piped(marker))
     generate = ["generate", str(checkpoint), "--num", "4", "--out"]
     commands = (
-        ["evaluate", str(checkpoint), "eval.extractor=toy", "eval.num=32"],
+        ["evaluate", str(checkpoint), "eval.extractor=toy", "eval.num_images=32"],
         [*generate, str(tmp_path / "o"), "--filter", "0.5", "--filter-by", "distance"],
         [*generate, str(tmp_path / "p")],
         ["export", str(checkpoint), str(tmp_path / "exported")],

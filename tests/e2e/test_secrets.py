@@ -114,7 +114,7 @@ def test_nothing_that_commands_write_print_or_send_holds_a_secret(
         shards = str(tars)
         gone = f"['{place}/none.tar?sig={CANARY}']"
         own = [str(config), f"run.dir={run}", "data.timeout_sec=30", "train.images=240"]
-        toy = ["eval.extractor=toy", "eval.num=32", "eval.metrics=[fd]", "data.timeout_sec=30"]
+        toy = ["eval.extractor=toy", "eval.num_images=32", "eval.metrics=[fd]", "data.timeout_sec=30"]
         reference = f"eval.reference={place}/000000.tar?sig={CANARY}"
         commands = [
             ["check", *own, f"data.shards={shards}"],

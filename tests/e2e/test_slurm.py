@@ -283,7 +283,7 @@ def test_a_run_is_evaluated_by_several_tasks(cluster: Cluster, config: Path, tmp
     """After the training, with the values of one process."""
     run, out = tmp_path / "run", tmp_path / "2.json"
     job = submit(cluster, run, config, *TWO_BY_ONE, arguments=("train.images=120",))
-    asked = ("eval.extractor=toy", "eval.num=200", "--seeds=1")
+    asked = ("eval.extractor=toy", "eval.num_images=200", "--seeds=1")
     options = (f"--dependency=afterok:{job}", "--kill-on-invalid-dep=yes", f"--output={out}.out", *TWO_BY_ONE)
     after = cluster.submit(*options, ROOT / "slurm" / "evaluate.sbatch", run, *asked, f"--out={out}")
     assert cluster.wait(after, "COMPLETED", "FAILED")["JobState"] == "COMPLETED", Path(f"{out}.out").read_text()

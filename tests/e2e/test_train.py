@@ -71,7 +71,7 @@ def test_what_a_run_leaves_behind(tmp_path: Path, config: Path, capsys: pytest.C
 
 def test_lines_of_metrics_come_at_ticks_alone(tmp_path: Path, config: Path) -> None:
     """Neither samples nor checkpoints cut them short, nor does an end that is put off; terms out of use have no key."""
-    own = ("loss.penalty_every=4", "train.tick=240", "sample.every=100", "checkpoint.every=36", "loss.r2=0")
+    own = ("loss.penalty_interval=4", "train.tick=240", "sample.every=100", "checkpoint.every=36", "loss.r2=0")
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     assert train(config, whole, "train.images=600", *own) == 0
     rows = metrics(whole)
@@ -97,12 +97,18 @@ def test_lines_of_metrics_come_at_ticks_alone(tmp_path: Path, config: Path) -> N
     "overrides",
     [
         ("loss.name=wasserstein", "loss.gp=10", "train.n_critic=2", "loss.r1=0", "loss.r2=0"),
-        ("loss.name=wasserstein", "loss.clip=0.01", "loss.r1=0", "loss.r2=0", "optim.G.name=adamw"),
+        ("loss.name=wasserstein", "loss.weight_clip=0.01", "loss.r1=0", "loss.r2=0", "optim.G.name=adamw"),
         ("loss.name=minimax", "loss.r2=0"),
-        ("loss.name=hinge", "train.precision=bf16", "loss.penalty_every=1"),
-        ("loss.name=leastsquares", "model.conditional=false", "train.micro_batch=3"),
-        ("loss.name=nonsaturating", "model.D.norm=batch", "model.G.norm=batch", "loss.r1=0", "loss.r2=0"),
-        ("ema.half_life=0", "optim.warmup=60", "optim.G.lr=[1e-3,1e-4]", "train.ramp=100", "train.ramp_shape=linear"),
+        ("loss.name=hinge", "train.precision=bf16", "loss.penalty_interval=1"),
+        ("loss.name=lsgan", "model.conditional=false", "train.micro_batch=3"),
+        ("loss.name=non_saturating", "model.D.norm=batch", "model.G.norm=batch", "loss.r1=0", "loss.r2=0"),
+        (
+            "ema.half_life=0",
+            "optim.warmup=60",
+            "optim.G.lr=[1e-3,1e-4]",
+            "train.schedule_images=100",
+            "train.schedule_shape=linear",
+        ),
         ("data.resolution=32",),
     ],
 )
@@ -110,7 +116,7 @@ def test_every_choice_trains(tmp_path: Path, config: Path, overrides: tuple[str,
     run = tmp_path / "run"
     assert train(config, run, "train.images=120", "checkpoint.every=60", *overrides) == 0
     assert status(run)["state"] == "finished"
-    if "loss.clip=0.01" in overrides:
+    if "loss.weight_clip=0.01" in overrides:
         from distgan.storage.checkpoint import find, load
 
         assert max(t.abs().max().item() for t in load(find(run))[0]["D"].values()) <= 0.01
@@ -248,7 +254,13 @@ def test_every_shipped_config_takes_a_step(tmp_path: Path, path: Path, monkeypat
     monkeypatch.setenv("WANDB_MODE", "disabled")
     full = load(str(path))
     shards = make_digits(tmp_path / "data", resolution=full.data.resolution if full.data.resolution <= 64 else 64)
-    small = ["train.batch=2", "train.micro_batch=0", "data.lanes=0", f"data.shards={shards}", "train.n_critic=1"]
+    small = [
+        "train.batch=2",
+        "train.micro_batch=0",
+        "data.shuffle_lanes=0",
+        f"data.shards={shards}",
+        "train.n_critic=1",
+    ]
     narrow = {"width": 4, "max_width": 8, "widths": [8]}
     small += [f"model.{net}.{key}={narrow[key]}" for net in "GD" for key in getattr(full.model, net) if key in narrow]
     overrides = [*small, "train.images=4", "sample.rows=1", "sample.columns=2"]
@@ -288,7 +300,9 @@ def test_damaged_samples_are_listed_once_whatever_happens(tmp_path: Path) -> Non
     write_shards(shards, [120, 120], damaged=[7, 200])
     config = write_config(tmp_path / "tiny.yaml", shards)
     for images in (360, 720):
-        assert train(config, run, f"train.images={images}", "data.max_bad_share=0.02", "wandb.mode=disabled") == 0
+        assert (
+            train(config, run, f"train.images={images}", "data.max_corrupt_fraction=0.02", "wandb.mode=disabled") == 0
+        )
     listed = [json.loads(line) for line in (run / "quarantine.jsonl").read_text().splitlines()]
     assert sorted((Path(row["shard"]).name, row["key"]) for row in listed) == [
         ("000.tar", "000007"),
@@ -450,7 +464,7 @@ def test_the_worst_real_images_come_first(tmp_path: Path, config: Path, monkeypa
 
 
 def test_load_of_nodes_is_logged_where_it_is_asked_for(tmp_path: Path, config: Path) -> None:
-    assert train(config, tmp_path / "run", "train.images=120", "run.per_node=true") == 0
+    assert train(config, tmp_path / "run", "train.images=120", "run.log_system_metrics=true") == 0
     assert "Nodes/0_cpu_pct" in metrics(tmp_path / "run")[0]
 
 

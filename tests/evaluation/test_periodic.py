@@ -14,7 +14,7 @@ from distgan.evaluation import periodic
 from distgan.evaluation.measure import Extracted, Measured
 from distgan.storage import checkpoint
 
-TOY = ("eval.extractor=toy", "eval.num=150", "eval.every=120")
+TOY = ("eval.extractor=toy", "eval.num_images=150", "eval.every=120")
 
 
 @pytest.fixture(scope="module")
@@ -71,20 +71,20 @@ def test_a_stop_is_obeyed_in_the_middle_and_the_evaluation_made_up_for(
     """One rank's signal is enough; the run that goes on ends as if it had not been stopped."""
     run, whole, log = tmp_path / "run", tmp_path / "whole", tmp_path / "log"
     own = [str(config), f"train.images={images}", "eval.extractor=toy", "eval.every=240"]
-    train(2, tmp_path / "log-whole", *own, "eval.num=150", f"run.dir={whole}")
-    endless, cache = [*own, "eval.num=1M", f"run.dir={run}"], str(tmp_path / "empty")
+    train(2, tmp_path / "log-whole", *own, "eval.num_images=150", f"run.dir={whole}")
+    endless, cache = [*own, "eval.num_images=1M", f"run.dir={run}"], str(tmp_path / "empty")
     with ranks(2, ["-m", "distgan", "train", *endless], log, DISTGAN_CACHE=cache) as started:
         wait_for(lambda: "looking at" in output(log, 2), told=lambda: output(log, 2))  # the evaluation has begun
         started[1].send_signal(signal.SIGTERM)
         assert [process.wait(40) for process in started] == [75, 75], output(log, 2)
     assert not (run / "evals.jsonl").exists()
     assert (status(run)["state"], status(run)["images"]) == ("preempted", 240)
-    train(2, log, *own, "eval.num=150", f"run.dir={run}")
+    train(2, log, *own, "eval.num_images=150", f"run.dir={run}")
     assert evals(run) == evals(whole)
     assert weights(run) == weights(whole)
     assert status(run)["state"] == "finished"
     before = (run / "evals.jsonl").read_text()
-    train(2, log, *own, "eval.num=150", f"run.dir={run}")
+    train(2, log, *own, "eval.num_images=150", f"run.dir={run}")
     assert (run / "evals.jsonl").read_text() == before
 
 
@@ -161,9 +161,9 @@ def test_the_randomness_of_others_is_left_alone(tmp_path: Path, config: Path, mo
         (("eval.extractor=inception",), 2, "the weights of inception are missing"),
         (("eval.weights=/nowhere.pth", "eval.extractor=efficientnet_lite0"), 2, "/nowhere.pth"),
         (("eval.labels=10",), 2, "the classes are 0 to 9"),
-        (("eval.num=1",), 2, "eval.num=1: must be at least 2"),
+        (("eval.num_images=1",), 2, "eval.num_images=1: must be at least 2"),
         (("eval.metrics=[fd,sfid]",), 2, "eval.metrics=sfid: choose of fd, kid"),
-        (("eval.best=is",), 2, "eval.best=is is not measured"),
+        (("eval.best_metric=is",), 2, "eval.best_metric=is is not measured"),
         (("eval.reference=/nowhere.npz",), 3, "No such file"),
     ],
 )

@@ -20,7 +20,7 @@ from distgan.evaluation.image_sets import GeneratedImages, Images
 from distgan.evaluation.target import class_numbers
 from distgan.metrics.extractors import Toy, open_extractor
 
-TOY = ("eval.extractor=toy", "eval.num=200")
+TOY = ("eval.extractor=toy", "eval.num_images=200")
 
 
 @pytest.fixture(scope="module")
@@ -161,11 +161,11 @@ def test_statistics_written_once_serve_again(tmp_path: Path, run: Path, capsys: 
 @pytest.mark.parametrize(
     ("arguments", "code", "told"),
     [
-        (("eval.num=0",), 2, "eval.num=0: must be at least 2"),
+        (("eval.num_images=0",), 2, "eval.num_images=0: must be at least 2"),
         (("--seeds", "0"), 2, "--seeds 0: at least 1"),
         (("eval.labels=10",), 2, "eval.labels=10: the classes are 0 to 9"),
         (("eval.metrics=fid",), 2, "eval.metrics=fid: choose of fd, kid"),
-        (("eval.num=3", "eval.metrics=pr"), 2, "eval.metrics=pr needs 4 images at least, not 3"),
+        (("eval.num_images=3", "eval.metrics=pr"), 2, "eval.metrics=pr needs 4 images at least, not 3"),
         (
             ("eval.extractor=inception",),
             2,

@@ -22,7 +22,7 @@ from distgan.metrics.frechet import Gaussian
 from distgan.metrics.per_class import class_distances, probe_accuracies, share_classes
 from distgan.metrics.registry import Features
 
-TOY = ("eval.extractor=toy", "eval.num=150", "eval.every=120")
+TOY = ("eval.extractor=toy", "eval.num_images=150", "eval.every=120")
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +41,10 @@ def test_the_reference_may_have_more_classes(
     run, report = tmp_path / "run", tmp_path / "report.json"
     assert main(["train", str(config), *own, "train.images=120", f"run.dir={run}"]) == 0
     assert len((run / "evals.jsonl").read_text().splitlines()) == 1
-    assert main(["evaluate", str(run), "eval.metrics=fd", "eval.num=150", "--seeds", "1", "--out", str(report)]) == 0
+    assert (
+        main(["evaluate", str(run), "eval.metrics=fd", "eval.num_images=150", "--seeds", "1", "--out", str(report)])
+        == 0
+    )
     found = json.loads(report.read_text())
     assert "classes" not in found
     assert any("no values by class" in word for word in found["warnings"])
@@ -106,7 +109,7 @@ def test_a_generator_draws_the_classes_it_saw_alone(path: Path, tmp_path: Path) 
 
 
 def test_evaluations_of_a_generator_draw_the_classes_it_saw_alone(path: Path) -> None:
-    own = ["eval.num=100", "eval.labels=uniform", "eval.reference=unused.npz"]
+    own = ["eval.num_images=100", "eval.labels=uniform", "eval.reference=unused.npz"]
     subject = open_subject(str(path), own, torch.device("cpu"))
     drawn = subject.images(0, _class_counts(subject, None, None)).labels
     assert set(drawn.tolist()) == {0, 2}
@@ -141,7 +144,7 @@ def test_a_run_keeps_which_classes_had_no_image(
     train = ["train", str(config), f"run.dir={run}", "data.classes=13", "train.images=120"]
     assert main(train) == 0
     assert load_generator(run, "cpu").spec.unseen == [10, 11, 12]
-    own = ["eval.extractor=toy", "eval.num=150", "eval.metrics=fd", "--seeds", "1", "--out", str(report)]
+    own = ["eval.extractor=toy", "eval.num_images=150", "eval.metrics=fd", "--seeds", "1", "--out", str(report)]
     assert main(["evaluate", str(run), *own, "eval.labels=uniform"]) == 0
     capsys.readouterr()
     assert main(["evaluate", str(run), *own, "eval.labels=3,11"]) == 2

@@ -59,7 +59,11 @@ SLOW = [
         for path in sorted((ROOT / "configs").glob("*.yaml"))
         if path.stem not in ("dcgan64", "digits32")
     ),
-    Case("dcgan64 diffaugment", "dcgan64.yaml", ("augment.pipe=diffaugment", "data.flip=true", "augment.noise=0.1")),
+    Case(
+        "dcgan64 diffaugment",
+        "dcgan64.yaml",
+        ("augment.pipe=diffaugment", "data.flip=true", "augment.instance_noise=0.1"),
+    ),
     Case("dcgan64 skip", "dcgan64.yaml", ("train.on_nan=skip",)),
     Case("dcgan64 ada", "dcgan64.yaml", ("augment.pipe=ada", "augment.target=0.6")),
 ]

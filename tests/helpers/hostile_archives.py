@@ -68,7 +68,7 @@ def training_on(path: Path) -> Callable[[], str]:
         source = Source()
         dataset = Dataset([str(path)], source)
         plan = Plan(dataset.counts, Layout.choose(dataset.num_samples, dataset.mean_bytes, 2), seed=0)
-        with Stream(dataset, plan, batch=2, resolution=16, max_bad_share=0.5) as stream:
+        with Stream(dataset, plan, batch=2, resolution=16, max_corrupt_fraction=0.5) as stream:
             assert next(stream).num_substituted == 1
             bad = stream.newly_damaged()
         source.close()

@@ -27,7 +27,7 @@ model:
   z_dim: 8
   G: {width: 8, max_width: 16}
   D: {width: 8, max_width: 16}
-loss: {r1: 1, r2: 1, penalty_every: 2}
+loss: {r1: 1, r2: 1, penalty_interval: 2}
 optim: {G: {lr: 1e-3}, D: {lr: 1e-3}}
 ema: {half_life: 500}
 train: {batch: 12, tick: 120}

@@ -235,7 +235,7 @@ def test_other_readers_and_another_training_take_a_set(
 
 @pytest.mark.parametrize("minibatch", ["none", "stddev"])
 def test_the_filter_keeps_what_d_holds_to_be_the_most_real(tmp_path: Path, minibatch: str) -> None:
-    run = untrained(tmp_path / "run", f"model.minibatch={minibatch}", "train.group=4")
+    run = untrained(tmp_path / "run", f"model.minibatch_layer={minibatch}", "model.minibatch_group_size=4")
     shards(run, tmp_path / "set", num=100, share=0.4, shard_images=64)  # 160 and 90 candidates
     found = samples(tmp_path / "set")
     G, D = load_generator(run, "cpu"), load_discriminator(run, 64, "cpu")

@@ -26,14 +26,14 @@ CLOSED_FORMS = {
         lambda r, f: -math.log(sigmoid(r)) - math.log(1 - sigmoid(f)),
         lambda r, f: math.log(1 - sigmoid(f)),
     ),
-    "nonsaturating": (
+    "non_saturating": (
         lambda r, f: -math.log(sigmoid(r)) - math.log(1 - sigmoid(f)),
         lambda r, f: -math.log(sigmoid(f)),
     ),
-    "leastsquares": (lambda r, f: (r - 1) ** 2 / 2 + f**2 / 2, lambda r, f: (f - 1) ** 2 / 2),
+    "lsgan": (lambda r, f: (r - 1) ** 2 / 2 + f**2 / 2, lambda r, f: (f - 1) ** 2 / 2),
     "hinge": (lambda r, f: max(0, 1 - r) + max(0, 1 + f), lambda r, f: -f),
     "wasserstein": (lambda r, f: f - r, lambda r, f: -f),
-    "relativistic": (
+    "rpgan": (
         lambda r, f: -math.log(sigmoid(r - f)),
         lambda r, f: -math.log(sigmoid(f - r)),
     ),

@@ -31,10 +31,10 @@ SMALL = {  # by command; later words win
     "train": [
         *("data.resolution=32", "data.holdout=8", "train.batch=8", "train.images=32", "sample.every=32"),
         *("sample.rows=2", "sample.columns=3", "checkpoint.every=32", "wandb.mode=disabled"),
-        *("eval.num=24", *NETS),
+        *("eval.num_images=24", *NETS),
     ],
     "check": ["train.batch=8"],
-    "evaluate": ["eval.num=24"],
+    "evaluate": ["eval.num_images=24"],
     "generate": ["--num", "6"],
     "bench": ["data.resolution=16", "train.batch=4", "--images", "8", "--rounds", "1", *NETS],
 }

@@ -71,7 +71,7 @@ def test_all_that_is_written_has_the_rights_that_the_umask_leaves(
     digits = out / "new" / "digits"
     write_shards(out / "shards", [8])
     config = write_config(out / "c.yaml", digits)
-    toy = ["eval.every=24", "eval.extractor=toy", "eval.num=24", "eval.metrics=[fd]"]
+    toy = ["eval.every=24", "eval.extractor=toy", "eval.num_images=24", "eval.metrics=[fd]"]
     commands = [
         ["pack", str(PACKAGE / "data" / "digits.npz"), str(digits), "--resolution", "16", "--workers", "1"],
         ["index", str(out / "shards")],

@@ -116,18 +116,18 @@ def test_no_command_shows_or_logs_more_than_text(
     run = tmp_path / f"run {HOSTILE}"
     own = [str(config), f"run.dir={json.dumps(str(run))}", f"data.shards={json.dumps(str(hostile_set))}"]
     own += ["train.images=48", "train.tick=12", "sample.every=0"]
-    toy = ["eval.extractor=toy", "eval.num=16", "eval.metrics=[fd]", "data.max_bad_share=0.5"]
+    toy = ["eval.extractor=toy", "eval.num_images=16", "eval.metrics=[fd]", "data.max_corrupt_fraction=0.5"]
     trained = untrained(tmp_path / "trained").rename(tmp_path / f"trained {HOSTILE}")
     out = tmp_path / f"out {HOSTILE}"
     commands = [
         ["pack", str(tmp_path / "pictures"), str(tmp_path / f"packed {HOSTILE}")],
         ["pack", str(arrays), str(tmp_path / "packed2")],
-        ["pack", str(hostile_set), str(tmp_path / "packed3"), "--allow-damaged"],
+        ["pack", str(hostile_set), str(tmp_path / "packed3"), "--allow-corrupt"],
         ["pack", str(tmp_path / HOSTILE), str(tmp_path / "packed4")],
         ["index", str(hostile_set)],
         ["check", *own],
         ["train", *own],
-        ["train", *own, "data.max_bad_share=0"],
+        ["train", *own, "data.max_corrupt_fraction=0"],
         ["config", *own],
         ["evaluate", str(run), *toy],
         ["evaluate", str(run), *toy, f"eval.reference={statistics}"],

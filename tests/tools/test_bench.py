@@ -74,9 +74,9 @@ def test_the_table_adds_up_and_nothing_is_left(config: Path, scratch: Path, monk
 @pytest.mark.parametrize(
     ("way", "times"),
     [
-        pytest.param("train.sync=ddp", 1.0, marks=pytest.mark.slow),
+        pytest.param("train.grad_sync=ddp", 1.0, marks=pytest.mark.slow),
         ("train.grad_compression=bf16", 0.5),
-        pytest.param("train.sync=flat", 1.0, marks=pytest.mark.slow),
+        pytest.param("train.grad_sync=flat", 1.0, marks=pytest.mark.slow),
     ],
 )
 def test_two_ranks_send_each_gradient_once(config: Path, scratch: Path, tmp_path: Path, way: str, times: float) -> None:
@@ -91,7 +91,7 @@ def test_two_ranks_send_each_gradient_once(config: Path, scratch: Path, tmp_path
     assert list(scratch.glob("distgan*")) == []
 
 
-@pytest.mark.parametrize("loss", ["nonsaturating", "relativistic"])
+@pytest.mark.parametrize("loss", ["non_saturating", "rpgan"])
 def test_the_bare_loop_minimises_what_a_run_does(loss: str) -> None:
     """Both losses, and the gradients of all penalties, on the same images."""
     torch.manual_seed(0)
@@ -207,10 +207,16 @@ def count_syncs(config: Config, monkeypatch: pytest.MonkeyPatch, iterations: int
     "settings",
     [
         [],
-        ["augment.pipe=ada", "augment.noise=0.1", "data.flip=true", "model.dropout=0.2", "train.on_nan=skip"],
-        ["model.minibatch=stddev", "loss.feature_matching=1", "train.n_critic=2", "loss.gp=10", "train.micro_batch=6"],
+        ["augment.pipe=ada", "augment.instance_noise=0.1", "data.flip=true", "model.dropout=0.2", "train.on_nan=skip"],
+        [
+            "model.minibatch_layer=stddev",
+            "loss.feature_matching=1",
+            "train.n_critic=2",
+            "loss.gp=10",
+            "train.micro_batch=6",
+        ],
         ["model.family=r3gan", "model.G.widths=[8]", "model.D.widths=[8]", "train.precision=bf16"],
-        ["model.family=resnet", "model.G.width=4", "model.D.width=4", "loss.name=wasserstein", "loss.clip=0.1"],
+        ["model.family=resnet", "model.G.width=4", "model.D.width=4", "loss.name=wasserstein", "loss.weight_clip=0.1"],
     ],
 )
 def test_the_host_waits_for_nothing_between_two_lines_of_metrics(

@@ -169,9 +169,7 @@ def test_features_are_matched_with_those_of_each_picture_s_own_clean_one() -> No
 
 def test_a_d_that_is_shown_the_degraded_picture_sees_both_moved_alike() -> None:
     batch, now = a_batch(), StepHyperparams(augment_p=1.0, instance_noise=0.1)
-    step = one_restoring_step(
-        ImageToImageOptions(RECIPE, conditional_D=True), batch, now, "relativistic", augment="flip"
-    )
+    step = one_restoring_step(ImageToImageOptions(RECIPE, conditional_D=True), batch, now, "rpgan", augment="flip")
     bare, looks = scaled(batch), ("real", "fake", "G's fake", "G's real")
     given = degrade(bare, batch.seeds, RECIPE)
     assert len(step.D.seen) == 4

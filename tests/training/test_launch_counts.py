@@ -129,14 +129,14 @@ def test_no_config_waits_mixes_or_exceeds_its_budget(library: Path) -> None:
 def test_no_combination_waits_or_mixes(library: Path) -> None:
     """Families, losses and precisions, each with one of some penalties and one of some augmentations."""
     families = ("folder-small", "hourglass128-small", "sngan-cifar10-small", "r3gan-cifar10-small")
-    losses = ("nonsaturating", "hinge", "wasserstein", "leastsquares", "relativistic")
+    losses = ("non_saturating", "hinge", "wasserstein", "lsgan", "rpgan")
     gp = ("loss.gp=10", "loss.r1=0", "loss.r2=0")
     penalties = itertools.cycle([("loss.r1=1", "loss.r2=1", "loss.gp=0"), gp, ("loss.r1=0", "loss.r2=0", "loss.gp=0")])
     pipes = itertools.cycle(["none", "flip", "diffaugment", "ada", "ada-cutout"])
     cases = []
     for family, loss, precision in itertools.product(families, losses, ("fp32", "bf16")):
         # Batch norm goes with no penalty, and a smooth target with few losses.
-        plain = ("model.D.norm=none", "loss.smooth=0") if family.startswith("hourglass") else ()
+        plain = ("model.D.norm=none", "loss.label_smoothing=0") if family.startswith("hourglass") else ()
         settings = (f"loss.name={loss}", f"train.precision={precision}", f"augment.pipe={next(pipes)}", *plain)
         penalty = next(penalties) if loss != "wasserstein" else gp
         cases.append(Case(" ".join((family, *settings, *penalty)), f"{family}.yaml", (*settings, *penalty)))

@@ -48,13 +48,13 @@ def ours() -> tuple[nn.Module, nn.Module, nn.Module]:
     average = copy.deepcopy(G)
     settings = Optimizer(lr=list(LR), betas=(0.0, 0.99), beta2=list(BETA2))
     config = Config(
-        loss=Loss(name="relativistic", r1=list(GAMMA), r2=list(GAMMA)),
+        loss=Loss(name="rpgan", r1=list(GAMMA), r2=list(GAMMA)),
         optim=Optim(G=settings, D=settings),
         ema=Ema(half_life=list(HALF_LIFE), ramp_up=0),
-        train=Train(batch=BATCH, ramp=RAMP, ramp_shape="cosine"),
+        train=Train(batch=BATCH, schedule_images=RAMP, schedule_shape="cosine"),
     )
     world = World()
-    controls, step = Schedulers(config, world), GanStep(world, G, D, StepOptions("relativistic", dtype=torch.float64))
+    controls, step = Schedulers(config, world), GanStep(world, G, D, StepOptions("rpgan", dtype=torch.float64))
     opt_G, opt_D = (build_optimizer(settings, net) for net in (G, D))
     for images in range(0, STEPS * BATCH, BATCH):
         batch, now = batch_at(images), controls.step_hyperparams(images)

@@ -225,7 +225,7 @@ def test_a_number_of_images_is_refused_for_pictures_that_exist(tmp_path: Path, c
     folder.mkdir()
     for number in range(3):
         (folder / f"{number}.png").write_bytes(png(np.full((16, 16, 3), 80 * number, np.uint8)))
-    asked = ["evaluate", str(folder), "eval.reference=none.npz", "eval.extractor=toy", "eval.num=2"]
+    asked = ["evaluate", str(folder), "eval.reference=none.npz", "eval.extractor=toy", "eval.num_images=2"]
     assert main(asked) == 2
     assert "has 3 pictures, and all of them are measured" in capsys.readouterr().err
 

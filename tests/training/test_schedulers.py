@@ -17,8 +17,10 @@ def controls(**groups: object) -> Schedulers:
 
 
 def test_strengths_follow_their_schedules() -> None:
-    train = Train(batch=10, ramp=1000, ramp_shape="linear")
-    found = controls(train=train, loss=Loss(r1=[4.0, 2.0], penalty_every=2), augment=Augment(noise=[0.5, 0.0]))
+    train = Train(batch=10, schedule_images=1000, schedule_shape="linear")
+    found = controls(
+        train=train, loss=Loss(r1=[4.0, 2.0], penalty_interval=2), augment=Augment(instance_noise=[0.5, 0.0])
+    )
     assert found.step_hyperparams(0).r1 == 8  # lazy: half as often, twice as much
     assert found.step_hyperparams(10).r1 == 0
     assert found.step_hyperparams(500).r1 == pytest.approx(6)
@@ -30,7 +32,7 @@ def test_rates_follow_their_schedules() -> None:
     optim = Optim(
         D=Optimizer(lr=[1.0, 0.5], betas=(0.0, 0.9), beta2=[0.9, 0.99]), G=Optimizer(betas=(0.5, 0.9)), warmup=100
     )
-    found = controls(train=Train(ramp=1000, ramp_shape="linear"), optim=optim)
+    found = controls(train=Train(schedule_images=1000, schedule_shape="linear"), optim=optim)
     assert found.lr_and_betas("D", 50).lr == pytest.approx(0.5 * 0.975)
     assert found.lr_and_betas("D", 1000).lr == 0.5
     assert found.lr_and_betas("D", 500).betas == (0.0, pytest.approx(0.945))
@@ -39,7 +41,7 @@ def test_rates_follow_their_schedules() -> None:
 
 def test_the_half_life_of_the_average_follows_its_schedule() -> None:
     """As R3GAN's recipe has it: with no ramp beside the schedule, and no average at all at the start."""
-    found = controls(train=Train(ramp=1000), ema=Ema(half_life=[0.0, 400.0], ramp_up=0))
+    found = controls(train=Train(schedule_images=1000), ema=Ema(half_life=[0.0, 400.0], ramp_up=0))
     assert found.ema_decay(0, 8) == 0
     assert found.ema_decay(500, 8) == pytest.approx(0.5 ** (8 / 200))
     assert found.ema_decay(2000, 8) == pytest.approx(0.5 ** (8 / 400))
@@ -56,7 +58,7 @@ def logits(right: int, num: int = 100) -> tuple[torch.Tensor, torch.Tensor]:
 
 @pytest.mark.parametrize("adapt", ["d_lr", "d_steps", "augment"])
 def test_a_d_that_is_too_strong_is_weakened_step_by_step(adapt: str) -> None:
-    settings = Settings(adapt=adapt, low=0.6, high=0.8, limit=16, rate=0.25, every=200)
+    settings = Settings(adapt=adapt, low=0.6, high=0.8, max_factor=16, step=0.25, every=200)
     augment = Augment(pipe="ada", p_max=0.8)
     found = controls(balance=settings, augment=augment, train=Train(n_critic=8))
     seen = []
@@ -76,7 +78,7 @@ def test_a_d_that_is_too_strong_is_weakened_step_by_step(adapt: str) -> None:
 
 
 def test_levels_stay_within_bounds() -> None:
-    balance = Balance(0.4, 0.6, limit=4, rate=0.3)
+    balance = Balance(0.4, 0.6, max_factor=4, step=0.3)
     for value, levels in ((1.0, [0.3, 0.6, 0.9, 1.0, 1.0]), (0.0, [0.7, 0.4, 0.1, 0.0, 0.0])):
         for level in levels:
             balance.update(value)
@@ -88,8 +90,8 @@ def test_levels_stay_within_bounds() -> None:
 @pytest.mark.parametrize(
     "groups",
     [
-        {"augment": Augment(pipe="ada", target=0.6, speed=2000, every=300)},
-        {"balance": Settings(adapt="d_lr", every=300, rate=0.1)},
+        {"augment": Augment(pipe="ada", target=0.6, speed=2000, interval=300)},
+        {"balance": Settings(adapt="d_lr", every=300, step=0.1)},
     ],
 )
 def test_a_stop_in_between_changes_nothing(groups: dict) -> None:

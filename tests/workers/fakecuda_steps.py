@@ -36,7 +36,7 @@ from distgan.transforms import degrade
 
 FROM_NUMPY = torch.from_numpy
 DEVICE = torch.device("cuda", 0)
-SETTINGS = ["data.holdout=0", "wandb.mode=disabled", "train.batch=32", "loss.penalty_every=1"]
+SETTINGS = ["data.holdout=0", "wandb.mode=disabled", "train.batch=32", "loss.penalty_interval=1"]
 
 
 class Event:

@@ -32,7 +32,7 @@ def main(mode: str, num: int) -> None:
         for compile in ("off", mode):
             torch._dynamo.reset()
             given = {**more, "compile": compile, "backend": "aot_eager"}
-            found[compile] = steps(world, batch, passes, "relativistic", "", now, {}, given)
+            found[compile] = steps(world, batch, passes, "rpgan", "", now, {}, given)
         assert found["off"].keys() == found[mode].keys()
         for name, expected in found["off"].items():
             scale = expected.abs().max().item() or 1.0

@@ -103,12 +103,12 @@ def main(out: str, passes: int) -> None:
     for minibatch in ("stddev", "discrimination"):
         tail = {"minibatch": minibatch, "group": 2, "dropout": 0.3}
         more = {"feature_matching": 3.0, "group": 2, "augment": "ada", "flip": True, "label_smoothing": 0.1}
-        results |= steps(world, batch, passes, "nonsaturating", minibatch, everything, tail, more)
+        results |= steps(world, batch, passes, "non_saturating", minibatch, everything, tail, more)
     for family in ("r3gan", "resnet"):
-        results |= steps(world, batch, passes, "relativistic", family, StepHyperparams(r1=2.0, r2=3.0), {}, {}, family)
+        results |= steps(world, batch, passes, "rpgan", family, StepHyperparams(r1=2.0, r2=3.0), {}, {}, family)
     restoring = ImageToImageOptions(parse(RECIPE, RESOLUTION), "charbonnier", 10.0, conditional_D=True)
     more = {"image_to_image": restoring, "feature_matching": 3.0, "augment": "ada", "flip": True}
-    for loss in ("nonsaturating", "relativistic"):
+    for loss in ("non_saturating", "rpgan"):
         now = StepHyperparams(r1=2.0, gp=1.0, instance_noise=0.2, augment_p=0.7)
         results |= steps(world, batch, passes, loss, "restore", now, {"dropout": 0.3}, more, "restore")
     save_file(results, f"{out}.{world.rank}")

@@ -21,10 +21,10 @@ KEEP = 0.999  # of the average, in each iteration
 # Settings that the loop has no words for, with the values that leave them out.
 WITHOUT = {
     "augment.pipe": "none",
-    "augment.noise": [0.0],
+    "augment.instance_noise": [0.0],
     "loss.feature_matching": 0.0,
-    "loss.clip": 0.0,
-    "loss.smooth": 0.0,
+    "loss.weight_clip": 0.0,
+    "loss.label_smoothing": 0.0,
     "data.flip": False,
     "balance.adapt": "",
     "model.dropout": 0.0,
@@ -48,7 +48,7 @@ class BareLoop:
     def __init__(self, trainer: Trainer) -> None:
         config, self._world, self._stream = trainer.config, trainer.world, trainer.open_stream(with_noise=False)
         self._conditional, self._z_dim = trainer.num_classes > 0, config.model.z_dim
-        self._n_critic, self._lazy, self._steps = config.train.n_critic, config.loss.penalty_every, 0
+        self._n_critic, self._lazy, self._steps = config.train.n_critic, config.loss.penalty_interval, 0
         self._passes, self._bf16 = trainer.batch_plan.passes, config.train.precision == "bf16"
         self.G, self.D = (copy.deepcopy(net) for net in (trainer.G, trainer.D))
         self._average = copy.deepcopy(self.G).requires_grad_(False)

@@ -263,7 +263,7 @@ class Bench:
                 ours.append(time.process_time() - started)
                 started = time.process_time()
                 for file in files:
-                    decode_into(file, out, max_pixels=data.max_pixels, filter=data.filter, crop=data.crop)
+                    decode_into(file, out, max_pixels=data.max_pixels, filter=data.resize_filter, crop=data.crop)
                 pure.append(time.process_time() - started)
         finally:
             stream.close()
@@ -274,12 +274,14 @@ class Bench:
 
     def _host(self) -> list[Row]:
         """CPU time of the thread that calls the device, with networks of one weight, which leave it all to the host."""
-        bare_loss = replace(self.config.loss, r1=[0.0], r2=[0.0], gp=[0.0], clip=0.0, smooth=0.0, feature_matching=0.0)
+        bare_loss = replace(
+            self.config.loss, r1=[0.0], r2=[0.0], gp=[0.0], weight_clip=0.0, label_smoothing=0.0, feature_matching=0.0
+        )
         plain = replace(
             self.config,
             run=replace(self.config.run, dir=f"{self.config.run.dir}-null"),
             data=replace(self.config.data, resolution=NULL_SIDE, flip=False),
-            loss=replace(bare_loss, name="nonsaturating"),
+            loss=replace(bare_loss, name="non_saturating"),
             augment=Augment(),
             balance=Balance(),
             train=replace(

@@ -51,7 +51,7 @@ def cpu() -> Iterator[Finding]:
     yield Finding("cpu", OK, told)
     quota = _quota()
     if quota and quota < usable:
-        cure = "ask for more cores (--cpus, --cpus-per-task), or set OMP_NUM_THREADS and data.threads to what there is"
+        cure = "ask for more cores (--cpus, --cpus-per-task), or lower OMP_NUM_THREADS and data.decode_threads to that"
         yield Finding("cpu", WARN, f"this container may use {quota:g} cores' time only", cure)
 
 

@@ -6,7 +6,7 @@ from typing import NoReturn
 from distgan.storage.printable import printable
 from distgan.version import __version__
 
-AGAINST_HELP = "a reference that takes turns: a bare loop, or every rank alone; may be given twice"
+BASELINE_HELP = "a reference that takes turns: a bare loop, or every rank alone; may be given twice"
 
 
 class Parser(argparse.ArgumentParser):
@@ -103,18 +103,18 @@ def build_parser() -> argparse.ArgumentParser:
         "evaluate",
         "numbers that tell how good generated images are",
         "distgan evaluate runs/faces eval.extractor=efficientnet_lite0",
-        "distgan evaluate pictures/ eval.reference=data/faces --memorisation",
+        "distgan evaluate pictures/ eval.reference=data/faces --memorization",
     )
     evaluate.add_argument(
         "target", nargs="?", default="", help="run, RUN/best, checkpoint, exported generator, or pictures"
     )
     evaluate.add_argument("overrides", nargs="*", metavar="key=value", help="settings, such as eval.num_images=10k")
     evaluate.add_argument("--watch", action="store_true", help="measure each new checkpoint of a run that trains")
-    evaluate.add_argument("--selfcheck", action="store_true", help="published values beside those computed here")
+    evaluate.add_argument("--self-test", action="store_true", help="published values beside those computed here")
     evaluate.add_argument("--seeds", type=int, default=3, help="evaluations of as many images each (default 3)")
     evaluate.add_argument("--out", default="", help="file of the report (default: in the run's evaluations/)")
-    evaluate.add_argument("--memorisation", action="store_true", help="look for copies of training images")
-    evaluate.add_argument("--heldout", default="", metavar="SHARDS", help="for that: images that were not trained on")
+    evaluate.add_argument("--memorization", action="store_true", help="look for copies of training images")
+    evaluate.add_argument("--holdout", default="", metavar="SHARDS", help="for that: images that were not trained on")
     evaluate.add_argument("--statistics", default="", metavar="FILE", help="write those of the real images, as .npz")
 
     generate = _command(
@@ -122,7 +122,7 @@ def build_parser() -> argparse.ArgumentParser:
         "generate",
         "images from a trained generator (no network family here has truncation)",
         "distgan generate runs/faces --num 64 --as grid --out faces.png",
-        "distgan generate runs/faces --num 50000 --as shards --out data/made --filter 0.5",
+        "distgan generate runs/faces --num 50000 --as shards --out data/made --keep-best 0.5",
         "distgan generate runs/faces --num 250 --as video --out walk.webp",
         "distgan generate runs/restored --input holiday/ --out clean/",
     )
@@ -137,13 +137,18 @@ def build_parser() -> argparse.ArgumentParser:
         "--labels", default="", help="classes to take in turn, as 0,3,7 or 0-9 (default: all learned)"
     )
     generate.add_argument("--columns", type=int, help="of the grid (default: a square, or a row per class)")
-    generate.add_argument("--filter", type=float, default=1.0, metavar="SHARE", help="keep this share, the best by D")
+    generate.add_argument("--keep-best", type=float, default=1.0, metavar="SHARE", help="keep this share, the best")
     generate.add_argument(
-        "--filter-by", default="d", choices=("d", "distance"), help="or those nearest to real images' features"
+        "--filter-by",
+        default="discriminator",
+        choices=("discriminator", "nearest-real"),
+        help="what is best: D's logit, or features near to those of a real image (default discriminator)",
     )
     generate.add_argument("--balance", action="store_true", help="equally many images of all classes")
     generate.add_argument("--shard-images", type=int, default=0, metavar="N", help="default 2048, fewer if large")
-    generate.add_argument("--stops", type=int, default=0, help="latents that a video passes (default: one a second)")
+    generate.add_argument(
+        "--keyframes", type=int, default=0, help="latents that a video passes (default: one a second)"
+    )
     generate.add_argument("--fps", type=float, default=25, help="frames of a video in a second (default 25)")
 
     export = _command(
@@ -192,11 +197,11 @@ def build_parser() -> argparse.ArgumentParser:
         commands,
         "bench",
         "measure a run: speed, where its time goes, traffic, memory",
-        "distgan bench configs/dcgan64.yaml data.shards=synthetic train.batch=16 --against bare",
+        "distgan bench configs/dcgan64.yaml data.shards=synthetic train.batch=16 --baseline bare",
         "distgan bench configs/r3gan-ffhq64.yaml --sweep micro_batch",
     )
     _takes_config(bench)
-    bench.add_argument("--against", action="append", default=[], choices=("bare", "alone"), help=AGAINST_HELP)
+    bench.add_argument("--baseline", action="append", default=[], choices=("bare", "alone"), help=BASELINE_HELP)
     bench.add_argument("--scaling", default="", metavar="N,N", help="measure groups of so many ranks on this machine")
     bench.add_argument("--sweep", choices=("micro_batch",), help="find the fastest that fits into memory")
     bench.add_argument("--images", type=int, default=0, metavar="N", help="to train on in all (default: some seconds)")

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from types import TracebackType
 
 from distgan.cli.arguments import build_parser
+from distgan.config.renamed import RENAMED_OPTIONS
 from distgan.distributed.launch_env import rank, settle
 from distgan.distributed.preemption import listening, was_asked
 from distgan.errors import ConfigError, DistganError, MachineError
@@ -56,6 +57,10 @@ def _run(arguments: Sequence[str] | None) -> int:
         near = difflib.get_close_matches(words[0], COMMANDS, n=1)
         hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(COMMANDS)}"
         parser.error(f"{words[0]!r} is no command: {hint}")
+    for word in words[1:]:
+        option = word.partition("=")[0]
+        if new := RENAMED_OPTIONS.get((words[0], option)):
+            parser.error(f"{option}: did you mean {new}?")
     options, rest = parser.parse_known_args(arguments)
     if rest and not hasattr(options, "overrides"):
         parser.error(f"unknown: {' '.join(rest)}; see `distgan {options.command} --help`")
@@ -202,7 +207,7 @@ def _bench(options: argparse.Namespace) -> int:
         elif options.sweep:
             rows = sweep(config, options.images)
         else:
-            rows = bench(config, options.images, options.against, options.rounds)
+            rows = bench(config, options.images, options.baseline, options.rounds)
     finally:
         signal.signal(signal.SIGTERM, before)
     if rank() == 0:
@@ -234,7 +239,7 @@ def _config(options: argparse.Namespace) -> int:
 
 def _evaluate(options: argparse.Namespace) -> int:
     size = settle()
-    if options.selfcheck:
+    if options.self_test:
         options.overrides = [text for text in (options.target, *options.overrides) if text]
     elif not options.target or "=" in options.target:
         raise ConfigError("name a run folder, a checkpoint, or a folder of pictures")
@@ -245,9 +250,9 @@ def _evaluate(options: argparse.Namespace) -> int:
     from distgan.evaluation import report as scorecard
     from distgan.evaluation import selfcheck, watch
 
-    config = load_to_evaluate([], options.overrides) if options.selfcheck else None
+    config = load_to_evaluate([], options.overrides) if options.self_test else None
     world, code = World(timeout_sec=3600), 0
-    chosen = scorecard.Options(options.seeds, options.out, options.statistics, options.heldout, options.memorisation)
+    chosen = scorecard.Options(options.seeds, options.out, options.statistics, options.holdout, options.memorization)
     if config is not None:
         lines = selfcheck.selfcheck(world, config)
         code = 0 if all(line.holds or line.why_not for line in lines) else 1
@@ -286,8 +291,8 @@ def _generate(options: argparse.Namespace) -> int:
 
     common = {name: getattr(options, name) for name in ("kind", "seed", "labels", "columns")}
     common |= {"rank": rank(), "world": world}
-    if options.input and (options.filter < 1 or options.balance):
-        raise ConfigError("--filter and --balance choose among images made of noise: leave them out with --input")
+    if options.input and (options.keep_best < 1 or options.balance):
+        raise ConfigError("--keep-best and --balance choose among images made of noise: leave them out with --input")
     try:
         if options.input:
             line = restore(options.checkpoint, options.input, options.num, options.out, **common)
@@ -296,11 +301,11 @@ def _generate(options: argparse.Namespace) -> int:
                 options.checkpoint,
                 64 if options.num is None else options.num,
                 options.out,
-                share=options.filter,
+                share=options.keep_best,
                 filter_by=options.filter_by,
                 balance=options.balance,
                 shard_images=options.shard_images,
-                stops=options.stops,
+                keyframes=options.keyframes,
                 fps=options.fps,
                 **common,
             )

@@ -1,4 +1,4 @@
-"""Settings that earlier versions named otherwise: their configs and runs get one clear line. Old names do not work."""
+"""What earlier versions named otherwise: settings, options and log keys. Old names do not work, and give one line."""
 
 from collections.abc import Iterable
 
@@ -39,6 +39,21 @@ RENAMED_VALUES = {
     ("loss.name", "nonsaturating"): "non_saturating",
     ("loss.name", "relativistic"): "rpgan",
 }  # (key, old value) -> new value
+RENAMED_OPTIONS = {
+    ("bench", "--against"): "--baseline",
+    ("evaluate", "--heldout"): "--holdout",
+    ("evaluate", "--memorisation"): "--memorization",
+    ("evaluate", "--selfcheck"): "--self-test",
+    ("generate", "--filter"): "--keep-best",
+    ("generate", "--stops"): "--keyframes",
+    ("pack", "--allow-damaged"): "--allow-corrupt",
+}  # (command, old option) -> new option
+RENAMED_LOG_KEYS = {
+    "Data/substituted": "Data/replaced",
+    "EMA/dist": "EMA/rel_distance",
+    "Logits/acc": "Logits/D_accuracy",
+    "Logits/gap": "Logits/real_minus_fake",
+}  # of numbers: old key -> new key
 
 
 def new_name(key: str, value: object = None) -> str:

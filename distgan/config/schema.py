@@ -45,7 +45,7 @@ class Run:
     resume: str = key("auto", "auto: go on from the newest good checkpoint; never; or a checkpoint folder", free=True)
     expected_world_size: int = key(0, "refuse to run on any other number of ranks; 0: any", free=True, low=0)
     timeout_sec: int = key(600, "how long a rank waits for another before the run fails", free=True, low=10, high=10**6)
-    log_system_metrics: bool = key(False, "log how busy every node is, as Nodes/...", free=True)
+    log_system_metrics: bool = key(False, "log how busy every node is, as System/node<n>_...", free=True)
     allow_config_change: bool = key(False, "resume although settings differ that change the training", free=True)
     allow_data_change: bool = key(False, "resume although the shards are not those of the start", free=True)
 

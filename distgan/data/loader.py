@@ -35,7 +35,7 @@ class Batch:
         positions: Global positions, int64 [B].
         samples: The samples that stand there, int64 [B].
         drawn: What the stream's `draw` made of the positions.
-        num_substituted: How many of them stand in for damaged ones.
+        num_replaced: How many of them stand in for damaged ones.
         degraded: RGB, uint8 [B, R, R, 3], where samples are pairs.
     """
 
@@ -44,7 +44,7 @@ class Batch:
     positions: np.ndarray
     samples: np.ndarray
     drawn: tuple[np.ndarray, ...] = ()
-    num_substituted: int = 0
+    num_replaced: int = 0
     degraded: np.ndarray | None = None
     _fills: list[Future] = field(default_factory=list)
 
@@ -136,7 +136,7 @@ class Stream(Iterator[Batch]):
             batch = self._ready.get()
             if isinstance(batch, BaseException):
                 raise batch
-            batch.num_substituted = sum(fill.result() for fill in batch._fills)
+            batch.num_replaced = sum(fill.result() for fill in batch._fills)
         except BaseException as error:
             self._error = error
             raise
@@ -211,15 +211,15 @@ class Stream(Iterator[Batch]):
 
     def _fill(self, batch: Batch, part: range, shards: list[int], places: list[int]) -> int:
         """Decode a part of a batch; the number of substituted samples in it."""
-        num_substituted = 0
+        num_replaced = 0
         for i in part:
             sample = int(batch.samples[i])
             label = self._try(sample, shards[i], places[i], batch, i)
             if label is None:
-                num_substituted += 1
+                num_replaced += 1
                 label = self._substitute(batch, i)
             batch.labels[i] = label
-        return num_substituted
+        return num_replaced
 
     def _try(self, sample: int, shard: int, place: int, batch: Batch, i: int) -> int | None:
         """Decode one sample into slot i of a batch; its label, or None for a damaged one."""

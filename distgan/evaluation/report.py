@@ -45,8 +45,8 @@ class Options:
     seeds: int = 3
     out: str = ""
     statistics: str = ""
-    heldout: str = ""
-    memorisation: bool = False
+    holdout: str = ""
+    memorization: bool = False
 
 
 def asked_for(overrides: Sequence[str], options: Options) -> dict:
@@ -54,8 +54,8 @@ def asked_for(overrides: Sequence[str], options: Options) -> dict:
     return {
         "settings": [public(text) for text in overrides],
         "seeds": options.seeds,
-        "heldout": public(options.heldout),
-        "memorisation": options.memorisation,
+        "holdout": public(options.holdout),
+        "memorization": options.memorization,
     }
 
 
@@ -73,8 +73,8 @@ def evaluate(world: World, target: str, overrides: Sequence[str], options: Optio
     started = time.perf_counter()
     subject = open_subject(target, overrides, world.device)
     settings = subject.config.eval
-    if options.memorisation and is_statistics(subject.config):
-        raise ConfigError("--memorisation needs the real images themselves: name shards in eval.reference")
+    if options.memorization and is_statistics(subject.config):
+        raise ConfigError("--memorization needs the real images themselves: name shards in eval.reference")
     if folder := _folder(subject, options):
         world.on_main(lambda: _require_writable(folder))
     extractor = world.together(
@@ -104,8 +104,8 @@ def evaluate(world: World, target: str, overrides: Sequence[str], options: Optio
         if seed != seeds[-1]:
             found[-1].extracted.features = None  # of one seed is enough for what follows
     unseen = None
-    if options.memorisation and options.heldout:
-        unseen_shards = _open_shards(subject, options.heldout, world)
+    if options.memorization and options.holdout:
+        unseen_shards = _open_shards(subject, options.holdout, world)
         unseen_images = shard_images(subject.config, unseen_shards, subject.resolution, world)
         unseen = extract(world, extractor, unseen_images, MOST_UNSEEN, _no_poll)
     report: dict = {}
@@ -122,8 +122,8 @@ def evaluate(world: World, target: str, overrides: Sequence[str], options: Optio
             report.update({"classes": classes} if classes else {})
             report["warnings"] += told
         path = Path(options.out) if options.out else _place(folder, subject, report)
-        if options.memorisation and not last.num_nonfinite:
-            report["memorisation"] = _memorisation(real, real_images, last, images, unseen, path)
+        if options.memorization and not last.num_nonfinite:
+            report["memorization"] = _memorization(real, real_images, last, images, unseen, path)
         report["seconds"] = round(time.perf_counter() - started, 1)
         if path is not None:
             report["file"] = str(path)
@@ -235,7 +235,7 @@ def _by_class(real: Features, fake: Features, subject: Subject, real_names: Sequ
     return {"kid": kid} | {name: _number(value) for name, value in accuracies.items()}, words
 
 
-def _memorisation(
+def _memorization(
     real: Reference,
     real_images: ShardImages | None,
     fake: Extracted,
@@ -317,11 +317,11 @@ def table(report: dict) -> list[str]:
     """Lines of a report for a person."""
     rows = [("", "value", "sd", "standard error")]
     rows += [(name, *(_short(v[k]) for k in ("mean", "sd", "standard_error"))) for name, v in report["values"].items()]
-    classes, memorisation = report.get("classes", {}), report.get("memorisation", {})
+    classes, memorization = report.get("classes", {}), report.get("memorization", {})
     rows += [(name, _short(classes[name]), "", "") for name in classes if name.startswith("probe")]
     rows += [(f"kid of class {name}", _short(value), "", "") for name, value in classes.get("kid", {}).items()]
     rows += [
-        (name, _short(memorisation[name]), "", "") for name in ("nearness", "very_near", "exact_copies") if memorisation
+        (name, _short(memorization[name]), "", "") for name in ("nearness", "very_near", "exact_copies") if memorization
     ]
     width = max(len(row[0]) for row in rows)
     lines = ["  ".join([row[0].ljust(width), *(cell.rjust(12) for cell in row[1:])]).rstrip() for row in rows]

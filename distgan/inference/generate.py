@@ -31,10 +31,10 @@ def generate(
     labels: str = "",
     columns: int | None = None,
     share: float = 1.0,
-    filter_by: str = "d",
+    filter_by: str = "discriminator",
     balance: bool = False,
     shard_images: int = 0,
-    stops: int = 0,
+    keyframes: int = 0,
     fps: float = 25,
     rank: int = 0,
     world: int = 1,
@@ -48,14 +48,14 @@ def generate(
         filter_by: What tells how real they look: a key of `realism.SCORES`.
         balance: Whether all classes have equally many images.
         shard_images: Of each shard; 0 for a number by the resolution.
-        stops: Latents that a video passes; 0 for one a second.
+        keyframes: Latents that a video passes; 0 for one a second.
         fps: Frames of a video in a second; it has `num` of them.
         rank, world: Each of several processes writes its share of the files, without a word to the others.
     """
     bounds = (
         ("num", num, 1, math.inf),
         ("columns", 1 if columns is None else columns, 1, math.inf),
-        ("filter", share, 1e-4, 1),
+        ("keep-best", share, 1e-4, 1),
         ("shard-images", shard_images, 0, math.inf),
         ("fps", fps, 1, 240),
     )
@@ -68,7 +68,7 @@ def generate(
     if target.exists() and target.is_dir() == is_file:
         raise ConfigError(f"--out {out} is {f'a folder, a {kind} is one file' if is_file else 'a file'}")
     if is_file and (share < 1 or balance):
-        raise ConfigError(f"--filter and --balance choose images of a set (--as png or shards); a {kind} is none")
+        raise ConfigError(f"--keep-best and --balance choose images of a set (--as png or shards); a {kind} is none")
     if kind == "grid":
         require_grid(target)
     if kind == "video":
@@ -84,7 +84,7 @@ def generate(
         _write_grid(G, target, num, seed, chosen, columns)
         return f"{num} images: {target}"
     if kind == "video":
-        return _write_video(G, target, num, seed, chosen, columns, stops, fps)
+        return _write_video(G, target, num, seed, chosen, columns, keyframes, fps)
 
     unit = shard_images or max(1, min(SHARD_IMAGES, SHARD_BYTES // (3 * G.resolution**2)) // G.chunk) * G.chunk
     if kind == "png":
@@ -112,7 +112,7 @@ def _provenance(G: Generator, choice: Choice, seed: int) -> tuple[dict, dict]:
         "seed": seed,
         "num": choice.num,
         "labels": list(choice.classes),
-        "filter": choice.share,
+        "keep_best": choice.share,
         "balance": choice.balance,
         "shard_images": choice.unit,
     }
@@ -149,7 +149,7 @@ def drawn(G: Generator, score: Score | None, choice: Choice, seed: int, unit: in
             scores = score(images, classes)
         if not scores.isfinite().all():
             raise DataError(
-                f"the scores of images {block.start} to {block.stop - 1} are not finite: --filter needs them"
+                f"the scores of images {block.start} to {block.stop - 1} are not finite: --keep-best needs them"
             )
         for i, of_image, picture in zip(block, scores.tolist(), image_grid.to_uint8(images)):
             if i in numbers:
@@ -180,7 +180,7 @@ def _write_grid(G: Generator, target: Path, num: int, seed: int, chosen: list[in
 
 
 def _write_video(
-    G: Generator, target: Path, num: int, seed: int, chosen: list[int], columns: int | None, stops: int, fps: float
+    G: Generator, target: Path, num: int, seed: int, chosen: list[int], columns: int | None, keyframes: int, fps: float
 ) -> str:
     if len(chosen) > MAX_TILES:
         raise ConfigError(
@@ -188,12 +188,12 @@ def _write_video(
         )
     if num < 2:
         raise ConfigError(f"--num {num}: a video has 2 frames or more")
-    stops = stops or max(2, round(num / fps))
-    if not 2 <= stops <= num:
-        raise ConfigError(f"--stops {stops}: 2 to {num}, the number of frames (--num)")
+    keyframes = keyframes or max(2, round(num / fps))
+    if not 2 <= keyframes <= num:
+        raise ConfigError(f"--keyframes {keyframes}: 2 to {num}, the number of frames (--num)")
     columns = columns or math.ceil(math.sqrt(len(chosen) or 1))
-    video.save(target, video.frames(G, seed, num, stops, chosen, columns), fps)
-    return f"{num} frames, {num / fps:.1f} s, by {stops} latents and back to the first: {target}"
+    video.save(target, video.frames(G, seed, num, keyframes, chosen, columns), fps)
+    return f"{num} frames, {num / fps:.1f} s, by {keyframes} latents and back to the first: {target}"
 
 
 def parse_labels(text: str, G: Generator) -> list[int]:

@@ -1,4 +1,4 @@
-"""How real images of a generator look, as a score by which `generate --filter` keeps the best."""
+"""How real images of a generator look, as a score by which `generate --keep-best` keeps the best."""
 
 import logging
 from collections.abc import Callable
@@ -22,7 +22,7 @@ from distgan.storage.byte_ranges import Source
 log = logging.getLogger("distgan")
 
 Score = Callable[[Tensor, Tensor | None], Tensor]  # images [B, 3, R, R] in -1..1, labels [B] -> [B]; more is better
-SCORES = ("d", "distance")
+SCORES = ("discriminator", "nearest-real")
 NUM_REALS = 4096  # that distances are measured to
 READ = 64  # at a time
 
@@ -30,12 +30,12 @@ READ = 64  # at a time
 def open_score(name: str, path: str | Path, chunk: int, device: torch.device) -> Score:
     """A score of that name for images of a run's generator, `chunk` of them at a time.
 
-    "d" is the discriminator's logit; "distance" how near the nearest real image is, in the features of the run's
+    "discriminator" is D's logit; "nearest-real" how near the nearest real image is, in the features of the run's
     `eval.extractor`.
     """
     if name not in SCORES:
         raise ConfigError(f"--filter-by {name}: there are {', '.join(SCORES)}")
-    if name == "d":
+    if name == "discriminator":
         D = load_discriminator(path, chunk, device)
         return lambda images, labels: D(images, labels).float().cpu()
     return Nearness(load_config(path), device)
@@ -48,7 +48,7 @@ class Nearness:
         data, settings = config.data, config.eval
         shards = settings.reference or data.shards
         if str(shards).endswith(".npz"):
-            raise ConfigError("--filter-by distance needs real images, and eval.reference is a file of statistics")
+            raise ConfigError("--filter-by nearest-real needs real images, and eval.reference is a file of statistics")
         self._extractor = open_extractor(
             settings.extractor, settings.weights, settings.resizer, device, settings.download
         )

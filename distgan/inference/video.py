@@ -19,16 +19,16 @@ LOSSLESS_PIXELS = 256 * 256  # pictures up to this size lose more to WebP than t
 SUFFIXES = (".webp", ".mp4")
 
 
-def path(stops: Tensor, num: int) -> Tensor:
-    """`num` latents on the way along the stops and back to the first one, equally many between any two of them.
+def path(keyframes: Tensor, num: int) -> Tensor:
+    """`num` latents on the way along the keyframes and back to the first one, equally many between any two of them.
 
-    Float32 [stops, z_dim] -> [num, z_dim]; the point that would follow the last is the first. Between two stops the way
-    is that of White 2016 ("Sampling generative networks"): the great circle, so that latents stay as long as those that
-    the generator was trained on, where a straight line would come nearer to zero.
+    Float32 [keyframes, z_dim] -> [num, z_dim]; the point that would follow the last is the first. Between two of them
+    the way is that of White 2016 ("Sampling generative networks"): the great circle, so that latents stay as long as
+    those that the generator was trained on, where a straight line would come nearer to zero.
     """
-    at = torch.arange(num, dtype=torch.float64) * len(stops) / num
+    at = torch.arange(num, dtype=torch.float64) * len(keyframes) / num
     before = at.long()
-    a, b, t = stops[before].double(), stops[(before + 1) % len(stops)].double(), (at - before)[:, None]
+    a, b, t = keyframes[before].double(), keyframes[(before + 1) % len(keyframes)].double(), (at - before)[:, None]
     cosine = torch.nn.functional.cosine_similarity(a, b, dim=1)[:, None].clamp(-1, 1)
     angle = torch.arccos(cosine)
     on_circle = (torch.sin((1 - t) * angle) * a + torch.sin(t * angle) * b) / torch.sin(angle)
@@ -36,12 +36,12 @@ def path(stops: Tensor, num: int) -> Tensor:
     return torch.where(has_circle, on_circle, torch.lerp(a, b, t)).float()
 
 
-def frames(G: Generator, seed: int, num: int, stops: int, classes: list[int], columns: int) -> Iterator[np.ndarray]:
-    """The pictures of a walk by images 0 ... stops - 1 of `seed`; uint8 [rows * R, columns * R, 3].
+def frames(G: Generator, seed: int, num: int, keyframes: int, classes: list[int], columns: int) -> Iterator[np.ndarray]:
+    """The pictures of a walk by images 0 ... keyframes - 1 of `seed`; uint8 [rows * R, columns * R, 3].
 
     All classes walk the same way side by side, a tile for each.
     """
-    way = path(sampling.latents(seed, range(stops), G.z_dim), num)
+    way = path(sampling.latents(seed, range(keyframes), G.z_dim), num)
     tiles = [(frame, label) for frame in range(num) for label in classes or [None]]
     each = len(classes) or 1
     held: list[np.ndarray] = []

@@ -57,7 +57,7 @@ class SavedState(_Always, total=False):
     iterations: Count
     num_skipped: Count
     num_rollbacks: Count
-    num_substituted: Annotated[list[Count], AtMost(2**20)]
+    num_replaced: Annotated[list[Count], AtMost(2**20)]
     train_sec: Seconds
     eval_sec: Seconds
     owes_evaluation: bool
@@ -77,7 +77,7 @@ class Best(TypedDict):
     checkpoint: Annotated[str, Like(STEP_NAME, "the name of a checkpoint")]
 
 
-TO_RESUME = ("num_substituted", "wandb_id", "fingerprint", "layout", "meter", "controls")
+TO_RESUME = ("num_replaced", "wandb_id", "fingerprint", "layout", "meter", "controls")
 
 
 def parse_manifest(value: object, where: object) -> dict[str, File]:

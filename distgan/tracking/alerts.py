@@ -24,7 +24,7 @@ TROUBLES = (
         "data.decode_threads or data.prefetch, pack the images at data.resolution, or put the shards on a nearer disk",
     ),
     Trouble(
-        "Logits/acc",
+        "Logits/D_accuracy",
         0.99,
         20,
         "D too strong?",

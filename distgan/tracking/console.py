@@ -121,7 +121,7 @@ def console_line(row: dict[str, float], total_images: int, max_minutes: float = 
             f"{duration(minutes * 60)} eta {duration(left_sec)}",
             f"{row['Perf/sec_per_kimg']:.3g} s/kimg {row['Perf/img_per_sec']:.0f} img/s",
             losses or "no step was taken",
-            f"gap {row['Logits/gap']:.2f} acc {row['Logits/acc']:.2f}",
+            f"gap {row['Logits/real_minus_fake']:.2f} acc {row['Logits/D_accuracy']:.2f}",
             f"data {row['Perf/data_wait_pct']:.0f}% mem {memory:.1f}G",
         ]
     )

@@ -18,8 +18,8 @@ class NodeLoad:
         psutil.cpu_percent()  # the first call has nothing to compare with
 
     def row(self) -> dict[str, float]:
-        """By log key, `Nodes/<number>_...`: percent of its cores and memory, MB/s that it sends over its network, and
-        percent of the time that its GPUs have something to do. Called by all ranks, the same on each."""
+        """By log key, `System/node<number>_...`: percent of its cores and memory, MB/s that it sends over its network,
+        and percent of the time that its GPUs have something to do. Called by all ranks, the same on each."""
         now, sent = time.monotonic(), sent_bytes()
         mine = {
             "cpu_pct": psutil.cpu_percent(),
@@ -31,10 +31,10 @@ class NodeLoad:
         of_ranks, row = self._world.gather(mine), {}
         for node in range(0, self._world.size, self._world.local_size):
             told, number = of_ranks[node : node + self._world.local_size], node // self._world.local_size
-            row |= {f"Nodes/{number}_{name}": value for name, value in told[0].items() if value is not None}
+            row |= {f"System/node{number}_{name}": value for name, value in told[0].items() if value is not None}
             busy = [one["gpu_pct"] for one in told if one["gpu_pct"] is not None]
             if busy:
-                row[f"Nodes/{number}_gpu_pct"] = sum(busy) / len(busy)
+                row[f"System/node{number}_gpu_pct"] = sum(busy) / len(busy)
         return row
 
 

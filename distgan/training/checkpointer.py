@@ -33,7 +33,7 @@ class Progress:
     iterations: int = 0
     num_skipped: int = 0  # steps not taken, since something was not finite
     num_rollbacks: int = 0
-    num_substituted: int = 0  # images that took the place of damaged ones, since the last line, on this rank
+    num_replaced: int = 0  # images that took the place of damaged ones, since the last line, on this rank
     train_sec: float = 0.0
     eval_sec: float = 0.0  # of that, for evaluations
     owes_evaluation: bool = False  # a stop was asked for in the middle of it
@@ -66,7 +66,7 @@ class RunState:
     def save(self, folder: Path) -> Path:
         """Write a checkpoint, let go of old ones; called by all ranks. Of one rank's own, only sums are kept."""
         meter, controls = self._meter.state(), self._controls.state()
-        counts = vars(self.now) | {"num_substituted": self._world.gather(self.now.num_substituted)}
+        counts = vars(self.now) | {"num_replaced": self._world.gather(self.now.num_replaced)}
         self._world.barrier()  # the lines of metrics and audit that this checkpoint counts on are written
         tensors = {name: net.state_dict() for name, net in self._nets.items()}
         for name, optimizer in self._optimizers.items():
@@ -110,11 +110,11 @@ class RunState:
             load_optimizer(name, settings, optimizer, self._nets[name], tensors[f"opt_{name}"])
         self._meter.load_state(state["meter"])
         self._controls.load_state(state["controls"])
-        for name in vars(self.now).keys() - {"num_substituted", "wandb_id"}:
+        for name in vars(self.now).keys() - {"num_replaced", "wandb_id"}:
             setattr(self.now, name, state.get(name, getattr(self.now, name)))
-        counts = state["num_substituted"]
+        counts = state["num_replaced"]
         counts = counts if len(counts) == self._world.size else [sum(counts)] + [0] * self._world.size
-        self.now.num_substituted = counts[self._world.rank]
+        self.now.num_replaced = counts[self._world.rank]
         self.layout = Layout(**state["layout"])
         # A class counts as seen once any data of the run had images of it. Older checkpoints do not tell.
         before = state.get("unseen", self._unseen if state["fingerprint"] == self._fingerprint else [])

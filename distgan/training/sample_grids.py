@@ -48,7 +48,7 @@ class Gallery:
             self._tracker.grid("Samples/degraded_restored_clean", name, triples, self._triples)
         else:
             self._show(
-                "Samples/ema_fixed", name, list(sampling.generate(G_ema, z_dim, seed, range(self._num), self._labels))
+                "Samples/fakes_ema", name, list(sampling.generate(G_ema, z_dim, seed, range(self._num), self._labels))
             )
 
     def measure(self, G_ema: nn.Module, world: World) -> dict[str, float]:
@@ -60,7 +60,7 @@ class Gallery:
         config = self._config
         if config.ema.half_life and self._held_out is None:
             pictures = list(sampling.generate(G, config.model.z_dim, config.train.seed, range(self._num), self._labels))
-            self._show("Samples/raw_fixed", "raw.png", pictures)
+            self._show("Samples/fakes_raw", "raw.png", pictures)
         if config.augment.pipe != "none":
             reals = torch.from_numpy(np.stack(self._real_pictures())).permute(0, 3, 1, 2) / 127.5 - 1
             draws = device_rng.uniform(

@@ -57,17 +57,17 @@ class Ticker:
             "Progress/d_steps": state.images // self._batch_plan.batch,
             "Progress/g_steps": state.iterations,
             "Progress/ema_beta": ema_decay,
-            "EMA/dist": ema.distance(self._G_ema, self._step.G),
+            "EMA/rel_distance": ema.distance(self._G_ema, self._step.G),
             **self._schedulers.row(state.images),
             "Diversity/fake_over_real": self._diversity(tracker),
             "Optim/rollbacks": state.num_rollbacks,
-            "Data/substituted": sum(self._world.gather(state.num_substituted)),
+            "Data/replaced": sum(self._world.gather(state.num_replaced)),
             **speed,
             **(self._system.row() if self._system is not None else {}),
         }
         if not keep:
             state.num_skipped += num_skipped
-            state.num_substituted = 0
+            state.num_replaced = 0
         return row
 
     def _diversity(self, tracker: Tracker) -> float:

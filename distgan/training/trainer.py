@@ -232,7 +232,7 @@ class Trainer:
                 batch = next(self.stream)
             except DataError as error:
                 raise error.on_rank(self.world.rank) from None
-        self.state.num_substituted += batch.num_substituted
+        self.state.num_replaced += batch.num_replaced
         if self.audit is not None:
             self.audit.write(batch)
         images, degraded = (

@@ -135,8 +135,8 @@ class Meter:
             mean, square, sign = (sums[f"{x} of {kind} logits"] / max(1, sums[f"{kind} logits"]) for x in STATISTICS)
             row[f"Logits/{kind}_mean"], row[f"Logits/sign_{kind}"] = mean, sign
             row[f"Logits/{kind}_std"] = math.sqrt(max(0.0, square - mean**2))
-        row["Logits/gap"] = row["Logits/real_mean"] - row["Logits/fake_mean"]
-        row["Logits/acc"] = sums["pairs in the right order"] / max(1, sums["pairs"])
+        row["Logits/real_minus_fake"] = row["Logits/real_mean"] - row["Logits/fake_mean"]
+        row["Logits/D_accuracy"] = sums["pairs in the right order"] / max(1, sums["pairs"])
         row |= {f"Optim/grad_norm_{net}": sums[f"norm {net}"] / max(1, sums[f"steps {net}"]) for net in NETS}
         return row | {"Optim/skipped_steps": sum(sums[f"skipped {net}"] for net in NETS)}
 

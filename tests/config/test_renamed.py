@@ -1,5 +1,6 @@
-"""Names of settings that earlier versions used: none of them works, and each gives one line with the new name."""
+"""Names that earlier versions used: none of them works, and each gives one line with the new name."""
 
+import argparse
 import hashlib
 import json
 from pathlib import Path
@@ -8,10 +9,11 @@ from typing import Literal, get_args, get_origin
 import pytest
 from runs import untrained
 
+from distgan.cli.arguments import build_parser
 from distgan.cli.main import main
 from distgan.config.docs import help_keys
 from distgan.config.load import from_dict, load, load_to_evaluate, to_yaml
-from distgan.config.renamed import RENAMED, RENAMED_VALUES, new_name
+from distgan.config.renamed import RENAMED, RENAMED_OPTIONS, RENAMED_VALUES, new_name
 from distgan.config.schema import Config, leaves, to_dict
 from distgan.errors import ConfigError
 from distgan.inference.trained_generator import load_generator
@@ -110,3 +112,16 @@ def test_a_checkpoint_and_an_export_of_an_earlier_version_are_refused_in_one_lin
     description.write_text(json.dumps(told))
     with pytest.raises(ConfigError, match=r"an earlier version .*data\.crop=squeeze is now data\.crop=stretch"):
         load_generator(out)
+
+
+@pytest.mark.parametrize(("command", "old"), RENAMED_OPTIONS)
+def test_an_old_option_gives_its_new_name(command: str, old: str, capsys: pytest.CaptureFixture) -> None:
+    new = RENAMED_OPTIONS[command, old]
+    commands = next(x for x in build_parser()._actions if isinstance(x, argparse._SubParsersAction)).choices
+    assert new in commands[command]._option_string_actions
+    assert old not in commands[command]._option_string_actions
+    for words in ([old, "0.5"], [f"{old}=0.5"]):
+        with pytest.raises(SystemExit) as left:
+            main([command, "here", *words])
+        assert left.value.code == 2
+        assert capsys.readouterr().err.splitlines()[-1] == f"distgan: error: {old}: did you mean {new}?"

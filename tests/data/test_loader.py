@@ -259,7 +259,7 @@ def test_substitutes_are_counted_and_told(damaged_folder: Path, start_stream: Ca
     stream = start_stream(data, batch=17, max_corrupt_fraction=0.2)
     ids = Plan(data.counts, LAYOUT, seed=3).ids(np.arange(51)).reshape(3, 17)
     for row in ids:
-        assert next(stream).num_substituted == len(DAMAGED & set(row.tolist()))
+        assert next(stream).num_replaced == len(DAMAGED & set(row.tolist()))
     assert set(stream.bad) == DAMAGED
     found = stream.newly_damaged()
     assert len(found) == len(DAMAGED)

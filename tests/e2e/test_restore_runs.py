@@ -198,7 +198,7 @@ def test_what_cannot_be_restored_is_refused_with_the_way_out(
         (["--as", "shards"], "become png or grid"),
         (["--as", "grid", "--out", str(tmp_path / "g")], "a grid is a file that ends in .png"),
         (["--columns", "0"], "--columns 0: at least 1"),
-        (["--filter", "0.5"], "leave them out with --input"),
+        (["--keep-best", "0.5"], "leave them out with --input"),
         (["--num", "0"], "--num 0: at least 1"),
         (["--labels", "3"], "this generator was trained without classes"),
     ):

@@ -96,7 +96,7 @@ def test_legs_on_other_ranks_see_the_same_samples_and_agree(tmp_path: Path, conf
     rows = {row["Progress/images"]: row for row in metrics(whole)}
     compared = 0
     for row in metrics(legs):
-        for name in ("Loss/D", "Loss/G", "Loss/r1", "Loss/r2", "Logits/gap"):
+        for name in ("Loss/D", "Loss/G", "Loss/r1", "Loss/r2", "Logits/real_minus_fake"):
             assert row[name] == pytest.approx(rows[row["Progress/images"]][name], rel=1e-4), (
                 row["Progress/images"],
                 name,

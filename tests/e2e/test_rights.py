@@ -67,7 +67,7 @@ def test_a_checkpoint_from_elsewhere_runs_no_command(
     generate = ["generate", str(checkpoint), "--num", "4", "--out"]
     commands = (
         ["evaluate", str(checkpoint), "eval.extractor=toy", "eval.num_images=32"],
-        [*generate, str(tmp_path / "o"), "--filter", "0.5", "--filter-by", "distance"],
+        [*generate, str(tmp_path / "o"), "--keep-best", "0.5", "--filter-by", "nearest-real"],
         [*generate, str(tmp_path / "p")],
         ["export", str(checkpoint), str(tmp_path / "exported")],
     )

@@ -56,7 +56,15 @@ def test_what_a_run_leaves_behind(tmp_path: Path, config: Path, capsys: pytest.C
     rows = metrics(run)
     assert [row["Progress/images"] for row in rows] == [120, 240, 360, 480, 600]
     assert all(np.isfinite(list(row.values())).all() for row in rows)
-    for key in ("Loss/D", "Loss/G", "Loss/r1", "Logits/gap", "Logits/sign_real", "Optim/lr_G", "Progress/epoch"):
+    for key in (
+        "Loss/D",
+        "Loss/G",
+        "Loss/r1",
+        "Logits/real_minus_fake",
+        "Logits/sign_real",
+        "Optim/lr_G",
+        "Progress/epoch",
+    ):
         assert key in rows[0]
     assert all(key.count("/") == 1 for key in rows[0])
     for row in map(json.loads, (run / "metrics.jsonl").read_text().splitlines()):
@@ -310,7 +318,7 @@ def test_damaged_samples_are_listed_once_whatever_happens(tmp_path: Path) -> Non
     ]
     assert all("damaged" in row["reason"] for row in listed)
     assert (run / "log.txt").read_text().count("another takes its place") == 2
-    assert sum(row["Data/substituted"] for row in metrics(run)) == 6  # two of 240 samples, three times
+    assert sum(row["Data/replaced"] for row in metrics(run)) == 6  # two of 240 samples, three times
 
 
 @pytest.mark.parametrize("where", ["add_metrics", "write_config", "_note_environment"])
@@ -434,7 +442,7 @@ def test_wandb_gets_rows_and_pictures_offline(tmp_path: Path, config: Path, monk
         capture_output=True, text=True, timeout=60, check=True,
     )  # fmt: skip
     text = read.stdout
-    assert "Samples/ema_fixed" in text
+    assert "Samples/fakes_ema" in text
     assert "Samples/reals" in text
     assert "Loss/D" in text
     images = sorted((folder / "files" / "media" / "images" / "Samples").glob("*.jpg"))
@@ -465,7 +473,7 @@ def test_the_worst_real_images_come_first(tmp_path: Path, config: Path, monkeypa
 
 def test_load_of_nodes_is_logged_where_it_is_asked_for(tmp_path: Path, config: Path) -> None:
     assert train(config, tmp_path / "run", "train.images=120", "run.log_system_metrics=true") == 0
-    assert "Nodes/0_cpu_pct" in metrics(tmp_path / "run")[0]
+    assert "System/node0_cpu_pct" in metrics(tmp_path / "run")[0]
 
 
 def test_a_run_whose_first_step_is_slow_says_what_to_expect(

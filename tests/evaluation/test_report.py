@@ -120,12 +120,12 @@ def test_pictures_are_compared_with_shards_and_copies_are_found(
     tmp_path: Path, digits: Path, pictures: Path, capsys: pytest.CaptureFixture
 ) -> None:
     out = tmp_path / "report.json"
-    assert evaluate(pictures, "eval.extractor=toy", f"eval.reference={digits}", "--memorisation", "--out", out) == 0
+    assert evaluate(pictures, "eval.extractor=toy", f"eval.reference={digits}", "--memorization", "--out", out) == 0
     found = json.loads(out.read_text())
     assert found["seeds"] is None
     assert found["subject"]["num"] == 300
     assert found["classes"]["probe_generated"] > 0.7  # digits with noise are read as what they are
-    copies = found["memorisation"]
+    copies = found["memorization"]
     assert copies["exact_copies"] == 4
     assert copies["nearness"] < 1
     assert copies["whole_training_set"]
@@ -140,8 +140,8 @@ def test_held_out_images_tell_what_nearness_is_usual(tmp_path: Path, digits: Pat
     unseen, out = tmp_path / "unseen", tmp_path / "report.json"
     pack(str(pictures), str(unseen), Options(resolution=16), workers=1)
     own = ("eval.extractor=toy", f"eval.reference={digits}", "eval.metrics=fd", "--out", out)
-    assert evaluate(pictures, *own, "--memorisation", "--heldout", unseen) == 0
-    found = json.loads(out.read_text())["memorisation"]
+    assert evaluate(pictures, *own, "--memorization", "--holdout", unseen) == 0
+    found = json.loads(out.read_text())["memorization"]
     assert found["nearness"] == pytest.approx(1)
     assert found["compared_with"] == "held-out images"
 
@@ -200,7 +200,7 @@ def test_targets_that_are_none_are_told(
         ((tmp_path / "none",), 3, "no such file or folder"),
         ((pictures,), 2, "name the real images: eval.reference=SHARDS"),
         ((pictures, "data.resolution=32", f"eval.reference={digits}"), 2, "has pictures of 16 pixels"),
-        ((pictures, f"eval.reference={digits}", "--memorisation", "eval.labels=x"), 0, ""),
+        ((pictures, f"eval.reference={digits}", "--memorization", "eval.labels=x"), 0, ""),
     ):
         assert evaluate(*arguments, "eval.extractor=toy") == code, told
         assert told in capsys.readouterr().err
@@ -244,11 +244,11 @@ def test_features_that_are_not_finite_give_no_values(run: Path, monkeypatch: pyt
 
     monkeypatch.setattr(GeneratedImages, "read", spoilt_read)
     monkeypatch.setattr(Toy, "forward", spoilt_forward)
-    assert evaluate(run, *TOY, "eval.metrics=[fd,kid]", "--memorisation") == 0
+    assert evaluate(run, *TOY, "eval.metrics=[fd,kid]", "--memorization") == 0
     found = report(run)
     assert all(value["mean"] is None and value["per_seed"] == [None] * 3 for value in found["values"].values())
     assert "200 of 200 images have features that are not finite: no values" in found["warnings"]
-    assert not {"classes", "memorisation"} & found.keys()
+    assert not {"classes", "memorization"} & found.keys()
 
 
 def test_what_cannot_be_told_of_statistics_is_refused_before_anything_is_measured(
@@ -256,9 +256,9 @@ def test_what_cannot_be_told_of_statistics_is_refused_before_anything_is_measure
 ) -> None:
     file = tmp_path / "real.npz"
     np.savez(file, mu=np.zeros(32), sigma=np.eye(32))
-    assert evaluate(run, *TOY, f"eval.reference={file}", "--memorisation") == 2
+    assert evaluate(run, *TOY, f"eval.reference={file}", "--memorization") == 2
     error = capsys.readouterr().err
-    assert "--memorisation needs the real images themselves: name shards in eval.reference" in error
+    assert "--memorization needs the real images themselves: name shards in eval.reference" in error
     assert "seed 0" not in error
 
 
@@ -295,7 +295,7 @@ def test_pictures_of_some_classes_are_compared_with_those(
 
 
 def test_the_selfcheck_prints_published_values_beside_ours(capsys: pytest.CaptureFixture) -> None:
-    assert evaluate("--selfcheck") == 0
+    assert evaluate("--self-test") == 0
     told = capsys.readouterr().out
     assert len(re.findall(r"arithmetic +\S+ +\S+  agrees$", told, re.MULTILINE)) == 7
     assert re.search(r"FID, 5000 \+ 5000 of CIFAR-10 +10.32333 +not computed  name CIFAR-10", told)
@@ -312,9 +312,9 @@ def test_the_selfcheck_on_shards_computes_what_it_names(
     toy = open_extractor("toy")
     monkeypatch.setattr(selfcheck, "open_extractor", lambda *_: toy)
     shards = (f"data.shards={paths['train']}", f"eval.reference={paths['test']}")
-    assert evaluate("--selfcheck", *shards) == 0
+    assert evaluate("--self-test", *shards) == 0
     assert "CIFAR-10's train set has 50,000 images, these shards 50" in capsys.readouterr().out
     monkeypatch.setattr(selfcheck, "NUM_CIFAR", {"train": 50, "test": 40})
     monkeypatch.setattr(selfcheck, "NUM_DRAWN", 30)
-    assert evaluate("--selfcheck", *shards) == 1
+    assert evaluate("--self-test", *shards) == 1
     assert capsys.readouterr().out.count("DIFFERS") == 4

@@ -69,7 +69,7 @@ def training_on(path: Path) -> Callable[[], str]:
         dataset = Dataset([str(path)], source)
         plan = Plan(dataset.counts, Layout.choose(dataset.num_samples, dataset.mean_bytes, 2), seed=0)
         with Stream(dataset, plan, batch=2, resolution=16, max_corrupt_fraction=0.5) as stream:
-            assert next(stream).num_substituted == 1
+            assert next(stream).num_replaced == 1
             bad = stream.newly_damaged()
         source.close()
         assert [(one["key"], one["reason"]) for one in bad] == [("bad", "a file of more than 512 MiB")], bad

@@ -312,7 +312,7 @@ def resumed(folder: Path) -> Iterator[Case]:
         change()
         trainer.checkpointer.load(path)
         now, schedulers = trainer.state, trainer.schedulers
-        assert min(now.images, now.iterations, now.train_sec, now.num_substituted) >= 0
+        assert min(now.images, now.iterations, now.train_sec, now.num_replaced) >= 0
         schedulers.step_hyperparams(now.images), schedulers.row(now.images)
         trainer.step.meter.flush()
         assert trainer.checkpointer.layout.lanes > 0

@@ -18,7 +18,7 @@ def rows(num: int = 40, *, every: int = 1000, **more: float) -> list[dict[str, f
             "Loss/D": 1 / i,
             "Loss/G": 0.5 + 0.1 * math.sin(i),
             "Loss/gp": 0.0,
-            "Logits/gap": float(i),
+            "Logits/real_minus_fake": float(i),
             "Optim/grad_norm_D": 10.0 ** (-i / 10),
             "Optim/grad_norm_G": 2.0,
             "Perf/img_per_sec": 500.0,

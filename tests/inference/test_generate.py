@@ -87,7 +87,7 @@ def test_the_card_says_where_the_images_come_from(tmp_path: Path, run: Path) -> 
     told = card["generated"]
     assert (told["run"], told["checkpoint"], told["images"]) == ("run", checkpoint.name, 1000)
     assert told["sha256"] == load_generator(checkpoint).origin["sha256"]
-    assert (told["seed"], told["num"], told["labels"], told["filter"]) == (3, 200, [2, 0], 1)
+    assert (told["seed"], told["num"], told["labels"], told["keep_best"]) == (3, 200, [2, 0], 1)
     assert (card["samples"], card["candidates"], card["class_counts"]) == (200, 200, [100, 0, 100])
     assert card["config"]["model"] == load_checkpoint(checkpoint)[1]["config"]["model"]
     assert str(tmp_path.parent) not in json.dumps(card)  # places of this machine
@@ -123,7 +123,7 @@ def test_a_killed_set_is_gone_on_with_and_ends_the_same(tmp_path: Path, run: Pat
 def test_the_filter_keeps_what_is_nearest_to_real_images(tmp_path: Path) -> None:
     digits = make_digits(tmp_path / "digits")
     run = untrained(tmp_path / "run", f"data.shards={digits}", "eval.extractor=toy")
-    generate(str(run), 40, str(tmp_path / "png"), kind="png", seed=3, share=0.4, filter_by="distance")
+    generate(str(run), 40, str(tmp_path / "png"), kind="png", seed=3, share=0.4, filter_by="nearest-real")
     files = {int(path.stem) for path in (tmp_path / "png").rglob("*.png")}
     toy, reals = open_extractor("toy"), []
     with np.load(Path(data.__file__).parent / "digits.npz") as scans:
@@ -203,7 +203,7 @@ def test_what_stands_in_the_way_of_a_set_is_named(tmp_path: Path, run: Path, cap
     (tmp_path / "notes" / "notes.txt").write_text("mine")
     for source, out, arguments, told in (
         (run, "half", ["--seed", "1"], "holds another set (seed 3 instead of 1): to go on, ask for that"),
-        (run, "half", ["--seed", "3", "--filter", "0.5"], "filter 1.0 instead of 0.5"),
+        (run, "half", ["--seed", "3", "--keep-best", "0.5"], "keep_best 1.0 instead of 0.5"),
         (other, "half", ["--seed", "3"], "images of run, step-000000001000, not of other, step-000000001000"),
         (run, pack.name, [], "shards that were not generated"),
         (run, "notes", [], "holds 'notes.txt', which is not of a generated set: choose another folder"),
@@ -271,7 +271,8 @@ def test_sets_without_classes_have_no_labels(tmp_path: Path) -> None:
 
 def test_a_video_shows_every_class_on_one_walk(tmp_path: Path, run: Path) -> None:
     assert (
-        main(["generate", str(run), "--num", "8", "--as", "video", "--stops", "4", "--out", f"{tmp_path}/v.webp"]) == 0
+        main(["generate", str(run), "--num", "8", "--as", "video", "--keyframes", "4", "--out", f"{tmp_path}/v.webp"])
+        == 0
     )
     stops = list(load_generator(run, "cpu").pictures([0, 0, 0, 1, 1, 1], labels=[0, 1, 2] * 2))
     with Image.open(tmp_path / "v.webp") as file:
@@ -291,8 +292,8 @@ def test_what_cannot_be_generated_is_refused_with_the_way_out(
     out = str(tmp_path / "x")
     for source, arguments, told in (
         (run, ["--num", "0"], "--num 0: at least 1"),
-        (run, ["--filter", "0"], "--filter 0: 0.0001 to 1"),
-        (run, ["--filter", "nan"], "--filter nan"),
+        (run, ["--keep-best", "0"], "--keep-best 0: 0.0001 to 1"),
+        (run, ["--keep-best", "nan"], "--keep-best nan"),
         (run, ["--shard-images", "-1"], "--shard-images -1: at least 0"),
         (run, ["--labels", "3"], "the classes are 0 to 2"),
         (plain, ["--labels", "0"], "trained without classes"),
@@ -300,14 +301,18 @@ def test_what_cannot_be_generated_is_refused_with_the_way_out(
         (run, ["--balance", "--num", "10"], "choose --num 9 or 12"),
         (
             run,
-            ["--as", "grid", "--filter", "0.5"],
-            "--filter and --balance choose images of a set (--as png or shards)",
+            ["--as", "grid", "--keep-best", "0.5"],
+            "--keep-best and --balance choose images of a set (--as png or shards)",
         ),
         (run, ["--as", "grid"], f"--out {out}: a grid is a file that ends in .png"),
         (run, ["--as", "grid", "--out", f"{out}.jpg"], "a grid is a file that ends in .png"),
         (run, ["--as", "video"], "a video is a file that ends in .webp or .mp4"),
-        (run, ["--as", "video", "--out", f"{out}.webp", "--stops", "65"], "--stops 65: 2 to 64, the number of frames"),
-        (run, ["--as", "video", "--out", f"{out}.webp", "--stops", "1"], "--stops 1: 2 to 64"),
+        (
+            run,
+            ["--as", "video", "--out", f"{out}.webp", "--keyframes", "65"],
+            "--keyframes 65: 2 to 64, the number of frames",
+        ),
+        (run, ["--as", "video", "--out", f"{out}.webp", "--keyframes", "1"], "--keyframes 1: 2 to 64"),
         (run, ["--as", "video", "--out", f"{out}.webp", "--fps", "0"], "--fps 0: 1 to 240"),
         (run, ["--as", "video", "--out", str(tmp_path)], "is a folder, a video is one file"),
         (

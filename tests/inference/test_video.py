@@ -1,4 +1,4 @@
-"""The way through the latents: through the stops, on great circles, back to the start."""
+"""The way through the latents: through the keyframes, on great circles, back to the start."""
 
 from pathlib import Path
 
@@ -12,15 +12,15 @@ from distgan.inference import video
 
 
 def test_the_way_passes_the_stops_on_great_circles() -> None:
-    stops = torch.nn.functional.normalize(torch.randn(4, 6, generator=torch.Generator().manual_seed(0)), dim=1) * 3
-    way = video.path(stops, 40)
-    assert torch.allclose(way[::10], stops, atol=1e-6)
+    keyframes = torch.nn.functional.normalize(torch.randn(4, 6, generator=torch.Generator().manual_seed(0)), dim=1) * 3
+    way = video.path(keyframes, 40)
+    assert torch.allclose(way[::10], keyframes, atol=1e-6)
     assert torch.allclose(way.norm(dim=1), torch.full((40,), 3.0), atol=1e-5)  # a straight line would come nearer to 0
     following = torch.cat([way[1:], way[:1]])
     cosine = torch.nn.functional.cosine_similarity(way.double(), following.double())
     steps = torch.arccos(cosine).view(4, 10)  # the last of them leads to the first
     assert torch.allclose(steps, steps.mean(1, keepdim=True).expand(-1, 10), atol=1e-4)
-    between = torch.stack([stops[0], stops[1], way[5]])
+    between = torch.stack([keyframes[0], keyframes[1], way[5]])
     assert torch.linalg.matrix_rank(between, atol=1e-4) == 2
 
 
@@ -33,7 +33,9 @@ def test_latents_without_a_circle_through_them_are_joined_by_a_line() -> None:
 @pytest.mark.parametrize("num", [5, 7, 48])
 def test_any_number_of_frames_is_spread_evenly(num: int) -> None:
     angles = torch.tensor([0.0, 2.0, 4.0]) * torch.pi / 3
-    way = video.path(torch.stack([angles.cos(), angles.sin()], dim=1), num)  # stops on a circle: the way is the circle
+    way = video.path(
+        torch.stack([angles.cos(), angles.sin()], dim=1), num
+    )  # keyframes on a circle: the way is the circle
     expected = torch.arange(num) * 2 * torch.pi / num
     assert torch.allclose(way, torch.stack([expected.cos(), expected.sin()], dim=1), atol=1e-5)
 

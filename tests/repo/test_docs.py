@@ -56,7 +56,7 @@ def test_keys_in_the_table_of_troubles_exist() -> None:
 
 
 def test_the_glossary_has_every_key_that_the_code_logs() -> None:
-    code = "".join(p.read_text() for p in (ROOT / "distgan").rglob("*.py"))
+    code = "".join(p.read_text() for p in (ROOT / "distgan").rglob("*.py") if p.name != "renamed.py")  # of old names
     groups = "Progress|EMA|Loss|Logits|Optim|Diversity|Augment|Balance|Data|Perf|Resources|Restoration"
     logged = set(re.findall(rf'"((?:{groups})/\w+)"', code))
     told = set(re.findall(rf"`((?:{groups})/\w+)`", (ROOT / "docs/metrics.md").read_text()))

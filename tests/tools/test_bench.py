@@ -80,7 +80,7 @@ def test_the_table_adds_up_and_nothing_is_left(config: Path, scratch: Path, monk
     ],
 )
 def test_two_ranks_send_each_gradient_once(config: Path, scratch: Path, tmp_path: Path, way: str, times: float) -> None:
-    command = ["-m", "distgan", "bench", str(config), way, "--json", "--against", "alone"]
+    command = ["-m", "distgan", "bench", str(config), way, "--json", "--baseline", "alone"]
     command += ["--images", "1", "--rounds", "1"]
     assert run_ranks(2, command, tmp_path / "log", TMPDIR=str(scratch)) == [0, 0], output(tmp_path / "log", 2)
     text = Path(f"{tmp_path / 'log'}.0").read_text()

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from made_runs import jsonl, make_run, rows
 
+from distgan.config.renamed import RENAMED_LOG_KEYS
 from distgan.errors import ConfigError
 from distgan.metrics.names import better
 from distgan.tools.report.curves import names, panels, thinned
@@ -16,7 +17,7 @@ from distgan.tools.report.history import Series, read
 def test_numbers_by_thousands_of_images(tmp_path: Path) -> None:
     run = read(make_run(tmp_path / "r", rows(3)))
     assert run.series("Loss/D") == Series([1.0, 2.0, 3.0], [1.0, 1 / 2, 1 / 3])
-    assert run.last("Logits/gap") == 3
+    assert run.last("Logits/real_minus_fake") == 3
     assert run.problems == []
 
 
@@ -84,9 +85,21 @@ def test_panels_hold_what_there_is(tmp_path: Path) -> None:
     assert shown["Losses"] == ("Loss/D", "Loss/G")
     assert not {"Penalties", "Memory, peak", "eval_sec"} & set(shown)  # only zeros, nothing at all, no metric
     assert {panel.title: panel.keys for panel in panels([a, b])}["Penalties"] == ("Loss/gp",)
-    assert [panel.keys for panel in panels([a], ["Logits/gap"])] == [("Logits/gap",)]
-    with pytest.raises(ConfigError, match=r"no run has Logits/gapp; there are Loss/D, .*Logits/gap"):
+    assert [panel.keys for panel in panels([a], ["Logits/real_minus_fake"])] == [("Logits/real_minus_fake",)]
+    with pytest.raises(ConfigError, match=r"no run has Logits/gapp; there are Loss/D, .*Logits/real_minus_fake"):
         panels([a], ["Logits/gapp"])
+
+
+def test_an_old_log_key_gives_its_new_name(tmp_path: Path) -> None:
+    glossary = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text()
+    for old, new in RENAMED_LOG_KEYS.items():
+        assert f"`{new}`" in glossary
+        assert f"`{old}`" not in glossary
+        run = read(make_run(tmp_path / new, [{"Progress/images": 1, "Progress/kimg": 0.001, new: 1.0}]))
+        with pytest.raises(ConfigError, match=f"^{old} is now {new}$"):
+            panels([run], [old])
+        before = read(make_run(tmp_path / old, [{"Progress/images": 1, "Progress/kimg": 0.001, old: 1.0}]))
+        assert [panel.keys for panel in panels([before], [old])] == [(old,)]
 
 
 def test_runs_that_are_called_alike_are_named_by_their_paths(tmp_path: Path) -> None:

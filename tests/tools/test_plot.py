@@ -36,7 +36,7 @@ def test_one_run_is_drawn_into_its_folder(tmp_path: Path, capsys: pytest.Capture
 def test_several_runs_have_a_colour_each(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     a, b = make_run(tmp_path / "a"), make_run(tmp_path / "b", rows(10, Own_key=3.0))
     out = tmp_path / "both.png"
-    assert main(["plot", str(a), str(b), "--keys", "Logits/gap,Own/key", "--out", str(out)]) == 0
+    assert main(["plot", str(a), str(b), "--keys", "Logits/real_minus_fake,Own/key", "--out", str(out)]) == 0
     told = capsys.readouterr().out
     assert "warning: Own/key is not in a" in told
     assert "2 panel(s) of 2 run(s)" in told

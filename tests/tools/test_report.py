@@ -84,7 +84,12 @@ def test_all_of_a_run_stands_in_it(tmp_path: Path) -> None:
     for told in ("node7", "9.9", "/no/such/shards", "48", "0.5"):
         assert told in page.text["td"]
     assert "finished" in page.text["pre"]
-    assert {line["data-name"] for line in page.all("polyline")} >= {"Loss/D", "Loss/G", "Metrics/kid", "Logits/gap"}
+    assert {line["data-name"] for line in page.all("polyline")} >= {
+        "Loss/D",
+        "Loss/G",
+        "Metrics/kid",
+        "Logits/real_minus_fake",
+    }
 
 
 def test_it_needs_nothing_but_itself(tmp_path: Path) -> None:

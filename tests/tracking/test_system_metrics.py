@@ -20,11 +20,11 @@ def test_each_node_is_told_of_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(system_metrics, "sent_bytes", lambda: next(sent))
     monkeypatch.setattr(system_metrics.time, "monotonic", iter([10.0, 12.0]).__next__)
     row = NodeLoad(world).row()
-    assert row["Nodes/0_cpu_pct"] == 0.0
-    assert row["Nodes/1_cpu_pct"] == 2.0
-    assert row["Nodes/0_sent_mb_per_sec"] == 2.0
-    assert (row["Nodes/0_gpu_pct"], row["Nodes/1_gpu_pct"]) == (20.0, 50.0)
-    assert 0 < row["Nodes/0_mem_pct"] <= 100
+    assert row["System/node0_cpu_pct"] == 0.0
+    assert row["System/node1_cpu_pct"] == 2.0
+    assert row["System/node0_sent_mb_per_sec"] == 2.0
+    assert (row["System/node0_gpu_pct"], row["System/node1_gpu_pct"]) == (20.0, 50.0)
+    assert 0 < row["System/node0_mem_pct"] <= 100
 
 
 def test_a_gpu_that_does_not_say_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -43,4 +43,4 @@ def test_a_gpu_that_does_not_say_is_left_out(monkeypatch: pytest.MonkeyPatch) ->
 def test_a_machine_without_gpus_says_nothing_of_them() -> None:
     world = SimpleNamespace(size=1, local_size=1, device=torch.device("cpu"), gather=lambda mine: [mine])
     names = set(NodeLoad(world).row())
-    assert names == {"Nodes/0_cpu_pct", "Nodes/0_mem_pct", "Nodes/0_sent_mb_per_sec"}
+    assert names == {"System/node0_cpu_pct", "System/node0_mem_pct", "System/node0_sent_mb_per_sec"}

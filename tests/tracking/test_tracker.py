@@ -88,7 +88,7 @@ def test_no_fault_of_the_client_stops_a_run(
     assert (run / "log.txt").read_text().count(told) == 1
     if not broken:
         assert client.rows == [0, 120, 240, 360]
-        assert client.grids[0] >= {"Samples/reals", "Samples/ema_fixed"}  # of the networks as they begin
+        assert client.grids[0] >= {"Samples/reals", "Samples/fakes_ema"}  # of the networks as they begin
         assert (client.exit_code, client.summary) == (0, {"images": 360, "state": "finished"})
 
 
@@ -114,8 +114,8 @@ def test_a_resumed_run_sends_no_row_twice(tmp_path: Path, digits: Path, monkeypa
 def test_a_line_for_a_person() -> None:
     row = {
         "Progress/images": 25_000, "Perf/total_hours": 0.5, "Perf/sec_per_kimg": 72.0, "Perf/img_per_sec": 13.9,
-        "Loss/D": 1.25, "Loss/G": 0.5, "Loss/r1": 0.125, "Logits/gap": 2.0,
-        "Logits/acc": 0.875, "Perf/data_wait_pct": 3.0, "Resources/cpu_mem_gb": 1.5,
+        "Loss/D": 1.25, "Loss/G": 0.5, "Loss/r1": 0.125, "Logits/real_minus_fake": 2.0,
+        "Logits/D_accuracy": 0.875, "Perf/data_wait_pct": 3.0, "Resources/cpu_mem_gb": 1.5,
     }  # fmt: skip
     line = console_line(row, 100_000)
     assert line == (

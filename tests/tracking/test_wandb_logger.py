@@ -125,7 +125,7 @@ def test_what_arrives_at_a_server(tmp_path: Path, server: FakeWandb, monkeypatch
         first = images == 100
         logits = np.histogram([0.0, 1.0, 1.0], bins=2)
         run.log(
-            images, row, {"Samples/ema_fixed": grid} if first else {}, {"Hist/logits_real": logits} if first else {}
+            images, row, {"Samples/fakes_ema": grid} if first else {}, {"Hist/logits_real": logits} if first else {}
         )
     run.alert("New best", "fid", "INFO")
     run.finish(0, {"images": 300}, 30)

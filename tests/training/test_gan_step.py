@@ -212,4 +212,4 @@ def test_of_parts_the_score_is_reported() -> None:
         torch.testing.assert_close(torch.cat(seen), mean)
     row = step.meter.flush()
     assert row["Logits/real_mean"] == pytest.approx(means[0].mean().item(), rel=1e-5)
-    assert row["Logits/gap"] == pytest.approx((means[0].mean() - means[1].mean()).item(), rel=1e-4)
+    assert row["Logits/real_minus_fake"] == pytest.approx((means[0].mean() - means[1].mean()).item(), rel=1e-4)

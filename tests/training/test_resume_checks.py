@@ -199,7 +199,7 @@ def test_commands_say_which_checkpoint_they_take_and_take_the_best(
     for number, (path, why) in enumerate(asked):
         told = f"step-000000001000, after 1,000 images ({why})"
         for command in (
-            ["generate", str(path), "--num", "8", "--filter", "0.5", "--out", str(tmp_path / f"made-{number}")],
+            ["generate", str(path), "--num", "8", "--keep-best", "0.5", "--out", str(tmp_path / f"made-{number}")],
             ["export", str(path), str(tmp_path / f"exported-{number}")],
         ):
             caplog.clear()

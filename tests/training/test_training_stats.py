@@ -46,8 +46,8 @@ def test_means_are_those_of_all_images(monkeypatch: pytest.MonkeyPatch) -> None:
         "Logits/real_mean": real.mean().item(),
         "Logits/fake_std": fake.std(correction=0).item(),
         "Logits/sign_real": real.sign().mean().item(),
-        "Logits/gap": (real.mean() - fake.mean()).item(),
-        "Logits/acc": (real > fake).double().mean().item(),
+        "Logits/real_minus_fake": (real.mean() - fake.mean()).item(),
+        "Logits/D_accuracy": (real > fake).double().mean().item(),
     }
     assert {name: row[name] for name in expected} == pytest.approx(expected, rel=1e-6)
     assert not {"Loss/r2", "Loss/gp", "Loss/fm", "Loss/pixel"} & row.keys()  # which no step had
@@ -106,7 +106,7 @@ def test_what_is_not_finite_is_counted_and_left_out_of_the_means() -> None:
     assert "Loss/D 1 times, Loss/D_adv 1 times, Loss/r1 1 times" in told
     row = found.flush()
     expected = {"Loss/D": 3, "Loss/r1": 1, "Loss/G": 2, "Optim/grad_norm_D": 5, "Optim/grad_norm_G": 7}
-    expected |= {"Logits/real_mean": 1, "Logits/fake_mean": -1, "Logits/acc": 1}  # of those that are finite
+    expected |= {"Logits/real_mean": 1, "Logits/fake_mean": -1, "Logits/D_accuracy": 1}  # of those that are finite
     assert {name: row[name] for name in expected} == expected
     assert row["Optim/skipped_steps"] == 1
     assert all(math.isfinite(value) for value in row.values())

@@ -34,12 +34,12 @@ WITHOUT = {
 def refuse_more(config: Config) -> None:
     """Raise ConfigError where a config asks for more than the loop does."""
     if restores(config):
-        raise ConfigError("--against bare: the bare loop makes images of noise, and model.family=restore does not")
+        raise ConfigError("--baseline bare: the bare loop makes images of noise, and model.family=restore does not")
     for key, value in WITHOUT.items():
         group, name = key.split(".")
         if (set_to := getattr(getattr(config, group), name)) != value:
             written = value if value != "" else "''"
-            raise ConfigError(f"--against bare: the bare loop has no {key}={set_to}; compare with {key}={written}")
+            raise ConfigError(f"--baseline bare: the bare loop has no {key}={set_to}; compare with {key}={written}")
 
 
 class BareLoop:

@@ -40,7 +40,7 @@ def scaling(config: Config, arguments: Sequence[str], worlds: Sequence[int]) -> 
     rows = []
     for world in worlds:
         command = [*arguments, f"train.batch={world * config.train.batch}", "run.expected_world_size=0", "--json"]
-        found = json.loads(_group(command + ["--against", "alone"] * (world > 1), world, on_cpu=not num_gpus))
+        found = json.loads(_group(command + ["--baseline", "alone"] * (world > 1), world, on_cpu=not num_gpus))
         rows += [
             Row(f"{world} rank(s): {row['name']}", row["unit"], row["figures"])
             for row in found["rows"]

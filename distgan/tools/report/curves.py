@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from distgan.config.renamed import RENAMED_LOG_KEYS
 from distgan.errors import ConfigError
 from distgan.metrics.names import better
 from distgan.tools.report.history import History, Series
@@ -27,8 +28,8 @@ PANELS = (
     Panel("Losses", ("Loss/D", "Loss/G")),
     Panel("Penalties", (), optional=("Loss/r1", "Loss/r2", "Loss/gp", "Loss/fm")),
     Panel("Logits", ("Logits/real_mean", "Logits/fake_mean")),
-    Panel("Logits: real minus fake", ("Logits/gap",)),
-    Panel("D's verdicts", ("Logits/acc", "Logits/sign_real", "Logits/sign_fake")),
+    Panel("Logits: real minus fake", ("Logits/real_minus_fake",)),
+    Panel("D's verdicts", ("Logits/D_accuracy", "Logits/sign_real", "Logits/sign_fake")),
     Panel("Diversity of fakes over reals", ("Diversity/fake_over_real",)),
     Panel("Gradient norms", ("Optim/grad_norm_D", "Optim/grad_norm_G"), log=True),
     Panel("Learning rates", ("Optim/lr_D", "Optim/lr_G")),
@@ -48,6 +49,8 @@ def panels(runs: Sequence[History], keys: Sequence[str] = ()) -> list[Panel]:
     """
     known = list(dict.fromkeys(key for run in runs for key in run.log_keys()))
     if unknown := [key for key in keys if key not in known]:
+        if (new := RENAMED_LOG_KEYS.get(unknown[0])) in known:
+            raise ConfigError(f"{unknown[0]} is now {new}")
         there = ", ".join(key for key in known if not key.startswith("Progress/"))
         raise ConfigError(f"no run has {', '.join(unknown)}; there are {there or 'no numbers yet'}")
     if keys:

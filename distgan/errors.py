@@ -12,7 +12,7 @@ HINTS_AMONG_RANKS = (
     ("another process is utilizing it", "set another MASTER_PORT, the same on all machines"),
     ("client socket has timed out", "is that address rank 0's, seen from here, and has rank 0 started?"),
     ("clients joined", "start the others too, with the same MASTER_ADDR and MASTER_PORT"),
-    (OTHERS_END, "another rank is gone: its own message tells why"),
+    (OTHERS_END, "another rank is gone: its own message says why"),
 )
 
 

@@ -6,7 +6,7 @@ from typing import NoReturn
 from distgan.storage.printable import printable
 from distgan.version import __version__
 
-BASELINE_HELP = "a reference that takes turns: a bare loop, or every rank alone; may be given twice"
+BASELINE_HELP = "a reference to compare with: a bare loop, or every rank alone; may be given twice"
 
 
 class Parser(argparse.ArgumentParser):
@@ -34,8 +34,8 @@ def build_parser() -> argparse.ArgumentParser:
     pack.add_argument("--crop", default="center", help="center (default) or stretch")
     pack.add_argument("--filter", default="lanczos", help="lanczos (default), area or bicubic")
     pack.add_argument("--image", default="png", help="png (default) or webp, both lossless, or jpg")
-    pack.add_argument("--quality", type=int, default=95, help="of jpg (default 95)")
-    pack.add_argument("--background", type=int, default=255, help="grey level under transparent pixels (default 255)")
+    pack.add_argument("--quality", type=int, default=95, help="quality of jpg (default 95)")
+    pack.add_argument("--background", type=int, default=255, help="gray level under transparent pixels (default 255)")
     pack.add_argument("--max-pixels", type=int, default=100_000_000, help="larger images are skipped (default 10^8)")
     range_help = "stored values that become black and white (default: 0 and the largest of the format)"
     pack.add_argument("--range", type=float, nargs=2, metavar=("LO", "HI"), help=range_help)
@@ -51,15 +51,15 @@ def build_parser() -> argparse.ArgumentParser:
         help="where labels are: folders, folders:LEVEL, archives, table, or a part such as cls or json:KEY "
         "(default: dataset.json, else cls, else folders)",
     )
-    pack.add_argument("--no-labels", action="store_true", help="take no labels over")
-    pack.add_argument("--image-part", default="", metavar="SUFFIX", help="pictures end in this, such as image.png")
-    pack.add_argument("--allow-corrupt", action="store_true", help="take the good samples of damaged shards")
+    pack.add_argument("--no-labels", action="store_true", help="leave labels out")
+    pack.add_argument("--image-part", default="", metavar="SUFFIX", help="suffix of the images, such as image.png")
+    pack.add_argument("--allow-corrupt", action="store_true", help="use the good samples of corrupt shards")
     pack.add_argument("--overwrite", action="store_true", help="replace what OUT holds")
 
     index = _command(
         commands,
         "index",
-        "make the index of plain WebDataset tars, and check them",
+        "write the index of plain WebDataset tars, and check them",
         "distgan index data/faces",
     )
     index.add_argument("shards", nargs="+", help="files, folders, globs or addresses")
@@ -67,12 +67,12 @@ def build_parser() -> argparse.ArgumentParser:
     train = _command(
         commands,
         "train",
-        "train a GAN, or go on with a run that stopped",
+        "train a GAN, or resume a run that stopped",
         "distgan train configs/folder128.yaml data.shards=data/faces run.dir=runs/faces",
         "accelerate launch --multi_gpu --num_processes 8 -m distgan train configs/cifar10.yaml train.batch=512",
     )
     _takes_config(train)
-    train.add_argument("-n", "--dry-run", action="store_true", help="tell what would be done, and stop there")
+    train.add_argument("-n", "--dry-run", action="store_true", help="show what would be done, and stop there")
 
     check = _command(
         commands,
@@ -86,36 +86,42 @@ def build_parser() -> argparse.ArgumentParser:
     config = _command(
         commands,
         "config",
-        "print the resolved config, or every key there is",
+        "print the resolved config, or all keys",
         "distgan config configs/cifar10.yaml train.batch=256",
         "distgan config --help-keys loss",
         "distgan config --diff runs/faces configs/folder128.yaml",
     )
     config.add_argument("config", nargs="?", help="YAML file or run folder")
     config.add_argument("overrides", nargs="*", metavar="key=value")
-    config.add_argument("--ranks", type=int, default=0, help="refuse a batch that so many ranks cannot share")
-    config.add_argument("--help-keys", nargs="?", const="", metavar="GROUP", help="list the keys that begin with GROUP")
+    config.add_argument("--ranks", type=int, default=0, help="refuse a batch that this number of ranks cannot share")
+    config.add_argument("--help-keys", nargs="?", const="", metavar="GROUP", help="list the keys that start with GROUP")
     config.add_argument("--markdown", action="store_true", help="with --help-keys: all keys, as docs/config.md")
     config.add_argument("--diff", nargs=2, metavar=("A", "B"), help="how two configs or run folders differ")
 
     evaluate = _command(
         commands,
         "evaluate",
-        "numbers that tell how good generated images are",
+        "metrics of generated images",
         "distgan evaluate runs/faces eval.extractor=efficientnet_lite0",
         "distgan evaluate pictures/ eval.reference=data/faces --memorization",
     )
     evaluate.add_argument(
-        "target", nargs="?", default="", help="run, RUN/best, checkpoint, exported generator, or pictures"
+        "target", nargs="?", default="", help="run, RUN/best, checkpoint, exported generator, or images"
     )
     evaluate.add_argument("overrides", nargs="*", metavar="key=value", help="settings, such as eval.num_images=10k")
     evaluate.add_argument("--watch", action="store_true", help="measure each new checkpoint of a run that trains")
-    evaluate.add_argument("--self-test", action="store_true", help="published values beside those computed here")
-    evaluate.add_argument("--seeds", type=int, default=3, help="evaluations of as many images each (default 3)")
+    evaluate.add_argument("--self-test", action="store_true", help="compare values computed here with published ones")
+    evaluate.add_argument(
+        "--seeds", type=int, default=3, help="number of evaluations, each of eval.num_images images (default 3)"
+    )
     evaluate.add_argument("--out", default="", help="file of the report (default: in the run's evaluations/)")
     evaluate.add_argument("--memorization", action="store_true", help="look for copies of training images")
-    evaluate.add_argument("--holdout", default="", metavar="SHARDS", help="for that: images that were not trained on")
-    evaluate.add_argument("--statistics", default="", metavar="FILE", help="write those of the real images, as .npz")
+    evaluate.add_argument(
+        "--holdout", default="", metavar="SHARDS", help="for --memorization: images that were not trained on"
+    )
+    evaluate.add_argument(
+        "--statistics", default="", metavar="FILE", help="write the statistics of the real images, as .npz"
+    )
 
     generate = _command(
         commands,
@@ -127,29 +133,27 @@ def build_parser() -> argparse.ArgumentParser:
         "distgan generate runs/restored --input holiday/ --out clean/",
     )
     generate.add_argument("checkpoint", help="run folder, RUN/best, checkpoint or exported generator")
-    generate.add_argument("--num", type=int, help="how many; of a video, frames (default 64; of --input, all)")
-    generate.add_argument("--input", default="", metavar="SOURCE", help="pictures to restore: folder, archive, shards")
+    generate.add_argument("--num", type=int, help="number of images; of a video, frames (default 64; of --input, all)")
+    generate.add_argument("--input", default="", metavar="SOURCE", help="images to restore: folder, archive, shards")
     generate.add_argument("--out", required=True, help="folder (png, shards), .png (grid), .webp or .mp4 (video)")
     kinds = ("png", "shards", "grid", "video")
     generate.add_argument("--as", dest="kind", default="png", choices=kinds, help="png (default), ..., video")
     generate.add_argument("--seed", type=int, default=0, help="image i is a function of the seed and i (default 0)")
-    generate.add_argument(
-        "--labels", default="", help="classes to take in turn, as 0,3,7 or 0-9 (default: all learned)"
-    )
-    generate.add_argument("--columns", type=int, help="of the grid (default: a square, or a row per class)")
-    generate.add_argument("--keep-best", type=float, default=1.0, metavar="SHARE", help="keep this share, the best")
+    generate.add_argument("--labels", default="", help="classes used in turn, as 0,3,7 or 0-9 (default: all learned)")
+    generate.add_argument("--columns", type=int, help="columns of the grid (default: a square, or a row per class)")
+    generate.add_argument("--keep-best", type=float, default=1.0, metavar="SHARE", help="keep this fraction, the best")
     generate.add_argument(
         "--filter-by",
         default="discriminator",
         choices=("discriminator", "nearest-real"),
         help="what is best: D's logit, or features near to those of a real image (default discriminator)",
     )
-    generate.add_argument("--balance", action="store_true", help="equally many images of all classes")
+    generate.add_argument("--balance", action="store_true", help="the same number of images of each class")
     generate.add_argument("--shard-images", type=int, default=0, metavar="N", help="default 2048, fewer if large")
     generate.add_argument(
-        "--keyframes", type=int, default=0, help="latents that a video passes (default: one a second)"
+        "--keyframes", type=int, default=0, help="latents between which a video moves (default: one a second)"
     )
-    generate.add_argument("--fps", type=float, default=25, help="frames of a video in a second (default 25)")
+    generate.add_argument("--fps", type=float, default=25, help="frames of a video per second (default 25)")
 
     export = _command(
         commands,
@@ -166,19 +170,19 @@ def build_parser() -> argparse.ArgumentParser:
     plot = _command(
         commands,
         "plot",
-        "curves of one or several runs as a picture",
+        "draw the curves of one or several runs",
         "distgan plot runs/faces",
         "distgan plot runs/hinge runs/r3gan --keys Loss/D,Metrics/kid --out compared.svg",
     )
     plot.add_argument("runs", nargs="+", metavar="RUN", help="run folders")
     where = "plots/curves.png of the run; of several runs, curves.png in the current folder"
     plot.add_argument("--out", default="", help=f".png or .svg (default: {where})")
-    plot.add_argument("--keys", default="", metavar="A,B", help="log keys to draw (default: what tells how it goes)")
+    plot.add_argument("--keys", default="", metavar="A,B", help="log keys to draw (default: the main curves)")
 
     report = _command(
         commands,
         "report",
-        "a run as one HTML file: samples over time, curves, metrics, data, settings",
+        "write a run as one HTML file: samples over time, curves, metrics, data, settings",
         "distgan report runs/faces",
     )
     report.add_argument("run_folder", metavar="RUN", help="run folder")
@@ -187,7 +191,7 @@ def build_parser() -> argparse.ArgumentParser:
     doctor = _command(
         commands,
         "doctor",
-        "what this machine offers a run, and what is wrong with it",
+        "check this machine: GPUs, memory, network, packages",
         "distgan doctor",
         "distgan doctor --json > doctor.json",
     )
@@ -202,17 +206,23 @@ def build_parser() -> argparse.ArgumentParser:
     )
     _takes_config(bench)
     bench.add_argument("--baseline", action="append", default=[], choices=("bare", "alone"), help=BASELINE_HELP)
-    bench.add_argument("--scaling", default="", metavar="N,N", help="measure groups of so many ranks on this machine")
-    bench.add_argument("--sweep", choices=("micro_batch",), help="find the fastest that fits into memory")
-    bench.add_argument("--images", type=int, default=0, metavar="N", help="to train on in all (default: some seconds)")
-    bench.add_argument("--rounds", type=int, default=5, metavar="N", help="in which references take turns (default 5)")
+    bench.add_argument(
+        "--scaling", default="", metavar="N,N", help="measure groups of these numbers of ranks on this machine"
+    )
+    bench.add_argument("--sweep", choices=("micro_batch",), help="find the fastest value that fits into memory")
+    bench.add_argument(
+        "--images", type=int, default=0, metavar="N", help="images to train on in total (default: some seconds)"
+    )
+    bench.add_argument(
+        "--rounds", type=int, default=5, metavar="N", help="rounds in which references alternate (default 5)"
+    )
     bench.add_argument("--json", action="store_true", help="print the figures as JSON")
     return parser
 
 
 def _takes_config(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("config", help="YAML file or run folder")
-    about = "settings that win over the file's"
+    about = "settings that override the file's"
     # Where an argument is missing, argparse would name this one too if it had no default.
     parser.add_argument("overrides", nargs="*", default=[], metavar="key=value", help=about)
 

@@ -36,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _show_error(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
     """Python's last word on an error that nobody foresaw, as text."""
-    show(f"distgan: {kind.__name__}, which was not foreseen", *traceback_lines(error), file=sys.stderr)
+    show(f"distgan: {kind.__name__}, which was not expected", *traceback_lines(error), file=sys.stderr)
 
 
 def _written(code: int) -> int:
@@ -56,7 +56,7 @@ def _run(arguments: Sequence[str] | None) -> int:
     if words and not words[0].startswith("-") and words[0] not in COMMANDS:
         near = difflib.get_close_matches(words[0], COMMANDS, n=1)
         hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(COMMANDS)}"
-        parser.error(f"{words[0]!r} is no command: {hint}")
+        parser.error(f"{words[0]!r} is not a command: {hint}")
     for word in words[1:]:
         option = word.partition("=")[0]
         if new := RENAMED_OPTIONS.get((words[0], option)):
@@ -125,7 +125,7 @@ def _index(options: argparse.Namespace) -> int:
         show(describe(url, summary))
         for defect in summary["defects"]:
             defects += 1
-            show(f"{public(url)}: DAMAGED: {defect}", file=sys.stderr)
+            show(f"{public(url)}: CORRUPT: {defect}", file=sys.stderr)
     show(f"{samples:,} samples in {len(urls):,} shard(s), {defects} defect(s)")
     return 3 if defects else 0
 
@@ -242,7 +242,7 @@ def _evaluate(options: argparse.Namespace) -> int:
     if options.self_test:
         options.overrides = [text for text in (options.target, *options.overrides) if text]
     elif not options.target or "=" in options.target:
-        raise ConfigError("name a run folder, a checkpoint, or a folder of pictures")
+        raise ConfigError("name a run folder, a checkpoint, or a folder of images")
 
     _log_to_stderr()
     from distgan.config.load import load_to_evaluate

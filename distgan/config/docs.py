@@ -90,7 +90,7 @@ def help_keys(wanted: str = "") -> list[str]:
     found = [row for row in known if row.key.startswith(wanted)] or [row for row in known if wanted in row.key]
     if not found:
         groups = dict.fromkeys(row.key.split(".")[0] for row in known)
-        raise ConfigError(f"no settings begin with {wanted!r}; groups are {', '.join(groups)}")
+        raise ConfigError(f"no settings start with {wanted!r}; groups are {', '.join(groups)}")
     cells = [
         (row.key, row.type, row.default, row.unit, f"{row.family}: {row.about}" if row.family else row.about)
         for row in found
@@ -113,8 +113,8 @@ def markdown() -> list[str]:
         "",
         "A setting goes into a YAML file by group (`train: {batch: 64}`) or behind the command (`train.batch=64`).",
         "Numbers of images may be written `25000`, `25k` or `1.5M`. A schedule is a number, or `[first, last]`:",
-        "it then goes from the first to the last over `train.schedule_images` images. What has a * may be changed when",
-        "a run is taken up again.",
+        "it then goes from the first to the last over `train.schedule_images` images. A setting with a * may change",
+        "when a run is resumed.",
     ]
     group = ""
     for row in rows():
@@ -131,7 +131,7 @@ def diff(first: Config, second: Config) -> list[str]:
     """Settings that differ, in two parts: those that change the training, and those that a resumed run may change."""
     free, others = changes(first, second)
     parts = []
-    for title, found in (("change the training:", others), ("may change when a run is taken up again:", free)):
+    for title, found in (("change the training:", others), ("may change when a run is resumed:", free)):
         if found:
             cells = [(f"  {name}", _shown(old), "->", _shown(new)) for name, (old, new) in sorted(found.items())]
             parts += [title, *table(cells)]

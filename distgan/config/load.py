@@ -114,7 +114,7 @@ def _merged(layers: Sequence[tuple[str, dict]], own: Sequence[tuple[str, dict]],
     for i, (layer, values) in enumerate([*layers, *own]):
         for name, value in _flat(values):
             if not _KEY.fullmatch(name):  # it may be a line of any file
-                mistakes.append(f"{layer}: a key of {len(name):,} characters that is no name of a setting")
+                mistakes.append(f"{layer}: a key of {len(name):,} characters, which is not the name of a setting")
                 continue
             if line := new_name(name, value):
                 mistakes.append(f"{layer}: {line}")
@@ -251,7 +251,7 @@ def _files(file: Path, chain: tuple[Path, ...], read: list[Path], is_saved: bool
         is_saved: Whether a run wrote it: it is a file of the run's folder, and has no bases.
     """
     if file in chain:
-        raise ConfigError("base: goes round in a circle: " + " -> ".join(map(str, [*chain, file])))
+        raise ConfigError("base: is circular: " + " -> ".join(map(str, [*chain, file])))
     read.append(file)
     if len(read) > MAX_FILES:
         raise ConfigError(f"{chain[0]}: base: names more than {MAX_FILES} files, one through the other")
@@ -267,7 +267,7 @@ def _files(file: Path, chain: tuple[Path, ...], read: list[Path], is_saved: bool
         wanted = f"{chain[-1]}: base {file}" if chain else str(file)
         raise ConfigError(f"{wanted}: no such file{hint}") from None
     except yaml.reader.ReaderError:  # which is what YAML says of bytes such as zero
-        raise ConfigError(f"{file}: this is no text, so it is no config: name a YAML file or a run folder") from None
+        raise ConfigError(f"{file}: not text, so not a config: name a YAML file or a run folder") from None
     except (yaml.YAMLError, OmegaConfBaseException, *yaml_text.BAD_VALUES) as error:
         raise ConfigError(f"{file}: not readable as YAML: {yaml_text.problem(error)}") from None
     if not isinstance(values, dict):
@@ -303,7 +303,7 @@ def _override_layers(overrides: Sequence[str]) -> Iterator[tuple[str, dict]]:
                 texts = {part: texts}
             yield layer, _as_typed(values, texts)
         except (yaml.YAMLError, OmegaConfBaseException, UnicodeError) as error:
-            raise ConfigError(f"{layer}: the value is no YAML, quote it: {_first_line(error, text)}") from None
+            raise ConfigError(f"{layer}: the value is not YAML, quote it: {_first_line(error, text)}") from None
         except yaml_text.BAD_VALUES as error:
             raise ConfigError(f"{layer}: {yaml_text.problem(error)}") from None
 

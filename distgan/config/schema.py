@@ -42,12 +42,14 @@ def key(
 @dataclass
 class Run:
     dir: str = key("", "run folder; empty: runs/<name of the config file>", free=True)
-    resume: str = key("auto", "auto: go on from the newest good checkpoint; never; or a checkpoint folder", free=True)
+    resume: str = key("auto", "auto: resume from the newest good checkpoint; never; or a checkpoint folder", free=True)
     expected_world_size: int = key(0, "refuse to run on any other number of ranks; 0: any", free=True, low=0)
-    timeout_sec: int = key(600, "how long a rank waits for another before the run fails", free=True, low=10, high=10**6)
-    log_system_metrics: bool = key(False, "log how busy every node is, as System/node<n>_...", free=True)
-    allow_config_change: bool = key(False, "resume although settings differ that change the training", free=True)
-    allow_data_change: bool = key(False, "resume although the shards are not those of the start", free=True)
+    timeout_sec: int = key(
+        600, "seconds that a rank waits for another before the run fails", free=True, low=10, high=10**6
+    )
+    log_system_metrics: bool = key(False, "log the load of every node, as System/node<n>_...", free=True)
+    allow_config_change: bool = key(False, "resume although settings that change the training differ", free=True)
+    allow_data_change: bool = key(False, "resume although the shards differ from those at the start", free=True)
 
 
 @dataclass
@@ -58,18 +60,18 @@ class Data:
     resolution: int = key(0, "side of the images in pixels; others are cropped and resized to it", low=8, high=1024)
     classes: int = key(0, "number of classes; 0: largest label plus one", low=0, high=1_000_000)
     balance: Literal["none", "classes"] = key("none", "show every sample, or every class, equally often")
-    image_key: str = key("", "suffix of the image part; empty: told from the names")
+    image_key: str = key("", "suffix of the image part; empty: found from the names")
     holdout: int = key(
         0, "images kept out of training, always the same ones; restore is measured on them", unit="images", low=0
     )
     resize_filter: Literal["lanczos", "area", "bicubic"] = key("lanczos", "resampling of images of another size")
     crop: Literal["center", "stretch"] = key("center", "how other proportions become square")
-    flip: bool = key(False, "mirror half of the real images, anew in each epoch")
-    max_pixels: int = key(100_000_000, "larger images count as damaged", low=1, high=178_000_000)
+    flip: bool = key(False, "mirror half of the real images, chosen again in each epoch")
+    max_pixels: int = key(100_000_000, "larger images count as corrupt", low=1, high=178_000_000)
     max_corrupt_fraction: float = key(
-        0.01, "share of damaged images above which the run fails", free=True, low=0, high=1
+        0.01, "share of corrupt images above which the run fails", free=True, low=0, high=1
     )
-    allow_corrupt: bool = key(False, "use the good samples of damaged shards")
+    allow_corrupt: bool = key(False, "use the good samples of corrupt shards")
     allow_pipe: bool = key(
         False, "run the shell commands of pipe: addresses; counts on the command line only", free=True, personal=True
     )
@@ -79,17 +81,17 @@ class Data:
     scaled_decode: bool = key(
         False, "decode JPEGs at a fraction that is still twice the resolution: faster where they are far larger"
     )
-    prefetch: int = key(0, "batches made ahead; 0: as many as data.prefetch_mb holds", free=True, low=0, high=64)
+    prefetch: int = key(0, "batches made ahead; 0: what data.prefetch_mb holds", free=True, low=0, high=64)
     prefetch_mb: int = key(64, "memory for batches made ahead, each rank; at least 2, at most 16", free=True, low=1)
     cache_mb: int = key(1024, "memory for bytes of remote shards, each rank", free=True, low=64)
     cache_dir: str = key("", "folder on a disk of each node where bytes of remote shards are kept too", free=True)
-    cache_dir_gb: float = key(100.0, "how much of data.cache_dir may be used", free=True, low=0.01)
-    timeout_sec: float = key(120, "how long one read may go on trying", free=True, low=1)
+    cache_dir_gb: float = key(100.0, "largest size of data.cache_dir", free=True, low=0.01)
+    timeout_sec: float = key(120, "seconds after which one read stops retrying", free=True, low=1)
     audit: bool = key(False, "write a line for every consumed sample to audit/rank<r>.jsonl", free=True)
     shuffle_lanes: int = key(
         0, "places of the data set that a batch is mixed from; 0: chosen at the start", low=0, high=2**22
     )
-    shuffle_block: int = key(0, "neighbours that are read together; 0: chosen at the start", low=0, high=2**20)
+    shuffle_block: int = key(0, "neighbors that are read together; 0: chosen at the start", low=0, high=2**20)
     shuffle_window: int = key(0, "rows of a lane that are shuffled together; 0: chosen at the start", low=0, high=2**12)
 
 
@@ -99,12 +101,12 @@ class Model:
     z_dim: int = key(128, "length of the latent vector", low=1, high=2**16)
     conditional: bool = key(False, "whether G and D know the class")
     minibatch_layer: Literal["none", "stddev", "discrimination"] = key(
-        "none", "what D is told of how images differ from others in their group (model.minibatch_group_size)"
+        "none", "layer that shows D how images differ from others in their group (model.minibatch_group_size)"
     )
     minibatch_group_size: int = key(
-        0, "neighbours in a batch that model.minibatch_layer and loss.feature_matching compare; 0: all of a pass", low=0
+        0, "neighbors in a batch that model.minibatch_layer and loss.feature_matching compare; 0: all of a pass", low=0
     )
-    dropout: float = key(0.0, "share of D's last features that are dropped in training", low=0, high=0.95)
+    dropout: float = key(0.0, "fraction of D's last features dropped in training", low=0, high=0.95)
     G: dict = key({}, "the generator's own settings (see its family)")
     D: dict = key({}, "the discriminator's own settings (see its family)")
 
@@ -129,11 +131,11 @@ class Loss:
     gp: list[float] = key([0.0], "lambda of the WGAN-GP penalty", unit="schedule", low=0)
     weight_clip: float = key(0.0, "bound on D's weights (WGAN); 0: none", low=0)
     label_smoothing: float = key(
-        0.0, "one-sided label smoothing: how far below 1 the target for real images lies", low=0, high=0.5
+        0.0, "one-sided label smoothing: the target for real images is 1 minus this", low=0, high=0.5
     )
     feature_matching: float = key(0.0, "weight of G's distance to real images in the mean of D's features", low=0)
     penalty_interval: int = key(
-        1, "D steps from one application of r1, r2 and gp to the next, which is as much stronger", low=1
+        1, "D steps from one application of r1, r2 and gp to the next; their weight is multiplied by it", low=1
     )
 
 
@@ -141,24 +143,24 @@ class Loss:
 class Restore:
     degrade: list[dict] = key(
         [],
-        "what makes degraded pictures of clean ones, in turn, as [{blur: [0.5, 2]}, {noise: 25, p: 0.5}] "
+        "steps that degrade clean images, in this order, as [{blur: [0.5, 2]}, {noise: 25, p: 0.5}] "
         f"({', '.join(degrade_spec.KINDS)}); empty: the shards hold pairs",
     )
-    pixel_loss: Literal["l1", "l2", "charbonnier"] = key("l1", "distance of restored from clean pictures")
-    pixel_weight: float = key(100.0, "weight of that distance in G's loss, next to what D says", low=0)
+    pixel_loss: Literal["l1", "l2", "charbonnier"] = key("l1", "distance between restored and clean images")
+    pixel_weight: float = key(100.0, "weight of that distance in G's loss, next to the adversarial loss", low=0)
 
 
 @dataclass
 class Augment:
     pipe: Literal["none", "flip", "diffaugment", "ada", "ada-cutout"] = key(
-        "none", "what is done to every image before D sees it, real and fake"
+        "none", "augmentation of every image that D sees, real and fake"
     )
     p: list[float] = key([1.0], "probability of each transformation", unit="schedule", low=0, high=1)
     target: float = key(0.0, "adaptive p: the mean sign of D on real images to aim at; 0: p as given", low=0, high=1)
-    speed: int = key(500_000, "adaptive p: images in which it could go from 0 to 1", unit="images", low=1)
-    p_max: float = key(0.8, "bound on an adaptive p", low=0, high=1)
-    interval: int = key(256, "images from one look of the controller to the next", unit="images", low=1)
-    color: float = key(1.0, "strength of ADA's changes of color", low=0, high=1)
+    speed: int = key(500_000, "adaptive p: images that it needs at least from 0 to 1", unit="images", low=1)
+    p_max: float = key(0.8, "upper bound of an adaptive p", low=0, high=1)
+    interval: int = key(256, "images between two updates of an adaptive p", unit="images", low=1)
+    color: float = key(1.0, "strength of ADA's color transformations", low=0, high=1)
     instance_noise: list[float] = key(
         [0.0], "instance noise on real images and fakes, standard deviation on a scale of -1..1", unit="schedule", low=0
     )
@@ -168,16 +170,16 @@ class Augment:
 class Balance:
     adapt: Literal["", "d_lr", "d_steps", "augment"] = key(
         "",
-        "what weakens D where it is too strong: its learning rate, its steps to a G step, or augment.p; empty: nothing",
+        "how D is weakened where it is too strong: learning rate, steps for each G step, or augment.p; empty: none",
     )
     signal: Literal["acc", "sign"] = key(
-        "acc", "share of pairs that D orders rightly (0.5 is chance), or mean sign of D on real images (-1..1)"
+        "acc", "share of pairs that D orders correctly (0.5 is chance), or mean sign of D on real images (-1..1)"
     )
-    low: float = key(0.6, "below, D is too weak", low=-1, high=1)
-    high: float = key(0.85, "above, D is too strong", low=-1, high=1)
-    max_factor: float = key(16.0, "factor by which D is weakened at most", low=1, high=1e6)
-    step: float = key(0.05, "share of the way to that factor that one look goes", low=1e-6, high=1)
-    every: int = key(1000, "images from one look to the next", unit="images", low=1)
+    low: float = key(0.6, "below this, D is too weak", low=-1, high=1)
+    high: float = key(0.85, "above this, D is too strong", low=-1, high=1)
+    max_factor: float = key(16.0, "largest factor by which D is weakened", low=1, high=1e6)
+    step: float = key(0.05, "fraction of the way to that factor in one update", low=1e-6, high=1)
+    every: int = key(1000, "images between two updates", unit="images", low=1)
 
 
 @dataclass
@@ -194,14 +196,14 @@ class Optimizer:
         [], "second of the betas over the run; empty: constant", unit="schedule", low=0, high=0.999999
     )
     eps: float = key(1e-8, "added to the root of the second moment", low=0)
-    weight_decay: float = key(0.0, "of adamw", low=0)
+    weight_decay: float = key(0.0, "weight decay of adamw", low=0)
 
 
 @dataclass
 class Optim:
     G: Optimizer = field(default_factory=Optimizer)
     D: Optimizer = field(default_factory=Optimizer)
-    warmup: int = key(0, "learning rates rise from 0 over these images", unit="images", low=0)
+    warmup: int = key(0, "images over which learning rates rise from 0", unit="images", low=0)
 
 
 @dataclass
@@ -216,31 +218,31 @@ class Ema:
 class Train:
     batch: int = key(64, "images of a step, over all ranks", low=1, high=2**22)
     micro_batch: int = key(0, "images of one pass on one rank; 0: all at once", free=True, low=0)
-    images: int = key(1_000_000, "stop after these images", unit="images", free=True, low=1)
+    images: int = key(1_000_000, "images after which training stops", unit="images", free=True, low=1)
     max_minutes: float = key(
-        0.0, "stop after this much training time, resumed parts included; 0: never", free=True, low=0
+        0.0, "stop after this much training time in minutes, resumed parts included; 0: never", free=True, low=0
     )
     n_critic: int = key(1, "D steps for each G step", low=1, high=1000)
-    precision: Literal["fp32", "bf16"] = key("fp32", "of the networks; penalties are always fp32")
+    precision: Literal["fp32", "bf16"] = key("fp32", "precision of the networks; penalties are always fp32")
     compile: Literal["off", "g", "all"] = key(
         "off",
         "compile nothing; G, and D where no penalty is applied; or D's penalties too. The first steps take minutes",
         free=True,
     )
-    tf32: bool = key(False, "GPU: let fp32 products be of numbers rounded to 10 bits, which is faster")
+    tf32: bool = key(False, "GPU: round the factors of fp32 products to 10 bits, which is faster")
     grad_sync: Literal["ddp", "flat"] = key(
         "ddp", "how gradients are summed over ranks: in buckets, while the backward runs; or in one piece after it"
     )
     bucket_mb: int = key(25, "size of ddp's buckets: smaller ones start earlier, larger ones cost less", low=1)
     grad_compression: Literal["none", "bf16"] = key("none", "gradients sent between ranks: as they are, or rounded")
-    seed: int = key(0, "of everything that is drawn", low=0, high=2**63 - 1)
+    seed: int = key(0, "seed of all random numbers of the training", low=0, high=2**63 - 1)
     on_nan: Literal["fail", "skip", "rollback"] = key(
         "fail",
-        "where a loss or gradient is not finite (such a step is never taken): end the run; go on; or go back to the "
-        "last checkpoint, with other noise",
+        "where a loss or gradient is not finite (such a step is never taken): end the run; skip the step; or roll back "
+        "to the last checkpoint, with other noise",
         free=True,
     )
-    nan_limit: int = key(10, "steps skipped, or rollbacks made, before the run fails all the same", free=True, low=1)
+    nan_limit: int = key(10, "number of skipped steps or rollbacks after which the run fails", free=True, low=1)
     tick: int = key(
         0, "images from one line of metrics to the next; 0: 1000, or 32 batches", unit="images", free=True, low=0
     )
@@ -263,9 +265,9 @@ class Sample:
 @dataclass
 class Checkpoint:
     every: int = key(100_000, "images from one checkpoint to the next", unit="images", free=True, low=1)
-    keep_last: int = key(3, "newest checkpoints that are kept", free=True, low=1)
+    keep_last: int = key(3, "number of newest checkpoints that are kept", free=True, low=1)
     keep_every: int = key(
-        0, "images from one to the next that is kept for good; 0: none", unit="images", free=True, low=0
+        0, "images between two checkpoints that are kept forever; 0: none", unit="images", free=True, low=0
     )
 
 
@@ -275,27 +277,33 @@ class Eval:
     num_images: int = key(10_000, "generated images of an evaluation", unit="images", free=True, low=2)
     metrics: list[str] = key(
         ["fd", "kid"],
-        "what is measured: fd, kid, kid_full, is, pr (precision, recall) and dc (density, coverage)",
+        "metrics: fd, kid, kid_full, is, pr (precision, recall) and dc (density, coverage)",
         free=True,
     )
     best_metric: Literal["", "fd", "kid", "kid_full", "is"] = key(
-        "", "metric whose best checkpoint is kept for good; empty: the first of eval.metrics that tells", free=True
+        "",
+        "metric whose best checkpoint is kept forever; empty: the first of eval.metrics with a best value",
+        free=True,
     )
     extractor: Literal["inception", "dinov2_vitl14", "efficientnet_lite0", "toy"] = key(
-        "efficientnet_lite0", "network that makes features of images; values of two of them do not compare", free=True
+        "efficientnet_lite0",
+        "network that computes features of images; values from two networks are not comparable",
+        free=True,
     )
     weights: str = key("", "file of its weights, or a folder that holds it; empty: the usual places", free=True)
-    download: bool = key(False, "fetch its weights if they lie nowhere", free=True)
+    download: bool = key(False, "download its weights if they are missing", free=True)
     resizer: Literal["", "tf1_bilinear", "bilinear", "clean_bicubic", "torch_bicubic_aa"] = key(
-        "", "how images are brought to its size; empty: its own way", free=True
+        "", "how images are resized for it; empty: its own way", free=True
     )
     reference: str = key("", "real images: shards, or an .npz with mu and sigma; empty: data.shards", free=True)
     num_real_features: int = key(
-        50_000, "real images whose features are kept for other metrics than fd", free=True, low=2
+        50_000, "real images whose features are kept for metrics other than fd", free=True, low=2
     )
-    seed: int = key(0, "of latents and labels, the same in every evaluation", free=True, low=0, high=2**62)
+    seed: int = key(0, "seed of latents and labels, the same in every evaluation", free=True, low=0, high=2**62)
     labels: str = key(
-        "empirical", "classes of generated images: empirical, uniform, or some in turn such as 0,3,7-9", free=True
+        "empirical",
+        "classes of generated images: empirical, uniform, or a list used in turn, such as 0,3,7-9",
+        free=True,
     )
 
 
@@ -404,11 +412,11 @@ class RestoreGenerator:
     width: int = key(64, "channels at half the resolution; they double as the side halves", low=1, high=2**14)
     max_width: int = key(512, "bound on the channels", low=1, high=2**14)
     norm: Literal["none", "batch"] = key("none", "batch norm, or none")
-    skips: bool = key(False, "hand what the way down found at each side to the way up")
+    skips: bool = key(False, "skip connections from the encoder to the decoder at each side")
     residual: bool = key(
-        False, "add what the way up gives to the degraded picture, instead of taking it for the restored one"
+        False, "add the decoder's output to the degraded image, instead of using it as the restored image"
     )
-    noise: bool = key(False, "append z to the picture's code, so that one picture has many restorations")
+    noise: bool = key(False, "append z to the image's code, so that one image has many restorations")
     embedding: int = key(64, "numbers that a class label becomes", low=1, high=2**14)
 
 
@@ -417,10 +425,8 @@ class RestoreDiscriminator:
     width: int = key(64, "channels at half the resolution; they double as the side halves", low=1, high=2**14)
     max_width: int = key(512, "bound on the channels", low=1, high=2**14)
     norm: Literal["none", "batch"] = key("none", "batch norm, or none")
-    paired: bool = key(False, "show D the degraded picture beside the one to judge")
-    patches: int = key(
-        1, "verdicts to a side: 1 is one on the whole picture, 8 are 8 x 8 on its parts", low=1, high=512
-    )
+    paired: bool = key(False, "show D the degraded image too")
+    patches: int = key(1, "logits to a side: 1 is one for the whole image, 8 are 8 x 8 for its parts", low=1, high=512)
 
 
 FAMILIES: dict[str, tuple[type, type]] = {
@@ -476,7 +482,7 @@ def network_options(config: Config) -> dict[str, Any]:
 
 
 def restores(config: Config) -> bool:
-    """Whether G makes pictures of degraded ones, not of noise alone."""
+    """Whether G makes images of degraded ones, not of noise alone."""
     return config.model.family == "restore"
 
 

@@ -42,11 +42,11 @@ def problems(config: Config) -> list[str]:
             "loss.weight_clip=0.01"
         )
     if loss.weight_clip and any(loss.gp):
-        found.append("loss.weight_clip and loss.gp are two ways to one end: set one of them to 0")
+        found.append("loss.weight_clip and loss.gp have the same purpose: set one of them to 0")
     if train.compile != "off" and train.deterministic == "strict":
         found.append(
-            f"train.compile={train.compile} makes kernels of its own, for which train.deterministic=strict cannot "
-            "answer: set train.compile=off, or train.deterministic=warn"
+            f"train.compile={train.compile} generates kernels that train.deterministic=strict cannot check: "
+            "set train.compile=off, or train.deterministic=warn"
         )
     if train.compile != "off" and model.dropout:
         found.append(
@@ -55,7 +55,7 @@ def problems(config: Config) -> list[str]:
         )
     if train.micro_batch and train.batch % train.micro_batch:
         found.append(
-            f"train.batch={train.batch} is no multiple of train.micro_batch={train.micro_batch}: "
+            f"train.batch={train.batch} is not a multiple of train.micro_batch={train.micro_batch}: "
             f"choose one of {_listed(divisors(train.batch))}"
         )
     for net in "GD":
@@ -91,7 +91,7 @@ def eval_problems(settings: Eval) -> list[str]:
     """Those of an evaluation."""
     found = []
     if unknown := [name for name in settings.metrics if name not in EVAL_METRICS]:
-        found.append(f"eval.metrics={unknown[0]}: choose of {', '.join(EVAL_METRICS)}")
+        found.append(f"eval.metrics={unknown[0]}: choose from {', '.join(EVAL_METRICS)}")
     if not settings.metrics:
         found.append("eval.metrics is empty: name one, such as fd")
     if settings.best_metric and settings.best_metric not in settings.metrics:
@@ -105,7 +105,7 @@ def eval_problems(settings: Eval) -> list[str]:
 def _problems_of_restoring(config: Config) -> list[str]:
     found, resolution, patches = [], config.data.resolution, config.model.D.get("patches", 1)
     if config.restore.degrade and not restores(config):
-        found.append("restore.degrade makes pictures to restore: set model.family=restore, or leave it out")
+        found.append("restore.degrade makes images to restore: set model.family=restore, or leave it out")
     if restores(config) and config.eval.every:
         found.append(
             "eval.every compares images that G makes of noise with real ones; what is restored is measured by PSNR and "
@@ -146,9 +146,7 @@ def warnings(config: Config, spread: BatchPlan) -> list[str]:
             f"{spread.micro_batch} it does not"
         )
     if restores(config) and not config.data.holdout:
-        found.append(
-            "restored pictures are not measured: data.holdout=500 keeps some pictures out of training for that"
-        )
+        found.append("restored images are not measured: data.holdout=500 keeps some images out of training for that")
     if config.ema.half_life[-1] > config.train.images:
         found.append(
             f"ema.half_life={config.ema.half_life[-1]:g} is longer than the run (train.images={config.train.images})"

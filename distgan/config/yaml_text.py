@@ -17,7 +17,7 @@ _NUMBER = re.compile(r"[-+]?\d[\da-fA-FxXob_:.]*")
 _NAMED = re.compile(r"(duplicate key|alias) .*", re.DOTALL)
 # The parser that OmegaConf prefers, too: libyaml, which allows `?` in a list
 _TEXTS = getattr(yaml, "CBaseLoader", yaml.BaseLoader)
-# What YAML's own constructors raise beside YAMLError, for `!!int abc` and 2001-99-99
+# What YAML's own constructors raise next to YAMLError, for `!!int abc` and 2001-99-99
 BAD_VALUES = (ValueError, KeyError, IndexError, AttributeError, TypeError, OverflowError)
 
 
@@ -28,7 +28,7 @@ def read(file: Path, *, follow_links: bool = True) -> str:
     except DataError as error:
         raise ConfigError(str(error)) from None
     except UnicodeDecodeError:
-        raise ConfigError(f"{file}: this is no text, so it is no config: name a YAML file or a run folder") from None
+        raise ConfigError(f"{file}: not text, so not a config: name a YAML file or a run folder") from None
 
 
 def texts(text: str) -> object:

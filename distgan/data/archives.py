@@ -1,7 +1,7 @@
 """The files in zip and tar archives, compressed or not: their names in order, and their bytes.
 
 What is compressed is inflated as a stream, and no further than its bounds: a file says how large it is before a byte of
-it is read, no reader asks for more of one than it can use, and what inflates to far more than any picture is refused.
+it is read, no reader asks for more of one than it can use, and what inflates to far more than any image is refused.
 """
 
 import contextlib
@@ -58,7 +58,7 @@ def zip_names(path: Path) -> list[str]:
 
 
 def zip_size(path: str, name: str) -> int:
-    """Bytes of a file in a zip archive. Raises OSError for what no picture inflates to."""
+    """Bytes of a file in a zip archive. Raises OSError for what no image inflates to."""
     try:
         info = _open_zip(path).getinfo(name)
     except (*ZIP_ERRORS, KeyError) as error:
@@ -69,7 +69,7 @@ def zip_size(path: str, name: str) -> int:
 
 
 def zip_read(path: str, name: str, length: int) -> bytes:
-    """The first bytes of a file in a zip archive. Raises OSError for what is damaged."""
+    """The first bytes of a file in a zip archive. Raises OSError for what is corrupt."""
     left = min(length, zip_size(path, name))
     out = io.BytesIO()
     try:
@@ -125,7 +125,7 @@ def read_span(path: str, span: Span, length: int) -> bytes:
 
 
 def _damaged(path: Path, damage: Exception, skipped: list[Skipped], allow_corrupt: bool) -> None:
-    told = f"damaged: {damage}" if isinstance(damage, tar.Damage) else getattr(damage, "strerror", "") or str(damage)
+    told = f"corrupt: {damage}" if isinstance(damage, tar.Damage) else getattr(damage, "strerror", "") or str(damage)
     if not allow_corrupt:
         raise DataError(f"{path}: {told}") from None
     skipped.append((path.name, told))
@@ -171,7 +171,7 @@ class _Forward:
         try:
             piece = self._stream.read(length)
         except Exception as error:  # the errors of the decompressors share no base class
-            raise tar.Damage(f"not to be decompressed ({str(error) or type(error).__name__})", self._start) from None
+            raise tar.Damage(f"cannot be decompressed ({str(error) or type(error).__name__})", self._start) from None
         self._inflated += len(piece)
         if self._inflated >= WINDOW:
             read = self._packed.tell()

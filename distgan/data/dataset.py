@@ -35,7 +35,7 @@ class Located:
         offset, length: Bytes of the image part.
         label: Class number, -1 where there is none.
         first: Offset of the sample's first tar header, from which its key can be read.
-        degraded_offset, degraded_length: Bytes of the degraded picture, where samples are pairs.
+        degraded_offset, degraded_length: Bytes of the degraded image, where samples are pairs.
     """
 
     offset: np.ndarray
@@ -47,7 +47,7 @@ class Located:
 
     @property
     def pictures(self) -> list[tuple[np.ndarray, np.ndarray]]:
-        """Offsets and lengths of the image parts and, of pairs, of the degraded pictures."""
+        """Offsets and lengths of the image parts and, of pairs, of the degraded images."""
         found = [(self.offset, self.length)]
         if self.degraded_offset is not None and self.degraded_length is not None:
             found.append((self.degraded_offset, self.degraded_length))
@@ -64,10 +64,10 @@ class Dataset:
         labels: Whether every sample must have a class label.
         classes: How many classes there are; 0 takes the largest label plus one.
         image: Suffix of the image part; empty where it can be told from the names.
-        pairs: Whether every sample is a clean picture and its degraded form, such as KEY.clean.png and
+        pairs: Whether every sample is a clean image and its degraded form, such as KEY.clean.png and
             KEY.degraded.png.
         num_held_out: Samples that are kept out of training.
-        allow_corrupt: Use the good samples of damaged shards, and leave out incomplete samples.
+        allow_corrupt: Use the good samples of corrupt shards, and leave out incomplete samples.
         rank, world, gather: Ranks share the work of opening the shards, then tell one another what they found.
         should_stop: Returns why to stop, or "". It is called before each shard: many without an index take long.
 
@@ -136,7 +136,7 @@ class Dataset:
         if self.labels and labelled and not self.has_some_labels:
             raise DataError(
                 f"no class labels in {len(self.urls)} shard(s), {public(self.urls[0])} first: pack a folder with a "
-                "sub-folder for each class and no picture beside these, or set model.conditional=false; where "
+                "sub-folder for each class and no image next to these, or set model.conditional=false; where "
                 "labels are in another part, `distgan pack SHARDS OUT --label json:KEY` makes shards with them"
             )
         incomplete = self._incomplete(shards)
@@ -200,7 +200,7 @@ class Dataset:
         return [next(cycles[label]) for label in labels]
 
     def read(self, sample: int, resolution: int, filter: str, crop: str, degraded: bool = False) -> np.ndarray:
-        """One image at the given resolution, uint8 [R, R, 3]; white where it is damaged. Of a pair, either."""
+        """One image at the given resolution, uint8 [R, R, 3]; white where it is corrupt. Of a pair, either."""
         shard, located, place = self._find(sample)
         offset, length = located.pictures[degraded]
         out = np.empty((resolution, resolution, 3), np.uint8)
@@ -306,7 +306,7 @@ class Dataset:
 
         if found.digest != self._digests[shard]:
             raise DataError(
-                f"{public(self.urls[shard])} is not the shard that this run began with: it changed meanwhile, or "
+                f"{public(self.urls[shard])} is not the shard that this run started with: it changed meanwhile, or "
                 "another node has another one"
             )
         labels = moved(found.label[good], self._moved[shard], self.urls[shard])
@@ -362,7 +362,7 @@ def _image_suffixes(shards: list[dict], chosen: str, allow_corrupt: bool) -> set
         seen = ", ".join(sorted({part for kind in kinds for part in kind})[:12])
         raise DataError(
             f"no image part in the shards, only {seen}: set data.image_key if one of these is an image, or, "
-            "where keys have dots or pictures and labels lie apart, let `distgan pack` make shards of them"
+            "where keys have dots or images and labels are apart, let `distgan pack` make shards of them"
         )
     return found
 
@@ -389,6 +389,6 @@ def _difference(some: list[str], others: list[str]) -> str:
 def _damage_report(problems: list[str]) -> str:
     more = f" (and {len(problems) - 3} more)" if len(problems) > 3 else ""
     return (
-        f"the data set is damaged: {'; '.join(problems[:3])}{more}. "
+        f"the data set is corrupt: {'; '.join(problems[:3])}{more}. "
         "Replace the shards, or set data.allow_corrupt=true to train on the good samples"
     )

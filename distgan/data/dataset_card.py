@@ -1,4 +1,4 @@
-"""The card of a data set: `dataset.json`, which `distgan pack` leaves beside its shards."""
+"""The card of a data set: `dataset.json`, which `distgan pack` leaves next to its shards."""
 
 import functools
 import logging
@@ -36,7 +36,7 @@ class Card(TypedDict, total=False):
 
 
 def read(shards: str) -> Card:
-    """The card beside a local shard, or in a folder of shards; {} where there is none.
+    """The card next to a local shard, or in a folder of shards; {} where there is none.
 
     A data set needs no card: fields that cannot be used are told and left out.
     """
@@ -57,13 +57,13 @@ def _read(file: Path, mtime_ns: int, size: int) -> Card:
     try:
         values = parse(dict[str, object], read_json(file, allow_nan=True), file)
     except (OSError, DataError) as error:
-        log.warning(f"warning: {error}: passed over")
+        log.warning(f"warning: {error}: skipped")
         return {}
     for name, hint in get_type_hints(Card, include_extras=True).items():
         try:
             parse(hint, values.get(name, None), f"{file}: {name}") if name in values else None
         except DataError as error:
-            log.warning(f"warning: {error}: passed over")
+            log.warning(f"warning: {error}: skipped")
             del values[name]
     return values  # type: ignore[return-value]  # as was checked
 

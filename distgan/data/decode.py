@@ -1,7 +1,7 @@
 """Image bytes -> RGB uint8, by one rule for every format and decoder.
 
 JPEG goes through libjpeg-turbo directly, which gives Pillow's bits for gray and color (CMYK may differ by one level of
-255), does not hold Python's lock, and refuses damaged data; everything else goes through Pillow. What a file is, its
+255), does not hold Python's lock, and refuses corrupt data; everything else goes through Pillow. What a file is, its
 first bytes tell, not its name.
 """
 
@@ -52,12 +52,12 @@ Range = tuple[float, float]
 
 
 def looks_like_image(head: bytes) -> bool:
-    """Whether the first 16 bytes of a file are those of a picture."""
+    """Whether the first 16 bytes of a file are those of an image."""
     return _BEGINNINGS.match(head) is not None
 
 
 class BadImage(Exception):
-    """Bytes that do not give a picture; the message is the reason, fit for a tally.
+    """Bytes that do not give an image; the message is the reason, fit for a tally.
 
     Attributes:
         values: Lowest and highest value stored, where only a range is missing.
@@ -69,21 +69,21 @@ class BadImage(Exception):
 
 
 class TooLarge(BadImage):
-    """A picture of more pixels than were allowed."""
+    """An image of more pixels than were allowed."""
 
     def __init__(self, max_pixels: int) -> None:
         super().__init__(f"too many pixels (more than {max_pixels:,})")
 
 
 def check_bytes(size: int) -> None:
-    """Refuse what no picture is as large as, before it is read: it may be a hole, or zeros that were packed well."""
+    """Refuse what no image is as large as, before it is read: it may be a hole, or zeros that were packed well."""
     if size > MAX_BYTES:
         raise BadImage(f"a file of more than {MAX_BYTES >> 20} MiB")
 
 
 @dataclass
 class Picture:
-    """A decoded picture.
+    """A decoded image.
 
     Attributes:
         pixels: RGB uint8 [H, W, 3].
@@ -106,9 +106,9 @@ def decode(
     measure: bool = False,
     hold: contextlib.ExitStack | None = None,
 ) -> Picture:
-    """Decode a picture of any common format.
+    """Decode an image of any common format.
 
-    Orientation marks are applied, transparent pixels lie on a `background` of that grey level, 16 bits become 8 by
+    Orientation marks are applied, transparent pixels lie on a `background` of that gray level, 16 bits become 8 by
     scaling, CMYK and greyscale become RGB, and of an animation the first frame is taken.
 
     Args:
@@ -117,10 +117,10 @@ def decode(
         value_range: Stored values that become black and white, of any depth; those beyond are clipped. None: 0 and the
             largest value of the format, which is 65535 for whole numbers of more than 8 bits.
         measure: Find the lowest and highest value that is stored.
-        hold: Keeps the picture's part of the memory that all share until it is closed, for what comes after decoding.
+        hold: Keeps the image's part of the memory that all share until it is closed, for what comes after decoding.
 
     Raises:
-        BadImage: no image, a damaged one, one of more than `max_pixels` pixels (checked before decoding), or one of
+        BadImage: no image, a corrupt one, one of more than `max_pixels` pixels (checked before decoding), or one of
             floating-point numbers where no `value_range` is given.
     """
     if not data:
@@ -159,8 +159,8 @@ def _decode(
         raise TooLarge(max_pixels) from None
     except Image.UnidentifiedImageError:
         raise BadImage("not an image") from None
-    except Exception as error:  # Pillow's plugins raise SyntaxError, struct.error, OSError ... on damaged files
-        raise BadImage(f"damaged ({type(error).__name__})") from None
+    except Exception as error:  # Pillow's plugins raise SyntaxError, struct.error, OSError ... on corrupt files
+        raise BadImage(f"corrupt ({type(error).__name__})") from None
 
 
 def share_memory(budget: MemoryBudget) -> None:
@@ -173,7 +173,7 @@ _memory = MemoryBudget()  # of the process, as memory is
 
 
 def open_image(data: bytes) -> Image.Image:
-    """Open a picture of a known format, without decoding it; the only door to Pillow's readers."""
+    """Open an image of a known format, without decoding it; the only door to Pillow's readers."""
     return Image.open(io.BytesIO(data), formats=FORMATS)
 
 
@@ -184,7 +184,7 @@ def _silence_pillow() -> None:
 
 
 def decode_into(data: bytes, out: np.ndarray, *, max_pixels: int, filter: str, crop: str, scaled: bool = False) -> bool:
-    """Decode a picture into `out`, RGB uint8 [R, R, 3]; tells whether it had to be resized for that.
+    """Decode an image into `out`, RGB uint8 [R, R, 3]; tells whether it had to be resized for that.
 
     A `scaled` decode skips the finest frequencies of a JPEG that is at least four times as large, which the resize
     would remove; what it decodes is still twice as large as `out`.
@@ -224,7 +224,7 @@ def fit(pixels: np.ndarray, resolution: int, filter: str = "lanczos", crop: str 
 
 
 def cropped(width: int, height: int, crop: str) -> float:
-    """The share of a picture's area that `fit` cuts away."""
+    """The share of an image's area that `fit` cuts away."""
     return 1 - min(width, height) / max(width, height) if crop == "center" else 0.0
 
 
@@ -241,7 +241,7 @@ def _decode_jpeg(data: bytes, max_pixels: int, least: int, hold: contextlib.Exit
         )
         pixels = simplejpeg.decode_jpeg(data, "RGB", **fraction)
     except ValueError:
-        raise BadImage("damaged") from None
+        raise BadImage("corrupt") from None
     if _may_be_turned(data) and (turn := TURNS.get(_orientation(data))) is not None:
         return Picture(np.asarray(Image.fromarray(pixels).transpose(turn)), ("turned upright",))
     return Picture(pixels)
@@ -255,7 +255,7 @@ def _orientation(jpeg: bytes) -> int:
     """What the camera noted of how it was held; 1 is upright."""
     try:
         return open_image(jpeg).getexif().get(ORIENTATION, 1)
-    except Exception:  # a damaged EXIF block; Pillow's reader raises of every kind
+    except Exception:  # a corrupt EXIF block; Pillow's reader raises of every kind
         return 1
 
 
@@ -276,7 +276,7 @@ def to_levels(values: np.ndarray, value_range: Range) -> np.ndarray:
 
 
 def _load(image: Image.Image, data: bytes) -> np.ndarray | None:
-    """Decode an opened picture; with its bytes, returns its 16-bit colors as uint16 [H, W, C], where it has such.
+    """Decode an opened image; with its bytes, returns its 16-bit colors as uint16 [H, W, C], where it has such.
 
     Pillow's reader of 16-bit colors takes one of each two bytes. A second look with the other byte order takes the
     other one.
@@ -301,7 +301,7 @@ def _load(image: Image.Image, data: bytes) -> np.ndarray | None:
 
 
 def _to_rgb(image: Image.Image, background: int, colors: np.ndarray | None, value_range: Range | None) -> Picture:
-    """RGB of a decoded picture; `colors` are its 16-bit ones, where they are wanted and it has them."""
+    """RGB of a decoded image; `colors` are its 16-bit ones, where they are wanted and it has them."""
     notes, values = [], None
     orientation = image.getexif().get(ORIENTATION, 1)
     if getattr(image, "is_animated", False):
@@ -335,7 +335,7 @@ def _to_rgb(image: Image.Image, background: int, colors: np.ndarray | None, valu
 
 def _extent(numbers: np.ndarray) -> Range:
     if not np.isfinite(numbers).all():
-        raise BadImage("pixels that are no numbers (NaN or infinite)")
+        raise BadImage("pixels that are not numbers (NaN or infinite)")
     return float(numbers.min()), float(numbers.max())
 
 
@@ -345,7 +345,7 @@ def _num_colors(image: Image.Image) -> int:
 
 
 def _with_range(image: Image.Image, colors: np.ndarray | None, value_range: Range) -> Image.Image:
-    """The picture with its colors on that range, its alpha as it is; `colors` where these have more than 8 bits."""
+    """The image with its colors on that range, its alpha as it is; `colors` where these have more than 8 bits."""
     if colors is None:
         if image.mode not in ("L", "LA", "RGB", "RGBA") or "transparency" in image.info:
             has_alpha = image.mode in ("PA", "RGBa", "La") or "transparency" in image.info

@@ -28,7 +28,7 @@ def to_uint8(images: Tensor) -> np.ndarray:
 
 
 def grid(pictures: Sequence[np.ndarray], columns: int) -> np.ndarray:
-    """Pictures row by row in one; uint8 [rows * H, columns * W, 3], missing ones white."""
+    """Images row by row in one; uint8 [rows * H, columns * W, 3], missing ones white."""
     height, width = pictures[0].shape[:2]
     rows = -(-len(pictures) // columns)
     canvas = np.full((rows * height, columns * width, 3), 255, np.uint8)

@@ -1,6 +1,6 @@
-"""What makes a small picture slow to read, found in its bytes before a decoder sees them.
+"""What makes a small image slow to read, found in its bytes before a decoder sees them.
 
-JPEG: ITU-T T.81, annex B; each scan of a progressive picture touches all of it. PNG: chunks, which Pillow reads one by
+JPEG: ITU-T T.81, annex B; each scan of a progressive image touches all of it. PNG: chunks, which Pillow reads one by
 one in Python, as it does the blocks of a GIF, numbers written as text (PPM), and runs (BMP).
 """
 
@@ -10,7 +10,7 @@ MAX_SCANS = 100  # of a JPEG; encoders write about ten
 MAX_SEGMENTS = 4000  # of a JPEG: before its first scan, and from there on
 MAX_CHUNKS, CHUNK_BYTES = 10_000, 1024  # of a PNG: so many, and one more for each of these bytes
 MAX_SLOW_BYTES = 2**24  # of what Pillow reads in Python, bit by bit
-GIF_BYTES = 2**25  # of a GIF, in which its first picture must be
+GIF_BYTES = 2**25  # of a GIF, in which its first image must be
 _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # markers that begin a frame
 _PROGRESSIVE = {0xC2, 0xC6, 0xCA, 0xCE}
 _ALONE = {0x00, 0x01, *range(0xD0, 0xD9)}  # markers without a length
@@ -57,7 +57,7 @@ def _num_scans(data: bytes, at: int) -> int:
 
 
 def objection(data: bytes) -> str:
-    """Why a picture of another format is not read; empty where it is."""
+    """Why an image of another format is not read; empty where it is."""
     if data.startswith(b"\x89PNG"):
         at = 8
         for _ in range(MAX_CHUNKS + len(data) // CHUNK_BYTES):
@@ -68,10 +68,10 @@ def objection(data: bytes) -> str:
     is_text = data[:2] in (b"P1", b"P2", b"P3")
     is_in_runs = data.startswith(b"BM") and data[30:34] in (b"\1\0\0\0", b"\2\0\0\0")
     if (is_text or is_in_runs) and len(data) > MAX_SLOW_BYTES:
-        return f"a picture in {'text' if is_text else 'runs'} of more than {MAX_SLOW_BYTES >> 20} MiB"
+        return f"an image in {'text' if is_text else 'runs'} of more than {MAX_SLOW_BYTES >> 20} MiB"
     return ""
 
 
 def first_picture(data: bytes) -> bytes:
-    """The bytes of a file that are read for its first picture."""
+    """The bytes of a file that are read for its first image."""
     return data[:GIF_BYTES] if data.startswith(b"GIF8") and len(data) > GIF_BYTES else data

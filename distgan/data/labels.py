@@ -1,7 +1,7 @@
-"""Where the class of a picture is written: one rule for folders and archives.
+"""Where the class of an image is written: one rule for folders and archives.
 
-What is asked for counts. Else the first of these that there is: a table (`dataset.json`), a `cls` part beside each
-picture, the folders, the archives. What was assumed is told; what cannot be used is refused.
+What is asked for counts. Else the first of these that there is: a table (`dataset.json`), a `cls` part next to each
+image, the folders, the archives. What was assumed is told; what cannot be used is refused.
 """
 
 import os
@@ -20,9 +20,9 @@ MASKS = {"mask", "masks", "label", "labels", "annotation", "annotations", "gt", 
 MASKS |= {"seg", "segs", "segmentation", "segmentations", "segmentationclass", "labelmap", "labelmaps"}
 _MASK_ENDING = re.compile(r"[_.-](mask|masks|seg|segmentation|gt|label|labels|matte|trimap)$", re.IGNORECASE)
 _STORAGE = re.compile(r"(?:.*/)?\d{5}/img\d{8}\.\w+")  # what NVIDIA's dataset_tool.py writes
-MAX_TABLE, MAX_ROW = 2**26, 2**10  # bytes of a table; where there are more pictures, of it for each of them
+MAX_TABLE, MAX_ROW = 2**26, 2**10  # bytes of a table; where there are more images, of it for each of them
 MAX_CLASS_NAME = 1000  # characters
-MAX_PART = 2**24  # bytes of the label beside a picture
+MAX_PART = 2**24  # bytes of the label next to an image
 SAY_OTHERWISE = "`distgan pack --label folders` takes the folders as classes, --no-labels takes no labels"
 
 
@@ -37,16 +37,16 @@ class File:
 
 @dataclass
 class Labels:
-    """The class of each picture.
+    """The class of each image.
 
     Attributes:
         classes: Their names; None without labels.
-        of: The class of each picture, by its number; -1 for none.
+        of: The class of each image, by its number; -1 for none.
         origin: Where they were found.
         lacking: Why there are none, where one might have expected some.
         assumed: What was assumed, and how to say otherwise.
         used: Numbers of the files that hold labels.
-        parts: Whether each picture has its label in a file beside it, as WebDataset stores a sample.
+        parts: Whether each image has its label in a file next to it, as WebDataset stores a sample.
     """
 
     classes: list[str] | None = None
@@ -79,7 +79,7 @@ def check_spec(spec: str) -> None:
 
 
 def part_of(spec: str) -> str:
-    """The suffix of the files beside the pictures that hold the labels."""
+    """The suffix of the files next to the images that hold the labels."""
     part = spec.partition(":")[0].lower()
     return "" if part in ("table", "archives", "folders") else part or "cls"
 
@@ -89,7 +89,7 @@ def is_table(name: str) -> bool:
 
 
 def find_labels(files: Sequence[File], pictures: Sequence[int], spec: str = "") -> Labels:
-    """The classes of the pictures of a source, whose numbers among its files are given; see the head of this file."""
+    """The classes of the images of a source, whose numbers among its files are given; see the head of this file."""
     tables = [number for number, file in enumerate(files) if is_table(file.name)]
     if not pictures:
         return Labels(used=set(tables))
@@ -101,7 +101,7 @@ def find_labels(files: Sequence[File], pictures: Sequence[int], spec: str = "") 
     elif part_of(spec) and (beside := _beside(files, pictures, part_of(spec))):
         found = _from_parts(files, pictures, beside, spec)
     elif spec and part_of(spec):
-        raise DataError(f"--label {spec}: no picture has a part of the same name with the suffix .{part_of(spec)}")
+        raise DataError(f"--label {spec}: no image has a part of the same name with the suffix .{part_of(spec)}")
     elif spec == "archives":
         found = _from_archives([files[number].archive for number in pictures], pictures)
     elif spec:
@@ -204,7 +204,7 @@ def _from_tables(files: Sequence[File], pictures: Sequence[int], tables: Sequenc
     if missing := [name for key in keys if key not in values for name in key[1:]]:
         raise DataError(
             f"{files[tables[0]].name} has no label for {missing[0]} and {len(missing) - 1:,} more of "
-            f"{len(pictures):,} pictures (null says that a picture has none); {SAY_OTHERWISE}"
+            f"{len(pictures):,} images (null says that an image has none); {SAY_OTHERWISE}"
         )
     classes, numbers = as_classes([values[key] for key in keys], lambda i: f"{TABLE}: the label of {keys[i][1]}")
     if classes is None:
@@ -217,7 +217,7 @@ def _rows(table: File, most: int) -> list[tuple[str, object]] | None:
     try:
         content = json_of(whole(table, most), table.name, allow_nan=True)
     except DataError as error:
-        raise DataError(f"{error}: mend or remove it; {SAY_OTHERWISE}") from None
+        raise DataError(f"{error}: repair or remove it; {SAY_OTHERWISE}") from None
     rows = content.get("labels") if isinstance(content, dict) else content
     if not rows:
         return None
@@ -230,11 +230,11 @@ def _rows(table: File, most: int) -> list[tuple[str, object]] | None:
     return [(name.replace("\\", "/").removeprefix("./"), value) for name, value in rows]
 
 
-# Parts beside the pictures.
+# Parts next to the images.
 
 
 def _beside(files: Sequence[File], pictures: Sequence[int], part: str) -> dict[int, int]:
-    """For pictures that have it, the file of the same name, cut at one of its dots, with the suffix `part`."""
+    """For images that have it, the file of the same name, cut at one of its dots, with the suffix `part`."""
     ending = f".{part}"
     parts = {
         (file.archive, file.name[: -len(ending)]): number
@@ -265,7 +265,7 @@ def _from_parts(files: Sequence[File], pictures: Sequence[int], beside: dict[int
     found = _made(classes, numbers, labelled, origin)
     found.used, found.parts = set(beside.values()), True
     if not spec and (lacks := [files[number].name for number in pictures if number not in beside]):
-        told = f"{len(lacks):,} of {len(pictures):,} pictures, such as {lacks[0]}, have no cls part"
+        told = f"{len(lacks):,} of {len(pictures):,} images, such as {lacks[0]}, have no cls part"
         return Labels(lacking=f"{told}; --label cls packs the others alone", used=found.used, parts=True)
     if shared := len(beside) - len(found.used):
         if spec == "":
@@ -278,7 +278,7 @@ def _from_parts(files: Sequence[File], pictures: Sequence[int], beside: dict[int
                         f"--image-part {_suffix(names[1], files[holder].name)}"
                     )
                 several[holder] = number
-        found.assumed.append(f"{shared:,} pictures share their label with another one of the same key")
+        found.assumed.append(f"{shared:,} images share their label with another one of the same key")
     return found
 
 
@@ -320,11 +320,11 @@ def _split(names: Sequence[str]) -> tuple[list[list[str]], int]:
 
 
 def _from_folders(names: Sequence[str], pictures: Sequence[int]) -> Labels:
-    """A class is a folder: the first one in which the paths of the pictures differ, below train/ and val/."""
+    """A class is a folder: the first one in which the paths of the images differ, below train/ and val/."""
     _refuse_masks(names)
     folders, depth = _split(names)
     if all(map(_STORAGE.fullmatch, names)):
-        return Labels(lacking=f"folders such as {folders[0][-1]}/ only store pictures, and there is no {TABLE}")
+        return Labels(lacking=f"folders such as {folders[0][-1]}/ only store images, and there is no {TABLE}")
     tops = {folder[depth] for folder in folders if len(folder) > depth}
     if len(tops) > 1 and {top.lower() for top in tops} <= SPLITS:
         told = " and ".join(f"{top}/" for top in sorted(tops))
@@ -344,7 +344,7 @@ def _at_level(names: Sequence[str], pictures: Sequence[int], level: int | None, 
     outside = [name for name, folder in zip(names, folders) if len(folder) <= at]
     if outside:
         some = len(outside) < len(names) or found_below or level is not None
-        told = f"{len(outside):,} picture(s), such as {outside[0]}, lie in no class folder"
+        told = f"{len(outside):,} image(s), such as {outside[0]}, are in no class folder"
         return Labels(lacking=f"{told}: remove them, or name a folder of classes as the source" if some else "")
     classes = sorted({folder[at] for folder in folders}, key=_by_number)
     number = {name: i for i, name in enumerate(classes)}
@@ -357,7 +357,7 @@ def _at_level(names: Sequence[str], pictures: Sequence[int], level: int | None, 
 
 
 def _refuse_masks(names: Sequence[str]) -> None:
-    """Pictures beside their masks are no two classes, and a mask is no picture to learn from."""
+    """Images next to their masks are no two classes, and a mask is no image to learn from."""
     inside: dict[str, set[str]] = {}
     for folder in {name.rpartition("/")[0] for name in names}:
         parts = folder.split("/")
@@ -368,14 +368,14 @@ def _refuse_masks(names: Sequence[str]) -> None:
         if masks and images:
             before = f"{above}/" if above else ""
             raise DataError(
-                f"{before}{images[0]} and {before}{masks[0]} look like pictures and their masks, not like classes: "
-                f"name the folder of the pictures alone as the source; or, to pack all: {SAY_OTHERWISE}"
+                f"{before}{images[0]} and {before}{masks[0]} look like images and their masks, not like classes: "
+                f"name the folder of the images alone as the source; or, to pack all: {SAY_OTHERWISE}"
             )
     stems = {name.rpartition(".")[0] or name for name in names}
     masks = [stem for stem in stems if (cut := _MASK_ENDING.sub("", stem)) != stem and cut in stems]
     if masks and 3 * len(masks) >= len(stems):
         raise DataError(
-            f"{len(masks):,} of {len(stems):,} pictures look like masks of others, such as {min(masks)}: move them "
+            f"{len(masks):,} of {len(stems):,} images look like masks of others, such as {min(masks)}: move them "
             f"away; or, to pack all: {SAY_OTHERWISE}"
         )
 
@@ -403,14 +403,12 @@ def _from_archives(archives: Sequence[str], pictures: Sequence[int], sure: bool 
         "the names of the archives",
     )
     if not sure:
-        found.assumed.append(
-            "each archive is a class, since they hold nothing but pictures: --no-labels says otherwise"
-        )
+        found.assumed.append("each archive is a class, since they hold nothing but images: --no-labels says otherwise")
     return found
 
 
 def left_out(files: Sequence[File], pictures: Sequence[int], used: set[int]) -> Iterator[tuple[str, int]]:
-    """Suffixes of the parts that are neither pictures nor labels, and how many there are of each."""
+    """Suffixes of the parts that are neither images nor labels, and how many there are of each."""
     counts: dict[str, int] = {}
     known = used.union(pictures)
     for number, file in enumerate(files):

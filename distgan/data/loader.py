@@ -35,7 +35,7 @@ class Batch:
         positions: Global positions, int64 [B].
         samples: The samples that stand there, int64 [B].
         drawn: What the stream's `draw` made of the positions.
-        num_replaced: How many of them stand in for damaged ones.
+        num_replaced: How many of them stand in for corrupt ones.
         degraded: RGB, uint8 [B, R, R, 3], where samples are pairs.
     """
 
@@ -62,12 +62,12 @@ class Stream(Iterator[Batch]):
         threads: How many decode at a time.
         prefetch: Batches that are made ahead.
         filter, crop, scaled: How images of other sizes become square; see `image.decode_into`.
-        max_corrupt_fraction: Share of the data set that may turn out damaged before the stream gives up.
+        max_corrupt_fraction: Share of the data set that may turn out corrupt before the stream gives up.
         draw: Noise for the positions of a batch, made ahead like the images.
         allocate: Makes the buffers; a trainer on a GPU passes one that returns pinned memory.
 
     Raises (from `next`):
-        DataError: bytes that cannot be read, or too many damaged samples.
+        DataError: bytes that cannot be read, or too many corrupt samples.
     """
 
     def __init__(
@@ -144,7 +144,7 @@ class Stream(Iterator[Batch]):
         return batch
 
     def newly_damaged(self) -> list[dict[str, str]]:
-        """Shard, key and reason of the samples that were found damaged since the last call."""
+        """Shard, key and reason of the samples that were found corrupt since the last call."""
         found = []
         for sample in list(self.bad)[self._num_told :]:
             shard, key = self.dataset.key(sample)
@@ -222,7 +222,7 @@ class Stream(Iterator[Batch]):
         return num_replaced
 
     def _try(self, sample: int, shard: int, place: int, batch: Batch, i: int) -> int | None:
-        """Decode one sample into slot i of a batch; its label, or None for a damaged one."""
+        """Decode one sample into slot i of a batch; its label, or None for a corrupt one."""
         if sample in self.bad:
             return None
         located = self.dataset.located(shard)
@@ -239,9 +239,9 @@ class Stream(Iterator[Batch]):
         return int(located.label[place])
 
     def _substitute(self, batch: Batch, i: int) -> int:
-        """Fill a damaged sample's slot by the fixed rule, which knows neither ranks nor threads."""
+        """Fill a corrupt sample's slot by the fixed rule, which knows neither ranks nor threads."""
         position = int(batch.positions[i])
-        beyond = range(position + 1, position + self.dataset.num_samples)  # where the whole window is damaged
+        beyond = range(position + 1, position + self.dataset.num_samples)  # where the whole window is corrupt
         for candidate in itertools.chain(self.plan.substitutes(position), beyond):
             sample = self.plan.ids(np.array([candidate]))
             shard, place = (int(x[0]) for x in self.dataset.shard_of(sample))
@@ -258,13 +258,13 @@ class Stream(Iterator[Batch]):
                 return
         url, key = self.dataset.key(sample)
         raise DataError(
-            f"{len(self.bad)} of {self.dataset.num_samples} samples are damaged, more than data.max_corrupt_fraction "
+            f"{len(self.bad)} of {self.dataset.num_samples} samples are corrupt, more than data.max_corrupt_fraction "
             f"allows; the last one is {key!r} in {url}: {reason}"
         )
 
 
 def decoding_threads(ranks_here: int, device: str) -> int:
-    """Of each rank: the cores divided, but few beside a training that needs the cores itself."""
+    """Of each rank: the cores divided, but few next to a training that needs the cores itself."""
     share = (os.cpu_count() or 1) // ranks_here
     own = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else share  # fewer, where srun binds tasks
     return max(1, min(share, own, 8 if device == "cuda" else 2))

@@ -1,4 +1,4 @@
-"""Images in a folder, an archive, an array file or existing shards -> WebDataset shards of one picture size.
+"""Images in a folder, an archive, an array file or existing shards -> WebDataset shards of one image size.
 
 The work is spread over processes, the order is not: the same source and options give byte-identical shards.
 """
@@ -50,9 +50,9 @@ from distgan.version import __version__
 SKIPPED = "skipped.jsonl"
 UNLABELLED = "without a label"
 OWN = re.compile(r"\d{6}\.tar(\.index)?|dataset\.json|skipped\.jsonl")  # what pack writes, and so may replace
-CHUNK = 32  # pictures that travel to a process together
+CHUNK = 32  # images that travel to a process together
 CHUNK_BYTES = 2**24  # there or back, or fewer of them that are so large
-UNDER_WAY = 2**29  # bytes of pictures from compressed archives that wait for a process
+UNDER_WAY = 2**29  # bytes of images from compressed archives that wait for a process
 SAVE = {
     "png": {"format": "PNG", "compress_level": 1},  # level 6 takes four times as long for a tenth of the bytes
     "webp": {"format": "WEBP", "lossless": True, "method": 0},
@@ -62,16 +62,16 @@ SAVE = {
 
 @dataclass(frozen=True)
 class Options:
-    """How each picture is stored.
+    """How each image is stored.
 
     Attributes:
-        resolution: Side in pixels; 0 keeps each picture's own size.
-        crop: "center" takes the largest centred square, "stretch" the whole picture.
+        resolution: Side in pixels; 0 keeps each image's own size.
+        crop: "center" takes the largest centred square, "stretch" the whole image.
         filter: Resampling filter: "lanczos", "area" or "bicubic".
         image: "png" or "webp" (both lossless), or "jpg".
         quality: Of jpg.
-        background: Grey level under transparent pixels.
-        max_pixels: Larger pictures are skipped.
+        background: Gray level under transparent pixels.
+        max_pixels: Larger images are skipped.
         range: Stored values that become black and white; None: 0 and the largest value of the format.
     """
 
@@ -89,7 +89,7 @@ class Options:
             if getattr(self, name) not in allowed:
                 raise ConfigError(f"--{name} {getattr(self, name)!r}: choose one of {', '.join(allowed)}")
         if not 0 <= self.resolution <= 8192:
-            raise ConfigError(f"--resolution {self.resolution}: 1 to 8192 pixels, or 0 for each picture's own")
+            raise ConfigError(f"--resolution {self.resolution}: 1 to 8192 pixels, or 0 for each image's own")
         if not 1 <= self.max_pixels <= 178_000_000:
             raise ConfigError(f"--max-pixels {self.max_pixels}: 1 to 178,000,000, which is where Pillow stops")
         for name, low, high in (("quality", 1, 100), ("background", 0, 255)):
@@ -102,7 +102,7 @@ class Options:
 
 @dataclass
 class Stored:
-    """What became of one picture: its bytes (and those of its degraded form), or the reason why it is left out."""
+    """What became of one image: its bytes (and those of its degraded form), or the reason why it is left out."""
 
     data: bytes = b""
     degraded: bytes = b""
@@ -111,7 +111,7 @@ class Stored:
     notes: tuple[str, ...] = ()
     skipped: str = ""
     values: tuple[float, float] | None = None  # lowest and highest stored, where these are not 8-bit levels
-    cut_away: float = 0.0  # share of the picture's area that is cropped
+    cut_away: float = 0.0  # share of the image's area that is cropped
 
 
 @dataclass
@@ -147,21 +147,21 @@ def pack(
     allow_corrupt: bool = False,
     overwrite: bool = False,
 ) -> Summary:
-    """Write the pictures of `source` as shards, with an index beside each and a card `dataset.json`, into `out`.
+    """Write the images of `source` as shards, with an index next to each and a card `dataset.json`, into `out`.
 
-    What was left out, if anything, stands in `skipped.jsonl` beside the card: a line for each file, with its name and
+    What was left out, if anything, stands in `skipped.jsonl` next to the card: a line for each file, with its name and
     the reason. Nothing appears in `out` before all is written.
 
     Args:
         source: Folder, .zip, .tar (also .gz .bz2 .xz .zst), .npz, or shards as `find_shards` takes them.
         shard_mb: Largest size of a shard in MB (10^6 bytes).
-        workers: Processes that decode and encode; 0 means one per core, 1 means none beside this one.
+        workers: Processes that decode and encode; 0 means one per core, 1 means none next to this one.
         labels: Whether there shall be labels.
         label: Where they are, such as "folders", "folders:2", "archives" or "json:KEY"; empty: a table
             (`dataset.json`), else `cls` parts, else folders.
-        part: Suffix of the pictures, such as "image.png"; empty: told from their names and first bytes.
-        degraded: A second source, with a degraded form of each picture under the same name; samples become pairs.
-        allow_corrupt: Whether the good samples of damaged shards are taken.
+        part: Suffix of the images, such as "image.png"; empty: told from their names and first bytes.
+        degraded: A second source, with a degraded form of each image under the same name; samples become pairs.
+        allow_corrupt: Whether the good samples of corrupt shards are taken.
         overwrite: Replace what `out` holds.
     """
     target = Path(out).resolve()  # a link stays a link, to what lies there then
@@ -175,7 +175,7 @@ def pack(
             f"{out} holds {foreign[0]!r}, which `pack` did not write and would delete: choose another folder"
         )
     if around := [place for place in (source, degraded) if place and _holds(place, target)]:
-        raise ConfigError(f"{out} lies inside {around[0]}, whose pictures are to be packed: choose a folder beside it")
+        raise ConfigError(f"{out} is inside {around[0]}, whose images are to be packed: choose a folder next to it")
     if not 0.065536 <= shard_mb <= 1e9:
         raise ConfigError(f"--shard-mb {shard_mb:g}: 0.066 or more")
     if not 0 <= workers <= 1024:
@@ -196,7 +196,7 @@ def pack(
         summary = _write(listing, folder, options, int(shard_mb * 1e6), workers)
         if summary.samples == 0:
             advice = "".join(f". {line}" for line in summary.pixels.warnings(options.range))
-            raise DataError(f"{source}: no usable picture among {listing.total}{_tally(summary, '; ')}{advice}")
+            raise DataError(f"{source}: no usable image among {listing.total}{_tally(summary, '; ')}{advice}")
         _finish(folder, summary, source, options)
         _put_in_place(folder, target)
     except OSError as error:
@@ -209,13 +209,13 @@ def pack(
 
 
 def _holds(source: str, target: Path) -> bool:
-    """Whether a folder of pictures, of which all inner folders are read, is around the target."""
+    """Whether a folder of images, of which all inner folders are read, is around the target."""
     folder = user_path(source)
     return folder.resolve() in target.parents and not any(folder.glob("*.tar"))
 
 
 def _write(listing: Listing, folder: Path, options: Options, shard_bytes: int, workers: int) -> Summary:
-    """Encode all pictures and append them to shards."""
+    """Encode all images and append them to shards."""
     summary = Summary(classes=listing.classes, class_counts=[0] * len(listing.classes) if listing.classes else None)
     summary.lacking, summary.origin, summary.assumed = listing.lacking, listing.origin, listing.assumed
     summary.range = options.range
@@ -323,7 +323,7 @@ def _in_order(
 
 
 def _store_all(entries: list[Entry], options: Options) -> list[Stored]:
-    """What becomes of the first of these pictures: of all, or of as many as may travel back together."""
+    """What becomes of the first of these images: of all, or of as many as may travel back together."""
     found: list[Stored] = []
     size = 0
     for entry in entries:
@@ -335,23 +335,23 @@ def _store_all(entries: list[Entry], options: Options) -> list[Stored]:
 
 
 def _store(entry: Entry, options: Options) -> Stored:
-    """One picture, or both of a pair, of which one alone is of no use."""
+    """One image, or both of a pair, of which one alone is of no use."""
     stored = _store_one(entry, options)
     if entry.degraded is None or stored.skipped:
         return stored
     other = _store_one(entry.degraded, options)
     if other.skipped:
-        return Stored(skipped=f"degraded picture: {other.skipped}")
+        return Stored(skipped=f"degraded image: {other.skipped}")
     (width, height), (other_width, other_height) = stored.shape, other.shape
     if abs(width * other_height - other_width * height) > max(width, height, other_width, other_height):
-        return Stored(skipped="the degraded picture has other proportions")
+        return Stored(skipped="the degraded image has other proportions")
     stored.degraded = other.data
     stored.notes += tuple(note for note in other.notes if note not in stored.notes)
     return stored
 
 
 def _store_one(entry: Entry, options: Options) -> Stored:
-    """Read, decode, fit and encode one picture."""
+    """Read, decode, fit and encode one image."""
     with contextlib.ExitStack() as hold:
         return _encoded(entry, options, hold)
 
@@ -433,7 +433,7 @@ class _ShardWriter:
 
 
 def _finish(folder: Path, summary: Summary, source: str, options: Options) -> None:
-    """The index beside each shard, and the card."""
+    """The index next to each shard, and the card."""
     reader = Source()
     for shard in summary.shards:
         shard_index.load(str(folder / shard["name"]), reader, folder)

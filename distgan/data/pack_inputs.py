@@ -1,4 +1,4 @@
-"""What `pack` packs: pictures in folders, zip and tar archives, .npz arrays, WebDataset shards."""
+"""What `pack` packs: images in folders, zip and tar archives, .npz arrays, WebDataset shards."""
 
 import itertools
 import math
@@ -45,7 +45,7 @@ NO_PICTURES = {
 
 @dataclass(frozen=True)
 class Entry:
-    """One candidate for a picture: where its bytes are (a file, a zip member, a range of a file), or they themselves.
+    """One candidate for an image: where its bytes are (a file, a zip member, a range of a file), or they themselves.
 
     The label is -1 where there is none. `degraded` is the other half of a pair. What is too large was not read, and has
     its `size` only.
@@ -90,8 +90,8 @@ class Wanted:
     Attributes:
         labels: Whether there shall be labels.
         label: Where they are, as `labels.check_spec` has it; empty: told from the source.
-        part: Suffix of the pictures; empty: told from their names and first bytes.
-        allow_corrupt: Whether the good samples of damaged archives are taken.
+        part: Suffix of the images; empty: told from their names and first bytes.
+        allow_corrupt: Whether the good samples of corrupt archives are taken.
     """
 
     labels: bool = True
@@ -104,7 +104,7 @@ class Wanted:
 
 
 class Item(NamedTuple):
-    """A file of a source, as a candidate for a picture and as a holder of labels; `stream` is the compressed tar."""
+    """A file of a source, as a candidate for an image and as a holder of labels; `stream` is the compressed tar."""
 
     entry: Entry
     file: File
@@ -130,7 +130,7 @@ def list_source(
 
 
 def pair(clean: Listing, degraded: Listing) -> Listing:
-    """The clean pictures that have a degraded one of the same path but for the suffix, with the clean ones' labels.
+    """The clean images that have a degraded one of the same path but for the suffix, with the clean ones' labels.
 
     Raises:
         DataError: no two belong together, or it is not clear which do.
@@ -140,12 +140,12 @@ def pair(clean: Listing, degraded: Listing) -> Listing:
     if not found:
         names = [next(iter(side), "nothing") for side in sides]
         raise DataError(
-            f"no clean picture has a degraded one of the same name: the first are {names[0]} and {names[1]}. "
+            f"no clean image has a degraded one of the same name: the first are {names[0]} and {names[1]}. "
             "Both folders must have the same inner folders and names"
         )
     skipped = clean.skipped + degraded.skipped
     for other, side, others in (("degraded", *sides), ("clean", *sides[::-1])):
-        skipped += [(entry.name, f"without a {other} picture") for stem, entry in side.items() if stem not in others]
+        skipped += [(entry.name, f"without a {other} image") for stem, entry in side.items() if stem not in others]
     return replace(clean, entries=found, total=len(found), skipped=skipped)
 
 
@@ -163,7 +163,7 @@ def all_entries(listing: Listing) -> list[Entry]:
         room -= entry_bytes(entry) if entry.content is not None else 0
         if room < 0:
             raise DataError(
-                f"{entry.name}: the pictures up to here fill half of the memory, since their archive is compressed: "
+                f"{entry.name}: the images up to here fill half of the memory, since their archive is compressed: "
                 "`distgan pack` makes shards of it, which are read from the disk"
             )
         entries.append(entry)
@@ -206,7 +206,7 @@ def read_entry(entry: Entry) -> bytes | np.ndarray:
     """A candidate's bytes (or pixels, from an array file); called in the process that will decode them.
 
     Raises:
-        BadImage: More bytes than any picture has; they are not read.
+        BadImage: More bytes than any image has; they are not read.
         OSError: They cannot be read.
     """
     if entry.content is not None:
@@ -219,7 +219,7 @@ def read_entry(entry: Entry) -> bytes | np.ndarray:
 
 
 def _list_folder(folder: Path, wanted: Wanted) -> Listing:
-    """Pictures in folders, or archives in a folder; of both, what there is more of."""
+    """Images in folders, or archives in a folder; of both, what there is more of."""
     try:
         skipped: list[Skipped] = []
         names = sorted(name for name in _walk(folder, skipped) if not hidden(name))
@@ -228,25 +228,25 @@ def _list_folder(folder: Path, wanted: Wanted) -> Listing:
     if not names:
         raise DataError(f"{folder}: the folder is empty")
     packed = [name for name in names if name.lower().endswith(archives.ARCHIVES)]
-    packed = [name for name in packed if "/" not in name] or packed  # those inside of folders only where none is beside
+    packed = [name for name in packed if "/" not in name] or packed  # inner folders' only where there is none outside
     pictures = [name for name in names if _suffix(name) in SUFFIXES] if packed else []
     if packed and (len(packed) >= len(pictures) or "shards" in dataset_card.read(str(folder))):
         listing = _list_archives([f"{folder}/{name}" for name in packed], wanted, folder)
         if pictures:
-            listing.skipped += [(name, "a picture beside archives") for name in pictures]
+            listing.skipped += [(name, "an image next to archives") for name in pictures]
             listing.assumed.append(_both(folder, packed[0], pictures[0], "the archives are"))
         return listing
     items = [_file_item(folder, name) for name in names if name not in packed]
     listing = _listing(items, wanted, skipped)
     if packed:
-        listing.skipped += [(name, "an archive beside pictures") for name in packed]
-        listing.assumed.append(_both(folder, packed[0], pictures[0], "the pictures are"))
+        listing.skipped += [(name, "an archive next to images") for name in packed]
+        listing.assumed.append(_both(folder, packed[0], pictures[0], "the images are"))
     return listing
 
 
 def _both(folder: Path, archive: str, picture: str, taken: str) -> str:
     return (
-        f"{folder} holds pictures ({picture}) and archives ({archive}), and {taken} packed: name an archive itself as "
+        f"{folder} holds images ({picture}) and archives ({archive}), and {taken} packed: name an archive itself as "
         "the source to pack it, or move away what does not belong there"
     )
 
@@ -280,7 +280,7 @@ def _is_picture(file: File, part: str) -> bool:
 
 
 def _listing(items: Sequence[Item], wanted: Wanted, skipped: list[Skipped]) -> Listing:
-    """The candidates with their labels. Of samples in several parts, and where a part is named, pictures alone."""
+    """The candidates with their labels. Of samples in several parts, and where a part is named, images alone."""
     files = [item.file for item in items]
     pictures = [number for number, file in enumerate(files) if _is_picture(file, wanted.part)]
     if wanted.part and not pictures:
@@ -334,7 +334,7 @@ def _walk(folder: str | Path, skipped: list[Skipped], inside: str = "", above: t
 
 
 def _list_archives(urls: Sequence[str], wanted: Wanted, top: Path | None = None) -> Listing:
-    """Archives as one: shards with one picture and its class in each sample, or folders packed in several files."""
+    """Archives as one: shards with one image and its class in each sample, or folders packed in several files."""
     far = [url for url in urls if not is_local(url)]
     plain = all(local_path(url).lower().endswith(".tar") for url in urls)
     if far or (plain and wanted.label in ("", "cls") and (found := _items(urls[0], wanted, top, False, []))):
@@ -396,7 +396,7 @@ def _holder(content: bytes) -> Callable[[int], bytes]:
 
 
 def _is_regular(urls: Sequence[str], wanted: Wanted) -> bool:
-    """Whether the index tells all of these shards: neighbours as parts, no dots in keys, classes as numbers."""
+    """Whether the index tells all of these shards: neighbors as parts, no dots in keys, classes as numbers."""
     source = Source()
     pictures = {wanted.part} if wanted.part else SUFFIXES
     for url in urls:

@@ -128,7 +128,7 @@ def look(dataset: Dataset, crop: str, max_pixels: int) -> Pixels:
     if not pixels.num:
         reasons = ", ".join(pixels.bad)
         raise DataError(
-            f"data.shards: none of {len(numbers)} images that were looked at can be used: "
+            f"data.shards: none of {len(numbers)} images that were checked can be used: "
             f"{'; '.join([reasons, *pixels.warnings()])}"
         )
     return pixels
@@ -157,7 +157,7 @@ def report(dataset: Dataset, crop: str, max_pixels: int) -> tuple[list[str], lis
     if all(is_packed):
         return lines, warnings  # square images of 8 bits
     pixels = look(dataset, crop, max_pixels)
-    sampled = f"of {pixels.num + pixels.bad.total()} images that were looked at"
+    sampled = f"of {pixels.num + pixels.bad.total()} images that were checked"
     lines += [f"pixels {sampled}: {line}" for line in pixels.facts()]
     warnings += [f"{sampled}: {line}" for line in pixels.warnings()]
     if pixels.bad:

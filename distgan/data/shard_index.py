@@ -1,4 +1,4 @@
-"""Where each sample's bytes lie in a shard, kept in a small file beside it: `000000.tar` -> `000000.tar.index`.
+"""Where each sample's bytes lie in a shard, kept in a small file next to it: `000000.tar` -> `000000.tar.index`.
 
 Any plain tar that WebDataset reads is accepted; the index is made on first use, and put into a cache folder when the
 shard's own folder cannot be written. A sample is a run of members with one key, as in `webdataset.group_by_keys`:
@@ -112,7 +112,7 @@ class ShardIndex:
             only_head: Check the head and the length, not the arrays, which are not read then where `data` is a file.
         """
         if not only_head and zlib.crc32(memoryview(data)[:-4]) != int.from_bytes(data[-4:], "little"):
-            raise ValueError("damaged")
+            raise ValueError("corrupt")
         head, body = _head(data)
         arrays = {}
         for name, dtype in ARRAYS.items():
@@ -137,11 +137,11 @@ class ShardIndex:
         """Refuse arrays that are not what the head says, or that point out of the shard. Raises ValueError."""
         counts = np.bincount(self.kind, minlength=len(self.kinds)).tolist()
         if counts != kind_counts:
-            raise ValueError("kinds of samples that the head does not tell")
+            raise ValueError("kinds of samples that the head does not list")
         if (self.first > self.size).any() or (self.label < BAD_LABEL).any():
             raise ValueError("a sample that the shard cannot have")
         if (self.length > self.size).any() or (self.offset > self.size - self.length.astype(np.uint64)).any():
-            raise ValueError("a part that lies outside of the shard")
+            raise ValueError("a part outside of the shard")
 
 
 def label_counts(summary: dict) -> list[list[int]]:
@@ -155,7 +155,7 @@ def _head(data: "bytes | mmap.mmap") -> tuple[Head, int]:
     start = len(MAGIC) + 8
     stop = start + int.from_bytes(data[start - 8 : start - 4], "little")
     if zlib.crc32(data[start:stop]) != int.from_bytes(data[start - 4 : start], "little"):
-        raise ValueError("damaged")
+        raise ValueError("corrupt")
     try:
         head = parse(Head, json_of(data[start:stop], "head"), "head")
     except DataError as error:
@@ -190,7 +190,7 @@ def scan(data: tar.Bytes, size: int) -> ShardIndex:
             columns["label"].append(label)
             return
         if whole and suffixes:
-            defects.append(f"sample {key!r}: its parts are not neighbours, or its key occurs twice (at byte {first})")
+            defects.append(f"sample {key!r}: its parts are not neighbors, or its key occurs twice (at byte {first})")
         del offset[len(offset) - len(suffixes) :], length[len(length) - len(suffixes) :]
 
     try:
@@ -290,7 +290,7 @@ def summary(url: str, source: Source, cache_dir: Path) -> dict:
 
 
 def _places(url: str, cache_dir: Path) -> tuple[Path | None, Path]:
-    """Where a shard's index may lie: beside it, and in the cache."""
+    """Where a shard's index may lie: next to it, and in the cache."""
     address = os.path.abspath(local_path(url)) if is_local(url) else url
     named = os.path.realpath(address) if is_local(url) else url  # of what a link leads to now
     kept = cache_dir / f"{hashlib.sha256(os.fsencode(named)).hexdigest()[:24]}.index"
@@ -304,7 +304,7 @@ def _require_size(index_bytes: int, url: str, source: Source) -> None:
 
 
 def _still_true(path: Path, url: str, source: Source, only_head: bool = False) -> ShardIndex | None:
-    """The index at `path`, unless it is missing, damaged, or the shard is another one now."""
+    """The index at `path`, unless it is missing, corrupt, or the shard is another one now."""
     try:
         with open_regular(path) as file:
             known = os.fstat(file.fileno())
@@ -356,7 +356,7 @@ def _links(path: str) -> Iterator[str]:
 
 
 def _published(url: str, source: Source) -> ShardIndex | None:
-    """The index that lies beside a remote shard."""
+    """The index that lies next to a remote shard."""
     if is_local(url):
         return None
     beside = url + ".index"
@@ -375,7 +375,7 @@ def _published(url: str, source: Source) -> ShardIndex | None:
 
 @functools.lru_cache(maxsize=1024)  # once, though an index may be looked for again
 def _tell_unfit(where: str, why: str) -> None:
-    log.warning(f"warning: {where}: no index of this shard ({why}): it is made anew")
+    log.warning(f"warning: {where}: no index of this shard ({why}): it is built again")
 
 
 def _keep(index: ShardIndex, path: Path) -> bool:

@@ -61,7 +61,7 @@ def _expand(item: str, hint: bool = True) -> list[str]:
         meant = _meant(path) if hint else ""
         raise DataError(f"data.shards: no shard matches {item!r} (seen from {os.getcwd()}){meant}")
     if special := [path for path in found if os.path.exists(path) and not os.path.isfile(path)]:
-        raise DataError(f"data.shards: {special[0]} is no regular file")
+        raise DataError(f"data.shards: {special[0]} is not a regular file")
     return found
 
 
@@ -71,7 +71,7 @@ def _meant(path: str) -> str:
         files = (os.path.join(folder, name) for folder, _, names in os.walk(path) for name in names)
         by_suffix = {file.rpartition(".")[2].lower(): file for file in itertools.islice(files, LOOKED_AT)}
         if not SUFFIXES.isdisjoint(by_suffix):
-            return f": it holds pictures; `distgan pack {shlex.quote(path)} OUT` makes shards of them"
+            return f": it holds images; `distgan pack {shlex.quote(path)} OUT` makes shards of them"
         archive = next((by_suffix[suffix] for suffix in ARCHIVES if suffix in by_suffix), "")
         return f"; `distgan pack {shlex.quote(archive)} OUT` makes shards of an archive" if archive else ""
     folder, name = os.path.split(os.path.normpath(path))

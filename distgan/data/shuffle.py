@@ -198,7 +198,7 @@ class Balanced:
         """The sample at each place of an epoch; int64 [num_places].
 
         All samples come once, in the order in which they are stored; then all that come again; and so on. So
-        neighbours in this order are neighbours on the disk where that is possible, and never the same picture.
+        neighbors in this order are neighbors on the disk where that is possible, and never the same image.
         """
         times, more = np.divmod(self.largest, self._sizes)
         times += (self._turn - epoch * more) % self._sizes < more

@@ -27,7 +27,7 @@ def write_shards(folder: Path, num: int, side: int, classes: int = 10) -> None:
 
 
 def jpegs(num: int, side: int) -> list[bytes]:
-    """Random walks in colour with some noise, about as compressible as photographs; 200 different ones."""
+    """Random walks in color with some noise, about as compressible as photographs; 200 different ones."""
     rng, found = np.random.default_rng(0), []
     for _ in range(min(num, DIFFERENT)):
         walk = rng.normal(size=(side, side, 3)).cumsum(0).cumsum(1)

@@ -160,7 +160,7 @@ def _length(block: bytes, at: int) -> int:
             raise ValueError
         return length
     except ValueError:
-        raise Damage("bytes that are no tar header", at) from None
+        raise Damage("bytes that are not a tar header", at) from None
 
 
 def _signed_sum(block: bytes) -> int:
@@ -213,7 +213,7 @@ def _check_end(data: Bytes, at: int) -> None:
 def header(name: str, size: int) -> bytes:
     """A USTAR header of a regular file, byte for byte as `webdataset.TarWriter(mtime=0)` writes it.
 
-    Written here because the writer's own takes 0.1 ms per member, more than encoding a small picture.
+    Written here because the writer's own takes 0.1 ms per member, more than encoding a small image.
     """
     raw = name.encode("ascii")
     if len(raw) > 100 or size >= 8**11:

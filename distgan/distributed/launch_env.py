@@ -49,7 +49,7 @@ def settle(environment: MutableMapping[str, str] = os.environ) -> int:
         if _is_on(environment.get(variable, "")):
             raise ConfigError(
                 f"{variable}={environment[variable]}: a GAN trains under plain data parallelism, not {what}: "
-                "use `accelerate launch --multi_gpu`, and see that no default_config.yaml says otherwise"
+                "use `accelerate launch --multi_gpu`, and make sure that no default_config.yaml says otherwise"
             )
     return _size(environment)
 
@@ -67,7 +67,7 @@ def _size(environment: MutableMapping[str, str]) -> int:
     needed = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
     if missing := [name for name in needed if not environment.get(name)]:
         told = " ".join(f"{name}={value}" for name, value in found.items())
-        raise MachineError(f"{told} stands in the environment, but no {' and no '.join(missing)}: {way_out}")
+        raise MachineError(f"{told} is set in the environment, but no {' and no '.join(missing)}: {way_out}")
     if int(found["RANK"]) >= size:
         raise MachineError(f"RANK={found['RANK']}: with WORLD_SIZE={size} it is below {size}: {way_out}")
     return size

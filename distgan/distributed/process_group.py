@@ -95,7 +95,7 @@ class World:
         self._flat, self._bf16_gradients = sync == "flat", bf16_gradients
 
     def alone(self) -> "World":
-        """This rank as the only one of a world of its own, beside the one that it shares."""
+        """This rank as the only one of a world of its own, next to the one that it shares."""
         own = copy.copy(self)
         own.rank, own.size, own.is_main, own._flat = 0, 1, True, False
         return own

@@ -51,8 +51,8 @@ class Watch:
 
     def _end(self, name: str, age_sec: float) -> None:
         error = MachineError(
-            f"{name} for {age_sec:.0f} s, longer than run.timeout_sec allows: given up. The last checkpoint is good; "
-            "the same command goes on from there"
+            f"{name} for {age_sec:.0f} s, longer than run.timeout_sec allows: stopped. The last checkpoint is good; "
+            "the same command resumes from there"
         )
         teller = threading.Thread(target=self._tell, args=(error,), daemon=True)
         teller.start()

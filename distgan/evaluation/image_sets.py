@@ -14,7 +14,7 @@ from distgan.errors import ConfigError, DataError
 from distgan.inference import sampling
 from distgan.rng import host_rng
 
-CHUNK = sampling.CHUNK  # neighbours that one rank takes at a time, and images of one forward
+CHUNK = sampling.CHUNK  # neighbors that one rank takes at a time, and images of one forward
 
 
 class Images(NamedTuple):
@@ -26,7 +26,7 @@ class Images(NamedTuple):
 
 
 class ImageSet(Protocol):
-    """`num` images. `read` leaves out those that are damaged; `reads_files` says that it waits for a disk."""
+    """`num` images. `read` leaves out those that are corrupt; `reads_files` says that it waits for a disk."""
 
     num: int
     reads_files: bool
@@ -91,7 +91,7 @@ class ShardImages:
 
 
 class ListedImages:
-    """Pictures of a folder, archive or array file, all of one size, as they are: nothing is cropped or resized."""
+    """Images of a folder, archive or array file, all of one size, as they are: nothing is cropped or resized."""
 
     reads_files = True
 
@@ -99,13 +99,13 @@ class ListedImages:
         self._entries = all_entries(listing)
         self.num, self._has_labels = len(self._entries), listing.classes is not None
         if self.num == 0:
-            raise DataError("no pictures there")
+            raise DataError("no images there")
         self._classes: np.ndarray | None = None
         self._pool = ThreadPoolExecutor(threads)
         self.resolution = self._decode(self._entries[0]).shape[0]
 
     def renumber(self, classes: Sequence[int]) -> None:
-        """Call class i `classes[i]` from now on; without any, the pictures have no classes."""
+        """Call class i `classes[i]` from now on; without any, the images have no classes."""
         self._has_labels = len(classes) > 0
         self._classes = np.array(classes, np.int64)
 
@@ -115,7 +115,7 @@ class ListedImages:
         for entry, one in zip(entries, pixels):
             if one.shape != (self.resolution, self.resolution, 3):
                 raise DataError(
-                    f"{place(entry)} has {one.shape[1]}x{one.shape[0]} pixels, the first picture is square with "
+                    f"{place(entry)} has {one.shape[1]}x{one.shape[0]} pixels, the first image is square with "
                     f"{self.resolution}: they must be square and of one size; `distgan pack --resolution` makes them so"
                 )
         labels = np.array([entry.label for entry in entries]) if self._has_labels else None
@@ -129,8 +129,8 @@ class ListedImages:
             return data if isinstance(data, np.ndarray) else decode(data, max_pixels=MAX_PIXELS).pixels
         except (BadImage, OSError) as error:
             raise DataError(
-                f"{place(entry)}: {error}: no picture is passed over in an evaluation. Remove it, or evaluate shards: "
-                "`distgan pack` leaves such pictures out"
+                f"{place(entry)}: {error}: no image is skipped in an evaluation. Remove it, or evaluate shards: "
+                "`distgan pack` leaves such images out"
             ) from None
 
 

@@ -29,7 +29,7 @@ from distgan.tracking.console import duration
 log = logging.getLogger("distgan")
 
 TELL_SEC = 20  # from one line of how far it is to the next
-GREY_LEVELS = 16  # that channels may differ by, in an image without colour
+GREY_LEVELS = 16  # that channels may differ by, in an image without color
 Poll = Callable[[], None]  # called by all ranks in each round; raises StopAsked on all of them, or on none
 
 
@@ -47,7 +47,7 @@ class Extracted:
     Attributes:
         num: Images that were measured.
         numbers: Those of them that `features.points` are of; int64 [n].
-        num_damaged, num_grey, num_nonfinite: Images that could not be decoded, have no colour, and have features that
+        num_damaged, num_grey, num_nonfinite: Images that could not be decoded, have no color, and have features that
             are not finite.
     """
 
@@ -79,7 +79,7 @@ def extract(world: World, extractor: Extractor, images: ImageSet, keep: int, pol
     wanted[host_rng.permutation(host_rng.key(0, "kept features"), images.num)[:keep]] = True
     on_cpu = world.device.type != "cuda"
     moments = Moments(extractor.dim, "cpu" if on_cpu else world.device)
-    counts = torch.zeros(3, dtype=torch.float64, device=moments.sums.device)  # measured, grey, not finite
+    counts = torch.zeros(3, dtype=torch.float64, device=moments.sums.device)  # measured, gray, not finite
     numbers, points, logits, labels = [], [], [], []
     for share in _telling(shares(images, world.rank, world.size), images.num, world):
         if share is not None and len(share.numbers):
@@ -136,7 +136,7 @@ def _on_main(world: World, parts: list[Tensor], empty: Tensor) -> Tensor:
 
 
 def count_grey(pixels: Tensor) -> Tensor:
-    """How many of uint8 [B, 3, H, W] have three equal channels, but for what a network that draws grey gets wrong.
+    """How many of uint8 [B, 3, H, W] have three equal channels, but for what a network that draws gray gets wrong.
 
     Counted where the pixels are, by whole numbers; the host does not wait for it.
     """
@@ -156,18 +156,18 @@ def known_reals(
     """What there is to know of real images, from the cache or by looking at each of them once; None but on rank 0.
 
     Raises:
-        DataError: too many of them are damaged, or fewer than two are good.
+        DataError: too many of them are corrupt, or fewer than two are good.
     """
     origin = images.origin | {"extractor": extractor.identity, "kept": min(keep, images.num)}
     path = (cache or default_cache_dir() / "metrics") / f"{reference_stats.key_of(origin)}.npz"
     known = reference_stats.load_cached(path, origin) if world.is_main else None
     if world.broadcast(known is not None):
         return known
-    log.info(f"looking at {images.num:,} real images once, with {extractor.name}")
+    log.info(f"reading {images.num:,} real images once, with {extractor.name}")
     found = extract(world, extractor, images, keep, poll)
     if found.num_damaged > max_corrupt_fraction * images.num or found.num < 2:
         raise DataError(
-            f"{found.num_damaged} of {images.num} real images are damaged, more than data.max_corrupt_fraction="
+            f"{found.num_damaged} of {images.num} real images are corrupt, more than data.max_corrupt_fraction="
             f"{max_corrupt_fraction:g} allows: repair the shards"
         )
     if found.num_nonfinite:
@@ -180,7 +180,7 @@ def known_reals(
     try:
         reference_stats.save(path, known)
     except MachineError as error:
-        log.warning(f"{error}; the next evaluation looks at the real images again")
+        log.warning(f"{error}; the next evaluation reads the real images again")
     return known
 
 
@@ -190,7 +190,7 @@ def check_metrics(names: Sequence[str], extractor: Extractor, num: int, *, has_p
         if name not in METRICS:
             raise ConfigError(f"eval.metrics={name}: there are {', '.join(METRICS)}")
         if METRICS[name].needs_logits and not extractor.num_logits:
-            raise ConfigError(f"eval.metrics={name} needs a classifier, and {extractor.name} is none: leave it out")
+            raise ConfigError(f"eval.metrics={name} needs a classifier, which {extractor.name} is not: leave it out")
         if METRICS[name].needs_points and not has_points:
             raise ConfigError(
                 f"eval.metrics={name} needs the features of real images, and eval.reference has only mu and sigma: "
@@ -253,13 +253,13 @@ def _warnings(real: Reference, found: Extracted, extractor: Extractor) -> list[s
         if 0 < num <= extractor.dim:
             words.append(
                 f"{num} {side} images for {extractor.dim} features: the Fréchet distance is mostly bias; "
-                f"compare it only with values of as many images, and look at kid"
+                f"compare it only with values of the same number of images, and look at kid"
             )
     if found.num_damaged:
-        words.append(f"{found.num_damaged} images are damaged and left out")
+        words.append(f"{found.num_damaged} images are corrupt and left out")
     num_real = real.features.gaussian.num
     if found.num_grey == found.num and real.origin and real.num_grey < num_real / 2:
-        words.append("all images are grey, and the real ones are not")
+        words.append("all images are gray, and the real ones are not")
     if real.origin and real.num_grey == num_real and found.num_grey < found.num / 2:
-        words.append("the real images are all grey, and these are not")
+        words.append("the real images are all gray, and these are not")
     return words

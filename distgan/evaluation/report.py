@@ -1,4 +1,4 @@
-"""`distgan evaluate`: a run, a checkpoint or images -> numbers, with all that makes them comparable beside them."""
+"""`distgan evaluate`: a run, a checkpoint or images -> numbers, with all that makes them comparable next to them."""
 
 import itertools
 import json
@@ -35,7 +35,7 @@ from distgan.version import __version__
 log = logging.getLogger("distgan")
 
 MOST_UNSEEN = 10_000  # held-out images that are looked at
-PAIRS, COLUMNS = 24, 6  # of the picture of the closest pairs
+PAIRS, COLUMNS = 24, 6  # of the image of the closest pairs
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ def evaluate(world: World, target: str, overrides: Sequence[str], options: Optio
     """Measure a target, write the report, and return it; called by all ranks.
 
     Args:
-        target: A run folder, a checkpoint, or pictures that `distgan pack` would take.
+        target: A run folder, a checkpoint, or images that `distgan pack` would take.
 
     Raises:
         ConfigError, DataError, MachineError: as told by them.
@@ -243,7 +243,7 @@ def _memorization(
     unseen: Extracted | None,
     path: Path | None,
 ) -> dict:
-    """Nearness to training images; a picture of the closest pairs; the copies among them, counted."""
+    """Nearness to training images; an image of the closest pairs; the copies among them, counted."""
     near = nearness(real.features.points, fake.features.points, unseen.features.points if unseen else None)
     typical = float(near.unseen.median())
     num_copies = 0
@@ -274,10 +274,10 @@ def _pixels(images: ImageSet, number: int) -> np.ndarray:
 
 
 def _folder(subject: Subject, options: Options) -> Path | None:
-    """Where the report goes: of a run's checkpoint, beside the run's other files."""
+    """Where the report goes: of a run's checkpoint, next to the run's other files."""
     if options.out:
         return Path(options.out).parent
-    return Path(subject.origin["path"]) / "evaluations" if subject.is_generated else None  # pictures are not ours
+    return Path(subject.origin["path"]) / "evaluations" if subject.is_generated else None  # images are not ours
 
 
 def _require_writable(folder: Path) -> None:
@@ -298,7 +298,7 @@ def _place(folder: Path | None, subject: Subject, report: dict) -> Path | None:
 
 
 def asked_of(path: Path) -> dict | None:
-    """`asked_for` of a report; None where it is damaged, or is none."""
+    """`asked_for` of a report; None where it is corrupt, or is none."""
     try:
         return json.loads(path.read_text())["asked"]
     except (OSError, ValueError, KeyError, TypeError):

@@ -1,4 +1,4 @@
-"""Pictures to restore that a run never trains on: to look at, and to measure what restoring is worth."""
+"""Images to restore that a run never trains on: to look at, and to measure what restoring is worth."""
 
 from collections.abc import Sequence
 
@@ -15,11 +15,11 @@ from distgan.rng import host_rng
 from distgan.transforms.degrade import degrade
 from distgan.transforms.degrade_spec import Step
 
-BEST_DB = 100.0  # what a picture without any error counts in a mean
+BEST_DB = 100.0  # what an image without any error counts in a mean
 
 
 class HeldOut:
-    """The held-out pictures of a data set, each degraded in one way that no seed changes.
+    """The held-out images of a data set, each degraded in one way that no seed changes.
 
     Args:
         recipe: What degrades them; nothing where the data set's samples are pairs.
@@ -31,7 +31,7 @@ class HeldOut:
     ) -> None:
         self._dataset, self._recipe, self._z_dim = dataset, recipe, z_dim
         self._how = {"resolution": resolution, "filter": filter, "crop": crop}
-        self._before: dict[str, float] = {}  # of the degraded pictures, which stay the same
+        self._before: dict[str, float] = {}  # of the degraded images, which stay the same
 
     def triples(self, G: nn.Module, num: int) -> list[np.ndarray]:
         """Degraded, restored and clean side by side, uint8 [R, 3 R, 3] each; of training where none are held out."""
@@ -41,7 +41,7 @@ class HeldOut:
         return [np.concatenate(triple, axis=1) for triple in columns]
 
     def measure(self, G: nn.Module, world: World) -> dict[str, float]:
-        """Mean PSNR and SSIM of the restored and of the degraded pictures by log key; called by all ranks.
+        """Mean PSNR and SSIM of the restored and of the degraded images by log key; called by all ranks.
 
         Ranks share the work in whole chunks, so their number does not show in the result.
         """

@@ -1,4 +1,4 @@
-"""`distgan evaluate --self-test`: values that others published, beside those that this machine computes."""
+"""`distgan evaluate --self-test`: values that others published, next to those that this machine computes."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

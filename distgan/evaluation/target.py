@@ -1,4 +1,4 @@
-"""What `distgan evaluate` is pointed at: images of a run, a checkpoint, an export, or pictures that exist."""
+"""What `distgan evaluate` is pointed at: images of a run, a checkpoint, an export, or images that exist."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -27,13 +27,13 @@ class Subject:
     """What is measured.
 
     Attributes:
-        images: Seed, and class counts of the data set -> the images. Pictures that exist have no seed.
+        images: Seed, and class counts of the data set -> the images. Images that exist have no seed.
         resolution: Of the images.
         origin: Where they come from, for the report.
         num_classes: 0 for images without classes.
         is_generated: Whether other seeds give other images.
         unseen: Classes that a generator did not learn, since they had no image.
-        class_names: Of pictures that lie in folders of classes, or that the cards of a run's training data gave.
+        class_names: Of images that lie in folders of classes, or that the cards of a run's training data gave.
     """
 
     config: Config
@@ -103,19 +103,19 @@ def _require_reference(config: Config) -> None:
 
 def _open_images(target: str, path: Path, overrides: Sequence[str]) -> Subject:
     listing = list_source(target)
-    _require_reference(load_to_evaluate([], overrides))  # a mistake is told before pictures are read
+    _require_reference(load_to_evaluate([], overrides))  # a mistake is told before images are read
     images = ListedImages(listing, threads=4)
     if asked := [text for text in overrides if text.startswith("eval.num_images=")]:
         raise ConfigError(
-            f"{asked[-1]} counts images to generate; {target} has {images.num:,} pictures, and all of them are "
+            f"{asked[-1]} counts images to generate; {target} has {images.num:,} images, and all of them are "
             "measured: leave it out, or name a folder with fewer of them"
         )
     config = load_to_evaluate([("images", {"data": {"resolution": images.resolution}})], overrides)
     if config.data.resolution != images.resolution:
         raise ConfigError(
-            f"data.resolution={config.data.resolution}, but {public(target)} has pictures of {images.resolution} "
+            f"data.resolution={config.data.resolution}, but {public(target)} has images of {images.resolution} "
             "pixels: real images are compared at the same size. "
-            "`distgan pack --resolution` makes pictures of another size"
+            "`distgan pack --resolution` makes images of another size"
         )
     names = listing.classes or ()
     origin = {"pictures": str(path.resolve()) if path.exists() else public(target), "num": images.num}
@@ -123,7 +123,7 @@ def _open_images(target: str, path: Path, overrides: Sequence[str]) -> Subject:
 
 
 def name_classes(subject: Subject, real: Dataset) -> list[str]:
-    """Give pictures in folders of classes the numbers that real images have of these; warnings where that cannot be."""
+    """Give images in folders of classes the numbers that real images have of these; warnings where that cannot be."""
     if subject.is_generated or not subject.class_names or not real.num_classes:
         return []
     known = dataset_card.read(real.urls[0]).get("classes")
@@ -132,7 +132,7 @@ def name_classes(subject: Subject, real: Dataset) -> list[str]:
     subject.num_classes = real.num_classes if numbers else 0
     shown = ", ".join(subject.class_names[:3])
     return (
-        [] if numbers else [f"the pictures' classes ({shown} ...) are not those of the real images: no values by class"]
+        [] if numbers else [f"the images' classes ({shown} ...) are not those of the real images: no values by class"]
     )
 
 

@@ -36,7 +36,7 @@ def watch(
     """
     folder = RunFolder(run)
     if not folder.checkpoints.is_dir():
-        raise ConfigError(f"--watch {run}: no run folder, which holds checkpoints/")
+        raise ConfigError(f"--watch {run}: not a run folder, which holds checkpoints/")
     if options.out:
         raise ConfigError("--out is of one report; with --watch there is one for each checkpoint, in evaluations/")
     seen: set[str] = _reported(folder.path, asked_for(overrides, options))
@@ -56,7 +56,7 @@ def watch(
         except DataError as error:
             if world.broadcast((folder.checkpoints / name).exists()):
                 raise
-            log.warning(f"{name} was let go of before it was measured ({error})")
+            log.warning(f"{name} was deleted before it was evaluated ({error})")
             continue
         num += 1
         if world.is_main:
@@ -77,5 +77,5 @@ def _reported(run: Path, asked: dict) -> set[str]:
             if report.get("asked") == asked:
                 found.add(report["subject"]["checkpoint"])
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            log.warning(f"{path} is no report ({error}): passed over")
+            log.warning(f"{path} is not a report ({error}): skipped")
     return found

@@ -102,7 +102,7 @@ def card(G: Generator, kind: str, name: str) -> str:
         "made by": f"distgan {__version__}, torch {torch.__version__}",
     }
     side, of_classes = G.resolution, f", {classes} classes" if classes else ""
-    untrained = f", but not {', '.join(map(str, G.spec.unseen))}: not trained, for want of images" * bool(G.spec.unseen)
+    untrained = f", but not {', '.join(map(str, G.spec.unseen))}: not trained, no images" * bool(G.spec.unseen)
     told = {
         "pictures": f"| `pictures` | float32 [B, 3, {side}, {side}] | to be restored; -1 is black and 1 is white |",
         "z": f"| `z` | float32 [B, {G.z_dim}] | standard normal |",

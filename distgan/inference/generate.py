@@ -68,7 +68,7 @@ def generate(
     if target.exists() and target.is_dir() == is_file:
         raise ConfigError(f"--out {out} is {f'a folder, a {kind} is one file' if is_file else 'a file'}")
     if is_file and (share < 1 or balance):
-        raise ConfigError(f"--keep-best and --balance choose images of a set (--as png or shards); a {kind} is none")
+        raise ConfigError(f"--keep-best and --balance choose images of a set (--as png or shards); a {kind} is not one")
     if kind == "grid":
         require_grid(target)
     if kind == "video":
@@ -142,7 +142,7 @@ def drawn(G: Generator, score: Score | None, choice: Choice, seed: int, unit: in
     held: list[Drawn] = []
     first = numbers.start // G.chunk * G.chunk
     for start in range(first, numbers.stop, G.chunk):
-        block = range(start, start + G.chunk)  # whole, since D may compare an image with its neighbours
+        block = range(start, start + G.chunk)  # whole, since D may compare an image with its neighbors
         images = G.images(block, seed, choice.labels(block))
         classes = torch.tensor(choice.labels(block), device=G.device) if choice.classes else None
         with torch.no_grad():

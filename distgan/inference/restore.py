@@ -1,4 +1,4 @@
-"""Pictures of anybody's -> restored ones, by a trained generator."""
+"""Images of anybody's -> restored ones, by a trained generator."""
 
 import itertools
 import math
@@ -20,7 +20,7 @@ from distgan.storage.home import user_path
 
 
 class Row(NamedTuple):
-    """A picture's number in its source, and what it was and became; uint8 [R, R, 3] each."""
+    """An image's number in its source, and what it was and became; uint8 [R, R, 3] each."""
 
     number: int
     degraded: np.ndarray
@@ -41,20 +41,20 @@ def restore(
     rank: int = 0,
     world: int = 1,
 ) -> str:
-    """Restore the first `num` pictures of a source, or all, into a folder or a grid; returns a line that says where.
+    """Restore the first `num` images of a source, or all, into a folder or a grid; returns a line that says where.
 
     Args:
         path: Run folder, checkpoint or exported generator.
-        source: Anything that `pack` takes; of pairs, the degraded pictures are restored.
+        source: Anything that `pack` takes; of pairs, the degraded images are restored.
         kind: "png" or "grid".
-        labels: Classes that the pictures take in turn, as for `generate`; empty for those that their folders say.
+        labels: Classes that the images take in turn, as for `generate`; empty for those that their folders say.
         rank, world: Each of several processes writes its share of the files, without a word to the others.
     """
     for name, value, least in (("num", num, 1), ("columns", columns, 1)):
         if value is not None and value < least:
             raise ConfigError(f"--{name} {value}: at least {least}")
     if kind not in ("png", "grid"):
-        raise ConfigError(f"--as {kind}: restored pictures (--input) become png or grid; `distgan pack` makes shards")
+        raise ConfigError(f"--as {kind}: restored images (--input) become png or grid; `distgan pack` makes shards")
     target = user_path(out)
     if target.exists() and target.is_dir() == (kind == "grid"):
         raise ConfigError(f"--out {out} is {'a folder, a grid is one file' if kind == 'grid' else 'a file'}")
@@ -68,19 +68,19 @@ def restore(
 
 
 class Restoration:
-    """The pictures of a source as a generator restores them, and a count of what could not be read.
+    """The images of a source as a generator restores them, and a count of what could not be read.
 
     Args:
-        labels: Classes that the pictures take in turn; empty for those that their folders say.
+        labels: Classes that the images take in turn; empty for those that their folders say.
     """
 
     def __init__(self, G: Generator, seed: int, source: str, labels: list[int]) -> None:
         self._G, self._seed, self._source, self._labels = G, seed, source, labels
-        self._data = G.origin["config"]["data"]  # how pictures of other sizes were fitted in training
+        self._data = G.origin["config"]["data"]  # how images of other sizes were fitted in training
         self._num_resized, self._skipped = 0, Counter()
 
     def files(self, num: int | None, target: Path, rank: int, world: int) -> str:
-        """A PNG file for each picture, in the same folders and under the same name where it has one."""
+        """A PNG file for each image, in the same folders and under the same name where it has one."""
         target.mkdir(parents=True, exist_ok=True)
         done, total, taken = 0, 0, set()
         for turn, chunk in enumerate(self._chunks(num)):
@@ -96,7 +96,7 @@ class Restoration:
         return self._told(done, total, target, world)
 
     def grid(self, num: int, target: Path, columns: int | None) -> str:
-        """Degraded and restored pictures side by side, and the clean ones where they are known."""
+        """Degraded and restored images side by side, and the clean ones where they are known."""
         rows = [row for chunk in self._chunks(num) for row in self._rows(chunk)]
         told = self._told(len(rows), len(rows), target)
         joined = [np.concatenate([x for x in row[1:] if x is not None], axis=1) for row in rows]
@@ -105,12 +105,12 @@ class Restoration:
         return told
 
     def _chunks(self, num: int | None) -> Iterator[list[tuple[int, Entry]]]:
-        """Numbers and places of the pictures, as many at a time as one forward takes."""
+        """Numbers and places of the images, as many at a time as one forward takes."""
         num_classes = self._G.num_classes
         listing = list_source(self._source, labels=num_classes > 0)
         if num_classes and not self._labels and not 0 < len(listing.classes or ()) <= num_classes:
             raise ConfigError(
-                f"--input {self._source}: of which of the {num_classes} classes? Lay the pictures in class folders "
+                f"--input {self._source}: of which of the {num_classes} classes? Put the images into class folders "
                 "as in training, or pass --labels"
             )
         entries = itertools.islice(enumerate(listing.entries), num)
@@ -132,7 +132,7 @@ class Restoration:
             if classes[-1] in self._G.spec.unseen:
                 raise ConfigError(
                     f"--input {self._source}: {entry.name} is of class {classes[-1]}, of which the training data had "
-                    "no image; pass --labels, or leave such pictures out"
+                    "no image; pass --labels, or leave such images out"
                 )
 
         def given(numbers: list[int]) -> np.ndarray:
@@ -150,10 +150,10 @@ class Restoration:
         return fit(pixels, self._G.resolution, self._data["resize_filter"], self._data["crop"])
 
     def _told(self, done: int, total: int, target: Path, world: int = 1) -> str:
-        """A line for a person. One of several processes knows of its own pictures only."""
+        """A line for a person. One of several processes knows of its own images only."""
         reasons = ", ".join(f"{count} {reason}" for reason, count in self._skipped.most_common())
         if not total or (not done and self._skipped):
-            raise DataError(f"--input {self._source}: no usable picture" + (f": {reasons}" if reasons else ""))
+            raise DataError(f"--input {self._source}: no usable image" + (f": {reasons}" if reasons else ""))
         side = self._G.resolution
         line = f"{done} images restored" if world == 1 else f"{total} images, shared among {world} processes"
         resized = f", {self._num_resized} resized to {side} x {side}" if self._num_resized else ""
@@ -161,7 +161,7 @@ class Restoration:
 
 
 def _file_name(name: str, number: int, taken: set[str]) -> str:
-    """Where a picture goes, below the folder asked for; a name from an archive must not lead out of it."""
+    """Where an image goes, below the folder asked for; a name from an archive must not lead out of it."""
     stem, _, suffix = name.rpartition(".")
     parts = [part for part in stem.split("/") if part not in ("", ".", "..")]
     path = "/".join(parts) if parts and suffix.lower() in SUFFIXES else f"{number:08d}"

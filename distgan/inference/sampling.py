@@ -1,4 +1,4 @@
-"""Seeds -> images: the generator's pictures, each a function of (seed, number) alone."""
+"""Seeds -> images: the generator's images, each a function of (seed, number) alone."""
 
 from collections.abc import Callable, Iterator, Sequence
 
@@ -10,10 +10,10 @@ from distgan.data.image_grid import to_uint8
 from distgan.models.networks import run_generator
 from distgan.rng import host_rng
 
-CHUNK = 64  # images of one forward; always whole, so that a picture does not depend on which others are asked for
+CHUNK = 64  # images of one forward; always whole, so that an image does not depend on which others are asked for
 
 
-Given = Callable[[list[int]], np.ndarray]  # numbers -> degraded pictures, uint8 [n, R, R, 3]
+Given = Callable[[list[int]], np.ndarray]  # numbers -> degraded images, uint8 [n, R, R, 3]
 
 
 def chunk_of(resolution: int) -> int:
@@ -22,7 +22,7 @@ def chunk_of(resolution: int) -> int:
 
 
 def latents(seed: int, numbers: Sequence[int] | np.ndarray, z_dim: int) -> Tensor:
-    """Latent i of `seed`, which is all that picture i is made of but for its label; float32 [len(numbers), z_dim]."""
+    """Latent i of `seed`, which is all that image i is made of but for its label; float32 [len(numbers), z_dim]."""
     return torch.from_numpy(host_rng.normal(host_rng.key(seed, "sample"), np.asarray(numbers, np.int64), z_dim))
 
 
@@ -35,7 +35,7 @@ def generate(
     chunk: int = CHUNK,
     given: Given | None = None,
 ) -> Iterator[np.ndarray]:
-    """Pictures of the given numbers; uint8 [H, W, 3] each. Arguments as for `images`."""
+    """Images of the given numbers; uint8 [H, W, 3] each. Arguments as for `images`."""
     for part in images(G, z_dim, seed, numbers, labels, chunk, given):
         yield from to_uint8(part)
 

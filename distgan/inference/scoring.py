@@ -61,7 +61,7 @@ class Nearness:
                 allow_corrupt=data.allow_corrupt,
             )
             numbers = host_rng.permutation(host_rng.key(0, "realism"), dataset.num_samples)[:NUM_REALS]
-            log.info(f"looking at {len(numbers):,} real images, with {settings.extractor}")
+            log.info(f"reading {len(numbers):,} real images, with {settings.extractor}")
             points = []
             for part in np.array_split(np.sort(numbers), -(-len(numbers) // READ)):
                 pixels = [dataset.read(int(i), data.resolution, data.resize_filter, data.crop) for i in part]

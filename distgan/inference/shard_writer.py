@@ -1,4 +1,4 @@
-"""Generated images -> WebDataset shards with an index beside each and a card that says where they come from.
+"""Generated images -> WebDataset shards with an index next to each and a card that says where they come from.
 
 Shard u holds unit u of the choice, so shards are made in any order by any number of processes, which agree through the
 folder alone:
@@ -8,7 +8,7 @@ folder alone:
     .unfinished/000000.json            what the card will say of a finished shard
     dataset.json                       the card, when all are there; .unfinished goes then
 
-So whoever is killed loses the shard at hand, and the same command goes on.
+So whoever is killed loses the shard at hand, and the same command continues.
 """
 
 import hashlib
@@ -54,7 +54,7 @@ def write(
         generated: What the images are a function of. It stands in the card, and a folder goes on only with the same.
         card: What else the card says.
         rank, world: Each of several processes writes its share.
-        threads: That encode pictures.
+        threads: That encode images.
 
     Raises:
         ConfigError: The folder holds something else.
@@ -78,7 +78,7 @@ def write(
                 bar.update(choice.size(unit))
     except OSError as error:
         raise MachineError(
-            f"--out {out}: {error.strerror or error}; finished shards stay, and the same command goes on"
+            f"--out {out}: {error.strerror or error}; finished shards stay, and the same command continues"
         ) from None
     found = len(mine) - len(missing)
     already = f" ({found} of {len(mine)} were there already)" if found else ""
@@ -130,7 +130,7 @@ def _begin(folder: Path, out: str, generated: dict) -> bool:
     for shard in finished["shards"]:
         path = folder / shard["name"]
         if not path.exists() or path.stat().st_size != shard["bytes"]:
-            raise DataError(f"--out {out}: {path.name} is not as {CARD} tells: generate into another folder")
+            raise DataError(f"--out {out}: {path.name} is not as {CARD} says: generate into another folder")
     shutil.rmtree(folder / ASIDE, ignore_errors=True)
     return True
 
@@ -143,10 +143,10 @@ def _difference(before: dict | None, now: dict) -> str:
     if "sha256" in differ:
         return (
             f"images of {before.get('run')}, {before.get('checkpoint')}, not of {now['run']}, {now['checkpoint']}: "
-            "to go on, name that checkpoint"
+            "to continue, name that checkpoint"
         )
     words = ", ".join(f"{key} {json.dumps(old)} instead of {json.dumps(new)}" for key, (old, new) in differ.items())
-    return f"another set ({words}): to go on, ask for that"
+    return f"another set ({words}): to continue, ask for that"
 
 
 def _is_finished(folder: Path, unit: int) -> bool:
@@ -161,7 +161,7 @@ def _write_shard(folder: Path, unit: int, drawn: Iterable[Drawn], pool: ThreadPo
     digest, classes, size, samples = hashlib.sha256(), {}, 0, 0
     try:
         with open(part, "xb") as file:
-            for label, blob in pool.map(_encoded, drawn):  # all pictures of a shard are in memory for that
+            for label, blob in pool.map(_encoded, drawn):  # all images of a shard are in memory for that
                 file.write(blob)
                 digest.update(blob)
                 size, samples = size + len(blob), samples + 1

@@ -109,16 +109,16 @@ class Generator:
         G = load_generator("runs/faces")
         images = G(16, seed=1)                    # float32 [16, 3, R, R] in -1..1: images 0..15 of seed 1
         images = G(z, labels)                     # of your own latents: standard normal [B, z_dim]
-        pictures = list(G.pictures(range(16)))    # uint8 [R, R, 3] each, as `distgan generate` writes them
+        images = list(G.pictures(range(16)))    # uint8 [R, R, 3] each, as `distgan generate` writes them
 
-    One that restores pictures instead, of `load_generator(path, restores=True)`:
+    One that restores images instead, of `load_generator(path, restores=True)`:
 
-        images = G.restore(pictures)              # float32 [B, 3, R, R] in -1..1, as are the pictures
+        images = G.restore(pictures)              # float32 [B, 3, R, R] in -1..1, as is what comes back
 
     Attributes:
         net: The average generator in evaluation mode, its weights frozen: net(z, labels) -> [B, 3, R, R], or
             net(pictures, z, labels) where it restores.
-        restores: Whether it makes pictures of degraded ones.
+        restores: Whether it makes images of degraded ones.
         resolution, z_dim, num_classes: R; the length of a latent; 0 for a generator without classes.
         seen: The classes that the training data had images of; it refuses the others, which it never learned.
         spec: These, the family and its settings.
@@ -148,10 +148,10 @@ class Generator:
                 depend on B.
 
         Raises:
-            ValueError: z or labels do not fit the generator, or it restores pictures.
+            ValueError: z or labels do not fit the generator, or it restores images.
         """
         if self.restores:
-            raise ValueError("this generator restores pictures: call restore(pictures)")
+            raise ValueError("this generator restores images: call restore(pictures)")
         if isinstance(z, int):
             if z < 1:
                 raise ValueError(f"{z} images: ask for 1 or more, or pass latents [B, {self.z_dim}]")
@@ -164,7 +164,7 @@ class Generator:
 
     @torch.no_grad()
     def restore(self, pictures: Tensor, labels: Tensor | Sequence[int] | int | None = None, *, seed: int = 0) -> Tensor:
-        """Degraded pictures -> restored ones, both [B, 3, R, R] in -1..1; float32, on the generator's device.
+        """Degraded images -> restored ones, both [B, 3, R, R] in -1..1; float32, on the generator's device.
 
         Args:
             labels: As for a call.
@@ -177,7 +177,7 @@ class Generator:
             raise ValueError("this generator makes images of noise: call it with latents or a number")
         side = self.resolution
         if pictures.shape[1:] != (3, side, side):
-            raise ValueError(f"pictures of shape {list(pictures.shape)}: this generator takes [B, 3, {side}, {side}]")
+            raise ValueError(f"images of shape {list(pictures.shape)}: this generator takes [B, 3, {side}, {side}]")
         classes = self._classes(labels, len(pictures))
         given = None if classes is None else torch.tensor(classes, device=self.device)
         z = sampling.latents(seed, range(len(pictures)), self.z_dim).to(self.device)
@@ -243,10 +243,10 @@ def load_generator(
 
     Args:
         device: Where to put it; None: this process's GPU if there is one, or else the CPU.
-        restores: Whether it must be one that makes pictures of degraded ones; None: it may be or not.
+        restores: Whether it must be one that makes images of degraded ones; None: it may be or not.
 
     Raises:
-        DataError: There is none, it is damaged, or its weights are of another network.
+        DataError: There is none, it is corrupt, or its weights are of another network.
         ConfigError: Its family is not known here, or makes images of something else than latents.
     """
     folder = user_path(path)
@@ -261,7 +261,7 @@ def load_generator(
     if restores is not None and restores != G.restores:
         noise = f"makes images of noise (model.family={spec.family}): leave --input out"
         pictures = (
-            "restores pictures: `distgan generate --input FOLDER` names those to restore, "
+            "restores images: `distgan generate --input FOLDER` names those to restore, "
             "and programs take `load_generator(path, restores=True)`"
         )
         raise ConfigError(f"{folder}: this generator {noise if restores else pictures}")
@@ -272,7 +272,7 @@ def load_generator(
 
 
 def load_discriminator(path: str | Path, chunk: int, device: str | torch.device | None = None) -> nn.Module:
-    """The discriminator beside a run's generator: D(images, labels) -> logits [B], in evaluation mode.
+    """The discriminator next to a run's generator: D(images, labels) -> logits [B], in evaluation mode.
 
     Args:
         chunk: Images that it will be shown at a time. Where it compares images with one another, the groups are those

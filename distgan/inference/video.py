@@ -1,4 +1,4 @@
-"""A walk through a generator's latents, as a moving picture that ends where it began."""
+"""A walk through a generator's latents, as a moving image that ends where it began."""
 
 from collections.abc import Iterator
 from fractions import Fraction
@@ -15,7 +15,7 @@ from distgan.inference import sampling
 from distgan.inference.trained_generator import Generator
 from distgan.storage.atomic import replacing
 
-LOSSLESS_PIXELS = 256 * 256  # pictures up to this size lose more to WebP than they save
+LOSSLESS_PIXELS = 256 * 256  # images up to this size lose more to WebP than they save
 SUFFIXES = (".webp", ".mp4")
 
 
@@ -37,7 +37,7 @@ def path(keyframes: Tensor, num: int) -> Tensor:
 
 
 def frames(G: Generator, seed: int, num: int, keyframes: int, classes: list[int], columns: int) -> Iterator[np.ndarray]:
-    """The pictures of a walk by images 0 ... keyframes - 1 of `seed`; uint8 [rows * R, columns * R, 3].
+    """The images of a walk by images 0 ... keyframes - 1 of `seed`; uint8 [rows * R, columns * R, 3].
 
     All classes walk the same way side by side, a tile for each.
     """

@@ -1,4 +1,4 @@
-"""Adversarial losses on logits. Each is a pair of functions: what D minimises and what G minimises.
+"""Adversarial losses on logits. Each is a pair of functions: what D minimizes and what G minimizes.
 
 To add one, write the two functions and a line in `LOSSES`; the tests pick it up. Both get logits of real images and of
 fakes, [B] each or [B, P] where D judges P parts of each, and return the mean over the batch and the parts. A loss whose
@@ -16,13 +16,13 @@ from torch.nn.functional import relu, softplus
 
 
 class Loss(NamedTuple):
-    d: Callable[..., Tensor]  # (real, fake) -> what D minimises; some take `smooth` too
-    g: Callable[[Tensor, Tensor | None], Tensor]  # (fake, real or None) -> what G minimises
+    d: Callable[..., Tensor]  # (real, fake) -> what D minimizes; some take `smooth` too
+    g: Callable[[Tensor, Tensor | None], Tensor]  # (fake, real or None) -> what G minimizes
     paired: bool = False
 
 
 def cross_entropy_d(real: Tensor, fake: Tensor, smooth: float = 0.0) -> Tensor:
-    """Goodfellow et al. 2014, eq. 1: D maximises log D(x) + log(1 - D(G(z))).
+    """Goodfellow et al. 2014, eq. 1: D maximizes log D(x) + log(1 - D(G(z))).
 
     With `smooth`, D is to say 1 - smooth of real images (one-sided label smoothing, Salimans et al. 2016, section 3.4):
     (1 - s) softplus(-real) + s softplus(real) = softplus(-real) + s real.
@@ -31,12 +31,12 @@ def cross_entropy_d(real: Tensor, fake: Tensor, smooth: float = 0.0) -> Tensor:
 
 
 def saturating_g(fake: Tensor, real: Tensor | None = None) -> Tensor:
-    """Goodfellow et al. 2014, eq. 1 as it stands: G minimises log(1 - D(G(z))), whose gradient fades when D wins."""
+    """Goodfellow et al. 2014, eq. 1 as it stands: G minimizes log(1 - D(G(z))), whose gradient fades when D wins."""
     return -softplus(fake).mean()
 
 
 def non_saturating_g(fake: Tensor, real: Tensor | None = None) -> Tensor:
-    """Goodfellow et al. 2014, section 3: G maximises log D(G(z)) instead."""
+    """Goodfellow et al. 2014, section 3: G maximizes log D(G(z)) instead."""
     return softplus(-fake).mean()
 
 

@@ -1,4 +1,4 @@
-"""Distances to nearest neighbours in feature space: how much of each set lies within reach of the other.
+"""Distances to nearest neighbors in feature space: how much of each set lies within reach of the other.
 
 Features are [n, d]; distances are float64, made tile by tile.
 """
@@ -18,7 +18,7 @@ Share = tuple[float, float]  # a mean over images, and its standard error
 def precision_recall(real: Tensor, fake: Tensor, k: int = 3) -> tuple[Share, Share]:
     """Share of fakes within a ball of some real image, and the other way round (Kynkaanniemi et al. 2019).
 
-    The ball of an image reaches to its k-th nearest neighbour within its own set, and includes that distance.
+    The ball of an image reaches to its k-th nearest neighbor within its own set, and includes that distance.
     """
     reach_real, reach_fake = reach(real, k), reach(fake, k)
     precise = [(part <= reach_real).any(dim=1) for part in _tiles(fake, real)]
@@ -39,9 +39,9 @@ def density_coverage(real: Tensor, fake: Tensor, k: int = 5) -> tuple[Share, Sha
 
 
 def reach(points: Tensor, k: int) -> Tensor:
-    """Squared distance of each image to its k-th nearest neighbour among the others; float64 [n]."""
+    """Squared distance of each image to its k-th nearest neighbor among the others; float64 [n]."""
     if len(points) <= k:
-        raise ValueError(f"{k} neighbours need {k + 1} images at least, not {len(points)}")
+        raise ValueError(f"{k} neighbors need {k + 1} images at least, not {len(points)}")
     # Itself is the first: its distance of 0 is the smallest there is.
     # `kthvalue` has no deterministic kernel on a GPU, and train.deterministic=strict would end the run there.
     return torch.cat([part.topk(k + 1, dim=1, largest=False).values[:, -1] for part in _tiles(points, points)])

@@ -1,4 +1,4 @@
-"""How near a restored picture comes to the clean one."""
+"""How near a restored image comes to the clean one."""
 
 import torch
 import torch.nn.functional as F
@@ -11,19 +11,19 @@ def psnr(pictures: Tensor, clean: Tensor) -> Tensor:
     """Peak signal to noise ratio in dB, 10 log10(255^2 / mean square error); infinite where there is no error.
 
     Args:
-        pictures, clean: Levels 0..255, of any type; [B, 3, H, W]. What comes back is float64 [B].
+        images, clean: Levels 0..255, of any type; [B, 3, H, W]. What comes back is float64 [B].
     """
     error = (pictures.double() - clean.double()).square().flatten(1).mean(1)
     return 10 * torch.log10(255**2 / error)
 
 
 def ssim(pictures: Tensor, clean: Tensor) -> Tensor:
-    """Structural similarity, at most 1 (Wang et al. 2004): the mean over channels and all windows inside the picture.
+    """Structural similarity, at most 1 (Wang et al. 2004): the mean over channels and all windows inside the image.
 
     Windows are Gaussians of 1.5 pixels cut to 11 x 11, and K1 = 0.01, K2 = 0.03, as in the paper.
 
     Args:
-        pictures, clean: Levels 0..255, of any type; [B, C, H, W], of 11 pixels a side at least. Gives float64 [B].
+        images, clean: Levels 0..255, of any type; [B, C, H, W], of 11 pixels a side at least. Gives float64 [B].
     """
     places = torch.arange(WINDOW, dtype=torch.float64, device=clean.device) - WINDOW // 2
     window = torch.exp(-places.square() / (2 * SIGMA**2))

@@ -48,7 +48,7 @@ class Reference:
             for a file of another tool.
         numbers: Which images of the data set `features.points` are of; int64 [n].
         num_damaged: Images that could not be decoded, and are not in it.
-        num_grey: Images without colour.
+        num_grey: Images without color.
         file: Where it was read from, for statistics that a user named.
     """
 
@@ -98,7 +98,7 @@ def save(path: Path, known: Reference) -> None:
 
 
 def load_cached(path: Path, origin: dict[str, object]) -> Reference | None:
-    """The statistics of this origin, or None where there is no such file or it is damaged."""
+    """The statistics of this origin, or None where there is no such file or it is corrupt."""
     with contextlib.suppress(*DAMAGED, DataError), ArrayFile(path) as file:
         found = _of_file(file)
         return found if found.origin == origin else None
@@ -122,7 +122,7 @@ def load_statistics(path: Path, extractor: str, dim: int, resolution: int) -> Re
         with ArrayFile(path) as file:
             if not {"mu", "sigma"} <= set(file.names):
                 held = ", ".join(file.names[:20])[:200] or "nothing"
-                raise DataError(f"{path}: no statistics: it has {held}, but not mu and sigma")
+                raise DataError(f"{path}: not statistics: it has {held}, but not mu and sigma")
             mean, cov = file.shape("mu"), file.shape("sigma")
             if cov != mean * 2:
                 raise DataError(f"{path}: mu of shape {list(mean)} and sigma of shape {list(cov)}")

@@ -1,5 +1,5 @@
 """What any discriminator may have between its last feature map and its head: dropout, and layers that look at several
-images at once, so that D sees a generator that makes the same picture again and again.
+images at once, so that D sees a generator that makes the same image again and again.
 
 Images are compared within groups of consecutive ones. Ranks and passes cut the global batch into runs of consecutive
 images, so the groups, and thus the update, are the same for every number of ranks as long as a pass holds whole groups.

@@ -1,9 +1,9 @@
-"""The image-to-image networks of "A Basic GANs Model using TensorFlow": pictures restored from degraded ones.
+"""The image-to-image networks of "A Basic GANs Model using TensorFlow": images restored from degraded ones.
 
-G takes a picture of R x R x 3 down to 1 x 1 x Z by strided convolutions, each followed by leaky ReLU, and up again by
+G takes an image of R x R x 3 down to 1 x 1 x Z by strided convolutions, each followed by leaky ReLU, and up again by
 transposed ones. The article has nothing between the two ways; with `skips`, what the way down found at each side goes
-straight to the way up (Ronneberger et al. 2015), and with `residual` G says what to add to the degraded picture. D
-judges whole pictures or parts of them (Isola et al. 2017), alone or beside the degraded one.
+straight to the way up (Ronneberger et al. 2015), and with `residual` G says what to add to the degraded image. D
+judges whole images or parts of them (Isola et al. 2017), alone or next to the degraded one.
 """
 
 import itertools
@@ -18,13 +18,13 @@ SLOPE = 0.2
 
 
 class Generator(nn.Module):
-    """Degraded pictures [B, 3, R, R], z [B, z_dim] (and labels [B]) -> restored pictures [B, 3, R, R].
+    """Degraded images [B, 3, R, R], z [B, z_dim] (and labels [B]) -> restored images [B, 3, R, R].
 
     Both range over -1..1; with `residual`, what is restored may reach beyond.
 
     Args:
         resolution: R, a power of two.
-        z_dim: Z, length of the code that a picture becomes.
+        z_dim: Z, length of the code that an image becomes.
         num_classes: 0 for an unconditional generator; else an embedding of the label is appended to the code.
         width: Channels at half the resolution; they double as the side halves.
         max_width: Bound on the channels.
@@ -85,14 +85,14 @@ class Generator(nn.Module):
 
 
 class Discriminator(nn.Module):
-    """Pictures [B, 3, R, R] (and labels [B]) -> logits [B], or [B, P] of P parts; with `features`, each stage's output.
+    """Images [B, 3, R, R] (and labels [B]) -> logits [B], or [B, P] of P parts; with `features`, each stage's output.
 
     With classes, each logit has a second term: the dot product of its features with an embedding of the label
     (projection, Miyato and Koyama 2018).
 
     Args:
         resolution, num_classes, width, max_width, norm: As for `Generator`.
-        paired: Whether D is shown the degraded picture too; then pictures are [B, 6, R, R], the degraded one second.
+        paired: Whether D is shown the degraded image too; then images are [B, 6, R, R], the degraded one second.
         patches: Logits to a side: 1, or a power of two from 4 to R / 2, and then P is its square.
         tail: Makes what stands before the head.
     """

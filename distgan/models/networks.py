@@ -13,7 +13,7 @@ from distgan.rng import host_rng
 
 
 def run_generator(G: nn.Module, z: Tensor, given: Tensor | None, labels: Tensor | None) -> Tensor:
-    """G's images of latents [B, Z], or of what it is given beside them, [B, 3, R, R] in -1..1."""
+    """G's images of latents [B, Z], or of what it is given next to them, [B, 3, R, R] in -1..1."""
     return G(z, labels) if given is None else G(given, z, labels)
 
 
@@ -22,7 +22,7 @@ def require_revision(family: str, found: int, where: str | Path) -> None:
     known = MODELS[family]
     if found != known.revision:
         newer = f"; a newer version of distgan wrote it (revision {found}, here {known.revision})"
-        older = f": since then, {known.revised}. Train anew, or use the version of distgan that wrote it"
+        older = f": since then, {known.revised}. Train from scratch, or use the version of distgan that wrote it"
         raise DataError(
             f"{where}: its weights belong to another revision of the {family} networks"
             f"{newer if found > known.revision else older}"

@@ -1,6 +1,6 @@
 """R3GAN (Huang et al. 2024, "The GAN is dead; long live the GAN!") at any power of two from 8 pixels on.
 
-Two plain residual networks without any normalisation, meant for the relativistic paired loss with R1 and R2. The trunk
+Two plain residual networks without any normalization, meant for the relativistic paired loss with R1 and R2. The trunk
 of each is the identity but for resampling when training starts: the last convolution of every residual block is zero.
 """
 

@@ -1,4 +1,4 @@
-"""Spectral normalisation (Miyato et al. 2018): weights divided by their largest singular value."""
+"""Spectral normalization (Miyato et al. 2018): weights divided by their largest singular value."""
 
 import contextlib
 

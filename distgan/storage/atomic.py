@@ -21,7 +21,7 @@ _PART = re.compile(r"\..+\.([0-9a-f]{8})-(\d+)-[0-9a-f]{16}\.part", re.DOTALL)  
 
 
 def aside(path: Path) -> Path:
-    """Return a name beside `path` under which to write what shall take its place; nothing has that name."""
+    """Return a name next to `path` under which to write what shall take its place; nothing has that name."""
     _sweep_once(path.parent, os.getpid())
     return path.with_name(f".{path.name}.{_host()}-{os.getpid()}-{secrets.token_hex(8)}.part")
 

@@ -114,7 +114,7 @@ class Source:
             for piece in backend.pieces(url, start + len(got), length - len(got)):
                 got.extend(piece)
                 if len(got) > length:
-                    raise RefusedError("the server sends more bytes than it was asked for")
+                    raise RefusedError("the server sends more bytes than requested")
                 if time.monotonic() > deadline or self._closed.is_set():  # a connection may only trickle
                     break
             if len(got) != length:
@@ -172,7 +172,7 @@ class Source:
                 self._pool.shutdown(wait=False)  # each fetch that has not begun ends at once, with that error
 
     def _fetch(self, url: str, size: int, chunks: dict[int, Future]) -> None:
-        """Bring neighbouring chunks, given by number: from the disk, and in one range each what lies between."""
+        """Bring neighboring chunks, given by number: from the disk, and in one range each what lies between."""
         try:
             kept, fetched = self._kept(url, size, list(chunks)), {}
             for run in _runs([number for number in chunks if number not in kept]):
@@ -215,7 +215,7 @@ class Source:
                     ) from None
                 if now > started + TOLD_AFTER_SEC and now > self._told_at + TOLD_EVERY_SEC:
                     self._told_at = now
-                    log.warning(f"{public(url)}: {told}; tried again for {deadline - now:.0f} s at most")
+                    log.warning(f"{public(url)}: {told}; retrying for {deadline - now:.0f} s at most")
             self.retries += 1
             if self._closed.wait(pause):
                 raise DataError(f"{public(url)}: the source is closed")
@@ -323,7 +323,7 @@ class Http:
             if total != self._sizes.get(url, total):
                 raise RefusedError(f"has {total} bytes now, {self._sizes[url]} when it was indexed")
             if first != start or last >= start + length:
-                raise RefusedError("the server answers with another range than the one it was asked for")
+                raise RefusedError("the server answers with another range than the one requested")
             try:
                 left = length + 1  # one more, to see that there is none
                 # What has come by now, however little.
@@ -348,7 +348,7 @@ class Http:
                 before, after = urlsplit(url), urlsplit(urljoin(url, target))
                 is_same = (before.scheme, before.hostname, before.port) == (after.scheme, after.hostname, after.port)
             except ValueError:
-                raise RefusedError("the server redirects to an address that is none") from None
+                raise RefusedError("the server redirects to something that is not an address") from None
             if after.scheme not in ("http", "https"):
                 raise RefusedError("the server redirects to an address that is neither http nor https")
             if not is_same:
@@ -377,7 +377,7 @@ def _content_range(answer: "urllib3.BaseHTTPResponse") -> tuple[int, int, int]:
     """First and last byte, and the whole file's size, from `Content-Range: bytes 0-0/1234`."""
     found = re.fullmatch(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18})", answer.headers.get("Content-Range", ""))
     if found is None:
-        raise RefusedError("the server's range answers do not tell the size of the file")
+        raise RefusedError("the server's range answers do not give the size of the file")
     first, last, total = map(int, found.groups())
     return first, last, total
 

@@ -66,7 +66,7 @@ def save(folder: Path, images: int, tensors: Tensors, state: dict) -> Path:
         manifest["state.json"] = _write(part / "state.json", json.dumps(state, indent=1).encode())
         _write(part / "manifest.json", json.dumps(manifest, indent=1).encode())
         _sync_folder(part)
-        if final.exists():  # a damaged one that a resumed run has come to again
+        if final.exists():  # a corrupt one that a resumed run has come to again
             shutil.rmtree(final)
         part.rename(final)
         _sync_folder(folder)
@@ -229,7 +229,7 @@ def find(path: Path) -> Path:
     found, refused = newest_good(path if newest_first(path) else path / "checkpoints")
     if found is not None:
         for reason in refused:
-            log.warning(f"passing over a damaged checkpoint: {reason}")
+            log.warning(f"skipping a corrupt checkpoint: {reason}")
         return found
     if refused:
         raise DataError(f"{path}: no good checkpoint there; {'; '.join(refused)}")
@@ -276,7 +276,7 @@ def choose(folder: Path, resume: str, *, looking: bool = False) -> tuple[Path | 
     """
     own, refused = newest_good(folder)
     for reason in refused:
-        log.warning(f"passing over a damaged checkpoint: {reason}")
+        log.warning(f"skipping a corrupt checkpoint: {reason}")
     if resume == "never":
         if own or refused:
             raise ConfigError(f"run.resume=never, but {folder} has checkpoints: choose another run.dir")
@@ -295,7 +295,7 @@ def choose(folder: Path, resume: str, *, looking: bool = False) -> tuple[Path | 
                 newer.rename(folder / f"aside-{times}-{newer.name}")
         return wanted, True
     if refused and own is None:
-        raise DataError(f"{folder} has no good checkpoint left; move it away to start anew")
+        raise DataError(f"{folder} has no good checkpoint left; move it away to start from scratch")
     return own, True
 
 
@@ -350,7 +350,7 @@ def read_best(folder: Path) -> dict:
     except FileNotFoundError:
         return {}
     except DataError as error:
-        log.warning(f"warning: {folder / 'best.json'}: {error}: passed over")
+        log.warning(f"warning: {folder / 'best.json'}: {error}: skipped")
         return {}
 
 

@@ -48,7 +48,7 @@ class NodeCache:
             raise DataError(f"data.cache_dir={folder}: {error.strerror}") from None
 
     def load(self, url: str, size: int, number: int, length: int) -> bytes | None:
-        """Chunk `number` of a shard of `size` bytes, or None where it is not at hand, damaged or of another length."""
+        """Chunk `number` of a shard of `size` bytes, or None where it is not at hand, corrupt or of another length."""
         path = self._path(url, size, length, number)
         try:
             content = path.read_bytes()
@@ -86,7 +86,7 @@ class NodeCache:
                     aside.unlink()
                 raise
         except OSError as error:
-            self._trouble = f"data.cache_dir={self.folder} takes no more ({error.strerror}): going on without it"
+            self._trouble = f"data.cache_dir={self.folder} cannot be written ({error.strerror}): continuing without it"
 
     def news(self) -> list[str]:
         """What a person should know of, told once."""

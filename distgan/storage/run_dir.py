@@ -34,8 +34,8 @@ class RunFolder:
     log.txt           what the console showed
     logs/             what ranks other than 0 have to say
     metrics.jsonl     a line per tick
-    evals.jsonl       a line per evaluation, and per measure of restored pictures
-    quarantine.jsonl  a line per damaged sample, where there are any
+    evals.jsonl       a line per evaluation, and per measure of restored images
+    quarantine.jsonl  a line per corrupt sample, where there are any
     samples/          reals.png, fakes-<kimg>.png
     checkpoints/      see `checkpoint`
     audit/            with data.audit, a line per consumed sample of each rank
@@ -74,7 +74,7 @@ class RunFolder:
                 "wait for it, stop it, or choose another run.dir"
             ) from None
         except OSError as error:
-            log.warning(f"run.dir={self.path} has no locks ({error.strerror}): see that no two runs share it")
+            log.warning(f"run.dir={self.path} has no locks ({error.strerror}): make sure that no other run uses it")
         self._lock.seek(0)
         self._lock.truncate()
         self._lock.write(f"process {os.getpid()} on {socket.gethostname()}")
@@ -131,7 +131,7 @@ class RunFolder:
         return [json.loads(line) for line in lines]
 
     def quarantine(self, samples: list[dict[str, str]]) -> list[dict[str, str]]:
-        """Add damaged samples to quarantine.jsonl; returns those that were not in it yet."""
+        """Add corrupt samples to quarantine.jsonl; returns those that were not in it yet."""
         path = self.path / "quarantine.jsonl"
         known = set(_lines(path)) if samples else set()
         new = [row for row in samples if json.dumps(row) + "\n" not in known]

@@ -106,7 +106,7 @@ def _size(file: BinaryIO, path: str | Path, max_bytes: int) -> int:
 
 
 def read_lines(path: str | Path, *, max_bytes: int = MAX_LINES_BYTES, follow_links: bool = False) -> Iterator[bytes]:
-    """The lines of a file, each with its end, one at a time; one that is too long is cut, so that it is no JSON."""
+    """The lines of a file, each with its end, one at a time; one that is too long is cut, so that it is not JSON."""
     with open_regular(path, follow_links=follow_links) as file:
         _size(file, path, max_bytes)
         while line := file.readline(MAX_LINE_BYTES):
@@ -137,7 +137,7 @@ def json_of(data: bytes | str, where: object, *, allow_nan: bool = False) -> obj
     except RecursionError:
         raise DataError(f"{where}: lists or mappings of more than {MAX_DEPTH} levels") from None
     except ValueError as error:  # of text that is no Unicode, too
-        raise DataError(f"{where}: no JSON: {str(error)[:120]}") from None
+        raise DataError(f"{where}: not JSON: {str(error)[:120]}") from None
     if _depth(value) > MAX_DEPTH:
         raise DataError(f"{where}: lists or mappings of more than {MAX_DEPTH} levels")
     return value

@@ -115,7 +115,7 @@ def _earlier(config: Config, dataset: Dataset) -> list[str]:
     check_same_run(config, state, dataset.fingerprint, dataset.num_classes, start)
     left = max(0, config.train.images - state["images"])
     where = start.name if is_own else start
-    lines = [f"run folder: {config.run.dir}, goes on from {where}: {left:,} images are left"]
+    lines = [f"run folder: {config.run.dir}, resumes from {where}: {left:,} images are left"]
     lines += difference_lines(differences(config, state, dataset.fingerprint))
     try:
         speed = read(folder).last("Perf/img_per_sec")

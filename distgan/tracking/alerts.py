@@ -28,7 +28,7 @@ TROUBLES = (
         0.99,
         20,
         "D too strong?",
-        "D tells {value:.1%} of real images from fakes, for {lines} lines of metrics now: try augment.pipe=ada with "
+        "D orders {value:.1%} of pairs correctly, for {lines} lines of metrics now: try augment.pipe=ada with "
         "augment.target=0.6, a larger loss.r1, or balance.adapt=d_lr",
     ),
 )

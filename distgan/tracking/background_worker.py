@@ -58,7 +58,7 @@ class Fence:
         with self._lock:
             was_down, self.is_down = self.is_down, True
         if not was_down:
-            log.warning(f"{self._name}: {why}; going on without it{self.way_out and f'. {self.way_out}'}")
+            log.warning(f"{self._name}: {why}; continuing without it{self.way_out and f'. {self.way_out}'}")
 
 
 def short(error: Exception) -> str:

@@ -1,4 +1,4 @@
-"""Where a run's numbers and pictures go: the console, log.txt, metrics.jsonl and W&B. metrics.jsonl is the truth."""
+"""Where a run's numbers and images go: the console, log.txt, metrics.jsonl and W&B. metrics.jsonl is the truth."""
 
 import logging
 import math
@@ -45,7 +45,7 @@ class Tracker:
             self._wandb = start_wandb(told.wandb, folder, known, wandb_id, lambda: preemption.ask("finished"))
 
     def grid(self, name: str, file: str, pictures: list[np.ndarray], columns: int) -> None:
-        """Save a grid of pictures among the samples; W&B gets it with the next row."""
+        """Save a grid of images among the samples; W&B gets it with the next row."""
         if self._is_main:
             self._grids[name] = image_grid.grid(pictures, columns)
             image_grid.save_png(self._folder.samples / file, self._grids[name])
@@ -67,7 +67,7 @@ class Tracker:
             self._wandb.alert("New best", evaluation_line(row, is_best), "INFO")
 
     def measured(self, images: int, values: dict[str, float]) -> None:
-        """What was measured of pictures that were just drawn, if anything: a line of evals.jsonl too."""
+        """What was measured of images that were just drawn, if anything: a line of evals.jsonl too."""
         if not self._is_main or not values:
             return
         row = {"Progress/images": images, "Progress/kimg": images / 1000}
@@ -93,7 +93,7 @@ class Tracker:
             self.alert(title, text)
 
     def show(self, images: int) -> None:
-        """Send pictures and evaluations that came between two lines of metrics; they have a step of their own."""
+        """Send images and evaluations that came between two lines of metrics; they have a step of their own."""
         pending = bool(self._grids or self._histograms or self._evaluated)
         if self._wandb is not None and pending and (images > self.logged_images or images == self.logged_images == 0):
             progress = {"Progress/images": images, "Progress/kimg": images / 1000}
@@ -133,7 +133,7 @@ class Tracker:
             if self._evaluated:  # made after the last row, which has taken that step
                 self._wandb.log(images + 1, self._evaluated, {}, {})
             if reason == "preempted":
-                self._wandb.alert("Preempted", f"saved at {images} images; the same command goes on from there", "WARN")
+                self._wandb.alert("Preempted", f"saved at {images} images; the same command resumes from there", "WARN")
             self._wandb.finish(preemption.EXIT_CODES[reason], {"images": images, "state": reason}, FINISH_SEC)
 
     def fail(self, error: Exception, images: int) -> None:

@@ -1,4 +1,4 @@
-"""A run on W&B: rows, pictures, alerts, checkpoints. The only door to wandb.
+"""A run on W&B: rows, images, alerts, checkpoints. The only door to wandb.
 
 Fenced: whatever happens to the client, its side process, the network or the server, one line says so and training goes
 on. Offline, all of it lies in the run folder until `wandb sync` sends it.
@@ -55,7 +55,7 @@ class WandbRun:
         """A row, at a larger image count than the last one.
 
         Args:
-            grids: Pictures by log key, uint8 [H, W, 3].
+            grids: Images by log key, uint8 [H, W, 3].
             histograms: Counts and edges by log key, as of `numpy.histogram`.
         """
         self._fence.do("log", lambda: self._log(images, values, grids, histograms))

@@ -33,7 +33,7 @@ class Progress:
     iterations: int = 0
     num_skipped: int = 0  # steps not taken, since something was not finite
     num_rollbacks: int = 0
-    num_replaced: int = 0  # images that took the place of damaged ones, since the last line, on this rank
+    num_replaced: int = 0  # images that took the place of corrupt ones, since the last line, on this rank
     train_sec: float = 0.0
     eval_sec: float = 0.0  # of that, for evaluations
     owes_evaluation: bool = False  # a stop was asked for in the middle of it
@@ -97,7 +97,7 @@ class RunState:
         """Become what a checkpoint holds, on all ranks; returns its conditions. The W&B run stays as it is.
 
         Raises:
-            DataError: it is damaged, or was trained on other shards.
+            DataError: it is corrupt, or was trained on other shards.
             ConfigError: it is of other networks or settings.
         """
         tensors, state = self._world.together(lambda: self._read(path))
@@ -174,7 +174,7 @@ def check_same_run(config: Config, state: SavedState, fingerprint: str, num_clas
     if state["fingerprint"] != fingerprint and not config.run.allow_data_change:
         raise DataError(
             "the shards are not those that the checkpoint was trained on; put them back, or set "
-            "run.allow_data_change=true to go on with these"
+            "run.allow_data_change=true to continue with these"
         )
     _, refused = changes(from_dict(state["config"], path), config)
     if misfits := [name for name in refused if shapes_nets(name)]:
@@ -185,7 +185,7 @@ def check_same_run(config: Config, state: SavedState, fingerprint: str, num_clas
         raise ConfigError(
             f"the checkpoint is of other networks: it knows {had}, these shards give {has} (data.classes, "
             "model.conditional). Put back the shards with those classes, set data.classes where it is larger than "
-            "what they hold, or choose another run.dir and start anew"
+            "what they hold, or choose another run.dir and start from scratch"
         )
     networks.require_revision(config.model.family, state.get("revision", 1), path)
     if config.run.allow_config_change:

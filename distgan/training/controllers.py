@@ -18,7 +18,7 @@ class Balance:
         self.level = 0.0
 
     def update(self, value: float) -> None:
-        """Look at what is watched, e.g. the share of pairs that D orders rightly."""
+        """Look at what is watched, e.g. the share of pairs that D orders correctly."""
         direction = (value > self.high) - (value < self.low)
         self.level = min(1.0, max(0.0, self.level + direction * self.step))
 

@@ -199,4 +199,4 @@ def describe(
             f"classes: {len(unseen)} of {dataset.num_classes} have no image and are not trained: "
             f"{', '.join(unseen[:10])}{more}"
         )
-    return [*lines, *(f"data problem, passed over: {problem}" for problem in dataset.problems[:10])]
+    return [*lines, *(f"data problem, skipped: {problem}" for problem in dataset.problems[:10])]

@@ -24,7 +24,7 @@ def resume(config: Config, world: World, folder: RunFolder, state: RunState, dat
     if path is not None:
         saved = state.load(path)
         state.now.wandb_id = saved["wandb_id"] if is_own else state.now.wandb_id
-        log.info(f"going on from {path}, at {state.now.images} images")
+        log.info(f"resuming from {path}, at {state.now.images} images")
         if changed := differences(config, saved, dataset.fingerprint):
             for line in difference_lines(changed):
                 log.info(line)
@@ -44,7 +44,7 @@ def roll_back(config: Config, world: World, folder: RunFolder, state: RunState) 
     number = state.now.num_rollbacks + 1
     state.load(path)
     state.now.num_rollbacks = number
-    log.warning(f"going back to {path.name} with other noise ({number} of at most {config.train.nan_limit} times)")
+    log.warning(f"rolling back to {path.name} with other noise ({number} of at most {config.train.nan_limit} times)")
     return world.on_main(lambda: folder.rewind(state.now.images))
 
 

@@ -55,7 +55,7 @@ def train(config: Config) -> int:
 
 
 def _note_end(folder: RunFolder, state: str, reason: str, world: int) -> None:
-    """Leave in status.json how the run ended, beside what it says of how far it came."""
+    """Leave in status.json how the run ended, next to what it says of how far it came."""
     known = {k: v for k, v in folder.read_status().items() if k in ("images", "total_images", "checkpoint")}
     folder.status(state, **known, reason=reason, world=world)
 

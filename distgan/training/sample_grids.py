@@ -1,6 +1,6 @@
-"""The pictures of a run: real images, and what the average generator makes of latents that stay the same.
+"""The images of a run: real images, and what the average generator makes of latents that stay the same.
 
-Of a generator that restores: degraded | restored | clean, of pictures that it was not trained on.
+Of a generator that restores: degraded | restored | clean, of images that it was not trained on.
 """
 
 import numpy as np
@@ -20,7 +20,7 @@ from distgan.transforms.augment import NUM_DRAWS, augment
 
 
 class Gallery:
-    """Grids of one layout, so that all of a run's can be laid beside each other."""
+    """Grids of one layout, so that all of a run's can be laid next to each other."""
 
     def __init__(self, config: Config, dataset: Dataset, tracker: Tracker) -> None:
         self._config, self._dataset, self._tracker = config, dataset, tracker
@@ -52,7 +52,7 @@ class Gallery:
             )
 
     def measure(self, G_ema: nn.Module, world: World) -> dict[str, float]:
-        """What its pictures are worth, by log key; called by all ranks. So far, only restored ones are measured."""
+        """What its images are worth, by log key; called by all ranks. So far, only restored ones are measured."""
         return self._held_out.measure(G_ema, world) if self._held_out is not None else {}
 
     def others(self, G: nn.Module, p: float, images: int) -> None:
@@ -72,7 +72,7 @@ class Gallery:
     def judged(self, G: nn.Module, D: nn.Module, reals: Tensor, real_scores: Tensor, fake_scores: Tensor) -> None:
         """The real images of one pass that D takes for the least real, first the worst; and histograms where wanted.
 
-        What stands there again and again is worth a look: damaged, or none of the data set's kind.
+        What stands there again and again is worth a look: corrupt, or none of the data set's kind.
         """
         worst = real_scores.argsort()[: self._num]
         self._show("Samples/worst_reals", "worst-reals.png", list(image_grid.to_uint8(reals[worst])))

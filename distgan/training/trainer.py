@@ -363,7 +363,7 @@ class Trainer:
         """Log what the stream found wrong with the data since the last call."""
         corrupt = [one for found in self.world.gather(self.stream.newly_damaged()) for one in found]
         for one in self.folder.quarantine(corrupt) if self.world.is_main else ():
-            log.warning("damaged sample {key!r} in {shard}: {reason}; another takes its place".format(**one))
+            log.warning("corrupt sample {key!r} in {shard}: {reason}; another takes its place".format(**one))
         for line in self.stream.news():
             log.warning(line)
 
@@ -387,7 +387,7 @@ class Trainer:
         if not recovery.may_roll_back(self.config, self.checkpointer):
             raise DivergedError(f"{error}. {recovery.hint(self.config, self.folder.checkpoints)}") from error
         self.tracker.alert("Not finite", f"{error}")
-        self._phase("going back to a checkpoint")
+        self._phase("rolling back to a checkpoint")
         train_sec = self.stopwatch.total_sec
         self.stream.close()
         if self.audit is not None:
@@ -414,7 +414,7 @@ class Trainer:
 
     def _describe_pixels(self) -> None:
         """Report what becomes of the images' pixels; a few are read, so a server that hangs is noticed here too."""
-        self._phase("waiting for data" if self.world.is_main else "waiting for rank 0 to look at images")
+        self._phase("waiting for data" if self.world.is_main else "waiting for rank 0 to check images")
         data = self.config.data
         lines, warned = self.world.on_main(lambda: pixels.report(self.dataset, data.crop, data.max_pixels))
         for line in lines:
@@ -427,7 +427,7 @@ class Trainer:
         if seconds > SLOW_SEC:
             num = self.state.images - before
             left_sec = (self.config.train.images - self.state.images) / num * seconds
-            on_cpu = "; on a CPU, begin with one of configs/*-small.yaml" if self.world.device.type == "cpu" else ""
+            on_cpu = "; on a CPU, start with one of configs/*-small.yaml" if self.world.device.type == "cpu" else ""
             log.info(
                 f"the first {num} images took {seconds:.0f} s: at that pace, all take {duration(left_sec)}{on_cpu}"
             )

@@ -2,7 +2,7 @@
 
 Nothing random is drawn here: every image brings a row of uniform numbers, so what is done to it depends on no rank,
 batch or micro-batch. An operation is done to an image where the operation's own number lies below p. Sampling places
-and colour matrices are found in float64, because libraries differ in the last bits of a cosine or of a sum, and
+and color matrices are found in float64, because libraries differ in the last bits of a cosine or of a sum, and
 rounding to the images' type absorbs that. All arithmetic on pixels is elementwise or a gather: an image comes out the
 same, bit by bit, alone and in a batch, and autocast and TF32 have nothing to round.
 
@@ -35,7 +35,7 @@ def augment(images: Tensor, draws: Tensor, pipe: str, p: Tensor | float = 1.0, c
             "ada" is the pipe that Karras et al. call bgc, "ada-cutout" adds their cutout.
         p: Probability of each operation, 0..1; a tensor of no dimensions is never waited for. With 0 the images come
             back as they are.
-        colour: Operations on colour have `colour` times the probability p; 0.5 in R3GAN (Huang et al. 2024).
+        color: Operations on color have `colour` times the probability p; 0.5 in R3GAN (Huang et al. 2024).
     """
     assert draws.shape == (len(images), NUM_DRAWS[pipe]), f"{tuple(draws.shape)} draws for {pipe}"
     assert draws.dtype in (torch.float32, torch.float64), f"{draws.dtype} is too coarse to draw in"
@@ -75,13 +75,13 @@ def _normal(u: Tensor) -> Tensor:
     return torch.erfinv(2 * (u.double() + 2**-25) - 1) * math.sqrt(2)
 
 
-# Colours.
+# Color.
 
 
 def _jitter(images: Tensor, draws: Tensor, p: Tensor | float) -> Tensor:
     """Brightness, then saturation, then contrast, of DiffAugment.
 
-    Brightness adds -0.5..0.5. Saturation scales a pixel's distance from its grey, which is the mean of its channels, by
+    Brightness adds -0.5..0.5. Saturation scales a pixel's distance from its gray, which is the mean of its channels, by
     0..2; contrast scales the distance from the mean of the image by 0.5..1.5. Either is written with the factor less
     one, which leaves an image whose factor is 1 as it is.
     """

@@ -1,6 +1,6 @@
-"""Clean pictures -> degraded ones, on the device, as a function of each picture's seed.
+"""Clean images -> degraded ones, on the device, as a function of each image's seed.
 
-All arithmetic on pixels is elementwise or a gather, in one order: a picture comes out the same, bit by bit, alone and
+All arithmetic on pixels is elementwise or a gather, in one order: an image comes out the same, bit by bit, alone and
 in any batch, so neither ranks nor passes nor a resume change what G has to restore. Nothing here has a gradient.
 """
 
@@ -16,7 +16,7 @@ from distgan.rng import device_rng
 from distgan.transforms.degrade_spec import Step
 
 GREY = 128.0  # level of what is masked
-STROKES, SEGMENTS = 4, 6  # brush strokes of a picture at most, and straight pieces of each
+STROKES, SEGMENTS = 4, 6  # brush strokes of an image at most, and straight pieces of each
 # The quantisation tables of quality 50: ITU-T T.81 (1992), annex K, tables K.1 and K.2.
 LUMINANCE = """
 16 11 10 16  24  40  51  61
@@ -103,7 +103,7 @@ def poisson(rate: Tensor, u: Tensor) -> Tensor:
 
 
 def _blur(x: Tensor, sigma: Tensor, seeds: Tensor, purpose: str, step: Step) -> Tensor:
-    """A Gaussian up to three deviations, with the picture mirrored at its borders."""
+    """A Gaussian up to three deviations, with the image mirrored at its borders."""
     size, radius = x.shape[-1], math.ceil(3 * step.high)
     places = torch.arange(-radius, radius + 1, device=x.device, dtype=torch.float64)
     weights = torch.exp(-(places.square()) / (2 * sigma.double().square()[:, None]))
@@ -151,7 +151,7 @@ def _enlarged(x: Tensor, times: int) -> Tensor:
 
 
 def _jpeg(x: Tensor, quality: Tensor, seeds: Tensor, purpose: str, step: Step) -> Tensor:
-    """What JPEG loses (ITU-T T.81): colours at half the resolution, and cosines of 8 x 8 squares in steps.
+    """What JPEG loses (ITU-T T.81): colors at half the resolution, and cosines of 8 x 8 squares in steps.
 
     Tables are scaled by the quality as the Independent JPEG Group's program does it. Its whole-number arithmetic is not
     repeated: a level may differ by one or two from that of a file.

@@ -1,7 +1,7 @@
-"""What makes a degraded picture of a clean one: the kinds of steps, their strengths and the bounds of these.
+"""What makes a degraded image of a clean one: the kinds of steps, their strengths and the bounds of these.
 
 A recipe is a list of steps that are taken in turn, as a config has them: `{blur: [0.5, 2]}` draws a strength between
-the two for each picture, `{noise: 25}` takes always the same, and `{jpeg: [30, 90], p: 0.5}` is done to half of them.
+the two for each image, `{noise: 25}` takes always the same, and `{jpeg: [30, 90], p: 0.5}` is done to half of them.
 `degrade` does what is said here.
 """
 
@@ -17,7 +17,7 @@ class Kind:
     unit: str
     low: float
     high: float
-    high_in_sides: bool = False  # whether `high` counts in sides of the picture
+    high_in_sides: bool = False  # whether `high` counts in sides of the image
     is_power: bool = False  # whether only powers of two are strengths
 
 
@@ -27,15 +27,15 @@ KINDS: dict[str, Kind] = {
     "blur": Kind("standard deviation of a Gaussian blur, in pixels", 0.05, 1 / 4, high_in_sides=True),
     "downsample": Kind("how many times smaller the side becomes, a power of two", 2, 1 / 2, True, is_power=True),
     "jpeg": Kind("quality of JPEG compression", 1, 100),
-    "box": Kind("side of a grey square, as a share of the picture's", 0.01, 0.9),
-    "strokes": Kind("width of grey brush strokes, as a share of the picture's side", 0.01, 0.5),
-    "grey": Kind("how far colours go to grey", 0, 1),
+    "box": Kind("side of a gray square, as a share of the image's", 0.01, 0.9),
+    "strokes": Kind("width of gray brush strokes, as a share of the image's side", 0.01, 0.5),
+    "grey": Kind("how far colors go to gray", 0, 1),
 }
 
 
 @dataclass(frozen=True)
 class Step:
-    """Attributes: `low` and `high` bound the strength, which is drawn for each picture; `p` is how often it is done."""
+    """Attributes: `low` and `high` bound the strength, which is drawn for each image; `p` is how often it is done."""
 
     kind: str
     low: float
@@ -62,7 +62,7 @@ def _parse_one(item: dict, where: str, resolution: int) -> Step:
     name, p = kinds[0], item.get("p", 1.0)
     kind, value = KINDS[name], item[name]
     if not _is_number(p) or not 0 < p <= 1:
-        raise ValueError(f"{where}.p={p}: the share of pictures that this is done to, above 0 and up to 1")
+        raise ValueError(f"{where}.p={p}: the share of images that this is done to, above 0 and up to 1")
     ends = list(value) if isinstance(value, (list, tuple)) else [value, value]
     if len(ends) != 2 or not all(map(_is_number, ends)) or ends[0] > ends[1]:
         raise ValueError(f"{where}: {name}={value}: a number, or [lowest, highest]: {kind.unit}")

@@ -55,8 +55,8 @@ def test_a_wrong_command_line_is_told_with_exit_code_2(arguments: list[str], cap
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (["trian", "a.yaml"], "'trian' is no command: did you mean train?"),
-        (["xyz"], "'xyz' is no command: there are pack, index, train, check"),
+        (["trian", "a.yaml"], "'trian' is not a command: did you mean train?"),
+        (["xyz"], "'xyz' is not a command: there are pack, index, train, check"),
         (["train"], "the following arguments are required: config\n"),
         (["check"], "the following arguments are required: config\n"),
         ([], "the following arguments are required: COMMAND\n"),

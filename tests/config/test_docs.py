@@ -32,7 +32,13 @@ def test_the_table_of_a_group() -> None:
     lines = help_keys("train")
     assert all(line.startswith("train.") for line in lines)
     images = next(line for line in lines if line.startswith("train.images "))
-    assert re.split(r"\s{2,}", images) == ["train.images", "integer", "1M", "images", "stop after these images"]
+    assert re.split(r"\s{2,}", images) == [
+        "train.images",
+        "integer",
+        "1M",
+        "images",
+        "stop after these images",
+    ]
     precision = next(line for line in lines if line.startswith("train.precision "))
     assert precision.endswith("of the networks; penalties are always fp32 (fp32, bf16)")
     assert len({line.index(" stop") for line in lines if " stop after th" in line}) == 1  # columns stand in line
@@ -61,7 +67,7 @@ def test_the_page_is_made_by_the_command_that_it_names(capsys: pytest.CaptureFix
 
 def test_how_two_configs_differ(basic: Path) -> None:
     old, new = load(str(basic)), load(str(basic), ["train.batch=32", "train.images=2M", "model.family=r3gan"])
-    before, after = "\n".join(diff(old, new)).split("may change when a run is taken up again:\n")
+    before, after = "\n".join(diff(old, new)).split("may change when a run is resumed:\n")
     assert re.search(r"^  train.batch +64 +-> +32$", before, re.M)
     assert re.search(r"^  model.G.width +64 +-> +\(none\)$", before, re.M)
     assert after.split() == ["train.images", "1000000", "->", "2000000"]

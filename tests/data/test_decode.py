@@ -112,7 +112,7 @@ def test_reasons_tell_damage_from_other_files() -> None:
     cut["JPEG with EXIF"] = image_bytes(NOISE, "JPEG", exif=exif)[:1000]
     cut["JPEG header"] = b"\xff\xd8\xff\xe0"
     for data in cut.values():
-        with pytest.raises(BadImage, match="damaged"):
+        with pytest.raises(BadImage, match="corrupt"):
             decode(data)
     with pytest.raises(BadImage, match="empty file"):
         decode(b"")
@@ -127,7 +127,7 @@ def test_garbage_in_the_middle_of_a_jpeg_is_damage(garbage: bytes) -> None:
     middle = len(data) // 2
     broken = data[:middle] + garbage + data[middle + len(garbage) :]
     assert pillow(broken).shape == NOISE.shape  # Pillow shows something, without a word
-    with pytest.raises(BadImage, match="damaged"):
+    with pytest.raises(BadImage, match="corrupt"):
         decode(broken)
 
 
@@ -141,7 +141,7 @@ def test_broken_png_chunks_are_damage() -> None:
 
 @pytest.mark.parametrize("where", ["decode", "decode_into"])
 def test_bombs_are_refused_before_they_are_decoded(where: str) -> None:
-    """Each file claims many pixels and holds hardly any: decoding it would say "damaged"."""
+    """Each file claims many pixels and holds hardly any: decoding it would say "corrupt"."""
     width, height = 4001, 3000
     small = image_bytes(NOISE, "JPEG")
     at = small.index(b"\xff\xc0") + 5
@@ -164,7 +164,7 @@ def test_bombs_are_refused_before_they_are_decoded(where: str) -> None:
                 else:
                     out = np.empty((8, 8, 3), np.uint8)
                     decode_into(bomb, out, max_pixels=width * height - 1, filter="area", crop="center")
-    with pytest.raises(BadImage, match="damaged"):
+    with pytest.raises(BadImage, match="corrupt"):
         decode(bombs[0], max_pixels=width * height)
 
 
@@ -335,7 +335,7 @@ def test_a_scaled_decode_keeps_what_else_is_done() -> None:
     pixels = photo(400, 256)
     upright, turned = (decode(image_bytes(pixels, "JPEG", **more), least=64) for more in ({}, {"exif": exif}))
     np.testing.assert_array_equal(turned.pixels, np.rot90(upright.pixels, -1))
-    with pytest.raises(BadImage, match="damaged"):
+    with pytest.raises(BadImage, match="corrupt"):
         decode(image_bytes(photo(400, 256), "JPEG")[:9000], least=64)
     grey = decode(image_bytes(photo(400, 256)[..., 0], "JPEG"), least=64).pixels
     assert (grey == grey[..., :1]).all()
@@ -344,7 +344,7 @@ def test_a_scaled_decode_keeps_what_else_is_done() -> None:
 def test_decode_into_gives_the_reason_too() -> None:
     out = np.zeros((40, 40, 3), np.uint8)
     data = image_bytes(NOISE[:40, :40], "JPEG")
-    for broken, reason in ((data[:900], "damaged"), (b"text", "not an image")):
+    for broken, reason in ((data[:900], "corrupt"), (b"text", "not an image")):
         with pytest.raises(BadImage, match=reason):
             decode_into(broken, out, max_pixels=10**6, filter="area", crop="center")
 

@@ -64,7 +64,7 @@ def test_a_table_that_cannot_be_used_is_refused(case: str, tmp_path: Path) -> No
 
 
 def test_a_table_that_is_no_json_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"dataset\.json: no JSON"):
+    with pytest.raises(DataError, match=r"dataset\.json: not JSON"):
         pack(folder(tmp_path / "in", STORED | {"dataset.json": b"{labels"}), str(tmp_path / "out"), Options())
 
 
@@ -100,7 +100,7 @@ def test_pictures_beside_an_archive(tmp_path: Path) -> None:
     source = folder(tmp_path / "in", {f"{i}.png": png(i) for i in range(4)} | {"old.tar": tar_bytes({"9.png": png(9)})})
     summary = pack(source, str(tmp_path / "out"), Options())
     assert [number for number, _ in packed(tmp_path / "out")] == [0, 1, 2, 3]
-    assert summary.skipped == {"an archive beside pictures": 1}
+    assert summary.skipped == {"an archive next to images": 1}
     assert "name an archive itself" in report(summary, "out", 1.0)
 
 

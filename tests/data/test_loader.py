@@ -263,7 +263,7 @@ def test_substitutes_are_counted_and_told(damaged_folder: Path, start_stream: Ca
     assert set(stream.bad) == DAMAGED
     found = stream.newly_damaged()
     assert len(found) == len(DAMAGED)
-    assert any(row["key"] == "000050" and "004.tar" in row["shard"] and "damaged" in row["reason"] for row in found)
+    assert any(row["key"] == "000050" and "004.tar" in row["shard"] and "corrupt" in row["reason"] for row in found)
     assert stream.newly_damaged() == []
 
 
@@ -276,7 +276,7 @@ def test_too_many_damaged_samples_stop_the_stream(
         take([stream], 20)
         return
     with pytest.raises(
-        DataError, match=r"of 51 samples are damaged, more than data\.max_corrupt_fraction.*'0000\d\d' in .*tar"
+        DataError, match=r"of 51 samples are corrupt, more than data\.max_corrupt_fraction.*'0000\d\d' in .*tar"
     ):
         take([stream], 20)
     with pytest.raises(DataError, match="max_corrupt_fraction"):  # no batch is passed over
@@ -501,7 +501,7 @@ def test_a_path_without_shards_is_told_with_what_may_be_meant(
         Path(name).parent.mkdir(parents=True)
         Path(name).write_bytes(b"x")
     for spec, told in (
-        ("faces 1", r": it holds pictures; `distgan pack 'faces 1' OUT` makes shards of them$"),
+        ("faces 1", r": it holds images; `distgan pack 'faces 1' OUT` makes shards of them$"),
         ("zips", r"; `distgan pack zips/a\.zip OUT` makes shards of an archive$"),
         ("texts", r"\(seen from [^;:]*\)$"),
         ("text", r"; did you mean texts\?$"),
@@ -614,7 +614,7 @@ def test_a_damaged_set_is_used_on_demand(tmp_path: Path) -> None:
     (tmp_path / "a.tar").write_bytes(data)
     (tmp_path / "b.tar").write_bytes(data[: data.index(b"3.png")])
     with pytest.raises(
-        DataError, match=r"the data set is damaged: .*b\.tar: no end-of-archive.*data\.allow_corrupt=true"
+        DataError, match=r"the data set is corrupt: .*b\.tar: no end-of-archive.*data\.allow_corrupt=true"
     ):
         open_data(tmp_path, labels=True)
     found = open_data(tmp_path, labels=True, allow_corrupt=True)
@@ -640,7 +640,7 @@ def test_a_shard_that_changes_while_a_run_reads_it_is_noticed(folder: Path) -> N
     data = open_data(folder)
     time.sleep(0.02)
     (folder / "000.tar").write_bytes(numbered_shard(range(12)))
-    with pytest.raises(DataError, match=r"000\.tar.*indexed|000\.tar is not the shard that this run began with"):
+    with pytest.raises(DataError, match=r"000\.tar.*indexed|000\.tar is not the shard that this run started with"):
         data.located(0)
 
 
@@ -706,7 +706,7 @@ def test_another_shard_of_the_same_name_is_noticed_when_it_is_opened(folder: Pat
     theirs = find_shards(str(tmp_path / "other"))
     _, other = open_together(find_shards(str(folder)), 2, {1: theirs})
     assert other.counts.tolist() == COUNTS
-    with pytest.raises(DataError, match=r"000\.tar is not the shard that this run began with"):
+    with pytest.raises(DataError, match=r"000\.tar is not the shard that this run started with"):
         other.located(0)
 
 

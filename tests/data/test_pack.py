@@ -79,7 +79,7 @@ FOLDERS = {
         ["001", "01", "1"],
         [(3, 0), (2, 1), (1, 2)],
     ),
-    "a picture beside the classes": (FLAT | CLASSES, None, None),
+    "an image next to the classes": (FLAT | CLASSES, None, None),
     "hidden and foreign files": (
         CLASSES | {".DS_Store": b"x", "__MACOSX/._a.png": b"x", "cat/.cache.png": b"x", "ant/Thumbs.db": b"x"},
         ["ant", "bee", "cat"],
@@ -201,8 +201,8 @@ BAD_ARRAYS = {
     "pickle": ({"images": np.array([{"a": 1}, None, 2], object)}, "allow_pickle"),
     "no images": ({"weights": PIXELS.ravel()}, r"no image array .* only weights uint8\[1152\]"),
     "nothing": ({}, "only nothing"),
-    "no picture": ({"images": PIXELS[:0]}, "no usable picture"),
-    "no picture with labels": ({"images": PIXELS[:0], "labels": np.zeros(0, int)}, "no usable picture"),
+    "no image": ({"images": PIXELS[:0]}, "no usable image"),
+    "no image with labels": ({"images": PIXELS[:0], "labels": np.zeros(0, int)}, "no usable image"),
     "channels": ({"images": np.zeros((2, 8, 8, 7), np.uint8)}, "7 channels"),
     "too few labels": ({"images": PIXELS, "labels": np.arange(5)}, "one for each image"),
     "one-hot labels": ({"images": PIXELS, "labels": np.eye(6, dtype=int)}, "one for each image"),
@@ -245,7 +245,7 @@ def test_damaged_shards_need_a_word(tmp_path: Path) -> None:
     (path,) = write_shards(tmp_path / "in", [5])
     data = Path(path).read_bytes()
     Path(path).write_bytes(data[: data.index(b"000003.cls")])
-    with pytest.raises(DataError, match="damaged"):
+    with pytest.raises(DataError, match="corrupt"):
         pack(str(tmp_path / "in"), str(tmp_path / "out"), Options())
     pack(str(tmp_path / "in"), str(tmp_path / "out"), Options(), allow_corrupt=True)
     assert [number for number, _ in packed(tmp_path / "out")] == [0, 1]  # 2 may lack parts: the cut came after it
@@ -297,13 +297,13 @@ def test_what_was_changed_and_skipped_is_counted(tmp_path: Path) -> None:
         "bee/empty.jpg": b"",
         "bee/large.png": image_bytes(np.zeros((100, 101, 3), np.uint8)),
         "bee/readme.txt": b"about bees",
-        "bee/text.jpg": b"not a picture",
+        "bee/text.jpg": b"not an image",
         "orphan.txt": b"x",
     }
     summary = pack(folder(tmp_path / "in", files), str(tmp_path / "out"), Options(resolution=16, max_pixels=10_000))
     assert summary.samples == len(CLASSES) + 3
     large = "more than --max-pixels 10000"
-    assert summary.skipped == {"damaged (OSError)": 1, "not an image": 3, "empty file": 1, large: 1}
+    assert summary.skipped == {"corrupt (OSError)": 1, "not an image": 3, "empty file": 1, large: 1}
     assert summary.notes == {"alpha": 1, "16 bit": 1, "enlarged": 1}
     assert summary.examples[large] == "bee/large.png"
     assert summary.class_counts == [4, 2, 3]
@@ -475,7 +475,7 @@ def test_a_target_inside_the_source_is_refused(tmp_path: Path, monkeypatch: pyte
         (f"{source}/a/b", (f"{tmp_path}/link",)),
         (f"{other}/out", (source, other)),
     ):
-        with pytest.raises(ConfigError, match=f"{out} lies inside {sources[-1]}.*choose a folder beside it"):
+        with pytest.raises(ConfigError, match=f"{out} is inside {sources[-1]}.*choose a folder next to it"):
             pack(sources[0], out, Options(), degraded=sources[1] if len(sources) > 1 else "")
     assert sorted(path.name for path in tmp_path.rglob("*") if path.is_dir()) == ["in", "link", "other"]
     monkeypatch.chdir(tmp_path)
@@ -528,20 +528,20 @@ GOOD_TAR = tar_bytes(FLAT)
 BAD_SOURCES = {
     "nothing": ("none", None, "no such file or folder"),
     "an empty folder": ("in/", {}, "the folder is empty"),
-    "no picture": ("in", {"a.txt": b"text", "b.jpg": b"text"}, "no usable picture among 2; 2 not an image"),
-    "a single picture": ("a.png", png(1), "neither a folder nor"),
-    "an empty zip": ("a.zip", b"PK\5\6" + b"\0" * 18, "no usable picture among 0$"),
+    "no image": ("in", {"a.txt": b"text", "b.jpg": b"text"}, "no usable image among 2; 2 not an image"),
+    "a single image": ("a.png", png(1), "neither a folder nor"),
+    "an empty zip": ("a.zip", b"PK\5\6" + b"\0" * 18, "no usable image among 0$"),
     "a cut zip": ("a.zip", b"PK\3\4" + b"\0" * 500, "neither a folder nor"),
     "an empty tar file": ("a.tar", b"", "empty"),
     "a cut tar": ("a.tar", GOOD_TAR[:700], "cut"),
     "a tar without its end": ("a.tar", GOOD_TAR[:5120], "no end-of-archive"),
     "text named .tar": ("a.tar", b"text" * 1000, "tar header"),
     "gzip named .tar": ("a.tar", gzip.compress(GOOD_TAR), "gzip"),
-    "text named .tar.gz": ("a.tar.gz", b"text" * 1000, "damaged"),
-    "text named .tar.xz": ("a.tar.xz", b"text" * 1000, "damaged"),
-    "text named .tar.bz2": ("a.tar.bz2", b"text" * 1000, "damaged"),
-    "text named .tar.zst": ("a.tar.zst", b"text" * 1000, "damaged"),
-    "gzip of text": ("a.tar.gz", gzip.compress(b"text" * 1000), "damaged"),
+    "text named .tar.gz": ("a.tar.gz", b"text" * 1000, "corrupt"),
+    "text named .tar.xz": ("a.tar.xz", b"text" * 1000, "corrupt"),
+    "text named .tar.bz2": ("a.tar.bz2", b"text" * 1000, "corrupt"),
+    "text named .tar.zst": ("a.tar.zst", b"text" * 1000, "corrupt"),
+    "gzip of text": ("a.tar.gz", gzip.compress(b"text" * 1000), "corrupt"),
     "text named .npz": ("a.npz", b"text" * 1000, r"a\.npz"),
     "an empty file named .npz": ("a.npz", b"", r"a\.npz"),
 }
@@ -586,7 +586,7 @@ def test_cut_archives_lose_nothing_silently(kind: str, cut: str, tmp_path: Path)
         pieces = [codec.compress(whole[:at])]
     for piece in pieces:
         (tmp_path / f"a.tar.{kind}").write_bytes(piece)
-        with pytest.raises(DataError, match=f"a.tar.{kind}: damaged"):
+        with pytest.raises(DataError, match=f"a.tar.{kind}: corrupt"):
             pack(str(tmp_path / f"a.tar.{kind}"), str(tmp_path / "out"), Options())
 
 

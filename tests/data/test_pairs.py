@@ -185,7 +185,7 @@ def test_two_folders_are_packed_as_pairs(tmp_path: Path) -> None:
     degraded = picture_folder(tmp_path / "degraded", names | {"bee/odd.bmp": 7})
     summary = pack(clean, str(tmp_path / "out"), Options(resolution=16), workers=1, degraded=degraded)
     assert summary.samples == 7
-    assert summary.skipped == {"without a degraded picture": 1, "without a clean picture": 1}
+    assert summary.skipped == {"without a degraded image": 1, "without a clean image": 1}
     listed = map(json.loads, (tmp_path / "out" / "skipped.jsonl").read_text().splitlines())
     assert sorted(row["reason"] for row in listed) == sorted(summary.skipped)
     data = open_data(tmp_path / "out", pairs=True, labels=True)
@@ -203,16 +203,16 @@ def test_a_pair_whose_sides_do_not_fit_is_left_out(tmp_path: Path) -> None:
     clean = picture_folder(tmp_path / "clean", {f"{i}.png": i for i in range(4)}, size=(32, 64))
     degraded = picture_folder(tmp_path / "degraded", {"0.png": 0, "1.png": 1}, size=(8, 16))  # smaller is no matter
     picture_folder(tmp_path / "degraded", {"2.png": 2}, size=(64, 32))
-    (tmp_path / "degraded" / "3.png").write_bytes(b"no picture")
+    (tmp_path / "degraded" / "3.png").write_bytes(b"no image")
     summary = pack(clean, str(tmp_path / "out"), Options(resolution=16), workers=1, degraded=degraded)
     assert summary.samples == 2
-    assert summary.skipped == {"the degraded picture has other proportions": 1, "degraded picture: not an image": 1}
+    assert summary.skipped == {"the degraded image has other proportions": 1, "degraded image: not an image": 1}
 
 
 def test_folders_that_do_not_belong_together_are_refused(tmp_path: Path) -> None:
     clean = picture_folder(tmp_path / "clean", {"a.png": 1, "b.png": 2})
     other = picture_folder(tmp_path / "other", {"x.png": 1})
-    with pytest.raises(DataError, match=r"no clean picture has a degraded one of the same name: the first are a and x"):
+    with pytest.raises(DataError, match=r"no clean image has a degraded one of the same name: the first are a and x"):
         pack(clean, str(tmp_path / "out"), Options(), workers=1, degraded=other)
     double = picture_folder(tmp_path / "double", {"a.png": 1, "a.bmp": 2})
     with pytest.raises(DataError, match=r"a.bmp and a.png: which of the two is the degraded one"):

@@ -215,7 +215,7 @@ DAMAGED = {
     "key comes again": (tar_bytes([*TWO.items(), ("a.jpg", b"3")]), "'a': its parts are not neigh", ["a", "b"]),
     "split keys": (
         tar_bytes({"a.jpg": b"1", "b.jpg": b"2", "a.cls": b"3", "b.cls": b"4"}),
-        "'a': its parts are not neighbours",
+        "'a': its parts are not neighbors",
         ["a", "b"],
     ),
     "hard link": (
@@ -261,12 +261,12 @@ DAMAGED = {
     "no end marker": (member("a.jpg", b"1") + member("b.jpg", b"2"), "no end-of-archive marker", ["a"]),
     "half an end marker": (member("a.jpg") + member("b.jpg") + b"\0" * 512, "half an end-of-archive", ["a"]),
     "empty file": (b"", "no end-of-archive marker", []),
-    "html page": (b"<html><body>404 not found</body></html>".ljust(2000), "no tar header at byte 0", []),
+    "html page": (b"<html><body>404 not found</body></html>".ljust(2000), "not a tar header at byte 0", []),
     "text": (b"12345670" * 200, "at byte 0", []),
     "gzip": (gzip.compress(tar_bytes(TWO)), "unpack it, or let `distgan pack` make shards of it", []),
     "xz": (lzma.compress(tar_bytes(TWO)), "a xz file, not a plain tar", []),
     "zstd": (zstd.compress(tar_bytes(TWO)), "a zstd file, not a plain tar", []),
-    "size below zero": (member("a.jpg", b"1", patch={124: b"-0000007777\0"}) + tar.END, "no tar header", []),
+    "size below zero": (member("a.jpg", b"1", patch={124: b"-0000007777\0"}) + tar.END, "not a tar header", []),
     "size beyond the file": (member("a.jpg", b"1", patch={124: b"77777777777\0"}) + tar.END, "cut by the end", []),
     "pax size below zero": (pax({"size": "-4096"}) + member("a.jpg", b"1") + tar.END, "extended header", []),
     "pax size of letters": (pax({"size": "abc"}) + member("a.jpg", b"1") + tar.END, "extended header", []),

@@ -131,7 +131,7 @@ def test_a_killed_wandb_is_told_and_missed_by_nobody(tmp_path: Path, config: Pat
             os.kill(pid, signal.SIGKILL)
         assert process.wait(90) == 0, output(log)
     assert output(log).count("wandb: ") == 2  # where it is, and that it failed
-    assert "going on without it" in output(log)
+    assert "continuing without it" in output(log)
     assert status(run)["state"] == "finished"
 
 

@@ -132,7 +132,7 @@ def test_pictures_of_a_folder_are_restored_under_their_names(
     for name, number in (("a.png", 0), ("in/a.bmp", 1), ("in/b.png", 2)):
         (tmp_path / "x" / name).parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(pixels(number, (16, 16) if number else (20, 30))).save(tmp_path / "x" / name)
-    (tmp_path / "x" / "notes.txt").write_text("no picture")
+    (tmp_path / "x" / "notes.txt").write_text("no image")
     command = ["generate", str(trained), "--input", str(tmp_path / "x"), "--out"]
     assert main([*command, str(tmp_path / "y")]) == 0
     assert "3 images restored, 1 resized to 16 x 16" in (told := capsys.readouterr().out)
@@ -176,7 +176,7 @@ def test_a_program_restores_what_the_command_does(tmp_path: Path, trained: Path)
     restored = G.restore(torch.from_numpy(pixels).permute(2, 0, 1)[None] / 127.5 - 1)
     expected = np.asarray(Image.open(tmp_path / "out" / "a.png")).astype(int)
     assert np.abs(to_uint8(restored)[0].astype(int) - expected).max() <= 1
-    with pytest.raises(ValueError, match=r"this generator restores pictures: call restore\(pictures\)"):
+    with pytest.raises(ValueError, match=r"this generator restores images: call restore\(pictures\)"):
         G(4)
     with pytest.raises(ValueError, match=r"shape \[1, 3, 8, 8\]: this generator takes \[B, 3, 16, 16\]"):
         G.restore(torch.zeros(1, 3, 8, 8))
@@ -186,13 +186,13 @@ def test_what_cannot_be_restored_is_refused_with_the_way_out(
     tmp_path: Path, trained: Path, config: Path, digits: Path, capsys: pytest.CaptureFixture
 ) -> None:
     assert main(["generate", str(trained), "--out", str(tmp_path / "x")]) == 2
-    assert "this generator restores pictures: `distgan generate --input FOLDER` names those" in capsys.readouterr().err
+    assert "this generator restores images: `distgan generate --input FOLDER` names those" in capsys.readouterr().err
     with pytest.raises(ConfigError, match=r"and programs take `load_generator\(path, restores=True\)`"):
         load_generator(trained)
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty" / "a.txt").write_text("x")
     assert main(["generate", str(trained), "--input", str(tmp_path / "empty"), "--out", str(tmp_path / "x")]) == 3
-    assert "no usable picture: 1 not an image" in capsys.readouterr().err
+    assert "no usable image: 1 not an image" in capsys.readouterr().err
     command = ["generate", str(trained), "--input", str(digits), "--out", str(tmp_path / "x")]
     for more, told in (
         (["--as", "shards"], "become png or grid"),

@@ -44,7 +44,7 @@ def test_killed_and_resumed_equals_unbroken(tmp_path: Path, config: Path, world:
     assert status(broken)["state"] == "running"
     train(world, tmp_path / "log-broken", *again)
 
-    assert "going on from" in output(tmp_path / "log-broken", world)
+    assert "resuming from" in output(tmp_path / "log-broken", world)
     assert weights(broken) == weights(whole)
     assert metrics(broken) == metrics(whole)
     assert audit(broken) == audit(whole)

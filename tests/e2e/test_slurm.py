@@ -127,7 +127,7 @@ def test_a_signal_saves_and_requeues(
     stopped_at = status(run)["images"]
     ended = cluster.wait(job, "COMPLETED", "FAILED")
     assert (ended["JobState"], ended["Restarts"]) == ("COMPLETED", "1"), printed(run)
-    assert f"going on from {run}/checkpoints/step-{stopped_at:012d}" in printed(run)
+    assert f"resuming from {run}/checkpoints/step-{stopped_at:012d}" in printed(run)
     assert_same(run, whole)
 
 

@@ -182,8 +182,8 @@ def test_a_damaged_checkpoint_is_passed_over(tmp_path: Path, config: Path, capsy
     path.write_bytes(data)
     assert train(config, run, "train.images=480") == 0
     told = capsys.readouterr().out
-    assert "passing over a damaged checkpoint: step-000000000480: opt_D.safetensors is not what was written" in told
-    assert "going on from" in told
+    assert "skipping a corrupt checkpoint: step-000000000480: opt_D.safetensors is not what was written" in told
+    assert "resuming from" in told
     assert weights(run) == expected
 
 
@@ -316,7 +316,7 @@ def test_damaged_samples_are_listed_once_whatever_happens(tmp_path: Path) -> Non
         ("000.tar", "000007"),
         ("001.tar", "000200"),
     ]
-    assert all("damaged" in row["reason"] for row in listed)
+    assert all("corrupt" in row["reason"] for row in listed)
     assert (run / "log.txt").read_text().count("another takes its place") == 2
     assert sum(row["Data/replaced"] for row in metrics(run)) == 6  # two of 240 samples, three times
 
@@ -373,7 +373,7 @@ def test_a_rank_whose_data_fail_ends_the_others_and_tells_why(tmp_path: Path) ->
     told = output(log, 2)
     assert 3 in codes, told
     assert 0 not in codes
-    assert re.search(r"distgan train: rank [01]: .* damaged", told)
+    assert re.search(r"distgan train: rank [01]: .* corrupt", told)
     assert "Traceback" not in told
     assert status(run)["state"] == "failed"
 
@@ -482,7 +482,7 @@ def test_a_run_whose_first_step_is_slow_says_what_to_expect(
     monkeypatch.setattr(trainer, "SLOW_SEC", 0)
     assert train(config, tmp_path / "run", "train.images=120") == 0
     (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("the first 12 images took")]
-    assert line.endswith("; on a CPU, begin with one of configs/*-small.yaml")
+    assert line.endswith("; on a CPU, start with one of configs/*-small.yaml")
 
 
 def test_a_start_from_nothing_after_another_is_told(

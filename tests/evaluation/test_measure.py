@@ -137,7 +137,7 @@ def test_damaged_real_images_are_left_out_or_too_many(tmp_path: Path, world: Wor
     assert (real.features.gaussian.num, real.num_damaged) == (99, 1)
     assert 7 not in real.numbers
     write_shards(tmp_path / "many", [100], damaged=[7, 8])
-    with pytest.raises(DataError, match="2 of 100 real images are damaged"):
+    with pytest.raises(DataError, match="2 of 100 real images are corrupt"):
         known_reals(world, toy, shard_images(tmp_path / "many"), keep=99, poll=no_poll, cache=tmp_path)
 
 
@@ -160,7 +160,7 @@ def test_what_a_number_hides_is_told(world: World, toy: Extractor) -> None:
     assert "20 generated images for 32 features: the Fréchet distance is mostly bias" in found.warnings[0]
     grey = Arrays(noise(100, 3).read(np.arange(100)).pixels[..., :1].repeat(3, axis=3))
     assert measure(world, toy, real, grey, ["fd"], poll=no_poll).warnings == [
-        "all images are grey, and the real ones are not"
+        "all images are gray, and the real ones are not"
     ]
 
 
@@ -267,10 +267,10 @@ def test_pictures_of_a_folder_are_taken_as_they_are(tmp_path: Path) -> None:
     assert found.pixels[:, 0, 0].tolist() == [[40] * 3, [160] * 3]
     assert found.labels is None
     Image.fromarray(np.zeros((16, 20), np.uint8)).save(tmp_path / "9.png")
-    with pytest.raises(DataError, match=r"9.png has 20x16 pixels, the first picture is square with 16"):
+    with pytest.raises(DataError, match=r"9.png has 20x16 pixels, the first image is square with 16"):
         ListedImages(list_source(str(tmp_path)), threads=2).read(np.arange(6))
     (tmp_path / "9.png").write_bytes((tmp_path / "1.png").read_bytes()[:44])
-    with pytest.raises(DataError, match=f"{tmp_path}/9.png: damaged.*: no picture is passed over.*distgan pack"):
+    with pytest.raises(DataError, match=f"{tmp_path}/9.png: corrupt.*: no image is skipped.*distgan pack"):
         ListedImages(list_source(str(tmp_path)), threads=2).read(np.arange(6))
     Image.fromarray(np.zeros((10_000, 10_001), np.uint8)).save(tmp_path / "9.png")
     with pytest.raises(DataError, match=f"{tmp_path}/9.png: too many pixels .more than 100,000,000.: "):

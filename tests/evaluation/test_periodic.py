@@ -74,7 +74,7 @@ def test_a_stop_is_obeyed_in_the_middle_and_the_evaluation_made_up_for(
     train(2, tmp_path / "log-whole", *own, "eval.num_images=150", f"run.dir={whole}")
     endless, cache = [*own, "eval.num_images=1M", f"run.dir={run}"], str(tmp_path / "empty")
     with ranks(2, ["-m", "distgan", "train", *endless], log, DISTGAN_CACHE=cache) as started:
-        wait_for(lambda: "looking at" in output(log, 2), told=lambda: output(log, 2))  # the evaluation has begun
+        wait_for(lambda: "reading" in output(log, 2), told=lambda: output(log, 2))  # the evaluation has begun
         started[1].send_signal(signal.SIGTERM)
         assert [process.wait(40) for process in started] == [75, 75], output(log, 2)
     assert not (run / "evals.jsonl").exists()

@@ -196,10 +196,10 @@ def test_targets_that_are_none_are_told(
     for arguments, code, told in (
         ((tmp_path / "cut",), 2, "name the real images: eval.reference=SHARDS"),  # before pictures are read
         ((tmp_path / "cut", f"eval.reference={digits}"), 3, f"{tmp_path}/cut/a.png: empty file"),
-        ((), 2, "name a run folder, a checkpoint, or a folder of pictures"),
+        ((), 2, "name a run folder, a checkpoint, or a folder of images"),
         ((tmp_path / "none",), 3, "no such file or folder"),
         ((pictures,), 2, "name the real images: eval.reference=SHARDS"),
-        ((pictures, "data.resolution=32", f"eval.reference={digits}"), 2, "has pictures of 16 pixels"),
+        ((pictures, "data.resolution=32", f"eval.reference={digits}"), 2, "has images of 16 pixels"),
         ((pictures, f"eval.reference={digits}", "--memorization", "eval.labels=x"), 0, ""),
     ):
         assert evaluate(*arguments, "eval.extractor=toy") == code, told
@@ -290,7 +290,7 @@ def test_pictures_of_some_classes_are_compared_with_those(
     assert evaluate(tmp_path / "others", *own) == 0
     found = json.loads((tmp_path / "report.json").read_text())
     assert "classes" not in found
-    told = "the pictures' classes (of 3, of 7 ...) are not those of the real images: no values by class"
+    told = "the images' classes (of 3, of 7 ...) are not those of the real images: no values by class"
     assert told in found["warnings"]
 
 

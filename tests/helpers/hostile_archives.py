@@ -40,7 +40,7 @@ def cases(folder: Path) -> Iterator[Case]:
         path = folder / f"shard{number}.tar"
         holed(tar.sample("good", {"png": GOOD}), header("bad.png", size), size + -size % tar.BLOCK)(path)
         allowed = ("quarantined",) if size < 2**32 else ("refused 3",)
-        yield Case(f"loader: a picture that is a hole of {size:,} bytes", training_on(path), allowed)
+        yield Case(f"loader: an image that is a hole of {size:,} bytes", training_on(path), allowed)
         yield Case(f"loader: seen before training, {size:,} bytes", looking_at(path), ("right", "refused 3"))
     for number, (name, content) in enumerate(statistics()):
         path = folder / f"statistics{number}.npz"
@@ -96,7 +96,7 @@ def zips() -> Iterator[Made]:
     refused = ("refused 3",)
     for size in (600, 3000):
         huge = "bad.png", zipfile.ZIP_DEFLATED, BLOCK * size + b"\3\0", size * MIB, 0
-        yield f"a picture of {size} MiB of zeros", ".zip", zip_of([good, huge]), ("skipped",)
+        yield f"an image of {size} MiB of zeros", ".zip", zip_of([good, huge]), ("skipped",)
         yield "which says that it is small", ".zip", zip_of([good, (*huge[:3], 1000, 0)]), ("skipped",)
         yield "among pairs of the same name", ".zip", zip_of([huge, good, huge]), ("skipped",)
     table = "dataset.json", zipfile.ZIP_DEFLATED, BLOCK * 1000 + b"\3\0", 1000 * MIB, 0
@@ -137,7 +137,7 @@ def tars() -> Iterator[Made]:
     good = tar.sample("good", {"png": GOOD})
     for size in (600 * MIB, 3900 * MIB, 2**40):
         yield (
-            f"a picture that is a hole of {size >> 20} MiB",
+            f"an image that is a hole of {size >> 20} MiB",
             ".tar",
             holed(good, header("bad.png", size), size),
             ("skipped",),
@@ -161,14 +161,14 @@ def packed_tars() -> Iterator[Made]:
     """Compressed ones, of which nothing is known before it is inflated."""
     good = tar.sample("good", {"png": GOOD})
     for size in (600, 3000):
-        yield f"a picture of {size} MiB of zeros", ".tar.gz", gz_of(good, "bad.png", size), ("skipped", "refused 3")
+        yield f"an image of {size} MiB of zeros", ".tar.gz", gz_of(good, "bad.png", size), ("skipped", "refused 3")
     yield "a label of 600 MiB", ".tar.gz", gz_of(good, "good.cls", 600), ("refused 3",)
     yield "a table of 600 MiB", ".tar.gz", gz_of(good, "dataset.json", 600), ("refused 3",)
     for suffix, start, repeated in (
         (".tar.bz2", bz2.compress(good + header("bad.png", 4000 * MIB)), bz2.compress(bytes(20 * MIB))),
         (".tar.xz", lzma.compress(good + header("bad.png", 4000 * MIB)), lzma.compress(bytes(20 * MIB))),
     ):
-        yield "a picture of 4,000 MiB", suffix, writer(start + repeated * 200), ("refused 3",)
+        yield "an image of 4,000 MiB", suffix, writer(start + repeated * 200), ("refused 3",)
     names = header("a.png", 0) * 200_000
     yield "200,000 empty files in few bytes", ".tar.gz", writer(gzip.compress(names, 1)), ("refused 3",)
     links = header("a.png", 0, b"1") * 200_000
@@ -214,7 +214,7 @@ def arrays() -> Iterator[Made]:
     zeros = HEADER.replace("(6, 8, 8, 3)", f"({1000 * 16}, 256, 256, 3)")
     yield "3 GB of zeros in 3 MB", ".npz", inflating(zeros, 3000), refused
     rows = HEADER.replace("(6, 8, 8, 3)", f"(1, {1000 * MIB // 3}, 1, 3)")
-    yield "one picture of 1 GB", ".npz", inflating(rows, 1000), refused
+    yield "one image of 1 GB", ".npz", inflating(rows, 1000), refused
     first = HEADER.replace("(6", f"({300 * MIB // 192}").replace("False", "True")
     yield "300 MB by columns", ".npz", inflating(first, 300, level=4), refused
     yield "labels without an end", ".npz", labelled("<i8", (6,), bytes(8)), refused

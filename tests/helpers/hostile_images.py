@@ -111,7 +111,7 @@ def others() -> Iterator[Made]:
 
 def deep() -> Iterator[Made]:
     yield "16 bits of 9 million pixels", lambda: _png(3000, 3000, 2, bytes(3000 * (3000 * 6 + 1)), 16), GOOD
-    yield "16 bits of grey", lambda: _png(4096, 4096, 0, bytes(4096 * (4096 * 2 + 1)), 16), GOOD
+    yield "16 bits of gray", lambda: _png(4096, 4096, 0, bytes(4096 * (4096 * 2 + 1)), 16), GOOD
 
 
 # What makes them.

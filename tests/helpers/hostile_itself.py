@@ -15,7 +15,7 @@ def cases(folder: Path) -> Iterator[Case]:
     """Each is named by the word that it must be given, before a dash."""
     yield Case("right", lambda: None)
     yield Case("skipped", lambda: "skipped")
-    yield Case("refused 3", lambda: _raise(DataError("x.tar: damaged")))
+    yield Case("refused 3", lambda: _raise(DataError("x.tar: corrupt")))
     yield Case("refused 2", lambda: command("train"))
     yield Case("refused 2 - in a command", lambda: command("config", folder / "none.yaml"))
     yield Case("wrong - an empty message", lambda: _raise(DataError("")))

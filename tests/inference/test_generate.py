@@ -186,7 +186,7 @@ def test_a_full_disk_costs_the_shard_at_hand(
     with monkeypatch.context() as patched:
         patched.setattr(os, "replace", replace)
         assert main([*arguments, "--out", str(out)]) == 5
-    assert "No space left on device; finished shards stay, and the same command goes on" in capsys.readouterr().err
+    assert "No space left on device; finished shards stay, and the same command continues" in capsys.readouterr().err
     assert sorted(path.name for path in out.glob("*.tar")) == ["000000.tar", "000001.tar"]
     assert not [path for path in (out / ".unfinished").iterdir() if path.suffix != ".json"]
     assert main([*arguments, "--out", str(out)]) == 0
@@ -202,7 +202,7 @@ def test_what_stands_in_the_way_of_a_set_is_named(tmp_path: Path, run: Path, cap
     (tmp_path / "notes").mkdir()
     (tmp_path / "notes" / "notes.txt").write_text("mine")
     for source, out, arguments, told in (
-        (run, "half", ["--seed", "1"], "holds another set (seed 3 instead of 1): to go on, ask for that"),
+        (run, "half", ["--seed", "1"], "holds another set (seed 3 instead of 1): to continue, ask for that"),
         (run, "half", ["--seed", "3", "--keep-best", "0.5"], "keep_best 1.0 instead of 0.5"),
         (other, "half", ["--seed", "3"], "images of run, step-000000001000, not of other, step-000000001000"),
         (run, pack.name, [], "shards that were not generated"),

@@ -191,7 +191,7 @@ def test_copies_are_at_no_distance(real: Tensor) -> None:
     assert precision_recall.precision_recall(far, copies)[0][0] == 1
     assert precision_recall.precision_recall(far, copies)[1][0] == pytest.approx(1 / 600)
     assert not precision_recall.reach(copies, 3).any()
-    with pytest.raises(ValueError, match="3 neighbours need 4 images at least, not 3"):
+    with pytest.raises(ValueError, match="3 neighbors need 4 images at least, not 3"):
         precision_recall.reach(real[:3], 3)
 
 

@@ -40,7 +40,7 @@ def test_each_promise_of_security_has_a_test() -> None:
 
 def test_messages_in_the_table_of_troubles_are_those_of_the_code() -> None:
     code = re.sub(r'"\s*f?"|\s+', " ", " ".join(p.read_text() for p in (ROOT / "distgan").rglob("*.py")))
-    table = (ROOT / "docs/troubleshooting.md").read_text().split("## By what you see")[0]
+    table = (ROOT / "docs/troubleshooting.md").read_text().split("## By symptom")[0]
     messages = re.findall(r"^\| `([^`]+)`", table, re.MULTILINE)
     assert len(messages) > 15
     for message in messages:

@@ -219,7 +219,7 @@ def test_a_cut_answer_is_continued_where_it_ended(server: RangeServer, open_sour
         "404": "HTTP status 404",
         "403": "HTTP status 403",
         "whole": "does not answer range requests",
-        "no total": "do not tell the size",
+        "no total": "do not give the size",
         "416": "shorter than when it was indexed",
         "long 10": "another range",
         "shifted 512": "another range",
@@ -306,7 +306,7 @@ def test_a_server_that_does_not_answer_is_told_once_and_waited_for_once(
     assert len(set(asked)) == 1  # the index beside it; the shard itself is not waited for too
     (line,) = [record.message for record in caplog.records]
     assert line.startswith(f"{address}/a.tar")
-    assert "tried again for 1 s at most" in line or "tried again for 0 s at most" in line
+    assert "retrying for 1 s at most" in line or "tried again for 0 s at most" in line
     assert "SECRET" not in line
 
 

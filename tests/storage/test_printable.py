@@ -102,7 +102,7 @@ def test_no_command_shows_or_logs_more_than_text(
     pictures.mkdir(parents=True)
     for i in range(3):
         (pictures / f"{i}{HOSTILE}.png").write_bytes(image_bytes(numbered_pixels(i)))
-    (pictures / f"9{HOSTILE}.png").write_bytes(b"no picture")
+    (pictures / f"9{HOSTILE}.png").write_bytes(b"no image")
     arrays = tmp_path / "labelled.npz"
     images = np.zeros((4, 8, 8, 3), np.uint8)
     np.savez(arrays, images=images, labels=np.array([0, 1, 0, 1]), label_names=np.array([HOSTILE, "b"]))

@@ -97,8 +97,8 @@ def test_any_value_fits_or_is_refused(value: object) -> None:
         ("9" * 101, "a number of 101 digits"),
         ("1e999", "1e999 is not a finite number"),
         ("NaN", "NaN is not a finite number"),
-        ("{", "no JSON"),
-        (b"\xff\xfe\xff", "no JSON"),
+        ("{", "not JSON"),
+        (b"\xff\xfe\xff", "not JSON"),
     ],
 )
 def test_json_is_bounded(text: str | bytes, told: str) -> None:

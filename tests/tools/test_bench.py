@@ -87,7 +87,7 @@ def test_two_ranks_send_each_gradient_once(config: Path, scratch: Path, tmp_path
     found = {row["name"]: row for row in json.loads(text[text.index("{\n") :])["rows"]}
     for net in "DG":
         assert found[f"all-reduced in a {net} step, over the bytes of {net}"]["figures"] == [times]
-    assert found["img/s of 2 ranks over as many runs of one rank at the same time"]["median"] > 0
+    assert found["img/s of 2 ranks over the same number of runs of one rank at the same time"]["median"] > 0
     assert list(scratch.glob("distgan*")) == []
 
 
@@ -157,7 +157,7 @@ def test_sweep_and_scaling_run(config: Path, scratch: Path, capsys: pytest.Captu
     assert main(["bench", str(config), "--sweep", "micro_batch", "--images", "12"]) == 0
     assert "fastest train.micro_batch" in capsys.readouterr().out
     assert main(["bench", str(config), "--scaling", "1,2", "--images", "12", "--rounds", "1"]) == 0
-    assert "2 rank(s): img/s of 2 ranks over as many runs of one rank" in capsys.readouterr().out
+    assert "2 rank(s): img/s of 2 ranks over the same number of runs of one rank" in capsys.readouterr().out
     assert list(scratch.glob("distgan*")) == []
 
 

@@ -108,7 +108,7 @@ def test_a_run_that_would_go_on(tmp_path: Path, config: Path, capsys: pytest.Cap
     capsys.readouterr()
     (run / "metrics.jsonl").unlink()
     found = told(capsys, config, *own)
-    assert found["run folder"] == f"{run}, goes on from step-000000000012: 4,188 images are left"
+    assert found["run folder"] == f"{run}, resumes from step-000000000012: 4,188 images are left"
     assert found["changed since the checkpoint"] == "train.images: 12 -> 4200"
     assert "speed" not in found
     (run / "metrics.jsonl").write_text('{"Progress/images": 600, "Perf/img_per_sec": 2.0}\n')

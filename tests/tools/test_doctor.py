@@ -53,7 +53,7 @@ def test_on_this_machine_it_tells_everything_and_crashes_nowhere() -> None:
         found
     )
     assert all(one["state"] in ("ok", "warn", "fail") and one["told"] for one in found.values())
-    assert not any("could not be looked at" in one["told"] for one in found.values())
+    assert not any("could not be checked" in one["told"] for one in found.values())
     assert found["wandb"]["told"] == "disabled (from WANDB_MODE)"
 
 
@@ -80,7 +80,7 @@ def test_a_look_that_fails_is_told_and_the_others_go_on(
     monkeypatch.setattr(doctor, "LOOKS", looks)
     assert main(["doctor"]) == 0
     assert capsys.readouterr().out.splitlines() == [
-        "warn  bad   could not be looked at (OSError: [Errno 5] Input/output error)",
+        "warn  bad   could not be checked (OSError: [Errno 5] Input/output error)",
         "ok    good  fine",
         "1 warn",
     ]
@@ -165,7 +165,7 @@ def test_a_machine_with_a_gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
     assert [one.state for one in found] == [OK] * 4
     assert [one.told for one in found] == [
         "2.99, built for CUDA 12.8",
-        "knows 1 card(s): Card, 570.1",
+        "lists 1 card(s): Card, 570.1",
         "Card, 80 GB, 79 GB free, compute 9.0",
         "2.27.3",
     ]
@@ -191,7 +191,7 @@ def test_a_driver_that_torch_cannot_use(monkeypatch: pytest.MonkeyPatch, tmp_pat
     (found,) = gpus.cards()
     assert found.state == FAIL
     assert found.told == (
-        "knows 2 card(s): Card, 570.1, but torch cannot use them: "
+        "lists 2 card(s): Card, 570.1, but torch cannot use them: "
         "RuntimeError: The NVIDIA driver on your system is too old"
     )
     assert found.cure == "update the driver, or install a torch for an older CUDA than 12.8"
@@ -262,7 +262,7 @@ def test_a_folder_without_locks(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
 
     monkeypatch.setattr(host.fcntl, "flock", refuse)
     found = next(one for one in host.disk() if one.name == "run folders")
-    assert (found.state, found.cure) == (WARN, "see that no two runs share a run.dir")
+    assert (found.state, found.cure) == (WARN, "give each run its own run.dir")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -274,7 +274,7 @@ def test_packages_that_are_missing_or_too_old(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(packages.metadata, "requires", lambda name: lines)
     missing, other, fine = packages.packages()
     assert (missing.state, missing.told, missing.cure) == (FAIL, "missing: no-such-thing", "pip install no-such-thing")
-    assert (other.state, "numpy<1 is asked for" in other.told) == (WARN, True)
+    assert (other.state, "numpy<1 is required" in other.told) == (WARN, True)
     assert "torch 2." in fine.told
     assert "pytest" not in fine.told
 

@@ -28,7 +28,7 @@ def test_a_half_written_line_is_told_and_passed_over(tmp_path: Path) -> None:
     run = read(folder)
     assert len(run.rows) == 5
     assert run.problems == [
-        f"{folder}/metrics.jsonl: its last line is half written (the run goes on, or was killed): passed over"
+        f"{folder}/metrics.jsonl: its last line is half written (the run is live, or was killed): skipped"
     ]
 
 
@@ -64,7 +64,7 @@ def test_a_run_that_has_just_begun(tmp_path: Path) -> None:
     assert all(any(f"{name}: " in line for line in problems) for name in ("status.json", "evals.jsonl"))
 
 
-@pytest.mark.parametrize(("name", "told"), [("nothing", "no such run folder"), ("", "is no run folder")])
+@pytest.mark.parametrize(("name", "told"), [("nothing", "no such run folder"), ("", "is not a run folder")])
 def test_what_is_no_run(tmp_path: Path, name: str, told: str) -> None:
     with pytest.raises(ConfigError, match=told):
         read(tmp_path / name)

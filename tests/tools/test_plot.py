@@ -80,7 +80,7 @@ def test_a_run_that_goes_on_or_was_killed_or_is_odd(tmp_path: Path, capsys: pyte
     ("arguments", "told", "code"),
     [
         (["{}/nothing"], "nothing: no such run folder", 2),
-        (["{}"], "is no run folder", 2),
+        (["{}"], "is not a run folder", 2),
         (["{}/new"], "no metrics yet", 2),
         (["{}/r", "--out", "{}/x.pdf"], "the name must end in .png or .svg", 2),
         (["{}/r", "--out", "{}/r/log.txt/x.png"], "choose another place by --out", 5),

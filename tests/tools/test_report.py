@@ -123,7 +123,7 @@ def test_nothing_of_a_run_becomes_markup(tmp_path: Path) -> None:
     assert plain == 1
     (run / "samples" / "fakes-000000.png").rename(run / "samples" / "<i onclick=alert(1)>-000000.png")
     (run / "samples" / "x' onerror='alert(1).png").write_bytes((run / "samples" / "reals.png").read_bytes())
-    (run / "samples" / "<s>.png").write_bytes(b"no picture")
+    (run / "samples" / "<s>.png").write_bytes(b"no image")
     (run / "config.yaml").write_text(
         json.dumps({"data": {"shards": [EVIL], "resolution": 32}, "wandb": {"notes": EVIL}})
     )
@@ -170,7 +170,7 @@ def test_a_run_that_goes_on_was_killed_or_is_of_another_version(tmp_path: Path, 
         "its last line is half written",
         "config.yaml: not understood by this version",
         "Key 'lost' not in 'Config'",
-        "fakes-000001.png: not readable as a picture",
+        "fakes-000001.png: not readable as an image",
         "environment.json: got a list of 0, expected a mapping",
     ):
         assert part in told
@@ -192,7 +192,7 @@ def test_a_run_that_has_just_begun(tmp_path: Path) -> None:
     ("arguments", "told", "code"),
     [
         (["{}/nothing"], "nothing: no such run folder", 2),
-        (["{}"], "is no run folder", 2),
+        (["{}"], "is not a run folder", 2),
         (["{}/r", "--out", "{}/x.txt"], "the name must end in .html", 2),
         (["{}/r", "--out", "{}/r/log.txt/x.html"], "choose another place by --out", 5),
     ],

@@ -70,7 +70,7 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (("login",), ["offline"], "wandb: offline (OSError: login is broken by design)"),
         (("init online",), ["online", "offline"], "offline (OSError: init online is broken by design)"),
         (("init online", "init offline"), ["online", "offline"], "wandb: could not start (OSError: init offline"),
-        (("log",), ["online"], "wandb: log failed (OSError: log is broken by design); going on without it"),
+        (("log",), ["online"], "wandb: log failed (OSError: log is broken by design); continuing without it"),
         (("finish",), ["online"], "wandb: finish failed"),
     ],
     ids=["all is well", "no key", "bad key", "no network", "nothing works", "log", "finish"],

@@ -173,7 +173,9 @@ def test_a_server_that_begins_to_hang_delays_nobody(
     assert time.monotonic() - began < 60  # where one waits for the server, 120 s
     run.finish(0, {}, 12)
     assert time.monotonic() - began < 100
-    assert [r.message for r in caplog.records if "going on without it. What has not arrived: for part in" in r.message]
+    assert [
+        r.message for r in caplog.records if "continuing without it. What has not arrived: for part in" in r.message
+    ]
 
 
 def test_a_resumed_run_goes_on_in_strictly_rising_steps(tmp_path: Path, server: FakeWandb) -> None:
@@ -224,7 +226,7 @@ def test_a_run_that_goes_back_sends_no_step_twice(tmp_path: Path, server: FakeWa
     more = ["train.images=960", "train.on_nan=rollback", "train.tick=60", f"run.dir={run}"]
     own = {name: value for name, value in server.environment.items() if value} | {"WANDB_MODE": "online"}
     assert run_ranks(1, [*fault, "train", str(config), *more], log, **own) == [0], output(log)
-    assert "going back to step-000000000480" in output(log)
+    assert "rolling back to step-000000000480" in output(log)
     steps = [row["_step"] for row in server.rows]
     assert steps == sorted(set(steps))
     assert [row["Progress/kimg"] * 1000 for row in server.rows] == steps
@@ -281,7 +283,7 @@ def test_a_client_whose_side_process_hangs_ends_with_the_run(tmp_path: Path) -> 
     )
     assert done.returncode == 0, done.stderr
     assert b"Traceback" not in done.stderr
-    assert done.stdout.count(b"wandb: finish takes longer than 3 s; going on without it") == 1
+    assert done.stdout.count(b"wandb: finish takes longer than 3 s; continuing without it") == 1
 
 
 @pytest.mark.parametrize(

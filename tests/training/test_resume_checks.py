@@ -216,7 +216,7 @@ def test_a_damaged_checkpoint_that_commands_pass_over_is_told(tmp_path: Path, ca
     shutil.copytree(run / "checkpoints" / "step-000000001000", damaged)
     (damaged / "G_ema.safetensors").write_bytes(b"cut")
     assert main(["export", str(run), str(tmp_path / "out")]) == 0
-    assert "passing over a damaged checkpoint: step-000000002000: G_ema.safetensors" in caplog.text
+    assert "skipping a corrupt checkpoint: step-000000002000: G_ema.safetensors" in caplog.text
     assert "step-000000001000, after 1,000 images" in caplog.text
 
 
@@ -227,7 +227,7 @@ def test_a_number_of_images_is_refused_for_pictures_that_exist(tmp_path: Path, c
         (folder / f"{number}.png").write_bytes(png(np.full((16, 16, 3), 80 * number, np.uint8)))
     asked = ["evaluate", str(folder), "eval.reference=none.npz", "eval.extractor=toy", "eval.num_images=2"]
     assert main(asked) == 2
-    assert "has 3 pictures, and all of them are measured" in capsys.readouterr().err
+    assert "has 3 images, and all of them are measured" in capsys.readouterr().err
 
 
 def test_images_that_cannot_be_used_fail_the_check(tmp_path: Path, config: str, capsys: pytest.CaptureFixture) -> None:

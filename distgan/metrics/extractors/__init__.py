@@ -91,7 +91,7 @@ class Extractor:
         """
         if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] not in (1, 3):
             raise ValueError(
-                f"features of {images.dtype} {list(images.shape)}: needs uint8 [B, 3, H, W], or [B, 1, H, W] for grey"
+                f"features of {images.dtype} {list(images.shape)}: needs uint8 [B, 3, H, W], or [B, 1, H, W] for gray"
             )
         features = torch.empty(len(images), self.dim, device=self._device)
         logits = torch.empty(len(images), self.num_logits, device=self._device) if self.num_logits else None

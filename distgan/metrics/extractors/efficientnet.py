@@ -2,7 +2,7 @@
 
 Trained on ImageNet at 224 pixels, on (pixel - 127) / 128. Modules are named as in the published file of weights.
 
-Distances in its features grow with every kind of damage to real pictures, but mean nothing beside published FID. What
+Distances in its features grow with every kind of damage to real images, but mean nothing next to published FID. What
 classes of ImageNet do not need it hardly sees, as Inception; and a D that starts from ImageNet's weights can please it.
 """
 

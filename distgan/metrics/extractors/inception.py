@@ -1,7 +1,7 @@
 """The Inception network behind FID: the TensorFlow graph of 5 December 2015, which is not the paper's or torchvision's.
 
 Szegedy et al. 2015, with the ways of that one graph (Heusel et al. 2017 took its features for FID): average pools do
-not count the zeros around the picture; the last block has a max pool where all others have an average; batch norm has
+not count the zeros around the image; the last block has a max pool where all others have an average; batch norm has
 eps 1e-3; there are 1008 classes, some of them unused. Modules are named as in the published file of weights.
 """
 
@@ -164,10 +164,10 @@ class Mixed8(nn.Module):
 
 
 def average_pool(x: Tensor) -> Tensor:
-    """The mean of those of the 3 x 3 neighbours that are in the picture; same shape."""
+    """The mean of those of the 3 x 3 neighbors that are in the image; same shape."""
     return F.avg_pool2d(x, 3, 1, 1, count_include_pad=False)
 
 
 def max_pool(x: Tensor) -> Tensor:
-    """The largest of the 3 x 3 neighbours; same shape."""
+    """The largest of the 3 x 3 neighbors; same shape."""
     return F.max_pool2d(x, 3, 1, 1)

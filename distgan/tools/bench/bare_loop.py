@@ -110,7 +110,7 @@ class BareLoop:
 
 
 class DLoss(nn.Module):
-    """What D minimises; `penalties` are weights by name, for the steps in which they are due."""
+    """What D minimizes; `penalties` are weights by name, for the steps in which they are due."""
 
     def __init__(self, D: nn.Module, loss: str, penalties: dict[str, float], bf16: bool) -> None:
         super().__init__()
@@ -134,7 +134,7 @@ class DLoss(nn.Module):
 
 
 class GLoss(nn.Module):
-    """What G minimises; D only judges."""
+    """What G minimizes; D only judges."""
 
     def __init__(self, G: nn.Module, D: nn.Module, loss: str, bf16: bool) -> None:
         super().__init__()
@@ -151,7 +151,7 @@ class GLoss(nn.Module):
 
 
 class NullG(nn.Module):
-    """z [B, z_dim] -> grey images [B, 3, R, R]: one weight, and next to no work."""
+    """z [B, z_dim] -> gray images [B, 3, R, R]: one weight, and next to no work."""
 
     def __init__(self, resolution: int) -> None:
         super().__init__()

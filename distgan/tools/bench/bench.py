@@ -1,4 +1,4 @@
-"""How fast a run is, and where its time goes: the real trainer, measured beside references in one process.
+"""How fast a run is, and where its time goes: the real trainer, measured next to references in one process.
 
 Absolute times are noise on a shared machine. So what is compared takes turns, in rounds of A B and B A, and a figure is
 the median over the rounds with the lowest and the highest.
@@ -341,7 +341,7 @@ class Bench:
         share = num * self.images
         together = [share / max(lap.wall_sec for lap in of_ranks) for of_ranks in laps["run"]]
         apart = [sum(share / self.world.size / lap.wall_sec for lap in of_ranks) for of_ranks in laps["alone"]]
-        name = f"img/s of {self.world.size} ranks over as many runs of one rank at the same time"
+        name = f"img/s of {self.world.size} ranks over the same number of runs of one rank at the same time"
         return [Row(name, "x", [a / b for a, b in zip(together, apart)])]
 
 

@@ -25,11 +25,15 @@ from distgan.tools.bench.table import Row
 from distgan.training.timing import peak_memory
 
 ROUNDS, WARM_UP, SLICE_SEC = 3, 3, 1.0
-TOLD = ("images per second", "over as many runs", "all-reduce of")  # of a child's rows, those that are passed on
+TOLD = (
+    "images per second",
+    "over the same number of runs",
+    "all-reduce of",
+)  # of a child's rows, those that are passed on
 
 
 def scaling(config: Config, arguments: Sequence[str], worlds: Sequence[int]) -> list[Row]:
-    """Groups of ranks on this machine, each beside as many runs of one rank at the same time.
+    """Groups of ranks on this machine, each next to the same number of runs of one rank at the same time.
 
     Args:
         arguments: Of `distgan bench`. A group of n ranks gets n times train.batch: each rank has the same work always.

@@ -35,7 +35,7 @@ def examine() -> list[Finding]:
         try:
             found += list(look())
         except Exception as error:  # a machine may lack anything; the other looks go on, and this one is told
-            found.append(Finding(name, WARN, f"could not be looked at ({short(error)})"))
+            found.append(Finding(name, WARN, f"could not be checked ({short(error)})"))
     return found
 
 

@@ -83,7 +83,7 @@ def _known_to_driver() -> list[str]:
 
 def _driver_and_torch(known: list[str], cuda: str | None, available: bool, why_not: Callable[[], str]) -> Finding:
     """Whether torch, built for this CUDA or none, can use the cards that the driver knows."""
-    told = f"knows {len(known)} card(s): {'; '.join(dict.fromkeys(known))}" if known else "no nvidia-smi"
+    told = f"lists {len(known)} card(s): {'; '.join(dict.fromkeys(known))}" if known else "no nvidia-smi"
     hidden = os.environ.get("CUDA_VISIBLE_DEVICES")
     if available:
         return Finding("driver", OK, told)
@@ -103,4 +103,4 @@ def _why_not() -> str:
         torch.zeros(1, device="cuda")
     except Exception as error:
         return short(error)
-    return "for no reason that it gives"
+    return "without a stated reason"

@@ -24,7 +24,7 @@ def shared_memory() -> Iterator[Finding]:
     size = shutil.disk_usage("/dev/shm")
     told = f"{size.free / 1e9:.1f} of {size.total / 1e9:.1f} GB free"
     if size.free < SHM_GB * 1e9:
-        cure = "start the container with --shm-size=8g or --ipc=host, or remove what lies there"
+        cure = "start the container with --shm-size=8g or --ipc=host, or remove what is there"
         yield Finding("/dev/shm", WARN, told, cure)
     else:
         yield Finding("/dev/shm", OK, told)
@@ -85,7 +85,7 @@ def disk() -> Iterator[Finding]:
         elif free < DISK_GB * 1e9:
             yield Finding(name, WARN, told, f"make room, or {_elsewhere(name)}")
         elif name == "run folders" and (problem := _no_locks(existing)):
-            yield Finding(name, WARN, f"{told}, but no file locks ({problem})", "see that no two runs share a run.dir")
+            yield Finding(name, WARN, f"{told}, but no file locks ({problem})", "give each run its own run.dir")
         else:
             yield Finding(name, OK, told)
 

@@ -37,7 +37,7 @@ def packages() -> Iterator[Finding]:
             continue
         versions.append(f"{name} {version}")
         if not fits(version):
-            other.append(f"{name} {version}, where {line.split(';')[0].strip()} is asked for")
+            other.append(f"{name} {version}, where {line.split(';')[0].strip()} is required")
     if missing:
         yield Finding("packages", FAIL, f"missing: {', '.join(missing)}", f"pip install {' '.join(missing)}")
     if other:

@@ -76,7 +76,7 @@ def slurm() -> Iterator[Finding]:
         told = ", ".join(f"{word} {os.environ[name]}" for name, word in names.items() if name in os.environ)
         yield Finding("slurm", OK, f"in job {job} {told}".rstrip())
         if "SLURM_STEP_ID" not in os.environ and int(os.environ.get("SLURM_NTASKS") or 1) > 1:
-            yield Finding("slurm", WARN, "this process is no srun task", "start ranks by srun: see slurm/train.sbatch")
+            yield Finding("slurm", WARN, "not an srun task", "start ranks by srun: see slurm/train.sbatch")
     elif program := shutil.which("sbatch"):
         done = subprocess.run([program, "--version"], capture_output=True, text=True, timeout=10)
         yield Finding("slurm", OK, f"{done.stdout.strip() or 'sbatch is there'}, not in a job")

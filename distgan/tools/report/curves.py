@@ -10,7 +10,7 @@ from distgan.tools.report.history import History, Series
 
 COLOURS = ("#2f6fde", "#d9622b", "#2a9d6a", "#b8478f", "#8a6d3b", "#5b5fc7", "#c03a3a", "#3d8ea5")
 HUGE = 1e300  # so that differences of numbers stay finite
-POINTS = 800  # of a curve, which is more than a picture's pixels can tell apart
+POINTS = 800  # of a curve, which is more than an image's pixels can tell apart
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """A run's records read back, for plots and reports: of runs that still go on, were killed, or are of another version.
 
-What cannot be read is passed over and told, since a picture of the rest is what its user came for.
+What cannot be read is passed over and told, since an image of the rest is what its user came for.
 """
 
 import fcntl
@@ -80,7 +80,7 @@ def read(path: str | Path) -> History:
     if not folder.is_dir():
         raise ConfigError(f"{path}: no such run folder")
     if not any((folder / name).exists() for name in ("metrics.jsonl", "config.yaml", "status.json")):
-        raise ConfigError(f"{path} is no run folder: it has no metrics.jsonl, config.yaml or status.json")
+        raise ConfigError(f"{path} is not a run folder: it has no metrics.jsonl, config.yaml or status.json")
     problems: list[str] = []
     rows = _rows(folder / "metrics.jsonl", problems)
     evals = _rows(folder / "evals.jsonl", problems)
@@ -101,7 +101,7 @@ def read_mapping(path: Path, problems: list[str]) -> Row:
     except FileNotFoundError:
         return {}
     except DataError as error:
-        problems.append(f"{error}: passed over")
+        problems.append(f"{error}: skipped")
         return {}
 
 
@@ -116,13 +116,13 @@ def _rows(path: Path, problems: list[str]) -> list[Row]:
     except FileNotFoundError:
         return []
     except DataError as error:
-        problems.append(f"{error}: passed over")
+        problems.append(f"{error}: skipped")
         return []
     if bad == [number] and not line.endswith(b"\n"):
-        problems.append(f"{path}: its last line is half written (the run goes on, or was killed): passed over")
+        problems.append(f"{path}: its last line is half written (the run is live, or was killed): skipped")
     elif bad:
         more = f" and {len(bad) - 1} more" if len(bad) > 1 else ""
-        problems.append(f"{path}: line {bad[0]}{more} cannot be read, or lacks Progress/images: passed over")
+        problems.append(f"{path}: line {bad[0]}{more} cannot be read, or lacks Progress/images: skipped")
     return rows
 
 

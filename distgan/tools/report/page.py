@@ -38,7 +38,7 @@ CONFIG_BYTES = 2**20
 LOG_BYTES = 12_000  # of the end of log.txt
 KINDS = {  # files of samples, in the order of the page
     "fakes": "Generated, by the average generator",
-    "raw": "Generated, by the generator as it stands",
+    "raw": "Generated, by the current generator",
     "reals": "Real images",
     "reals-augmented": "Real images, augmented as D sees them",
     "worst-reals": "The real images that D takes for the least real",
@@ -53,7 +53,7 @@ def report(path: str, out: str = "") -> list[str]:
         out: An .html file; empty: report.html in the run's folder.
 
     Raises:
-        ConfigError: for what is no run folder.
+        ConfigError: for what is not a run folder.
         MachineError: where the file cannot be written.
     """
     run = read(path)
@@ -100,7 +100,7 @@ def page(run: History) -> str:
 
 UNHELD = (
     "No process of this machine holds the run folder: the run is on another machine, or was killed. "
-    "The same command goes on from its last checkpoint."
+    "The same command resumes from its last checkpoint."
 )
 
 
@@ -152,7 +152,7 @@ def _samples(run: History, settings: Config | None) -> Markup:
     single: list[tuple[str, Path]] = []
     folder = run.path / "samples"
     if folder.is_symlink():
-        run.problems.append(f"{folder}: a link, not a folder of the run: passed over")
+        run.problems.append(f"{folder}: a link, not a folder of the run: skipped")
     for file in sorted(folder.glob("*.png")) if not folder.is_symlink() else ():
         if found := re.fullmatch(r"(\w+)-(\d+(?:\.\d+)?)", file.stem, re.ASCII):
             series.setdefault(found[1], []).append((float(found[2]), file))
@@ -180,16 +180,16 @@ def _spread(items: list, most: int) -> list:
 
 
 def _picture(run: History, file: Path) -> tuple[str, bool] | None:
-    """A grid as the address of its own bytes, and whether its pixels should be seen; None where it is damaged."""
+    """A grid as the address of its own bytes, and whether its pixels should be seen; None where it is corrupt."""
     try:
         with open_image(untrusted.read(file, PICTURE_BYTES, follow_links=False)) as image:
             image.draft("RGB", (SIDE, SIDE))
             grid = image.convert("RGB")
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        run.problems.append(f"{file}: not readable as a picture ({error}): passed over")
+        run.problems.append(f"{file}: not readable as an image ({error}): skipped")
         return None
     except DataError as error:
-        run.problems.append(f"{error}: passed over")
+        run.problems.append(f"{error}: skipped")
         return None
     grid.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
     out = io.BytesIO()
@@ -289,7 +289,7 @@ def _config(run: History, settings: Config | None) -> Markup:
     except FileNotFoundError:
         pass
     except DataError as error:
-        run.problems.append(f"{error}: passed over")
+        run.problems.append(f"{error}: skipped")
     return join(*parts)
 
 
@@ -333,7 +333,7 @@ def _log(run: History) -> Markup:
     except FileNotFoundError:
         return Markup()
     except DataError as error:
-        run.problems.append(f"{error}: passed over")
+        run.problems.append(f"{error}: skipped")
         return Markup()
     if size > LOG_BYTES:
         text = text.partition("\n")[2]

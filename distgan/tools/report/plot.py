@@ -1,4 +1,4 @@
-"""Curves of one or several runs as a picture. The only door to matplotlib, which is an extra."""
+"""Curves of one or several runs as an image. The only door to matplotlib, which is an extra."""
 
 import math
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ COLUMNS, WIDTH, HEIGHT = 3, 4.6, 2.9  # of panels; of one, in inches
 
 
 def plot(paths: Sequence[str], out: str = "", keys: Sequence[str] = ()) -> list[str]:
-    """Draw the curves of runs into one picture; returns lines for a person.
+    """Draw the curves of runs into one image; returns lines for a person.
 
     Args:
         out: A .png or .svg; empty: plots/curves.png in the run's folder, or curves.png here where there are several.
@@ -29,7 +29,7 @@ def plot(paths: Sequence[str], out: str = "", keys: Sequence[str] = ()) -> list[
 
     Raises:
         ConfigError: for what is no run, has no numbers yet, or lacks these keys.
-        MachineError: without matplotlib, or where the picture cannot be written.
+        MachineError: without matplotlib, or where the image cannot be written.
     """
     runs = [read(path) for path in paths]
     target = user_path(out) if out else (runs[0].path / "plots" if len(runs) == 1 else Path()) / "curves.png"
@@ -71,7 +71,7 @@ def plot(paths: Sequence[str], out: str = "", keys: Sequence[str] = ()) -> list[
 
 
 def _draw(ax: "Axes", panel: Panel, runs: Sequence[History], called: Sequence[str]) -> None:
-    """One run: a colour for each key. Several: a colour for each run, and dashes for each key."""
+    """One run: a color for each key. Several: a color for each run, and dashes for each key."""
     several = len(runs) > 1
     for run, name, run_colour in zip(runs, called, cycle(COLOURS)):
         for key, dashes, key_colour in zip(panel.keys, cycle(DASHES), cycle(COLOURS)):

@@ -1,4 +1,4 @@
-"""Curves as SVG, drawn by hand: small, sharp at any size, and in the colours of the page that they stand on."""
+"""Curves as SVG, drawn by hand: small, sharp at any size, and in the colors of the page that they stand on."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -16,7 +16,7 @@ def chart(curves: Sequence[tuple[str, Series]], *, label: str, log: bool = False
 
     Args:
         curves: Name and points of each; points that a logarithmic axis cannot show are left out.
-        label: What the picture shows, for those who cannot see it.
+        label: What the image shows, for those who cannot see it.
     """
     curves = [(name, drawable(curve, 0 if log else -HUGE)) for name, curve in curves]
     numbers = [value for _, curve in curves for value in curve.values]
@@ -63,7 +63,7 @@ def chart(curves: Sequence[tuple[str, Series]], *, label: str, log: bool = False
 
 
 def legend(names: Sequence[str]) -> Markup:
-    """Names with their curves' colours, each with a place for its value under the pointer."""
+    """Names with their curves' colors, each with a place for its value under the pointer."""
     keys = []
     for i, name in enumerate(names):
         dot = tag("circle", cx=4, cy=4, r=4, fill=COLOURS[i % len(COLOURS)])

@@ -28,7 +28,7 @@ from distgan.storage.byte_ranges import Source
 OWN = [
     "model={family: restore, conditional: false, G: {width: 8, max_width: 16, residual: true}, D: {width: 8}}",
     "loss.name=non_saturating",
-    "restore={weight: 10, degrade: [{noise: [10, 40]}, {box: 0.3, p: 0.5}]}",
+    "restore={pixel_weight: 10, degrade: [{noise: [10, 40]}, {box: 0.3, p: 0.5}]}",
     "data.holdout=70",
 ]
 

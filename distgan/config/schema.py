@@ -218,7 +218,7 @@ class Ema:
 class Train:
     batch: int = key(64, "images of a step, over all ranks", low=1, high=2**22)
     micro_batch: int = key(0, "images of one pass on one rank; 0: all at once", free=True, low=0)
-    images: int = key(1_000_000, "images after which training stops", unit="images", free=True, low=1)
+    images: int = key(1_000_000, "stop after these images", unit="images", free=True, low=1)
     max_minutes: float = key(
         0.0, "stop after this much training time in minutes, resumed parts included; 0: never", free=True, low=0
     )

@@ -46,11 +46,11 @@ def test_a_table_is_found_wherever_it_lies(kind: str, above: str, tmp_path: Path
         summary = pack(make(tmp_path / f"{name}.{kind}", with_table(table, above)), str(tmp_path / name), Options())
         assert sorted(packed(tmp_path / name)) == [(i, i % 2) for i in range(4)]
         assert summary.classes == (["ant", "bee"] if name == "names" else ["0", "1"])
-        assert f"labels from {above}dataset.json: 2 classes" in report(summary, "out", 1.0)
+        assert f"labels from {above}dataset.json: 2 classes" in "\n".join(report(summary, "out", 1.0))
     for name, table in UNLABELLED.items():
         summary = pack(make(tmp_path / f"{name}.{kind}", with_table(table, above)), str(tmp_path / name), Options())
         assert summary.classes is None
-        assert "no class labels: " in report(summary, "out", 1.0)
+        assert "no class labels: " in "\n".join(report(summary, "out", 1.0))
 
 
 @pytest.mark.parametrize("case", REFUSED)
@@ -83,7 +83,7 @@ def test_parts_of_a_data_set_are_no_classes(kind: str, tmp_path: Path) -> None:
     assert summary.classes == ["cat", "dog"]
     assert summary.class_counts == [5, 5]
     assert all(label == number // 10 for number, label in packed(tmp_path / "out"))
-    assert "train/ and val/ are parts of one data set" in report(summary, "out", 1.0)
+    assert "train/ and val/ are parts of one data set" in "\n".join(report(summary, "out", 1.0))
     assert pack(source, str(tmp_path / "tops"), Options(), label="folders:1").classes == ["train", "val"]
 
 
@@ -101,7 +101,7 @@ def test_pictures_beside_an_archive(tmp_path: Path) -> None:
     summary = pack(source, str(tmp_path / "out"), Options())
     assert [number for number, _ in packed(tmp_path / "out")] == [0, 1, 2, 3]
     assert summary.skipped == {"an archive next to images": 1}
-    assert "name an archive itself" in report(summary, "out", 1.0)
+    assert "name an archive itself" in "\n".join(report(summary, "out", 1.0))
 
 
 @pytest.mark.parametrize("kind", ["zip", "tar", "tar.gz"])

@@ -695,7 +695,7 @@ def test_a_full_disk_changes_nothing(room: int, many: Path, tmp_path: Path, monk
     out = tmp_path / "out"
     pack(folder(tmp_path / "in", FLAT), str(out), Options())
     before, names = contents(out), sorted(path.name for path in tmp_path.iterdir())
-    FullDisk(monkeypatch, ".packing-", room)
+    FullDisk(monkeypatch, ".part/", room)
     with pytest.raises(MachineError, match="is full; nothing was changed"):
         pack(str(many), str(out), Options(), shard_mb=0.07, workers=1, overwrite=True)
     monkeypatch.undo()
@@ -730,7 +730,7 @@ def test_the_old_output_comes_back_when_the_new_one_cannot_take_its_place(
     before, rename = contents(out), Path.rename
 
     def refused(self: Path, target: Path) -> Path:
-        if "dataset.json" in os.listdir(self) and Path(target) == out and "-old" not in self.name:
+        if "dataset.json" in os.listdir(self) and Path(target) == out and not self.name.endswith(".replaced"):
             raise PermissionError(errno.EPERM, "refused")
         return rename(self, target)
 

@@ -75,12 +75,12 @@ def folder(path: Path, data: bytes, suffix: str = "png") -> str:
 def test_dark_data_is_reported_by_pack_with_the_range_that_mends_it(tmp_path: Path, kind: str) -> None:
     data, values = KINDS[kind]
     source, out = folder(tmp_path / "in", data), str(tmp_path / "out")
-    text = report(pack(source, out, Options(), workers=1), out, 1)
+    text = "\n".join(report(pack(source, out, Options(), workers=1), out, 1))
     wanted = "--range 0 4095" if values.min() >= 0 else f"--range {values.min()} {values.max()}"
     assert f"brightest value is {values.max()}" in text
     assert wanted in text
     bounds = [float(word) for word in wanted.split()[1:]]
-    again = report(pack(source, out, Options(range=tuple(bounds)), workers=1, overwrite=True), out, 1)
+    again = "\n".join(report(pack(source, out, Options(range=tuple(bounds)), workers=1, overwrite=True), out, 1))
     assert "warning" not in again
 
 
@@ -117,7 +117,9 @@ def test_floats_that_are_streamed_are_refused(tmp_path: Path) -> None:
 
 def test_a_packed_set_keeps_what_was_done_to_its_pixels(tmp_path: Path) -> None:
     out = str(tmp_path / "out")
-    text = report(pack(folder(tmp_path / "in", KINDS["16-bit PNG"][0]), out, Options(resolution=8), workers=1), out, 1)
+    text = "\n".join(
+        report(pack(folder(tmp_path / "in", KINDS["16-bit PNG"][0]), out, Options(resolution=8), workers=1), out, 1)
+    )
     lines, warnings = pixel_report(Dataset(find_shards(out), Source()), "center", 10**8)
     assert "33.3%" in text
     assert any("33.3%" in line for line in lines)

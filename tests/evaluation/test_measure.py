@@ -206,7 +206,7 @@ def test_metrics_that_are_not_defined_are_refused(
     with pytest.raises(ConfigError, match=told):
         check_metrics(names, toy, num, has_points=has_points)
     toy.num_logits = 0
-    with pytest.raises(ConfigError, match=r"eval.metrics=is needs a classifier, and toy is none"):
+    with pytest.raises(ConfigError, match=r"eval.metrics=is needs a classifier, which toy is not"):
         check_metrics(["is"], toy, 100)
 
 

@@ -306,7 +306,7 @@ def test_a_server_that_does_not_answer_is_told_once_and_waited_for_once(
     assert len(set(asked)) == 1  # the index beside it; the shard itself is not waited for too
     (line,) = [record.message for record in caplog.records]
     assert line.startswith(f"{address}/a.tar")
-    assert "retrying for 1 s at most" in line or "tried again for 0 s at most" in line
+    assert "retrying for 1 s at most" in line or "retrying for 0 s at most" in line
     assert "SECRET" not in line
 
 

@@ -248,7 +248,7 @@ def test_statistics_of_other_tools_are_read_and_nothing_else(tmp_path: Path, wor
         ("images", "it has images, but not mu and sigma"),
         ("pickle", "allow_pickle=False"),
         ("flat", r"mu of shape \[32\] and sigma of shape \[1024\]"),
-        ("nan", "mu or sigma hold values that are not finite"),
+        ("nan", "mu holds values that are not finite"),
         ("text", r"text.npz: not a statistics file \(.npz with mu and sigma\)$"),
         ("none", "No such file"),
     ):

@@ -5,6 +5,7 @@ it is read, no reader asks for more of one than it can use, and what inflates to
 """
 
 import contextlib
+import functools
 import io
 import lzma
 import os
@@ -113,9 +114,16 @@ def unpacked(
         with open(path, "rb") as packed, _decompressed(path, packed) as stream:
             data = _Forward(stream, packed)
             for name, offset, size in _files(data, sys.maxsize, skipped):
-                yield name, size, lambda length, at=offset, size=size: data[at : at + min(length, size)]
+                yield name, size, functools.partial(_first_bytes, path, data, offset, size)
     except tar.Damage as damage:
         _damaged(path, damage, skipped, allow_corrupt)
+
+
+def _first_bytes(path: Path, data: tar.Bytes, offset: int, size: int, length: int) -> bytes:
+    try:
+        return data[offset : offset + min(length, size)]
+    except tar.Damage as damage:
+        raise DataError(f"{path}: corrupt: {damage}") from None
 
 
 def read_span(path: str, span: Span, length: int) -> bytes:

@@ -18,7 +18,7 @@ def test_bits_are_splitmix() -> None:
         x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) % 2**64
         return x ^ (x >> 31)
 
-    golden, key = 0x9E3779B97F4A7C15, int(device_rng.keyed.key(0, "some purpose"))
+    golden, key = 0x9E3779B97F4A7C15, int(device_rng.host_rng.key(0, "some purpose"))
     found = device_rng.bits(SEEDS[:5], "some purpose", 7)
     for seed, row in zip(SEEDS[:5].tolist(), found.tolist()):
         start = mixed((seed % 2**64 * golden + key) % 2**64)

@@ -16,7 +16,7 @@ from distgan.config.renamed import RENAMED_OPTIONS
 from distgan.distributed.launch_env import rank, settle
 from distgan.distributed.preemption import listening, was_asked
 from distgan.errors import ConfigError, DistganError, MachineError
-from distgan.storage.printable import flush_stdout, open_streams, public_line, show
+from distgan.storage.printable import flush_stdout, let_go_of_stderr, open_streams, public_line, show
 from distgan.tracking.console import Lines, traceback_lines
 
 RANK_0_SPEAKS_SEC = 10  # a launcher ends all ranks once one is gone: the others leave rank 0 the time to say why
@@ -32,6 +32,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _written(_run(arguments))
     except SystemExit as done:  # argparse's, after --help or a mistake
         raise SystemExit(_written(int(done.code or 0))) from None
+    finally:
+        let_go_of_stderr()
 
 
 def _show_error(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:

@@ -67,3 +67,12 @@ def flush_stdout() -> str:
     with contextlib.suppress(OSError):  # Python tries again when it ends, and would change the exit code
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return reasons[0] if reasons else ""
+
+
+def let_go_of_stderr() -> None:
+    """Give up what a full stderr did not take: Python would try again when it ends, and change the exit code."""
+    try:
+        sys.stderr.flush()
+    except OSError:
+        with contextlib.suppress(OSError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())

@@ -140,6 +140,8 @@ def test_nothing_that_commands_write_print_or_send_holds_a_secret(
             ["pack", f"{place}/none.tar?sig={CANARY}", "packed"],
             ["index", f"{place}/none.tar?sig={CANARY}"],
             ["doctor", "--json"],
+            ["bench", *own, f"data.shards={shards}", "--images", "24", "--rounds", "1"],
+            ["bench", *own, f"data.shards={gone}"],
         ]
         outcomes: list[tuple] = []
         for words in commands:
@@ -153,7 +155,7 @@ def test_nothing_that_commands_write_print_or_send_holds_a_secret(
             assert code in (0, 2, 3), (words, shown.err)
             outcomes.append((words[0], code, shown.err[-200:], shown.out[-200:]))
     done = {command for command, code, *_ in outcomes if code == 0}
-    assert done >= {"check", "train", "evaluate", "generate", "export", "report", "plot", "config"}, outcomes
+    assert done >= {"check", "train", "evaluate", "generate", "export", "report", "plot", "config", "bench"}, outcomes
     assert (run / "report.html").exists()
     assert list((run / "wandb").rglob("*.wandb"))
     assert os.listdir("made")

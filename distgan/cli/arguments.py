@@ -17,11 +17,17 @@ class Parser(argparse.ArgumentParser):
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """Parser of all commands; `command` is the name of the one that was chosen."""
+    """Return the parser of all commands; `command` is the name of the one that was chosen."""
     parser = Parser(prog="distgan", description="Train GANs on streamed image shards.")
     parser.add_argument("--version", action="version", version=f"distgan {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for add in (_data_commands, _training_commands, _generator_commands, _tools):
+        add(commands)
+    return parser
 
+
+def _data_commands(commands: argparse._SubParsersAction) -> None:
+    """Add pack and index."""
     pack = _command(
         commands,
         "pack",
@@ -64,6 +70,9 @@ def build_parser() -> argparse.ArgumentParser:
     )
     index.add_argument("shards", nargs="+", help="files, folders, globs or addresses")
 
+
+def _training_commands(commands: argparse._SubParsersAction) -> None:
+    """Add train, check and config."""
     train = _command(
         commands,
         "train",
@@ -98,6 +107,9 @@ def build_parser() -> argparse.ArgumentParser:
     config.add_argument("--markdown", action="store_true", help="with --help-keys: all keys, as docs/config.md")
     config.add_argument("--diff", nargs=2, metavar=("A", "B"), help="how two configs or run folders differ")
 
+
+def _generator_commands(commands: argparse._SubParsersAction) -> None:
+    """Add evaluate, generate and export."""
     evaluate = _command(
         commands,
         "evaluate",
@@ -167,6 +179,9 @@ def build_parser() -> argparse.ArgumentParser:
     forms = ("safetensors", "torchscript", "onnx")
     export.add_argument("--as", dest="kind", default=forms[0], choices=forms, help="safetensors (default), ..., onnx")
 
+
+def _tools(commands: argparse._SubParsersAction) -> None:
+    """Add plot, report, doctor and bench."""
     plot = _command(
         commands,
         "plot",
@@ -217,7 +232,6 @@ def build_parser() -> argparse.ArgumentParser:
         "--rounds", type=int, default=5, metavar="N", help="rounds in which references alternate (default 5)"
     )
     bench.add_argument("--json", action="store_true", help="print the figures as JSON")
-    return parser
 
 
 def _takes_config(parser: argparse.ArgumentParser) -> None:

@@ -4,8 +4,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import Field, dataclass
 from typing import Literal, get_args, get_origin
 
+from distgan.config.model_schema import FAMILIES
 from distgan.config.renamed import new_name
-from distgan.config.schema import FAMILIES, Config, changes, default_of, leaves
+from distgan.config.schema import Config, changes, default_of, leaves
 from distgan.errors import ConfigError
 
 TYPES: dict[object, str] = {

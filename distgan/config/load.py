@@ -22,8 +22,9 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from distgan.config import yaml_text
+from distgan.config.model_schema import FAMILIES
 from distgan.config.renamed import earlier_version, new_name
-from distgan.config.schema import FAMILIES, Config, default_of, leaves
+from distgan.config.schema import Config, default_of, leaves
 from distgan.config.validate import eval_problems, problems
 from distgan.errors import ConfigError, DataError
 from distgan.storage.home import user_path

@@ -1,6 +1,7 @@
 """Networks. A family is a generator and a discriminator for one device, which know nothing of ranks.
 
-To add one, copy `dcgan.py`, keep the two signatures, add a line here and its arguments to `config.FAMILIES`.
+To add one, copy `dcgan.py`, keep the two signatures, add a line here and its arguments to `FAMILIES` of
+`config/model_schema.py`.
 """
 
 from typing import NamedTuple

@@ -8,7 +8,8 @@ import pytest
 from distgan.cli.main import main
 from distgan.config.docs import COMMAND, diff, help_keys, markdown, rows
 from distgan.config.load import load
-from distgan.config.schema import FAMILIES, Config, leaves
+from distgan.config.model_schema import FAMILIES
+from distgan.config.schema import Config, leaves
 from distgan.errors import ConfigError
 
 DOCS = Path(__file__).parents[2] / "docs"

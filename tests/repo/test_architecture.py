@@ -39,6 +39,7 @@ TORCH_FREE = {
     "api",
     "cli.arguments",
     "cli.main",
+    "config.model_schema",
     "config.schema",
     "config.load",
     "config.docs",

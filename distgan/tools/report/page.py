@@ -16,7 +16,8 @@ from pathlib import Path
 from PIL import Image
 
 from distgan.config.load import load
-from distgan.config.schema import FAMILIES, Config, Model, changes, restores
+from distgan.config.model_schema import FAMILIES
+from distgan.config.schema import Config, Model, changes, restores
 from distgan.data import dataset_card
 from distgan.data.decode import open_image
 from distgan.errors import ConfigError, DataError, MachineError

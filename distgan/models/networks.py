@@ -12,9 +12,9 @@ from distgan.models.epilogue import Tail
 from distgan.rng import host_rng
 
 
-def run_generator(G: nn.Module, z: Tensor, given: Tensor | None, labels: Tensor | None) -> Tensor:
-    """G's images of latents [B, Z], or of what it is given next to them, [B, 3, R, R] in -1..1."""
-    return G(z, labels) if given is None else G(given, z, labels)
+def run_generator(G: nn.Module, z: Tensor, condition: Tensor | None, labels: Tensor | None) -> Tensor:
+    """Return G's images of latents [B, Z], and of a condition where G starts from one; [B, 3, R, R] in -1..1."""
+    return G(z, labels) if condition is None else G(condition, z, labels)
 
 
 def require_revision(family: str, found: int, where: str | Path) -> None:

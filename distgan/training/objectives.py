@@ -76,9 +76,8 @@ class GeneratorLoss(nn.Module):
         self.loss, self.options = LOSSES[options.loss], options
         # Each restored image has a real one of its own to match.
         self.group = 1 if options.image_to_image else options.group
-        self._generator: Sequence[Callable[..., Tensor]] = [
-            G if forward is None else forward
-        ]  # in a list, where it is no second module
+        # In a list, so that it does not count as a second module.
+        self._generator: Sequence[Callable[..., Tensor]] = [G if forward is None else forward]
 
     def forward(self, batch: MicroBatch, hp: StepHyperparams) -> tuple[Tensor, dict[str, Tensor]]:
         """Compute the loss. Returns it, and its terms by log key, detached."""

@@ -1,4 +1,4 @@
-"""Networks. A family is a generator and a discriminator for one device, which know nothing of ranks.
+"""The networks. A family is a generator and a discriminator for one device, which know nothing of ranks.
 
 To add one, copy `dcgan.py`, keep the two signatures, add a line here and its arguments to `FAMILIES` of
 `config/model_schema.py`.
@@ -12,12 +12,22 @@ from distgan.models import dcgan, hourglass, image_to_image, r3gan, resnet
 
 
 class Family(NamedTuple):
-    # (resolution, z_dim, num_classes, ...): G(z, labels) -> images [B, 3, R, R] in -1..1; G(images, z, labels) restores
+    """The two networks of a family.
+
+    Attributes:
+        generator: Class of G, made by (resolution, z_dim, num_classes, ...): G(z, labels) -> images [B, 3, R, R] in
+            -1..1. A G that restores images is called as G(images, z, labels).
+        discriminator: Class of D, made by (resolution, num_classes, ...): D(images, labels, features=False) -> logits
+            [B].
+        revision: Number that is raised when the same weights come to mean another function; checkpoints and exports of
+            an older revision are then refused.
+        revised: What the last revision changed.
+    """
+
     generator: type[nn.Module]
-    discriminator: type[nn.Module]  # (resolution, num_classes, ...): D(images, labels, features=False) -> logits [B]
-    # Raised when the same weights come to mean another function; checkpoints and exports of before are then refused
+    discriminator: type[nn.Module]
     revision: int = 1
-    revised: str = ""  # what the last revision changed
+    revised: str = ""
 
 
 MODELS: dict[str, Family] = {

@@ -13,18 +13,19 @@ import torch
 from torch import Tensor, nn
 
 from distgan.models.epilogue import MakeTail, Tail
+from distgan.models.weight_init import init_normal
 
 
 class Generator(nn.Module):
-    """z [B, z_dim] (and labels [B]) -> images [B, 3, R, R] in -1..1.
+    """Map z [B, z_dim] (and labels [B]) to images [B, 3, R, R] in -1..1.
 
     Args:
         resolution: R, a power of two.
         num_classes: 0 for an unconditional generator; else an embedding of the label is appended to z.
         width: Channels of the last hidden stage, at half the resolution.
-        max_width: Bound on the channels of the others.
+        max_width: Upper bound on the channels of the other stages.
         norm: "none" or "batch".
-        embedding: Numbers that a class label becomes.
+        embedding: Length of the vector that a class label is mapped to.
     """
 
     def __init__(
@@ -40,7 +41,7 @@ class Generator(nn.Module):
             up = nn.ConvTranspose2d(before, after, 4, 2, 1, bias=norm == "none")
             layers.append(_stage(up, 4 * before / 2, norm, nn.ReLU()))
         out = nn.ConvTranspose2d(channels[-1], 3, 4, 2, 1)
-        layers.append(nn.Sequential(_initialised(out, 4 * channels[-1], norm), nn.Tanh()))
+        layers.append(nn.Sequential(init_normal(out, _std(4 * channels[-1], norm)), nn.Tanh()))
         self.layers = nn.Sequential(*layers)
 
     def forward(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
@@ -50,10 +51,10 @@ class Generator(nn.Module):
 
 
 class Discriminator(nn.Module):
-    """Images [B, 3, R, R] (and labels [B]) -> logits [B]; with `features`, also the output of each stage.
+    """Map images [B, 3, R, R] (and labels [B]) to logits [B]; with `features`, also return the output of each stage.
 
     With classes, the logit has a second term: the dot product of the image's features with an embedding of its label
-    (projection, Miyato and Koyama 2018). Args as for `Generator`; `tail` makes what stands before the head.
+    (projection, Miyato and Koyama 2018). Args as for `Generator`; `tail` makes the epilogue before the head.
     """
 
     def __init__(
@@ -69,7 +70,7 @@ class Discriminator(nn.Module):
             self.stages.append(_stage(down, 16 * before / (1 if i == 0 else 2), norm, nn.LeakyReLU(0.2), bare))
         self.tail = tail(channels[-1], 4)
         into_head = channels[-1] + self.tail.extra
-        self.head = _initialised(nn.Conv2d(into_head, 1, 4), 16 * into_head, norm)
+        self.head = init_normal(nn.Conv2d(into_head, 1, 4), _std(16 * into_head, norm))
         self.embed = nn.Embedding(num_classes, channels[-1]) if num_classes else None
         if num_classes:
             self.pool = nn.Parameter(torch.randn(channels[-1], 4, 4) / 4)  # weights of each channel's pixels
@@ -88,9 +89,11 @@ class Discriminator(nn.Module):
         return (logits, outputs) if features else logits
 
 
-def _stage(conv: nn.Module, fan: float, norm: str, activation: nn.Module, bare: bool = False) -> nn.Sequential:
-    """A convolution, batch norm where it is asked for, and the activation."""
-    _initialised(conv, fan, norm)
+def _stage(
+    conv: nn.Conv2d | nn.ConvTranspose2d, fan: float, norm: str, activation: nn.Module, bare: bool = False
+) -> nn.Sequential:
+    """Return a convolution with initial weights, batch norm unless it is `bare` or `norm` is "none", and activation."""
+    init_normal(conv, _std(fan, norm))
     if norm == "none" or bare:
         return nn.Sequential(conv, activation)
     scale = nn.BatchNorm2d(conv.out_channels)
@@ -98,13 +101,10 @@ def _stage(conv: nn.Module, fan: float, norm: str, activation: nn.Module, bare: 
     return nn.Sequential(conv, scale, activation)
 
 
-def _initialised(conv: nn.Module, fan: float, norm: str) -> nn.Module:
-    """The paper's N(0, 0.02) under batch norm; else N(0, 1/fan), which keeps the signal's second moment.
+def _std(fan: float, norm: str) -> float:
+    """Return the width of initial weights: the paper's 0.02 under batch norm, else what keeps the second moment.
 
     `fan` counts the inputs of one output pixel, halved where they come out of a (leaky) ReLU (He et al. 2015). A
     transposed convolution with stride 2 and kernel 4 meets 4 taps per channel, a plain one 16.
     """
-    nn.init.normal_(conv.weight, std=0.02 if norm == "batch" else math.sqrt(1 / fan))
-    if conv.bias is not None:
-        nn.init.zeros_(conv.bias)
-    return conv
+    return 0.02 if norm == "batch" else math.sqrt(1 / fan)

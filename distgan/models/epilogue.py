@@ -1,8 +1,8 @@
-"""What any discriminator may have between its last feature map and its head: dropout, and layers that look at several
-images at once, so that D sees a generator that makes the same image again and again.
+"""The epilogue of a discriminator, between its last feature map and its head: dropout and minibatch layers.
 
+A minibatch layer looks at several images at once, so that D notices a generator that always makes the same image.
 Images are compared within groups of consecutive ones. Ranks and passes cut the global batch into runs of consecutive
-images, so the groups, and thus the update, are the same for every number of ranks as long as a pass holds whole groups.
+images, so the groups, and thus the update, are the same for any number of ranks if every pass holds whole groups.
 """
 
 import math
@@ -15,42 +15,50 @@ from distgan.rng import device_rng
 
 
 class Tail(nn.Module):
-    """[B, C, H, W] -> [B, C + extra, H, W].
+    """Drop features and append those of a minibatch layer: [B, C, H, W] -> [B, C + extra, H, W].
 
     Args:
         channels, side: C, and H = W.
         minibatch: "none", "stddev" or "discrimination".
-        group: Images that are compared with one another; 0: all of a pass.
-        dropout: Share of features set to zero while training.
+        group: Images that are compared with one another; 0: all images of a pass.
+        dropout: Fraction of features set to zero in training.
+
+    Attributes:
+        seeds: int64 [B], one for each image of the current pass; set by the caller of the network.
+        look: Name of the current pass; other names draw other features.
     """
 
     def __init__(self, channels: int, side: int, minibatch: str = "none", group: int = 0, dropout: float = 0.0) -> None:
         super().__init__()
         self.group, self.rate = group, dropout
-        self.seeds: Tensor | None = None  # of the images at hand: whoever calls the network says which these are
+        self.seeds: Tensor | None = None
         self.look = ""
-        kinds = {"none": None, "stddev": StandardDeviation, "discrimination": Discrimination}
+        kinds: dict[str, type[StandardDeviation | Discrimination] | None] = {
+            "none": None,
+            "stddev": StandardDeviation,
+            "discrimination": Discrimination,
+        }
         kind = kinds[minibatch]
         self.compare = kind(channels, side) if kind else None
-        self.extra = self.compare.extra if kind else 0
+        self.extra = kind.extra if kind else 0
 
     def forward(self, x: Tensor) -> Tensor:
         if self.rate and self.training and self.seeds is not None:
-            x = self._dropped(x)
+            x = self._drop(x, self.seeds)
         if self.compare is None:
             return x
         group = min(self.group or len(x), len(x))
-        told = self.compare(x.unflatten(0, (-1, group)))  # [groups, group, extra]
-        return torch.cat([x, told.flatten(0, 1)[:, :, None, None].expand(-1, -1, *x.shape[2:])], dim=1)
+        extra = self.compare(x.unflatten(0, (-1, group)))  # [groups, group, extra]
+        return torch.cat([x, extra.flatten(0, 1)[:, :, None, None].expand(-1, -1, *x.shape[2:])], dim=1)
 
-    def _dropped(self, x: Tensor) -> Tensor:
-        """Srivastava et al. 2014, with the rest scaled up; which features, is a function of each image's seed."""
-        kept = device_rng.uniform(self.seeds, f"dropout {self.look}", x[0].numel()).view_as(x) >= self.rate
+    def _drop(self, x: Tensor, seeds: Tensor) -> Tensor:
+        """Set features to zero by each image's seed and scale up the others (Srivastava et al. 2014)."""
+        kept = device_rng.uniform(seeds, f"dropout {self.look}", x[0].numel()).view_as(x) >= self.rate
         return x * kept / (1 - self.rate)
 
 
 class StandardDeviation(nn.Module):
-    """How much a group's features differ: one number (Karras et al. 2018, section 3); [N, G, C, H, W] -> [N, G, 1]."""
+    """Mean standard deviation of a group's features (Karras et al. 2018, section 3); [N, G, C, H, W] -> [N, G, 1]."""
 
     extra = 1
 
@@ -63,10 +71,10 @@ class StandardDeviation(nn.Module):
 
 
 class Discrimination(nn.Module):
-    """How close each image comes to the others of its group, in learned directions; [N, G, C, H, W] -> [N, G, extra].
+    """Minibatch discrimination (Salimans et al. 2016, section 3.2); [N, G, C, H, W] -> [N, G, extra].
 
-    Salimans et al. 2016, section 3.2: o_b(i) = sum over j of exp(-|M_ib - M_jb|_1), where M_i = f(x_i) T. An image's
-    closeness to itself, which is 1 always, is left out.
+    It measures how close each image comes to the others of its group, in learned directions: o_b(i) = sum over j of
+    exp(-|M_ib - M_jb|_1), where M_i = f(x_i) T. An image's closeness to itself, which is always 1, is left out.
     """
 
     extra, DIMS = 32, 8  # kernels, and numbers of each
@@ -87,4 +95,4 @@ def _full(x: Tensor) -> Tensor:
     return x.float() if x.dtype is torch.bfloat16 else x
 
 
-MakeTail = Callable[[int, int], Tail]  # (channels, side) of the last feature map -> the tail
+MakeTail = Callable[[int, int], Tail]  # (channels, side) of the last feature map -> the epilogue

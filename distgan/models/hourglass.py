@@ -10,21 +10,24 @@ nor fade: it treats each image by itself, so the update does not depend on how a
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from distgan.models.epilogue import MakeTail, Tail
+from distgan.models.weight_init import init_normal
+
+Layer = TypeVar("Layer", bound=nn.Conv2d | nn.ConvTranspose2d | nn.Linear)
 
 KERNEL = 4
 SLOPE = 0.3  # of leaky ReLU, Keras' default
-ACTIVATED = (1 + SLOPE**2) / 2  # what leaky ReLU makes of the second moment of a symmetric signal
+ACTIVATED = (1 + SLOPE**2) / 2  # the factor by which leaky ReLU changes the second moment of a symmetric signal
 
 
 class _Row(NamedTuple):
-    """A convolution of the article's tables, and what follows it."""
+    """A row of the article's tables: a convolution and the layers that follow it."""
 
     transposed: bool
     channels: int  # in units of `width`
@@ -73,25 +76,25 @@ class Conv(nn.Conv2d):
 class TransposedConv(nn.ConvTranspose2d):
     """Keras' Conv2DTranspose, the adjoint of `Conv`: [B, before, H, W] -> [B, after, stride H, stride W].
 
-    With stride 1, what `Conv` pads after is dropped after: two pixels, of which torch's padding takes one.
+    With stride 1, the two pixels that `Conv` pads after the last one are cut off: torch's padding cuts one of them.
     """
 
     def __init__(self, before: int, after: int, stride: int, bias: bool = False) -> None:
         super().__init__(before, after, KERNEL, stride, padding=1, bias=bias)
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = super().forward(x)
+    def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
+        x = super().forward(input, output_size)
         return x[:, :, :-1, :-1] if self.stride == (1, 1) else x
 
 
 class Generator(nn.Module):
-    """z [B, z_dim] (and labels [B]) -> images [B, 3, R, R] in -1..1.
+    """Map z [B, z_dim] (and labels [B]) to images [B, 3, R, R] in -1..1.
 
     Args:
         resolution: R, a multiple of 8.
         num_classes: 0 for an unconditional generator; else an embedding of the label is appended to z.
         width: Channels at the widest sides; twice and four times as many further in.
-        embedding: Numbers that a class label becomes.
+        embedding: Length of the vector that a class label is mapped to.
         norm: "none" or "batch".
 
     Raises:
@@ -113,9 +116,9 @@ class Generator(nn.Module):
         self.embed = nn.Embedding(num_classes, embedding) if num_classes else None
         z_dim += embedding if num_classes else 0
         dense = nn.Linear(z_dim, resolution * resolution * 3, bias=False)
-        self.dense = _initialised(dense, z_dim, norm, nn.init.xavier_uniform_)
+        self.dense = _init_weights(dense, z_dim, norm, nn.init.xavier_uniform_)
         out = TransposedConv(width, 3, stride=1, bias=True)
-        _initialised(out, width * _taps(resolution, resolution) ** 2, norm, nn.init.xavier_uniform_)
+        _init_weights(out, width * _taps(resolution, resolution) ** 2, norm, nn.init.xavier_uniform_)
         stages = _stages(_GENERATOR, resolution, width, norm)
         self.layers = nn.Sequential(*stages, nn.Sequential(out, nn.Tanh()))
 
@@ -127,7 +130,7 @@ class Generator(nn.Module):
 
 
 class Discriminator(nn.Module):
-    """Images [B, 3, R, R] (and labels [B]) -> logits [B]; with `features`, also the output of each of the five stages.
+    """Map images [B, 3, R, R] (and labels [B]) to logits [B]; with `features`, also return each stage's output.
 
     With classes, the logit has a second term: the dot product of the image's features with an embedding of its label
     (projection, Miyato and Koyama 2018).
@@ -137,7 +140,7 @@ class Discriminator(nn.Module):
         num_classes: 0 for an unconditional discriminator.
         width: Channels of the first two stages; the next two have twice, the last four times as many.
         norm: "none" or "batch".
-        tail: Makes what stands before the dense layer.
+        tail: Makes the epilogue before the dense layer.
 
     Raises:
         ValueError: The resolution is not a multiple of 32.
@@ -157,7 +160,7 @@ class Discriminator(nn.Module):
         self.stages = nn.ModuleList(_stages(_DISCRIMINATOR, resolution, width, norm))
         self.tail = tail(channels, side)
         num = (channels + self.tail.extra) * side**2
-        self.head = _initialised(nn.Linear(num, 1), num * ACTIVATED, norm, nn.init.xavier_uniform_)
+        self.head = _init_weights(nn.Linear(num, 1), num * ACTIVATED, norm, nn.init.xavier_uniform_)
         self.embed = nn.Embedding(num_classes, channels) if num_classes else None
         if num_classes:
             self.pool = nn.Parameter(torch.randn(channels, side, side) / side)  # weights of each channel's pixels
@@ -177,14 +180,14 @@ class Discriminator(nn.Module):
 
 
 def _stages(rows: tuple[_Row, ...], side: int, width: int, norm: str) -> list[nn.Sequential]:
-    """The convolutions of a table, the first on three channels of `side` x `side` with second moment one."""
+    """Return the convolutions of a table; the first gets three channels of `side` x `side` with second moment one."""
     stages, before, moment = [], 3, 1.0
     for row in rows:
         kind = TransposedConv if row.transposed else Conv
         conv = kind(before, row.channels * width, row.stride, bias=row.norm and norm == "none")
         after_side = side * row.stride if row.transposed else side // row.stride
-        _initialised(conv, before * _taps(side, after_side) ** 2 * moment, norm, _he_normal)
-        layers = [conv]
+        _init_weights(conv, before * _taps(side, after_side) ** 2 * moment, norm, _he_normal)
+        layers: list[nn.Module] = [conv]
         if row.norm and norm == "batch":
             # Keras' momentum 0.99. Its moving variance averages the biased variances of batches, torch's the unbiased.
             layers.append(nn.BatchNorm2d(conv.out_channels, eps=1e-3, momentum=0.01))
@@ -195,22 +198,21 @@ def _stages(rows: tuple[_Row, ...], side: int, width: int, norm: str) -> list[nn
     return stages
 
 
-def _initialised(layer: nn.Module, inputs: float, norm: str, keras: Callable[[Tensor], Tensor]) -> nn.Module:
-    """The article's weights under batch norm; else N(0, 1/inputs), which keeps the signal's second moment.
+def _init_weights(layer: Layer, inputs: float, norm: str, keras: Callable[[Tensor], Tensor]) -> Layer:
+    """Draw the article's weights under batch norm; else N(0, 1/inputs), which keeps the signal's second moment.
 
     `inputs` counts the inputs of one output, fewer where they come out of a leaky ReLU (He et al. 2015).
     """
-    if norm == "batch":
-        keras(layer.weight)
-    else:
-        nn.init.normal_(layer.weight, std=math.sqrt(1 / inputs))
+    if norm == "none":
+        return init_normal(layer, math.sqrt(1 / inputs))
+    keras(layer.weight)
     if layer.bias is not None:
         nn.init.zeros_(layer.bias)
     return layer
 
 
 def _he_normal(weight: Tensor) -> Tensor:
-    """Keras' HeNormal: N(0, 2 / fan_in) by a normal cut at two deviations, which is widened to make up for the cut.
+    """Draw Keras' HeNormal: N(0, 2 / fan_in) cut at two deviations and widened to make up for the cut.
 
     Keras takes the last but one axis of a kernel for the inputs, which in Conv2DTranspose's (H, W, out, in) holds the
     outputs. In torch's (out, in, H, W) and, transposed, (in, out, H, W), that is the second axis of both.
@@ -220,9 +222,10 @@ def _he_normal(weight: Tensor) -> Tensor:
 
 
 def _taps(before: int, after: int) -> float:
-    """Inputs that one output meets on average in a row of `before` pixels that a convolution maps to one of `after`.
+    """Return the mean number of inputs of one output where a convolution maps a row of `before` pixels to `after`.
 
-    Not 4 or, transposed with stride 2, 2: outputs at the borders meet fewer, which are most outputs at small sides.
+    This is less than 4 (or than 2, transposed with stride 2): outputs at the borders have fewer inputs, and at small
+    sides most outputs are at the borders.
     """
     small, large = sorted((before, after))
     stride = large // small

@@ -1,9 +1,10 @@
-"""The image-to-image networks of "A Basic GANs Model using TensorFlow": images restored from degraded ones.
+"""The image-to-image networks of "A Basic GANs Model using TensorFlow", which restore degraded images.
 
-G takes an image of R x R x 3 down to 1 x 1 x Z by strided convolutions, each followed by leaky ReLU, and up again by
-transposed ones. The article has nothing between the two ways; with `skips`, what the way down found at each side goes
-straight to the way up (Ronneberger et al. 2015), and with `residual` G says what to add to the degraded image. D
-judges whole images or parts of them (Isola et al. 2017), alone or next to the degraded one.
+The encoder of G takes an image of R x R x 3 down to a code of 1 x 1 x Z by strided convolutions, each followed by leaky
+ReLU; the decoder goes up again by transposed ones. The article connects the two by the code alone; `skips` adds skip
+connections at each side (Ronneberger et al. 2015), and with `residual` the decoder's output is added to the degraded
+image. D gives one logit for the whole image or one for each patch (Isola et al. 2017), with or without the degraded
+image beside it.
 """
 
 import itertools
@@ -13,25 +14,26 @@ import torch
 from torch import Tensor, nn
 
 from distgan.models.epilogue import MakeTail, Tail
+from distgan.models.weight_init import init_normal
 
 SLOPE = 0.2
 
 
 class Generator(nn.Module):
-    """Degraded images [B, 3, R, R], z [B, z_dim] (and labels [B]) -> restored images [B, 3, R, R].
+    """Map degraded images [B, 3, R, R] and z [B, z_dim] (and labels [B]) to restored images [B, 3, R, R].
 
-    Both range over -1..1; with `residual`, what is restored may reach beyond.
+    Both are in -1..1; with `residual`, restored values may lie outside.
 
     Args:
         resolution: R, a power of two.
-        z_dim: Z, length of the code that an image becomes.
+        z_dim: Z, the length of an image's code.
         num_classes: 0 for an unconditional generator; else an embedding of the label is appended to the code.
         width: Channels at half the resolution; they double as the side halves.
-        max_width: Bound on the channels.
+        max_width: Upper bound on the channels.
         norm: "none" or "batch".
         skips, residual: See the module.
-        noise: Whether z is appended to the code; else it is not looked at.
-        embedding: Numbers that a class label becomes.
+        noise: Whether z is appended to the code; else z is ignored.
+        embedding: Length of the vector that a class label is mapped to.
     """
 
     def __init__(
@@ -63,13 +65,13 @@ class Generator(nn.Module):
             up = nn.ConvTranspose2d(times * before, after, 4, 2, 1)
             self.up.append(_stage(up, 4 * times * before, norm))
         out = nn.ConvTranspose2d(times * channels[0], 3, 4, 2, 1)
-        self.out = _initialised(out, 4 * times * channels[0], "none", gain=0.1 if residual else 1.0)
+        self.out = init_normal(out, _std(4 * times * channels[0], "none", gain=0.1 if residual else 1.0))
 
     def forward(self, pictures: Tensor, z: Tensor, labels: Tensor | None = None) -> Tensor:
-        x, found = pictures, []
+        x, maps = pictures, []  # of the encoder, by falling side
         for stage in self.down:
             x = stage(x)
-            found.append(x)
+            maps.append(x)
         code = [self.encode(x)]
         if self.noise:
             code.append(z[:, :, None, None].to(x.dtype))
@@ -79,13 +81,15 @@ class Generator(nn.Module):
         for stage in self.up:
             x = stage(x)
             if self.skips:
-                x = torch.cat([x, found.pop()], 1)
+                x = torch.cat([x, maps.pop()], 1)
         x = self.out(x)
         return pictures + x if self.residual else torch.tanh(x)
 
 
 class Discriminator(nn.Module):
-    """Images [B, 3, R, R] (and labels [B]) -> logits [B], or [B, P] of P parts; with `features`, each stage's output.
+    """Map images [B, 3, R, R] (and labels [B]) to logits [B], or [B, P] of P patches.
+
+    With `features`, it also returns each stage's output.
 
     With classes, each logit has a second term: the dot product of its features with an embedding of the label
     (projection, Miyato and Koyama 2018).
@@ -93,8 +97,8 @@ class Discriminator(nn.Module):
     Args:
         resolution, num_classes, width, max_width, norm: As for `Generator`.
         paired: Whether D is shown the degraded image too; then images are [B, 6, R, R], the degraded one second.
-        patches: Logits to a side: 1, or a power of two from 4 to R / 2, and then P is its square.
-        tail: Makes what stands before the head.
+        patches: Logits along a side: 1, or a power of two from 4 to R / 2; P is its square.
+        tail: Makes the epilogue before the head.
     """
 
     def __init__(
@@ -118,7 +122,7 @@ class Discriminator(nn.Module):
         self.tail = tail(channels[-1], side)
         into_head = channels[-1] + self.tail.extra
         head = nn.Conv2d(into_head, 1, 4) if patches == 1 else nn.Conv2d(into_head, 1, 3, 1, 1)
-        self.head = _initialised(head, head.weight[0].numel(), "none")
+        self.head = init_normal(head, _std(head.weight[0].numel(), "none"))
         self.embed = nn.Embedding(num_classes, channels[-1]) if num_classes else None
         if num_classes and patches == 1:
             self.pool = nn.Parameter(torch.randn(channels[-1], 4, 4) / 4)  # weights of each channel's pixels
@@ -133,32 +137,30 @@ class Discriminator(nn.Module):
         logits = self.head(self.tail(x))  # [B, 1, 1, 1], or a number for each place of the last map
         if self.embed is not None:
             pooled = (x * self.pool).sum((2, 3), keepdim=True) if logits.shape[2] == 1 else x
-            told = (pooled * self.embed(labels)[:, :, None, None]).sum(1, keepdim=True)
-            logits = logits + told / math.sqrt(x.shape[1])
+            projection = (pooled * self.embed(labels)[:, :, None, None]).sum(1, keepdim=True)
+            logits = logits + projection / math.sqrt(x.shape[1])
         logits = logits.flatten() if logits.shape[2] == 1 else logits.flatten(1)
         return (logits, outputs) if features else logits
 
 
 def _channels(resolution: int, last: int, width: int, max_width: int) -> list[int]:
-    """At R / 2, R / 4 ... `last`."""
+    """Return the channels at the sides R / 2, R / 4 ... `last`."""
     sides = [2**i for i in range(resolution.bit_length() - 2, last.bit_length() - 2, -1)]
     return [min(max_width, width * resolution // (2 * side)) for side in sides]
 
 
-def _stage(conv: nn.Module, fan: float, norm: str, bare: bool = False) -> nn.Sequential:
-    """A convolution, batch norm where it is asked for, and leaky ReLU."""
+def _stage(conv: nn.Conv2d | nn.ConvTranspose2d, fan: float, norm: str, bare: bool = False) -> nn.Sequential:
+    """Return a convolution with initial weights, batch norm unless it is `bare` or `norm` is "none", and leaky ReLU."""
     normed = norm == "batch" and not bare
-    _initialised(conv, fan, norm if normed else "none")
+    init_normal(conv, _std(fan, norm if normed else "none"))
     layers = [conv, nn.BatchNorm2d(conv.out_channels)] if normed else [conv]
     return nn.Sequential(*layers, nn.LeakyReLU(SLOPE))
 
 
-def _initialised(conv: nn.Module, fan: float, norm: str, gain: float = 1.0) -> nn.Module:
-    """N(0, 0.02) under batch norm (Radford et al. 2016); else N(0, gain^2 / inputs), which keeps the second moment.
+def _std(fan: float, norm: str, gain: float = 1.0) -> float:
+    """Return the width of initial weights: 0.02 under batch norm (Radford et al. 2016), else sqrt(gain^2 / inputs).
 
-    `fan` counts the inputs of one output pixel, which leaky ReLU has halved on average (He et al. 2015).
+    The second one keeps the second moment. `fan` counts the inputs of one output pixel, which leaky ReLU has halved on
+    average (He et al. 2015).
     """
-    std = 0.02 if norm == "batch" else gain * math.sqrt(2 / (1 + SLOPE**2) / fan)
-    nn.init.normal_(conv.weight, std=std)
-    nn.init.zeros_(conv.bias)
-    return conv
+    return 0.02 if norm == "batch" else gain * math.sqrt(2 / (1 + SLOPE**2) / fan)

@@ -19,22 +19,23 @@ def run_generator(G: nn.Module, z: Tensor, condition: Tensor | None, labels: Ten
 
 def require_revision(family: str, found: int, where: str | Path) -> None:
     """Refuse weights of networks that this version computes differently. Raises DataError."""
-    known = MODELS[family]
-    if found != known.revision:
-        newer = f"; a newer version of distgan wrote it (revision {found}, here {known.revision})"
-        older = f": since then, {known.revised}. Train from scratch, or use the version of distgan that wrote it"
+    current = MODELS[family]
+    if found != current.revision:
+        newer = f"; a newer version of distgan wrote it (revision {found}, here {current.revision})"
+        older = f": since then, {current.revised}. Train from scratch, or use the version of distgan that wrote it"
         raise DataError(
             f"{where}: its weights belong to another revision of the {family} networks"
-            f"{newer if found > known.revision else older}"
+            f"{newer if found > current.revision else older}"
         )
 
 
 def checkpoint_bytes(G: nn.Module, D: nn.Module) -> int:
-    """Size of a checkpoint: G, its average and D, and two moments of each trained weight."""
+    """Return the size of a checkpoint: G, its average and D, and two moments of each trained weight."""
     return 4 * (4 * num_weights(G) + 3 * num_weights(D))
 
 
 def num_weights(net: nn.Module) -> int:
+    """Return the number of trained weights."""
     return sum(parameter.numel() for parameter in net.parameters())
 
 
@@ -55,20 +56,20 @@ def build_nets(
 
     Args:
         family: A key of `MODELS`.
-        G, D: Arguments of the family's own.
-        minibatch, group, dropout: Of D's epilogue.
+        G, D: The family's own arguments of each network, `model.G` and `model.D` of a config.
+        minibatch, group, dropout: Arguments of D's epilogue.
 
     Raises:
-        ConfigError: Where the family refuses its arguments.
-        MachineError: Where the networks do not fit into memory.
+        ConfigError: The family refuses its arguments.
+        MachineError: The networks do not fit into memory.
     """
-    makers = MODELS[family]
+    classes = MODELS[family]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(int(host_rng.key(seed, "weights") >> 1))
         try:
-            generator = makers.generator(resolution, z_dim, num_classes, **G)
+            generator = classes.generator(resolution, z_dim, num_classes, **G)
             tail = functools.partial(Tail, minibatch=minibatch, group=group, dropout=dropout)
-            discriminator = makers.discriminator(resolution, num_classes, **D, tail=tail)
+            discriminator = classes.discriminator(resolution, num_classes, **D, tail=tail)
         except ValueError as error:
             raise ConfigError(f"model.family={family}: {error}") from None
         except (RuntimeError, MemoryError) as error:

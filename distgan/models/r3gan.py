@@ -13,21 +13,22 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from distgan.models.epilogue import MakeTail, Tail
+from distgan.models.weight_init import init_fan_in
 
 SLOPE = 0.2  # of leaky ReLU
-GAIN = math.sqrt(2 / (1 + SLOPE**2))  # makes up for what leaky ReLU takes of the second moment (He et al. 2015)
+GAIN = math.sqrt(2 / (1 + SLOPE**2))  # restores the second moment after a leaky ReLU (He et al. 2015)
 
 
 class Generator(nn.Module):
-    """z [B, z_dim] (and labels [B]) -> images [B, 3, R, R], trained towards -1..1 but not bound to it.
+    """Map z [B, z_dim] (and labels [B]) to images [B, 3, R, R], trained towards -1..1 but not bounded by it.
 
     Args:
         resolution: R, a power of two.
         num_classes: 0 for an unconditional generator; else an embedding of the label is appended to z.
-        widths: Channels of the stages from 4 x 4 upwards; the last goes on where there are more stages.
+        widths: Channels of the stages from 4 x 4 upwards; further stages have as many as the last one.
         blocks: Residual blocks of each stage.
-        group_width: Channels to a group of the 3 x 3 convolutions, counted before the block doubles them.
-        embedding: Numbers that a class label becomes.
+        group_width: Channels in a group of the 3 x 3 convolutions, counted before the block doubles them.
+        embedding: Length of the vector that a class label is mapped to.
 
     Raises:
         ValueError: A width is not a multiple of `group_width`.
@@ -50,7 +51,7 @@ class Generator(nn.Module):
         if self.embed is not None:  # the authors' linear layer over one-hot labels: fan-in is the number of classes
             nn.init.normal_(self.embed.weight, std=num_classes**-0.5)
         z_dim += embedding if num_classes else 0
-        self.dense = _initialised(nn.Linear(z_dim, widths[0], bias=False))
+        self.dense = init_fan_in(nn.Linear(z_dim, widths[0], bias=False))
         self.basis = nn.Parameter(torch.randn(widths[0], 4, 4))
         stages = [_blocks(widths[0], blocks, group_width, num_blocks)]
         for before, after in itertools.pairwise(widths):
@@ -58,7 +59,7 @@ class Generator(nn.Module):
             up = [*_change(before, after), Upsample()]
             stages.append([*up, *_blocks(after, blocks, group_width, num_blocks)])
         self.stages = nn.Sequential(*(nn.Sequential(*stage) for stage in stages))
-        self.to_rgb = _initialised(nn.Conv2d(widths[-1], 3, 1, bias=False))
+        self.to_rgb = init_fan_in(nn.Conv2d(widths[-1], 3, 1, bias=False))
 
     def forward(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
         if self.embed is not None:
@@ -67,13 +68,13 @@ class Generator(nn.Module):
 
 
 class Discriminator(nn.Module):
-    """Images [B, 3, R, R] (and labels [B]) -> logits [B]; with `features`, also the output of each stage.
+    """Map images [B, 3, R, R] (and labels [B]) to logits [B]; with `features`, also return the output of each stage.
 
-    With classes, the logit is the dot product of a vector made of the image and an embedding of its label, both as
-    long as the stage at 4 x 4 has channels.
+    With classes, the logit is the dot product of a vector made of the image and an embedding of its label. The length
+    of both is the number of channels of the stage at 4 x 4.
 
     Args:
-        tail: Makes what stands before the head.
+        tail: Makes the epilogue before the head.
 
     The others are as for `Generator`; `widths` counts from 4 x 4 here too.
     """
@@ -90,16 +91,16 @@ class Discriminator(nn.Module):
         super().__init__()
         widths = _widths(resolution, widths, group_width)[::-1]
         num_blocks, channels = blocks * len(widths), widths[-1]
-        from_rgb = _initialised(nn.Conv2d(3, widths[0], 1, bias=False))
+        from_rgb = init_fan_in(nn.Conv2d(3, widths[0], 1, bias=False))
         stages = [[from_rgb, *_blocks(widths[0], blocks, group_width, num_blocks)]]
         for before, after in itertools.pairwise(widths):
             down = [Downsample(), *_change(before, after)]
             stages.append([*down, *_blocks(after, blocks, group_width, num_blocks)])
         self.stages = nn.ModuleList(nn.Sequential(*stage) for stage in stages)
         self.tail = tail(channels, 4)
-        seen = channels + self.tail.extra
-        pool = _initialised(nn.Conv2d(seen, seen, 4, groups=seen, bias=False))
-        dense = _initialised(nn.Linear(seen, channels if num_classes else 1, bias=False))
+        into_head = channels + self.tail.extra
+        pool = init_fan_in(nn.Conv2d(into_head, into_head, 4, groups=into_head, bias=False))
+        dense = init_fan_in(nn.Linear(into_head, channels if num_classes else 1, bias=False))
         self.head = nn.Sequential(pool, nn.Flatten(), dense)
         self.embed = nn.Embedding(num_classes, channels) if num_classes else None
         if self.embed is not None:
@@ -113,15 +114,15 @@ class Discriminator(nn.Module):
         for stage in self.stages:
             x = stage(x)
             outputs.append(x)
-        found = self.head(self.tail(x))
-        logits = found.flatten() if self.embed is None else (found * self.embed(labels)).sum(1)
+        vector = self.head(self.tail(x))
+        logits = vector.flatten() if self.embed is None else (vector * self.embed(labels)).sum(1)
         return (logits, outputs) if features else logits
 
 
 class Block(nn.Module):
-    """[B, C, H, W] -> the same shape: x + project(lrelu(mix(lrelu(expand(x))))), with 2 C channels in between.
+    """A residual block of [B, C, H, W]: x + project(lrelu(mix(lrelu(expand(x))))), with 2 C channels in between.
 
-    The paper gives the biases to the activations; a convolution's own bias before a leaky ReLU is the same thing.
+    The paper has the biases in the activations; a convolution's own bias before a leaky ReLU is the same.
     """
 
     def __init__(self, channels: int, group_width: int, num_blocks: int) -> None:
@@ -130,9 +131,9 @@ class Block(nn.Module):
         # L^(-1 / (2 * 3 - 2)), so that each of the L blocks would add at most 1 / L to the second moment.
         gain = GAIN * num_blocks**-0.25
         inner = 2 * channels
-        self.expand = _initialised(nn.Conv2d(channels, inner, 1), gain)
-        self.mix = _initialised(nn.Conv2d(inner, inner, 3, padding=1, groups=channels // group_width), gain)
-        self.project = _initialised(nn.Conv2d(inner, channels, 1, bias=False), gain=0.0)
+        self.expand = init_fan_in(nn.Conv2d(channels, inner, 1), gain)
+        self.mix = init_fan_in(nn.Conv2d(inner, inner, 3, padding=1, groups=channels // group_width), gain)
+        self.project = init_fan_in(nn.Conv2d(inner, channels, 1, bias=False), gain=0.0)
 
     def forward(self, x: Tensor) -> Tensor:
         inner = F.leaky_relu(self.expand(x), SLOPE)
@@ -181,7 +182,7 @@ def _neighbors(x: Tensor, dim: int) -> tuple[Tensor, Tensor]:
 
 
 def _widths(resolution: int, widths: Sequence[int], group_width: int) -> list[int]:
-    """One width for each side 4, 8 ... `resolution`."""
+    """Return a width for each side 4, 8 ... `resolution`."""
     uneven = [width for width in widths if width % group_width]
     if uneven or not widths:
         raise ValueError(
@@ -193,18 +194,10 @@ def _widths(resolution: int, widths: Sequence[int], group_width: int) -> list[in
 
 
 def _blocks(channels: int, blocks: int, group_width: int, num_blocks: int) -> list[nn.Module]:
-    """The residual blocks of one stage, in a network of `num_blocks`."""
+    """Return the residual blocks of one stage, in a network of `num_blocks`."""
     return [Block(channels, group_width, num_blocks) for _ in range(blocks)]
 
 
 def _change(before: int, after: int) -> list[nn.Module]:
-    """A convolution from one number of channels to another, or nothing."""
-    return [] if before == after else [_initialised(nn.Conv2d(before, after, 1, bias=False))]
-
-
-def _initialised(layer: nn.Module, gain: float = 1.0) -> nn.Module:
-    """Weights N(0, gain^2 / fan_in): outputs have `gain`^2 times the second moment of the inputs. Biases zero."""
-    nn.init.normal_(layer.weight, std=gain / math.sqrt(layer.weight[0].numel()))
-    if layer.bias is not None:
-        nn.init.zeros_(layer.bias)
-    return layer
+    """Return a convolution from one number of channels to another, or nothing if they are equal."""
+    return [] if before == after else [init_fan_in(nn.Conv2d(before, after, 1, bias=False))]

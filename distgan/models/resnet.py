@@ -15,14 +15,20 @@ from torch import Tensor, nn
 
 from distgan.models.epilogue import MakeTail, Tail
 from distgan.models.spectral_norm import spectral_norm
+from distgan.models.weight_init import init_fan_in
 
-LARGEST_UNIFORM = 32  # pixels up to which all blocks are equally wide
-RELU = math.sqrt(2)  # makes up for the half of the second moment that ReLU takes (He et al. 2015)
-HALF = math.sqrt(1 / 2)  # the two ways through a block start with half of the second moment each: their sum keeps it
+LARGEST_UNIFORM = 32  # resolution up to which all blocks are equally wide
+
+# Gains of the initial weights, which let G do without norm: with `RELU` after each ReLU and `HALF` on either path of a
+# block, every block passes on the second moment of its input, and the last tanh gets a second moment of about one.
+# SNGAN's own Glorot weights have other scales; batch and spectral norm remove most of the difference, but not that of
+# G's dense layer, which starts four times larger here at SNGAN's width and which the first shortcut sees unchanged.
+RELU = math.sqrt(2)  # restores the half of the second moment that ReLU removes (He et al. 2015)
+HALF = math.sqrt(1 / 2)  # the two paths of a block start with half of the second moment each, so their sum keeps it
 
 
 class Generator(nn.Module):
-    """z [B, z_dim] (and labels [B]) -> images [B, 3, R, R] in -1..1.
+    """Map z [B, z_dim] (and labels [B]) to images [B, 3, R, R] in -1..1.
 
     Args:
         resolution: R, a power of two.
@@ -31,9 +37,9 @@ class Generator(nn.Module):
             as many, e.g. 1024 at sides 4 and 8, then 512, 256, 128 and 64 for R = 128 and width 256.
         norm: "batch"; "conditional", with gain and bias made from the class (needs classes); or "none", which treats
             each image by itself, so that the update does not depend on how a batch is spread over ranks.
-        attention: Side after whose block self-attention comes, 8 ... R; 0 for none.
-        embedding: Numbers that a class label becomes. They are appended to z, but for `norm="conditional"`, where all
-            norms share them.
+        attention: Side of the block that self-attention follows, 8 ... R; 0 for none.
+        embedding: Length of the vector that a class label is mapped to. It is appended to z; with `norm="conditional"`,
+            all norms share it instead.
 
     Raises:
         ValueError: `norm="conditional"` without classes, or no block with the side `attention`.
@@ -58,18 +64,20 @@ class Generator(nn.Module):
         self.embed = nn.Embedding(num_classes, embedding) if num_classes else None
         self.appends = num_classes > 0 and norm != "conditional"
         z_dim += embedding if self.appends else 0
-        self.dense = _initialised(nn.Linear(z_dim, channels[0] * 4 * 4))
+        self.dense = init_fan_in(nn.Linear(z_dim, channels[0] * 4 * 4))
         self.blocks = nn.ModuleList(
             GeneratorBlock(before, after, norm, embedding, with_attention=side == attention)
             for (before, after), side in zip(itertools.pairwise(channels), sides[1:])
         )
         self.norm = Norm(channels[-1], norm, embedding)
-        self.out = _initialised(nn.Conv2d(channels[-1], 3, 3, padding=1), RELU)
+        self.out = init_fan_in(nn.Conv2d(channels[-1], 3, 3, padding=1), RELU)
 
     def forward(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
-        code = None if self.embed is None else self.embed(labels)
-        if self.appends:
-            z = torch.cat([z, code], dim=1)
+        code = None
+        if self.embed is not None:
+            code = self.embed(labels)
+            if self.appends:
+                z = torch.cat([z, code], dim=1)
         x = self.dense(z).unflatten(1, (-1, 4, 4))
         for block in self.blocks:
             x = block(x, code)
@@ -77,7 +85,7 @@ class Generator(nn.Module):
 
 
 class Discriminator(nn.Module):
-    """Images [B, 3, R, R] (and labels [B]) -> logits [B]; with `features`, also the output of each block.
+    """Map images [B, 3, R, R] (and labels [B]) to logits [B]; with `features`, also return the output of each block.
 
     With classes, the logit has a second term: the dot product of the image's features with an embedding of its label
     (projection, Miyato and Koyama 2018).
@@ -89,8 +97,8 @@ class Discriminator(nn.Module):
             times as many, e.g. 64, 128, 256, 512 and 1024 for R = 64 and width 128. All of these halve the side but
             the last, which stays at 4.
         spectral: Whether every weight is divided by its largest singular value.
-        attention: Side after whose block self-attention comes, the first one where there are several; 0 for none.
-        tail: Makes what stands before the head.
+        attention: Side of the block that self-attention follows, the first of several with that side; 0 for none.
+        tail: Makes the epilogue before the head.
 
     Raises:
         ValueError: There is no block with the side `attention`.
@@ -117,13 +125,13 @@ class Discriminator(nn.Module):
             for i, (before, after) in enumerate(itertools.pairwise(channels))
         )
         self.tail = tail(channels[-1], sides[-1])
-        seen = channels[-1] + self.tail.extra
-        # A sum over pixels that are none of them negative grows like their number. Spectral norm sets the scale itself.
+        into_head = channels[-1] + self.tail.extra
+        # No pixel is negative after ReLU, so their sum grows as their number. Spectral norm sets the scale by itself.
         gain = 1.0 if spectral else RELU / sides[-1] ** 2
-        self.head = _initialised(nn.Linear(seen, 1), gain)
+        self.head = init_fan_in(nn.Linear(into_head, 1), gain)
         self.embed = nn.Embedding(num_classes, channels[-1]) if num_classes else None
         if self.embed is not None:
-            _initialised(self.embed, gain)
+            init_fan_in(self.embed, gain)
         if spectral:
             for part in (self.blocks, self.head, self.embed):
                 spectral_norm(part)
@@ -143,15 +151,15 @@ class Discriminator(nn.Module):
 
 
 class GeneratorBlock(nn.Module):
-    """[B, before, H, W] and the class's code [B, embedding] or None -> [B, after, 2 H, 2 W]."""
+    """A residual block of G: [B, before, H, W] and the class's code [B, embedding] or None -> [B, after, 2 H, 2 W]."""
 
     def __init__(self, before: int, after: int, norm: str, embedding: int, with_attention: bool = False) -> None:
         super().__init__()
-        bias = norm == "none"  # what it adds is the same for all pixels of a channel, and batch norm takes it away
+        bias = norm == "none"  # it is the same for all pixels of a channel, and batch norm subtracts it again
         self.norms = nn.ModuleList(Norm(channels, norm, embedding) for channels in (before, after))
-        self.first = _initialised(nn.Conv2d(before, after, 3, padding=1, bias=bias), RELU)
-        self.second = _initialised(nn.Conv2d(after, after, 3, padding=1, bias=bias), RELU * HALF)
-        self.shortcut = _initialised(nn.Conv2d(before, after, 1, bias=bias), HALF)
+        self.first = init_fan_in(nn.Conv2d(before, after, 3, padding=1, bias=bias), RELU)
+        self.second = init_fan_in(nn.Conv2d(after, after, 3, padding=1, bias=bias), RELU * HALF)
+        self.shortcut = init_fan_in(nn.Conv2d(before, after, 1, bias=bias), HALF)
         self.attention = SelfAttention(after) if with_attention else nn.Identity()
 
     def forward(self, x: Tensor, code: Tensor | None) -> Tensor:
@@ -162,19 +170,20 @@ class GeneratorBlock(nn.Module):
 
 
 class DiscriminatorBlock(nn.Module):
-    """[B, before, H, W] -> [B, after, H / 2, W / 2], or with the same sides.
+    """A residual block of D: [B, before, H, W] -> [B, after, H / 2, W / 2], or with the same sides.
 
     Args:
-        is_first: The block sees images, which are not rectified first.
+        is_first: Whether the block gets images, which are not rectified first.
+        halves: Whether the sides are halved.
     """
 
     def __init__(self, before: int, after: int, is_first: bool, halves: bool, with_attention: bool = False) -> None:
         super().__init__()
         self.is_first, self.halves = is_first, halves
-        self.first = _initialised(nn.Conv2d(before, after, 3, padding=1), 1.0 if is_first else RELU)
-        self.second = _initialised(nn.Conv2d(after, after, 3, padding=1), RELU * HALF)
+        self.first = init_fan_in(nn.Conv2d(before, after, 3, padding=1), 1.0 if is_first else RELU)
+        self.second = init_fan_in(nn.Conv2d(after, after, 3, padding=1), RELU * HALF)
         is_same = before == after and not halves
-        self.shortcut = nn.Identity() if is_same else _initialised(nn.Conv2d(before, after, 1), HALF)
+        self.shortcut = nn.Identity() if is_same else init_fan_in(nn.Conv2d(before, after, 1), HALF)
         self.attention = SelfAttention(after) if with_attention else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
@@ -185,41 +194,44 @@ class DiscriminatorBlock(nn.Module):
 
 
 class Norm(nn.Module):
-    """Batch norm of [B, C, H, W], by itself, with gain and bias made from a class's code [B, embedding], or none.
+    """Batch norm of [B, C, H, W], plain or conditional on a class's code [B, embedding], or no norm.
 
     The conditional form is BigGAN's: gain 1 + A code and bias B code, where all norms of a network share the codes.
+
+    Args:
+        norm: "batch", "conditional" or "none".
     """
 
     def __init__(self, channels: int, norm: str, embedding: int) -> None:
         super().__init__()
-        # Plain modules of torch, so that its conversion to batch norm across ranks finds them.
+        # A plain module of torch, so that its conversion to batch norm across ranks finds it.
         self.norm = nn.Identity() if norm == "none" else nn.BatchNorm2d(channels, affine=norm == "batch")
         is_conditional = norm == "conditional"
         # Classes start a tenth apart: near the plain norm, but with a gradient for the codes.
-        self.gain = _initialised(nn.Linear(embedding, channels, bias=False), 0.1) if is_conditional else None
-        self.bias = _initialised(nn.Linear(embedding, channels, bias=False), 0.1) if is_conditional else None
+        self.gain = init_fan_in(nn.Linear(embedding, channels, bias=False), 0.1) if is_conditional else None
+        self.bias = init_fan_in(nn.Linear(embedding, channels, bias=False), 0.1) if is_conditional else None
 
     def forward(self, x: Tensor, code: Tensor | None) -> Tensor:
         x = self.norm(x)
-        if self.gain is None:
+        if self.gain is None or self.bias is None:
             return x
         return x * (1 + self.gain(code)[:, :, None, None]) + self.bias(code)[:, :, None, None]
 
 
 class SelfAttention(nn.Module):
-    """[B, C, H, W] -> the same shape: x + gain * attention, where the gain starts at zero (Zhang et al. 2019, SAGAN).
+    """Self-attention of [B, C, H, W], H and W even: x + gain * attention, where the gain starts at zero (SAGAN).
 
-    Every pixel asks; the answers come from the maxima of squares of 2 x 2 pixels (BigGAN), a quarter of the work. H and
-    W are even.
+    Zhang et al. 2019. Queries come from every pixel, keys and values from the maxima of squares of 2 x 2 pixels as in
+    BigGAN, which is a quarter of the work.
     """
 
     def __init__(self, channels: int) -> None:
         super().__init__()
         few, half = max(1, channels // 8), max(1, channels // 2)
-        self.query = _initialised(nn.Conv2d(channels, few, 1, bias=False))
-        self.key = _initialised(nn.Conv2d(channels, few, 1, bias=False))
-        self.value = _initialised(nn.Conv2d(channels, half, 1, bias=False))
-        self.out = _initialised(nn.Conv2d(half, channels, 1, bias=False))
+        self.query = init_fan_in(nn.Conv2d(channels, few, 1, bias=False))
+        self.key = init_fan_in(nn.Conv2d(channels, few, 1, bias=False))
+        self.value = init_fan_in(nn.Conv2d(channels, half, 1, bias=False))
+        self.out = init_fan_in(nn.Conv2d(half, channels, 1, bias=False))
         self.gain = nn.Parameter(torch.zeros(1))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -231,6 +243,7 @@ class SelfAttention(nn.Module):
 
 
 def _generator_channels(resolution: int, side: int, width: int) -> int:
+    """Return G's channels at a side."""
     return width if resolution <= LARGEST_UNIFORM else width * min(resolution // side, 16) // 4
 
 
@@ -241,24 +254,10 @@ def _check_attention(attention: int, sides: list[int]) -> None:
 
 
 def _doubled(x: Tensor) -> Tensor:
-    """[B, C, H, W] -> [B, C, 2 H, 2 W]: each pixel four times."""
+    """Repeat each pixel four times: [B, C, H, W] -> [B, C, 2 H, 2 W]."""
     return F.interpolate(x, scale_factor=2, mode="nearest")
 
 
 def _maxima(x: Tensor) -> Tensor:
-    """[B, C, H, W] -> [B, C, H W / 4]: the maximum of each square of 2 x 2 pixels."""
+    """Take the maximum of each square of 2 x 2 pixels: [B, C, H, W] -> [B, C, H W / 4]."""
     return x.unflatten(3, (-1, 2)).unflatten(2, (-1, 2)).amax((3, 5)).flatten(2)
-
-
-def _initialised(layer: nn.Module, gain: float = 1.0) -> nn.Module:
-    """Weights N(0, gain^2 / fan_in): outputs have `gain`^2 times the second moment of the inputs. Biases zero.
-
-    This is what lets G do without norm: with `RELU` after each ReLU and `HALF` where two ways meet, every block hands
-    on the second moment that it got, and the last tanh gets one of about one. SNGAN's own Glorot weights have other
-    scales; batch and spectral norm take most of the difference away, but not that of G's dense layer, which starts four
-    times larger here at SNGAN's width and which the first shortcut sees as it is.
-    """
-    nn.init.normal_(layer.weight, std=gain / math.sqrt(layer.weight[0].numel()))
-    if getattr(layer, "bias", None) is not None:
-        nn.init.zeros_(layer.bias)
-    return layer

@@ -9,8 +9,7 @@ from typing import Literal, get_args, get_origin
 import pytest
 from runs import untrained
 
-from distgan.cli.arguments import build_parser
-from distgan.cli.main import main
+from distgan.cli.main import build_parser, main
 from distgan.config.docs import help_keys
 from distgan.config.load import from_dict, load, load_to_evaluate, to_yaml
 from distgan.config.renamed import RENAMED, RENAMED_OPTIONS, RENAMED_VALUES, new_name

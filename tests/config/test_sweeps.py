@@ -6,7 +6,7 @@ import pytest
 import yaml
 from processes import ROOT
 
-from distgan.cli.arguments import build_parser
+from distgan.cli.main import build_parser
 from distgan.config.load import load
 from distgan.config.schema import Config, leaves
 

@@ -38,7 +38,12 @@ DOORS = {
 TORCH_FREE = {
     "api",
     "cli.arguments",
+    "cli.data",
+    "cli.generator",
     "cli.main",
+    "cli.process",
+    "cli.tools",
+    "cli.training",
     "config.model_schema",
     "config.schema",
     "config.load",

@@ -1,0 +1,109 @@
+"""`distgan pack` and `distgan index`: images into shards, and the index of shards made by others."""
+
+import argparse
+import sys
+import time
+
+from distgan.cli.arguments import Commands, add_command
+from distgan.cli.process import term_interrupts
+from distgan.storage.printable import show
+
+
+def add_commands(commands: Commands) -> None:
+    """Add pack and index."""
+    _add_pack(commands)
+    _add_index(commands)
+
+
+def _add_pack(commands: Commands) -> None:
+    parser = add_command(
+        commands,
+        "pack",
+        _pack,
+        "images in a folder, archive, .npz or shards -> WebDataset shards",
+        "distgan pack ~/pictures data/faces --resolution 128",
+    )
+    parser.add_argument("source", help="folder, .zip, .tar(.gz .bz2 .xz .zst), .npz, or shards")
+    parser.add_argument("out", help="folder for the shards")
+    parser.add_argument(
+        "--resolution", type=int, default=0, metavar="N", help="side in pixels (default: keep each size)"
+    )
+    parser.add_argument("--crop", default="center", help="center (default) or stretch")
+    parser.add_argument("--filter", default="lanczos", help="lanczos (default), area or bicubic")
+    parser.add_argument("--image", default="png", help="png (default) or webp, both lossless, or jpg")
+    parser.add_argument("--quality", type=int, default=95, help="quality of jpg (default 95)")
+    parser.add_argument("--background", type=int, default=255, help="gray level under transparent pixels (default 255)")
+    parser.add_argument("--max-pixels", type=int, default=100_000_000, help="larger images are skipped (default 10^8)")
+    range_help = "stored values that become black and white (default: 0 and the largest of the format)"
+    parser.add_argument("--range", type=float, nargs=2, metavar=("LO", "HI"), help=range_help)
+    parser.add_argument("--shard-mb", type=float, default=256, help="largest shard in MB (default 256)")
+    parser.add_argument("--workers", type=int, default=0, help="processes (default: one per core)")
+    parser.add_argument(
+        "--degraded", default="", metavar="SOURCE", help="degraded forms under the same names: pack pairs"
+    )
+    parser.add_argument(
+        "--label",
+        default="",
+        metavar="WHERE",
+        help="where labels are: folders, folders:LEVEL, archives, table, or a part such as cls or json:KEY "
+        "(default: dataset.json, else cls, else folders)",
+    )
+    parser.add_argument("--no-labels", action="store_true", help="leave labels out")
+    parser.add_argument("--image-part", default="", metavar="SUFFIX", help="suffix of the images, such as image.png")
+    parser.add_argument("--allow-corrupt", action="store_true", help="use the good samples of corrupt shards")
+    parser.add_argument("--overwrite", action="store_true", help="replace what OUT holds")
+
+
+def _pack(options: argparse.Namespace) -> None:
+    from distgan.data.pack import Options, pack, report
+
+    fields = ("resolution", "crop", "filter", "image", "quality", "background", "max_pixels")
+    started = time.perf_counter()
+    with term_interrupts():
+        summary = pack(
+            options.source,
+            options.out,
+            Options(
+                **{name: getattr(options, name) for name in fields},
+                range=tuple(options.range) if options.range else None,
+            ),
+            shard_mb=options.shard_mb,
+            workers=options.workers,
+            labels=not options.no_labels,
+            label=options.label,
+            part=options.image_part,
+            degraded=options.degraded,
+            allow_corrupt=options.allow_corrupt,
+            overwrite=options.overwrite,
+        )
+    show(*report(summary, options.out, time.perf_counter() - started))
+
+
+def _add_index(commands: Commands) -> None:
+    parser = add_command(
+        commands,
+        "index",
+        _index,
+        "write the index of plain WebDataset tars, and check them",
+        "distgan index data/faces",
+    )
+    parser.add_argument("shards", nargs="+", help="files, folders, globs or addresses")
+
+
+def _index(options: argparse.Namespace) -> int:
+    from distgan.data.shard_index import describe, load
+    from distgan.data.shard_urls import find_shards
+    from distgan.storage.byte_ranges import Source, public
+    from distgan.storage.home import default_cache_dir
+
+    source, samples, defects = Source(), 0, 0
+    urls = find_shards(options.shards)
+    for url in urls:
+        summary = load(url, source, default_cache_dir() / "index").summary()
+        samples += summary["samples"]
+        show(describe(url, summary))
+        for defect in summary["defects"]:
+            defects += 1
+            show(f"{public(url)}: CORRUPT: {defect}", file=sys.stderr)
+    show(f"{samples:,} samples in {len(urls):,} shard(s), {defects} defect(s)")
+    return 3 if defects else 0

@@ -1,0 +1,180 @@
+"""`distgan evaluate`, `generate` and `export`: what is made of a trained generator."""
+
+import argparse
+
+from distgan.cli.arguments import Commands, add_command
+from distgan.cli.process import leave, log_to_stderr
+from distgan.distributed.launch_env import rank, settle
+from distgan.errors import ConfigError, MachineError
+from distgan.storage.printable import show
+
+
+def add_commands(commands: Commands) -> None:
+    """Add evaluate, generate and export."""
+    _add_evaluate(commands)
+    _add_generate(commands)
+    _add_export(commands)
+
+
+def _add_evaluate(commands: Commands) -> None:
+    parser = add_command(
+        commands,
+        "evaluate",
+        _evaluate,
+        "metrics of generated images",
+        "distgan evaluate runs/faces eval.extractor=efficientnet_lite0",
+        "distgan evaluate pictures/ eval.reference=data/faces --memorization",
+    )
+    parser.add_argument(
+        "target", nargs="?", default="", help="run, RUN/best, checkpoint, exported generator, or images"
+    )
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings, such as eval.num_images=10k")
+    parser.add_argument("--watch", action="store_true", help="measure each new checkpoint of a run that trains")
+    parser.add_argument("--self-test", action="store_true", help="compare values computed here with published ones")
+    parser.add_argument(
+        "--seeds", type=int, default=3, help="number of evaluations, each of eval.num_images images (default 3)"
+    )
+    parser.add_argument("--out", default="", help="file of the report (default: in the run's evaluations/)")
+    parser.add_argument("--memorization", action="store_true", help="look for copies of training images")
+    parser.add_argument(
+        "--holdout", default="", metavar="SHARDS", help="for --memorization: images that were not trained on"
+    )
+    parser.add_argument(
+        "--statistics", default="", metavar="FILE", help="write the statistics of the real images, as .npz"
+    )
+
+
+def _evaluate(options: argparse.Namespace) -> int:
+    size = settle()
+    if options.self_test:
+        options.overrides = [text for text in (options.target, *options.overrides) if text]
+    elif not options.target or "=" in options.target:
+        raise ConfigError("name a run folder, a checkpoint, or a folder of images")
+
+    log_to_stderr()
+    from distgan.config.load import load_to_evaluate
+    from distgan.distributed.process_group import World
+    from distgan.evaluation import report as scorecard
+    from distgan.evaluation import selfcheck, watch
+
+    config = load_to_evaluate([], options.overrides) if options.self_test else None
+    world, code = World(timeout_sec=3600), 0
+    chosen = scorecard.Options(options.seeds, options.out, options.statistics, options.holdout, options.memorization)
+    if config is not None:
+        lines = selfcheck.selfcheck(world, config)
+        code = 0 if all(line.holds or line.why_not for line in lines) else 1
+        if world.is_main:
+            show(*selfcheck.table(lines))
+    elif options.watch:
+
+        def tell(report: dict) -> None:
+            show(report["subject"]["checkpoint"], *scorecard.table(report), "")
+
+        num = watch.watch(world, options.target, options.overrides, chosen, tell)
+        if world.is_main:
+            show(f"the run has ended, {num} checkpoint(s) measured")
+    else:
+        report = scorecard.evaluate(world, options.target, options.overrides, chosen)
+        if world.is_main:
+            show(*scorecard.table(report))
+    world.close()
+    return leave(code, size)
+
+
+def _add_generate(commands: Commands) -> None:
+    parser = add_command(
+        commands,
+        "generate",
+        _generate,
+        "images from a trained generator (no network family here has truncation)",
+        "distgan generate runs/faces --num 64 --as grid --out faces.png",
+        "distgan generate runs/faces --num 50000 --as shards --out data/made --keep-best 0.5",
+        "distgan generate runs/faces --num 250 --as video --out walk.webp",
+        "distgan generate runs/restored --input holiday/ --out clean/",
+    )
+    parser.add_argument("checkpoint", help="run folder, RUN/best, checkpoint or exported generator")
+    parser.add_argument("--num", type=int, help="number of images; of a video, frames (default 64; of --input, all)")
+    parser.add_argument("--input", default="", metavar="SOURCE", help="images to restore: folder, archive, shards")
+    parser.add_argument("--out", required=True, help="folder (png, shards), .png (grid), .webp or .mp4 (video)")
+    kinds = ("png", "shards", "grid", "video")
+    parser.add_argument("--as", dest="kind", default="png", choices=kinds, help="png (default), ..., video")
+    parser.add_argument("--seed", type=int, default=0, help="image i is a function of the seed and i (default 0)")
+    parser.add_argument("--labels", default="", help="classes used in turn, as 0,3,7 or 0-9 (default: all learned)")
+    parser.add_argument("--columns", type=int, help="columns of the grid (default: a square, or a row per class)")
+    parser.add_argument("--keep-best", type=float, default=1.0, metavar="SHARE", help="keep this fraction, the best")
+    parser.add_argument(
+        "--filter-by",
+        default="discriminator",
+        choices=("discriminator", "nearest-real"),
+        help="what is best: D's logit, or features near to those of a real image (default discriminator)",
+    )
+    parser.add_argument("--balance", action="store_true", help="the same number of images of each class")
+    parser.add_argument("--shard-images", type=int, default=0, metavar="N", help="default 2048, fewer if large")
+    parser.add_argument(
+        "--keyframes", type=int, default=0, help="latents between which a video moves (default: one a second)"
+    )
+    parser.add_argument("--fps", type=float, default=25, help="frames of a video per second (default 25)")
+
+
+def _generate(options: argparse.Namespace) -> int:
+    world = settle()
+
+    log_to_stderr()
+    from distgan.inference.generate import generate
+    from distgan.inference.restore import restore
+
+    common = {name: getattr(options, name) for name in ("kind", "seed", "labels", "columns")}
+    common |= {"rank": rank(), "world": world}
+    if options.input and (options.keep_best < 1 or options.balance):
+        raise ConfigError("--keep-best and --balance choose among images made of noise: leave them out with --input")
+    try:
+        if options.input:
+            line = restore(options.checkpoint, options.input, options.num, options.out, **common)
+        else:
+            line = generate(
+                options.checkpoint,
+                64 if options.num is None else options.num,
+                options.out,
+                share=options.keep_best,
+                filter_by=options.filter_by,
+                balance=options.balance,
+                shard_images=options.shard_images,
+                keyframes=options.keyframes,
+                fps=options.fps,
+                **common,
+            )
+    except OSError as error:
+        raise MachineError(f"--out {options.out}: {error.strerror or error}") from None
+    if rank() == 0:
+        show(line)
+    return 0
+
+
+def _add_export(commands: Commands) -> None:
+    parser = add_command(
+        commands,
+        "export",
+        _export,
+        "a trained generator as files that other programs load",
+        "distgan export runs/faces faces-128",
+        "distgan export runs/faces faces-128.onnx --as onnx",
+    )
+    parser.add_argument("checkpoint", help="run folder, RUN/best, checkpoint or exported generator")
+    parser.add_argument("out", help="folder for safetensors, file for torchscript and onnx; must not exist")
+    forms = ("safetensors", "torchscript", "onnx")
+    parser.add_argument("--as", dest="kind", default=forms[0], choices=forms, help="safetensors (default), ..., onnx")
+
+
+def _export(options: argparse.Namespace) -> int:
+    settle()
+    if rank() > 0:
+        return 0
+    log_to_stderr()
+
+    from distgan.inference.export import export
+
+    try:
+        show(export(options.checkpoint, options.out, options.kind))
+    except OSError as error:
+        raise MachineError(f"{options.out}: {error.strerror or error}") from None
+    return 0

@@ -1,0 +1,136 @@
+"""`distgan plot`, `report`, `doctor` and `bench`: what a run wrote, what a machine offers, and how fast both are."""
+
+import argparse
+import os
+
+from distgan.cli.arguments import Commands, add_command, add_config_arguments
+from distgan.cli.process import leave, term_interrupts
+from distgan.distributed.launch_env import rank, settle
+from distgan.errors import ConfigError, MachineError
+from distgan.storage.printable import show
+
+
+def add_commands(commands: Commands) -> None:
+    """Add plot, report, doctor and bench."""
+    _add_plot(commands)
+    _add_report(commands)
+    _add_doctor(commands)
+    _add_bench(commands)
+
+
+def _add_plot(commands: Commands) -> None:
+    parser = add_command(
+        commands,
+        "plot",
+        _plot,
+        "draw the curves of one or several runs",
+        "distgan plot runs/faces",
+        "distgan plot runs/hinge runs/r3gan --keys Loss/D,Metrics/kid --out compared.svg",
+    )
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="run folders")
+    where = "plots/curves.png of the run; of several runs, curves.png in the current folder"
+    parser.add_argument("--out", default="", help=f".png or .svg (default: {where})")
+    parser.add_argument("--keys", default="", metavar="A,B", help="log keys to draw (default: the main curves)")
+
+
+def _plot(options: argparse.Namespace) -> None:
+    from distgan.tools.report.plot import plot
+
+    show(*plot(options.runs, options.out, [key for key in options.keys.split(",") if key]))
+
+
+def _add_report(commands: Commands) -> None:
+    parser = add_command(
+        commands,
+        "report",
+        _report,
+        "write a run as one HTML file: samples over time, curves, metrics, data, settings",
+        "distgan report runs/faces",
+    )
+    parser.add_argument("run_folder", metavar="RUN", help="run folder")
+    parser.add_argument("--out", default="", help=".html file (default: report.html of the run)")
+
+
+def _report(options: argparse.Namespace) -> None:
+    from distgan.tools.report.page import report
+
+    show(*report(options.run_folder, options.out))
+
+
+def _add_doctor(commands: Commands) -> None:
+    parser = add_command(
+        commands,
+        "doctor",
+        _doctor,
+        "check this machine: GPUs, memory, network, packages",
+        "distgan doctor",
+        "distgan doctor --json > doctor.json",
+    )
+    parser.add_argument("--json", action="store_true", help="for a bug report")
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    from distgan.tools.doctor import FAIL, as_json, examine, report
+
+    found = examine()
+    show(*(as_json(found).splitlines() if options.json else report(found)))
+    return MachineError.exit_code if any(one.state == FAIL for one in found) else 0
+
+
+def _add_bench(commands: Commands) -> None:
+    parser = add_command(
+        commands,
+        "bench",
+        _bench,
+        "measure a run: speed, where its time goes, traffic, memory",
+        "distgan bench configs/dcgan64.yaml data.shards=synthetic train.batch=16 --baseline bare",
+        "distgan bench configs/r3gan-ffhq64.yaml --sweep micro_batch",
+    )
+    add_config_arguments(parser)
+    baseline_help = "a reference to compare with: a bare loop, or every rank alone; may be given twice"
+    parser.add_argument("--baseline", action="append", default=[], choices=("bare", "alone"), help=baseline_help)
+    parser.add_argument(
+        "--scaling", default="", metavar="N,N", help="measure groups of these numbers of ranks on this machine"
+    )
+    parser.add_argument("--sweep", choices=("micro_batch",), help="find the fastest value that fits into memory")
+    parser.add_argument(
+        "--images", type=int, default=0, metavar="N", help="images to train on in total (default: some seconds)"
+    )
+    parser.add_argument(
+        "--rounds", type=int, default=5, metavar="N", help="rounds in which references alternate (default 5)"
+    )
+    parser.add_argument("--json", action="store_true", help="print the figures as JSON")
+
+
+def _bench(options: argparse.Namespace) -> int:
+    from distgan.config.batch_plan import batch_plan
+    from distgan.config.load import load
+
+    os.environ["WANDB_MODE"] = "disabled"  # which wins over the config
+    world = settle()
+    config = load(options.config, options.overrides)
+    batch_plan(config, world)
+
+    if options.images < 0 or options.rounds < 1:
+        raise ConfigError(f"--images {options.images} --rounds {options.rounds}: positive numbers")
+    if world > 1 and (options.scaling or options.sweep):
+        raise ConfigError("--scaling and --sweep start what they need themselves: leave the launcher out")
+    worlds = [int(n) for n in options.scaling.split(",") if n.isdecimal() and int(n) > 0]
+    if options.scaling and options.scaling != ",".join(map(str, worlds)):
+        raise ConfigError(f"--scaling {options.scaling}: numbers of ranks, such as 1,2,4")
+
+    from distgan.tools.bench.bench import bench
+    from distgan.tools.bench.scaling import scaling, sweep
+    from distgan.tools.bench.table import report
+
+    with term_interrupts():
+        if worlds:
+            more = ["--images", str(options.images), "--rounds", str(options.rounds)]
+            rows = scaling(config, [options.config, *options.overrides, *more], worlds)
+        elif options.sweep:
+            rows = sweep(config, options.images)
+        else:
+            rows = bench(config, options.images, options.baseline, options.rounds)
+    if rank() == 0:
+        show(*report(rows, world, options.json))
+    return leave(0, world)

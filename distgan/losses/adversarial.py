@@ -1,9 +1,9 @@
-"""Adversarial losses on logits. Each is a pair of functions: what D minimizes and what G minimizes.
+"""Adversarial losses on logits. Each is a pair of functions, D's loss and G's loss.
 
 To add one, write the two functions and a line in `LOSSES`; the tests pick it up. Both get logits of real images and of
-fakes, [B] each or [B, P] where D judges P parts of each, and return the mean over the batch and the parts. A loss whose
-G part looks at real logits too is `paired`: real and fake images at the same place of the batch are compared, so they
-share position and label.
+fakes, [B] each, or [B, P] where D gives a logit for each of P patches, and return the mean over the batch and the
+patches. A loss whose G part needs real logits too is `paired`: real and fake images at the same place of the batch are
+compared, so they share position and label.
 """
 
 from collections.abc import Callable
@@ -16,60 +16,73 @@ from torch.nn.functional import relu, softplus
 
 
 class Loss(NamedTuple):
-    d: Callable[..., Tensor]  # (real, fake) -> what D minimizes; some take `smooth` too
-    g: Callable[[Tensor, Tensor | None], Tensor]  # (fake, real or None) -> what G minimizes
+    """An adversarial loss.
+
+    Attributes:
+        d: (real, fake) -> D's loss; some take `smooth` too.
+        g: (fake, real or None) -> G's loss.
+        paired: Whether `g` needs real logits.
+    """
+
+    d: Callable[..., Tensor]
+    g: Callable[[Tensor, Tensor | None], Tensor]
     paired: bool = False
 
 
 def cross_entropy_d(real: Tensor, fake: Tensor, smooth: float = 0.0) -> Tensor:
-    """Goodfellow et al. 2014, eq. 1: D maximizes log D(x) + log(1 - D(G(z))).
+    """Return the cross-entropy loss of D, which maximizes log D(x) + log(1 - D(G(z))) (Goodfellow et al. 2014, eq. 1).
 
-    With `smooth`, D is to say 1 - smooth of real images (one-sided label smoothing, Salimans et al. 2016, section 3.4):
-    (1 - s) softplus(-real) + s softplus(real) = softplus(-real) + s real.
+    With `smooth`, D's target for real images is 1 - smooth (one-sided label smoothing, Salimans et al. 2016, section
+    3.4): (1 - s) softplus(-real) + s softplus(real) = softplus(-real) + s real.
     """
     return (softplus(-real) + smooth * real).mean() + softplus(fake).mean()
 
 
 def saturating_g(fake: Tensor, real: Tensor | None = None) -> Tensor:
-    """Goodfellow et al. 2014, eq. 1 as it stands: G minimizes log(1 - D(G(z))), whose gradient fades when D wins."""
+    """Return log(1 - D(G(z))), whose gradient vanishes when D wins (Goodfellow et al. 2014, eq. 1)."""
     return -softplus(fake).mean()
 
 
 def non_saturating_g(fake: Tensor, real: Tensor | None = None) -> Tensor:
-    """Goodfellow et al. 2014, section 3: G maximizes log D(G(z)) instead."""
+    """Return -log D(G(z)) (Goodfellow et al. 2014, section 3)."""
     return softplus(-fake).mean()
 
 
 def least_squares_d(real: Tensor, fake: Tensor, smooth: float = 0.0) -> Tensor:
-    """Mao et al. 2017, eq. 9, with targets 1 (less `smooth`) for real and 0 for fake."""
+    """Return D's squared error from the targets 1 - smooth for real and 0 for fake (Mao et al. 2017, eq. 9)."""
     return (real - 1 + smooth).square().mean() / 2 + fake.square().mean() / 2
 
 
 def least_squares_g(fake: Tensor, real: Tensor | None = None) -> Tensor:
+    """Return the squared error of D's logits of fakes from the target 1 (Mao et al. 2017, eq. 9)."""
     return (fake - 1).square().mean() / 2
 
 
 def hinge_d(real: Tensor, fake: Tensor) -> Tensor:
-    """Lim and Ye 2017; Miyato et al. 2018, eq. 16."""
+    """Return the hinge loss of D (Lim and Ye 2017; Miyato et al. 2018, eq. 16)."""
     return relu(1 - real).mean() + relu(1 + fake).mean()
 
 
 def wasserstein_d(real: Tensor, fake: Tensor) -> Tensor:
-    """Arjovsky et al. 2017, eq. 2; D needs a gradient penalty or weight clipping to stay Lipschitz."""
+    """Return the critic's loss (Arjovsky et al. 2017, eq. 2).
+
+    D needs a gradient penalty or weight clipping to stay Lipschitz.
+    """
     return fake.mean() - real.mean()
 
 
 def critic_g(fake: Tensor, real: Tensor | None = None) -> Tensor:
-    """G raises the score of its images: the G side of Wasserstein and hinge."""
+    """Return the negative mean logit of fakes, G's loss of Wasserstein and hinge."""
     return -fake.mean()
 
 
 def relativistic_d(real: Tensor, fake: Tensor) -> Tensor:
-    """Jolicoeur-Martineau 2018, pairing form; with R1 and R2 the objective of Huang et al. 2024, eq. 2."""
+    """Return D's relativistic pairing loss (Jolicoeur-Martineau 2018; with R1 and R2, Huang et al. 2024, eq. 2)."""
     return softplus(fake - real).mean()
 
 
 def relativistic_g(fake: Tensor, real: Tensor | None = None) -> Tensor:
+    """Return G's relativistic pairing loss."""
     assert real is not None  # `paired` says so
     return softplus(real - fake).mean()
 

@@ -1,4 +1,4 @@
-"""Penalties on D's gradient or weights, which keep it smooth. All in float32, on images as D sees them."""
+"""Penalties on D's gradient or weights, which keep D smooth. All are in float32, on images as D sees them."""
 
 from collections.abc import Callable
 
@@ -7,12 +7,12 @@ from torch import Tensor, nn
 
 
 def score(logits: Tensor) -> Tensor:
-    """What D says of each image, [B]: its logit, or where D judges parts of it, [B, P], the mean of theirs."""
+    """Return one number for each image, [B]: its logit, or the mean of its logits [B, P] where D has P patches."""
     return logits if logits.ndim == 1 else logits.mean(1)
 
 
 def squared_gradient(logits: Tensor, images: Tensor) -> Tensor:
-    """E ||dD/dx||^2 of D's score, the sum over pixels and channels, the mean over the batch.
+    """Return E ||dD/dx||^2 of D's score: the sum over pixels and channels, the mean over the batch.
 
     R1 on real images (Mescheder et al. 2018, eq. 9) and R2 on fakes (eq. 10) are gamma / 2 times this. `images` must
     have required a gradient when `logits` were computed from them, without mixing samples (no batch norm in D).
@@ -24,10 +24,10 @@ def squared_gradient(logits: Tensor, images: Tensor) -> Tensor:
 def gradient_penalty(
     D: Callable[[Tensor, Tensor | None], Tensor], real: Tensor, fake: Tensor, labels: Tensor | None, mix: Tensor
 ) -> Tensor:
-    """E (||dD/dx|| - 1)^2 of D's score at random points between real and fake images (Gulrajani et al. 2017, eq. 3).
+    """Return E (||dD/dx|| - 1)^2 of D's score at points between real and fake images (Gulrajani et al. 2017, eq. 3).
 
     Args:
-        mix: Where each point lies, uniform in 0..1; [B].
+        mix: Share of the fake image in each point, uniform in 0..1; [B].
     """
     points = between(real, fake, mix).requires_grad_()
     (gradient,) = torch.autograd.grad(score(D(points, labels)).sum(), points, create_graph=True)
@@ -35,10 +35,10 @@ def gradient_penalty(
 
 
 def traced_gradient(D: Callable[[Tensor], Tensor], images: Tensor) -> tuple[Tensor, Tensor]:
-    """dD/dx of D's score for each image, and the logits, in a form that torch.compile traces and differentiates again.
+    """Return dD/dx of D's score for each image, and the logits, so that torch.compile can differentiate them again.
 
-    A compiled network gives gradients of the first order only, and torch.autograd.grad breaks the graph that it stands
-    in (torch 2.13). Eager code has less to do with torch.autograd.grad.
+    A compiled network has gradients of the first order only, and a call of torch.autograd.grad breaks the graph around
+    it (torch 2.13). Eager code does less work with torch.autograd.grad.
     """
 
     def summed(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -49,17 +49,17 @@ def traced_gradient(D: Callable[[Tensor], Tensor], images: Tensor) -> tuple[Tens
 
 
 def mean_square(gradient: Tensor) -> Tensor:
-    """E ||gradient||^2."""
+    """Return E ||gradient||^2."""
     return gradient.square().flatten(1).sum(1).mean()
 
 
 def distance_from_one(gradient: Tensor) -> Tensor:
-    """E (||gradient|| - 1)^2."""
+    """Return E (||gradient|| - 1)^2."""
     return (gradient.flatten(1).norm(dim=1) - 1).square().mean()
 
 
 def between(real: Tensor, fake: Tensor, mix: Tensor) -> Tensor:
-    """Points on the lines from real images to fakes."""
+    """Return points on the lines from real images to fakes, at the shares `mix`, [B]."""
     return torch.lerp(real, fake, mix.to(real.dtype)[:, None, None, None]).detach()
 
 
@@ -71,8 +71,8 @@ def clip_weights(D: nn.Module, limit: float) -> None:
 
 
 def is_due(images: int, batch: int, every: int) -> bool:
-    """Whether the D step that begins at `images` applies a lazy penalty, which it then does `every` times as strongly.
+    """Return whether the D step that starts at `images` applies a lazy penalty, which is then scaled by `every`.
 
-    Karras et al. 2020 (StyleGAN2), section 3.1.
+    Lazy regularization: Karras et al. 2020 (StyleGAN2), section 3.1.
     """
     return images // batch % every == 0

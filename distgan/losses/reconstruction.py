@@ -1,4 +1,4 @@
-"""Distances of images, and of their features."""
+"""Reconstruction losses: distances between images, and between D's features of them."""
 
 from collections.abc import Callable, Sequence
 
@@ -7,14 +7,14 @@ from torch import Tensor
 
 
 def feature_matching(real: Sequence[Tensor], fake: Sequence[Tensor], group: int = 0) -> Tensor:
-    """How far fakes are from real images in the mean of D's features (Salimans et al. 2016, section 3.1).
+    """Return the distance of fakes from real images in the mean of D's features (Salimans et al. 2016, section 3.1).
 
-    ||E f(x) - E f(G(z))||^2, as the mean over a layer's features instead of the sum, averaged over the layers. The
+    That is ||E f(x) - E f(G(z))||^2, the mean over a layer's features instead of the sum, averaged over the layers. The
     expectations are over groups of consecutive images, which do not depend on how a batch is spread over ranks.
 
     Args:
         real, fake: Features of some layers, [B, ...] each.
-        group: Images in a group; 0 for all that are given.
+        group: Images in a group; 0 for the whole batch.
     """
     size = group or len(real[0])
     distances = []
@@ -26,17 +26,17 @@ def feature_matching(real: Sequence[Tensor], fake: Sequence[Tensor], group: int 
 
 
 def l1(restored: Tensor, clean: Tensor) -> Tensor:
-    """The mean difference of a channel of a pixel; of the three it blurs least."""
+    """Return the mean absolute error; of the three losses it blurs least."""
     return (restored - clean).abs().mean()
 
 
 def l2(restored: Tensor, clean: Tensor) -> Tensor:
-    """The mean square, whose least value has the best PSNR."""
+    """Return the mean squared error; its minimum has the best PSNR."""
     return (restored - clean).square().mean()
 
 
 def charbonnier(restored: Tensor, clean: Tensor) -> Tensor:
-    """sqrt(d^2 + 0.001^2), `l1` with a round tip (Charbonnier et al. 1994, with the constant of Lai et al. 2017)."""
+    """Return the mean of sqrt(d^2 + 0.001^2), a smooth `l1` (Charbonnier et al. 1994; constant of Lai et al. 2017)."""
     return ((restored - clean).square() + 1e-6).sqrt().mean()
 
 

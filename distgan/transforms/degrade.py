@@ -1,7 +1,7 @@
-"""Clean images -> degraded ones, on the device, as a function of each image's seed.
+"""Degrade clean images on the device, as a function of each image's seed.
 
-All arithmetic on pixels is elementwise or a gather, in one order: an image comes out the same, bit by bit, alone and
-in any batch, so neither ranks nor passes nor a resume change what G has to restore. Nothing here has a gradient.
+All arithmetic on pixels is elementwise or a gather, in one order: the result for an image is the same, bit by bit,
+alone and in any batch, so ranks, passes and a resume do not change what G has to restore. Nothing has a gradient here.
 """
 
 import functools
@@ -15,9 +15,9 @@ from torch import Tensor
 from distgan.rng import device_rng
 from distgan.transforms.degrade_spec import Step
 
-GREY = 128.0  # level of what is masked
+GREY = 128.0  # level of masked pixels
 STROKES, SEGMENTS = 4, 6  # brush strokes of an image at most, and straight pieces of each
-# The quantisation tables of quality 50: ITU-T T.81 (1992), annex K, tables K.1 and K.2.
+# The quantization tables of quality 50: ITU-T T.81 (1992), annex K, tables K.1 and K.2.
 LUMINANCE = """
 16 11 10 16  24  40  51  61
 12 12 14 19  26  58  60  55
@@ -40,12 +40,12 @@ CHROMINANCE = """
 
 @torch.no_grad()
 def degrade(images: Tensor, seeds: Tensor, steps: Sequence[Step]) -> Tensor:
-    """Images after the steps of a recipe, as 8-bit files would hold them.
+    """Apply steps of degradation in turn; the result is on the 8-bit grid, [B, 3, R, R] in -1..1 of the same type.
 
     Args:
-        images: In -1..1, on the 8-bit grid; [B, 3, R, R]. What comes back is of their type.
-        seeds: int64 [B]; see `draw`.
-        steps: As `recipe.parse` gives them.
+        images: In -1..1, on the 8-bit grid; [B, 3, R, R].
+        seeds: int64 [B]; see `device_rng`.
+        steps: As `degrade_spec.parse` returns them.
     """
     x = ((images + 1) * 127.5).round().float().contiguous()  # levels, 0..255
     for number, step in enumerate(steps):
@@ -57,7 +57,7 @@ def degrade(images: Tensor, seeds: Tensor, steps: Sequence[Step]) -> Tensor:
 
 
 def _strength(u: Tensor, step: Step) -> Tensor:
-    """Of each image, from a number in [0, 1); float32 [B]. Of factors, the powers of two are drawn evenly."""
+    """Map numbers in [0, 1) to strengths, float32 [B]; factors of downsampling are powers of two, equally likely."""
     if step.kind == "downsample":
         num = math.log2(step.high / step.low) + 1
         return step.low * torch.exp2((u.double() * num).floor()).float()
@@ -65,28 +65,29 @@ def _strength(u: Tensor, step: Step) -> Tensor:
 
 
 def _each(values: Tensor) -> Tensor:
-    """[B] -> [B, 1, 1, 1], to go with images."""
+    """Reshape [B] to [B, 1, 1, 1], which broadcasts to images."""
     return values[:, None, None, None]
 
 
-# What follows takes levels [B, 3, R, R] and gives such, which may lie outside of 0..255 until the end.
+# The kinds of degradation map levels [B, 3, R, R] to levels, which may be outside of 0..255 until the end.
 
 
 def _noise(x: Tensor, sigma: Tensor, seeds: Tensor, purpose: str, step: Step) -> Tensor:
+    """Add Gaussian noise."""
     return x + _each(sigma) * device_rng.normal(seeds, purpose, x[0].numel()).view_as(x)
 
 
 def _shot(x: Tensor, peak: Tensor, seeds: Tensor, purpose: str, step: Step) -> Tensor:
-    """Each value becomes a Poisson number of photons, of which white has `peak` on average."""
+    """Replace each value by a Poisson number of photons; white has `peak` of them on average."""
     scale = _each(peak) / 255
     return poisson(x.clamp(0, 255) * scale, device_rng.uniform(seeds, purpose, x[0].numel()).view_as(x)) / scale
 
 
 def poisson(rate: Tensor, u: Tensor) -> Tensor:
-    """Poisson numbers of any rates from uniform numbers on a grid of 2^-24: the quantile at u; float32.
+    """Map uniform numbers on a grid of 2^-24 to Poisson numbers of any rates, their quantiles at `u`; float32.
 
-    Up to a rate of 8 by adding up probabilities, beyond by Cornish and Fisher's expansion (1938) of the quantile in
-    normal ones, to the order 1 / sqrt(rate), where one number in 300 at most is off the exact quantile, by one.
+    Rates up to 8 add up probabilities. Higher rates use Cornish and Fisher's expansion (1938) of the quantile in normal
+    ones, to the order 1 / sqrt(rate), where at most one number in 300 differs from the exact quantile, by one.
     """
     low = rate.clamp(max=8.0)
     probability = torch.exp(-low)
@@ -103,10 +104,10 @@ def poisson(rate: Tensor, u: Tensor) -> Tensor:
 
 
 def _blur(x: Tensor, sigma: Tensor, seeds: Tensor, purpose: str, step: Step) -> Tensor:
-    """A Gaussian up to three deviations, with the image mirrored at its borders."""
+    """Blur by a Gaussian cut at three deviations, with the image mirrored at its borders."""
     size, radius = x.shape[-1], math.ceil(3 * step.high)
-    places = torch.arange(-radius, radius + 1, device=x.device, dtype=torch.float64)
-    weights = torch.exp(-(places.square()) / (2 * sigma.double().square()[:, None]))
+    offsets = torch.arange(-radius, radius + 1, device=x.device, dtype=torch.float64)
+    weights = torch.exp(-(offsets.square()) / (2 * sigma.double().square()[:, None]))
     weights = (weights / _total(weights)[:, None]).float()
     for _ in range(2):
         padded = F.pad(x, (radius, radius, 0, 0), mode="reflect")
@@ -115,7 +116,7 @@ def _blur(x: Tensor, sigma: Tensor, seeds: Tensor, purpose: str, step: Step) -> 
 
 
 def _total(terms: Sequence[Tensor] | Tensor) -> Tensor:
-    """Their sum from the first to the last, of a matrix that of its columns; torch's order may depend on the batch."""
+    """Add terms, or the columns of a matrix, from the first to the last; torch's order may depend on the batch."""
     terms = terms.unbind(1) if isinstance(terms, Tensor) else terms
     total = terms[0]
     for term in terms[1:]:
@@ -124,7 +125,7 @@ def _total(terms: Sequence[Tensor] | Tensor) -> Tensor:
 
 
 def _downsample(x: Tensor, factor: Tensor, seeds: Tensor, purpose: str, step: Step) -> Tensor:
-    """Means over squares, brought back to the size by linear interpolation."""
+    """Average over squares and interpolate linearly back to the size."""
     small, times, out = x, 1, x
     while times < step.high:
         small, times = _halved(small), 2 * times
@@ -139,21 +140,21 @@ def _halved(x: Tensor) -> Tensor:
 
 
 def _enlarged(x: Tensor, times: int) -> Tensor:
-    """Linear interpolation between the middles of pixels; beyond the outer ones, their values."""
+    """Enlarge by linear interpolation between the middles of pixels; beyond the outer ones, their values hold."""
     for _ in range(2):
         size = x.shape[-1]
-        place = ((torch.arange(size * times, device=x.device) + 0.5) / times - 0.5).clamp(0, size - 1)
-        before = place.floor().long().clamp(max=max(0, size - 2))
-        after = (place - before).float()
+        position = ((torch.arange(size * times, device=x.device) + 0.5) / times - 0.5).clamp(0, size - 1)
+        before = position.floor().long().clamp(max=max(0, size - 2))
+        after = (position - before).float()
         x = x[..., before] * (1 - after) + x[..., (before + 1).clamp(max=size - 1)] * after
         x = x.mT
     return x
 
 
 def _jpeg(x: Tensor, quality: Tensor, seeds: Tensor, purpose: str, step: Step) -> Tensor:
-    """What JPEG loses (ITU-T T.81): colors at half the resolution, and cosines of 8 x 8 squares in steps.
+    """Lose what JPEG loses (ITU-T T.81): colors have half the resolution, cosines of 8 x 8 squares are quantized.
 
-    Tables are scaled by the quality as the Independent JPEG Group's program does it. Its whole-number arithmetic is not
+    Tables are scaled by the quality as the Independent JPEG Group's program does it. Its integer arithmetic is not
     repeated: a level may differ by one or two from that of a file.
     """
     quality = quality.round()
@@ -161,21 +162,21 @@ def _jpeg(x: Tensor, quality: Tensor, seeds: Tensor, purpose: str, step: Step) -
     r, g, b = x.round().clamp(0, 255).unbind(1)
     y = 0.299 * r + 0.587 * g + 0.114 * b
     blue, red = 128 + (b - y) / 1.772, 128 + (r - y) / 1.402
-    y = _quantised(y, scale, LUMINANCE)
-    blue, red = (_enlarged(_quantised(_halved(c).round(), scale, CHROMINANCE), 2) - 128 for c in (blue, red))
+    y = _quantized(y, scale, LUMINANCE)
+    blue, red = (_enlarged(_quantized(_halved(c).round(), scale, CHROMINANCE), 2) - 128 for c in (blue, red))
     out = [y + 1.402 * red, y - (0.114 * 1.772 * blue + 0.299 * 1.402 * red) / 0.587, y + 1.772 * blue]
     return torch.stack(out, 1).round().clamp(0, 255)
 
 
-def _quantised(plane: Tensor, scale: Tensor, table: str) -> Tensor:
-    """[B, H, W] levels after JPEG's quantisation, on whole levels."""
+def _quantized(plane: Tensor, scale: Tensor, table: str) -> Tensor:
+    """Quantize a plane of levels [B, H, W] as JPEG does; the result is whole levels."""
     size = plane.shape[-1]
     base = _on_device(table, plane.device)
     steps = ((base * scale[:, None, None] + 50) / 100).floor().clamp(1, 255)[:, None, None]  # [B, 1, 1, 8, 8]
     k = torch.arange(8, device=plane.device, dtype=torch.float64)
     cosines = torch.cos((2 * k + 1) * k[:, None] * math.pi / 16) / 2
     cosines[0] /= math.sqrt(2)
-    cosines = cosines.float()  # frequency, place: orthonormal
+    cosines = cosines.float()  # [frequency, position], orthonormal
     squares = plane.round() - 128
     squares = squares.unflatten(1, (size // 8, 8)).unflatten(3, (size // 8, 8)).transpose(2, 3)  # [B, H/8, W/8, 8, 8]
     levels = (_transformed(squares, cosines) / steps).round() * steps
@@ -185,19 +186,19 @@ def _quantised(plane: Tensor, scale: Tensor, table: str) -> Tensor:
 
 @functools.cache
 def _on_device(table: str, device: torch.device) -> Tensor:
-    """Its numbers, float32 [8, 8]; copied once, since the host waits for such a copy."""
+    """Return a table's numbers, float32 [8, 8]; they are copied once, since the host waits for such a copy."""
     return torch.tensor([int(word) for word in table.split()], dtype=torch.float32, device=device).view(8, 8)
 
 
 def _transformed(squares: Tensor, matrix: Tensor) -> Tensor:
-    """matrix @ square @ matrix.T, of squares [..., 8, 8]."""
+    """Return matrix @ square @ matrix.T for squares [..., 8, 8]."""
     for _ in range(2):
         squares = _total([squares[..., i, None] * matrix[:, i] for i in range(8)]).mT
     return squares
 
 
 def _box(x: Tensor, share: Tensor, seeds: Tensor, purpose: str, step: Step) -> Tensor:
-    """A square anywhere inside: pixels whose middle lies in it."""
+    """Mask the pixels whose middle is in a square, anywhere inside the image."""
     size = x.shape[-1]
     side = share.double() * size
     corner = device_rng.uniform(seeds, purpose, 2).double() * (size - side)[:, None]
@@ -207,7 +208,7 @@ def _box(x: Tensor, share: Tensor, seeds: Tensor, purpose: str, step: Step) -> T
 
 
 def _strokes(x: Tensor, share: Tensor, seeds: Tensor, purpose: str, step: Step) -> Tensor:
-    """Free-form masks: one to four strokes of a round brush, crooked paths from anywhere (after Yu et al. 2019)."""
+    """Mask one to four strokes of a round brush, crooked paths that start anywhere (after Yu et al. 2019)."""
     size = x.shape[-1]
     num_draws = 3 + 2 * SEGMENTS  # of a stroke
     draws = device_rng.uniform(seeds, purpose, 1 + STROKES * num_draws).double()
@@ -225,7 +226,10 @@ def _strokes(x: Tensor, share: Tensor, seeds: Tensor, purpose: str, step: Step) 
 
 
 def _near(start: Tensor, end: Tensor, reach: Tensor, size: int) -> Tensor:
-    """Pixels whose middle is at most `reach` from the line between two places (column, row), [B, 2]; bool [B, R, R]."""
+    """Return which pixels' middles are at most `reach` from the line between two positions; bool [B, R, R].
+
+    Positions are (column, row), [B, 2].
+    """
     along = end - start
     middles = torch.arange(size, device=start.device) + 0.5
     x, y = (middles[None, :] - start[:, :1])[:, None, :], (middles[None, :] - start[:, 1:])[:, :, None]
@@ -236,7 +240,7 @@ def _near(start: Tensor, end: Tensor, reach: Tensor, size: int) -> Tensor:
 
 
 def _grey(x: Tensor, share: Tensor, seeds: Tensor, purpose: str, step: Step) -> Tensor:
-    """Towards the luma of ITU-R BT.601."""
+    """Move colors towards the luma of ITU-R BT.601."""
     r, g, b = x.split(1, 1)
     return x + _each(share) * (0.299 * r + 0.587 * g + 0.114 * b - x)
 

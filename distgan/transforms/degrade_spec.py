@@ -1,8 +1,8 @@
-"""What makes a degraded image of a clean one: the kinds of steps, their strengths and the bounds of these.
+"""Kinds of degradation, their strengths and bounds, and how a config writes them.
 
-A recipe is a list of steps that are taken in turn, as a config has them: `{blur: [0.5, 2]}` draws a strength between
-the two for each image, `{noise: 25}` takes always the same, and `{jpeg: [30, 90], p: 0.5}` is done to half of them.
-`degrade` does what is said here.
+`restore.degrade` is a list of steps that are applied in turn: `{blur: [0.5, 2]}` draws a strength between the two for
+each image, `{noise: 25}` always has the same strength, and `{jpeg: [30, 90], p: 0.5}` is applied to half of the images.
+`degrade` applies them.
 """
 
 import math
@@ -12,13 +12,18 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Kind:
-    """Attributes: `unit` and bounds of the strength, both allowed; the upper one as a function of the resolution."""
+    """A kind of degradation: the meaning of its strength, and the lowest and the highest strength allowed.
+
+    Attributes:
+        high_in_sides: Whether `high` is a fraction of the image's side, not a strength.
+        is_power: Whether a strength must be a power of two.
+    """
 
     unit: str
     low: float
     high: float
-    high_in_sides: bool = False  # whether `high` counts in sides of the image
-    is_power: bool = False  # whether only powers of two are strengths
+    high_in_sides: bool = False
+    is_power: bool = False
 
 
 KINDS: dict[str, Kind] = {
@@ -35,7 +40,7 @@ KINDS: dict[str, Kind] = {
 
 @dataclass(frozen=True)
 class Step:
-    """Attributes: `low` and `high` bound the strength, which is drawn for each image; `p` is how often it is done."""
+    """One step of degradation, with a strength drawn between `low` and `high`, applied with probability `p`."""
 
     kind: str
     low: float
@@ -44,10 +49,10 @@ class Step:
 
 
 def parse(items: Sequence[dict], resolution: int) -> list[Step]:
-    """The steps of a recipe.
+    """Return the steps that a config's list of degradations describes.
 
     Raises:
-        ValueError: with what is wrong and the way out, e.g. "[1]: blur=[2, 40]: ...".
+        ValueError: An item is wrong; the message says where and what is allowed, e.g. "[1]: blur=[2, 40]: ...".
     """
     return [_parse_one(item, f"[{number}]", resolution) for number, item in enumerate(items)]
 

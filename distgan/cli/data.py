@@ -55,7 +55,9 @@ def _add_pack(commands: Commands) -> None:
 
 
 def _pack(options: argparse.Namespace) -> None:
-    from distgan.data.pack import Options, pack, report
+    from distgan.data.encode import PackOptions
+    from distgan.data.pack import pack
+    from distgan.data.pack_summary import report
 
     fields = ("resolution", "crop", "filter", "image", "quality", "background", "max_pixels")
     started = time.perf_counter()
@@ -63,7 +65,7 @@ def _pack(options: argparse.Namespace) -> None:
         summary = pack(
             options.source,
             options.out,
-            Options(
+            PackOptions(
                 **{name: getattr(options, name) for name in fields},
                 range=tuple(options.range) if options.range else None,
             ),
@@ -91,7 +93,8 @@ def _add_index(commands: Commands) -> None:
 
 
 def _index(options: argparse.Namespace) -> int:
-    from distgan.data.shard_index import describe, load
+    from distgan.data.index_cache import load
+    from distgan.data.shard_index import describe
     from distgan.data.shard_urls import find_shards
     from distgan.storage.byte_ranges import Source, public
     from distgan.storage.home import default_cache_dir

@@ -13,8 +13,9 @@ from pathlib import Path
 
 import numpy as np
 
-from distgan.data import dataset_card, shard_index
-from distgan.data.decode import MAX_PIXELS, SUFFIXES, BadImage, check_bytes, decode_into
+from distgan.data import dataset_card, index_cache, shard_index
+from distgan.data.decode import decode_into
+from distgan.data.image_format import MAX_PIXELS, SUFFIXES, CorruptImage, check_bytes
 from distgan.data.shuffle import held_out
 from distgan.errors import DataError, StoppedError, with_hint
 from distgan.rng import host_rng
@@ -208,7 +209,7 @@ class Dataset:
             check_bytes(int(length[place]))
             data = self.source.cached(self.urls[shard], int(offset[place]), int(length[place]))
             decode_into(data, out, max_pixels=MAX_PIXELS, filter=filter, crop=crop)
-        except BadImage:
+        except CorruptImage:
             out[:] = 255
         return out
 
@@ -245,7 +246,7 @@ class Dataset:
         if reason := self._should_stop():
             return {"stopped": reason}
         try:
-            return shard_index.summary(url, self.source, self._cache_dir)
+            return index_cache.summary(url, self.source, self._cache_dir)
         except (DataError, OSError) as error:  # told to all ranks, so that all stop
             return {"error": with_hint(str(error))}
 
@@ -294,7 +295,7 @@ class Dataset:
 
     def _locate_shard(self, shard: int) -> tuple[Located, Located]:
         """Its samples to train on, and those held out."""
-        found = shard_index.load(self.urls[shard], self.source, self._cache_dir)
+        found = index_cache.load(self.urls[shard], self.source, self._cache_dir)
         parts = np.array([len(kind) for kind in found.kinds], np.int64)
         good = np.array([self._complete(kind) for kind in found.kinds], bool)[found.kind]
         start = np.cumsum(parts[found.kind]) - parts[found.kind]

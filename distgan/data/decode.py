@@ -6,37 +6,23 @@ first bytes tell, not its name.
 """
 
 import contextlib
-import io
-import re
 import sys
-import warnings
 from dataclasses import dataclass
-from functools import lru_cache
 
 import numpy as np
 import simplejpeg
 from PIL import Image
 
 from distgan.data import image_structure
+from distgan.data.image_format import MAX_PIXELS, CorruptImage, Range, TooLarge, open_image, silence_pillow
 from distgan.data.memory_budget import MemoryBudget
 
-# All that Pillow may open: other formats of its are rare among data sets, and one starts a program (EPS, Ghostscript).
-FORMATS = ("PNG", "WEBP", "BMP", "DIB", "GIF", "TIFF", "PPM", "JPEG2000", "AVIF", "JPEG")
-SUFFIXES = {"jpg", "jpeg", "jpe", "jfif", "png", "webp", "bmp", "gif", "tif", "tiff", "ppm", "pgm", "jp2", "avif"}
-_BEGINNINGS = re.compile(
-    rb"\xff\xd8\xff|\x89PNG|GIF8|BM.{4}\0\0\0\0|RIFF.{4}WEBP|II\*\0|MM\0\*|P[1-6]\s|\0\0\0\x0cjP|.{4}ftypavi[fs]",
-    re.DOTALL,
-)
 FILTERS = {"lanczos": Image.Resampling.LANCZOS, "area": Image.Resampling.BOX, "bicubic": Image.Resampling.BICUBIC}
-MAX_PIXELS = 100_000_000
-MAX_BYTES = 2**29  # of a file; 178 million pixels without compression have so many, which is where Pillow stops
 JPEG = b"\xff\xd8\xff"
 JPEG_BYTES, SCANS_BYTES = 6, 12  # of memory for each pixel of a JPEG; of one in several scans
 PIXEL_BYTES = 32  # of memory for each pixel of another format, whose alpha and 16 bits take most
 BAND_PIXELS = 2**22  # are put on another range at a time
 ORIENTATION = 0x0112  # EXIF tag
-
-
 TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -46,39 +32,6 @@ TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-
-
-Range = tuple[float, float]
-
-
-def looks_like_image(head: bytes) -> bool:
-    """Whether the first 16 bytes of a file are those of an image."""
-    return _BEGINNINGS.match(head) is not None
-
-
-class BadImage(Exception):
-    """Bytes that do not give an image; the message is the reason, fit for a tally.
-
-    Attributes:
-        values: Lowest and highest value stored, where only a range is missing.
-    """
-
-    def __init__(self, reason: str, values: Range | None = None) -> None:
-        super().__init__(reason)
-        self.values = values
-
-
-class TooLarge(BadImage):
-    """An image of more pixels than were allowed."""
-
-    def __init__(self, max_pixels: int) -> None:
-        super().__init__(f"too many pixels (more than {max_pixels:,})")
-
-
-def check_bytes(size: int) -> None:
-    """Refuse what no image is as large as, before it is read: it may be a hole, or zeros that were packed well."""
-    if size > MAX_BYTES:
-        raise BadImage(f"a file of more than {MAX_BYTES >> 20} MiB")
 
 
 @dataclass
@@ -124,7 +77,7 @@ def decode(
             floating-point numbers where no `value_range` is given.
     """
     if not data:
-        raise BadImage("empty file")
+        raise CorruptImage("empty file")
     with contextlib.ExitStack() as own:
         return _decode(data, max_pixels, background, least, value_range, measure, hold or own)
 
@@ -144,23 +97,23 @@ def _decode(
             picture.pixels = to_levels(picture.pixels, value_range)
         return picture
     if reason := image_structure.objection(data):
-        raise BadImage(reason)
+        raise CorruptImage(reason)
     try:
-        _silence_pillow()
+        silence_pillow()
         data = image_structure.first_picture(data)
         image = open_image(data)
         _check_size(*image.size, max_pixels)
         hold.enter_context(_memory.reserve(PIXEL_BYTES * image.width * image.height))
         colors = _load(image, data if measure or value_range else b"")
         return _to_rgb(image, background, colors, value_range)
-    except BadImage:
+    except CorruptImage:
         raise
     except Image.DecompressionBombError:
         raise TooLarge(max_pixels) from None
     except Image.UnidentifiedImageError:
-        raise BadImage("not an image") from None
+        raise CorruptImage("not an image") from None
     except Exception as error:  # Pillow's plugins raise SyntaxError, struct.error, OSError ... on corrupt files
-        raise BadImage(f"corrupt ({type(error).__name__})") from None
+        raise CorruptImage(f"corrupt ({type(error).__name__})") from None
 
 
 def share_memory(budget: MemoryBudget) -> None:
@@ -170,17 +123,6 @@ def share_memory(budget: MemoryBudget) -> None:
 
 
 _memory = MemoryBudget()  # of the process, as memory is
-
-
-def open_image(data: bytes) -> Image.Image:
-    """Open an image of a known format, without decoding it; the only door to Pillow's readers."""
-    return Image.open(io.BytesIO(data), formats=FORMATS)
-
-
-@lru_cache(maxsize=1)
-def _silence_pillow() -> None:
-    """Pillow warns of what is checked here. For the whole process and once: filters are not made for threads."""
-    warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
 def decode_into(data: bytes, out: np.ndarray, *, max_pixels: int, filter: str, crop: str, scaled: bool = False) -> bool:
@@ -195,7 +137,7 @@ def decode_into(data: bytes, out: np.ndarray, *, max_pixels: int, filter: str, c
             if (height, width) == out.shape[:2]:
                 reason, has_scans = image_structure.jpeg_objection(data)
                 if reason:
-                    raise BadImage(reason)
+                    raise CorruptImage(reason)
                 with _memory.reserve(height * width * (SCANS_BYTES if has_scans else 0)):
                     simplejpeg.decode_jpeg(data, "RGB", buffer=out)
                 return False
@@ -231,7 +173,7 @@ def cropped(width: int, height: int, crop: str) -> float:
 def _decode_jpeg(data: bytes, max_pixels: int, least: int, hold: contextlib.ExitStack) -> Picture:
     reason, has_scans = image_structure.jpeg_objection(data)
     if reason:
-        raise BadImage(reason)
+        raise CorruptImage(reason)
     try:
         height, width, *_ = simplejpeg.decode_jpeg_header(data)
         _check_size(width, height, max_pixels)
@@ -241,7 +183,7 @@ def _decode_jpeg(data: bytes, max_pixels: int, least: int, hold: contextlib.Exit
         )
         pixels = simplejpeg.decode_jpeg(data, "RGB", **fraction)
     except ValueError:
-        raise BadImage("corrupt") from None
+        raise CorruptImage("corrupt") from None
     if _may_be_turned(data) and (turn := TURNS.get(_orientation(data))) is not None:
         return Picture(np.asarray(Image.fromarray(pixels).transpose(turn)), ("turned upright",))
     return Picture(pixels)
@@ -314,7 +256,7 @@ def _to_rgb(image: Image.Image, background: int, colors: np.ndarray | None, valu
         colors = np.asarray(image)
         values = _extent(colors)
         if image.mode == "F" and value_range is None:
-            raise BadImage("float pixels", values)
+            raise CorruptImage("float pixels", values)
         notes.append("float pixels" if image.mode == "F" else "16 bit")
         if value_range is None:
             image = Image.fromarray(((colors.astype(np.int64).clip(0, 65535) + 128) // 257).astype(np.uint8))
@@ -335,7 +277,7 @@ def _to_rgb(image: Image.Image, background: int, colors: np.ndarray | None, valu
 
 def _extent(numbers: np.ndarray) -> Range:
     if not np.isfinite(numbers).all():
-        raise BadImage("pixels that are not numbers (NaN or infinite)")
+        raise CorruptImage("pixels that are not numbers (NaN or infinite)")
     return float(numbers.min()), float(numbers.max())
 
 

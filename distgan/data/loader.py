@@ -19,7 +19,8 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from distgan.data.dataset import Dataset
-from distgan.data.decode import MAX_PIXELS, BadImage, check_bytes, decode_into
+from distgan.data.decode import decode_into
+from distgan.data.image_format import MAX_PIXELS, CorruptImage, check_bytes
 from distgan.data.shuffle import Plan
 from distgan.errors import DataError
 from distgan.storage.urls import is_local
@@ -233,7 +234,7 @@ class Stream(Iterator[Batch]):
                 data = self.dataset.source.cached(self.dataset.urls[shard], int(offset[place]), int(length[place]))
                 if self._decode(data, out[i]):
                     self.num_resized += 1
-        except BadImage as reason:
+        except CorruptImage as reason:
             self._note(sample, str(reason))
             return None
         return int(located.label[place])

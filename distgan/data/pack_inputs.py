@@ -1,25 +1,23 @@
 """What `pack` packs: images in folders, zip and tar archives, .npz arrays, WebDataset shards."""
 
 import itertools
-import math
 import os
-import resource
 import zipfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
-
-from distgan.data import archives, dataset_card, shard_index
+from distgan.data import archives, dataset_card, index_cache, shard_index
 from distgan.data.archives import Skipped, hidden
-from distgan.data.dataset import MAX_CLASSES, Dataset
-from distgan.data.decode import MAX_BYTES, SUFFIXES, check_bytes, looks_like_image
-from distgan.data.labels import SAY_OTHERWISE, File, Labels, check_spec, find_labels, is_table, left_out, part_of
+from distgan.data.dataset import Dataset
+from distgan.data.find_labels import check_spec, find_labels, is_table, left_out, part_of
+from distgan.data.image_format import MAX_BYTES, SUFFIXES, looks_like_image
+from distgan.data.labels import SAY_OTHERWISE, File, Labels
+from distgan.data.pack_arrays import list_arrays
+from distgan.data.pack_entry import InputEntry, InputListing
 from distgan.data.shard_urls import find_shards
 from distgan.errors import DataError
-from distgan.storage.array_file import ArrayFile
 from distgan.storage.byte_ranges import Source
 from distgan.storage.home import default_cache_dir, user_path
 from distgan.storage.urls import is_local, local_path, public
@@ -41,46 +39,6 @@ NO_PICTURES = {
     "ini",
     "index",
 }
-
-
-@dataclass(frozen=True)
-class Entry:
-    """One candidate for an image: where its bytes are (a file, a zip member, a range of a file), or they themselves.
-
-    The label is -1 where there is none. `degraded` is the other half of a pair. What is too large was not read, and has
-    its `size` only.
-    """
-
-    name: str
-    label: int = -1
-    path: str = ""
-    member: str = ""
-    span: tuple[int, int] | None = None
-    content: bytes | np.ndarray | None = None
-    size: int = 0
-    degraded: "Entry | None" = None
-
-
-@dataclass
-class Listing:
-    """All candidates of a source, in a fixed order.
-
-    Attributes:
-        total: How many `entries` will yield.
-        classes: Names of the classes, or None where the source has no labels.
-        skipped: What was left out while listing: names, each with the reason.
-        lacking: Why there are no labels, where one might have expected some.
-        origin: Where the labels come from.
-        assumed: What was assumed, and how to say otherwise.
-    """
-
-    entries: Iterable[Entry]
-    total: int
-    classes: list[str] | None = None
-    skipped: list[Skipped] = field(default_factory=list)
-    lacking: str = ""
-    origin: str = ""
-    assumed: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -106,14 +64,14 @@ class Wanted:
 class Item(NamedTuple):
     """A file of a source, as a candidate for an image and as a holder of labels; `stream` is the compressed tar."""
 
-    entry: Entry
+    entry: InputEntry
     file: File
     stream: str = ""
 
 
 def list_source(
     source: str, *, labels: bool = True, label: str = "", part: str = "", allow_corrupt: bool = False
-) -> Listing:
+) -> InputListing:
     """What a source holds; which kind it is, its name and its content tell. See `Wanted` for the options."""
     wanted, path = Wanted(labels, label, part.lower().lstrip("."), allow_corrupt), user_path(source)
     if path.is_dir():
@@ -123,102 +81,13 @@ def list_source(
             return _list_archives(find_shards(source), wanted)
         raise DataError(f"{public(source)}: no such file or folder")
     if path.name.lower().endswith(".npz"):
-        return _list_arrays(path, labels)
+        return list_arrays(path, labels)
     if zipfile.is_zipfile(path) or path.name.lower().endswith(archives.ARCHIVES[1:]):
         return _list_archives([str(path)], wanted)
     raise DataError(f"{public(source)}: neither a folder nor a .zip, .tar(.gz .bz2 .xz .zst), .npz or shards")
 
 
-def pair(clean: Listing, degraded: Listing) -> Listing:
-    """The clean images that have a degraded one of the same path but for the suffix, with the clean ones' labels.
-
-    Raises:
-        DataError: no two belong together, or it is not clear which do.
-    """
-    sides = [_by_stem(listing, side) for listing, side in ((clean, "clean"), (degraded, "degraded"))]
-    found = [replace(entry, degraded=sides[1][stem]) for stem, entry in sides[0].items() if stem in sides[1]]
-    if not found:
-        names = [next(iter(side), "nothing") for side in sides]
-        raise DataError(
-            f"no clean image has a degraded one of the same name: the first are {names[0]} and {names[1]}. "
-            "Both folders must have the same inner folders and names"
-        )
-    skipped = clean.skipped + degraded.skipped
-    for other, side, others in (("degraded", *sides), ("clean", *sides[::-1])):
-        skipped += [(entry.name, f"without a {other} image") for stem, entry in side.items() if stem not in others]
-    return replace(clean, entries=found, total=len(found), skipped=skipped)
-
-
-def all_entries(listing: Listing) -> list[Entry]:
-    """All candidates at once, with the bytes of those that a compressed archive holds.
-
-    Raises:
-        DataError: These bytes are more than half of the memory.
-    """
-    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
-    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    room = (memory if limit == resource.RLIM_INFINITY else min(memory, limit)) // 2
-    entries: list[Entry] = []
-    for entry in listing.entries:
-        room -= entry_bytes(entry) if entry.content is not None else 0
-        if room < 0:
-            raise DataError(
-                f"{entry.name}: the images up to here fill half of the memory, since their archive is compressed: "
-                "`distgan pack` makes shards of it, which are read from the disk"
-            )
-        entries.append(entry)
-    return entries
-
-
-def _by_stem(listing: Listing, side: str) -> dict[str, Entry]:
-    """Entries by their paths below the folder that all are in, without suffixes."""
-    entries = all_entries(listing)
-    folders = [entry.name.split("/")[:-1] for entry in entries]
-    depth = len(os.path.commonprefix(folders))  # noqa: RUF071 (of lists it takes whole elements)
-    found: dict[str, Entry] = {}
-    for entry in entries:
-        stem = "/".join(entry.name.rpartition(".")[0].split("/")[depth:]) or entry.name
-        if stem in found:
-            raise DataError(
-                f"{found[stem].name} and {entry.name}: which of the two is the {side} one? Remove the other"
-            )
-        found[stem] = entry
-    return found
-
-
-def place(entry: Entry) -> str:
-    """Where a candidate lies, for a person."""
-    if entry.path and (entry.member or entry.span):
-        return f"{public(entry.path)}: {entry.name}"
-    return entry.path or entry.name
-
-
-def entry_bytes(entry: Entry) -> int:
-    """How many bytes `read_entry` would return. Raises OSError."""
-    if entry.content is not None:
-        return len(entry.content) if isinstance(entry.content, bytes) else entry.content.nbytes
-    if entry.member:
-        return archives.zip_size(entry.path, entry.member)
-    return entry.span[1] if entry.span else entry.size or os.stat(entry.path).st_size
-
-
-def read_entry(entry: Entry) -> bytes | np.ndarray:
-    """A candidate's bytes (or pixels, from an array file); called in the process that will decode them.
-
-    Raises:
-        BadImage: More bytes than any image has; they are not read.
-        OSError: They cannot be read.
-    """
-    if entry.content is not None:
-        return entry.content
-    size = entry_bytes(entry)
-    check_bytes(size)
-    if entry.member:
-        return archives.zip_read(entry.path, entry.member, size)
-    return archives.read_span(entry.path, entry.span or (0, size), size)
-
-
-def _list_folder(folder: Path, wanted: Wanted) -> Listing:
+def _list_folder(folder: Path, wanted: Wanted) -> InputListing:
     """Images in folders, or archives in a folder; of both, what there is more of."""
     try:
         skipped: list[Skipped] = []
@@ -258,7 +127,7 @@ def _file_item(folder: Path, name: str) -> Item:
         with open(path, "rb") as file:
             return file.read(length)
 
-    return Item(Entry(name, path=path), File(name, read))
+    return Item(InputEntry(name, path=path), File(name, read))
 
 
 def _suffix(name: str) -> str:
@@ -279,7 +148,7 @@ def _is_picture(file: File, part: str) -> bool:
         return False
 
 
-def _listing(items: Sequence[Item], wanted: Wanted, skipped: list[Skipped]) -> Listing:
+def _listing(items: Sequence[Item], wanted: Wanted, skipped: list[Skipped]) -> InputListing:
     """The candidates with their labels. Of samples in several parts, and where a part is named, images alone."""
     files = [item.file for item in items]
     pictures = [number for number, file in enumerate(files) if _is_picture(file, wanted.part)]
@@ -297,15 +166,15 @@ def _listing(items: Sequence[Item], wanted: Wanted, skipped: list[Skipped]) -> L
             more = f" and {len(rest) - 8} more kinds" if len(rest) > 8 else ""
             found.assumed.append(f"other parts are left out: {', '.join(rest[:8])}{more}")
 
-    def entries() -> Iterator[Entry]:
+    def entries() -> Iterator[InputEntry]:
         for stream, group in itertools.groupby(chosen, key=lambda number: items[number].stream):
             labelled = (replace(items[number].entry, label=found.of.get(number, -1)) for number in group)
             yield from _streamed(stream, labelled, wanted.allow_corrupt) if stream else labelled
 
-    return Listing(entries(), len(chosen), found.classes, skipped, found.lacking, found.origin, found.assumed)
+    return InputListing(entries(), len(chosen), found.classes, skipped, found.lacking, found.origin, found.assumed)
 
 
-def _streamed(path: str, entries: Iterator[Entry], allow_corrupt: bool) -> Iterator[Entry]:
+def _streamed(path: str, entries: Iterator[InputEntry], allow_corrupt: bool) -> Iterator[InputEntry]:
     """Entries of a compressed tar with their bytes; read once more, since all names come before the first class."""
     entry = next(entries, None)
     for place, (_, size, read) in enumerate(archives.unpacked(Path(path), [], allow_corrupt)):
@@ -333,7 +202,7 @@ def _walk(folder: str | Path, skipped: list[Skipped], inside: str = "", above: t
                 skipped.append((inside + entry.name, "no regular file"))
 
 
-def _list_archives(urls: Sequence[str], wanted: Wanted, top: Path | None = None) -> Listing:
+def _list_archives(urls: Sequence[str], wanted: Wanted, top: Path | None = None) -> InputListing:
     """Archives as one: shards with one image and its class in each sample, or folders packed in several files."""
     far = [url for url in urls if not is_local(url)]
     plain = all(local_path(url).lower().endswith(".tar") for url in urls)
@@ -355,12 +224,14 @@ def _items(url: str, wanted: Wanted, top: Path | None, several: bool, skipped: l
     within = f"{above}{archives.stem(path)}" if several else ""
     if zipfile.is_zipfile(path):
         return [
-            _item(name, above, within, path, Entry(name, path=str(path), member=name), _zip_reader(str(path), name))
+            _item(
+                name, above, within, path, InputEntry(name, path=str(path), member=name), _zip_reader(str(path), name)
+            )
             for name in archives.zip_names(path)
         ]
     if path.name.lower().endswith(".tar"):
         return [
-            _item(name, above, within, path, Entry(name, path=str(path), span=span), _span_reader(str(path), span))
+            _item(name, above, within, path, InputEntry(name, path=str(path), span=span), _span_reader(str(path), span))
             for name, span in archives.tar_names(path, skipped, wanted.allow_corrupt)
         ]
     items, room = [], max(2**28, 4 * path.stat().st_size)  # for the bytes of labels, which are kept
@@ -371,13 +242,13 @@ def _items(url: str, wanted: Wanted, top: Path | None, several: bool, skipped: l
         room -= len(content)
         if holds_label and len(content) < size:
             raise DataError(f"{path}: the labels in it are too large ({name}): {SAY_OTHERWISE}, or unpack it first")
-        entry = Entry(name, path=str(path), span=(place, 0))
+        entry = InputEntry(name, path=str(path), span=(place, 0))
         items.append(_item(name, above, within, path, entry, _holder(content), str(path)))
     return items
 
 
 def _item(
-    name: str, above: str, within: str, path: Path, entry: Entry, read: Callable[[int], bytes], stream: str = ""
+    name: str, above: str, within: str, path: Path, entry: InputEntry, read: Callable[[int], bytes], stream: str = ""
 ) -> Item:
     entry = replace(entry, name=f"{above}{path.name}/{name}") if within else entry
     return Item(entry, File(above + name.removeprefix("./"), read, within), stream)
@@ -401,7 +272,7 @@ def _is_regular(urls: Sequence[str], wanted: Wanted) -> bool:
     pictures = {wanted.part} if wanted.part else SUFFIXES
     for url in urls:
         try:
-            summary = shard_index.summary(url, source, default_cache_dir() / "index")
+            summary = index_cache.summary(url, source, default_cache_dir() / "index")
         except DataError:  # of too many kinds of samples
             return False
         parts = {part for kind in summary["kinds"] for part in kind}
@@ -417,66 +288,10 @@ def _is_regular(urls: Sequence[str], wanted: Wanted) -> bool:
     return True
 
 
-def _list_arrays(path: Path, labels: bool) -> Listing:
-    """An .npz with images [N, H, W], [N, H, W, C] or [N, C, H, W] in uint8, and perhaps labels [N]."""
-    if not zipfile.is_zipfile(path):
-        raise DataError(f"{path}: not an .npz file")
-    with ArrayFile(path) as file:
-        name = _first(file, ("images", "image", "x", "x_train", "data", "arr_0"), (3, 4))
-        if not name:
-            raise DataError(f"{path}: no image array [N, H, W(, C)] in it, only {file.describe()}")
-        shape, dtype = file.shape(name), file.dtype(name)
-        if dtype != np.uint8:
-            raise DataError(f"{path}: the images are {dtype}, not uint8 0..255: convert them first")
-        channels_first = len(shape) == 4 and shape[3] not in (1, 3, 4) and shape[1] in (1, 3, 4)
-        num, height, width, channels = (shape[i] for i in (0, 2, 3, 1)) if channels_first else (*shape, 1)[:4]
-        if not 0 < height * width <= MAX_BYTES // 3:
-            raise DataError(f"{path}: images of {width}x{height} pixels")
-        if channels not in (1, 3):
-            raise DataError(f"{path}: images with {channels} channels, expected 1 or 3")
-        classes, numbers = _array_classes(file, num) if labels else (None, np.empty(0, np.int64))
-
-    def entries() -> Iterator[Entry]:
-        with ArrayFile(path) as file:
-            for i, image in enumerate(file.rows(name)):
-                image = image.transpose(1, 2, 0) if channels_first else image.reshape(height, width, channels)
-                label = int(numbers[i]) if classes else -1
-                yield Entry(f"{path.name}[{i}]", label, content=np.repeat(image, 3 // channels, 2))
-
-    return Listing(entries(), num, classes, origin="the array of labels" if classes else "")
-
-
-def _array_classes(file: ArrayFile, num: int) -> tuple[list[str] | None, np.ndarray]:
-    """Names of the classes in an array file, and the class of each of `num` images; no names without labels."""
-    name = _first(file, ("labels", "label", "y", "y_train", "targets", "arr_1"), (0, 1, 2))
-    if not name:
-        return None, np.empty(0, np.int64)
-    if math.prod(file.shape(name)) != num or file.dtype(name).kind not in "iu":
-        raise DataError(f"{file.path}: labels must be whole numbers from 0 on, one for each image")
-    numbers = file.read(name).reshape(-1)
-    if (numbers < 0).any():
-        raise DataError(f"{file.path}: labels must be whole numbers from 0 on, one for each image")
-    num_classes = int(numbers.max()) + 1 if num else 0
-    if num_classes > MAX_CLASSES:
-        raise DataError(f"{file.path}: label {num_classes - 1}: more than {MAX_CLASSES:,} classes")
-    if "classes" not in file:
-        return [str(i) for i in range(num_classes)], numbers
-    shape = file.shape("classes")
-    if len(shape) != 1 or not num_classes <= shape[0] <= MAX_CLASSES:
-        told = f"only {shape[0]:,} class names" if len(shape) == 1 else f"class names of shape {list(shape)}"
-        raise DataError(f"{file.path}: label {num_classes - 1}, but {told}")
-    return [str(name) for name in file.read("classes").tolist()], numbers
-
-
-def _first(file: ArrayFile, names: tuple[str, ...], dimensions: tuple[int, ...]) -> str:
-    """The first of these arrays that the file has and that has so many dimensions."""
-    return next((name for name in names if name in file and len(file.shape(name)) in dimensions), "")
-
-
-def _list_shards(urls: Sequence[str], wanted: Wanted) -> Listing:
+def _list_shards(urls: Sequence[str], wanted: Wanted) -> InputListing:
     """Shards by their index, as training reads them."""
     source = Source()
-    parts = {part for kind in shard_index.load(urls[0], source, default_cache_dir() / "index").kinds for part in kind}
+    parts = {part for kind in index_cache.load(urls[0], source, default_cache_dir() / "index").kinds for part in kind}
     pairs = not wanted.part and not parts & SUFFIXES and any(part.startswith("clean.") for part in parts)
 
     def opened(labels: bool) -> Dataset:
@@ -487,7 +302,7 @@ def _list_shards(urls: Sequence[str], wanted: Wanted) -> Listing:
     if labelled:
         data = opened(True)
 
-    def entries() -> Iterator[Entry]:
+    def entries() -> Iterator[InputEntry]:
         for number, url in enumerate(urls):
             found = data.located(number)
             for i, label in enumerate(found.label.tolist()):
@@ -495,16 +310,16 @@ def _list_shards(urls: Sequence[str], wanted: Wanted) -> Listing:
                 one, *degraded = (part(name, label, url, offset[i], length[i]) for offset, length in found.pictures)
                 yield replace(one, degraded=degraded[0]) if degraded else one
 
-    def part(name: str, label: int, url: str, start: int, length: int) -> Entry:
+    def part(name: str, label: int, url: str, start: int, length: int) -> InputEntry:
         span = (int(start), int(length))
         if is_local(url):
-            return Entry(name, label, local_path(url), span=span)
-        return Entry(name, label, content=source.cached(url, *span))
+            return InputEntry(name, label, local_path(url), span=span)
+        return InputEntry(name, label, content=source.cached(url, *span))
 
     names = [str(i) for i in range(data.num_classes)]
     if len(data.class_names) >= len(names):
         names = data.class_names
     lacking = "some samples have no cls part" if wanted.labels and not labelled and data.has_some_labels else ""
     if not labelled:
-        return Listing(entries(), data.num_samples, lacking=lacking)
-    return Listing(entries(), data.num_samples, names, origin="the cls parts")
+        return InputListing(entries(), data.num_samples, lacking=lacking)
+    return InputListing(entries(), data.num_samples, names, origin="the cls parts")

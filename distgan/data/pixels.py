@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 
 from distgan.data import dataset_card
 from distgan.data.dataset import Dataset
-from distgan.data.decode import BadImage, Range, cropped, decode
+from distgan.data.decode import cropped, decode
+from distgan.data.image_format import CorruptImage, Range
 from distgan.errors import DataError
 
 LARGEST = 65535  # white in images of more than 8 bits, where no range is given
@@ -122,7 +123,7 @@ def look(dataset: Dataset, crop: str, max_pixels: int) -> Pixels:
                 image = decode(data, max_pixels=max_pixels, measure=True)
                 pixels.add_values(image.values)
                 pixels.add_crop(cropped(*image.pixels.shape[1::-1], crop))
-        except BadImage as reason:
+        except CorruptImage as reason:
             pixels.bad[str(reason)] += 1
             pixels.add_values(reason.values, is_usable=False)
     if not pixels.num:

@@ -6,36 +6,27 @@ the key ends at the first dot of the base name, what follows is the part's suffi
 """
 
 import base64
-import functools
 import hashlib
 import json
-import logging
 import mmap
-import os
 import re
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TypedDict
 
 import numpy as np
 
 from distgan.data import tar
 from distgan.errors import DataError
-from distgan.storage.atomic import replacing
-from distgan.storage.byte_ranges import Source, UnansweredError
-from distgan.storage.untrusted import Count, Name, UnreadableError, json_of, open_regular, parse
+from distgan.storage.byte_ranges import Source
+from distgan.storage.untrusted import Count, Name, json_of, parse
 from distgan.storage.urls import is_local, local_path, public
 
-log = logging.getLogger("distgan")
-
 MAGIC = b"distgan-index-2\n"
-SMALL = 16 * 2**20  # bytes of an index that may always be read
 ARRAYS = {"first": "<u8", "kind": "<u2", "label": "<i4", "offset": "<u8", "length": "<u4"}
 NO_LABEL, BAD_LABEL = -1, -2
-MAX_STEPS = 10_000  # from a name through links to a file
 _NAME = re.compile(r"((?:.*/|)[^.]+)\.([^/]*)$")
 _META = re.compile(r"__[^/]*__($|/)")
 
@@ -264,129 +255,6 @@ def build(url: str, source: Source) -> ShardIndex:
         return scan(Window(source.read, url, size, ahead=8 * 2**20), size)
     with tar.opened(local_path(url)) as (data, size):
         return scan(data, size)
-
-
-def load(url: str, source: Source, cache_dir: Path) -> ShardIndex:
-    """A shard's index: read where it is kept and still true, made and kept where not."""
-    beside, kept = _places(url, cache_dir)
-    for path in filter(None, (beside, kept)):
-        index = _still_true(path, url, source)
-        if index is not None:
-            return index
-    index = _published(url, source) or build(url, source)
-    source.expect(url, index.size)
-    if beside is None or not _keep(index, beside):
-        _keep(index, kept)
-    return index
-
-
-def summary(url: str, source: Source, cache_dir: Path) -> dict:
-    """`load(...).summary()`, which reads no more than the head of an index that is kept and still true."""
-    for path in filter(None, _places(url, cache_dir)):
-        index = _still_true(path, url, source, only_head=True)
-        if index is not None:
-            return index.summary()
-    return load(url, source, cache_dir).summary()
-
-
-def _places(url: str, cache_dir: Path) -> tuple[Path | None, Path]:
-    """Where a shard's index may lie: next to it, and in the cache."""
-    address = os.path.abspath(local_path(url)) if is_local(url) else url
-    named = os.path.realpath(address) if is_local(url) else url  # of what a link leads to now
-    kept = cache_dir / f"{hashlib.sha256(os.fsencode(named)).hexdigest()[:24]}.index"
-    return Path(f"{address}.index") if is_local(url) else None, kept
-
-
-def _require_size(index_bytes: int, url: str, source: Source) -> None:
-    """Refuse an index that is larger than any of such a shard, where a sample takes 512 bytes at least."""
-    if index_bytes > SMALL and index_bytes > SMALL + source.size(url) // 4:
-        raise ValueError(f"{index_bytes:,} bytes are too many")
-
-
-def _still_true(path: Path, url: str, source: Source, only_head: bool = False) -> ShardIndex | None:
-    """The index at `path`, unless it is missing, corrupt, or the shard is another one now."""
-    try:
-        with open_regular(path) as file:
-            known = os.fstat(file.fileno())
-            _require_size(known.st_size, url, source)
-            data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if only_head else file.read()
-            index = ShardIndex.from_bytes(data, only_head)
-    except (OSError, UnreadableError):
-        return None
-    except (ValueError, DataError) as error:
-        _tell_unfit(str(path), str(error).removeprefix(f"{path}: "))
-        return None
-    if source.size(url) != index.size:
-        return None
-    if is_local(url):
-        # By the time of the change, which `mv`, `cp -p` and rsync cannot set back as they do the other.
-        if os.stat(local_path(url)).st_ctime_ns > known.st_ctime_ns:
-            return None
-        if any(os.lstat(link).st_ctime_ns >= known.st_ctime_ns for link in _links(local_path(url))):
-            return None
-    for sample in {0, len(index.first) - 1} if len(index.first) else ():
-        try:
-            start = int(index.first[sample])
-            window = Window(source.read, url, index.size, ahead=2048)
-            _, _, _, body, length = next(tar.members(window, index.size, start))
-            part = 0 if sample == 0 else len(index.offset) - len(index.kinds[index.kind[sample]])
-            if (body, length) != (index.offset[part], index.length[part]):
-                return None
-        except (tar.Damage, StopIteration, IndexError):
-            return None
-    return index
-
-
-def _links(path: str) -> Iterator[str]:
-    """The links that lead from a file's name to the file; the folder that it is named in is the index's, too."""
-    folder, name = os.path.split(os.path.abspath(path))
-    at, rest = os.path.realpath(folder), [name]
-    for _ in range(MAX_STEPS):
-        if not rest:
-            return
-        name = rest.pop()
-        step = os.path.normpath(os.path.join(at, name))
-        if not os.path.islink(step):
-            at = step
-            continue
-        yield step
-        target = os.readlink(step)
-        at = "/" if target.startswith("/") else at
-        rest += reversed([part for part in target.split("/") if part])
-
-
-def _published(url: str, source: Source) -> ShardIndex | None:
-    """The index that lies next to a remote shard."""
-    if is_local(url):
-        return None
-    beside = url + ".index"
-    try:
-        size = source.size(beside)
-        _require_size(size, url, source)
-        return ShardIndex.from_bytes(source.read(beside, 0, size))
-    except UnansweredError:
-        raise  # the shard itself would not be answered for either
-    except DataError:
-        return None
-    except ValueError as error:
-        _tell_unfit(public(beside), str(error))
-        return None
-
-
-@functools.lru_cache(maxsize=1024)  # once, though an index may be looked for again
-def _tell_unfit(where: str, why: str) -> None:
-    log.warning(f"warning: {where}: no index of this shard ({why}): it is built again")
-
-
-def _keep(index: ShardIndex, path: Path) -> bool:
-    """Write whole or not at all; False where the folder cannot be written."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(path) as part:
-            part.write_bytes(index.to_bytes())
-    except OSError:
-        return False
-    return True
 
 
 def key_of(url: str, source: Source, first: int) -> str:

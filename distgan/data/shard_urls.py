@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from distgan.data import braces
-from distgan.data.decode import SUFFIXES
+from distgan.data.image_format import SUFFIXES
 from distgan.errors import DataError
 from distgan.storage.atomic import replacing
 from distgan.storage.home import default_cache_dir, user_path

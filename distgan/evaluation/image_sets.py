@@ -8,8 +8,9 @@ import numpy as np
 from torch import nn
 
 from distgan.data.dataset import Dataset
-from distgan.data.decode import MAX_PIXELS, BadImage, check_bytes, decode, decode_into
-from distgan.data.pack_inputs import Entry, Listing, all_entries, place, read_entry
+from distgan.data.decode import decode, decode_into
+from distgan.data.image_format import MAX_PIXELS, CorruptImage, check_bytes
+from distgan.data.pack_entry import InputEntry, InputListing, all_entries, place, read_entry
 from distgan.errors import ConfigError, DataError
 from distgan.inference import sampling
 from distgan.rng import host_rng
@@ -85,7 +86,7 @@ class ShardImages:
             check_bytes(int(located.length[place]))
             data = self.dataset.source.cached(url, int(located.offset[place]), int(located.length[place]))
             decode_into(data, out, **self._decode)
-        except BadImage:
+        except CorruptImage:
             return -1, False
         return int(located.label[place]), True
 
@@ -95,7 +96,7 @@ class ListedImages:
 
     reads_files = True
 
-    def __init__(self, listing: Listing, threads: int) -> None:
+    def __init__(self, listing: InputListing, threads: int) -> None:
         self._entries = all_entries(listing)
         self.num, self._has_labels = len(self._entries), listing.classes is not None
         if self.num == 0:
@@ -123,11 +124,11 @@ class ListedImages:
             labels = self._classes[labels]
         return Images(numbers, np.stack(pixels), labels)
 
-    def _decode(self, entry: Entry) -> np.ndarray:
+    def _decode(self, entry: InputEntry) -> np.ndarray:
         try:
             data = read_entry(entry)
             return data if isinstance(data, np.ndarray) else decode(data, max_pixels=MAX_PIXELS).pixels
-        except (BadImage, OSError) as error:
+        except (CorruptImage, OSError) as error:
             raise DataError(
                 f"{place(entry)}: {error}: no image is skipped in an evaluation. Remove it, or evaluate shards: "
                 "`distgan pack` leaves such images out"

@@ -17,7 +17,7 @@ from distgan.evaluation.reference import is_statistics, know_reals, open_shards,
 from distgan.metrics.extractors import open_extractor
 from distgan.metrics.names import EVAL_METRICS
 from distgan.metrics.registry import value_name
-from distgan.storage import checkpoint
+from distgan.storage import checkpoint_folder
 from distgan.storage.run_dir import RunFolder
 
 log = logging.getLogger("distgan")
@@ -91,7 +91,7 @@ class Evaluations:
         """
         best, key = self._best(), self._key(best_metric(self._config.eval))
         told = {"checkpoint": self._checkpoint(best).name, "metric": key, "value": best[key]} if best else None
-        checkpoint.note_best(self._folder.checkpoints, told)
+        checkpoint_folder.record_best(self._folder.checkpoints, told)
 
     def _best(self) -> dict | None:
         """The best row whose checkpoint is there, the first of equal ones."""

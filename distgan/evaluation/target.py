@@ -15,7 +15,7 @@ from distgan.data.pack_inputs import list_source
 from distgan.errors import ConfigError
 from distgan.evaluation.image_sets import GeneratedImages, ImageSet, ListedImages, draw_labels
 from distgan.inference.trained_generator import DESCRIPTION, load_generator, locate
-from distgan.storage import checkpoint
+from distgan.storage import checkpoint_folder
 from distgan.storage.home import user_path
 from distgan.storage.urls import public
 
@@ -53,13 +53,13 @@ def open_subject(target: str, overrides: Sequence[str], device: torch.device) ->
         generator = load_generator(path, device)
         layers = [("exported generator", {"data": {"resolution": generator.resolution}})]
     elif (
-        checkpoint.names_best(path)
-        or checkpoint.newest_first(path)
+        checkpoint_folder.names_best(path)
+        or checkpoint_folder.newest_first(path)
         or any((path / name).exists() for name in ("manifest.json", "checkpoints", "config.yaml"))
     ):
         where = locate(path)
         generator = load_generator(where, device)
-        state = checkpoint.read_state(where)
+        state = checkpoint_folder.read_state(where)
         layers, class_names = [("checkpoint", state["config"])], state.get("class_names", [])
         path = where.resolve().parent.parent
     else:

@@ -9,7 +9,7 @@ from pathlib import Path
 from distgan.distributed.process_group import World
 from distgan.errors import ConfigError, DataError
 from distgan.evaluation.report import Options, asked_for, evaluate
-from distgan.storage import checkpoint
+from distgan.storage import checkpoint_folder
 from distgan.storage.run_dir import RunFolder
 
 log = logging.getLogger("distgan")
@@ -65,7 +65,7 @@ def watch(
 
 def _next(checkpoints: Path, seen: set[str]) -> str:
     """The oldest checkpoint that was not measured; empty where there is none."""
-    return next((path.name for path in checkpoint.newest_first(checkpoints)[::-1] if path.name not in seen), "")
+    return next((path.name for path in checkpoint_folder.newest_first(checkpoints)[::-1] if path.name not in seen), "")
 
 
 def _reported(run: Path, asked: dict) -> set[str]:

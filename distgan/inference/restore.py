@@ -10,8 +10,10 @@ from typing import NamedTuple
 import numpy as np
 
 from distgan.data import image_grid
-from distgan.data.decode import SUFFIXES, BadImage, decode, fit
-from distgan.data.pack_inputs import Entry, list_source, read_entry
+from distgan.data.decode import decode, fit
+from distgan.data.image_format import SUFFIXES, CorruptImage
+from distgan.data.pack_entry import InputEntry, read_entry
+from distgan.data.pack_inputs import list_source
 from distgan.errors import ConfigError, DataError
 from distgan.inference import sampling
 from distgan.inference.generate import parse_labels, require_grid
@@ -104,7 +106,7 @@ class Restoration:
         image_grid.save_png(target, image_grid.grid(joined, columns or math.ceil(math.sqrt(len(rows)))))
         return told
 
-    def _chunks(self, num: int | None) -> Iterator[list[tuple[int, Entry]]]:
+    def _chunks(self, num: int | None) -> Iterator[list[tuple[int, InputEntry]]]:
         """Numbers and places of the images, as many at a time as one forward takes."""
         num_classes = self._G.num_classes
         listing = list_source(self._source, labels=num_classes > 0)
@@ -117,7 +119,7 @@ class Restoration:
         while chunk := list(itertools.islice(entries, self._G.chunk)):
             yield chunk
 
-    def _rows(self, chunk: list[tuple[int, Entry]]) -> Iterator[Row]:
+    def _rows(self, chunk: list[tuple[int, InputEntry]]) -> Iterator[Row]:
         """Those that can be read, restored."""
         pictures: dict[int, tuple[np.ndarray, np.ndarray | None]] = {}
         classes = []
@@ -125,7 +127,7 @@ class Restoration:
             try:
                 clean = self._read(entry) if entry.degraded else None
                 pictures[number] = (self._read(entry.degraded or entry), clean)
-            except (BadImage, OSError) as reason:
+            except (CorruptImage, OSError) as reason:
                 self._skipped[str(reason)] += 1
                 continue
             classes.append(self._labels[number % len(self._labels)] if self._labels else entry.label)
@@ -143,7 +145,7 @@ class Restoration:
         for (number, (degraded, clean)), picture in zip(pictures.items(), restored):
             yield Row(number, degraded, picture, clean)
 
-    def _read(self, entry: Entry) -> np.ndarray:
+    def _read(self, entry: InputEntry) -> np.ndarray:
         content = read_entry(entry)
         pixels = decode(content).pixels if isinstance(content, bytes) else content
         self._num_resized += pixels.shape[:2] != (self._G.resolution, self._G.resolution)

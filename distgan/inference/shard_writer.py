@@ -24,7 +24,7 @@ from pathlib import Path
 from PIL import Image
 from tqdm import tqdm
 
-from distgan.data import shard_index, tar
+from distgan.data import index_cache, tar
 from distgan.errors import ConfigError, DataError, MachineError
 from distgan.inference.selection import Choice, Drawn
 from distgan.storage.atomic import aside, replace_file
@@ -176,7 +176,7 @@ def _write_shard(folder: Path, unit: int, drawn: Iterable[Drawn], pool: ThreadPo
         part.unlink(missing_ok=True)
     for left in folder.glob(f".{name}.index.*"):  # by one that was killed
         left.unlink(missing_ok=True)
-    shard_index.load(str(folder / name), Source(), folder)
+    index_cache.load(str(folder / name), Source(), folder)
     told = {"name": name, "bytes": size + len(tar.END), "samples": samples, "sha256": digest.hexdigest()}
     replace_file(folder / ASIDE / f"{unit:06d}.json", json.dumps(told | {"classes": sorted(classes.items())}))
 

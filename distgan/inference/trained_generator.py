@@ -23,7 +23,7 @@ from distgan.errors import ConfigError, DataError
 from distgan.inference import sampling
 from distgan.models import MODELS, networks
 from distgan.models.epilogue import Tail
-from distgan.storage import checkpoint
+from distgan.storage import checkpoint, checkpoint_folder
 from distgan.storage.checkpoint import DamagedError, machine_memory
 from distgan.storage.home import user_path
 from distgan.storage.saved_state import Classes, SavedState
@@ -231,8 +231,8 @@ def locate(path: str | Path) -> Path:
     folder = user_path(path)
     if (folder / DESCRIPTION).exists():
         return folder
-    where = checkpoint.find(folder)
-    log.info(checkpoint.told(folder, where))
+    where = checkpoint_folder.find(folder)
+    log.info(checkpoint_folder.told(folder, where))
     return where
 
 
@@ -312,7 +312,7 @@ def describe(G: Generator, weights: bytes | None = None) -> dict:
 
 
 def _checkpoint(folder: Path) -> tuple[Path, checkpoint.Tensors, Config, SavedState]:
-    where = checkpoint.find(folder)
+    where = checkpoint_folder.find(folder)
     try:
         tensors, state = checkpoint.load(where)
     except DamagedError as damage:

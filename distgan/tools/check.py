@@ -15,7 +15,7 @@ from distgan.evaluation.measure import check_metrics
 from distgan.evaluation.reference import is_statistics, open_shards, read_statistics
 from distgan.metrics.extractors import open_extractor
 from distgan.models import networks
-from distgan.storage import checkpoint
+from distgan.storage import checkpoint_folder
 from distgan.storage.home import user_path
 from distgan.storage.run_dir import file_in_the_way
 from distgan.storage.urls import public
@@ -107,11 +107,11 @@ def _earlier(config: Config, dataset: Dataset) -> list[str]:
     """What the run folder holds already, and how long the rest would take at the speed that was seen there."""
     folder = user_path(config.run.dir)
     resume = config.run.resume
-    checkpoint.require_left(folder / "checkpoints", resume, config.train.images, config.train.max_minutes)
-    start, is_own = checkpoint.choose(folder / "checkpoints", resume, looking=True)
+    checkpoint_folder.require_left(folder / "checkpoints", resume, config.train.images, config.train.max_minutes)
+    start, is_own = checkpoint_folder.choose(folder / "checkpoints", resume, looking=True)
     if start is None:
         return [f"run folder: {config.run.dir}, a new run"]
-    state = checkpoint.read_state(start)
+    state = checkpoint_folder.read_state(start)
     check_same_run(config, state, dataset.fingerprint, dataset.num_classes, start)
     left = max(0, config.train.images - state["images"])
     where = start.name if is_own else start

@@ -16,7 +16,7 @@ from distgan.data.shuffle import Layout
 from distgan.distributed.process_group import World
 from distgan.errors import ConfigError, DataError
 from distgan.models import MODELS, networks
-from distgan.storage import checkpoint
+from distgan.storage import checkpoint, checkpoint_folder
 from distgan.storage.saved_state import SavedState, require_resumable
 from distgan.training import factory
 from distgan.training.schedulers import Schedulers
@@ -88,7 +88,7 @@ class RunState:
 
         def write() -> Path:
             path = checkpoint.save(folder, self.now.images, tensors, state)
-            checkpoint.prune(folder, keep.keep_last, keep.keep_every)
+            checkpoint_folder.prune(folder, keep.keep_last, keep.keep_every)
             return path
 
         return self._world.on_main(write)

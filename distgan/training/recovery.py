@@ -7,7 +7,7 @@ from distgan.config.schema import Config
 from distgan.data.dataset import Dataset
 from distgan.distributed.process_group import World
 from distgan.errors import DivergedError
-from distgan.storage import checkpoint
+from distgan.storage import checkpoint_folder
 from distgan.storage.run_dir import RunFolder
 from distgan.training.checkpointer import RunState, difference_lines, differences
 
@@ -20,7 +20,7 @@ def resume(config: Config, world: World, folder: RunFolder, state: RunState, dat
     Returns:
         The image count of the last line of metrics that is kept: that of a run is cut where its checkpoint stands.
     """
-    path, is_own = world.on_main(lambda: checkpoint.choose(folder.checkpoints, config.run.resume))
+    path, is_own = world.on_main(lambda: checkpoint_folder.choose(folder.checkpoints, config.run.resume))
     if path is not None:
         saved = state.load(path)
         state.now.wandb_id = saved["wandb_id"] if is_own else state.now.wandb_id
@@ -40,7 +40,7 @@ def resume(config: Config, world: World, folder: RunFolder, state: RunState, dat
 
 def roll_back(config: Config, world: World, folder: RunFolder, state: RunState) -> int:
     """Load the newest checkpoint, to go on with noise that was not tried yet. Returns as `resume` does."""
-    path = world.on_main(lambda: checkpoint.find(folder.path))
+    path = world.on_main(lambda: checkpoint_folder.find(folder.path))
     number = state.now.num_rollbacks + 1
     state.load(path)
     state.now.num_rollbacks = number
@@ -67,7 +67,7 @@ def check_skipped(config: Config, state: RunState, num: int, described: str) -> 
 
 def hint(config: Config, checkpoints: Path) -> str:
     """Return what to do after a run diverged."""
-    kept = checkpoint.newest_first(checkpoints)
+    kept = checkpoint_folder.newest_first(checkpoints)
     other = "train.on_nan=skip or rollback" if config.train.on_nan == "fail" else "a larger train.nan_limit"
     return (
         f"The last good state is {kept[0].name if kept else 'the start'}. Try lower learning rates (optim.*.lr), "

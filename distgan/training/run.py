@@ -13,7 +13,7 @@ from distgan.distributed import launch_env, preemption
 from distgan.distributed.process_group import World
 from distgan.distributed.watchdog import GRACE_SEC
 from distgan.errors import DistganError, FailedError, StoppedError
-from distgan.storage.checkpoint import require_left
+from distgan.storage.checkpoint_folder import require_left
 from distgan.storage.run_dir import RunFolder, command_line
 from distgan.tracking.console import start_logging
 from distgan.training.trainer import Trainer

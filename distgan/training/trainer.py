@@ -22,7 +22,7 @@ from distgan.distributed.watchdog import Watch
 from distgan.errors import DataError, DivergedError, MachineError
 from distgan.evaluation.measure import StopAsked
 from distgan.evaluation.periodic import Evaluations
-from distgan.storage import checkpoint
+from distgan.storage import checkpoint_folder
 from distgan.storage.printable import public_line, show
 from distgan.storage.run_dir import RunFolder
 from distgan.tracking.console import duration
@@ -103,7 +103,7 @@ class Trainer:
             if self.state.images == 0:
                 self._log_first_samples()
             reason = self._run_pending_evaluation() if self._evaluation_pending() else ""
-            if self.config.train.on_nan == "rollback" and not checkpoint.newest_first(self.folder.checkpoints):
+            if self.config.train.on_nan == "rollback" and not checkpoint_folder.newest_first(self.folder.checkpoints):
                 self._save()  # to have something to go back to
             started, first_images = time.perf_counter(), self.state.images
             while not reason:
@@ -214,7 +214,9 @@ class Trainer:
     def _finish(self, reason: str) -> None:
         """Record how the run ended; the checkpoint is written."""
         state = "finished" if reason == "finished" else "preempted"
-        self._write_status(state, reason=reason, checkpoint=checkpoint.newest_first(self.folder.checkpoints)[0].name)
+        self._write_status(
+            state, reason=reason, checkpoint=checkpoint_folder.newest_first(self.folder.checkpoints)[0].name
+        )
         self.tracker.finish(reason, self.state.images)
         log.info(
             f"{reason} at {self.state.images} images after {self.stopwatch.total_sec / 60:.1f} min: {self.folder.path}"

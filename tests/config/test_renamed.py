@@ -16,7 +16,7 @@ from distgan.config.renamed import RENAMED, RENAMED_OPTIONS, RENAMED_VALUES, new
 from distgan.config.schema import Config, leaves, to_dict
 from distgan.errors import ConfigError
 from distgan.inference.trained_generator import load_generator
-from distgan.storage import checkpoint
+from distgan.storage import checkpoint_folder
 
 KEYS = dict(leaves(Config))
 BASIC = "data: {shards: /data/faces, resolution: 64}\n"
@@ -94,8 +94,8 @@ def test_a_run_folder_of_an_earlier_version_is_refused_in_one_line(
 def test_a_checkpoint_and_an_export_of_an_earlier_version_are_refused_in_one_line(tmp_path: Path) -> None:
     run, out = untrained(tmp_path / "run"), tmp_path / "exported"
     assert main(["export", str(run), str(out)]) == 0
-    (where,) = checkpoint.newest_first(run / "checkpoints")
-    state = checkpoint.read_state(where)
+    (where,) = checkpoint_folder.newest_first(run / "checkpoints")
+    state = checkpoint_folder.read_state(where)
     state["config"] = with_old_name(state["config"], "loss.smooth", 0.1)
     text = json.dumps(state)
     manifest = json.loads((where / "manifest.json").read_text())

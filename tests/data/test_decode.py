@@ -10,7 +10,8 @@ import pytest
 from PIL import Image
 from shards import image_bytes
 
-from distgan.data.decode import BadImage, decode, decode_into, fit
+from distgan.data.decode import decode, decode_into, fit
+from distgan.data.image_format import CorruptImage
 
 RNG = np.random.default_rng(0)
 NOISE = RNG.integers(0, 256, (40, 56, 3)).astype(np.uint8)
@@ -101,7 +102,7 @@ def test_bytes_after_a_jpeg_do_no_harm() -> None:
 @pytest.mark.parametrize("share", [0.0, 0.02, 0.3, 0.6, 0.95])
 def test_a_cut_file_is_damaged(format: str, share: float) -> None:
     data = image_bytes(NOISE, format)
-    with pytest.raises(BadImage):
+    with pytest.raises(CorruptImage):
         decode(data[: int(share * len(data))])
 
 
@@ -112,12 +113,12 @@ def test_reasons_tell_damage_from_other_files() -> None:
     cut["JPEG with EXIF"] = image_bytes(NOISE, "JPEG", exif=exif)[:1000]
     cut["JPEG header"] = b"\xff\xd8\xff\xe0"
     for data in cut.values():
-        with pytest.raises(BadImage, match="corrupt"):
+        with pytest.raises(CorruptImage, match="corrupt"):
             decode(data)
-    with pytest.raises(BadImage, match="empty file"):
+    with pytest.raises(CorruptImage, match="empty file"):
         decode(b"")
     for data in (b"some text in a file that is named .jpg", b"<html></html>", b"\0" * 5000, b"\x80\x04K\x01."):
-        with pytest.raises(BadImage, match="not an image"):
+        with pytest.raises(CorruptImage, match="not an image"):
             decode(data)
 
 
@@ -127,7 +128,7 @@ def test_garbage_in_the_middle_of_a_jpeg_is_damage(garbage: bytes) -> None:
     middle = len(data) // 2
     broken = data[:middle] + garbage + data[middle + len(garbage) :]
     assert pillow(broken).shape == NOISE.shape  # Pillow shows something, without a word
-    with pytest.raises(BadImage, match="corrupt"):
+    with pytest.raises(CorruptImage, match="corrupt"):
         decode(broken)
 
 
@@ -135,7 +136,7 @@ def test_broken_png_chunks_are_damage() -> None:
     data = image_bytes(NOISE, "PNG")
     at = data.index(b"IDAT") + 4
     for broken in (data[:at] + b"\0" * 50 + data[at + 50 :], data[:20] + b"\xff" * 4 + data[24:]):
-        with pytest.raises(BadImage):
+        with pytest.raises(CorruptImage):
             decode(broken)
 
 
@@ -158,13 +159,13 @@ def test_bombs_are_refused_before_they_are_decoded(where: str) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         for bomb in bombs:
-            with pytest.raises(BadImage, match="too many pixels"):
+            with pytest.raises(CorruptImage, match="too many pixels"):
                 if where == "decode":
                     decode(bomb, max_pixels=width * height - 1)
                 else:
                     out = np.empty((8, 8, 3), np.uint8)
                     decode_into(bomb, out, max_pixels=width * height - 1, filter="area", crop="center")
-    with pytest.raises(BadImage, match="corrupt"):
+    with pytest.raises(CorruptImage, match="corrupt"):
         decode(bombs[0], max_pixels=width * height)
 
 
@@ -172,7 +173,7 @@ def test_limit_of_pixels_is_the_last_one_allowed() -> None:
     for format in ("PNG", "JPEG"):
         data = image_bytes(NOISE, format)
         assert decode(data, max_pixels=40 * 56).pixels.shape == (40, 56, 3)
-        with pytest.raises(BadImage, match="too many pixels"):
+        with pytest.raises(CorruptImage, match="too many pixels"):
             decode(data, max_pixels=40 * 56 - 1)
 
 
@@ -208,7 +209,7 @@ def test_16_bit_colour_is_scaled() -> None:
 
 
 def test_float_pixels_have_no_scale() -> None:
-    with pytest.raises(BadImage, match="float"):
+    with pytest.raises(CorruptImage, match="float"):
         decode(image_bytes(np.ones((4, 4), np.float32), "TIFF"))
 
 
@@ -316,7 +317,7 @@ def test_a_scaled_decode_is_nearly_the_same(height: int, width: int, filter: str
     part = decode(data, least=128).pixels
     assert min(part.shape[:2]) >= 128
     assert max(part.shape[:2]) <= (max(height, width) + 1) // 2
-    with pytest.raises(BadImage, match="too many pixels"):  # the picture's own size counts
+    with pytest.raises(CorruptImage, match="too many pixels"):  # the picture's own size counts
         decode_into(data, scaled, max_pixels=height * width - 1, scaled=True, **options)
 
 
@@ -335,7 +336,7 @@ def test_a_scaled_decode_keeps_what_else_is_done() -> None:
     pixels = photo(400, 256)
     upright, turned = (decode(image_bytes(pixels, "JPEG", **more), least=64) for more in ({}, {"exif": exif}))
     np.testing.assert_array_equal(turned.pixels, np.rot90(upright.pixels, -1))
-    with pytest.raises(BadImage, match="corrupt"):
+    with pytest.raises(CorruptImage, match="corrupt"):
         decode(image_bytes(photo(400, 256), "JPEG")[:9000], least=64)
     grey = decode(image_bytes(photo(400, 256)[..., 0], "JPEG"), least=64).pixels
     assert (grey == grey[..., :1]).all()
@@ -345,7 +346,7 @@ def test_decode_into_gives_the_reason_too() -> None:
     out = np.zeros((40, 40, 3), np.uint8)
     data = image_bytes(NOISE[:40, :40], "JPEG")
     for broken, reason in ((data[:900], "corrupt"), (b"text", "not an image")):
-        with pytest.raises(BadImage, match=reason):
+        with pytest.raises(CorruptImage, match=reason):
             decode_into(broken, out, max_pixels=10**6, filter="area", crop="center")
 
 

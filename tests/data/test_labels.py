@@ -8,7 +8,9 @@ import pytest
 from packing import archive, folder, packed, png
 from shards import tar_bytes
 
-from distgan.data.pack import Options, pack, report
+from distgan.data.encode import PackOptions
+from distgan.data.pack import pack
+from distgan.data.pack_summary import report
 from distgan.errors import ConfigError, DataError
 
 STORED = {f"{i // 2:05d}/img{i:08d}.png": png(i) for i in range(4)}
@@ -43,12 +45,12 @@ def with_table(labels: object, above: str = "") -> dict[str, bytes]:
 def test_a_table_is_found_wherever_it_lies(kind: str, above: str, tmp_path: Path) -> None:
     make = folder if kind == "folder" else archive
     for name, table in TABLES.items():
-        summary = pack(make(tmp_path / f"{name}.{kind}", with_table(table, above)), str(tmp_path / name), Options())
+        summary = pack(make(tmp_path / f"{name}.{kind}", with_table(table, above)), str(tmp_path / name), PackOptions())
         assert sorted(packed(tmp_path / name)) == [(i, i % 2) for i in range(4)]
         assert summary.classes == (["ant", "bee"] if name == "names" else ["0", "1"])
         assert f"labels from {above}dataset.json: 2 classes" in "\n".join(report(summary, "out", 1.0))
     for name, table in UNLABELLED.items():
-        summary = pack(make(tmp_path / f"{name}.{kind}", with_table(table, above)), str(tmp_path / name), Options())
+        summary = pack(make(tmp_path / f"{name}.{kind}", with_table(table, above)), str(tmp_path / name), PackOptions())
         assert summary.classes is None
         assert "no class labels: " in "\n".join(report(summary, "out", 1.0))
 
@@ -58,14 +60,14 @@ def test_a_table_that_cannot_be_used_is_refused(case: str, tmp_path: Path) -> No
     labels, message = REFUSED[case]
     source = archive(tmp_path / "a.zip", with_table(labels))
     with pytest.raises(DataError, match=message) as caught:
-        pack(source, str(tmp_path / "out"), Options())
+        pack(source, str(tmp_path / "out"), PackOptions())
     assert "--label" in str(caught.value) or case in ("twice", "mixed")
-    assert pack(source, str(tmp_path / "folders"), Options(), label="folders").classes == ["00000", "00001"]
+    assert pack(source, str(tmp_path / "folders"), PackOptions(), label="folders").classes == ["00000", "00001"]
 
 
 def test_a_table_that_is_no_json_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"dataset\.json: not JSON"):
-        pack(folder(tmp_path / "in", STORED | {"dataset.json": b"{labels"}), str(tmp_path / "out"), Options())
+        pack(folder(tmp_path / "in", STORED | {"dataset.json": b"{labels"}), str(tmp_path / "out"), PackOptions())
 
 
 SPLITS = {
@@ -79,12 +81,12 @@ SPLITS = {
 @pytest.mark.parametrize("kind", ["folder", "zip", "tar", "tar.gz"])
 def test_parts_of_a_data_set_are_no_classes(kind: str, tmp_path: Path) -> None:
     source = (folder if kind == "folder" else archive)(tmp_path / f"in.{kind}", SPLITS)
-    summary = pack(source, str(tmp_path / "out"), Options())
+    summary = pack(source, str(tmp_path / "out"), PackOptions())
     assert summary.classes == ["cat", "dog"]
     assert summary.class_counts == [5, 5]
     assert all(label == number // 10 for number, label in packed(tmp_path / "out"))
     assert "train/ and val/ are parts of one data set" in "\n".join(report(summary, "out", 1.0))
-    assert pack(source, str(tmp_path / "tops"), Options(), label="folders:1").classes == ["train", "val"]
+    assert pack(source, str(tmp_path / "tops"), PackOptions(), label="folders:1").classes == ["train", "val"]
 
 
 @pytest.mark.parametrize("suffix", [".jfif", "", ".img", ".picture"])
@@ -92,13 +94,13 @@ def test_parts_of_a_data_set_are_no_classes(kind: str, tmp_path: Path) -> None:
 def test_a_picture_is_one_by_its_first_bytes(kind: str, suffix: str, tmp_path: Path) -> None:
     files = {f"{name}/{i}{suffix}": png(10 * c + i) for c, name in enumerate("ab") for i in range(2)}
     source = (folder if kind == "folder" else archive)(tmp_path / f"in.{kind}", files)
-    assert pack(source, str(tmp_path / "out"), Options()).classes == ["a", "b"]
+    assert pack(source, str(tmp_path / "out"), PackOptions()).classes == ["a", "b"]
     assert packed(tmp_path / "out") == [(0, 0), (1, 0), (10, 1), (11, 1)]
 
 
 def test_pictures_beside_an_archive(tmp_path: Path) -> None:
     source = folder(tmp_path / "in", {f"{i}.png": png(i) for i in range(4)} | {"old.tar": tar_bytes({"9.png": png(9)})})
-    summary = pack(source, str(tmp_path / "out"), Options())
+    summary = pack(source, str(tmp_path / "out"), PackOptions())
     assert [number for number, _ in packed(tmp_path / "out")] == [0, 1, 2, 3]
     assert summary.skipped == {"an archive next to images": 1}
     assert "name an archive itself" in "\n".join(report(summary, "out", 1.0))
@@ -115,7 +117,7 @@ def test_a_folder_of_archives(kind: str, tmp_path: Path) -> None:
         }
         archive(tmp_path / "shards" / f"{c:03d}.{kind}", files)
     for source in ("classes", "shards"):
-        summary = pack(str(tmp_path / source), str(tmp_path / f"{source}-out"), Options())
+        summary = pack(str(tmp_path / source), str(tmp_path / f"{source}-out"), PackOptions())
         assert packed(tmp_path / f"{source}-out") == [(0, 0), (1, 0), (10, 1), (11, 1)]
         assert summary.classes == (["ant", "bee"] if source == "classes" else ["0", "1"])
 
@@ -125,8 +127,8 @@ def test_masks_beside_pictures_are_refused(name: str, tmp_path: Path) -> None:
     files = {f"images/{i}.png": png(i) for i in range(3)} | {name.format(i): png(50 + i) for i in range(3)}
     source = folder(tmp_path / "in", files)
     with pytest.raises(DataError, match="masks"):
-        pack(source, str(tmp_path / "out"), Options())
-    assert pack(source, str(tmp_path / "all"), Options(), labels=False).samples == 6
+        pack(source, str(tmp_path / "out"), PackOptions())
+    assert pack(source, str(tmp_path / "all"), PackOptions(), labels=False).samples == 6
 
 
 def samples(image: str, part: str, labels: list[bytes], key: str = "{}") -> list[dict[str, bytes]]:
@@ -155,7 +157,7 @@ def test_shards_of_others(case: str, order: str, kind: str, tmp_path: Path) -> N
         files = dict(sorted(files.items(), key=lambda item: item[1][:4] != png(0)[:4]))
     data = tar_bytes(files)
     (tmp_path / f"a.{kind}").write_bytes(gzip.compress(data) if kind == "tar.gz" else data)
-    pack(str(tmp_path / f"a.{kind}"), str(tmp_path / "out"), Options(), **options)
+    pack(str(tmp_path / f"a.{kind}"), str(tmp_path / "out"), PackOptions(), **options)
     assert packed(tmp_path / "out") == [(0, 0), (1, 1), (2, 0), (3, 1)]
 
 
@@ -167,8 +169,8 @@ def test_several_pictures_of_a_sample_need_a_word(tmp_path: Path) -> None:
     }
     source = archive(tmp_path / "a.tar", files)
     with pytest.raises(DataError, match="--image-part"):
-        pack(source, str(tmp_path / "out"), Options())
-    pack(source, str(tmp_path / "out"), Options(), part="image.png")
+        pack(source, str(tmp_path / "out"), PackOptions())
+    pack(source, str(tmp_path / "out"), PackOptions(), part="image.png")
     assert packed(tmp_path / "out") == [(0, 1), (1, 1)]
 
 
@@ -176,9 +178,9 @@ def test_options_that_do_not_go(tmp_path: Path) -> None:
     source = folder(tmp_path / "in", {"a/1.png": png(1), "b/2.png": png(2)})
     for label, labels in (("folders:0", True), ("folders", False)):
         with pytest.raises(ConfigError, match="--label"):
-            pack(source, str(tmp_path / "out"), Options(), label=label, labels=labels)
+            pack(source, str(tmp_path / "out"), PackOptions(), label=label, labels=labels)
     for label in ("table", "json:label", "archives"):
         with pytest.raises(DataError, match=f"--label {label}"):
-            pack(source, str(tmp_path / "out"), Options(), label=label)
+            pack(source, str(tmp_path / "out"), PackOptions(), label=label)
     with pytest.raises(DataError, match="--image-part img"):
-        pack(source, str(tmp_path / "out"), Options(), part="img")
+        pack(source, str(tmp_path / "out"), PackOptions(), part="img")

@@ -17,12 +17,12 @@ from range_server import RangeServer
 from shards import image_bytes, numbered_pixels, numbered_shard, numbers_of, tar_bytes, write_shards
 
 from distgan.cli.main import main
-from distgan.data import dataset as module
-from distgan.data import shard_index
+from distgan.data import index_cache, shard_index
 from distgan.data.dataset import Dataset
 from distgan.data.decode import fit
+from distgan.data.encode import PackOptions
 from distgan.data.loader import Stream
-from distgan.data.pack import Options, pack
+from distgan.data.pack import pack
 from distgan.data.shard_urls import find_shards
 from distgan.data.shuffle import Layout, Plan
 from distgan.errors import DataError
@@ -584,7 +584,7 @@ def test_pickles_in_a_shard_are_never_opened(tmp_path: Path, start_stream: Calla
     (tmp_path / "a.tar").write_bytes(tar_bytes(members))
     data = open_data(tmp_path, labels=True)
     next(start_stream(data, batch=8))
-    pack(str(tmp_path), str(tmp_path / "packed"), Options(), workers=1)
+    pack(str(tmp_path), str(tmp_path / "packed"), PackOptions(), workers=1)
     assert not (tmp_path / "sprung").exists()
     pickle.loads(trap)
     assert (tmp_path / "sprung").exists()  # the trap is one
@@ -711,7 +711,7 @@ def test_another_shard_of_the_same_name_is_noticed_when_it_is_opened(folder: Pat
 
 
 def test_one_ranks_error_is_everyones(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    urls, summary = find_shards(str(folder)), shard_index.summary
+    urls, summary = find_shards(str(folder)), index_cache.summary
 
     def failing(url: str, *arguments: object) -> object:
         if url.endswith("002.tar"):
@@ -724,7 +724,7 @@ def test_one_ranks_error_is_everyones(folder: Path, monkeypatch: pytest.MonkeyPa
         assert len({str(error) for error in found}) == 1
         assert isinstance(found[0], DataError)
         assert message in str(found[0])
-        monkeypatch.setattr(module.shard_index, "summary", failing)
+        monkeypatch.setattr(index_cache, "summary", failing)
 
 
 # The fingerprint.

@@ -24,9 +24,13 @@ from shards import image_bytes, numbered_pixels, numbered_shard, tar_bytes, writ
 
 from distgan.data import pack as module
 from distgan.data.dataset import Dataset
-from distgan.data.pack import Options, pack, report
-from distgan.data.pack_inputs import all_entries, list_source
-from distgan.data.shard_index import build, load
+from distgan.data.encode import PackOptions
+from distgan.data.index_cache import load
+from distgan.data.pack import pack
+from distgan.data.pack_entry import all_entries
+from distgan.data.pack_inputs import list_source
+from distgan.data.pack_summary import report
+from distgan.data.shard_index import build
 from distgan.data.shard_urls import find_shards
 from distgan.errors import ConfigError, DataError, MachineError
 from distgan.storage import atomic
@@ -53,7 +57,7 @@ def card(out: Path | str) -> dict:
 )
 def test_every_container_gives_the_same_samples(kind: str, tmp_path: Path) -> None:
     make = folder if kind == "folder" else archive
-    summary = pack(make(tmp_path / f"pictures.{kind}", CLASSES), str(tmp_path / "out"), Options())
+    summary = pack(make(tmp_path / f"pictures.{kind}", CLASSES), str(tmp_path / "out"), PackOptions())
     assert packed(tmp_path / "out") == CLASSES_PACKED
     assert summary.classes == ["ant", "bee", "cat"]
     assert summary.class_counts == [1, 2, 3]
@@ -98,7 +102,7 @@ def test_folders_are_classes(case: str, tmp_path: Path) -> None:
     files, classes, expected = FOLDERS[case]
     for make, name in ((folder, "folder"), (archive, "a.zip"), (archive, "a.tar")):
         out = tmp_path / f"out-{name}"
-        summary = pack(make(tmp_path / name, files), str(out), Options())
+        summary = pack(make(tmp_path / name, files), str(out), PackOptions())
         assert summary.classes == classes
         assert card(out)["classes"] == classes
         if expected is None:
@@ -110,12 +114,12 @@ def test_folders_are_classes(case: str, tmp_path: Path) -> None:
 def test_a_folder_is_packed_in_the_order_of_its_names(tmp_path: Path) -> None:
     names = ["b.png", "a/z.png", "a/b.png", "B.png", "a.png"]
     source = folder(tmp_path / "in", {name: png(i) for i, name in enumerate(names)})
-    pack(source, str(tmp_path / "out"), Options())
+    pack(source, str(tmp_path / "out"), PackOptions())
     assert packed(tmp_path / "out") == [(names.index(name), -1) for name in sorted(names)]
 
 
 def test_labels_can_be_left_out(tmp_path: Path) -> None:
-    pack(folder(tmp_path / "in", CLASSES), str(tmp_path / "out"), Options(), labels=False)
+    pack(folder(tmp_path / "in", CLASSES), str(tmp_path / "out"), PackOptions(), labels=False)
     assert packed(tmp_path / "out") == [(number, -1) for number, _ in CLASSES_PACKED]
 
 
@@ -124,15 +128,15 @@ def test_labels_of_a_stylegan_data_set(make: Callable[[Path, Files], str], tmp_p
     files = {"00000/img0.png": png(0), "00000/img1.png": png(1), "00001/img2.png": png(2)}
     table = {"labels": [["00000/img1.png", 0], ["00000/img0.png", 6], ["00001/img2.png", 3]]}
     source = make(tmp_path / "in.zip", files | {"dataset.json": json.dumps(table).encode()})
-    pack(source, str(tmp_path / "out"), Options())
+    pack(source, str(tmp_path / "out"), PackOptions())
     assert packed(tmp_path / "out") == [(0, 6), (1, 0), (2, 3)]
     assert card(tmp_path / "out")["classes"] == [str(i) for i in range(7)]
     del table["labels"][0]
     source = make(tmp_path / "in2.zip", files | {"dataset.json": json.dumps(table).encode()})
     with pytest.raises(DataError, match=r"no label for 00000/img1\.png"):
-        pack(source, str(tmp_path / "out2"), Options())
+        pack(source, str(tmp_path / "out2"), PackOptions())
     source = make(tmp_path / "in3.zip", files | {"dataset.json": b'{"labels": null}'})
-    pack(source, str(tmp_path / "out3"), Options())
+    pack(source, str(tmp_path / "out3"), PackOptions())
     assert [label for _, label in packed(tmp_path / "out3")] == [-1, -1, -1]
 
 
@@ -147,7 +151,7 @@ def test_links_in_an_archive_are_counted(tmp_path: Path) -> None:
             link = tarfile.TarInfo("2.png")
             link.type, link.linkname = tarfile.LNKTYPE, "0.png"
             out.addfile(link)
-        summary = pack(str(tmp_path / name), str(tmp_path / f"out-{name}"), Options())
+        summary = pack(str(tmp_path / name), str(tmp_path / f"out-{name}"), PackOptions())
         assert summary.samples == 2
         assert summary.skipped == {"a link in the archive": 1}
 
@@ -179,20 +183,20 @@ def packed_pixels(out: Path) -> np.ndarray:
     ids=["NHWC", "NCHW", "NHW", "NHW1", "N1HW"],
 )
 def test_arrays_of_every_layout(name: str, array: np.ndarray, expected: np.ndarray, tmp_path: Path) -> None:
-    pack(npz(tmp_path / "a.npz", **{name: array}), str(tmp_path / "out"), Options())
+    pack(npz(tmp_path / "a.npz", **{name: array}), str(tmp_path / "out"), PackOptions())
     np.testing.assert_array_equal(packed_pixels(tmp_path / "out"), expected)
 
 
 @pytest.mark.parametrize("labels", [np.array([0, 1, 2, 0, 1, 4]), np.array([[0], [1], [2], [0], [1], [4]], np.uint8)])
 def test_arrays_with_labels(labels: np.ndarray, tmp_path: Path) -> None:
-    summary = pack(npz(tmp_path / "a.npz", images=PIXELS, labels=labels), str(tmp_path / "out"), Options())
+    summary = pack(npz(tmp_path / "a.npz", images=PIXELS, labels=labels), str(tmp_path / "out"), PackOptions())
     assert [label for _, label in packed(tmp_path / "out")] == [0, 1, 2, 0, 1, 4]
     assert summary.classes == ["0", "1", "2", "3", "4"]
     assert summary.class_counts == [2, 2, 1, 0, 1]
     names = np.array(list("abcde"))
     source = npz(tmp_path / "b.npz", images=PIXELS, labels=labels, classes=names)
-    assert pack(source, str(tmp_path / "out2"), Options()).classes == list("abcde")
-    assert pack(source, str(tmp_path / "out3"), Options(), labels=False).classes is None
+    assert pack(source, str(tmp_path / "out2"), PackOptions()).classes == list("abcde")
+    assert pack(source, str(tmp_path / "out3"), PackOptions(), labels=False).classes is None
 
 
 BAD_ARRAYS = {
@@ -216,7 +220,7 @@ BAD_ARRAYS = {
 def test_arrays_that_are_refused(case: str, tmp_path: Path) -> None:
     arrays, message = BAD_ARRAYS[case]
     with pytest.raises(DataError, match=message):
-        pack(npz(tmp_path / "a.npz", **arrays), str(tmp_path / "out"), Options())
+        pack(npz(tmp_path / "a.npz", **arrays), str(tmp_path / "out"), PackOptions())
     assert [path.name for path in tmp_path.iterdir()] == ["a.npz"]
 
 
@@ -227,16 +231,16 @@ def test_shards_of_others_are_packed_again(tmp_path: Path) -> None:
     write_shards(tmp_path / "in", [5, 0, 4])
     for source in (tmp_path / "in", tmp_path / "in" / "{000..002}.tar"):
         out = tmp_path / f"out {source.name}"
-        summary = pack(str(source), str(out), Options(image="webp"))
+        summary = pack(str(source), str(out), PackOptions(image="webp"))
         assert packed(out) == [(i, i % 7) for i in range(9)]
         assert summary.classes == [str(i) for i in range(7)]
-    pack(str(tmp_path / "in" / "000.tar"), str(tmp_path / "one"), Options())
+    pack(str(tmp_path / "in" / "000.tar"), str(tmp_path / "one"), PackOptions())
     assert packed(tmp_path / "one") == [(i, i) for i in range(5)]
 
 
 def test_class_names_survive_a_second_packing(tmp_path: Path) -> None:
-    pack(folder(tmp_path / "in", CLASSES), str(tmp_path / "once"), Options())
-    pack(str(tmp_path / "once"), str(tmp_path / "twice"), Options())
+    pack(folder(tmp_path / "in", CLASSES), str(tmp_path / "once"), PackOptions())
+    pack(str(tmp_path / "once"), str(tmp_path / "twice"), PackOptions())
     assert card(tmp_path / "twice")["classes"] == ["ant", "bee", "cat"]
     assert packed(tmp_path / "twice") == CLASSES_PACKED
 
@@ -246,8 +250,8 @@ def test_damaged_shards_need_a_word(tmp_path: Path) -> None:
     data = Path(path).read_bytes()
     Path(path).write_bytes(data[: data.index(b"000003.cls")])
     with pytest.raises(DataError, match="corrupt"):
-        pack(str(tmp_path / "in"), str(tmp_path / "out"), Options())
-    pack(str(tmp_path / "in"), str(tmp_path / "out"), Options(), allow_corrupt=True)
+        pack(str(tmp_path / "in"), str(tmp_path / "out"), PackOptions())
+    pack(str(tmp_path / "in"), str(tmp_path / "out"), PackOptions(), allow_corrupt=True)
     assert [number for number, _ in packed(tmp_path / "out")] == [0, 1]  # 2 may lack parts: the cut came after it
 
 
@@ -257,13 +261,13 @@ def test_damaged_shards_need_a_word(tmp_path: Path) -> None:
 def test_pixels_are_resized_once_by_the_stated_rule(tmp_path: Path) -> None:
     pixels = np.random.default_rng(1).integers(0, 256, (20, 30, 3)).astype(np.uint8)
     source = folder(tmp_path / "in", {"a.png": image_bytes(pixels)})
-    pack(source, str(tmp_path / "out"), Options(resolution=8, filter="bicubic"))
+    pack(source, str(tmp_path / "out"), PackOptions(resolution=8, filter="bicubic"))
     expected = np.asarray(Image.fromarray(pixels).crop((5, 0, 25, 20)).resize((8, 8), Image.BICUBIC))
     np.testing.assert_array_equal(packed_pixels(tmp_path / "out")[0], expected)
-    pack(source, str(tmp_path / "out2"), Options(resolution=8, filter="area", crop="stretch"))
+    pack(source, str(tmp_path / "out2"), PackOptions(resolution=8, filter="area", crop="stretch"))
     expected = np.asarray(Image.fromarray(pixels).resize((8, 8), Image.BOX))
     np.testing.assert_array_equal(packed_pixels(tmp_path / "out2")[0], expected)
-    pack(source, str(tmp_path / "out3"), Options())
+    pack(source, str(tmp_path / "out3"), PackOptions())
     np.testing.assert_array_equal(packed_pixels(tmp_path / "out3")[0], pixels)
 
 
@@ -273,7 +277,7 @@ def test_image_parts(image: str, format: str, tmp_path: Path) -> None:
     source = folder(tmp_path / "in", {"a.png": image_bytes(pixels)})
     sizes = []
     for quality in (50, 95):
-        pack(source, str(tmp_path / "out"), Options(image=image, quality=quality), overwrite=True)
+        pack(source, str(tmp_path / "out"), PackOptions(image=image, quality=quality), overwrite=True)
         (sample,) = wds.WebDataset(str(tmp_path / "out" / "000000.tar"), shardshuffle=False)
         stored = Image.open(io.BytesIO(sample[image]))
         assert stored.format == format
@@ -300,7 +304,7 @@ def test_what_was_changed_and_skipped_is_counted(tmp_path: Path) -> None:
         "bee/text.jpg": b"not an image",
         "orphan.txt": b"x",
     }
-    summary = pack(folder(tmp_path / "in", files), str(tmp_path / "out"), Options(resolution=16, max_pixels=10_000))
+    summary = pack(folder(tmp_path / "in", files), str(tmp_path / "out"), PackOptions(resolution=16, max_pixels=10_000))
     assert summary.samples == len(CLASSES) + 3
     large = "more than --max-pixels 10000"
     assert summary.skipped == {"corrupt (OSError)": 1, "not an image": 3, "empty file": 1, large: 1}
@@ -328,31 +332,31 @@ def skipped(out: Path) -> list[tuple[str, str]]:
 
 def test_all_that_was_skipped_is_listed_with_its_reason(tmp_path: Path) -> None:
     source, out = Path(folder(tmp_path / "in", FLAT)), tmp_path / "out"
-    pack(str(source), str(out), Options())
+    pack(str(source), str(out), PackOptions())
     assert not (out / "skipped.jsonl").exists()
     for name in ("a.jpg", "b \u2028.jpg", "c.jpg"):
         (source / name).write_bytes(b"text" if name > "b" else b"")
     os.mkfifo(source / "pipe.png")
-    pack(str(source), str(out), Options(), overwrite=True)
+    pack(str(source), str(out), PackOptions(), overwrite=True)
     expected = [("pipe.png", "no regular file"), ("a.jpg", "empty file")]
     expected += [("b \u2028.jpg", "not an image"), ("c.jpg", "not an image")]
     assert skipped(out) == expected
     assert Dataset(find_shards(str(out)), Source()).num_samples == 5
-    pack(str(out), str(out), Options(), overwrite=True)  # replaces it as what it wrote, and packs the shards
+    pack(str(out), str(out), PackOptions(), overwrite=True)  # replaces it as what it wrote, and packs the shards
     assert sorted(contents(out)) == ["000000.tar", "000000.tar.index", "dataset.json"]
 
 
 def test_a_picture_without_a_label_is_skipped(tmp_path: Path) -> None:
     table = {"labels": [[name, None if name.startswith("bee") else 1] for name in CLASSES]}
     files = CLASSES | {"dataset.json": json.dumps(table).encode()}
-    summary = pack(folder(tmp_path / "in", files), str(tmp_path / "out"), Options())
+    summary = pack(folder(tmp_path / "in", files), str(tmp_path / "out"), PackOptions())
     assert summary.skipped == {"without a label": 2}
     assert packed(tmp_path / "out") == [(0, 1), (20, 1), (21, 1), (22, 1)]
 
 
 def test_pictures_too_large_for_a_format_are_skipped(tmp_path: Path) -> None:
     source = folder(tmp_path / "in", FLAT | {"long.png": image_bytes(np.zeros((1, 16384, 3), np.uint8))})
-    summary = pack(source, str(tmp_path / "out"), Options(image="webp"))
+    summary = pack(source, str(tmp_path / "out"), PackOptions(image="webp"))
     assert summary.skipped == {"too large for webp": 1}
     assert summary.samples == 5
 
@@ -376,7 +380,7 @@ def test_output_is_the_same_byte_for_byte(many: Path, tmp_path: Path) -> None:
     outputs = []
     for workers in (1, 1, 3):
         out = tmp_path / f"out{len(outputs)}"
-        summary = pack(str(many), str(out), Options(resolution=16), shard_mb=0.07, workers=workers)
+        summary = pack(str(many), str(out), PackOptions(resolution=16), shard_mb=0.07, workers=workers)
         assert summary.samples == 98
         outputs.append(contents(out))
     assert outputs[0] == outputs[1] == outputs[2]
@@ -386,7 +390,7 @@ def test_output_is_the_same_byte_for_byte(many: Path, tmp_path: Path) -> None:
 def test_shards_keep_their_limit_and_waste_none(many: Path, tmp_path: Path) -> None:
     def sizes(limit: int) -> tuple[list[int], list[int]]:
         """Bytes and samples of each shard."""
-        summary = pack(str(many), str(tmp_path / "out"), Options(), shard_mb=limit / 1e6, workers=1, overwrite=True)
+        summary = pack(str(many), str(tmp_path / "out"), PackOptions(), shard_mb=limit / 1e6, workers=1, overwrite=True)
         return [shard["bytes"] for shard in summary.shards], [shard["samples"] for shard in summary.shards]
 
     sizes(10**9)
@@ -400,7 +404,7 @@ def test_shards_keep_their_limit_and_waste_none(many: Path, tmp_path: Path) -> N
 
 def test_card_tells_the_truth(many: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    summary = pack(str(many), str(out), Options(resolution=16, filter="area"), shard_mb=0.07, workers=1)
+    summary = pack(str(many), str(out), PackOptions(resolution=16, filter="area"), shard_mb=0.07, workers=1)
     told = card(out)
     assert told["samples"] == sum(shard["samples"] for shard in told["shards"]) == 98
     assert told["classes"] == ["0", "1", "2"]
@@ -419,7 +423,7 @@ def test_card_tells_the_truth(many: Path, tmp_path: Path) -> None:
 
 def test_shards_are_as_webdataset_would_write_them(many: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    pack(str(many), str(out), Options(), workers=1)
+    pack(str(many), str(out), PackOptions(), workers=1)
     file = io.BytesIO()
     with wds.TarWriter(file, encoder=False, mtime=0) as writer:
         for sample in wds.WebDataset(str(out / "000000.tar"), shardshuffle=False):
@@ -432,7 +436,7 @@ def test_shards_are_as_webdataset_would_write_them(many: Path, tmp_path: Path) -
 
 def test_output_is_read_by_the_data_set_with_the_index_beside(many: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    summary = pack(str(many), str(out), Options(), shard_mb=0.07, workers=1)
+    summary = pack(str(many), str(out), PackOptions(), shard_mb=0.07, workers=1)
     for path in out.glob("*.tar"):
         assert load(str(path), Source(), tmp_path / "cache").to_bytes() == Path(f"{path}.index").read_bytes()
     data = Dataset(find_shards(str(out)), Source(), labels=True)
@@ -448,21 +452,21 @@ def test_output_is_read_by_the_data_set_with_the_index_beside(many: Path, tmp_pa
 def test_a_target_that_holds_something_is_refused(tmp_path: Path) -> None:
     source = folder(tmp_path / "in", FLAT)
     (tmp_path / "empty").mkdir()
-    pack(source, str(tmp_path / "empty"), Options())
+    pack(source, str(tmp_path / "empty"), PackOptions())
     assert len(packed(tmp_path / "empty")) == 5
     target = Path(folder(tmp_path / "out", {"precious.txt": b"x"}))
     with pytest.raises(ConfigError, match=r"not empty.*--overwrite"):
-        pack(source, str(target), Options())
+        pack(source, str(target), PackOptions())
     assert contents(target) == {"precious.txt": b"x"}
     with pytest.raises(ConfigError, match=r"holds 'precious\.txt', which `pack` did not write"):
-        pack(source, str(target), Options(), overwrite=True)
+        pack(source, str(target), PackOptions(), overwrite=True)
     assert contents(target) == {"precious.txt": b"x"}
     (target / "precious.txt").unlink()
     (target / "000001.tar").write_bytes(b"of an earlier packing")
-    pack(source, str(target), Options(), overwrite=True)
+    pack(source, str(target), PackOptions(), overwrite=True)
     assert sorted(contents(target)) == ["000000.tar", "000000.tar.index", "dataset.json"]
     with pytest.raises(ConfigError, match="is a file"):
-        pack(source, str(target / "dataset.json"), Options(), overwrite=True)
+        pack(source, str(target / "dataset.json"), PackOptions(), overwrite=True)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["empty", "in", "out"]
 
 
@@ -476,16 +480,16 @@ def test_a_target_inside_the_source_is_refused(tmp_path: Path, monkeypatch: pyte
         (f"{other}/out", (source, other)),
     ):
         with pytest.raises(ConfigError, match=f"{out} is inside {sources[-1]}.*choose a folder next to it"):
-            pack(sources[0], out, Options(), degraded=sources[1] if len(sources) > 1 else "")
+            pack(sources[0], out, PackOptions(), degraded=sources[1] if len(sources) > 1 else "")
     assert sorted(path.name for path in tmp_path.rglob("*") if path.is_dir()) == ["in", "link", "other"]
     monkeypatch.chdir(tmp_path)
-    pack("in", "out", Options())
+    pack("in", "out", PackOptions())
     assert len(packed("out")) == 5
 
 
 def test_a_data_set_can_replace_itself(tmp_path: Path) -> None:
-    pack(folder(tmp_path / "in", CLASSES), str(tmp_path / "out"), Options())
-    pack(str(tmp_path / "out"), str(tmp_path / "out"), Options(resolution=8), overwrite=True)
+    pack(folder(tmp_path / "in", CLASSES), str(tmp_path / "out"), PackOptions())
+    pack(str(tmp_path / "out"), str(tmp_path / "out"), PackOptions(resolution=8), overwrite=True)
     assert packed(tmp_path / "out") == CLASSES_PACKED
     assert packed_pixels(tmp_path / "out").shape == (6, 8, 8, 3)
 
@@ -504,7 +508,7 @@ def test_a_data_set_can_replace_itself(tmp_path: Path) -> None:
 )
 def test_impossible_options(options: dict, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        Options(**options)
+        PackOptions(**options)
 
 
 @pytest.mark.parametrize(
@@ -512,14 +516,14 @@ def test_impossible_options(options: dict, message: str) -> None:
 )
 def test_a_shard_of_no_size_and_fewer_than_no_workers_are_refused(options: dict, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"--shard-mb|--workers"):
-        pack(folder(tmp_path / "in", FLAT), str(tmp_path / "out"), Options(), **options)
+        pack(folder(tmp_path / "in", FLAT), str(tmp_path / "out"), PackOptions(), **options)
 
 
 def test_what_can_be_read_without_an_end_is_left_out(tmp_path: Path) -> None:
     source = Path(folder(tmp_path / "in", FLAT))
     os.mkfifo(source / "pipe.png")
     (source / "device.png").symlink_to("/dev/zero")
-    summary = pack(str(source), str(tmp_path / "out"), Options())
+    summary = pack(str(source), str(tmp_path / "out"), PackOptions())
     assert summary.skipped["no regular file"] == 2
     assert len(packed(tmp_path / "out")) == 5
 
@@ -557,7 +561,7 @@ def test_bad_sources_are_told_in_one_line(name: str, tmp_path: Path) -> None:
         (tmp_path / file).write_bytes(content)
     before = sorted(tmp_path.iterdir())
     with pytest.raises(DataError, match=message) as caught:
-        pack(str(tmp_path / file), str(tmp_path / "out"), Options())
+        pack(str(tmp_path / file), str(tmp_path / "out"), PackOptions())
     assert "\n" not in str(caught.value)
     assert sorted(tmp_path.iterdir()) == before
 
@@ -566,7 +570,7 @@ def test_an_npy_named_npz_is_refused(tmp_path: Path) -> None:
     with open(tmp_path / "a.npz", "wb") as file:
         np.save(file, PIXELS)
     with pytest.raises(DataError, match=r"a\.npz"):
-        pack(str(tmp_path / "a.npz"), str(tmp_path / "out"), Options())
+        pack(str(tmp_path / "a.npz"), str(tmp_path / "out"), PackOptions())
 
 
 @pytest.mark.parametrize("kind", ["gz", "bz2", "xz", "zst"])
@@ -587,7 +591,7 @@ def test_cut_archives_lose_nothing_silently(kind: str, cut: str, tmp_path: Path)
     for piece in pieces:
         (tmp_path / f"a.tar.{kind}").write_bytes(piece)
         with pytest.raises(DataError, match=f"a.tar.{kind}: corrupt"):
-            pack(str(tmp_path / f"a.tar.{kind}"), str(tmp_path / "out"), Options())
+            pack(str(tmp_path / f"a.tar.{kind}"), str(tmp_path / "out"), PackOptions())
 
 
 def test_archives_compressed_in_several_frames_are_read_to_the_end(tmp_path: Path) -> None:
@@ -596,7 +600,7 @@ def test_archives_compressed_in_several_frames_are_read_to_the_end(tmp_path: Pat
     for kind, codec in {"gz": gzip, "bz2": bz2, "xz": lzma, "zst": zstd}.items():
         path = tmp_path / f"a.tar.{kind}"
         path.write_bytes(b"".join(codec.compress(data[at : at + 1000]) for at in range(0, len(data), 1000)))
-        pack(str(path), str(tmp_path / kind), Options())
+        pack(str(path), str(tmp_path / kind), PackOptions())
         assert packed(tmp_path / kind) == CLASSES_PACKED
 
 
@@ -607,7 +611,7 @@ def test_a_zip_with_a_damaged_directory_is_told(tmp_path: Path) -> None:
     data[at : at + 4] = b"XXXX"
     path.write_bytes(data)
     with pytest.raises(DataError, match=r"a\.zip"):
-        pack(str(path), str(tmp_path / "out"), Options())
+        pack(str(path), str(tmp_path / "out"), PackOptions())
 
 
 def test_damaged_members_of_a_zip_are_counted(tmp_path: Path) -> None:
@@ -615,7 +619,7 @@ def test_damaged_members_of_a_zip_are_counted(tmp_path: Path) -> None:
     data = bytearray(path.read_bytes())
     data[data.index(b"IDAT") + 3] ^= 1  # the checksum of the member is wrong now
     path.write_bytes(data)
-    summary = pack(str(path), str(tmp_path / "out"), Options())
+    summary = pack(str(path), str(tmp_path / "out"), PackOptions())
     assert summary.samples == 4
     ((reason, count),) = summary.skipped.items()
     assert "CRC" in reason
@@ -625,7 +629,7 @@ def test_damaged_members_of_a_zip_are_counted(tmp_path: Path) -> None:
 def test_an_unreadable_file_is_counted(tmp_path: Path) -> None:
     source = folder(tmp_path / "in", FLAT)
     (tmp_path / "in" / "gone.png").symlink_to(tmp_path / "nowhere")
-    summary = pack(source, str(tmp_path / "out"), Options())
+    summary = pack(source, str(tmp_path / "out"), PackOptions())
     assert summary.skipped == {"unreadable (No such file or directory)": 1}
 
 
@@ -635,14 +639,14 @@ def test_folders_that_contain_themselves_are_walked_once(tmp_path: Path) -> None
     (tmp_path / "more").mkdir()
     (tmp_path / "more" / "d.png").write_bytes(png(30))
     (tmp_path / "in" / "dog").symlink_to(tmp_path / "more")
-    pack(source, str(tmp_path / "out"), Options())
+    pack(source, str(tmp_path / "out"), PackOptions())
     assert packed(tmp_path / "out") == [*CLASSES_PACKED, (30, 3)]
 
 
 def test_shards_from_a_server_keep_their_secrets(tmp_path: Path) -> None:
     with RangeServer({"/a.tar": numbered_shard(range(5), damaged=[3])}) as server:
         address = server.address.replace("//", "//user:SECRET@")
-        summary = pack(f"{address}/a.tar?key=SECRET", str(tmp_path / "out"), Options())
+        summary = pack(f"{address}/a.tar?key=SECRET", str(tmp_path / "out"), PackOptions())
     assert packed(tmp_path / "out") == [(i, i) for i in (0, 1, 2, 4)]
     assert card(tmp_path / "out")["source"] == "a.tar"
     text = "\n".join(report(summary, "out", 1.0)) + (tmp_path / "out" / "dataset.json").read_text()
@@ -693,23 +697,23 @@ class _Full:
 @pytest.mark.parametrize("room", [0, 3000, 50_000, 265_000])
 def test_a_full_disk_changes_nothing(room: int, many: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out = tmp_path / "out"
-    pack(folder(tmp_path / "in", FLAT), str(out), Options())
+    pack(folder(tmp_path / "in", FLAT), str(out), PackOptions())
     before, names = contents(out), sorted(path.name for path in tmp_path.iterdir())
     FullDisk(monkeypatch, ".part/", room)
     with pytest.raises(MachineError, match="is full; nothing was changed"):
-        pack(str(many), str(out), Options(), shard_mb=0.07, workers=1, overwrite=True)
+        pack(str(many), str(out), PackOptions(), shard_mb=0.07, workers=1, overwrite=True)
     monkeypatch.undo()
     assert contents(out) == before
     assert sorted(path.name for path in tmp_path.iterdir()) == names
 
 
-@pytest.mark.parametrize("where", ["_store_all", "_finish", "_put_in_place"])
+@pytest.mark.parametrize("where", ["encode_all", "_finish", "_put_in_place"])
 @pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
 def test_an_interruption_changes_nothing(
     where: str, error: type[BaseException], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source, out = folder(tmp_path / "in", FLAT), tmp_path / "out"
-    pack(source, str(out), Options())
+    pack(source, str(out), PackOptions())
     before = contents(out)
 
     def interrupted(*_: object) -> None:
@@ -717,7 +721,7 @@ def test_an_interruption_changes_nothing(
 
     monkeypatch.setattr(module, where, interrupted)
     with pytest.raises(error):
-        pack(source, str(out), Options(image="webp"), overwrite=True)
+        pack(source, str(out), PackOptions(image="webp"), overwrite=True)
     assert contents(out) == before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in", "out"]
 
@@ -726,7 +730,7 @@ def test_the_old_output_comes_back_when_the_new_one_cannot_take_its_place(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source, out = folder(tmp_path / "in", FLAT), tmp_path / "out"
-    pack(source, str(out), Options())
+    pack(source, str(out), PackOptions())
     before, rename = contents(out), Path.rename
 
     def refused(self: Path, target: Path) -> Path:
@@ -736,7 +740,7 @@ def test_the_old_output_comes_back_when_the_new_one_cannot_take_its_place(
 
     monkeypatch.setattr(Path, "rename", refused)
     with pytest.raises((OSError, MachineError)):
-        pack(source, str(out), Options(image="webp"), overwrite=True)
+        pack(source, str(out), PackOptions(image="webp"), overwrite=True)
     assert contents(out) == before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in", "out"]
 
@@ -744,7 +748,7 @@ def test_the_old_output_comes_back_when_the_new_one_cannot_take_its_place(
 def test_a_target_that_cannot_be_made(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     with pytest.raises(MachineError, match="file"):
-        pack(folder(tmp_path / "in", FLAT), str(tmp_path / "file" / "sub" / "out"), Options())
+        pack(folder(tmp_path / "in", FLAT), str(tmp_path / "file" / "sub" / "out"), PackOptions())
 
 
 def test_a_linked_target_is_replaced_where_it_lies(tmp_path: Path) -> None:
@@ -752,7 +756,7 @@ def test_a_linked_target_is_replaced_where_it_lies(tmp_path: Path) -> None:
     (tmp_path / "disk" / "out").mkdir(parents=True)
     (tmp_path / "out").symlink_to(tmp_path / "disk" / "out")
     for image in ("png", "webp"):
-        pack(folder(tmp_path / "in", FLAT), str(tmp_path / "out"), Options(image=image), overwrite=True)
+        pack(folder(tmp_path / "in", FLAT), str(tmp_path / "out"), PackOptions(image=image), overwrite=True)
         assert (tmp_path / "out").is_symlink()
         assert card(tmp_path / "disk" / "out")["image"] == image
     assert os.listdir(tmp_path / "disk") == ["out"]
@@ -764,9 +768,9 @@ def test_a_killed_worker_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     def killed(*_: object) -> None:
         raise BrokenProcessPool("killed")
 
-    monkeypatch.setattr(module, "_store_all", killed)
+    monkeypatch.setattr(module, "encode_all", killed)
     with pytest.raises(MachineError, match="--workers"):
-        pack(folder(tmp_path / "in", FLAT), str(tmp_path / "out"), Options(), workers=1)
+        pack(folder(tmp_path / "in", FLAT), str(tmp_path / "out"), PackOptions(), workers=1)
     assert [path.name for path in tmp_path.iterdir()] == ["in"]
 
 
@@ -774,7 +778,7 @@ def test_an_image_is_stored_as_it_is_read_from_numbered_shards(tmp_path: Path) -
     """The helper's shards and the packer's agree about pixels and labels."""
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "a.tar").write_bytes(numbered_shard([300, 70_000]))
-    pack(str(tmp_path / "in"), str(tmp_path / "out"), Options())
+    pack(str(tmp_path / "in"), str(tmp_path / "out"), PackOptions())
     assert packed(tmp_path / "out") == [(300, 300 % 7), (70_000, 70_000 % 7)]
 
 
@@ -797,10 +801,10 @@ def test_large_pictures_come_out_in_order_however_they_travel(tmp_path: Path, mo
             member = tarfile.TarInfo(f"{number:03d}.png")
             member.size = len(data)
             archive.addfile(member, io.BytesIO(data))
-    pack(str(tmp_path / "a.tar.gz"), str(tmp_path / "plain"), Options(), workers=1)
-    for name, value in {"CHUNK_BYTES": 500, "UNDER_WAY": 1000}.items():
-        monkeypatch.setattr(f"distgan.data.pack.{name}", value)
-    pack(str(tmp_path / "a.tar.gz"), str(tmp_path / "bounded"), Options(), workers=1)
+    pack(str(tmp_path / "a.tar.gz"), str(tmp_path / "plain"), PackOptions(), workers=1)
+    for name, value in {"pack.CHUNK_BYTES": 500, "encode.CHUNK_BYTES": 500, "pack.UNDER_WAY": 1000}.items():
+        monkeypatch.setattr(f"distgan.data.{name}", value)
+    pack(str(tmp_path / "a.tar.gz"), str(tmp_path / "bounded"), PackOptions(), workers=1)
     one, other = ((tmp_path / folder / "000000.tar").read_bytes() for folder in ("plain", "bounded"))
     assert one == other
 
@@ -812,7 +816,7 @@ def test_what_a_killed_pack_left_is_put_right_by_the_next(
     """Killed before, between or after its two renames: the old set is not lost, and nothing stays beside it."""
     source = folder(tmp_path / "in", {f"{i}.png": png(i) for i in range(3)})
     out, rename = tmp_path / "sets" / "out", Path.rename
-    pack(source, str(out), Options())
+    pack(source, str(out), PackOptions())
     old = {path.name: path.read_bytes() for path in out.glob("*.tar")}
     pid = os.fork()
     if not pid:
@@ -826,12 +830,12 @@ def test_what_a_killed_pack_left_is_put_right_by_the_next(
 
         monkeypatch.setattr(Path, "rename", killed)
         monkeypatch.setattr(module.shutil, "rmtree", lambda *_, **__: os._exit(9))
-        pack(source, str(out), Options(), overwrite=True)
+        pack(source, str(out), PackOptions(), overwrite=True)
         os._exit(0)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 9
     atomic._sweep_once.cache_clear()  # as in a process of its own
     with pytest.raises(ConfigError, match="is not empty"):  # as it would be had there been no kill
-        pack(source, str(out), Options())
+        pack(source, str(out), PackOptions())
     assert {path.name: path.read_bytes() for path in out.glob("*.tar")} == old
-    pack(source, str(out), Options(), overwrite=True)
+    pack(source, str(out), PackOptions(), overwrite=True)
     assert [path.name for path in out.parent.iterdir()] == ["out"]

@@ -10,8 +10,11 @@ import pytest
 from PIL import Image
 
 from distgan.data.dataset import Dataset
-from distgan.data.decode import BadImage, decode
-from distgan.data.pack import Options, pack, report
+from distgan.data.decode import decode
+from distgan.data.encode import PackOptions
+from distgan.data.image_format import CorruptImage
+from distgan.data.pack import pack
+from distgan.data.pack_summary import report
 from distgan.data.pixels import report as pixel_report
 from distgan.data.shard_urls import find_shards
 from distgan.errors import ConfigError, DataError
@@ -60,7 +63,7 @@ def test_a_range_maps_stored_values_linearly(kind: str) -> None:
 
 
 def test_numbers_that_are_none_are_refused() -> None:
-    with pytest.raises(BadImage, match="NaN"):
+    with pytest.raises(CorruptImage, match="NaN"):
         decode(encoded(np.full((4, 4), np.nan, np.float32)), value_range=(0, 1))
 
 
@@ -75,22 +78,22 @@ def folder(path: Path, data: bytes, suffix: str = "png") -> str:
 def test_dark_data_is_reported_by_pack_with_the_range_that_mends_it(tmp_path: Path, kind: str) -> None:
     data, values = KINDS[kind]
     source, out = folder(tmp_path / "in", data), str(tmp_path / "out")
-    text = "\n".join(report(pack(source, out, Options(), workers=1), out, 1))
+    text = "\n".join(report(pack(source, out, PackOptions(), workers=1), out, 1))
     wanted = "--range 0 4095" if values.min() >= 0 else f"--range {values.min()} {values.max()}"
     assert f"brightest value is {values.max()}" in text
     assert wanted in text
     bounds = [float(word) for word in wanted.split()[1:]]
-    again = "\n".join(report(pack(source, out, Options(range=tuple(bounds)), workers=1, overwrite=True), out, 1))
+    again = "\n".join(report(pack(source, out, PackOptions(range=tuple(bounds)), workers=1, overwrite=True), out, 1))
     assert "warning" not in again
 
 
 def test_floats_are_packed_with_a_range_alone(tmp_path: Path) -> None:
     source, out = folder(tmp_path / "in", KINDS["float TIFF"][0], "tif"), str(tmp_path / "out")
     with pytest.raises(DataError, match="--range 0 1"):
-        pack(source, out, Options(), workers=1)
-    assert pack(source, out, Options(range=(0, 1)), workers=1).samples == 4
+        pack(source, out, PackOptions(), workers=1)
+    assert pack(source, out, PackOptions(range=(0, 1)), workers=1).samples == 4
     with pytest.raises(ConfigError, match="--range"):
-        Options(range=(1, 1))
+        PackOptions(range=(1, 1))
 
 
 def shards_of_others(tmp_path: Path, data: bytes, suffix: str) -> Dataset:
@@ -118,7 +121,7 @@ def test_floats_that_are_streamed_are_refused(tmp_path: Path) -> None:
 def test_a_packed_set_keeps_what_was_done_to_its_pixels(tmp_path: Path) -> None:
     out = str(tmp_path / "out")
     text = "\n".join(
-        report(pack(folder(tmp_path / "in", KINDS["16-bit PNG"][0]), out, Options(resolution=8), workers=1), out, 1)
+        report(pack(folder(tmp_path / "in", KINDS["16-bit PNG"][0]), out, PackOptions(resolution=8), workers=1), out, 1)
     )
     lines, warnings = pixel_report(Dataset(find_shards(out), Source()), "center", 10**8)
     assert "33.3%" in text
@@ -130,4 +133,4 @@ def test_indexes_of_shards_are_no_pictures(tmp_path: Path) -> None:
     source = folder(tmp_path / "in", KINDS["8-bit"][0])
     (tmp_path / "in" / "old").mkdir()
     (tmp_path / "in" / "old" / "000000.tar.index").write_bytes(b"x")
-    assert not pack(source, str(tmp_path / "out"), Options(), workers=1).skipped
+    assert not pack(source, str(tmp_path / "out"), PackOptions(), workers=1).skipped

@@ -17,8 +17,9 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from shards import numbered_shard, tar_bytes, zstd
 
-from distgan.data import shard_index, tar
-from distgan.data.shard_index import ShardIndex, build, key_of, load, scan, summary
+from distgan.data import index_cache, shard_index, tar
+from distgan.data.index_cache import load, summary
+from distgan.data.shard_index import ShardIndex, build, key_of, scan
 from distgan.errors import DataError
 from distgan.storage.byte_ranges import Source
 
@@ -606,20 +607,20 @@ def test_an_index_behind_a_link_that_leads_elsewhere_now_is_made_anew(tmp_path: 
     behind = str(tmp_path / "current" / "s.tar")
     paths = (str(link), str(through), behind)
     for path in paths:
-        assert shard_index.load(path, Source(), own_cache).label.tolist() == [0, 1, 0]
+        assert index_cache.load(path, Source(), own_cache).label.tolist() == [0, 1, 0]
     for changed, target in ((link, "v2/s.tar"), (current, "v2")):
         changed.unlink()
         changed.symlink_to(target)
     for path in paths:
-        assert shard_index.load(path, Source(), own_cache).label.tolist() == [0, 2, 0]
-        assert shard_index.summary(path, Source(), own_cache) == shard_index.load(path, Source(), own_cache).summary()
+        assert index_cache.load(path, Source(), own_cache).label.tolist() == [0, 2, 0]
+        assert index_cache.summary(path, Source(), own_cache) == index_cache.load(path, Source(), own_cache).summary()
 
 
 def test_an_index_in_the_cache_is_of_what_a_folder_names_now(
     tmp_path: Path, own_cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    keep = shard_index._keep
-    monkeypatch.setattr(shard_index, "_keep", lambda index, path: path.parent == own_cache and keep(index, path))
+    keep = index_cache._keep
+    monkeypatch.setattr(index_cache, "_keep", lambda index, path: path.parent == own_cache and keep(index, path))
     for folder, label in (("v2", b"2"), ("v1", b"1")):
         (tmp_path / folder).mkdir()
         (tmp_path / folder / "s.tar").write_bytes(tar_bytes({"a.cls": b"0", "b.cls": label, "c.cls": b"0"}))
@@ -627,7 +628,7 @@ def test_an_index_in_the_cache_is_of_what_a_folder_names_now(
     for folder, label in (("v1", 1), ("v2", 2)):
         current.unlink(missing_ok=True)
         current.symlink_to(folder)
-        assert shard_index.load(str(current / "s.tar"), Source(), own_cache).label.tolist() == [0, label, 0]
+        assert index_cache.load(str(current / "s.tar"), Source(), own_cache).label.tolist() == [0, label, 0]
 
 
 def test_what_is_no_file_or_far_too_large_is_no_index(tmp_path: Path, own_cache: Path) -> None:
@@ -635,8 +636,8 @@ def test_what_is_no_file_or_far_too_large_is_no_index(tmp_path: Path, own_cache:
     shard.write_bytes(tar_bytes({"a.cls": b"7"}))
     beside = tmp_path / "s.tar.index"
     os.mkfifo(beside)
-    assert shard_index.load(str(shard), Source(), own_cache).label.tolist() == [7]
+    assert index_cache.load(str(shard), Source(), own_cache).label.tolist() == [7]
     beside.unlink()
     with open(beside, "wb") as file:
         file.truncate(2**40)
-    assert shard_index.load(str(shard), Source(), own_cache).label.tolist() == [7]
+    assert index_cache.load(str(shard), Source(), own_cache).label.tolist() == [7]

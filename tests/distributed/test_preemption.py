@@ -14,7 +14,7 @@ from processes import environment, free_port
 from runs import make_digits, status, write_config
 
 from distgan.cli.main import main
-from distgan.data import shard_index
+from distgan.data import index_cache
 from distgan.data.dataset import Dataset
 from distgan.data.shard_urls import find_shards
 from distgan.distributed.preemption import EXIT_CODES, asked, listening
@@ -142,7 +142,7 @@ def test_a_stop_while_shards_are_indexed_is_obeyed(tmp_path: Path, monkeypatch: 
     """Many shards without an index take longer than a scheduler waits; the indexes made until then are kept."""
     shards, run = make_digits(tmp_path / "digits", shard_mb=0.1), tmp_path / "run"
     config = write_config(tmp_path / "a.yaml", shards, more=f"run: {{dir: {run}}}\nwandb: {{mode: disabled}}\n")
-    original, opened = shard_index.summary, []
+    original, opened = index_cache.summary, []
 
     def summary(url: str, *others: object) -> dict:
         opened.append(url)
@@ -152,7 +152,7 @@ def test_a_stop_while_shards_are_indexed_is_obeyed(tmp_path: Path, monkeypatch: 
                 time.sleep(0.01)
         return original(url, *others)
 
-    monkeypatch.setattr(shard_index, "summary", summary)
+    monkeypatch.setattr(index_cache, "summary", summary)
     assert main(["train", str(config)]) == 75
     assert len(opened) == 2 < len(list(shards.glob("*.tar")))
     assert status(run)["state"] == "preempted"

@@ -35,8 +35,9 @@ from distgan.config.load import load
 from distgan.data import shard_index
 from distgan.data.dataset import Dataset
 from distgan.data.decode import decode, fit
+from distgan.data.encode import SAVE, PackOptions
 from distgan.data.loader import Stream
-from distgan.data.pack import SAVE, Options, pack
+from distgan.data.pack import pack
 from distgan.data.shard_urls import find_shards
 from distgan.data.shuffle import Layout, Plan
 from distgan.data.synthetic import jpegs, write_shards
@@ -179,7 +180,7 @@ def bench_pack(folder: Path) -> None:
 
 
 def packing(source: Path, out: Path, resolution: int) -> Run:
-    return lambda: pack(str(source), str(out), Options(resolution=resolution), workers=1, overwrite=True)
+    return lambda: pack(str(source), str(out), PackOptions(resolution=resolution), workers=1, overwrite=True)
 
 
 def by_hand(source: Path, resolution: int) -> Run:

@@ -17,8 +17,9 @@ from shards import image_bytes
 from distgan import load_generator
 from distgan.cli.main import main
 from distgan.data.dataset import Dataset
+from distgan.data.encode import PackOptions
 from distgan.data.image_grid import to_uint8
-from distgan.data.pack import Options, pack
+from distgan.data.pack import pack
 from distgan.data.shard_urls import find_shards
 from distgan.data.shuffle import held_out
 from distgan.errors import ConfigError
@@ -101,7 +102,9 @@ def test_pairs_train_like_degraded_pictures_and_resume(tmp_path: Path, config: P
             path = tmp_path / side / f"{n:03d}.png"
             path.parent.mkdir(exist_ok=True)
             path.write_bytes(image_bytes(pixels))
-    pack(str(tmp_path / "clean"), str(tmp_path / "pairs"), Options(), workers=1, degraded=str(tmp_path / "degraded"))
+    pack(
+        str(tmp_path / "clean"), str(tmp_path / "pairs"), PackOptions(), workers=1, degraded=str(tmp_path / "degraded")
+    )
     own = [OWN[0], OWN[1], f"data={{shards: {tmp_path / 'pairs'}, holdout: 9, flip: true}}", "sample.every=60"]
     assert train(config, tmp_path / "whole", *own, "train.images=120") == 0
     for images in ("60", "120"):

@@ -15,7 +15,8 @@ from shards import image_bytes, numbered_pixels, tar_bytes
 
 from distgan.cli.main import main
 from distgan.config.load import from_dict, load, load_to_evaluate
-from distgan.data.decode import FORMATS, BadImage, decode
+from distgan.data.decode import decode
+from distgan.data.image_format import FORMATS, CorruptImage
 from distgan.data.shard_urls import find_shards
 from distgan.errors import ConfigError, DataError
 
@@ -168,7 +169,7 @@ def test_only_named_formats_of_pictures_are_opened(
     unknown = set(Image.OPEN) - set(FORMATS)
     assert "EPS" in unknown
     for data in (POSTSCRIPT, b"\xc5\xd0\xd3\xc6" + (30).to_bytes(4, "little") + bytes(22) + POSTSCRIPT):
-        with pytest.raises(BadImage, match="not an image"):
+        with pytest.raises(CorruptImage, match="not an image"):
             decode(data)
     folder = tmp_path / "pictures"
     folder.mkdir()
@@ -190,7 +191,7 @@ def test_only_named_formats_of_pictures_are_opened(
 def test_other_formats_count_as_no_image(name: str) -> None:
     file = io.BytesIO()
     Image.new("RGB", (16, 16)).convert("F" if name == "SPIDER" else "RGB").save(file, name)
-    with pytest.raises(BadImage, match="not an image"):
+    with pytest.raises(CorruptImage, match="not an image"):
         decode(file.getvalue())
 
 

@@ -15,7 +15,8 @@ from distgan.cli.main import main
 from distgan.config.load import load, to_yaml
 from distgan.config.schema import without_secrets
 from distgan.errors import DataError
-from distgan.storage.byte_ranges import RefusedError, Source
+from distgan.storage.backends import RefusedError
+from distgan.storage.byte_ranges import Source
 from distgan.storage.urls import public, public_text
 
 CANARY = "CaNaRy7"

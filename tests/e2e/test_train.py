@@ -125,7 +125,8 @@ def test_every_choice_trains(tmp_path: Path, config: Path, overrides: tuple[str,
     assert train(config, run, "train.images=120", "checkpoint.every=60", *overrides) == 0
     assert status(run)["state"] == "finished"
     if "loss.weight_clip=0.01" in overrides:
-        from distgan.storage.checkpoint import find, load
+        from distgan.storage.checkpoint import load
+        from distgan.storage.checkpoint_folder import find
 
         assert max(t.abs().max().item() for t in load(find(run))[0]["D"].values()) <= 0.01
 

@@ -11,7 +11,8 @@ from processes import ROOT
 from sklearn.svm import SVC
 
 from distgan import load_generator, train
-from distgan.data.pack import Options, pack
+from distgan.data.encode import PackOptions
+from distgan.data.pack import pack
 
 SIDE = 32
 HELD_OUT = 297  # of 1,797, the last ones, by other writers than most of the rest
@@ -29,7 +30,7 @@ def test_ten_thousand_generated_digits_train_a_classifier(tmp_path: Path) -> Non
     with np.load(DIGITS) as data:
         scans, labels = data["images"], data["labels"]
     np.savez(tmp_path / "seen.npz", images=scans[:-HELD_OUT], labels=labels[:-HELD_OUT])
-    pack(str(tmp_path / "seen.npz"), str(tmp_path / "digits"), Options(resolution=SIDE), workers=1)
+    pack(str(tmp_path / "seen.npz"), str(tmp_path / "digits"), PackOptions(resolution=SIDE), workers=1)
     own = (f"data.shards={tmp_path / 'digits'}", f"run.dir={tmp_path / 'run'}", "wandb.mode=disabled", "sample.every=0")
     images = os.environ.get("DISTGAN_DIGITS_IMAGES", "150k")
     assert train(ROOT / "configs" / "digits32.yaml", *own, f"train.images={images}", f"checkpoint.every={images}") == 0

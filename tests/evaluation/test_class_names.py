@@ -8,7 +8,8 @@ import pytest
 from PIL import Image
 
 from distgan.data.dataset import Dataset
-from distgan.data.pack import Options, pack
+from distgan.data.encode import PackOptions
+from distgan.data.pack import pack
 from distgan.data.shard_urls import find_shards
 from distgan.errors import DataError
 from distgan.storage.byte_ranges import Source
@@ -20,7 +21,7 @@ def packed(tmp_path: Path, name: str, classes: list[str]) -> str:
         (tmp_path / "in" / name / each).mkdir(parents=True)
         for i in range(3):
             Image.fromarray(np.full((8, 8), int(each[1:]), np.uint8)).save(tmp_path / "in" / name / each / f"{i}.png")
-    pack(str(tmp_path / "in" / name), str(tmp_path / name), Options(), workers=1)
+    pack(str(tmp_path / "in" / name), str(tmp_path / name), PackOptions(), workers=1)
     return str(tmp_path / name)
 
 
@@ -36,7 +37,7 @@ def test_classes_are_matched_by_name(tmp_path: Path, second: list[str]) -> None:
     for i in range(data.num_samples):
         level = data.read(i, 8, "lanczos", "center")[0, 0, 0]
         assert data.class_names[data.label(i)] == f"c{level}"
-    joined = pack("::".join(f"{one}/000000.tar" for one in both), str(tmp_path / "joined"), Options(), workers=1)
+    joined = pack("::".join(f"{one}/000000.tar" for one in both), str(tmp_path / "joined"), PackOptions(), workers=1)
     assert joined.classes == data.class_names
     assert joined.class_counts == data.class_counts
 

@@ -12,7 +12,7 @@ from runs import audit, make_digits, metrics, status, weights, write_config
 from distgan.cli.main import main
 from distgan.evaluation import periodic
 from distgan.evaluation.measure import Extracted, Measured
-from distgan.storage import checkpoint
+from distgan.storage import checkpoint_folder
 
 TOY = ("eval.extractor=toy", "eval.num_images=150", "eval.every=120")
 
@@ -56,8 +56,8 @@ def test_killed_and_resumed_has_the_evaluations_of_the_unbroken_run(tmp_path: Pa
     train(2, log, *own, f"run.dir={broken}")
     assert evals(broken) == evals(whole)
     assert weights(broken) == weights(whole)
-    best = checkpoint.read_best(whole / "checkpoints")
-    assert checkpoint.read_best(broken / "checkpoints") == best
+    best = checkpoint_folder.read_best(whole / "checkpoints")
+    assert checkpoint_folder.read_best(broken / "checkpoints") == best
     assert (broken / "checkpoints" / best["checkpoint"]).is_dir()
 
 
@@ -109,7 +109,7 @@ def test_the_best_checkpoint_is_kept(
     assert main(["train", str(config), *own, "train.images=600"]) == 0
     kept = {path.name for path in (run / "checkpoints").glob("step-*")}
     assert f"step-{600:012d}" in kept
-    found = checkpoint.read_best(run / "checkpoints")
+    found = checkpoint_folder.read_best(run / "checkpoints")
     if best:
         key = f"Metrics/{metric}_toy_150_full"
         assert found == {"checkpoint": f"step-{best:012d}", "metric": key, "value": values[best // 120 - 1]}
@@ -132,7 +132,7 @@ def test_a_run_taken_back_forgets_its_later_evaluations(tmp_path: Path, config: 
     assert main([*own, "train.images=360", f"run.resume={back}"]) == 0
     assert evals(run) == rows[:3]
     assert (run / "evals.orphan-240.jsonl").read_text().count("\n") == 2
-    best = checkpoint.read_best(run / "checkpoints")
+    best = checkpoint_folder.read_best(run / "checkpoints")
     assert (run / "checkpoints" / best["checkpoint"]).is_dir()
 
 

@@ -14,7 +14,8 @@ from runs import make_digits, write_config
 from shards import write_shards
 
 from distgan.cli.main import main
-from distgan.data.pack import Options, pack
+from distgan.data.encode import PackOptions
+from distgan.data.pack import pack
 from distgan.evaluation import selfcheck
 from distgan.evaluation.image_sets import GeneratedImages, Images
 from distgan.evaluation.target import class_numbers
@@ -138,7 +139,7 @@ def test_pictures_are_compared_with_shards_and_copies_are_found(
 def test_held_out_images_tell_what_nearness_is_usual(tmp_path: Path, digits: Path, pictures: Path) -> None:
     """The pictures as their own held-out set are exactly as near as they should be."""
     unseen, out = tmp_path / "unseen", tmp_path / "report.json"
-    pack(str(pictures), str(unseen), Options(resolution=16), workers=1)
+    pack(str(pictures), str(unseen), PackOptions(resolution=16), workers=1)
     own = ("eval.extractor=toy", f"eval.reference={digits}", "eval.metrics=fd", "--out", out)
     assert evaluate(pictures, *own, "--memorization", "--holdout", unseen) == 0
     found = json.loads(out.read_text())["memorization"]

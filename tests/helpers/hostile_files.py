@@ -21,12 +21,12 @@ from shards import write_shards
 
 from distgan.config.batch_plan import batch_plan
 from distgan.config.load import load as load_config
-from distgan.data import dataset_card, labels, shard_index
+from distgan.data import dataset_card, find_labels, index_cache, labels, shard_index
 from distgan.distributed.process_group import World
 from distgan.errors import DataError
 from distgan.evaluation.reference import load_statistics
 from distgan.inference.trained_generator import load_generator
-from distgan.storage import checkpoint
+from distgan.storage import checkpoint_folder
 from distgan.storage.byte_ranges import Source
 from distgan.storage.run_dir import RunFolder
 from distgan.tools.report.page import report
@@ -89,12 +89,12 @@ def indexes(folder: Path) -> Iterator[Case]:
     """Beside a good shard: whatever it is, the samples that are found are those of the shard."""
     shard = write_shards(folder, [5])[0]
     path, cache = Path(f"{shard}.index"), folder / "cache"
-    good = shard_index.load(shard, Source(), cache)
+    good = index_cache.load(shard, Source(), cache)
 
     def read(make: Callable[[], object]) -> None:
         remove(path)
         make()
-        for found in (shard_index.summary(shard, Source(), cache), shard_index.load(shard, Source(), cache).summary()):
+        for found in (index_cache.summary(shard, Source(), cache), index_cache.load(shard, Source(), cache).summary()):
             assert found["digest"] == good.digest and found["size"] == good.size
         shutil.rmtree(cache, ignore_errors=True)
 
@@ -158,7 +158,7 @@ def tables(folder: Path) -> Iterator[Case]:
             labels.File("a.png", lambda n: b""),
             labels.File("dataset.json", lambda n: data[:n] if n >= 0 else data),
         ]
-        found = labels.find_labels(files, [0])
+        found = find_labels.find_labels(files, [0])
         assert found.classes is None or 0 <= found.of[0] < len(found.classes)
 
     rows = [[["a.png", value]] for value in (*VALUES, [0, 1, 0], [0, 0], float("inf"), float("nan"), 10**90)]
@@ -478,7 +478,7 @@ def best(folder: Path) -> Iterator[Case]:
     def read(text: str) -> None:
         path.write_text(text)
         try:
-            found = checkpoint.find(run / "best")
+            found = checkpoint_folder.find(run / "best")
         except DataError as error:
             assert "has no best checkpoint" in str(error)
             raise

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from hostile import Case
 
-from distgan.data import shard_index
+from distgan.data import index_cache
 from distgan.errors import DataError
 from distgan.storage.byte_ranges import Source
 
@@ -104,7 +104,7 @@ def _indexed() -> None:
     port = _served(_endless(size, _chunk(MIB)))
     source = Source(timeout_sec=1.5)
     try:
-        shard_index.load(f"http://127.0.0.1:{port}/a.tar", source, Path("/nonexistent"))
+        index_cache.load(f"http://127.0.0.1:{port}/a.tar", source, Path("/nonexistent"))
     finally:
         source.close()
     raise AssertionError(DataError)

@@ -10,7 +10,8 @@ import numpy as np
 from hostile import Case
 from PIL import Image, ImageDraw
 
-from distgan.data.decode import BadImage, decode, decode_into
+from distgan.data.decode import decode, decode_into
+from distgan.data.image_format import CorruptImage
 
 BAD, GOOD, EITHER = ("skipped",), ("right",), ("right", "skipped")
 Made = tuple[str, Callable[[], bytes], tuple[str, ...]]
@@ -31,7 +32,7 @@ def _decoded(data: bytes) -> str | None:
         pixels = decode(data).pixels
         assert pixels.dtype == np.uint8 and pixels.shape[2] == 3
         decode_into(data, np.empty((64, 64, 3), np.uint8), max_pixels=10**8, filter="area", crop="center")
-    except BadImage as reason:
+    except CorruptImage as reason:
         assert 5 < len(str(reason)) < 100, str(reason)
         return "skipped"
     return None
@@ -40,7 +41,7 @@ def _decoded(data: bytes) -> str | None:
 def _on_a_range(data: bytes) -> str | None:
     try:
         decode(data, value_range=(0, 4095), measure=True)
-    except BadImage:
+    except CorruptImage:
         return "skipped"
     return None
 

@@ -14,7 +14,8 @@ import torch
 from distgan.cli.main import main
 from distgan.config.load import load
 from distgan.config.schema import restores, to_dict
-from distgan.data.pack import Options, pack
+from distgan.data.encode import PackOptions
+from distgan.data.pack import pack
 from distgan.models import MODELS
 from distgan.models.networks import run_generator
 from distgan.storage.checkpoint import save
@@ -46,7 +47,7 @@ def _digits(resolution: int, shard_mb: float) -> Path:
     """Packed once in a process of pytest."""
     folder = Path(tempfile.mkdtemp(prefix="digits-"))
     atexit.register(shutil.rmtree, folder)
-    options = Options(resolution=resolution)
+    options = PackOptions(resolution=resolution)
     pack(str(PACKAGE / "data" / "digits.npz"), str(folder), options, shard_mb=shard_mb, workers=1)
     return folder
 

@@ -18,8 +18,10 @@ import pytest
 from range_server import RangeServer
 from shards import numbered_shard, tar_bytes
 
-from distgan.data.shard_index import build, load, scan, summary
+from distgan.data.index_cache import load, summary
+from distgan.data.shard_index import build, scan
 from distgan.errors import DataError
+from distgan.storage import backends
 from distgan.storage import byte_ranges as module
 from distgan.storage.byte_ranges import CHUNK, Source
 from distgan.storage.urls import is_local, local_path, public, public_text
@@ -299,8 +301,8 @@ def test_a_server_that_does_not_answer_is_told_once_and_waited_for_once(
     monkeypatch.setattr(module, "TOLD_AFTER_SEC", 0.2)
     with RangeServer({}) as gone:
         address = gone.address
-    asked, get = [], module.Http._get
-    monkeypatch.setattr(module.Http, "_get", lambda self, url, *range: asked.append(url) or get(self, url, *range))
+    asked, get = [], backends.Http._get
+    monkeypatch.setattr(backends.Http, "_get", lambda self, url, *range: asked.append(url) or get(self, url, *range))
     with pytest.raises(DataError, match=r"a\.tar.*: not readable within data\.timeout_sec=1"):
         summary(f"{address}/a.tar?token=SECRET", open_source(timeout_sec=1), tmp_path)
     assert len(set(asked)) == 1  # the index beside it; the shard itself is not waited for too

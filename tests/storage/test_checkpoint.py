@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from distgan.errors import ConfigError, DataError, DivergedError, MachineError
-from distgan.storage import checkpoint
+from distgan.storage import checkpoint, checkpoint_folder
 
 
 def tensors(value: float = 1.0) -> checkpoint.Tensors:
@@ -54,7 +54,7 @@ def test_a_damaged_checkpoint_is_passed_over_with_a_word(tmp_path: Path, file: s
         path.write_bytes(data[: len(data) // 2] if damage == "cut" else b"")
     with pytest.raises(checkpoint.DamagedError):
         checkpoint.load(new)
-    found, refused = checkpoint.newest_good(tmp_path)
+    found, refused = checkpoint_folder.newest_good(tmp_path)
     assert found == old
     assert len(refused) == 1
     assert refused[0].startswith(new.name)
@@ -65,7 +65,7 @@ def test_a_checkpoint_that_is_half_deleted_is_passed_over(tmp_path: Path, left: 
     old, new = save(tmp_path, 1000), save(tmp_path, 2000)
     for path in sorted(new.iterdir())[left:]:
         path.unlink()
-    found, refused = checkpoint.newest_good(tmp_path)
+    found, refused = checkpoint_folder.newest_good(tmp_path)
     assert found == old
     assert len(refused) == 1
     assert refused[0].startswith(f"{new.name}: ")
@@ -75,15 +75,15 @@ def test_a_checkpoint_that_is_half_deleted_is_passed_over(tmp_path: Path, left: 
 def test_a_manifest_of_another_form_is_damage(text: str, tmp_path: Path) -> None:
     old, new = save(tmp_path, 1000), save(tmp_path, 2000)
     (new / "manifest.json").write_text(text)
-    assert checkpoint.newest_good(tmp_path)[0] == old
+    assert checkpoint_folder.newest_good(tmp_path)[0] == old
 
 
 def test_other_folders_are_no_checkpoints(tmp_path: Path) -> None:
     (tmp_path / "step-abc").mkdir(parents=True)
     for images in (1, 2, 3):
         save(tmp_path, images)
-    checkpoint.prune(tmp_path, 1, 0)
-    assert [path.name for path in checkpoint.newest_first(tmp_path)] == ["step-000000000003"]
+    checkpoint_folder.prune(tmp_path, 1, 0)
+    assert [path.name for path in checkpoint_folder.newest_first(tmp_path)] == ["step-000000000003"]
 
 
 def test_a_save_that_fails_leaves_the_older_ones_and_no_trash(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -98,7 +98,7 @@ def test_a_save_that_fails_leaves_the_older_ones_and_no_trash(tmp_path: Path, mo
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(MachineError, match="the disk is full; the older checkpoints are good"):
         save(tmp_path, 2000)
-    assert checkpoint.newest_good(tmp_path) == (old, [])
+    assert checkpoint_folder.newest_good(tmp_path) == (old, [])
     assert sorted(p.name for p in tmp_path.iterdir()) == ["latest.json", old.name]
 
 
@@ -106,13 +106,13 @@ def test_values_that_are_not_finite_are_not_saved(tmp_path: Path) -> None:
     save(tmp_path, 1000)
     with pytest.raises(DivergedError, match=r"G.w is not finite after 2000 images"):
         save(tmp_path, 2000, float("nan"))
-    assert [p.name for p in checkpoint.newest_first(tmp_path)] == ["step-000000001000"]
+    assert [p.name for p in checkpoint_folder.newest_first(tmp_path)] == ["step-000000001000"]
 
 
 def test_a_killed_save_is_swept_away(tmp_path: Path) -> None:
     (tmp_path / ".step-000000000500.part").mkdir()
     save(tmp_path, 1000)
-    checkpoint.prune(tmp_path, keep_last=3, keep_every=0)
+    checkpoint_folder.prune(tmp_path, keep_last=3, keep_every=0)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["latest.json", "step-000000001000"]
 
 
@@ -123,36 +123,36 @@ def test_a_killed_save_is_swept_away(tmp_path: Path) -> None:
 def test_retention(tmp_path: Path, keep_last: int, keep_every: int, kept: list[int]) -> None:
     for images in range(10, 101, 10):
         save(tmp_path, images)
-        checkpoint.prune(tmp_path, keep_last, keep_every)
-    assert [int(p.name[5:]) for p in checkpoint.newest_first(tmp_path)][::-1] == kept
+        checkpoint_folder.prune(tmp_path, keep_last, keep_every)
+    assert [int(p.name[5:]) for p in checkpoint_folder.newest_first(tmp_path)][::-1] == kept
 
 
 def test_where_a_run_goes_on_from(tmp_path: Path) -> None:
     run, other = tmp_path / "run", tmp_path / "other" / "checkpoints"
     elsewhere = save(other, 700)
-    assert checkpoint.choose(run, "auto") == (None, True)
-    assert checkpoint.choose(run, "never") == (None, False)
-    assert checkpoint.choose(run, str(elsewhere)) == (elsewhere, False)
-    assert checkpoint.choose(run, str(tmp_path / "other")) == (elsewhere, False)  # a run folder means its newest
+    assert checkpoint_folder.choose(run, "auto") == (None, True)
+    assert checkpoint_folder.choose(run, "never") == (None, False)
+    assert checkpoint_folder.choose(run, str(elsewhere)) == (elsewhere, False)
+    assert checkpoint_folder.choose(run, str(tmp_path / "other")) == (elsewhere, False)  # a run folder means its newest
     first, second, third = (save(run, images) for images in (100, 200, 300))
-    assert checkpoint.choose(run, "auto") == (third, True)
-    assert checkpoint.choose(run, str(elsewhere)) == (third, True)  # the same command, again
+    assert checkpoint_folder.choose(run, "auto") == (third, True)
+    assert checkpoint_folder.choose(run, str(elsewhere)) == (third, True)  # the same command, again
     with pytest.raises(ConfigError, match=r"choose another run\.dir"):
-        checkpoint.choose(run, "never")
-    assert checkpoint.choose(run, str(second)) == (second, True)  # back to there
-    assert checkpoint.choose(run, "auto") == (second, True)
+        checkpoint_folder.choose(run, "never")
+    assert checkpoint_folder.choose(run, str(second)) == (second, True)  # back to there
+    assert checkpoint_folder.choose(run, "auto") == (second, True)
     assert (run / "aside-1-step-000000000300").is_dir()
     third = save(run, 300, resume=str(second))
-    assert checkpoint.choose(run, str(second)) == (third, True)  # the same command goes on
+    assert checkpoint_folder.choose(run, str(second)) == (third, True)  # the same command goes on
     save(run, 300)
-    assert checkpoint.choose(run, str(second)) == (second, True)  # back once more, after another one
+    assert checkpoint_folder.choose(run, str(second)) == (second, True)  # back once more, after another one
     assert (run / "aside-2-step-000000000300").is_dir()
     with pytest.raises(DataError, match="nowhere: no such file or folder"):
-        checkpoint.choose(run, str(tmp_path / "nowhere"))
+        checkpoint_folder.choose(run, str(tmp_path / "nowhere"))
     for path in (first, second):
         (path / "G.safetensors").unlink()
     with pytest.raises(DataError, match="no good checkpoint left"):
-        checkpoint.choose(run, "auto")
+        checkpoint_folder.choose(run, "auto")
 
 
 def test_what_a_path_means(tmp_path: Path) -> None:
@@ -164,7 +164,7 @@ def test_what_a_path_means(tmp_path: Path) -> None:
     empty.mkdir()
     (tmp_path / "file").write_bytes(b"")
     for path in (run, run / "checkpoints", newest):
-        assert checkpoint.find(path) == newest
+        assert checkpoint_folder.find(path) == newest
     for path, told in (
         (tmp_path / "nowhere", "no such file or folder"),
         (new, "no checkpoint yet: the first one is written after checkpoint.every images"),
@@ -173,11 +173,11 @@ def test_what_a_path_means(tmp_path: Path) -> None:
         (tmp_path / "file", "neither a run folder"),
     ):
         with pytest.raises(DataError, match=f"^{path}: {told}"):
-            checkpoint.find(path)
+            checkpoint_folder.find(path)
     for name in ("100", "200"):
         (run / "checkpoints" / f"step-{name:0>12}" / "G.safetensors").unlink()
     with pytest.raises(DataError, match=r"no good checkpoint there; step-0*200: G\.safetensors is missing; step"):
-        checkpoint.find(run)
+        checkpoint_folder.find(run)
 
 
 @pytest.mark.parametrize("kind", [torch.optim.Adam, torch.optim.AdamW])

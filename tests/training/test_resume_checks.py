@@ -17,7 +17,7 @@ from distgan.config.schema import Optimizer as OptimizerSettings
 from distgan.errors import DataError
 from distgan.evaluation.target import open_subject
 from distgan.models import MODELS
-from distgan.storage import checkpoint
+from distgan.storage import checkpoint, checkpoint_folder
 from distgan.training import factory
 from distgan.training.checkpointer import load_optimizer
 
@@ -185,9 +185,9 @@ def test_commands_say_which_checkpoint_they_take_and_take_the_best(
 ) -> None:
     run = untrained(tmp_path / "run")
     with pytest.raises(DataError, match="no best checkpoint"):
-        checkpoint.find(run / "best")
+        checkpoint_folder.find(run / "best")
     folder = run / "checkpoints"
-    checkpoint.note_best(folder, {"checkpoint": "step-000000001000", "metric": "fd", "value": 1.0})
+    checkpoint_folder.record_best(folder, {"checkpoint": "step-000000001000", "metric": "fd", "value": 1.0})
     called_best = untrained(tmp_path / "best")
     asked = (
         (run, "the newest good one"),

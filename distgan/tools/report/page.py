@@ -19,7 +19,7 @@ from distgan.config.load import load
 from distgan.config.model_schema import FAMILIES
 from distgan.config.schema import Config, Model, changes, restores
 from distgan.data import dataset_card
-from distgan.data.decode import open_image
+from distgan.data.image_format import open_image
 from distgan.errors import ConfigError, DataError, MachineError
 from distgan.metrics.names import better
 from distgan.storage import untrusted

@@ -1,0 +1,147 @@
+"""One image to be packed: read, decoded, fitted to one size and encoded, or the reason why it is left out."""
+
+import contextlib
+import io
+import math
+from dataclasses import dataclass
+
+from PIL import Image
+
+from distgan.data.decode import FILTERS, Picture, cropped, decode, fit, to_levels
+from distgan.data.image_format import MAX_PIXELS, CorruptImage, TooLarge
+from distgan.data.pack_entry import InputEntry, read_entry
+from distgan.errors import ConfigError
+
+CHUNK_BYTES = 2**24  # of images that travel to a process, or back, together
+SAVE = {
+    "png": {"format": "PNG", "compress_level": 1},  # level 6 takes four times as long for a tenth of the bytes
+    "webp": {"format": "WEBP", "lossless": True, "method": 0},
+    "jpg": {"format": "JPEG", "subsampling": 0},
+}
+
+
+@dataclass(frozen=True)
+class PackOptions:
+    """How each image is stored.
+
+    Attributes:
+        resolution: Side in pixels; 0 keeps each image's own size.
+        crop: "center" takes the largest centred square, "stretch" the whole image.
+        filter: Resampling filter: "lanczos", "area" or "bicubic".
+        image: "png" or "webp" (both lossless), or "jpg".
+        quality: Of jpg.
+        background: Gray level under transparent pixels.
+        max_pixels: Larger images are skipped.
+        range: Stored values that become black and white; None: 0 and the largest value of the format.
+    """
+
+    resolution: int = 0
+    crop: str = "center"
+    filter: str = "lanczos"
+    image: str = "png"
+    quality: int = 95
+    background: int = 255
+    max_pixels: int = MAX_PIXELS
+    range: tuple[float, float] | None = None
+
+    def __post_init__(self) -> None:
+        for name, allowed in (("crop", ("center", "stretch")), ("filter", FILTERS), ("image", SAVE)):
+            if getattr(self, name) not in allowed:
+                raise ConfigError(f"--{name} {getattr(self, name)!r}: choose one of {', '.join(allowed)}")
+        if not 0 <= self.resolution <= 8192:
+            raise ConfigError(f"--resolution {self.resolution}: 1 to 8192 pixels, or 0 for each image's own")
+        if not 1 <= self.max_pixels <= 178_000_000:
+            raise ConfigError(f"--max-pixels {self.max_pixels}: 1 to 178,000,000, which is where Pillow stops")
+        for name, low, high in (("quality", 1, 100), ("background", 0, 255)):
+            if not low <= getattr(self, name) <= high:
+                raise ConfigError(f"--{name} {getattr(self, name)}: {low} to {high}")
+        if self.range is not None and not -math.inf < self.range[0] < self.range[1] < math.inf:
+            low, high = self.range
+            raise ConfigError(f"--range {low:g} {high:g}: the first value becomes black, the second, larger one white")
+
+
+@dataclass
+class StoredImage:
+    """What became of one image: its bytes (and those of its degraded form), or the reason why it is left out."""
+
+    data: bytes = b""
+    degraded: bytes = b""
+    size: tuple[int, int] = (0, 0)
+    shape: tuple[int, int] = (0, 0)  # width and height before it was fitted
+    notes: tuple[str, ...] = ()
+    skipped: str = ""
+    values: tuple[float, float] | None = None  # lowest and highest stored, where these are not 8-bit levels
+    cut_away: float = 0.0  # share of the image's area that is cropped
+
+
+def encode_all(entries: list[InputEntry], options: PackOptions) -> list[StoredImage]:
+    """What becomes of the first of these images: of all, or of as many as may travel back together."""
+    found: list[StoredImage] = []
+    size = 0
+    for entry in entries:
+        found.append(_encode(entry, options))
+        size += len(found[-1].data) + len(found[-1].degraded)
+        if size >= CHUNK_BYTES:
+            break
+    return found
+
+
+def _encode(entry: InputEntry, options: PackOptions) -> StoredImage:
+    """One image, or both of a pair, of which one alone is of no use."""
+    stored = _encode_one(entry, options)
+    if entry.degraded is None or stored.skipped:
+        return stored
+    other = _encode_one(entry.degraded, options)
+    if other.skipped:
+        return StoredImage(skipped=f"degraded image: {other.skipped}")
+    (width, height), (other_width, other_height) = stored.shape, other.shape
+    if abs(width * other_height - other_width * height) > max(width, height, other_width, other_height):
+        return StoredImage(skipped="the degraded image has other proportions")
+    stored.degraded = other.data
+    stored.notes += tuple(note for note in other.notes if note not in stored.notes)
+    return stored
+
+
+def _encode_one(entry: InputEntry, options: PackOptions) -> StoredImage:
+    """Read, decode, fit and encode one image."""
+    with contextlib.ExitStack() as hold:
+        return _encoded(entry, options, hold)
+
+
+def _encoded(entry: InputEntry, options: PackOptions, hold: contextlib.ExitStack) -> StoredImage:
+    try:
+        content = read_entry(entry)
+        if isinstance(content, bytes):
+            picture = decode(
+                content,
+                max_pixels=options.max_pixels,
+                background=options.background,
+                value_range=options.range,
+                measure=True,
+                hold=hold,
+            )
+        elif content.shape[0] * content.shape[1] > options.max_pixels:
+            raise TooLarge(options.max_pixels)
+        else:
+            picture = Picture(content if options.range is None else to_levels(content, options.range))
+    except TooLarge:
+        return StoredImage(skipped=f"more than --max-pixels {options.max_pixels}")
+    except CorruptImage as reason:
+        return StoredImage(skipped=str(reason), values=reason.values)
+    except OSError as error:
+        return StoredImage(skipped=f"unreadable ({error.strerror or error})")
+    pixels, notes, shape, cut_away = picture.pixels, picture.notes, picture.pixels.shape[1::-1], 0.0
+    if options.resolution:
+        cut_away = cropped(*shape, options.crop)
+        if min(pixels.shape[:2]) < options.resolution:
+            notes += ("enlarged",)
+        pixels = fit(pixels, options.resolution, options.filter, options.crop)
+    out = io.BytesIO()
+    settings = SAVE[options.image] | ({"quality": options.quality} if options.image == "jpg" else {})
+    try:
+        Image.fromarray(pixels).save(out, **settings)
+    except (OSError, ValueError):  # WebP ends at 16383 pixels
+        return StoredImage(skipped=f"too large for {options.image}")
+    return StoredImage(
+        out.getvalue(), size=pixels.shape[1::-1], shape=shape, notes=notes, values=picture.values, cut_away=cut_away
+    )

@@ -1,0 +1,212 @@
+"""Where the class of an image is written: one rule for folders and archives.
+
+What is asked for counts. Else the first of these that there is: a table (`dataset.json`), a `cls` part next to each
+image, the folders, the archives. What was assumed is told; what cannot be used is refused.
+"""
+
+import re
+from collections.abc import Iterator, Sequence
+
+from distgan.data.folder_labels import from_archives, from_folders, from_level
+from distgan.data.labels import SAY_OTHERWISE, TABLE, File, Labels, as_classes, labels_of
+from distgan.errors import ConfigError, DataError
+from distgan.storage.untrusted import json_of
+
+MAX_TABLE, MAX_ROW = 2**26, 2**10  # bytes of a table; where there are more images, of it for each of them
+MAX_PART = 2**24  # bytes of the label next to an image
+
+
+def whole(file: File, most: int) -> bytes:
+    """All bytes of a file that holds labels, which are `most` at most; no more are read."""
+    try:
+        content = file.read(most + 1)
+    except OSError as error:
+        raise DataError(f"{file.name}: {error.strerror or error}") from None
+    if len(content) > most:
+        raise DataError(f"{file.name} has more than {most:,} bytes, too many for its labels: {SAY_OTHERWISE}")
+    return content
+
+
+def check_spec(spec: str) -> None:
+    """Refuse what `--label` does not know."""
+    if spec and not re.fullmatch(r"folders(:[1-9]\d*)?|(?!folders:|table:|archives:)[\w.]*\w(:.+)?", spec):
+        raise ConfigError(
+            f"--label {spec!r}: folders, folders:LEVEL, archives, table, a part such as cls or txt, or a key of a JSON "
+            "part such as json:label"
+        )
+
+
+def part_of(spec: str) -> str:
+    """The suffix of the files next to the images that hold the labels."""
+    part = spec.partition(":")[0].lower()
+    return "" if part in ("table", "archives", "folders") else part or "cls"
+
+
+def is_table(name: str) -> bool:
+    return name.rpartition("/")[2] == TABLE
+
+
+def find_labels(files: Sequence[File], pictures: Sequence[int], spec: str = "") -> Labels:
+    """The classes of the images of a source, whose numbers among its files are given; see the head of this file."""
+    tables = [number for number, file in enumerate(files) if is_table(file.name)]
+    if not pictures:
+        return Labels(used=set(tables))
+    names = [files[number].name for number in pictures]
+    if spec in ("", "table") and tables:
+        found = _from_tables(files, pictures, tables)
+    elif spec == "table":
+        raise DataError(f"--label table: there is no {TABLE}")
+    elif part_of(spec) and (beside := _beside(files, pictures, part_of(spec))):
+        found = _from_parts(files, pictures, beside, spec)
+    elif spec and part_of(spec):
+        raise DataError(f"--label {spec}: no image has a part of the same name with the suffix .{part_of(spec)}")
+    elif spec == "archives":
+        found = from_archives([files[number].archive for number in pictures], pictures)
+    elif spec:
+        found = from_level(names, pictures, int(spec.partition(":")[2] or 0) or None)
+    else:
+        found = from_folders(names, pictures)
+        archives = [files[number].archive for number in pictures]
+        if found.classes is None and not found.lacking and len(files) == len(pictures):
+            found = from_archives(archives, pictures, sure=False)
+    found.used |= set(tables)
+    return found
+
+
+def _from_tables(files: Sequence[File], pictures: Sequence[int], tables: Sequence[int]) -> Labels:
+    """{"labels": [["00000/img00000000.png", 6], ...]}: names count from the folder of the table, or from the top."""
+    values: dict[tuple[str, str], object] = {}
+    without = ""
+    for number in tables:
+        table, rows = files[number], _rows(files[number], max(MAX_TABLE, MAX_ROW * len(pictures)))
+        if rows is None:
+            without = table.name
+            continue
+        folder = table.name[: -len(TABLE)]
+        for name, value in rows:
+            key = table.archive, folder + name
+            if values.setdefault(key, value) != value:
+                raise DataError(f"{table.name} has two labels for {name}: {values[key]!r} and {value!r}")
+            if folder:
+                values.setdefault((table.archive, name), value)
+    if not values:
+        return Labels(
+            lacking=f"{without or files[tables[0]].name} has none",
+            assumed=[f"the folders are not classes, since there is a {TABLE}: {SAY_OTHERWISE}"],
+        )
+    keys = [(files[number].archive, files[number].name) for number in pictures]
+    if missing := [name for key in keys if key not in values for name in key[1:]]:
+        raise DataError(
+            f"{files[tables[0]].name} has no label for {missing[0]} and {len(missing) - 1:,} more of "
+            f"{len(pictures):,} images (null says that an image has none); {SAY_OTHERWISE}"
+        )
+    classes, numbers = as_classes([values[key] for key in keys], lambda i: f"{TABLE}: the label of {keys[i][1]}")
+    if classes is None:
+        return Labels(lacking=f"all are null in {TABLE}")
+    return labels_of(classes, numbers, pictures, files[tables[0]].name)
+
+
+def _rows(table: File, most: int) -> list[tuple[str, object]] | None:
+    """Names and labels of a table; None where it says that there are none."""
+    try:
+        content = json_of(whole(table, most), table.name, allow_nan=True)
+    except DataError as error:
+        raise DataError(f"{error}: repair or remove it; {SAY_OTHERWISE}") from None
+    rows = content.get("labels") if isinstance(content, dict) else content
+    if not rows:
+        return None
+    rows = list(rows.items()) if isinstance(rows, dict) else rows
+    if not isinstance(rows, list):
+        raise DataError(f'{table.name}: "labels" is {str(rows)[:60]!r}, not a list of [name, label]; {SAY_OTHERWISE}')
+    for row in rows:
+        if not isinstance(row, (list, tuple)) or len(row) != 2 or not isinstance(row[0], str):
+            raise DataError(f"{table.name}: {str(row)[:60]} is not [name, label]; {SAY_OTHERWISE}")
+    return [(name.replace("\\", "/").removeprefix("./"), value) for name, value in rows]
+
+
+def _beside(files: Sequence[File], pictures: Sequence[int], part: str) -> dict[int, int]:
+    """For images that have it, the file of the same name, cut at one of its dots, with the suffix `part`."""
+    ending = f".{part}"
+    parts = {
+        (file.archive, file.name[: -len(ending)]): number
+        for number, file in enumerate(files)
+        if file.name.lower().endswith(ending)
+    }
+    found = {}
+    for number in pictures if parts else ():
+        stem = files[number].name
+        while "." in stem.rpartition("/")[2]:
+            stem = stem.rpartition(".")[0]
+            if (files[number].archive, stem) in parts:
+                found[number] = parts[files[number].archive, stem]
+                break
+    return found
+
+
+def _from_parts(files: Sequence[File], pictures: Sequence[int], beside: dict[int, int], spec: str) -> Labels:
+    part, _, key = spec.partition(":")
+    part = part or "cls"
+    labelled = list(beside)
+    values = [_value(files[beside[number]], key) for number in labelled]
+    key_told = f" at {key}" if key else ""
+    classes, numbers = as_classes(values, lambda i: f"{files[beside[labelled[i]]].name}: the label{key_told}")
+    origin = f"the {part} parts" + (f", key {key}" if key else "")
+    if classes is None:
+        return Labels(lacking=f"{origin} have none", used=set(beside.values()), parts=True)
+    found = labels_of(classes, numbers, labelled, origin)
+    found.used, found.parts = set(beside.values()), True
+    if not spec and (lacks := [files[number].name for number in pictures if number not in beside]):
+        told = f"{len(lacks):,} of {len(pictures):,} images, such as {lacks[0]}, have no cls part"
+        return Labels(lacking=f"{told}; --label cls packs the others alone", used=found.used, parts=True)
+    if shared := len(beside) - len(found.used):
+        if spec == "":
+            several: dict[int, int] = {}
+            for number, holder in beside.items():
+                if holder in several:
+                    names = files[several[holder]].name, files[number].name
+                    raise DataError(
+                        f"samples have several image parts ({', '.join(names)}): name the one to pack, as "
+                        f"--image-part {_suffix(names[1], files[holder].name)}"
+                    )
+                several[holder] = number
+        found.assumed.append(f"{shared:,} images share their label with another one of the same key")
+    return found
+
+
+def _suffix(name: str, part: str) -> str:
+    return name[len(part.rpartition(".")[0]) + 1 :]
+
+
+def _value(file: File, key: str) -> object:
+    """What a label file holds: a number or a name; of JSON, what stands at the key, with dots between keys."""
+    text = whole(file, MAX_PART).decode("utf-8", "replace").strip().strip("\ufeff\0")
+    if key or file.name.lower().endswith(".json"):
+        value = json_of(text, file.name)
+        for name in key.split(".") if key else ():
+            value = value.get(name) if isinstance(value, dict) else None
+        if isinstance(value, dict):
+            keys = ", ".join(list(value)[:10])
+            raise DataError(f"{file.name}: name the key of the label, such as --label json:KEY, among {keys}")
+        return value
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    if text.startswith("["):
+        try:
+            return json_of(text, file.name)
+        except DataError:
+            return text
+    return text
+
+
+def left_out(files: Sequence[File], pictures: Sequence[int], used: set[int]) -> Iterator[tuple[str, int]]:
+    """Suffixes of the parts that are neither images nor labels, and how many there are of each."""
+    counts: dict[str, int] = {}
+    known = used.union(pictures)
+    for number, file in enumerate(files):
+        if number not in known:
+            suffix = file.name.rpartition("/")[2].partition(".")[2].lower()
+            counts[suffix] = counts.get(suffix, 0) + 1
+    yield from counts.items()

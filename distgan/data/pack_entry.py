@@ -1,0 +1,143 @@
+"""Images to be packed, before they are read: where the bytes of each are, and its label."""
+
+import os
+import resource
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from distgan.data import archives
+from distgan.data.archives import Skipped
+from distgan.data.image_format import check_bytes
+from distgan.errors import DataError
+from distgan.storage.urls import public
+
+
+@dataclass(frozen=True)
+class InputEntry:
+    """One candidate for an image: where its bytes are (a file, a zip member, a range of a file), or they themselves.
+
+    The label is -1 where there is none. `degraded` is the other half of a pair. What is too large was not read, and has
+    its `size` only.
+    """
+
+    name: str
+    label: int = -1
+    path: str = ""
+    member: str = ""
+    span: tuple[int, int] | None = None
+    content: bytes | np.ndarray | None = None
+    size: int = 0
+    degraded: "InputEntry | None" = None
+
+
+@dataclass
+class InputListing:
+    """All candidates of a source, in a fixed order.
+
+    Attributes:
+        total: How many `entries` will yield.
+        classes: Names of the classes, or None where the source has no labels.
+        skipped: What was left out while listing: names, each with the reason.
+        lacking: Why there are no labels, where one might have expected some.
+        origin: Where the labels come from.
+        assumed: What was assumed, and how to say otherwise.
+    """
+
+    entries: Iterable[InputEntry]
+    total: int
+    classes: list[str] | None = None
+    skipped: list[Skipped] = field(default_factory=list)
+    lacking: str = ""
+    origin: str = ""
+    assumed: list[str] = field(default_factory=list)
+
+
+def pair(clean: InputListing, degraded: InputListing) -> InputListing:
+    """The clean images that have a degraded one of the same path but for the suffix, with the clean ones' labels.
+
+    Raises:
+        DataError: no two belong together, or it is not clear which do.
+    """
+    sides = [_by_stem(listing, side) for listing, side in ((clean, "clean"), (degraded, "degraded"))]
+    found = [replace(entry, degraded=sides[1][stem]) for stem, entry in sides[0].items() if stem in sides[1]]
+    if not found:
+        names = [next(iter(side), "nothing") for side in sides]
+        raise DataError(
+            f"no clean image has a degraded one of the same name: the first are {names[0]} and {names[1]}. "
+            "Both folders must have the same inner folders and names"
+        )
+    skipped = clean.skipped + degraded.skipped
+    for other, side, others in (("degraded", *sides), ("clean", *sides[::-1])):
+        skipped += [(entry.name, f"without a {other} image") for stem, entry in side.items() if stem not in others]
+    return replace(clean, entries=found, total=len(found), skipped=skipped)
+
+
+def all_entries(listing: InputListing) -> list[InputEntry]:
+    """All candidates at once, with the bytes of those that a compressed archive holds.
+
+    Raises:
+        DataError: These bytes are more than half of the memory.
+    """
+    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    room = (memory if limit == resource.RLIM_INFINITY else min(memory, limit)) // 2
+    entries: list[InputEntry] = []
+    for entry in listing.entries:
+        room -= entry_bytes(entry) if entry.content is not None else 0
+        if room < 0:
+            raise DataError(
+                f"{entry.name}: the images up to here fill half of the memory, since their archive is compressed: "
+                "`distgan pack` makes shards of it, which are read from the disk"
+            )
+        entries.append(entry)
+    return entries
+
+
+def _by_stem(listing: InputListing, side: str) -> dict[str, InputEntry]:
+    """Entries by their paths below the folder that all are in, without suffixes."""
+    entries = all_entries(listing)
+    folders = [entry.name.split("/")[:-1] for entry in entries]
+    depth = len(os.path.commonprefix(folders))  # noqa: RUF071 (of lists it takes whole elements)
+    found: dict[str, InputEntry] = {}
+    for entry in entries:
+        stem = "/".join(entry.name.rpartition(".")[0].split("/")[depth:]) or entry.name
+        if stem in found:
+            raise DataError(
+                f"{found[stem].name} and {entry.name}: which of the two is the {side} one? Remove the other"
+            )
+        found[stem] = entry
+    return found
+
+
+def place(entry: InputEntry) -> str:
+    """Where a candidate lies, for a person."""
+    if entry.path and (entry.member or entry.span):
+        return f"{public(entry.path)}: {entry.name}"
+    return entry.path or entry.name
+
+
+def entry_bytes(entry: InputEntry) -> int:
+    """How many bytes `read_entry` would return. Raises OSError."""
+    if entry.content is not None:
+        return len(entry.content) if isinstance(entry.content, bytes) else entry.content.nbytes
+    if entry.member:
+        return archives.zip_size(entry.path, entry.member)
+    return entry.span[1] if entry.span else entry.size or os.stat(entry.path).st_size
+
+
+def read_entry(entry: InputEntry) -> bytes | np.ndarray:
+    """A candidate's bytes (or pixels, from an array file); called in the process that will decode them.
+
+    Raises:
+        BadImage: More bytes than any image has; they are not read.
+        OSError: They cannot be read.
+    """
+    if entry.content is not None:
+        return entry.content
+    size = entry_bytes(entry)
+    check_bytes(size)
+    if entry.member:
+        return archives.zip_read(entry.path, entry.member, size)
+    return archives.read_span(entry.path, entry.span or (0, size), size)

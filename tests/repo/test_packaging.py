@@ -42,8 +42,9 @@ def test_a_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
     assert inside == FILES
     assert {
         "distgan/py.typed",
-        "distgan/tools/report/page.css",
-        "distgan/tools/report/page.js",
+        "distgan/tools/report/templates/page.html",
+        "distgan/tools/report/templates/page.css",
+        "distgan/tools/report/templates/page.js",
         "distgan/data/digits.npz",
     } <= inside
 

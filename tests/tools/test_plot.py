@@ -1,5 +1,6 @@
 """`distgan plot`: curves as a picture, of runs in any state."""
 
+import re
 import subprocess
 import sys
 import xml.etree.ElementTree as ElementTree
@@ -11,11 +12,7 @@ from made_runs import make_run, rows
 from PIL import Image
 
 from distgan.cli.main import main
-
-
-@pytest.fixture(autouse=True)
-def has_matplotlib() -> None:
-    pytest.importorskip("matplotlib", reason="matplotlib is the extra `plots`")
+from distgan.tools.report.plot import MAX_PANELS
 
 
 def is_drawn(path: Path, colour: str) -> bool:
@@ -59,12 +56,42 @@ def test_a_run_without_metrics_beside_one_with_them_is_told(
     assert "warning" not in capsys.readouterr().out
 
 
-def test_svg_and_names_that_mean_something_to_matplotlib(tmp_path: Path) -> None:
-    runs = [make_run(tmp_path / name) for name in ("_a $x^{$", "%s\\frac", "<b>&")]
+def test_svg_holds_names_as_text(tmp_path: Path) -> None:
+    names = ("_a $x^{$", "%s\\frac", "<b>&", "\x01\udcff", "é 目")
+    runs = [make_run(tmp_path / name) for name in names]
     out = tmp_path / "new" / "c.svg"
     assert main(["plot", *map(str, runs), "--out", str(out), "--keys", "Loss/D"]) == 0
-    assert ElementTree.parse(out).getroot().tag.endswith("svg")
-    assert main(["plot", str(runs[0]), "--keys", "Loss/D"]) == 0
+    root = ElementTree.parse(out).getroot()
+    texts = [text.text for text in root.iter("{http://www.w3.org/2000/svg}text")]
+    assert set(texts) >= {*names[:3], "\\x01\\udcff", names[4], "Loss/D"}
+    assert len(list(root.iter("{http://www.w3.org/2000/svg}polyline"))) == len(names)
+    for run in runs:
+        assert main(["plot", str(run), "--keys", "Loss/D"]) == 0
+        assert is_drawn(run / "plots" / "curves.png", "#2f6fde")
+
+
+def test_svg_and_png_show_the_same_at_the_same_place(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "r", rows(10))
+    for kind in ("svg", "png"):
+        assert main(["plot", str(run), "--keys", "Loss/D", "--out", str(tmp_path / f"c.{kind}")]) == 0
+    svg = "{http://www.w3.org/2000/svg}"
+    root = ElementTree.parse(tmp_path / "c.svg").getroot()
+    pixels = np.asarray(Image.open(tmp_path / "c.png").convert("RGB"))
+    scale = pixels.shape[1] / float(root.get("width"))
+    (group,) = root.iter(f"{svg}g")
+    x, y = map(float, re.findall(r"[\d.]+", group.get("transform")))
+    dots = list(group.iter(f"{svg}circle"))
+    assert len(dots) == 10
+    for dot in dots:
+        row, column = round((y + float(dot.get("cy"))) * scale), round((x + float(dot.get("cx"))) * scale)
+        assert pixels[row, column].tolist() == [0x2F, 0x6F, 0xDE]
+
+
+def test_more_panels_than_a_file_shows_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    run = make_run(tmp_path / "r", rows(2, **{f"Own_{i}": 1.0 for i in range(MAX_PANELS + 1)}))
+    keys = ",".join(f"Own/{i}" for i in range(MAX_PANELS + 1))
+    assert main(["plot", str(run), "--keys", keys]) == 2
+    assert "301 panels, and one file shows 300 at most: choose some by --keys" in capsys.readouterr().err
 
 
 def test_a_run_that_goes_on_or_was_killed_or_is_odd(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
@@ -92,16 +119,6 @@ def test_mistakes(tmp_path: Path, capsys: pytest.CaptureFixture, arguments: list
     make_run(tmp_path / "new", [])
     assert main(["plot", *(word.replace("{}", str(tmp_path)) for word in arguments)]) == code
     assert told in capsys.readouterr().err
-
-
-def test_without_the_extra_its_name_is_told(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    run = make_run(tmp_path / "r", rows(2))
-    hidden = {name: None for name in list(sys.modules) if name.split(".")[0] == "matplotlib"} | {"matplotlib": None}
-    with pytest.MonkeyPatch.context() as patch:
-        for name, module in hidden.items():
-            patch.setitem(sys.modules, name, module)
-        assert main(["plot", str(run)]) == 5
-    assert "pip install 'distgan[plots]'" in capsys.readouterr().err
 
 
 def test_plots_and_reports_wait_for_no_torch(tmp_path: Path) -> None:

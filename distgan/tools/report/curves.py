@@ -8,7 +8,7 @@ from distgan.errors import ConfigError
 from distgan.metrics.names import better
 from distgan.tools.report.history import History, Series
 
-COLOURS = ("#2f6fde", "#d9622b", "#2a9d6a", "#b8478f", "#8a6d3b", "#5b5fc7", "#c03a3a", "#3d8ea5")
+COLORS = ("#2f6fde", "#d9622b", "#2a9d6a", "#b8478f", "#8a6d3b", "#5b5fc7", "#c03a3a", "#3d8ea5")
 HUGE = 1e300  # so that differences of numbers stay finite
 POINTS = 800  # of a curve, which is more than an image's pixels can tell apart
 
@@ -43,7 +43,7 @@ PANELS = (
 
 
 def panels(runs: Sequence[History], keys: Sequence[str] = ()) -> list[Panel]:
-    """What there is to show of these runs: metrics first, then training. With `keys`, a panel for each of them.
+    """Return what there is to show of these runs: metrics first, then training. With `keys`, a panel for each of them.
 
     Raises ConfigError for a key that no run has, naming those that there are.
     """
@@ -66,13 +66,13 @@ def panels(runs: Sequence[History], keys: Sequence[str] = ()) -> list[Panel]:
 
 
 def names(runs: Sequence[History]) -> list[str]:
-    """What to call each run: its folder's name, or its path where two are called alike."""
+    """Return what to call each run: its folder's name, or its path where two are called alike."""
     short = [run.name for run in runs]
     return short if len(set(short)) == len(short) else [str(run.path) for run in runs]
 
 
 def thinned(series: Series, points: int = POINTS) -> Series:
-    """A series of at most so many points that looks the same: the least and the greatest of each stretch stay."""
+    """Return at most so many points of a series that look the same: the least and the greatest of each stretch."""
     num = len(series.values)
     if num <= points:
         return series
@@ -86,6 +86,6 @@ def thinned(series: Series, points: int = POINTS) -> Series:
 
 
 def drawable(curve: Series, above: float = -HUGE) -> Series:
-    """The points that lie between `above` and HUGE."""
+    """Return the points that lie between `above` and HUGE."""
     kept = [(at, value) for at, value in zip(curve.kimg, curve.values) if above < value < HUGE]
     return Series([at for at, _ in kept], [value for _, value in kept])

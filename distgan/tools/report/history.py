@@ -44,12 +44,12 @@ class History:
         return self.path.resolve().name
 
     def log_keys(self) -> list[str]:
-        """Log keys with at least one finite number, in the order in which they were first written."""
+        """Return log keys with at least one finite number, in the order in which they were first written."""
         rows = self.rows + self.evals
         return list(dict.fromkeys(key for row in rows for key, value in row.items() if _number(value) is not None))
 
     def series(self, key: str) -> Series:
-        """A key's finite numbers. Where metrics and evaluations both have some, evaluations are taken."""
+        """Return a key's finite numbers. Where metrics and evaluations both have some, evaluations are taken."""
         found = Series()
         for row in self.evals if any(_number(row.get(key)) is not None for row in self.evals) else self.rows:
             value = _number(row.get(key))
@@ -59,7 +59,7 @@ class History:
         return found
 
     def is_held(self) -> bool:
-        """Whether a process of this machine has the folder open for a run."""
+        """Return whether a process of this machine has the folder open for a run."""
         try:
             with open_regular(self.path / ".lock", follow_links=False) as lock:
                 fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -70,12 +70,12 @@ class History:
         return False
 
     def last(self, key: str) -> float | None:
-        """The newest number of a key."""
+        """Return the newest number of a key."""
         return next((x for row in reversed(self.rows) if (x := _number(row.get(key))) is not None), None)
 
 
 def read(path: str | Path) -> History:
-    """The records of a run folder. Raises ConfigError where it is none."""
+    """Read the records of a run folder. Raises ConfigError where it is none."""
     folder = user_path(path)
     if not folder.is_dir():
         raise ConfigError(f"{path}: no such run folder")
@@ -88,13 +88,13 @@ def read(path: str | Path) -> History:
 
 
 def kimg(row: Row) -> float:
-    """Thousands of images at which a row stands."""
+    """Return the thousands of images at which a row stands."""
     images, thousands = _number(row.get("Progress/images")), _number(row.get("Progress/kimg"))
     return images / 1000 if images is not None else (thousands or 0.0)
 
 
 def read_mapping(path: Path, problems: list[str]) -> Row:
-    """A small JSON file; {} where there is none, or where it is no mapping, which is told."""
+    """Read a small JSON file; {} where there is none, or where it is no mapping, which is told."""
     try:
         found = read_json(path, follow_links=False, allow_nan=True)
         return parse(dict[str, object], found, path)
@@ -127,7 +127,7 @@ def _rows(path: Path, problems: list[str]) -> list[Row]:
 
 
 def _row(line: bytes) -> Row | None:
-    """What a line tells; None where it cannot be read, or does not say at which image it stands."""
+    """Return what a line tells; None where it cannot be read, or does not say at which image it stands."""
     try:
         row = parse(dict[str, object], json_of(line, "line", allow_nan=True), "line")
     except DataError:

@@ -1,6 +1,6 @@
 """What the settings mean, for a person: `distgan config --help-keys`, docs/config.md, and how two configs differ."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import Field, dataclass
 from typing import Literal, get_args, get_origin
 
@@ -8,6 +8,7 @@ from distgan.config.model_schema import FAMILIES
 from distgan.config.renamed import new_name
 from distgan.config.schema import Config, changes, default_of, leaves
 from distgan.errors import ConfigError
+from distgan.storage.formatting import table
 
 TYPES: dict[object, str] = {
     bool: "true or false",
@@ -97,12 +98,6 @@ def help_keys(wanted: str = "") -> list[str]:
         for row in found
     ]
     return table(cells)
-
-
-def table(cells: Sequence[Sequence[str]]) -> list[str]:
-    """Rows with their columns aligned."""
-    widths = [max(len(row[i]) for row in cells) for i in range(len(cells[0]) - 1)]
-    return ["  ".join([*(cell.ljust(w) for cell, w in zip(row, widths)), row[-1]]).rstrip() for row in cells]
 
 
 def markdown() -> list[str]:

@@ -27,6 +27,7 @@ from distgan.metrics.names import EVAL_METRICS
 from distgan.metrics.per_class import class_distances, probe_accuracies, share_classes
 from distgan.metrics.reference_stats import Reference
 from distgan.metrics.registry import METRICS, Features, value_name
+from distgan.storage import formatting
 from distgan.storage.atomic import replace_file
 from distgan.storage.run_dir import git_state
 from distgan.storage.urls import public
@@ -323,8 +324,7 @@ def table(report: dict) -> list[str]:
     rows += [
         (name, _short(memorization[name]), "", "") for name in ("nearness", "very_near", "exact_copies") if memorization
     ]
-    width = max(len(row[0]) for row in rows)
-    lines = ["  ".join([row[0].ljust(width), *(cell.rjust(12) for cell in row[1:])]).rstrip() for row in rows]
+    lines = formatting.table(rows, "<>>>")
     seeds = f", seeds {', '.join(map(str, report['seeds']))}" if report["seeds"] else ""
     of = report["reference"]
     against = of["file"] or f"{of['num_real']:,} real ones"

@@ -1,6 +1,6 @@
 """`distgan evaluate --self-test`: values that others published, next to those that this machine computes."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -20,6 +20,7 @@ from distgan.metrics import kid as kernel
 from distgan.metrics.extractors import Extractor, open_extractor
 from distgan.metrics.frechet import Moments
 from distgan.metrics.registry import Features
+from distgan.storage import formatting
 
 NUM_CIFAR = {"train": 50_000, "test": 10_000}
 NUM_DRAWN = 5000
@@ -160,6 +161,4 @@ def table(lines: Sequence[Line]) -> list[str]:
     for line in lines:
         here = "not computed" if line.why_not else f"{line.found:.10g}"
         rows.append((line.name, f"{line.expected:.10g}", here, line.why_not or ("agrees" if line.holds else "DIFFERS")))
-    widths = [max(len(row[i]) for row in rows) for i in range(3)]
-    aligned: list[Callable[[str, int], str]] = [str.ljust, str.rjust, str.rjust]
-    return ["  ".join([*(a(c, w) for a, c, w in zip(aligned, row, widths)), row[3]]).rstrip() for row in rows]
+    return formatting.table(rows, "<>>")

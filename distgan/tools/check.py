@@ -16,6 +16,7 @@ from distgan.evaluation.reference import is_statistics, open_shards, read_statis
 from distgan.metrics.extractors import open_extractor
 from distgan.models import networks
 from distgan.storage import checkpoint_folder
+from distgan.storage.formatting import size
 from distgan.storage.home import user_path
 from distgan.storage.run_dir import file_in_the_way
 from distgan.storage.urls import public
@@ -90,17 +91,17 @@ def _disk(config: Config, checkpoint_bytes: int, num_classes: int) -> tuple[list
     free, needed = shutil.disk_usage(existing).free, (kept + 1) * checkpoint_bytes + samples
     if free < checkpoint_bytes:
         raise MachineError(
-            f"run.dir={config.run.dir}: a checkpoint needs {_size(checkpoint_bytes)}, {_size(free)} are free; "
+            f"run.dir={config.run.dir}: a checkpoint needs {size(checkpoint_bytes)}, {size(free)} are free; "
             "choose another disk"
         )
     line = (
-        f"disk: {_size(needed)} at most for {kept} checkpoint(s), one more while it is written, and {grids:,} sample "
-        f"grid(s); {_size(free)} free in {existing}"
+        f"disk: {size(needed)} at most for {kept} checkpoint(s), one more while it is written, and {grids:,} sample "
+        f"grid(s); {size(free)} free in {existing}"
     )
     if free >= needed:
         return [line], []
     ways = "lower checkpoint.keep_last, raise checkpoint.keep_every or sample.every, or choose another disk (run.dir)"
-    return [line], [f"the disk may become full: {_size(needed)} needed, {_size(free)} free; {ways}"]
+    return [line], [f"the disk may become full: {size(needed)} needed, {size(free)} free; {ways}"]
 
 
 def _earlier(config: Config, dataset: Dataset) -> list[str]:
@@ -132,7 +133,3 @@ def _wandb(config: Config) -> str:
     mode, told = wandb_mode(config.wandb.mode)
     whose = f"{config.wandb.entity}/" if config.wandb.entity else ""
     return f"wandb: {told}" + (f", project {whose}{config.wandb.project}" if mode not in ("disabled", "none") else "")
-
-
-def _size(num_bytes: float) -> str:
-    return f"{num_bytes / 1e9:,.1f} GB" if num_bytes >= 1e8 else f"{num_bytes / 1e6:,.1f} MB"

@@ -6,6 +6,8 @@ import threading
 import time
 from collections.abc import Callable
 
+from distgan.storage.formatting import one_line
+
 log = logging.getLogger("distgan")
 
 
@@ -51,7 +53,7 @@ class Fence:
             try:
                 job[1]()
             except Exception as error:  # libraries raise of every kind when their side process or the disk is gone
-                self._go_down(f"{job[0]} failed ({short(error)})")
+                self._go_down(f"{job[0]} failed ({one_line(error)})")
             self._now = None
 
     def _go_down(self, why: str) -> None:
@@ -59,8 +61,3 @@ class Fence:
             was_down, self.is_down = self.is_down, True
         if not was_down:
             log.warning(f"{self._name}: {why}; continuing without it{self.way_out and f'. {self.way_out}'}")
-
-
-def short(error: Exception) -> str:
-    """An error in a line."""
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"

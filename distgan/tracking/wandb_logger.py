@@ -22,10 +22,11 @@ from PIL import Image
 from distgan.config.schema import Wandb
 from distgan.distributed import preemption
 from distgan.metrics.names import better
+from distgan.storage.formatting import one_line
 from distgan.storage.printable import public_line
 from distgan.storage.run_dir import RunFolder
 from distgan.storage.urls import public
-from distgan.tracking.background_worker import Fence, short
+from distgan.tracking.background_worker import Fence
 from distgan.tracking.wandb_mode import mode_of_environment
 
 CREDENTIAL = re.compile("SLURM_.*(JWT|TOKEN|KEY|SECRET|PASS)")  # the client records and sends all of SLURM_*
@@ -157,7 +158,7 @@ def start_wandb(
         try:
             started.append(_start(settings, folder, config, run_id, asked, on_stop, fence))
         except Exception as error:  # see Fence
-            log.warning(f"wandb: could not start ({short(error)}); metrics go to metrics.jsonl alone")
+            log.warning(f"wandb: could not start ({one_line(error)}); metrics go to metrics.jsonl alone")
         done.set()
 
     fence.do("start", start)
@@ -195,7 +196,7 @@ def _start(
     except Exception as error:
         if mode != "online":
             raise
-        mode, reason = "offline", f" ({short(error)})"
+        mode, reason = "offline", f" ({one_line(error)})"
         wandb.teardown()
         run = _init(wandb, settings, folder, config, run_id, mode, on_stop)
     where = Path(run.dir).parent
@@ -213,7 +214,7 @@ def _key_problem(wandb: ModuleType) -> str:
     try:
         return "" if wandb.login(prompt=False, verify=False) else "no API key"
     except Exception as error:  # a key of another form
-        return short(error)
+        return one_line(error)
 
 
 def _init(

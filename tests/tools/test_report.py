@@ -18,7 +18,6 @@ from made_runs import jsonl, make_run, rows
 from PIL import Image
 
 from distgan.cli.main import main
-from distgan.storage.formatting import short_number
 from distgan.tools.report import samples
 from distgan.tools.report.chart import lay_out, ticks
 from distgan.tools.report.history import Series
@@ -244,19 +243,3 @@ def test_ticks_are_round_and_inside() -> None:
         found = ticks(low, high)
         assert 2 <= len(found) <= 9
         assert all(low - 1e-9 * abs(low) <= value <= high + 1e-9 * abs(high) for value in found)
-
-
-@pytest.mark.parametrize(
-    ("value", "told"),
-    [
-        (0.25, "0.25"),
-        (2e-5, "2e-5"),
-        (1.999e-4, "1.999e-4"),
-        (81600, "81.6k"),
-        (1e6, "1M"),
-        (25_000_000, "25M"),
-        (512, "512"),
-    ],
-)
-def test_numbers_in_few_characters(value: float, told: str) -> None:
-    assert short_number(value) == told

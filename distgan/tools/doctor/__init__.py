@@ -7,8 +7,9 @@ import json
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 
+from distgan.storage.formatting import one_line
 from distgan.tools.doctor import gpus, host, network, packages, services
-from distgan.tools.doctor.finding import FAIL, WARN, Finding, short
+from distgan.tools.doctor.finding import FAIL, WARN, Finding
 from distgan.version import __version__
 
 LOOKS: tuple[tuple[str, Callable[[], Iterator[Finding]]], ...] = (
@@ -35,7 +36,7 @@ def examine() -> list[Finding]:
         try:
             found += list(look())
         except Exception as error:  # a machine may lack anything; the other looks go on, and this one is told
-            found.append(Finding(name, WARN, f"could not be checked ({short(error)})"))
+            found.append(Finding(name, WARN, f"could not be checked ({one_line(error)})"))
     return found
 
 

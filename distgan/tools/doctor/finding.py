@@ -13,8 +13,3 @@ class Finding:
     state: str
     told: str
     cure: str = ""
-
-
-def short(error: Exception) -> str:
-    """An error in one line."""
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"

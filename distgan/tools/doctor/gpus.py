@@ -6,13 +6,14 @@ import subprocess
 from collections.abc import Callable, Iterator
 from types import ModuleType
 
-from distgan.tools.doctor.finding import FAIL, OK, WARN, Finding, short
+from distgan.storage.formatting import one_line
+from distgan.tools.doctor.finding import FAIL, OK, WARN, Finding
 
 
 def torch_build() -> Iterator[Finding]:
     torch = _torch()
     if isinstance(torch, Exception):
-        yield Finding("torch", FAIL, f"cannot be imported ({short(torch)})", "pip install --force-reinstall torch")
+        yield Finding("torch", FAIL, f"cannot be imported ({one_line(torch)})", "pip install --force-reinstall torch")
         return
     built = f"for CUDA {torch.version.cuda}" if torch.version.cuda else "for the CPU only"
     yield Finding("torch", OK, f"{torch.__version__}, built {built}")
@@ -102,5 +103,5 @@ def _why_not() -> str:
     try:
         torch.zeros(1, device="cuda")
     except Exception as error:
-        return short(error)
+        return one_line(error)
     return "without a stated reason"

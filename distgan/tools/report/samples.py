@@ -68,12 +68,12 @@ def sample_figures(run: History, restored: bool) -> list[Figure]:
     kinds = dict(sorted(files.items())) | single
     figures = []
     for kind in [*(kind for kind in titles if kind in kinds), *(kind for kind in kinds if kind not in titles)]:
-        grids = [_grid(run, file, kimg) for _, kimg, file in spread(sorted(kinds[kind]), GRIDS)]
+        grids = [_grid(run, file, kimg) for _, kimg, file in _evenly(sorted(kinds[kind]), GRIDS)]
         figures.append(Figure(titles.get(kind, kind), [grid for grid in grids if grid]))
     return [figure for figure in figures if figure.grids]
 
 
-def spread(items: Sequence[T], most: int) -> Sequence[T]:
+def _evenly(items: Sequence[T], most: int) -> Sequence[T]:
     """Return at most so many of them, evenly, with the first and the last."""
     if len(items) <= most:
         return items

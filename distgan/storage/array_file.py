@@ -66,19 +66,19 @@ class ArrayFile:
         return name in self._members
 
     def dtype(self, name: str) -> np.dtype:
-        """Of an array, which is not read."""
+        """Return the type of an array, which is not read."""
         return self._layout(name)[0]
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """Of an array, which is not read."""
+        """Return the shape of an array, which is not read."""
         return self._layout(name)[1]
 
     def describe(self) -> str:
-        """A line of all arrays."""
+        """Return one line that names all arrays, with their types and shapes."""
         return ", ".join(map(self._describe, self.names[:20])) or "nothing"
 
     def read(self, name: str) -> np.ndarray:
-        """A whole array."""
+        """Read a whole array."""
         dtype, shape, is_fortran = self._layout(name)
         size = dtype.itemsize * prod(shape)
         if size > max(WHOLE, 4 * self._members[name].compress_size):
@@ -86,7 +86,7 @@ class ArrayFile:
         with self._reported(name), self._open(name) as file:
             _header(file)
             array = np.empty(prod(shape), dtype)
-            view, at = memoryview(array.view(np.uint8)), 0
+            view, at = array.view(np.uint8).data, 0
             while at < size:
                 piece = file.read(min(self._piece(name), size - at))
                 if not piece:
@@ -96,7 +96,7 @@ class ArrayFile:
             return array.reshape(shape, order="F" if is_fortran else "C")
 
     def rows(self, name: str) -> Iterator[np.ndarray]:
-        """An array's elements along its first axis, one after the other; few of them are in memory."""
+        """Yield an array's elements along its first axis, one after the other; few of them are in memory."""
         dtype, shape, is_fortran = self._layout(name)
         if is_fortran:
             yield from self.read(name)
@@ -116,7 +116,7 @@ class ArrayFile:
                 yield from np.frombuffer(read.getvalue(), dtype).reshape(num, *shape[1:])
 
     def _layout(self, name: str) -> tuple[np.dtype, tuple[int, ...], bool]:
-        """Type, shape, and whether the first index varies fastest, found to go with the bytes that there are."""
+        """Return type, shape, and whether the first index varies fastest, once they fit the bytes that there are."""
         if name not in self._layouts:
             info = self._members[name]
             with self._reported(name):
@@ -152,7 +152,7 @@ class ArrayFile:
 
 
 def _header(file: IO[bytes]) -> tuple[int, tuple[np.dtype, tuple[int, ...], bool]]:
-    """Bytes of an array's header, and what it says."""
+    """Return how many bytes an array's header has, and the type, shape and order that it tells."""
     version = np.lib.format.read_magic(file)
     if version not in ((1, 0), (2, 0)):
         raise ValueError(f"version {version} of the format")

@@ -64,7 +64,7 @@ def _host() -> str:
 
 @functools.lru_cache
 def _sweep_once(folder: Path, process: int) -> None:
-    """In each process, and so after a fork too."""
+    """Sweep a folder once in each process, and so after a fork too."""
     sweep(folder)
 
 

@@ -7,14 +7,17 @@ import re
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, TypeVar
 from urllib.parse import unquote, urljoin, urlsplit
 
 from distgan.errors import with_hint
 from distgan.storage.urls import local_path
 
 if TYPE_CHECKING:
-    import urllib3  # imported by those who read from a server only
+    import fsspec  # each is imported by those who read from such addresses only
+    import urllib3
+
+T = TypeVar("T")
 
 PIECE = 64 * 1024  # at most this is received from a connection at a time, between two looks at the clock
 MAX_REDIRECTS = 5
@@ -29,9 +32,13 @@ class RefusedError(Exception):
 class Backend(Protocol):
     """How one kind of address is read. Both raise RefusedError for good, OSError for a fault worth a retry."""
 
-    def size(self, url: str) -> int: ...
+    def size(self, url: str) -> int:
+        """Return the bytes of a whole file."""
+        ...
 
-    def pieces(self, url: str, start: int, length: int) -> Iterator[bytes]: ...
+    def pieces(self, url: str, start: int, length: int) -> Iterator[bytes]:
+        """Yield `length` bytes from byte `start` on, in pieces of any size."""
+        ...
 
 
 class LocalFiles:
@@ -40,18 +47,20 @@ class LocalFiles:
     MAX_OPEN = 128
 
     def __init__(self) -> None:
-        self._open_files: OrderedDict[str, object] = OrderedDict()
+        self._open_files: OrderedDict[str, io.FileIO] = OrderedDict()
         self._lock = threading.Lock()
 
     def size(self, url: str) -> int:
+        """Return the bytes of a file as it is now."""
         return os.stat(self._file(url).fileno()).st_size
 
     def read(self, url: str, start: int, length: int) -> bytes:
+        """Read `length` bytes from byte `start` on."""
         file = self._file(url)
         try:
             data = os.pread(file.fileno(), length, start)
         except OSError as error:
-            raise _lasting(error) from None
+            raise _refused_if_lasting(error) from None
         if len(data) == length:
             return data
         if start + len(data) >= os.stat(file.fileno()).st_size:
@@ -59,6 +68,7 @@ class LocalFiles:
         return data + self.read(url, start + len(data), length - len(data))  # at most 2 GiB come at a time
 
     def read_ahead(self, url: str, start: int, length: int) -> None:
+        """Ask the system to have these bytes in memory soon."""
         if hasattr(os, "posix_fadvise"):
             os.posix_fadvise(self._file(url).fileno(), start, length, os.POSIX_FADV_WILLNEED)
 
@@ -79,14 +89,14 @@ class LocalFiles:
                 return open(path, "rb", buffering=0)
             except OSError as error:
                 if error.errno not in TOO_MANY_FILES:
-                    raise _lasting(error) from None
+                    raise _refused_if_lasting(error) from None
                 if not self._open_files:
-                    raise RefusedError(with_hint(error.strerror)) from None
+                    raise RefusedError(with_hint(error.strerror or str(error))) from None
                 self._open_files.popitem(last=False)  # its descriptor serves this one
 
 
-def _lasting(error: OSError) -> Exception:
-    """A fault of this machine's files, as RefusedError unless it may pass."""
+def _refused_if_lasting(error: OSError) -> Exception:
+    """Return a fault of this machine's files as RefusedError, unless it may pass."""
     return error if error.errno in TRANSIENT else RefusedError(error.strerror)
 
 
@@ -105,10 +115,12 @@ class Http:
         )
 
     def size(self, url: str) -> int:
+        """Return the bytes of a file, from the answer to a request for its first one."""
         with self._get(url, 0, 1) as answer:
             return _content_range(answer)[2]
 
     def pieces(self, url: str, start: int, length: int) -> Iterator[bytes]:
+        """Yield `length` bytes from byte `start` on, as they arrive."""
         with self._get(url, start, length) as answer:
             first, last, total = _content_range(answer)
             if total != self._sizes.get(url, total):
@@ -125,7 +137,7 @@ class Http:
                 raise ConnectionError(error) from None
 
     def _answer(self, url: str, headers: dict[str, str]) -> "urllib3.BaseHTTPResponse":
-        """An answer, after redirects. Their own contents are not read, as urllib3 does: they may have no end."""
+        """Return an answer, after redirects, whose own contents are not read: they may have no end."""
         for _ in range(MAX_REDIRECTS + 1):
             try:
                 answer = self._pool.request("GET", url, headers=headers, preload_content=False, redirect=False)
@@ -165,7 +177,7 @@ class Http:
 
 
 def _content_range(answer: "urllib3.BaseHTTPResponse") -> tuple[int, int, int]:
-    """First and last byte, and the whole file's size, from `Content-Range: bytes 0-0/1234`."""
+    """Return first and last byte, and the whole file's size, from `Content-Range: bytes 0-0/1234`."""
     found = re.fullmatch(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18})", answer.headers.get("Content-Range", ""))
     if found is None:
         raise RefusedError("the server's range answers do not give the size of the file")
@@ -177,12 +189,15 @@ class Fsspec:
     """Object stores and other file systems, by their fsspec drivers."""
 
     def size(self, url: str) -> int:
+        """Return the bytes of a file."""
         return self._call(url, lambda files, path: int(files.size(path)))
 
     def pieces(self, url: str, start: int, length: int) -> Iterator[bytes]:
-        yield self._call(url, lambda files, path: files.cat_file(path, start=start, end=start + length))
+        """Yield `length` bytes from byte `start` on, in one piece."""
+        yield self._call(url, lambda files, path: bytes(files.cat_file(path, start=start, end=start + length)))
 
-    def _call(self, url: str, function: Callable) -> object:
+    def _call(self, url: str, function: Callable[["fsspec.AbstractFileSystem", str], T]) -> T:
+        """Return what a driver answers, with its errors as RefusedError or ConnectionError."""
         import fsspec
 
         try:

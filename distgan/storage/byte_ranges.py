@@ -24,7 +24,7 @@ CHUNK = 256 * 1024  # what the cache of remote bytes keeps and drops as one
 PAUSE_SEC = 0.25  # before the first retry
 STALL_SEC = 20  # a connection that is silent for so long is given up
 
-TOLD_AFTER_SEC, TOLD_EVERY_SEC = 5, 30  # of trying in vain
+WARN_AFTER_SEC, WARN_EVERY_SEC = 5, 30  # of trying in vain
 
 T = TypeVar("T")
 log = logging.getLogger("distgan")
@@ -55,7 +55,7 @@ class Source:
         self.timeout_sec = timeout_sec
         self.retries = 0
         self.disk = disk
-        self._told_at = -math.inf
+        self._warned_at = -math.inf
         self._connections = connections
         self._local = LocalFiles()
         self._remote: dict[str, Backend] = {}  # by scheme
@@ -67,26 +67,26 @@ class Source:
         self._closed = threading.Event()
 
     def size(self, url: str) -> int:
-        """Bytes of a whole shard."""
+        """Return the bytes of a whole shard."""
         if url not in self._sizes:
             backend = self._local if is_local(url) else self._backend(url)
-            self._sizes[url] = self._patiently(url, lambda: backend.size(url))
+            self._sizes[url] = self._retry(url, lambda: backend.size(url))
         return self._sizes[url]
 
     def expect(self, url: str, size: int) -> None:
-        """The size that the shard's index was made for: an answer that shows another one is an error."""
+        """Take the size that a shard's index was made for: an answer that shows another one is an error."""
         self._sizes[url] = size
 
     def read(self, url: str, start: int, length: int) -> bytes:
-        """Bytes start .. start + length of a shard, from where it lies."""
+        """Read bytes start .. start + length of a shard, from where it lies."""
         if length == 0:
             return b""
         if is_local(url):
-            return self._patiently(url, lambda: self._local.read(url, start, length))
+            return self._retry(url, lambda: self._local.read(url, start, length))
         backend, got = self._backend(url), bytearray()
         deadline = time.monotonic() + self.timeout_sec
 
-        def go_on() -> bytes:
+        def read_on() -> bytes:
             if self._closed.is_set():
                 raise RefusedError("the source is closed")
             for piece in backend.pieces(url, start + len(got), length - len(got)):
@@ -99,10 +99,10 @@ class Source:
                 raise ConnectionError(f"the answer ended {length - len(got)} bytes early")
             return bytes(got)
 
-        return self._patiently(url, go_on)
+        return self._retry(url, read_on)
 
     def cached(self, url: str, start: int, length: int) -> bytes:
-        """Like `read`, through the cache that `prefetch` fills. For local files the system keeps that cache."""
+        """Read as `read` does, through the cache that `prefetch` fills. For local files the system keeps that cache."""
         if is_local(url) or length == 0:
             return self.read(url, start, length)
         if start + length > self.size(url):
@@ -119,7 +119,7 @@ class Source:
         return b"".join(pieces)[start - first * CHUNK :][:length]
 
     def prefetch(self, url: str, start: int, length: int) -> None:
-        """Have these bytes at hand soon: the system reads ahead in local files, background threads elsewhere."""
+        """Ask for bytes ahead of their use: the system reads local files ahead, background threads others."""
         if is_local(url):
             with contextlib.suppress(OSError, RefusedError):  # the read itself will tell
                 self._local.read_ahead(url, start, length)
@@ -150,9 +150,10 @@ class Source:
                 self._pool.shutdown(wait=False)  # each fetch that has not begun ends at once, with that error
 
     def _fetch(self, url: str, size: int, chunks: dict[int, Future]) -> None:
-        """Bring neighboring chunks, given by number: from the disk, and in one range each what lies between."""
+        """Fill neighboring chunks, given by number: from the disk, and in one range each what lies between."""
         try:
-            kept, fetched = self._kept(url, size, list(chunks)), {}
+            kept = self._kept(url, size, list(chunks))
+            fetched: dict[int, bytes] = {}
             for run in _runs([number for number in chunks if number not in kept]):
                 begin, end = run[0] * CHUNK, min((run[-1] + 1) * CHUNK, size)
                 data = self.read(url, begin, end - begin)
@@ -166,18 +167,19 @@ class Source:
             return
         for number, data in (kept | fetched).items():
             chunks[number].set_result(data)
-        for number, data in fetched.items() if self.disk is not None else ():  # while the readers go on
-            self.disk.store(url, size, number, data)
+        if self.disk is not None:  # while the readers go on
+            for number, data in fetched.items():
+                self.disk.store(url, size, number, data)
 
     def _kept(self, url: str, size: int, numbers: list[int]) -> dict[int, bytes]:
-        """Those of the chunks that lie on the disk, by number."""
+        """Return those of the chunks that lie on the disk, by number."""
         if self.disk is None:
             return {}
-        found = {n: self.disk.load(url, size, n, min(CHUNK, size - n * CHUNK)) for n in numbers}
-        return {number: data for number, data in found.items() if data is not None}
+        chunks = {n: self.disk.load(url, size, n, min(CHUNK, size - n * CHUNK)) for n in numbers}
+        return {number: data for number, data in chunks.items() if data is not None}
 
-    def _patiently(self, url: str, attempt: Callable[[], T]) -> T:
-        """The result of `attempt`, which is made again after a transient fault until the deadline."""
+    def _retry(self, url: str, attempt: Callable[[], T]) -> T:
+        """Return the result of `attempt`, which is made again after a transient fault until the deadline."""
         started, pause = time.monotonic(), PAUSE_SEC
         deadline = started + self.timeout_sec
         while True:
@@ -186,14 +188,14 @@ class Source:
             except RefusedError as error:
                 raise DataError(f"{public(url)}: {public_text(str(error), url)}") from None
             except OSError as error:
-                now, told = time.monotonic(), public_text(str(error), url)
+                now, reason = time.monotonic(), public_text(str(error), url)
                 if now + pause > deadline:
                     raise UnansweredError(
-                        f"{public(url)}: not readable within data.timeout_sec={self.timeout_sec:g}: {told}"
+                        f"{public(url)}: not readable within data.timeout_sec={self.timeout_sec:g}: {reason}"
                     ) from None
-                if now > started + TOLD_AFTER_SEC and now > self._told_at + TOLD_EVERY_SEC:
-                    self._told_at = now
-                    log.warning(f"{public(url)}: {told}; retrying for {deadline - now:.0f} s at most")
+                if now > started + WARN_AFTER_SEC and now > self._warned_at + WARN_EVERY_SEC:
+                    self._warned_at = now
+                    log.warning(f"{public(url)}: {reason}; retrying for {deadline - now:.0f} s at most")
             self.retries += 1
             if self._closed.wait(pause):
                 raise DataError(f"{public(url)}: the source is closed")
@@ -210,7 +212,7 @@ class Source:
 
 
 def _runs(numbers: list[int]) -> Iterator[list[int]]:
-    """Ascending numbers, cut into runs without a gap."""
+    """Cut ascending numbers into runs without a gap."""
     run: list[int] = []
     for number in numbers:
         if run and number != run[-1] + 1:

@@ -78,7 +78,7 @@ def save(folder: Path, images: int, tensors: Tensors, state: dict) -> Path:
 
 
 def load(path: Path, expected: Callable[[SavedState], Shapes] | None = None) -> tuple[Tensors, SavedState]:
-    """The tensors and the state of a checkpoint, after its hashes were checked.
+    """Return the tensors and the state of a checkpoint, after its hashes were checked.
 
     Args:
         expected: From the state, the shapes of what will be made of it. Files that are far too large for that are not
@@ -124,14 +124,14 @@ def _telling_damage(path: Path) -> Iterator[None]:
 
 
 def _described(path: Path) -> tuple[dict[str, File], SavedState]:
-    """What a checkpoint says of itself: its files, and its state. Raises DataError, or FileNotFoundError."""
+    """Return the files that a checkpoint lists, and its state. Raises DataError, or FileNotFoundError."""
     manifest = parse_manifest(read_json(path / "manifest.json", follow_links=False), "manifest.json")
     data = _file(path, "state.json", manifest["state.json"])
     return manifest, parse(SavedState, json_of(data, "state.json"), "state.json")
 
 
 def _file(path: Path, name: str, told: File) -> bytes:
-    """The bytes of a checkpoint's file. Raises DataError where they are not those of the manifest."""
+    """Read a file of a checkpoint. Raises DataError where it is not the one that the manifest lists."""
     limit = MAX_JSON_BYTES if name.endswith(".json") else told["bytes"]
     with open_regular(path / name, follow_links=False) as file:
         size = os.fstat(file.fileno()).st_size
@@ -141,6 +141,7 @@ def _file(path: Path, name: str, told: File) -> bytes:
 
 
 def _require_hash(name: str, size: int, digest: str, told: File) -> None:
+    """Refuse a file whose size or hash is not the one that the manifest lists. Raises DataError."""
     if size != told["bytes"] or digest != told["sha256"]:
         raise DataError(f"{name} is not what was written ({size} of {told['bytes']} bytes)")
 
@@ -157,12 +158,12 @@ def _require_room(manifest: dict[str, File], shapes: Shapes) -> None:
 
 
 def machine_memory() -> int:
-    """In bytes."""
+    """Return the memory of this machine in bytes."""
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def tensors_of(data: bytes, where: object) -> dict[str, Tensor]:
-    """The tensors of a safetensors file. Raises DataError."""
+    """Return the tensors of a safetensors file. Raises DataError."""
     try:
         return load_tensors(data)
     except (SafetensorError, ValueError, KeyError) as error:
@@ -170,6 +171,7 @@ def tensors_of(data: bytes, where: object) -> dict[str, Tensor]:
 
 
 def shapes_of(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    """Return the shape of each tensor."""
     return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
 
 
@@ -185,7 +187,7 @@ def require_shapes(tensors: Mapping[str, Tensor], wanted: dict[str, tuple[int, .
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer, net: nn.Module) -> dict[str, Tensor]:
-    """An optimizer's state as "<weight>/<slot>". Its settings are functions of the config and the images seen."""
+    """Return an optimizer's state as "<weight>/<slot>". Its settings are functions of config and images seen."""
     state = optimizer.state_dict()["state"]
     names = [name for name, _ in net.named_parameters()]
     return {f"{names[i]}/{slot}": value for i, slots in state.items() for slot, value in slots.items()}
@@ -205,6 +207,7 @@ def load_optimizer(optimizer: torch.optim.Optimizer, net: nn.Module, tensors: di
 
 
 def _write(path: Path, data: bytes) -> dict:
+    """Write a file to disk; returns its entry in the manifest."""
     with open(path, "wb") as file:
         file.write(data)
         file.flush()

@@ -16,12 +16,12 @@ log = logging.getLogger("distgan")
 
 
 def newest_first(folder: Path) -> list[Path]:
-    """The checkpoints of a run."""
+    """Return the checkpoints of a run."""
     return sorted((p for p in folder.glob("step-" + 12 * "[0-9]") if p.is_dir()), reverse=True)
 
 
 def newest_good(folder: Path) -> tuple[Path | None, list[str]]:
-    """The newest checkpoint whose hashes hold, and what is wrong with newer ones."""
+    """Return the newest checkpoint whose hashes hold, and what is wrong with newer ones."""
     refused: list[str] = []
     for path in newest_first(folder):
         try:
@@ -33,7 +33,7 @@ def newest_good(folder: Path) -> tuple[Path | None, list[str]]:
 
 
 def find(path: Path) -> Path:
-    """The checkpoint that `path` means: itself, or the newest good one of a run folder or of its checkpoints/.
+    """Return the checkpoint that `path` means: itself, or the newest good one of a run folder or its checkpoints/.
 
     RUN/best means the one that evaluations found to be the best.
     """
@@ -73,18 +73,18 @@ def find(path: Path) -> Path:
 
 
 def told(path: Path, found: Path) -> str:
-    """For a person, which checkpoint `find` took for `path`, and why."""
+    """Return a line that says which checkpoint `find` took for `path`, and why."""
     why = "named" if found == path else "the best one" if names_best(path) else "the newest good one"
     return f"checkpoint: {found}, after {read_state(found)['images']:,} images ({why})"
 
 
 def names_best(path: Path) -> bool:
-    """Whether a path asks for the best checkpoint of the run that it lies in; not so a folder of that name."""
+    """Return whether a path asks for the best checkpoint of its run; not so a folder of that name."""
     return path.name == "best" and not path.exists() and path.parent.is_dir()
 
 
 def read_state(path: Path) -> SavedState:
-    """The state of a checkpoint, without its tensors."""
+    """Return the state of a checkpoint, without its tensors."""
     file = path / "state.json"
     try:
         return parse(SavedState, read_json(file, follow_links=False), file)
@@ -93,7 +93,7 @@ def read_state(path: Path) -> SavedState:
 
 
 def choose(folder: Path, resume: str, *, looking: bool = False) -> tuple[Path | None, bool]:
-    """Where a run with its checkpoints in `folder` goes on from, and whether that is a checkpoint of its own.
+    """Return where a run with its checkpoints in `folder` goes on from, and whether that one is its own.
 
     Args:
         resume: "auto", the newest good one; "never", none, which needs a folder without any; or a path: one of the
@@ -127,7 +127,7 @@ def choose(folder: Path, resume: str, *, looking: bool = False) -> tuple[Path | 
 
 
 def _began_at(path: Path) -> object:
-    """What run.resume was in the run that wrote a checkpoint."""
+    """Return what run.resume was in the run that wrote a checkpoint."""
     run = read_state(path)["config"].get("run")
     return run.get("resume") if isinstance(run, dict) else None
 
@@ -171,7 +171,7 @@ def prune(folder: Path, keep_last: int, keep_every: int) -> None:
 
 
 def read_best(folder: Path) -> dict:
-    """What best.json tells of the best checkpoint (`checkpoint`, `metric`, `value`); nothing where there is none."""
+    """Return what best.json holds (`checkpoint`, `metric`, `value`); nothing where there is none."""
     try:
         return dict(parse(Best, read_json(folder / "best.json", follow_links=False), "best.json"))
     except FileNotFoundError:
@@ -182,7 +182,7 @@ def read_best(folder: Path) -> dict:
 
 
 def record_best(folder: Path, told: dict | None) -> None:
-    """Make best.json tell this, or go."""
+    """Write best.json, or remove it."""
     if told is None:
         (folder / "best.json").unlink(missing_ok=True)
     elif told != read_best(folder):

@@ -39,7 +39,7 @@ class NodeCache:
     def __init__(self, folder: Path, limit: int) -> None:
         self.folder, self.limit = folder, limit
         self.hits = self.misses = 0
-        self._trouble, self._told = "", False
+        self._warning, self._has_warned = "", False
         self._unseen = limit  # bytes that this process wrote since it looked at the folder; at first it must look
         self._lock = threading.Lock()
         try:
@@ -48,7 +48,7 @@ class NodeCache:
             raise DataError(f"data.cache_dir={folder}: {error.strerror}") from None
 
     def load(self, url: str, size: int, number: int, length: int) -> bytes | None:
-        """Chunk `number` of a shard of `size` bytes, or None where it is not at hand, corrupt or of another length."""
+        """Return chunk `number` of a shard of `size` bytes; None where it is absent, corrupt or of another length."""
         path = self._path(url, size, length, number)
         try:
             content = path.read_bytes()
@@ -68,7 +68,7 @@ class NodeCache:
 
     def store(self, url: str, size: int, number: int, data: bytes) -> None:
         """Keep a chunk, if the disk lets us; where it does not, nothing more is written."""
-        if self._trouble:
+        if self._warning:
             return
         path = self._path(url, size, len(data), number)
         aside = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}")
@@ -86,14 +86,14 @@ class NodeCache:
                     aside.unlink()
                 raise
         except OSError as error:
-            self._trouble = f"data.cache_dir={self.folder} cannot be written ({error.strerror}): continuing without it"
+            self._warning = f"data.cache_dir={self.folder} cannot be written ({error.strerror}): continuing without it"
 
     def news(self) -> list[str]:
-        """What a person should know of, told once."""
-        if self._told or not self._trouble:
+        """Return a warning where the disk could not be written, once."""
+        if self._has_warned or not self._warning:
             return []
-        self._told = True
-        return [self._trouble]
+        self._has_warned = True
+        return [self._warning]
 
     def _path(self, url: str, size: int, length: int, number: int) -> Path:
         name = hashlib.sha256(f"{url}\n{size}".encode("utf-8", "surrogateescape")).hexdigest()
@@ -119,10 +119,10 @@ class NodeCache:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 return False
-            found = sorted(self._files())
-            total = sum(size for _, size, _ in found)
+            chunks = sorted(self._files())
+            total = sum(size for _, size, _ in chunks)
             if total > self.limit * FULL:
-                for _, size, path in found:
+                for _, size, path in chunks:
                     if total <= self.limit * EMPTIED:
                         break
                     total -= size
@@ -131,7 +131,7 @@ class NodeCache:
         return True
 
     def _files(self) -> Iterator[tuple[float, int, str]]:
-        """When each chunk was used last, its bytes and its path. Left-overs of killed processes are removed."""
+        """Yield when each chunk was used last, its bytes and its path; removes left-overs of killed processes."""
         for folder in list(os.scandir(self.folder)):
             if not folder.is_dir():
                 continue

@@ -38,7 +38,7 @@ def default_cache_dir() -> Path:
 
 @functools.cache
 def _cache_without_home(folder: Path) -> Path:
-    """A folder among the temporary files, where others write too: only one that nobody else can have prepared."""
+    """Make a folder among the temporary files, where others write too; refuses one that others can have prepared."""
     try:
         folder.mkdir(mode=0o700, exist_ok=True)
         found = folder.lstat()

@@ -1,6 +1,7 @@
 """The folder of a run: its files, and what happens to them when a run is taken up again."""
 
 import fcntl
+import io
 import json
 import logging
 import os
@@ -45,7 +46,7 @@ class RunFolder:
         self.path = user_path(path)
         self.samples, self.checkpoints = self.path / "samples", self.path / "checkpoints"
         self.metrics, self.evals = self.path / "metrics.jsonl", self.path / "evals.jsonl"
-        self._lock = None
+        self._lock: io.TextIOWrapper | None = None  # held until the process ends
         self.start: dict[str, object] = {}  # this one's environment, once the folder is open
 
     def open(self, command: list[str]) -> None:
@@ -53,8 +54,8 @@ class RunFolder:
         try:
             for folder in (self.path, self.samples, self.checkpoints, self.path / "logs"):
                 folder.mkdir(parents=True, exist_ok=True)
-            self._lock = open_to_append(self.path / ".lock")  # held until the process ends
-            self._take_lock()
+            self._lock = open_to_append(self.path / ".lock")
+            self._take_lock(self._lock)
             for folder in (self.path, self.samples, self.checkpoints):
                 sweep(folder, older_sec=60)  # of other hosts too: none of them trains here now
             self._note_environment(command)
@@ -64,21 +65,22 @@ class RunFolder:
         except OSError as error:
             raise MachineError(f"run.dir={self.path}: {error.strerror}") from None
 
-    def _take_lock(self) -> None:
+    def _take_lock(self, lock: io.TextIOWrapper) -> None:
+        """Lock the folder and write who holds it; refuses a folder that a live run holds."""
         try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            self._lock.seek(0)
+            lock.seek(0)
             raise MachineError(
-                f"run.dir={self.path} is in use by a live run ({self._lock.read().strip() or 'unknown'}): "
+                f"run.dir={self.path} is in use by a live run ({lock.read().strip() or 'unknown'}): "
                 "wait for it, stop it, or choose another run.dir"
             ) from None
         except OSError as error:
             log.warning(f"run.dir={self.path} has no locks ({error.strerror}): make sure that no other run uses it")
-        self._lock.seek(0)
-        self._lock.truncate()
-        self._lock.write(f"process {os.getpid()} on {socket.gethostname()}")
-        self._lock.flush()
+        lock.seek(0)
+        lock.truncate()
+        lock.write(f"process {os.getpid()} on {socket.gethostname()}")
+        lock.flush()
 
     def close(self) -> None:
         """Let another run in."""
@@ -86,6 +88,7 @@ class RunFolder:
             self._lock.close()
 
     def write_config(self, text: str) -> None:
+        """Replace config.yaml."""
         replace_file(self.path / "config.yaml", text)
 
     def note_changes(self, changes: dict[str, tuple]) -> None:
@@ -101,7 +104,7 @@ class RunFolder:
         replace_file(self.path / "status.json", json.dumps(record, indent=1) + "\n")
 
     def tell_failure(self, error: DistganError, rank: int, world: int) -> None:
-        """Leave the cause in status.json. A rank that only saw another one go leaves that one's word as it is."""
+        """Write the cause to status.json. A rank that only saw another one go leaves that one's cause as it is."""
         if rank not in (0, error.rank):
             return
         if OTHERS_END in str(error) and self.read_status().get("state") == "failed":
@@ -112,21 +115,24 @@ class RunFolder:
             log.warning(f"{self.path}: status.json could not be written: {problem.strerror}")
 
     def read_status(self) -> dict:
+        """Return what status.json holds; nothing where it cannot be read."""
         try:
             return parse(dict[str, object], read_json(self.path / "status.json", follow_links=False), "status.json")
         except (OSError, DataError):
             return {}
 
     def add_metrics(self, row: dict[str, float]) -> None:
+        """Append a line to metrics.jsonl."""
         with open_to_append(self.metrics) as file:
             file.write(json.dumps(row) + "\n")
 
     def add_evaluation(self, row: dict[str, float | None]) -> None:
+        """Append a line to evals.jsonl."""
         with open_to_append(self.evals) as file:
             file.write(json.dumps(row) + "\n")
 
     def evaluations(self) -> list[dict]:
-        """The rows of evals.jsonl that can be read."""
+        """Return the rows of evals.jsonl that can be read."""
         lines = [line for line in _lines(self.evals) if _number(line, "Progress/images") >= 0]
         return [json.loads(line) for line in lines]
 
@@ -149,7 +155,8 @@ class RunFolder:
         known = [*self.path.glob("metrics.orphan-*.jsonl"), self.metrics]
         last = max([0, *(_number(line, "Progress/images") for path in known for line in _lines(path))])
         for path in (self.metrics, self.evals):
-            kept, orphans = [], []
+            kept: list[str] = []
+            orphans: list[str] = []
             for line in _lines(path):
                 (kept if 0 <= _number(line, "Progress/images") <= images else orphans).append(line)
             if orphans:
@@ -187,13 +194,13 @@ class RunFolder:
 
 
 def file_in_the_way(folder: Path) -> Path | None:
-    """What keeps a folder from being made: a file of that name, or one that would have to be a folder around it."""
+    """Return the file that keeps a folder from being made: one of its name, or of a folder around it."""
     existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     return None if existing.is_dir() else existing
 
 
 def _starts(path: Path) -> list[object]:
-    """What environment.json tells of earlier starts; none where it cannot be read."""
+    """Return what environment.json holds of earlier starts; none where it cannot be read."""
     try:
         return parse(dict[str, list[object]], read_json(path, follow_links=False), path).get("starts", [])
     except (OSError, DataError):
@@ -201,7 +208,7 @@ def _starts(path: Path) -> list[object]:
 
 
 def _lines(path: Path, max_bytes: int = MAX_LINES_BYTES) -> list[str]:
-    """Lines of a file, each with its end; none where there is no file."""
+    """Read the lines of a file, each with its end; none where there is no file."""
     try:
         return [line.decode(errors="replace") for line in read_lines(path, max_bytes=max_bytes)]
     except FileNotFoundError:
@@ -209,7 +216,7 @@ def _lines(path: Path, max_bytes: int = MAX_LINES_BYTES) -> list[str]:
 
 
 def _number(line: str, name: str) -> int:
-    """A number of a JSON line; -1 for a line that was cut by a crash, or holds none."""
+    """Return a number of a JSON line; -1 for a line that was cut by a crash, or holds none."""
     try:
         value = json.loads(line)[name]
     except (ValueError, KeyError, TypeError, RecursionError):
@@ -225,7 +232,7 @@ def _version(package: str) -> str | None:
 
 
 def git_state() -> str:
-    """Commit of the code that runs, with a + where it was changed; empty outside of a checkout."""
+    """Return the commit of the code that runs, with a + where it was changed; empty outside of a checkout."""
     folder = Path(__file__).parent.parent
     try:
         git = ["git", "-C", str(folder), "describe", "--always", "--dirty=+", "--abbrev=40", "--exclude=*"]
@@ -235,4 +242,5 @@ def git_state() -> str:
 
 
 def command_line() -> list[str]:
+    """Return the command that started this process, without secrets of addresses."""
     return [public(word) for word in (os.path.basename(sys.executable), *sys.orig_argv[1:])]

@@ -81,7 +81,7 @@ TO_RESUME = ("num_replaced", "wandb_id", "fingerprint", "layout", "meter", "cont
 
 
 def parse_manifest(value: object, where: object) -> dict[str, File]:
-    """The files of a checkpoint by name, state.json among them. Raises DataError."""
+    """Return the files of a checkpoint by name, state.json among them. Raises DataError."""
     found = parse(dict[str, File], value, where)
     parse(list[Annotated[str, Like(FILE_NAME, "a plain file name")]], list(found), where)
     if "state.json" not in found:

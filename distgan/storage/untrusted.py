@@ -67,7 +67,7 @@ def open_to_append(path: str | Path) -> io.TextIOWrapper:
 
 
 def _opened(path: str | Path, flags: int, follow_links: bool) -> int:
-    """A descriptor of a regular file. A fifo or a device is opened without waiting, looked at, and closed."""
+    """Return a descriptor of a regular file. A fifo or a device is opened without waiting, and closed."""
     flags |= os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY | (0 if follow_links else os.O_NOFOLLOW)
     try:
         descriptor = os.open(path, flags, 0o666)
@@ -86,7 +86,7 @@ def _opened(path: str | Path, flags: int, follow_links: bool) -> int:
 
 
 def read(path: str | Path, max_bytes: int, *, follow_links: bool = True) -> bytes:
-    """The bytes of a regular file. Raises DataError for anything else, and for more than `max_bytes`."""
+    """Read a regular file. Raises DataError for anything else, and for more than `max_bytes`."""
     with open_regular(path, follow_links=follow_links) as file:
         size = _size(file, path, max_bytes)
         try:
@@ -106,7 +106,7 @@ def _size(file: BinaryIO, path: str | Path, max_bytes: int) -> int:
 
 
 def read_lines(path: str | Path, *, max_bytes: int = MAX_LINES_BYTES, follow_links: bool = False) -> Iterator[bytes]:
-    """The lines of a file, each with its end, one at a time; one that is too long is cut, so that it is not JSON."""
+    """Yield the lines of a file, each with its end; one that is too long is cut, so that it is not JSON."""
     with open_regular(path, follow_links=follow_links) as file:
         _size(file, path, max_bytes)
         while line := file.readline(MAX_LINE_BYTES):
@@ -121,12 +121,12 @@ def read_lines(path: str | Path, *, max_bytes: int = MAX_LINES_BYTES, follow_lin
 def read_json(
     path: str | Path, *, max_bytes: int = MAX_JSON_BYTES, follow_links: bool = True, allow_nan: bool = False
 ) -> object:
-    """The value of a small JSON file. Raises FileNotFoundError, or DataError for what is none."""
+    """Read a small JSON file. Raises FileNotFoundError, or DataError for what is none."""
     return json_of(read(path, max_bytes, follow_links=follow_links), path, allow_nan=allow_nan)
 
 
 def json_of(data: bytes | str, where: object, *, allow_nan: bool = False) -> object:
-    """A JSON value. Raises DataError for text that is none, too deep, or has numbers of no use."""
+    """Parse JSON. Raises DataError for text that is none, too deep, or has numbers of no use."""
     try:
         value = json.loads(
             data,
@@ -207,7 +207,7 @@ class MisfitError(Exception):
 
 
 def parse(schema: type[T], value: object, where: object) -> T:
-    """A JSON value that fits a schema; DataError otherwise, which names the first field that does not.
+    """Return a JSON value that fits a schema; DataError otherwise, which names the first field that does not.
 
     Args:
         schema: A type hint: bool, int, float, str, None, list[X], dict[str, X], Literal, X | Y, `object` for anything;
@@ -256,7 +256,7 @@ def _fit_any(hints: tuple, value: object, field: str) -> object:
 
 
 def _fit_fields(schema: Any, values: dict[str, object], field: str) -> object:
-    """The fields of a TypedDict or a dataclass."""
+    """Return the fields of a TypedDict or a dataclass, each as its schema has it."""
     hints = _hints(schema)
     if is_typed_dict(schema):
         required = schema.__required_keys__
@@ -273,7 +273,8 @@ def _fit_fields(schema: Any, values: dict[str, object], field: str) -> object:
         low, high = (f.metadata.get(name) for name in ("low", "high"))
         if f.name in found and (low is not None or high is not None):
             bound = Between(-math.inf if low is None else low, math.inf if high is None else high)
-            for number in found[f.name] if isinstance(found[f.name], list) else [found[f.name]]:
+            value = found[f.name]
+            for number in value if isinstance(value, list) else [value]:
                 _require(bound, number, f"{field}.{f.name}")
     return schema(**found)
 
@@ -284,7 +285,7 @@ def _hints(schema: Any) -> dict[str, Any]:
 
 
 def _of_type(hint: Any, value: object, field: str) -> Any:
-    """A value of a plain type. JSON's true is no number, and its whole numbers are numbers."""
+    """Return a value of a plain type. JSON's true is no number, and its whole numbers are numbers."""
     is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
     fits = {int: is_number and isinstance(value, int), float: is_number, type(None): value is None}
     if not fits.get(hint, isinstance(value, hint) if hint not in fits else False):
@@ -319,7 +320,7 @@ def _shown_key(key: str) -> str:
 
 
 def _shown(value: object) -> str:
-    """A value for one line."""
+    """Return a value for one line."""
     if isinstance(value, list):
         return f"a list of {len(value):,}"
     if isinstance(value, dict):

@@ -12,15 +12,17 @@ _SHORTEST = 3  # shorter parts of a secret are replaced only together with the r
 
 
 def is_local(url: str) -> bool:
+    """Return whether an address is a file of this machine."""
     return "://" not in url or url.startswith("file://")
 
 
 def local_path(url: str) -> str:
+    """Return the path of a local address."""
     return url.removeprefix("file://")
 
 
 def public(text: str) -> str:
-    """An address without what may be secret in it: user, password, query and fragment; of `pipe:`, the command.
+    """Return an address without what may be secret: user, password, query, fragment; of `pipe:`, the command.
 
     `text` may have words around its addresses, such as `data.shards=[https://...]`. An address may hold any character,
     so what begins a secret hides the rest of the text, up to the next address of a chain (`::`). A local path is shown
@@ -34,7 +36,7 @@ def public(text: str) -> str:
 
 
 def public_text(text: str, *urls: str) -> str:
-    """A message without the secrets of these addresses, whole or in parts, and of other addresses that it shows."""
+    """Return a message without the secrets of these addresses, whole or in parts, and of others that it shows."""
     for url in urls:
         text = text.replace(url, public(url)).replace(repr(url)[1:-1], public(url))
         for secret in sorted(_secrets(url), key=len, reverse=True):
@@ -45,33 +47,36 @@ def public_text(text: str, *urls: str) -> str:
 
 
 def _public_link(text: str) -> str:
-    """A text without its addresses' secrets; its addresses form no chain."""
-    starts = _starts(text)
-    shown = text[: starts[0]] if starts else text
-    for start, end in zip(starts, [*starts[1:], len(text)]):
-        scheme = _SCHEME.match(text, start)[0]
-        _, place, hidden = _cut(text[start + len(scheme) : end])
-        shown += scheme + place
+    """Return a text without its addresses' secrets; its addresses form no chain."""
+    schemes = _schemes(text)
+    shown = text[: schemes[0].start()] if schemes else text
+    for scheme, end in zip(schemes, _ends(schemes, text)):
+        _, place, hidden = _cut(text[scheme.end() : end])
+        shown += scheme[0] + place
         if hidden:
             break
     return shown
 
 
-def _starts(text: str) -> list[int]:
-    """Where addresses begin: neither in a query, nor in what may be a user and password up to an @ further on."""
-    starts, rest_from = [], 0
+def _schemes(text: str) -> list[re.Match[str]]:
+    """Return the schemes that begin an address: not in a query, nor in a user and password up to an @ further on."""
+    schemes: list[re.Match[str]] = []
     for scheme in _SCHEME.finditer(text):
-        rest = text[rest_from : scheme.start()]
+        rest = text[schemes[-1].end() if schemes else 0 : scheme.start()]
         host, slash, _ = rest.rpartition("@")[2].partition("/")
         is_place = slash and not re.search(r":(?!\d*$)", host)
-        if not starts or ((is_place or "@" not in text[scheme.start() :]) and not _SECRET_FROM.search(rest)):
-            starts.append(scheme.start())
-            rest_from = scheme.end()
-    return starts
+        if not schemes or ((is_place or "@" not in text[scheme.start() :]) and not _SECRET_FROM.search(rest)):
+            schemes.append(scheme)
+    return schemes
+
+
+def _ends(schemes: list[re.Match[str]], text: str) -> list[int]:
+    """Return where the address of each scheme ends: where the next one begins, or the text ends."""
+    return [*(scheme.start() for scheme in schemes[1:]), len(text)]
 
 
 def _cut(rest: str) -> tuple[str, str, str]:
-    """What follows a scheme, as user and password, the place to show, and what comes after it.
+    """Split what follows a scheme into user and password, the place to show, and what comes after it.
 
     A password may hold any character: where it is not clear that there is none, nothing is shown.
     """
@@ -86,12 +91,12 @@ def _cut(rest: str) -> tuple[str, str, str]:
 
 
 def _secrets(url: str) -> set[str]:
-    """What `public` leaves out of an address, whole and in the parts that a library may show."""
+    """Return what `public` leaves out of an address, whole and in the parts that a library may show."""
     found: set[str] = set()
     for link in _LINKED.split(url):
-        starts = _starts(link)
-        for start, following in zip(starts, [*starts[1:], len(link)]):
-            user, _, hidden = _cut(link[_SCHEME.match(link, start).end() : following])
+        schemes = _schemes(link)
+        for scheme, end in zip(schemes, _ends(schemes, link)):
+            user, _, hidden = _cut(link[scheme.end() : end])
             found |= {user, user.partition(":")[2], *re.split(r"[:/@?#;]", user)}
             found |= {hidden[1:], *re.split(r"[?#;&=]", hidden)}
     found |= {spelled for part in found for spelled in (unquote(part), quote(part), repr(part)[1:-1])}

@@ -298,7 +298,7 @@ def test_a_server_that_does_not_answer_is_told_once_and_waited_for_once(
     caplog: pytest.LogCaptureFixture,
     tmp_path: Path,
 ) -> None:
-    monkeypatch.setattr(module, "TOLD_AFTER_SEC", 0.2)
+    monkeypatch.setattr(module, "WARN_AFTER_SEC", 0.2)
     with RangeServer({}) as gone:
         address = gone.address
     asked, get = [], backends.Http._get

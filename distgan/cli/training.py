@@ -102,7 +102,7 @@ def _config(options: argparse.Namespace) -> int:
     from distgan.config.batch_plan import batch_plan
     from distgan.config.docs import diff, help_keys, markdown
     from distgan.config.load import load, to_yaml
-    from distgan.config.schema import without_secrets
+    from distgan.config.records import without_secrets
 
     if options.help_keys is not None:
         show(*(markdown() if options.markdown else help_keys(options.help_keys)))

@@ -1,16 +1,16 @@
 """How a global batch is spread over ranks, passes and micro-batches."""
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from distgan.config.schema import Config, restores
 from distgan.errors import ConfigError
+from distgan.storage.formatting import one_of
 
 
 @dataclass(frozen=True)
 class BatchPlan:
-    """How a global batch is spread: `world` ranks make `passes` passes over `micro_batch` images each."""
+    """A global batch spread over ranks: `world` ranks make `passes` passes over `micro_batch` images each."""
 
     batch: int
     world: int
@@ -27,30 +27,30 @@ def batch_plan(config: Config, world: int) -> BatchPlan:
     if expected and expected != world:
         raise ConfigError(f"{world} rank(s) started, run.expected_world_size={expected} wanted")
     if batch % world:
-        fits = _listed([n for n in divisors(batch) if n <= 2 * world])
+        fits = one_of([n for n in divisors(batch) if n <= 2 * world])
         below, above = batch - batch % world, batch - batch % world + world
         raise ConfigError(
             f"train.batch={batch} cannot be spread evenly over {world} ranks: use {fits} ranks, "
-            f"or train.batch={' or '.join(str(n) for n in (below, above) if n)}"
+            f"or train.batch={one_of([n for n in (below, above) if n])}"
         )
     local = batch // world
     micro = config.train.micro_batch or local
     if local % micro:
         raise ConfigError(
             f"train.micro_batch={micro} does not divide the {local} images that each of {world} ranks gets of "
-            f"train.batch={batch}: choose one of {_listed(divisors(local))}"
+            f"train.batch={batch}: choose one of {one_of(divisors(local))}"
         )
     group = config.model.minibatch_group_size
-    if group and any(_comparing(config).values()) and micro % group:
+    if group and any(settings_that_compare(config).values()) and micro % group:
         raise ConfigError(
             f"model.minibatch_group_size={group} does not divide the {micro} images of a pass: "
-            f"choose one of {_listed(divisors(micro)[1:] or [0])}"
+            f"choose one of {one_of(divisors(micro)[1:] or [0])}"
         )
     return BatchPlan(batch, world, micro, local // micro)
 
 
-def _comparing(config: Config) -> dict[str, bool]:
-    """Settings that compare images of a group with one another, and whether they are in use."""
+def settings_that_compare(config: Config) -> dict[str, bool]:
+    """Return settings that compare images of a group with one another, and whether they are in use."""
     return {
         "model.minibatch_layer": config.model.minibatch_layer != "none",
         "loss.feature_matching": config.loss.feature_matching > 0 and not restores(config),  # which compares pairs
@@ -58,10 +58,6 @@ def _comparing(config: Config) -> dict[str, bool]:
 
 
 def divisors(n: int) -> list[int]:
+    """Return all divisors of a number, from 1 to itself."""
     small = [d for d in range(1, math.isqrt(n) + 1) if n % d == 0]
     return sorted({*small, *(n // d for d in small)})
-
-
-def _listed(values: Sequence[object]) -> str:
-    text = [str(value) for value in values]
-    return ", ".join(text[:-1]) + " or " + text[-1] if len(text) > 1 else text[0]

@@ -4,9 +4,11 @@ from collections.abc import Iterator
 from dataclasses import Field, dataclass
 from typing import Literal, get_args, get_origin
 
+from distgan.config.fields import default_of, leaves
 from distgan.config.model_schema import FAMILIES
+from distgan.config.records import changes
 from distgan.config.renamed import new_name
-from distgan.config.schema import Config, changes, default_of, leaves
+from distgan.config.schema import Config
 from distgan.errors import ConfigError
 from distgan.storage.formatting import table
 
@@ -43,7 +45,7 @@ class Row:
 
 
 def rows() -> Iterator[Row]:
-    """Every setting there is, in the schema's order; those of the networks last, family by family."""
+    """Yield every setting there is, in the schema's order; those of the networks last, family by family."""
     for name, field in leaves(Config):
         yield _row(name, field, "")
     for family, schemas in FAMILIES.items():
@@ -67,7 +69,7 @@ def _row(name: str, field: Field, family: str) -> Row:
 
 
 def _default(value: object, unit: str) -> str:
-    """As it would be written in a config: 20k, [0.0, 0.99]; nothing for what is empty."""
+    """Return a default as it would be written in a config: 20k, [0.0, 0.99]; nothing for what is empty."""
     if isinstance(value, bool):
         return str(value).lower()
     if unit.endswith("schedule") and isinstance(value, list):
@@ -82,7 +84,7 @@ def _default(value: object, unit: str) -> str:
 
 
 def help_keys(wanted: str = "") -> list[str]:
-    """A table of the settings that begin with `wanted`, or else have it in their name.
+    """Return a table of the settings that begin with `wanted`, or else have it in their name.
 
     Raises ConfigError where there is none.
     """
@@ -101,7 +103,7 @@ def help_keys(wanted: str = "") -> list[str]:
 
 
 def markdown() -> list[str]:
-    """The same for docs/config.md."""
+    """Return all settings as docs/config.md has them."""
     lines = [
         "# Every setting",
         "",
@@ -124,7 +126,7 @@ def markdown() -> list[str]:
 
 
 def diff(first: Config, second: Config) -> list[str]:
-    """Settings that differ, in two parts: those that change the training, and those that a resumed run may change."""
+    """Return settings that differ: first those that change the training, then those that a resumed run may change."""
     free, others = changes(first, second)
     parts = []
     for title, found in (("change the training:", others), ("may change when a run is resumed:", free)):

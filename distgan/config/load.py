@@ -6,51 +6,40 @@ with the file or override that it stands in.
 """
 
 import difflib
-import functools
 import io
 import json
-import math
 import os
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import Field, asdict
+from dataclasses import Field
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin
+from typing import Any
 
 import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from distgan.config import yaml_text
-from distgan.config.model_schema import FAMILIES
+from distgan.config.fields import default_of, leaves
+from distgan.config.model_schema import FAMILIES, net_settings
+from distgan.config.permissions import PERSONAL, how_to_grant, is_granted_by_environment, read_environment
 from distgan.config.renamed import earlier_version, new_name
-from distgan.config.schema import Config, default_of, leaves
-from distgan.config.validate import eval_problems, problems
+from distgan.config.schema import Config
+from distgan.config.units import convert
+from distgan.config.validate import eval_problems, out_of_bounds, problems
+from distgan.config.yaml_text import as_typed, text_settings
 from distgan.errors import ConfigError, DataError
 from distgan.storage.home import user_path
-from distgan.storage.untrusted import parse
 from distgan.storage.urls import public, public_text
 
-READABLE_ENVIRONMENT = (
-    *("HOME", "USER", "TMPDIR", "SCRATCH", "WORK", "DATA_ROOT", "WANDB_RUN_ID", "WANDB_SWEEP_ID"),
-    *(
-        "SLURM_JOB_ID",
-        "SLURM_JOB_NAME",
-        "SLURM_ARRAY_JOB_ID",
-        "SLURM_ARRAY_TASK_ID",
-        "SLURM_TMPDIR",
-        "SLURM_SUBMIT_DIR",
-    ),
-)  # no patterns: of SLURM_*, SLURM_JWT is a credential
 MAX_TOLD = 50  # mistakes, one a line
 MAX_PATH = 1000  # characters
 MAX_FILES = 100  # that a config is made of, by `base:`
 _KEY = re.compile(r"[\w.<-]{0,100}")
-PERSONAL = [name for name, setting in leaves(Config) if setting.metadata.get("personal")]
 
 
 def load(path: str, overrides: Sequence[str] = (), *, is_saved: bool = False) -> Config:
-    """The config of a YAML file (or of a run folder) with overrides applied.
+    """Return the config of a YAML file (or of a run folder) with overrides applied.
 
     Args:
         is_saved: Whether the file is one that a run wrote, as that of a run folder is.
@@ -77,14 +66,14 @@ def load(path: str, overrides: Sequence[str] = (), *, is_saved: bool = False) ->
         _require_resolved(dict(layers)[str(file)], str(file))
     result = _merged(layers, own, str(file))
     result.run.dir = result.run.dir or f"runs/{file.stem}"
-    mistakes = _out_of_bounds(result) + problems(result)
+    mistakes = out_of_bounds(result) + problems(result)
     if mistakes:
         raise _error(mistakes)
     return result
 
 
 def load_to_evaluate(layers: Sequence[tuple[str, dict]], overrides: Sequence[str]) -> Config:
-    """The config of an evaluation: layers of (name, values), such as a checkpoint's config, with overrides applied.
+    """Return the config of an evaluation: layers of (name, values), such as a checkpoint's config, with overrides.
 
     Nothing will be trained, so only what concerns data and evaluations is checked, and only that may be overridden.
 
@@ -99,13 +88,13 @@ def load_to_evaluate(layers: Sequence[tuple[str, dict]], overrides: Sequence[str
         require_own_names(values, layer)
         _require_resolved(values, layer)
     result = _merged(layers, list(_override_layers(overrides)), "config")
-    if mistakes := _out_of_bounds(result) + eval_problems(result.eval):
+    if mistakes := out_of_bounds(result) + eval_problems(result.eval):
         raise _error(mistakes)
     return result
 
 
 def _merged(layers: Sequence[tuple[str, dict]], own: Sequence[tuple[str, dict]], told: str) -> Config:
-    """Defaults with layers of values on top; bounds are not checked yet. `own` come from the command line."""
+    """Return the defaults with layers of values on top, bounds not checked; `own` come from the command line."""
     schema = dict(leaves(Config))
     config = OmegaConf.structured(Config)
     mistakes: list[str] = []
@@ -121,9 +110,9 @@ def _merged(layers: Sequence[tuple[str, dict]], own: Sequence[tuple[str, dict]],
                 mistakes.append(f"{layer}: {line}")
                 continue
             if name in PERSONAL and i < len(layers):
-                if value is not False and not granted.get(name) and not _granted_by_environment(name):
+                if value is not False and not granted.get(name) and not is_granted_by_environment(name):
                     mistakes.append(
-                        f"{layer}: {name}={value}: a file cannot set it: {_how_to_grant(name)}, or leave it out"
+                        f"{layer}: {name}={value}: a file cannot set it: {how_to_grant(name)}, or leave it out"
                     )
                 continue
             if name == "model.family":  # a layer that chooses another family starts from that family's defaults
@@ -137,16 +126,17 @@ def _merged(layers: Sequence[tuple[str, dict]], own: Sequence[tuple[str, dict]],
                 nets[name] = (layer, value)
                 continue
             given.add(name)
-            _put(config, layer, name, name, value, schema, mistakes)
+            if mistake := _put(config, name, value, schema):
+                mistakes.append(f"{layer}: {name}: {mistake}")
 
     for name in PERSONAL:
         if name not in granted:
-            OmegaConf.update(config, name, _granted_by_environment(name))
-    _resolve(config, mistakes)
+            OmegaConf.update(config, name, is_granted_by_environment(name))
+    mistakes += _resolve(config)
     if config.loss.name != default_of(schema["loss.name"]):  # the default penalties are those of the default loss
         for name in {"r1", "r2"} - {name.removeprefix("loss.") for name in given}:
             config.loss[name] = [0.0]
-    _merge_nets(config, nets, mistakes)
+    mistakes += _merge_nets(config, nets)
     if mistakes:
         raise _error(mistakes)
     try:
@@ -157,7 +147,7 @@ def _merged(layers: Sequence[tuple[str, dict]], own: Sequence[tuple[str, dict]],
 
 
 def from_dict(values: dict, where: object = "saved config") -> Config:
-    """The config that `config.to_dict` gave these values, without rights that only the command line gives.
+    """Return the config that `records.to_dict` gave these values, without rights that only the command line gives.
 
     Args:
         where: What an error names as the place of the values.
@@ -173,7 +163,7 @@ def from_dict(values: dict, where: object = "saved config") -> Config:
         raise ConfigError(f"this config is of another version of distgan: {_first_line(error)}") from None
     for name in PERSONAL:
         section, _, key = name.rpartition(".")
-        setattr(getattr(result, section), key, _granted_by_environment(name))
+        setattr(getattr(result, section), key, is_granted_by_environment(name))
     if result.model.family not in FAMILIES:
         return result  # whose networks nobody here can build, as is told where they are
     try:
@@ -182,7 +172,7 @@ def from_dict(values: dict, where: object = "saved config") -> Config:
             setattr(result.model, net, settings)
     except DataError as error:
         raise ConfigError(f"{where}: {error}") from None
-    if mistakes := _out_of_bounds(result):
+    if mistakes := out_of_bounds(result):
         raise _error(mistakes, f"{where}: ")
     return result
 
@@ -191,17 +181,6 @@ def require_own_names(values: dict, where: str) -> None:
     """Refuse settings that a version with other names saved. Raises ConfigError."""
     if line := earlier_version(_flat(values)):
         raise ConfigError(f"{where}: {line}")
-
-
-def net_settings(family: str, net: str, values: dict, where: str) -> dict:
-    """The settings of a family's network, with its defaults. Raises DataError where it has none of that kind or size.
-
-    Args:
-        net: "G" or "D".
-    """
-    if family not in FAMILIES:  # one of a program that adds its own to MODELS
-        return values
-    return asdict(parse(FAMILIES[family]["GD".index(net)], values, where))
 
 
 def _require_resolved(values: object, told: str) -> None:
@@ -217,21 +196,8 @@ def _require_resolved(values: object, told: str) -> None:
         raise ConfigError(f"{told}: {values!r}: a saved config has no ${{...}} in it: this one was altered")
 
 
-def _granted_by_environment(name: str) -> bool:
-    """Whether the environment of who starts the command gives a right, as in DISTGAN_ALLOW_PIPE=1."""
-    return os.environ.get(_variable(name), "") == "1"
-
-
-def _how_to_grant(name: str) -> str:
-    return f"write {name}=true on the command line, or {_variable(name)}=1 in the environment"
-
-
-def _variable(name: str) -> str:
-    return "DISTGAN_" + name.rpartition(".")[2].upper()
-
-
 def to_yaml(config: Config) -> str:
-    """The whole config as YAML that `load` reads back to an equal one."""
+    """Return the whole config as YAML that `load` reads back to an equal one."""
     text = OmegaConf.to_yaml(OmegaConf.structured(config))
     if all(map(str.isprintable, text.split("\n"))):
         return text
@@ -246,7 +212,7 @@ _Escaped.add_representer(str, lambda dumper, text: dumper.represent_scalar("tag:
 
 
 def _files(file: Path, chain: tuple[Path, ...], read: list[Path], is_saved: bool = False) -> Iterator[tuple[str, dict]]:
-    """A file's bases, deepest first, then the file: (name, values). `read` are those that were read so far.
+    """Yield a file's bases, deepest first, then the file: (name, values). `read` are those that were read so far.
 
     Args:
         is_saved: Whether a run wrote it: it is a file of the run's folder, and has no bases.
@@ -273,7 +239,7 @@ def _files(file: Path, chain: tuple[Path, ...], read: list[Path], is_saved: bool
         raise ConfigError(f"{file}: not readable as YAML: {yaml_text.problem(error)}") from None
     if not isinstance(values, dict):
         raise ConfigError(f"{file}: a config is a mapping of settings, not a {type(values).__name__}")
-    values = _as_typed(values, texts)
+    values = as_typed(values, texts)
     bases = values.pop("base", None) or []
     if bases and is_saved:
         raise ConfigError(f"{file}: base: a saved config stands for itself: this one was altered")
@@ -296,52 +262,21 @@ def _override_layers(overrides: Sequence[str]) -> Iterator[tuple[str, dict]]:
         if not equals or not name:
             raise ConfigError(f"{layer}: an override is key=value")
         try:
-            if name in _texts(str) and not typed.lstrip().startswith(tuple("'\"[{")):
+            if name in text_settings(str) and not typed.lstrip().startswith(tuple("'\"[{")):
                 text = f"{name}={json.dumps(typed.strip(), ensure_ascii=False)}"  # all of it, also `: ` and ` #`
             texts = yaml_text.texts(text.partition("=")[2])
             values: Any = OmegaConf.to_container(OmegaConf.from_dotlist([text]), resolve=False)
             for part in reversed(name.split(".")):
                 texts = {part: texts}
-            yield layer, _as_typed(values, texts)
+            yield layer, as_typed(values, texts)
         except (yaml.YAMLError, OmegaConfBaseException, UnicodeError) as error:
             raise ConfigError(f"{layer}: the value is not YAML, quote it: {_first_line(error, text)}") from None
         except yaml_text.BAD_VALUES as error:
             raise ConfigError(f"{layer}: {yaml_text.problem(error)}") from None
 
 
-@functools.cache
-def _texts(kind: object) -> frozenset[str]:
-    """The settings that are texts, or with `list[str]` lists of them."""
-    known = [*leaves(Config)]
-    for schemas in FAMILIES.values():
-        for net, schema in zip("GD", schemas):
-            known += leaves(schema, f"model.{net}.")
-    return frozenset(name for name, field in known if field.type in (kind, getattr(kind, "__name__", ""), str(kind)))
-
-
-def _as_typed(values: dict, texts: Any, prefix: str = "") -> dict:
-    """Values as YAML reads them, but a setting that is a text as it was typed: `no` is no False, and `007` no 7.
-
-    Args:
-        texts: The same document, with each scalar as it stands there.
-    """
-    result = dict(values)
-    for name, value in values.items():
-        text = texts.get(str(name)) if isinstance(texts, dict) else None
-        if text is None:
-            continue  # from a merge key, or of another spelling
-        if isinstance(value, dict):
-            result[name] = _as_typed(value, text, f"{prefix}{name}.")
-        elif isinstance(text, str) and not isinstance(value, str) and f"{prefix}{name}" in _texts(str):
-            result[name] = text
-        elif f"{prefix}{name}" in _texts(list[str]) and value is not None:
-            ends = zip(value, text) if isinstance(value, list) else [(value, text)]
-            result[name] = [typed if isinstance(typed, str) and not isinstance(x, str) else x for x, typed in ends]
-    return result
-
-
 def _flat(values: dict, prefix: str = "") -> Iterator[tuple[str, object]]:
-    """Leaves by dotted key; lists and empty mappings are leaves."""
+    """Yield leaves by dotted key; lists and empty mappings are leaves."""
     for name, value in values.items():
         if isinstance(value, dict) and value:
             yield from _flat(value, f"{prefix}{name}.")
@@ -349,124 +284,54 @@ def _flat(values: dict, prefix: str = "") -> Iterator[tuple[str, object]]:
             yield f"{prefix}{name}", value
 
 
-def _put(
-    config: DictConfig, layer: str, name: str, inner: str, value: object, schema: dict[str, Field], mistakes: list[str]
-) -> None:
-    """Merge setting `name`, which `config` knows as `inner`, or add to the mistakes why it cannot be."""
-    group = [known for known in schema if known.startswith(inner + ".")]
+def _put(config: DictConfig, name: str, value: object, schema: dict[str, Field]) -> str:
+    """Merge a setting into `config`. Returns why it cannot be merged, or ""."""
+    group = [known for known in schema if known.startswith(name + ".")]
     try:
-        if inner not in schema and group:
+        if name not in schema and group:
             if value in ({}, None):  # an empty section
-                return
+                return ""
             raise ValueError(f"is a group of settings, not a value: set one of its keys, such as {group[0]}")
-        if whole := next((known for known in schema if inner.startswith(known + ".")), ""):
+        if whole := next((known for known in schema if name.startswith(known + ".")), ""):
             raise ValueError(f"{whole} is a setting, not a group of them: set it as a whole")
-        OmegaConf.update(config, inner, _converted(value, schema.get(inner)), merge=False)
+        OmegaConf.update(config, name, convert(value, schema.get(name)), merge=False)
+        return ""
     except (OmegaConfBaseException, ValueError, TypeError) as error:
         text = _first_line(error, value)
-        if inner not in schema and not group and "Did you mean" not in text:
+        if name not in schema and not group and "Did you mean" not in text:
             last = {known.rpartition(".")[2]: known for known in schema}
-            near = difflib.get_close_matches(inner.rpartition(".")[2], last, n=1, cutoff=0.7)
+            near = difflib.get_close_matches(name.rpartition(".")[2], last, n=1, cutoff=0.7)
             text += f". Did you mean: {last[near[0]]!r}?" if near else ""
-        mistakes.append(f"{layer}: {name}: {text}")
+        return text
 
 
-def _converted(value: object, field: Field | None) -> object:
-    """The spellings that a setting's unit allows, made plain."""
-    if field is None:
-        return value
-    if field.type in (list[str], "list[str]") and isinstance(value, str):
-        return [value]
-    if isinstance(value, str) and "${" in value:  # an interpolation: OmegaConf checks what it gives
-        return value
-    if value is False and get_origin(field.type) is Literal and "off" in get_args(field.type):
-        return "off"  # which YAML reads as false
-    unit = field.metadata["unit"]
-    if unit == "images":
-        return _images(value)
-    if unit.endswith("schedule"):
-        ends: list[Any] = value if isinstance(value, list) else [value]
-        if unit == "images schedule":
-            ends = [_images(end) for end in ends]
-        if ends == default_of(field):
-            return ends
-        if not 1 <= len(ends) <= 2 or not all(isinstance(end, (int, float)) for end in ends):
-            raise ValueError(f"{value!r} is neither a number nor [first, last]")
-        return [float(end) for end in ends]
-    return value
-
-
-def _images(value: object) -> int:
-    """A number of images: 25000, 2.5e4, 25k or 1.5M."""
-    number: Any = value
-    if isinstance(value, str):
-        scale = {"k": 1e3, "M": 1e6, "G": 1e9}.get(value[-1:], 1)
-        try:
-            number = float(value.rstrip("kMG") if scale > 1 else value) * scale
-        except ValueError:
-            number = None
-    if isinstance(number, bool) or not isinstance(number, (int, float)) or number % 1 != 0:
-        raise ValueError(f"{value!r} is not a number of images: write 25000, 25k or 1.5M")
-    return round(number)
-
-
-def _resolve(config: DictConfig, mistakes: list[str]) -> None:
-    """Fill in interpolations. Only harmless environment variables may enter, since a config is written to W&B too."""
-
-    def read(name: str, default: str | None = None) -> str | None:
-        if name not in READABLE_ENVIRONMENT:
-            allowed = ", ".join(READABLE_ENVIRONMENT)
-            raise ValueError(f"a config may not read the environment variable {name}, only {allowed}")
-        if name not in os.environ and default is None:
-            raise ValueError(f"the environment variable {name} is not set")
-        return os.environ.get(name, default)
-
-    OmegaConf.register_resolver("oc.env", read, replace=True)
+def _resolve(config: DictConfig) -> list[str]:
+    """Fill in interpolations. Returns mistakes."""
+    OmegaConf.register_resolver("oc.env", read_environment, replace=True)
     try:
         OmegaConf.resolve(config)
     except OmegaConfBaseException as error:
-        mistakes.append(f"{error.full_key or 'interpolation'}: {_first_line(error)}")
+        return [f"{error.full_key or 'interpolation'}: {_first_line(error)}"]
+    return []
 
 
-def _merge_nets(config: DictConfig, nets: dict[str, tuple[str, object]], mistakes: list[str]) -> None:
-    """Check the networks' own settings against their family, and fill in its defaults."""
+def _merge_nets(config: DictConfig, nets: dict[str, tuple[str, object]]) -> list[str]:
+    """Check the networks' own settings against their family, and fill in its defaults. Returns mistakes."""
+    mistakes = []
     for net, schema in zip("GD", FAMILIES[config.model.family]):
         own = OmegaConf.structured(schema)
         known = dict(leaves(schema))
         for name, (layer, value) in nets.items():
-            inner = name.removeprefix(f"model.{net}.")
-            if inner == name:
+            if not name.startswith(f"model.{net}."):
                 continue
-            _put(own, layer, name, inner, value, known, mistakes)
+            if mistake := _put(own, name.removeprefix(f"model.{net}."), value, known):
+                mistakes.append(f"{layer}: {name}: {mistake}")
         OmegaConf.update(config, f"model.{net}", OmegaConf.to_container(own), merge=False)
-
-
-def _out_of_bounds(config: Config) -> list[str]:
-    found = []
-    values = dict(leaves(config))
-    known = dict(leaves(Config))
-    for net, schema in zip("GD", FAMILIES[config.model.family]):
-        known |= dict(leaves(schema, f"model.{net}."))
-    for name, field in known.items():
-        low, high = field.metadata["low"], field.metadata["high"]
-        value = values.get(name)
-        for number in value if isinstance(value, (list, tuple)) else [value]:
-            if isinstance(number, str) and "\0" in number:
-                found.append(f"{name}: a zero byte in a text")
-            if name == "data.resolution" and number == 0:
-                continue  # not set: `problems` says so
-            if not isinstance(number, (int, float)):
-                continue
-            if not abs(number) < (2**63 if isinstance(number, int) else math.inf):  # a NaN is not, either
-                found.append(f"{name}={number}: must be a finite number")
-            elif (low is not None and number < low) or (high is not None and number > high):
-                bounds = f"at least {low}" if high is None else f"from {low} to {high}"
-                found.append(f"{name}={number}: must be {bounds}")
-    return list(dict.fromkeys(found))
+    return mistakes
 
 
 def _first_line(error: Exception, value: object = None) -> str:
-    """An error's own sentence, without the lines that repeat the key and without secrets of the value's addresses."""
+    """Return an error's own sentence, without the lines that repeat the key and without secrets of addresses."""
     texts = [text for text in (value if isinstance(value, list) else [value]) if isinstance(text, str)]
     return public_text(str(error).split("\n")[0].strip(), *texts)
 

@@ -1,9 +1,10 @@
 """The settings of each family of networks: of its generator and of its discriminator."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Literal
 
-from distgan.config.schema import key
+from distgan.config.fields import key
+from distgan.storage.untrusted import parse
 
 
 @dataclass
@@ -97,3 +98,16 @@ FAMILIES: dict[str, tuple[type, type]] = {
     "hourglass": (HourglassGenerator, HourglassDiscriminator),
     "restore": (RestoreGenerator, RestoreDiscriminator),
 }
+
+
+def net_settings(family: str, net: str, values: dict, where: str) -> dict:
+    """Return the settings of a family's network, with its defaults.
+
+    Raises DataError where it has none of that kind or size.
+
+    Args:
+        net: "G" or "D".
+    """
+    if family not in FAMILIES:  # one of a program that adds its own to MODELS
+        return values
+    return asdict(parse(FAMILIES[family]["GD".index(net)], values, where))

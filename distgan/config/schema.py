@@ -1,42 +1,15 @@
-"""Every setting of a run: what it means, its default and its bounds; which settings go together, `rules` says.
+"""Every setting of a run: what it means, its default and its bounds.
 
-The dataclasses are the schema: `configfile` fills them from YAML and `key=value`, and refuses what is not here. This
-module imports neither torch nor OmegaConf, so that mistakes are told at once.
+The dataclasses are the schema: `load` fills them from YAML and `key=value`, and refuses what is not here. This module
+imports neither torch nor OmegaConf, so that mistakes are told at once.
 """
 
-import json
-from collections.abc import Callable, Iterator
-from dataclasses import MISSING, Field, asdict, dataclass, field, fields, is_dataclass, replace
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from distgan.config.fields import key
 from distgan.metrics.names import EVAL_METRICS
-from distgan.storage.urls import public, public_text
 from distgan.transforms import degrade_spec
-
-
-def key(
-    default: object,
-    help: str,
-    *,
-    unit: str = "",
-    free: bool = False,
-    personal: bool = False,
-    low: float | None = None,
-    high: float | None = None,
-) -> Any:
-    """A setting.
-
-    Args:
-        unit: "images" takes 200k and 25M too; "schedule" takes a number, or [first, last] over train.schedule_images;
-            "images schedule" is both.
-        free: Whether a resumed run may change it without asking.
-        personal: Whether it gives rights that only who starts a command has: no file may set it, not a checkpoint's.
-        low, high: Bounds, both allowed.
-    """
-    about = {"help": help, "unit": unit, "free": free, "personal": personal, "low": low, "high": high}
-    if isinstance(default, (list, dict)):
-        return field(default_factory=lambda: type(default)(default), metadata=about)
-    return field(default=default, metadata=about)
 
 
 @dataclass
@@ -345,30 +318,8 @@ class Config:
     wandb: Wandb = field(default_factory=Wandb)
 
 
-def leaves(schema: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """All settings of a config by their dotted keys; of a schema's class, the fields instead of the values."""
-    for f in fields(schema):
-        name = prefix + f.name
-        default = f.default_factory if f.default is MISSING else None
-        if isinstance(schema, type):
-            inner = default if is_dataclass(default) else None
-            yield from leaves(inner, name + ".") if inner else [(name, f)]
-        else:
-            value = getattr(schema, f.name)
-            if is_dataclass(value):
-                yield from leaves(value, name + ".")
-            elif isinstance(value, dict):
-                yield from ((f"{name}.{inner}", x) for inner, x in value.items())
-            else:
-                yield name, value
-
-
-def default_of(setting: Field) -> Any:
-    return setting.default if setting.default_factory is MISSING else setting.default_factory()
-
-
 def best_metric(settings: Eval) -> str:
-    """The metric by which the best checkpoint is chosen; empty where none of those measured tells."""
+    """Return the metric by which the best checkpoint is chosen; empty where none of those measured tells."""
     return settings.best_metric or next((name for name in settings.metrics if EVAL_METRICS[name]), "")
 
 
@@ -389,57 +340,12 @@ def network_options(config: Config) -> dict[str, Any]:
 
 
 def restores(config: Config) -> bool:
-    """Whether G makes images of degraded ones, not of noise alone."""
+    """Return whether G makes images of degraded ones, not of noise alone."""
     return config.model.family == "restore"
 
 
 def shapes_nets(name: str) -> bool:
-    """Whether other values of this setting make other networks, which no saved weights fit."""
+    """Return whether other values of this setting make other networks, which no saved weights fit."""
     if name == "model.minibatch_group_size":
         return False
     return name.startswith("model.") or name in ("data.resolution", "data.classes")
-
-
-def changes(old: Config, new: Config) -> tuple[dict[str, tuple], dict[str, tuple]]:
-    """Settings that differ, as key -> (old, new): those a resumed run may change freely, and the others."""
-    free = {name for name, f in leaves(Config) if f.metadata.get("free")}
-    before, after = dict(leaves(old)), dict(leaves(new))
-    differ = {k: (before.get(k), after.get(k)) for k in before | after if before.get(k) != after.get(k)}
-    return {k: v for k, v in differ.items() if k in free}, {k: v for k, v in differ.items() if k not in free}
-
-
-def to_dict(config: Config) -> dict:
-    """Plain nested values, as they come back from JSON: lists, no tuples."""
-    return json.loads(json.dumps(asdict(config)))
-
-
-def for_records(config: Config) -> Config:
-    """As a run's records keep it: without secrets, and without the permission to go on with other settings or data,
-    which is given for one start."""
-    told = without_secrets(config)
-    return replace(told, run=replace(told.run, allow_config_change=False, allow_data_change=False))
-
-
-def without_secrets(config: Config) -> Config:
-    """As records keep it: addresses without user, password and query; no command, no right to run one."""
-    result = config
-    for section in fields(config):
-        values = getattr(config, section.name)
-        result = replace(result, **{section.name: _shown(values, public if section.name != "wandb" else _shown_prose)})
-    return replace(result, data=replace(result.data, allow_pipe=False))
-
-
-def _shown_prose(text: str) -> str:
-    """Words such as wandb.notes, which go on after an address."""
-    return public(text) if "pipe:" in text else public_text(text)
-
-
-def _shown(value: Any, shown: Callable[[str], str]) -> Any:
-    """A setting's value with its texts as `shown` gives them."""
-    if isinstance(value, str):
-        return shown(value) if "://" in value or "pipe:" in value else value
-    if is_dataclass(value) and not isinstance(value, type):
-        return replace(value, **{f.name: _shown(getattr(value, f.name), shown) for f in fields(value)})
-    if isinstance(value, dict):
-        return {name: _shown(inner, shown) for name, inner in value.items()}
-    return [_shown(inner, shown) for inner in value] if isinstance(value, list) else value

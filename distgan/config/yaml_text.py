@@ -3,11 +3,16 @@
 A config may name any file as its `base:`, so that a message which showed what stands there would show any file.
 """
 
+import functools
 import re
 from pathlib import Path
+from typing import Any
 
 import yaml
 
+from distgan.config.fields import leaves
+from distgan.config.model_schema import FAMILIES
+from distgan.config.schema import Config
 from distgan.errors import ConfigError, DataError
 from distgan.storage import untrusted
 
@@ -22,7 +27,7 @@ BAD_VALUES = (ValueError, KeyError, IndexError, AttributeError, TypeError, Overf
 
 
 def read(file: Path, *, follow_links: bool = True) -> str:
-    """The text of a config. Raises FileNotFoundError, or ConfigError for what is none."""
+    """Return the text of a config. Raises FileNotFoundError, or ConfigError for what is none."""
     try:
         return untrusted.read(file, MAX_BYTES, follow_links=follow_links).decode("utf-8-sig")
     except DataError as error:
@@ -32,14 +37,14 @@ def read(file: Path, *, follow_links: bool = True) -> str:
 
 
 def texts(text: str) -> object:
-    """A document with each scalar as it stands there. Raises YAMLError, or ValueError for a number of no use."""
+    """Return a document with each scalar as it stands there. Raises YAMLError, or ValueError for a number of no use."""
     document = yaml.load(text, Loader=_TEXTS)
     _require_short(document, set())
     return document
 
 
 def problem(error: Exception) -> str:
-    """What is wrong and where, but not what stands there."""
+    """Return what is wrong and where, but not what stands there."""
     if isinstance(error, yaml.MarkedYAMLError):
         mark = error.problem_mark or error.context_mark
         where = f" in line {mark.line + 1}, column {mark.column + 1}" if mark else ""
@@ -61,3 +66,34 @@ def _require_short(value: object, seen: set[int]) -> None:
         seen.add(id(value))
         for part in [*value.keys(), *value.values()] if isinstance(value, dict) else value:
             _require_short(part, seen)
+
+
+@functools.cache
+def text_settings(kind: object) -> frozenset[str]:
+    """Return the settings that are texts, or with `list[str]` lists of them."""
+    known = [*leaves(Config)]
+    for schemas in FAMILIES.values():
+        for net, schema in zip("GD", schemas):
+            known += leaves(schema, f"model.{net}.")
+    return frozenset(name for name, field in known if field.type in (kind, getattr(kind, "__name__", ""), str(kind)))
+
+
+def as_typed(values: dict, texts: Any, prefix: str = "") -> dict:
+    """Return values as YAML reads them, but a setting that is a text as it was typed: `no` is no False, and `007` no 7.
+
+    Args:
+        texts: The same document, with each scalar as it stands there.
+    """
+    result = dict(values)
+    for name, value in values.items():
+        text = texts.get(str(name)) if isinstance(texts, dict) else None
+        if text is None:
+            continue  # from a merge key, or of another spelling
+        if isinstance(value, dict):
+            result[name] = as_typed(value, text, f"{prefix}{name}.")
+        elif isinstance(text, str) and not isinstance(value, str) and f"{prefix}{name}" in text_settings(str):
+            result[name] = text
+        elif f"{prefix}{name}" in text_settings(list[str]) and value is not None:
+            ends = zip(value, text) if isinstance(value, list) else [(value, text)]
+            result[name] = [typed if isinstance(typed, str) and not isinstance(x, str) else x for x, typed in ends]
+    return result

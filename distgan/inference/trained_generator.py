@@ -16,8 +16,10 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from distgan.config.load import from_dict, net_settings, require_own_names
-from distgan.config.schema import Config, network_options, to_dict, without_secrets
+from distgan.config.load import from_dict, require_own_names
+from distgan.config.model_schema import net_settings
+from distgan.config.records import to_dict, without_secrets
+from distgan.config.schema import Config, network_options
 from distgan.distributed.launch_env import local_rank
 from distgan.errors import ConfigError, DataError
 from distgan.inference import sampling

@@ -1,4 +1,4 @@
-"""Numbers, sizes, errors and tables as a person reads them."""
+"""Numbers, sizes, alternatives, errors and tables as a person reads them."""
 
 from collections.abc import Sequence
 
@@ -22,6 +22,12 @@ def size(num_bytes: float) -> str:
 def one_line(error: Exception) -> str:
     """Return an error's class and message in one line of bounded length."""
     return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+
+
+def one_of(values: Sequence[object]) -> str:
+    """Return alternatives as words: 1, 2 or 4."""
+    text = [str(value) for value in values]
+    return ", ".join(text[:-1]) + " or " + text[-1] if len(text) > 1 else text[0]
 
 
 def table(rows: Sequence[Sequence[str]], align: str = "") -> list[str]:

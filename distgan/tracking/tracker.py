@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from distgan.config.load import to_yaml
-from distgan.config.schema import Config, for_records, to_dict
+from distgan.config.records import for_records, to_dict
+from distgan.config.schema import Config
 from distgan.data import image_grid
 from distgan.distributed import preemption
 from distgan.errors import DistganError, DivergedError

@@ -10,7 +10,8 @@ import torch
 from torch import nn
 
 from distgan.config.load import from_dict
-from distgan.config.schema import Config, Optimizer, changes, for_records, shapes_nets, to_dict
+from distgan.config.records import changes, for_records, to_dict
+from distgan.config.schema import Config, Optimizer, shapes_nets
 from distgan.data.dataset import Dataset
 from distgan.data.shuffle import Layout
 from distgan.distributed.process_group import World

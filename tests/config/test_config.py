@@ -9,7 +9,7 @@ import pytest
 
 from distgan.config.batch_plan import BatchPlan, batch_plan, divisors
 from distgan.config.load import from_dict, load, to_yaml
-from distgan.config.schema import changes, to_dict
+from distgan.config.records import changes, to_dict
 from distgan.config.validate import warnings
 from distgan.errors import ConfigError
 

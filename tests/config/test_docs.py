@@ -7,9 +7,10 @@ import pytest
 
 from distgan.cli.main import main
 from distgan.config.docs import COMMAND, diff, help_keys, markdown, rows
+from distgan.config.fields import leaves
 from distgan.config.load import load
 from distgan.config.model_schema import FAMILIES
-from distgan.config.schema import Config, leaves
+from distgan.config.schema import Config
 from distgan.errors import ConfigError
 
 DOCS = Path(__file__).parents[2] / "docs"

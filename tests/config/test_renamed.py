@@ -11,9 +11,11 @@ from runs import untrained
 
 from distgan.cli.main import build_parser, main
 from distgan.config.docs import help_keys
+from distgan.config.fields import leaves
 from distgan.config.load import from_dict, load, load_to_evaluate, to_yaml
+from distgan.config.records import to_dict
 from distgan.config.renamed import RENAMED, RENAMED_OPTIONS, RENAMED_VALUES, new_name
-from distgan.config.schema import Config, leaves, to_dict
+from distgan.config.schema import Config
 from distgan.errors import ConfigError
 from distgan.inference.trained_generator import load_generator
 from distgan.storage import checkpoint_folder

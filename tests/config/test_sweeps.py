@@ -7,8 +7,9 @@ import yaml
 from processes import ROOT
 
 from distgan.cli.main import build_parser
+from distgan.config.fields import leaves
 from distgan.config.load import load
-from distgan.config.schema import Config, leaves
+from distgan.config.schema import Config
 
 SWEEPS = sorted((ROOT / "configs" / "sweeps").glob("*.yaml"))
 

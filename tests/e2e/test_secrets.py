@@ -13,7 +13,7 @@ from runs import make_digits, write_config
 
 from distgan.cli.main import main
 from distgan.config.load import load, to_yaml
-from distgan.config.schema import without_secrets
+from distgan.config.records import without_secrets
 from distgan.errors import DataError
 from distgan.storage.backends import RefusedError
 from distgan.storage.byte_ranges import Source

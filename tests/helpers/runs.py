@@ -13,7 +13,8 @@ import torch
 
 from distgan.cli.main import main
 from distgan.config.load import load
-from distgan.config.schema import restores, to_dict
+from distgan.config.records import to_dict
+from distgan.config.schema import restores
 from distgan.data.encode import PackOptions
 from distgan.data.pack import pack
 from distgan.models import MODELS

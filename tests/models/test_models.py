@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from distgan.config.fields import leaves
 from distgan.config.model_schema import FAMILIES
-from distgan.config.schema import leaves
 from distgan.config.validate import LEAST_RESOLUTION
 from distgan.models import MODELS
 

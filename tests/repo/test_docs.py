@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 from processes import ROOT
 
-from distgan.config.schema import Config, leaves
+from distgan.config.fields import leaves
+from distgan.config.schema import Config
 
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), ROOT / "launch/README.md", ROOT / "slurm/README.md"])
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from distgan.storage.formatting import one_line, short_number, size, table
+from distgan.storage.formatting import one_line, one_of, short_number, size, table
 
 
 @pytest.mark.parametrize(
@@ -29,6 +29,10 @@ def test_sizes_change_their_unit_before_they_have_four_digits() -> None:
         "0.1 GB",
         "1,250.0 GB",
     ]
+
+
+def test_alternatives_end_with_or() -> None:
+    assert [one_of(values) for values in ([1], [1, 2], "abc")] == ["1", "1 or 2", "a, b or c"]
 
 
 def test_an_error_is_one_line_of_bounded_length() -> None:

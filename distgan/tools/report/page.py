@@ -12,7 +12,8 @@ from dataclasses import asdict
 
 from distgan.config.load import load
 from distgan.config.model_schema import FAMILIES
-from distgan.config.schema import Config, Model, changes, restores
+from distgan.config.records import changes
+from distgan.config.schema import Config, Model, restores
 from distgan.data import dataset_card
 from distgan.errors import ConfigError, DataError, MachineError
 from distgan.metrics.names import better

@@ -10,11 +10,11 @@ from distgan.version import __version__ as __version__
 
 if TYPE_CHECKING:
     from distgan.api import open_stream, train
-    from distgan.inference.trained_generator import load_generator
+    from distgan.inference.loading import load_generator
 
 __all__ = ["load_generator", "open_stream", "train"]
 
-_HOMES = {"load_generator": "distgan.inference.trained_generator", "open_stream": "distgan.api", "train": "distgan.api"}
+_HOMES = {"load_generator": "distgan.inference.loading", "open_stream": "distgan.api", "train": "distgan.api"}
 
 
 def __getattr__(name: str) -> object:

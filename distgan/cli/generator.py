@@ -120,21 +120,19 @@ def _generate(options: argparse.Namespace) -> int:
     world = settle()
 
     log_to_stderr()
-    from distgan.inference.generate import generate
-    from distgan.inference.restore import restore
+    from distgan.inference.generate import GenerateOptions, generate
+    from distgan.inference.restore import RestoreOptions, restore
 
     common = {name: getattr(options, name) for name in ("kind", "seed", "labels", "columns")}
-    common |= {"rank": rank(), "world": world}
     if options.input and (options.keep_best < 1 or options.balance):
         raise ConfigError("--keep-best and --balance choose among images made of noise: leave them out with --input")
     try:
         if options.input:
-            line = restore(options.checkpoint, options.input, options.num, options.out, **common)
+            restoring = RestoreOptions(num=options.num, **common)
+            line = restore(options.checkpoint, options.input, options.out, restoring, rank(), world)
         else:
-            line = generate(
-                options.checkpoint,
-                64 if options.num is None else options.num,
-                options.out,
+            generating = GenerateOptions(
+                num=64 if options.num is None else options.num,
                 share=options.keep_best,
                 filter_by=options.filter_by,
                 balance=options.balance,
@@ -143,6 +141,7 @@ def _generate(options: argparse.Namespace) -> int:
                 fps=options.fps,
                 **common,
             )
+            line = generate(options.checkpoint, options.out, generating, rank(), world)
     except OSError as error:
         raise MachineError(f"--out {options.out}: {error.strerror or error}") from None
     if rank() == 0:

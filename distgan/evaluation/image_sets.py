@@ -13,6 +13,7 @@ from distgan.data.image_format import MAX_PIXELS, CorruptImage, check_bytes
 from distgan.data.pack_entry import InputEntry, InputListing, all_entries, place, read_entry
 from distgan.errors import ConfigError, DataError
 from distgan.inference import sampling
+from distgan.inference.selection import parse_classes
 from distgan.rng import host_rng
 
 CHUNK = sampling.CHUNK  # neighbors that one rank takes at a time, and images of one forward
@@ -44,12 +45,11 @@ class GeneratedImages:
         self, G: nn.Module, z_dim: int, resolution: int, *, seed: int, num: int, labels: np.ndarray | None
     ) -> None:
         self.num, self.labels = num, labels
-        self._G, self._z_dim, self._seed, self._chunk = G, z_dim, seed, sampling.chunk_of(resolution)
+        self._sampler = sampling.Sampler(G, z_dim, seed, sampling.chunk_of(resolution))
 
     def read(self, numbers: np.ndarray) -> Images:
         labels = None if self.labels is None else self.labels[numbers]
-        pictures = list(sampling.generate(self._G, self._z_dim, self._seed, numbers.tolist(), labels, self._chunk))
-        return Images(numbers, np.stack(pictures), labels)
+        return Images(numbers, np.stack(list(self._sampler.pixels(numbers.tolist(), labels))), labels)
 
 
 class ShardImages:
@@ -184,20 +184,8 @@ def draw_labels(policy: str, seed: int, num: int, class_counts: Sequence[int]) -
     if policy == "empirical":
         ends = np.cumsum(np.asarray(class_counts, np.int64))
         return np.searchsorted(ends, (drawn % np.uint64(ends[-1])).astype(np.int64), side="right")
-    asked = parse_classes(policy, num_classes)
+    usage = "write empirical, uniform, or class numbers (not names) as 0,3,7-9"
+    asked = parse_classes(policy, num_classes, f"eval.labels={policy}", usage)
     if unseen := [label for label in asked if not class_counts[label]]:
         raise ConfigError(f"eval.labels={policy}: class {unseen[0]} has no image in the training data; leave it out")
     return np.resize(np.array(asked, np.int64), num)
-
-
-def parse_classes(text: str, num_classes: int) -> list[int]:
-    """ "0,3,7-9" -> [0, 3, 7, 8, 9]."""
-    found: list[int] = []
-    for part in text.split(","):
-        first, _, last = part.partition("-")
-        if not first.isdecimal() or not (last or first).isdecimal():
-            raise ConfigError(f"eval.labels={text}: write empirical, uniform, or class numbers (not names) as 0,3,7-9")
-        if not int(first) <= int(last or first) < num_classes:
-            raise ConfigError(f"eval.labels={text}: the classes are 0 to {num_classes - 1}")
-        found += range(int(first), int(last or first) + 1)
-    return found

@@ -81,10 +81,10 @@ class HeldOut:
         places = range(first, first + len(numbers))
         labels = [self._dataset.label(number) for number in numbers] if self._dataset.num_classes else None
 
-        def given(part: list[int]) -> np.ndarray:
+        def read_degraded(part: list[int]) -> np.ndarray:
             return self._degraded([numbers[place - first] for place in part])
 
-        return np.stack(list(sampling.generate(G, self._z_dim, 0, places, labels, given=given)))
+        return np.stack(list(sampling.Sampler(G, self._z_dim, 0).pixels(places, labels, read_degraded)))
 
 
 def _tensor(pictures: np.ndarray) -> Tensor:

@@ -14,7 +14,8 @@ from distgan.data.dataset import Dataset
 from distgan.data.pack_inputs import list_source
 from distgan.errors import ConfigError
 from distgan.evaluation.image_sets import GeneratedImages, ImageSet, ListedImages, draw_labels
-from distgan.inference.trained_generator import DESCRIPTION, load_generator, locate
+from distgan.inference.exported_folder import is_exported
+from distgan.inference.loading import load_generator, locate
 from distgan.storage import checkpoint_folder
 from distgan.storage.home import user_path
 from distgan.storage.urls import public
@@ -49,7 +50,7 @@ class Subject:
 def open_subject(target: str, overrides: Sequence[str], device: torch.device) -> Subject:
     """What `target` names: a trained generator, or images."""
     path, class_names = user_path(target), []
-    if (path / DESCRIPTION).exists():
+    if is_exported(path):
         generator = load_generator(path, device)
         layers = [("exported generator", {"data": {"resolution": generator.resolution}})]
     elif (

@@ -1,4 +1,4 @@
-"""A trained generator -> files that load without the trainer, each checked against the generator itself."""
+"""Export a trained generator as files that load without the trainer, each checked against the generator itself."""
 
 import contextlib
 import importlib.util
@@ -16,7 +16,9 @@ from torch import Tensor, nn
 
 from distgan.errors import ConfigError, MachineError
 from distgan.inference import sampling
-from distgan.inference.trained_generator import DESCRIPTION, WEIGHTS, Generator, describe, load_generator, locate
+from distgan.inference.exported_folder import DESCRIPTION, WEIGHTS, describe
+from distgan.inference.loading import load_generator, locate
+from distgan.inference.trained_generator import Generator
 from distgan.models import networks
 from distgan.models.spectral_norm import normalised
 from distgan.storage import checkpoint
@@ -25,19 +27,27 @@ from distgan.storage.home import user_path
 from distgan.storage.printable import printable
 from distgan.version import __version__
 
-TOLERANCE = 1e-5  # that an exported generator may differ by, on a scale of -1..1
+TOLERANCE = 1e-5  # largest difference of an exported generator's images, on a scale of -1..1
 ONNX_BYTES = 2 * 10**9  # an ONNX file ends at 2 GiB
-SUFFIXES = {".onnx": "onnx", ".pt": "torchscript", ".pth": "torchscript", ".ts": "torchscript"}  # that name a form
-OPSET = 18  # of ONNX: the oldest that torch's exporter writes of itself
+SUFFIXES = {".onnx": "onnx", ".pt": "torchscript", ".pth": "torchscript", ".ts": "torchscript"}  # suffix -> format
+OPSET = 18  # of ONNX: the oldest one that torch's exporter writes without conversion
 
 Inputs = dict[str, Tensor]  # by name, in the order of the network's arguments
 Run = Callable[[Inputs], np.ndarray]  # -> images
 
 
 class Format(NamedTuple):
-    write: Callable[[Generator, str, Path], None]  # (generator, its card, where)
+    """A format of exported generators.
+
+    Attributes:
+        write: Writes (generator, its card, path).
+        read: Loads a written file as a function.
+        needs: Packages that it needs, installed by the extra named as the format.
+    """
+
+    write: Callable[[Generator, str, Path], None]
     read: Callable[[Path], Run]
-    needs: tuple[str, ...] = ()  # packages of the extra that is named as the format
+    needs: tuple[str, ...] = ()
 
 
 def export(path: str, out: str, kind: str) -> str:
@@ -47,7 +57,7 @@ def export(path: str, out: str, kind: str) -> str:
         kind: "safetensors", a folder that `load_generator` takes; "torchscript" or "onnx", one file.
 
     Raises:
-        ConfigError: `out` exists or is named as another form is, or this generator cannot be exported as that.
+        ConfigError: `out` exists or has the suffix of another format, or this generator cannot be exported as that.
         MachineError: A package is missing.
     """
     target, form = user_path(out), FORMATS[kind]
@@ -81,12 +91,12 @@ def export(path: str, out: str, kind: str) -> str:
         part.rename(target)
     finally:
         _remove(part)
-    told = f"{G.spec.family}, {networks.num_weights(G.net) / 1e6:.2f}M weights, {G.resolution} pixels"
-    return f"{told}: {out} (differs from the generator by at most {difference:.0e})"
+    size = f"{networks.num_weights(G.net) / 1e6:.2f}M weights, {G.resolution} pixels"
+    return f"{G.spec.family}, {size}: {out} (differs from the generator by at most {difference:.0e})"
 
 
 def card(G: Generator, kind: str, name: str) -> str:
-    """What someone who finds the file or folder `name` must know to use it, as Markdown."""
+    """Return the model card of the file or folder `name`, as Markdown: its inputs, its use and its origin."""
     origin, config, name = G.origin, G.origin["config"], printable(name)
     classes = G.num_classes
     norms = {type(module).__name__ for module in G.net.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)}
@@ -103,13 +113,13 @@ def card(G: Generator, kind: str, name: str) -> str:
     }
     side, of_classes = G.resolution, f", {classes} classes" if classes else ""
     untrained = f", but not {', '.join(map(str, G.spec.unseen))}: not trained, no images" * bool(G.spec.unseen)
-    told = {
+    rows = {
         "pictures": f"| `pictures` | float32 [B, 3, {side}, {side}] | to be restored; -1 is black and 1 is white |",
         "z": f"| `z` | float32 [B, {G.z_dim}] | standard normal |",
         "labels": f"| `labels` | int64 [B] | classes 0 to {classes - 1}{untrained} |",
     }
     names = list(example(G, 1))
-    inputs = "\n".join(told[each] for each in names)
+    inputs = "\n".join(rows[name] for name in names)
     use = USE[kind + " restores" * (kind == "safetensors" and G.restores)].format(
         name=name,
         arguments=", ".join(names),
@@ -145,9 +155,9 @@ card does not know: say so before you pass it on.
 
 
 def _half_life(config: dict) -> str:
-    """A number, or where a schedule of them begins and ends."""
-    found = config["ema"]["half_life"]
-    values = found if isinstance(found, list) else [found]  # older checkpoints have a number
+    """Return the half-life as text, or the first and the last one of a schedule."""
+    half_life = config["ema"]["half_life"]
+    values = half_life if isinstance(half_life, list) else [half_life]  # older checkpoints have a number
     return " to ".join(f"{value:,.0f}" for value in values)
 
 
@@ -181,27 +191,27 @@ G = onnxruntime.InferenceSession("{name}")
 
 
 def example(G: Generator, num: int) -> Inputs:
-    """What its network is called with, for `num` images; without what it would not look at."""
+    """Return example inputs of `network(G)` for `num` images, without those that it would ignore."""
     inputs = {}
     if G.restores:
         side = G.resolution
         inputs["pictures"] = sampling.latents(1, range(num), 3 * side * side).view(num, 3, side, side).tanh()
-    if _looks_at_latents(G):
+    if _uses_latents(G):
         inputs["z"] = sampling.latents(0, range(num), G.z_dim)
     return inputs | ({"labels": torch.arange(num) % G.num_classes} if G.num_classes else {})
 
 
 def network(G: Generator) -> nn.Module:
-    """What `example` is for, in that order."""
-    return G.net if _looks_at_latents(G) else _WithoutLatents(G.net)
+    """Return the network to export; it takes the inputs of `example` in that order."""
+    return G.net if _uses_latents(G) else _WithoutLatents(G.net)
 
 
-def _looks_at_latents(G: Generator) -> bool:
+def _uses_latents(G: Generator) -> bool:
     return not G.restores or bool(G.net.noise)
 
 
 class _WithoutLatents(nn.Module):
-    """A network that restores and does not look at latents, which programs are spared then."""
+    """An image-to-image network that ignores latents, as a network without that input."""
 
     def __init__(self, net: nn.Module) -> None:
         super().__init__()
@@ -226,9 +236,8 @@ def _read_safetensors(part: Path) -> Run:
 
 def _write_torchscript(G: Generator, card: str, part: Path) -> None:
     inputs = tuple(example(G, 3).values())
-    traced = torch.jit.trace(network(G), inputs, check_trace=False)  # checked below, by other inputs than these
-    told = {DESCRIPTION: json.dumps(describe(G)), "README.md": card}
-    torch.jit.save(traced, str(part), _extra_files=told)
+    traced = torch.jit.trace(network(G), inputs, check_trace=False)  # `export` checks it, by other inputs than these
+    torch.jit.save(traced, str(part), _extra_files={DESCRIPTION: json.dumps(describe(G)), "README.md": card})
 
 
 def _read_torchscript(part: Path) -> Run:
@@ -251,8 +260,9 @@ def _write_onnx(G: Generator, card: str, part: Path) -> None:
         dynamo=True,
         verbose=False,
     )
+    assert program is not None  # with dynamo=True
     for node in program.model.graph:
-        node.metadata_props.clear()  # paths and lines of the code of this machine
+        node.metadata_props.clear()  # paths and line numbers of code on this machine
     program.model.metadata_props.update({DESCRIPTION: json.dumps(describe(G)), "README.md": card})
     program.model.doc_string = card
     program.save(part, external_data=False)
@@ -274,21 +284,24 @@ FORMATS: dict[str, Format] = {
 
 
 def _difference(G: Generator, run: Run) -> float:
-    """The largest one over batches of several sizes; where images pass the ends, on the scale of the largest value."""
+    """Return the largest difference of images over batches of several sizes, infinite where they are not finite.
+
+    Where values lie outside of -1..1, the difference is relative to the largest one.
+    """
     largest = 0.0
     for num in (1, 2, 5):
         inputs = example(G, num)
         expected = network(G)(*inputs.values()).numpy()
-        found = run(inputs)
-        if found.shape != expected.shape or not (np.isfinite(found).all() and np.isfinite(expected).all()):
+        images = run(inputs)
+        if images.shape != expected.shape or not (np.isfinite(images).all() and np.isfinite(expected).all()):
             return float("inf")
-        largest = max(largest, float(np.abs(found - expected).max() / max(1.0, np.abs(expected).max())))
+        largest = max(largest, float(np.abs(images - expected).max() / max(1.0, np.abs(expected).max())))
     return largest
 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without what torch's exporters tell of themselves: deprecations, packages that they could have used too."""
+    """Silence torch's exporters, which warn of deprecations and of packages that they could have used."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

@@ -1,9 +1,10 @@
-"""Images of anybody's -> restored ones, by a trained generator."""
+"""Restore any images by a trained image-to-image generator."""
 
 import itertools
 import math
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,14 +16,14 @@ from distgan.data.image_format import SUFFIXES, CorruptImage
 from distgan.data.pack_entry import InputEntry, read_entry
 from distgan.data.pack_inputs import list_source
 from distgan.errors import ConfigError, DataError
-from distgan.inference import sampling
 from distgan.inference.generate import parse_labels, require_grid
-from distgan.inference.trained_generator import Generator, load_generator, locate
+from distgan.inference.loading import load_generator, locate
+from distgan.inference.trained_generator import Generator
 from distgan.storage.home import user_path
 
 
 class Row(NamedTuple):
-    """An image's number in its source, and what it was and became; uint8 [R, R, 3] each."""
+    """An image's number in its source, the image before and after, and the clean one; uint8 [R, R, 3] each."""
 
     number: int
     degraded: np.ndarray
@@ -30,84 +31,98 @@ class Row(NamedTuple):
     clean: np.ndarray | None  # of pairs
 
 
-def restore(
-    path: str,
-    source: str,
-    num: int | None,
-    out: str,
-    *,
-    kind: str,
-    seed: int = 0,
-    labels: str = "",
-    columns: int | None = None,
-    rank: int = 0,
-    world: int = 1,
-) -> str:
-    """Restore the first `num` images of a source, or all, into a folder or a grid; returns a line that says where.
+@dataclass(frozen=True)
+class RestoreOptions:
+    """The options of `distgan generate --input`.
+
+    Attributes:
+        kind: "png" or "grid".
+        num: Number of images, the first ones of the source; None for all, or 64 of a grid.
+        seed: Seed of the latents, for a generator that uses them.
+        labels: Classes that the images take in turn, as for `generate`; empty for those of their class folders.
+        columns: Columns of a grid; None for a square.
+
+    Raises:
+        ConfigError: A number is out of bounds, or there is no such kind.
+    """
+
+    kind: str = "png"
+    num: int | None = None
+    seed: int = 0
+    labels: str = ""
+    columns: int | None = None
+
+    def __post_init__(self) -> None:
+        for name, value in (("num", self.num), ("columns", self.columns)):
+            if value is not None and value < 1:
+                raise ConfigError(f"--{name} {value}: at least 1")
+        if self.kind not in ("png", "grid"):
+            raise ConfigError(
+                f"--as {self.kind}: restored images (--input) become png or grid; `distgan pack` makes shards"
+            )
+
+
+def restore(path: str, source: str, out: str, options: RestoreOptions, rank: int = 0, world: int = 1) -> str:
+    """Restore images of a source into a folder or a grid; returns a line that says where they are.
 
     Args:
         path: Run folder, checkpoint or exported generator.
         source: Anything that `pack` takes; of pairs, the degraded images are restored.
-        kind: "png" or "grid".
-        labels: Classes that the images take in turn, as for `generate`; empty for those that their folders say.
-        rank, world: Each of several processes writes its share of the files, without a word to the others.
+        rank, world: Each of several processes writes its share of the files, without communication.
     """
-    for name, value, least in (("num", num, 1), ("columns", columns, 1)):
-        if value is not None and value < least:
-            raise ConfigError(f"--{name} {value}: at least {least}")
-    if kind not in ("png", "grid"):
-        raise ConfigError(f"--as {kind}: restored images (--input) become png or grid; `distgan pack` makes shards")
-    target = user_path(out)
-    if target.exists() and target.is_dir() == (kind == "grid"):
-        raise ConfigError(f"--out {out} is {'a folder, a grid is one file' if kind == 'grid' else 'a file'}")
-    if kind == "grid":
+    target, is_grid = user_path(out), options.kind == "grid"
+    if target.exists() and target.is_dir() == is_grid:
+        raise ConfigError(f"--out {out} is {'a folder, a grid is one file' if is_grid else 'a file'}")
+    if is_grid:
         require_grid(target)
     G = load_generator(locate(path), restores=True)
-    restoration = Restoration(G, seed, source, parse_labels(labels, G) if labels else [])
-    if kind == "grid":
-        return restoration.grid(num or 64, target, columns) if rank == 0 else ""
-    return restoration.files(num, target, rank, world)
+    restoration = Restoration(G, options.seed, source, parse_labels(options.labels, G) if options.labels else [])
+    if is_grid:
+        return restoration.grid(options.num or 64, target, options.columns) if rank == 0 else ""
+    return restoration.files(options.num, target, rank, world)
 
 
 class Restoration:
-    """The images of a source as a generator restores them, and a count of what could not be read.
+    """Restores the images of a source, and counts those that could not be read.
 
     Args:
-        labels: Classes that the images take in turn; empty for those that their folders say.
+        labels: Classes that the images take in turn; empty for those of their class folders.
     """
 
     def __init__(self, G: Generator, seed: int, source: str, labels: list[int]) -> None:
         self._G, self._seed, self._source, self._labels = G, seed, source, labels
         self._data = G.origin["config"]["data"]  # how images of other sizes were fitted in training
-        self._num_resized, self._skipped = 0, Counter()
+        self._num_resized = 0
+        self._skipped: Counter[str] = Counter()
 
     def files(self, num: int | None, target: Path, rank: int, world: int) -> str:
-        """A PNG file for each image, in the same folders and under the same name where it has one."""
+        """Write a PNG file for each image, in the same folders and with the same name if it has one."""
         target.mkdir(parents=True, exist_ok=True)
-        done, total, taken = 0, 0, set()
-        for turn, chunk in enumerate(self._chunks(num)):
+        done, total = 0, 0
+        taken: set[str] = set()
+        for number_of_chunk, chunk in enumerate(self._chunks(num)):
             names = {number: _file_name(entry.name, number, taken) for number, entry in chunk}
             total += len(chunk)
-            if turn % world != rank:
+            if number_of_chunk % world != rank:
                 continue
             for row in self._rows(chunk):
                 path = target / names[row.number]
                 path.parent.mkdir(parents=True, exist_ok=True)
                 image_grid.save_png(path, row.restored)
                 done += 1
-        return self._told(done, total, target, world)
+        return self._summary(done, total, target, world)
 
     def grid(self, num: int, target: Path, columns: int | None) -> str:
-        """Degraded and restored images side by side, and the clean ones where they are known."""
+        """Write degraded and restored images side by side, with the clean ones of pairs."""
         rows = [row for chunk in self._chunks(num) for row in self._rows(chunk)]
-        told = self._told(len(rows), len(rows), target)
+        summary = self._summary(len(rows), len(rows), target)
         joined = [np.concatenate([x for x in row[1:] if x is not None], axis=1) for row in rows]
         target.parent.mkdir(parents=True, exist_ok=True)
         image_grid.save_png(target, image_grid.grid(joined, columns or math.ceil(math.sqrt(len(rows)))))
-        return told
+        return summary
 
     def _chunks(self, num: int | None) -> Iterator[list[tuple[int, InputEntry]]]:
-        """Numbers and places of the images, as many at a time as one forward takes."""
+        """Yield the numbers and entries of the images of one forward at a time."""
         num_classes = self._G.num_classes
         listing = list_source(self._source, labels=num_classes > 0)
         if num_classes and not self._labels and not 0 < len(listing.classes or ()) <= num_classes:
@@ -120,9 +135,9 @@ class Restoration:
             yield chunk
 
     def _rows(self, chunk: list[tuple[int, InputEntry]]) -> Iterator[Row]:
-        """Those that can be read, restored."""
+        """Yield the images that can be read, restored."""
         pictures: dict[int, tuple[np.ndarray, np.ndarray | None]] = {}
-        classes = []
+        classes: list[int] = []
         for number, entry in chunk:
             try:
                 clean = self._read(entry) if entry.degraded else None
@@ -137,11 +152,11 @@ class Restoration:
                     "no image; pass --labels, or leave such images out"
                 )
 
-        def given(numbers: list[int]) -> np.ndarray:
+        def read_degraded(numbers: list[int]) -> np.ndarray:
             return np.stack([pictures[number][0] for number in numbers])
 
-        G, labels = self._G, classes if self._G.num_classes else None
-        restored = sampling.generate(G.net, G.z_dim, self._seed, list(pictures), labels, G.chunk, given)
+        labels = classes if self._G.num_classes else None
+        restored = self._G.sampler(self._seed).pixels(list(pictures), labels, read_degraded)
         for (number, (degraded, clean)), picture in zip(pictures.items(), restored):
             yield Row(number, degraded, picture, clean)
 
@@ -151,8 +166,12 @@ class Restoration:
         self._num_resized += pixels.shape[:2] != (self._G.resolution, self._G.resolution)
         return fit(pixels, self._G.resolution, self._data["resize_filter"], self._data["crop"])
 
-    def _told(self, done: int, total: int, target: Path, world: int = 1) -> str:
-        """A line for a person. One of several processes knows of its own images only."""
+    def _summary(self, done: int, total: int, target: Path, world: int = 1) -> str:
+        """Return a human-readable line; one of several processes counts its own images only.
+
+        Raises:
+            DataError: No image could be read.
+        """
         reasons = ", ".join(f"{count} {reason}" for reason, count in self._skipped.most_common())
         if not total or (not done and self._skipped):
             raise DataError(f"--input {self._source}: no usable image" + (f": {reasons}" if reasons else ""))
@@ -163,7 +182,7 @@ class Restoration:
 
 
 def _file_name(name: str, number: int, taken: set[str]) -> str:
-    """Where an image goes, below the folder asked for; a name from an archive must not lead out of it."""
+    """Return the path of an image's file below the output folder; a name in an archive must not lead out of it."""
     stem, _, suffix = name.rpartition(".")
     parts = [part for part in stem.split("/") if part not in ("", ".", "..")]
     path = "/".join(parts) if parts and suffix.lower() in SUFFIXES else f"{number:08d}"

@@ -1,4 +1,4 @@
-"""How real images of a generator look, as a score by which `generate --keep-best` keeps the best."""
+"""Score how real images of a generator look; `generate --keep-best` keeps those with the best scores."""
 
 import logging
 from collections.abc import Callable
@@ -13,7 +13,7 @@ from distgan.data import image_grid
 from distgan.data.dataset import Dataset
 from distgan.data.shard_urls import find_shards
 from distgan.errors import ConfigError, DataError
-from distgan.inference.trained_generator import load_config, load_discriminator
+from distgan.inference.loading import load_config, load_discriminator
 from distgan.metrics import precision_recall
 from distgan.metrics.extractors import open_extractor
 from distgan.rng import host_rng
@@ -23,15 +23,21 @@ log = logging.getLogger("distgan")
 
 Score = Callable[[Tensor, Tensor | None], Tensor]  # images [B, 3, R, R] in -1..1, labels [B] -> [B]; more is better
 SCORES = ("discriminator", "nearest-real")
-NUM_REALS = 4096  # that distances are measured to
-READ = 64  # at a time
+NUM_REALS = 4096  # real images that distances are measured to
+READ = 64  # images that are read at a time
 
 
 def open_score(name: str, path: str | Path, chunk: int, device: torch.device) -> Score:
-    """A score of that name for images of a run's generator, `chunk` of them at a time.
+    """Return a score for images of a run's generator.
 
-    "discriminator" is D's logit; "nearest-real" how near the nearest real image is, in the features of the run's
-    `eval.extractor`.
+    Args:
+        name: "discriminator" for D's logit; "nearest-real" for the negative distance to the nearest real image, in
+            features of the run's `eval.extractor`.
+        path: Run or checkpoint.
+        chunk: Images of a call.
+
+    Raises:
+        ConfigError: There is no such score, or no real images for it.
     """
     if name not in SCORES:
         raise ConfigError(f"--filter-by {name}: there are {', '.join(SCORES)}")
@@ -42,7 +48,7 @@ def open_score(name: str, path: str | Path, chunk: int, device: torch.device) ->
 
 
 class Nearness:
-    """The negative distance to the nearest of some real images, always the same ones of a data set."""
+    """Score images by the negative distance to the nearest of NUM_REALS real images, always the same ones."""
 
     def __init__(self, config: Config, device: torch.device) -> None:
         data, settings = config.data, config.eval
@@ -62,16 +68,16 @@ class Nearness:
             )
             numbers = host_rng.permutation(host_rng.key(0, "realism"), dataset.num_samples)[:NUM_REALS]
             log.info(f"reading {len(numbers):,} real images, with {settings.extractor}")
-            points = []
+            features = []
             for part in np.array_split(np.sort(numbers), -(-len(numbers) // READ)):
                 pixels = [dataset.read(int(i), data.resolution, data.resize_filter, data.crop) for i in part]
-                points.append(self._extractor(torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2))[0])
+                features.append(self._extractor(torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2))[0])
         finally:
             source.close()
-        self._points = torch.cat(points)
-        if not self._points.isfinite().all():
+        self._features = torch.cat(features)
+        if not self._features.isfinite().all():
             raise DataError(f"features of real images by {settings.extractor} are not finite")
 
     def __call__(self, images: Tensor, labels: Tensor | None) -> Tensor:
         pixels = torch.from_numpy(image_grid.to_uint8(images)).permute(0, 3, 1, 2)
-        return -precision_recall.nearest(self._extractor(pixels)[0], self._points)[0].cpu()
+        return -precision_recall.nearest(self._extractor(pixels)[0], self._features)[0].cpu()

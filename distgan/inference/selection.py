@@ -1,7 +1,7 @@
-"""Which of a generator's images are taken: their numbers, a class for each, and the best of them by a score.
+"""Select a generator's images: their numbers, a class for each, and the best of them by a score.
 
-Images are made in units, each by itself: what a unit holds is a function of the choice alone, so that processes share
-the units without a word to one another, and what is finished stays.
+Images are made in groups: the images of a group are a function of the selection alone, so that processes share the
+groups without communication, and finished ones stay.
 """
 
 import math
@@ -25,25 +25,25 @@ class Drawn(NamedTuple):
 
 @dataclass(frozen=True)
 class Choice:
-    """How many images, of which classes, in units of how many, and which share of the candidates.
+    """The number of images, their classes, the size of a group, and the share of the candidates to keep.
 
-    Image i is of class `classes[i % len(classes)]`. With a share below 1, a unit of n images is the n best of its own
-    candidates, ceil(n / share) images that follow those of the unit before; the others are left out. With `balance`
-    each class has its own n / len(classes) best, so that all classes have equally many.
+    Image i is of class `classes[i % len(classes)]`. With a share below 1, a group of n images has the n best of its own
+    candidates, ceil(n / share) images that follow those of the group before; the others are left out. With `balance`,
+    it has the n / len(classes) best of each class, so that all classes have the same number of images.
 
     Attributes:
-        num: Images in all.
-        unit: Images of every unit but the last.
-        classes: Class numbers; none for a generator without classes.
-        share: Of the candidates that are taken, above 0 and up to 1.
-        balance: Whether all classes have equally many images.
+        num: Number of images.
+        group_size: Images of every group but the last.
+        classes: Class numbers; empty for a generator without classes.
+        share: Share of the candidates to keep, above 0 and up to 1.
+        balance: Whether all classes have the same number of images.
 
     Raises:
-        ConfigError: Equally many are not possible.
+        ConfigError: `balance` is not possible.
     """
 
     num: int
-    unit: int
+    group_size: int
     classes: tuple[int, ...] = ()
     share: float = 1.0
     balance: bool = False
@@ -59,45 +59,70 @@ class Choice:
                 f"--balance: {self.num} images cannot be spread evenly over {len(self.classes)} classes: "
                 f"choose --num {' or '.join(map(str, near))}"
             )
-        object.__setattr__(self, "unit", -(-self.unit // len(self.classes)) * len(self.classes))
+        object.__setattr__(self, "group_size", -(-self.group_size // len(self.classes)) * len(self.classes))
 
     @property
-    def num_units(self) -> int:
-        return -(-self.num // self.unit)
+    def num_groups(self) -> int:
+        """Number of groups."""
+        return -(-self.num // self.group_size)
 
     @property
     def num_candidates(self) -> int:
-        return self.candidates(self.num_units - 1).stop
+        """Number of images to be made in all groups."""
+        return self.candidates(self.num_groups - 1).stop
 
-    def size(self, unit: int) -> int:
-        """Images of a unit."""
-        return min(self.unit, self.num - unit * self.unit)
+    def size(self, group: int) -> int:
+        """Return the number of images of a group."""
+        return min(self.group_size, self.num - group * self.group_size)
 
-    def candidates(self, unit: int) -> range:
-        """Numbers of the images that a unit's are chosen from."""
-        first = unit * self._candidates(self.unit)
-        return range(first, first + self._candidates(self.size(unit)))
+    def candidates(self, group: int) -> range:
+        """Return the numbers of the images from which a group's are chosen."""
+        first = group * self._num_candidates(self.group_size)
+        return range(first, first + self._num_candidates(self.size(group)))
 
     def label(self, number: int) -> int | None:
+        """Return the class of an image, None without classes."""
         return self.classes[number % len(self.classes)] if self.classes else None
 
     def labels(self, numbers: Sequence[int]) -> list[int] | None:
+        """Return the classes of some images, None without classes."""
         return [self.classes[i % len(self.classes)] for i in numbers] if self.classes else None
 
-    def best(self, unit: int, drawn: list[Drawn]) -> list[Drawn]:
-        """Those of a unit that stay when no others come: the best, the earlier one of equals; in order of number."""
-        by_score = sorted(drawn, key=lambda one: (-one.score, one.number))
+    def best(self, group: int, images: list[Drawn]) -> list[Drawn]:
+        """Return the best images of a group, as many as it holds, in order of number; of equal ones, the earlier."""
+        by_score = sorted(images, key=lambda image: (-image.score, image.number))
         if not self.balance:
-            kept = by_score[: self.size(unit)]
+            kept = by_score[: self.size(group)]
         else:
-            room = dict.fromkeys(self.classes, self.size(unit) // len(self.classes))
+            room: dict[int | None, int] = dict.fromkeys(self.classes, self.size(group) // len(self.classes))
             kept = []
-            for one in by_score:
-                if room[one.label] > 0:
-                    room[one.label] -= 1
-                    kept.append(one)
-        return sorted(kept, key=lambda one: one.number)
+            for image in by_score:
+                if room[image.label] > 0:
+                    room[image.label] -= 1
+                    kept.append(image)
+        return sorted(kept, key=lambda image: image.number)
 
-    def _candidates(self, size: int) -> int:
+    def _num_candidates(self, size: int) -> int:
         step = len(self.classes) if self.balance else 1
         return step * math.ceil(size / step / self.share - 1e-9)  # 7 / 0.7 is a little more than 10
+
+
+def parse_classes(text: str, num_classes: int, setting: str, usage: str) -> list[int]:
+    """Return the classes that a text names: "0,3,7-9" -> [0, 3, 7, 8, 9].
+
+    Args:
+        setting: The option or key with its value, for messages.
+        usage: What to write instead, for the message about a text of another form.
+
+    Raises:
+        ConfigError: The text has another form, or a class does not exist.
+    """
+    classes: list[int] = []
+    for part in text.split(","):
+        first, _, last = part.partition("-")
+        if not first.isdecimal() or not (last or first).isdecimal():
+            raise ConfigError(f"{setting}: {usage}")
+        if not int(first) <= int(last or first) < num_classes:
+            raise ConfigError(f"{setting}: the classes are 0 to {num_classes - 1}")
+        classes += range(int(first), int(last or first) + 1)
+    return classes

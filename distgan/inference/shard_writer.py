@@ -1,14 +1,14 @@
-"""Generated images -> WebDataset shards with an index next to each and a card that says where they come from.
+"""Write generated images as WebDataset shards, each with an index, and a card that says where the images come from.
 
-Shard u holds unit u of the choice, so shards are made in any order by any number of processes, which agree through the
-folder alone:
+Shard i holds group i of the selection, so shards are made in any order by any number of processes, which communicate
+through the folder alone:
 
-    000000.tar  000000.tar.index ...   finished shards: written aside, forced to disk, renamed
+    000000.tar  000000.tar.index ...   finished shards: written under another name, flushed to disk, renamed
     .unfinished/generated.json         what is being generated; another set is refused
     .unfinished/000000.json            what the card will say of a finished shard
-    dataset.json                       the card, when all are there; .unfinished goes then
+    dataset.json                       the card, when all shards are there; .unfinished is removed then
 
-So whoever is killed loses the shard at hand, and the same command continues.
+So a killed process loses its current shard, and the same command continues.
 """
 
 import hashlib
@@ -17,7 +17,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -38,69 +38,64 @@ OWN = re.compile(rf"\d{{6}}\.tar(\.index)?|\.\d{{6}}\.tar\.index\..*|{ASIDE}|\.?
 
 def write(
     out: str,
-    choice: Choice,
+    selection: Choice,
     draw: Callable[[int], Iterable[Drawn]],
-    generated: dict,
-    *,
     card: dict,
-    rank: int = 0,
-    world: int = 1,
-    threads: int = 2,
+    groups: Sequence[int],
+    threads: int,
 ) -> str:
-    """Write this process's shards, and the card where the set is complete then; returns a line that says which.
+    """Write the shards of some groups, and the card if the set is then complete; returns a line that says which.
 
     Args:
-        draw: Unit -> its images, in order of number.
-        generated: What the images are a function of. It stands in the card, and a folder goes on only with the same.
-        card: What else the card says.
-        rank, world: Each of several processes writes its share.
-        threads: That encode images.
+        draw: Group -> its images, in order of number.
+        card: What the card says apart from the shards. Its `generated` is what the images are a function of; a folder
+            that was begun with another one is refused.
+        groups: This process's share of the groups; the process with group 0 shows a progress bar.
+        threads: Number of threads that encode images.
 
     Raises:
         ConfigError: The folder holds something else.
         DataError: A shard of a finished set is missing.
         MachineError: The disk is full or cannot be written.
     """
-    folder, generated = user_path(out), json.loads(json.dumps(generated))
+    folder, generated = user_path(out), json.loads(json.dumps(card["generated"]))
     if folder.exists() and not folder.is_dir():
         raise ConfigError(f"--out {out} is a file: name a folder for the shards")
-    line = f"{choice.num:,} images in {choice.num_units:,} shard(s): {out}"
+    line = f"{selection.num:,} images in {selection.num_groups:,} shard(s): {out}"
     if _begin(folder, out, generated):
         return f"{line} (all of them were there already)"
-    mine = range(rank, choice.num_units, world)
-    missing = [unit for unit in mine if not _is_finished(folder, unit)]
-    num = sum(map(choice.size, missing))
-    bar = tqdm(total=num, unit=" images", disable=None if rank == 0 else True)
+    missing = [group for group in groups if not _is_finished(folder, group)]
+    bar = tqdm(total=sum(map(selection.size, missing)), unit=" images", disable=None if 0 in groups else True)
     try:
         with ThreadPoolExecutor(threads) as pool, bar:
-            for unit in missing:
-                _write_shard(folder, unit, draw(unit), pool)
-                bar.update(choice.size(unit))
+            for group in missing:
+                _write_shard(folder, group, draw(group), pool)
+                bar.update(selection.size(group))
     except OSError as error:
         raise MachineError(
             f"--out {out}: {error.strerror or error}; finished shards stay, and the same command continues"
         ) from None
-    found = len(mine) - len(missing)
-    already = f" ({found} of {len(mine)} were there already)" if found else ""
-    if _finish(folder, choice, generated, card):
+    num_before = len(groups) - len(missing)
+    already = f" ({num_before} of {len(groups)} were there already)" if num_before else ""
+    if _finish(folder, selection, card):
         return line + already
-    return f"{len(mine):,} of {line}{already}; {CARD} comes with the last one of the other processes"
+    return f"{len(groups):,} of {line}{already}; {CARD} comes with the last one of the other processes"
 
 
 def claim(out: str, generated: dict, *, may_grow: bool) -> Path:
-    """A folder for single images of one set and no other; called by each process before its first image.
+    """Reserve a folder for the single images of one set and return it; called by each process before its first image.
 
     Args:
-        generated: What the images are a function of, `num` being how many they are.
+        generated: What the images are a function of, with their number as `num`.
         may_grow: Whether a set of fewer images is the beginning of this one.
 
     Raises:
-        ConfigError: It holds something else.
+        ConfigError: The folder holds something else.
     """
     folder = user_path(out)
     folder.mkdir(parents=True, exist_ok=True)
     names = sorted(name for name in os.listdir(folder) if not name.startswith("."))
-    before, generated = _read(folder / NOTE), json.loads(json.dumps(generated))  # after it was looked for files
+    before, generated = _read(folder / NOTE), json.loads(json.dumps(generated))  # read after the files were listed
     if before is None and names:
         raise ConfigError(f"--out {out} holds {names[0]!r}, which is not of this set: choose another folder")
     if before is not None and may_grow and before.get("num", 0) < generated["num"]:
@@ -112,9 +107,9 @@ def claim(out: str, generated: dict, *, may_grow: bool) -> Path:
 
 
 def _begin(folder: Path, out: str, generated: dict) -> bool:
-    """Make the folder ready; True where all is done already."""
+    """Prepare the folder; returns True if the set is finished already."""
     folder.mkdir(parents=True, exist_ok=True)
-    names = os.listdir(folder)  # before the plan is looked for, which is there before any shard of this set
+    names = os.listdir(folder)  # listed before the plan is read, which is there before any shard of this set
     if foreign := sorted(name for name in names if not OWN.fullmatch(name)):
         raise ConfigError(f"--out {out} holds {foreign[0]!r}, which is not of a generated set: choose another folder")
     finished = _read(folder / CARD)
@@ -136,7 +131,7 @@ def _begin(folder: Path, out: str, generated: dict) -> bool:
 
 
 def _difference(before: dict | None, now: dict) -> str:
-    """What a folder holds instead, and how to have that."""
+    """Return what a folder holds instead, and how to continue that; the end of a message."""
     if not isinstance(before, dict):
         return "shards that were not generated: move them away"
     differ = {key: (before.get(key), value) for key, value in now.items() if before.get(key) != value}
@@ -149,19 +144,20 @@ def _difference(before: dict | None, now: dict) -> str:
     return f"another set ({words}): to continue, ask for that"
 
 
-def _is_finished(folder: Path, unit: int) -> bool:
-    told, path = _read(folder / ASIDE / f"{unit:06d}.json"), folder / f"{unit:06d}.tar"
-    return told is not None and path.exists() and path.stat().st_size == told["bytes"]
+def _is_finished(folder: Path, group: int) -> bool:
+    summary, path = _read(folder / ASIDE / f"{group:06d}.json"), folder / f"{group:06d}.tar"
+    return summary is not None and path.exists() and path.stat().st_size == summary["bytes"]
 
 
-def _write_shard(folder: Path, unit: int, drawn: Iterable[Drawn], pool: ThreadPoolExecutor) -> None:
-    """One shard, its index, and the note that it is finished, in this order."""
-    name = f"{unit:06d}.tar"
+def _write_shard(folder: Path, group: int, images: Iterable[Drawn], pool: ThreadPoolExecutor) -> None:
+    """Write a shard, its index, and its summary, which marks it as finished, in this order."""
+    name = f"{group:06d}.tar"
     part = aside(folder / ASIDE / name)
-    digest, classes, size, samples = hashlib.sha256(), {}, 0, 0
+    digest, size, samples = hashlib.sha256(), 0, 0
+    classes: dict[int, int] = {}
     try:
         with open(part, "xb") as file:
-            for label, blob in pool.map(_encoded, drawn):  # all images of a shard are in memory for that
+            for label, blob in pool.map(_encoded, images):  # which holds all images of a shard in memory
                 file.write(blob)
                 digest.update(blob)
                 size, samples = size + len(blob), samples + 1
@@ -174,26 +170,28 @@ def _write_shard(folder: Path, unit: int, drawn: Iterable[Drawn], pool: ThreadPo
         os.replace(part, folder / name)
     finally:
         part.unlink(missing_ok=True)
-    for left in folder.glob(f".{name}.index.*"):  # by one that was killed
-        left.unlink(missing_ok=True)
+    for leftover in folder.glob(f".{name}.index.*"):  # of a killed process
+        leftover.unlink(missing_ok=True)
     index_cache.load(str(folder / name), Source(), folder)
-    told = {"name": name, "bytes": size + len(tar.END), "samples": samples, "sha256": digest.hexdigest()}
-    replace_file(folder / ASIDE / f"{unit:06d}.json", json.dumps(told | {"classes": sorted(classes.items())}))
+    summary = {"name": name, "bytes": size + len(tar.END), "samples": samples, "sha256": digest.hexdigest()}
+    replace_file(folder / ASIDE / f"{group:06d}.json", json.dumps(summary | {"classes": sorted(classes.items())}))
 
 
-def _encoded(one: Drawn) -> tuple[int | None, bytes]:
+def _encoded(image: Drawn) -> tuple[int | None, bytes]:
+    """Return an image's class, and its sample as bytes of a tar."""
     file = io.BytesIO()
-    Image.fromarray(one.picture).save(file, format="PNG", compress_level=1)
+    Image.fromarray(image.picture).save(file, format="PNG", compress_level=1)
     parts = {"png": file.getvalue()}
-    if one.label is not None:
-        parts["cls"] = b"%d" % one.label
-    return one.label, tar.sample(f"{one.number:08d}", parts)
+    if image.label is not None:
+        parts["cls"] = b"%d" % image.label
+    return image.label, tar.sample(f"{image.number:08d}", parts)
 
 
-def _finish(folder: Path, choice: Choice, generated: dict, card: dict) -> bool:
-    """Write the card if every shard is there; whether one is there now. Any process may be the last."""
-    shards = [_read(folder / ASIDE / f"{unit:06d}.json") for unit in range(choice.num_units)]
-    if any(shard is None for shard in shards):
+def _finish(folder: Path, selection: Choice, card: dict) -> bool:
+    """Write the card if every shard is there; returns whether there is a card. Any process may be the last."""
+    summaries = [_read(folder / ASIDE / f"{group:06d}.json") for group in range(selection.num_groups)]
+    shards = [summary for summary in summaries if summary is not None]
+    if len(shards) < selection.num_groups:
         return (folder / CARD).exists()
     counts: dict[int, int] = {}
     for shard in shards:
@@ -205,7 +203,6 @@ def _finish(folder: Path, choice: Choice, generated: dict, card: dict) -> bool:
         "samples": sum(shard["samples"] for shard in shards),
         "class_counts": [counts.get(label, 0) for label in range(len(names))] or None,
         **card,
-        "generated": generated,
         "digest": hashlib.sha256("".join(shard["sha256"] for shard in shards).encode()).hexdigest(),
         "shards": shards,
     }
@@ -215,6 +212,7 @@ def _finish(folder: Path, choice: Choice, generated: dict, card: dict) -> bool:
 
 
 def _read(path: Path) -> dict | None:
+    """Return the JSON object of a file of ours, None where there is no such file. Raises ConfigError."""
     try:
         return json.loads(path.read_text())
     except FileNotFoundError:

@@ -17,6 +17,15 @@ def run_generator(G: nn.Module, z: Tensor, condition: Tensor | None, labels: Ten
     return G(z, labels) if condition is None else G(condition, z, labels)
 
 
+def require_family(family: str, where: str | Path) -> None:
+    """Refuse networks of a family that this version does not have. Raises ConfigError."""
+    if family not in MODELS:
+        raise ConfigError(
+            f"{where}: its networks are of the family {family!r}, which this version of distgan does not have; "
+            f"it has {', '.join(MODELS)}"
+        )
+
+
 def require_revision(family: str, found: int, where: str | Path) -> None:
     """Refuse weights of networks that this version computes differently. Raises DataError."""
     current = MODELS[family]

@@ -47,9 +47,8 @@ class Gallery:
             triples = self._held_out.triples(G_ema, self._num // self._columns * self._triples)
             self._tracker.grid("Samples/degraded_restored_clean", name, triples, self._triples)
         else:
-            self._show(
-                "Samples/fakes_ema", name, list(sampling.generate(G_ema, z_dim, seed, range(self._num), self._labels))
-            )
+            sampler = sampling.Sampler(G_ema, z_dim, seed)
+            self._show("Samples/fakes_ema", name, list(sampler.pixels(range(self._num), self._labels)))
 
     def measure(self, G_ema: nn.Module, world: World) -> dict[str, float]:
         """What its images are worth, by log key; called by all ranks. So far, only restored ones are measured."""
@@ -59,8 +58,8 @@ class Gallery:
         """Of the generator itself, where it is not its average; and real images augmented as D sees them, at `p`."""
         config = self._config
         if config.ema.half_life and self._held_out is None:
-            pictures = list(sampling.generate(G, config.model.z_dim, config.train.seed, range(self._num), self._labels))
-            self._show("Samples/fakes_raw", "raw.png", pictures)
+            sampler = sampling.Sampler(G, config.model.z_dim, config.train.seed)
+            self._show("Samples/fakes_raw", "raw.png", list(sampler.pixels(range(self._num), self._labels)))
         if config.augment.pipe != "none":
             reals = torch.from_numpy(np.stack(self._real_pictures())).permute(0, 3, 1, 2) / 127.5 - 1
             draws = device_rng.uniform(

@@ -17,7 +17,7 @@ from distgan.config.records import to_dict
 from distgan.config.renamed import RENAMED, RENAMED_OPTIONS, RENAMED_VALUES, new_name
 from distgan.config.schema import Config
 from distgan.errors import ConfigError
-from distgan.inference.trained_generator import load_generator
+from distgan.inference.loading import load_generator
 from distgan.storage import checkpoint_folder
 
 KEYS = dict(leaves(Config))

@@ -23,7 +23,7 @@ from distgan.data.pack import pack
 from distgan.data.shard_urls import find_shards
 from distgan.data.shuffle import held_out
 from distgan.errors import ConfigError
-from distgan.inference.restore import restore
+from distgan.inference.restore import RestoreOptions, restore
 from distgan.storage.byte_ranges import Source
 
 OWN = [
@@ -151,7 +151,7 @@ def test_pictures_of_a_folder_are_restored_under_their_names(
     assert np.array_equal(grid[:16, 48:64], files["in/a.png"])
     assert np.array_equal(grid[:16, 32:48], pixels(1))
     for rank in (0, 1):  # several processes share the work
-        restore(str(trained), str(tmp_path / "x"), None, str(tmp_path / "z"), kind="png", rank=rank, world=2)
+        restore(str(trained), str(tmp_path / "x"), str(tmp_path / "z"), RestoreOptions(), rank, 2)
     assert {str(p.relative_to(tmp_path / "z")) for p in (tmp_path / "z").rglob("*.png")} == set(files)
 
 
@@ -174,7 +174,7 @@ def test_a_program_restores_what_the_command_does(tmp_path: Path, trained: Path)
     pixels = np.random.default_rng(0).integers(0, 256, (16, 16, 3), np.uint8)
     (tmp_path / "in").mkdir()
     Image.fromarray(pixels).save(tmp_path / "in" / "a.png")
-    restore(str(trained), str(tmp_path / "in"), None, str(tmp_path / "out"), kind="png")
+    restore(str(trained), str(tmp_path / "in"), str(tmp_path / "out"), RestoreOptions())
     G = load_generator(trained, "cpu", restores=True)
     restored = G.restore(torch.from_numpy(pixels).permute(2, 0, 1)[None] / 127.5 - 1)
     expected = np.asarray(Image.open(tmp_path / "out" / "a.png")).astype(int)

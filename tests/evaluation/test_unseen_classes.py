@@ -16,7 +16,7 @@ from distgan.errors import ConfigError
 from distgan.evaluation.report import _class_counts
 from distgan.evaluation.target import open_subject
 from distgan.inference.export import card
-from distgan.inference.generate import generate, parse_labels
+from distgan.inference.generate import GenerateOptions, generate, parse_labels
 from distgan.inference.trained_generator import Generator
 from distgan.metrics.frechet import Gaussian
 from distgan.metrics.per_class import class_distances, probe_accuracies, share_classes
@@ -100,11 +100,11 @@ def test_a_generator_draws_the_classes_it_saw_alone(path: Path, tmp_path: Path) 
     assert torch.equal(G(torch.ones(5, 8)), G(torch.ones(5, 8), mine))
     assert all(np.array_equal(a, b) for a, b in zip(G.pictures(range(1, 4)), G.pictures(range(1, 4), labels=[2, 0, 2])))
     for kind, more in (("png", {}), ("shards", {"balance": True})):
-        generate(str(path), 6, str(tmp_path / kind), kind=kind, seed=0, **more)
+        generate(str(path), str(tmp_path / kind), GenerateOptions(kind, 6, **more))
     assert sorted(file.parent.name for file in (tmp_path / "png").rglob("*.png")) == ["000"] * 3 + ["002"] * 3
     told = json.loads((tmp_path / "shards" / "dataset.json").read_text())
     assert told["class_counts"] == [3, 0, 3, 0]
-    generate(str(path), 6, str(tmp_path / "grid.png"), kind="grid", seed=0)
+    generate(str(path), str(tmp_path / "grid.png"), GenerateOptions("grid", 6))
     assert "classes 0 to 3, but not 1, 3" in card(G, "safetensors", "x") and "labels=2)" in card(G, "safetensors", "x")
 
 

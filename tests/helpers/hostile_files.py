@@ -25,7 +25,7 @@ from distgan.data import dataset_card, find_labels, index_cache, labels, shard_i
 from distgan.distributed.process_group import World
 from distgan.errors import DataError
 from distgan.evaluation.reference import load_statistics
-from distgan.inference.trained_generator import load_generator
+from distgan.inference.loading import load_generator
 from distgan.storage import checkpoint_folder
 from distgan.storage.byte_ranges import Source
 from distgan.storage.run_dir import RunFolder

@@ -20,9 +20,9 @@ from runs import make_digits, untrained, write_config
 from distgan import data, load_generator, open_stream
 from distgan.cli.main import main
 from distgan.errors import ConfigError
-from distgan.inference.generate import generate
+from distgan.inference.generate import GenerateOptions, generate
+from distgan.inference.loading import load_discriminator
 from distgan.inference.scoring import NUM_REALS
-from distgan.inference.trained_generator import load_discriminator
 from distgan.metrics.extractors import open_extractor
 from distgan.storage.checkpoint import load as load_checkpoint
 
@@ -33,8 +33,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def shards(run: Path, out: Path, num: int = 200, rank: int = 0, world: int = 1, **options: object) -> str:
-    options = {"shard_images": 48, "seed": 3} | options
-    return generate(str(run), num, str(out), kind="shards", rank=rank, world=world, **options)
+    chosen = GenerateOptions("shards", num, **{"shard_images": 48, "seed": 3} | options)
+    return generate(str(run), str(out), chosen, rank, world)
 
 
 def contents(out: Path) -> dict[str, bytes]:
@@ -72,7 +72,7 @@ def test_sets_files_and_the_python_interface_give_the_same_pixels(tmp_path: Path
     assert list(found) == list(range(100))
     assert [label for label, _ in found.values()] == [i % 3 for i in range(100)]
     for rank in range(2):
-        generate(str(run), 100, str(tmp_path / "png"), kind="png", seed=3, rank=rank, world=2)
+        generate(str(run), str(tmp_path / "png"), GenerateOptions("png", 100, seed=3), rank, 2)
     G = load_generator(run, "cpu")
     for i, picture in enumerate(G.pictures(range(100), seed=3)):
         assert np.array_equal(found[i][1], picture)
@@ -123,7 +123,8 @@ def test_a_killed_set_is_gone_on_with_and_ends_the_same(tmp_path: Path, run: Pat
 def test_the_filter_keeps_what_is_nearest_to_real_images(tmp_path: Path) -> None:
     digits = make_digits(tmp_path / "digits")
     run = untrained(tmp_path / "run", f"data.shards={digits}", "eval.extractor=toy")
-    generate(str(run), 40, str(tmp_path / "png"), kind="png", seed=3, share=0.4, filter_by="nearest-real")
+    chosen = GenerateOptions("png", 40, seed=3, share=0.4, filter_by="nearest-real")
+    generate(str(run), str(tmp_path / "png"), chosen)
     files = {int(path.stem) for path in (tmp_path / "png").rglob("*.png")}
     toy, reals = open_extractor("toy"), []
     with np.load(Path(data.__file__).parent / "digits.npz") as scans:
@@ -139,7 +140,7 @@ def test_single_images_of_two_sets_never_share_a_folder(tmp_path: Path, run: Pat
     out = str(tmp_path / "png")
 
     def made(num: int, **settings: object) -> str:
-        return generate(str(run), num, out, kind="png", **{"seed": 3} | settings)
+        return generate(str(run), out, GenerateOptions("png", num, **{"seed": 3} | settings))
 
     made(10)
     assert len(list(Path(out).rglob("*.png"))) == 10
@@ -153,7 +154,7 @@ def test_single_images_of_two_sets_never_share_a_folder(tmp_path: Path, run: Pat
     (tmp_path / "pictures").mkdir()
     (tmp_path / "pictures" / "mine.png").write_bytes(b"")
     with pytest.raises(ConfigError, match=r"holds 'mine\.png'"):
-        generate(str(run), 10, str(tmp_path / "pictures"), kind="png", seed=3)
+        generate(str(run), str(tmp_path / "pictures"), GenerateOptions("png", 10, seed=3))
 
 
 def test_a_finished_set_is_left_alone_and_another_one_is_refused(tmp_path: Path, run: Path) -> None:
@@ -249,7 +250,7 @@ def test_the_filter_keeps_what_d_holds_to_be_the_most_real(tmp_path: Path, minib
     assert all(np.array_equal(pixels, pictures[i]) and label == i % 3 for i, (label, pixels) in found.items())
     card = json.loads((tmp_path / "set" / "dataset.json").read_text())
     assert (card["samples"], card["candidates"]) == (100, 250)
-    generate(str(run), 100, str(tmp_path / "png"), kind="png", seed=3, share=0.4)
+    generate(str(run), str(tmp_path / "png"), GenerateOptions("png", 100, seed=3, share=0.4))
     files = {int(path.stem) for path in (tmp_path / "png").rglob("*.png")}
     assert files == set(scores[:250].argsort(descending=True)[:100].tolist())  # of one unit
 

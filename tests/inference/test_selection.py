@@ -1,4 +1,4 @@
-"""Which images of a generator a set holds: every image once, units by themselves, the best, equally many."""
+"""Which images of a generator a set holds: every image once, groups by themselves, the best, equally many."""
 
 from collections import Counter
 
@@ -11,11 +11,11 @@ from distgan.errors import ConfigError
 from distgan.inference.selection import Choice, Drawn
 
 CHOICES = st.builds(
-    lambda num, unit, classes, share, balance: Choice(
-        num * max(1, classes) if balance else num, unit, tuple(range(classes)), share, balance and classes > 0
+    lambda num, size, classes, share, balance: Choice(
+        num * max(1, classes) if balance else num, size, tuple(range(classes)), share, balance and classes > 0
     ),
     num=st.integers(1, 300),
-    unit=st.integers(1, 100),
+    size=st.integers(1, 100),
     classes=st.integers(0, 7),
     share=st.floats(0.05, 1),
     balance=st.booleans(),
@@ -23,28 +23,28 @@ CHOICES = st.builds(
 
 
 @given(CHOICES)
-def test_units_follow_one_another_and_hold_all_images(choice: Choice) -> None:
-    units = range(choice.num_units)
-    assert sum(choice.size(unit) for unit in units) == choice.num
-    numbers = [number for unit in units for number in choice.candidates(unit)]
+def test_groups_follow_one_another_and_hold_all_images(choice: Choice) -> None:
+    groups = range(choice.num_groups)
+    assert sum(choice.size(group) for group in groups) == choice.num
+    numbers = [number for group in groups for number in choice.candidates(group)]
     assert numbers == list(range(choice.num_candidates))
-    for unit in units:
-        num = len(choice.candidates(unit))
-        assert choice.size(unit) <= num * choice.share + 1e-6
+    for group in groups:
+        num = len(choice.candidates(group))
+        assert choice.size(group) <= num * choice.share + 1e-6
         step = len(choice.classes) if choice.balance else 1
-        assert (num - step) * choice.share < choice.size(unit)  # and not more than it takes
+        assert (num - step) * choice.share < choice.size(group)  # and not more than it takes
 
 
 @given(CHOICES, st.integers(0, 2**32 - 1), st.integers(1, 50))
-def test_the_best_of_a_unit_are_kept_in_whatever_portions_they_come(choice: Choice, seed: int, portion: int) -> None:
-    numbers = choice.candidates(choice.num_units - 1)
+def test_the_best_of_a_group_are_kept_in_whatever_portions_they_come(choice: Choice, seed: int, portion: int) -> None:
+    numbers = choice.candidates(choice.num_groups - 1)
     scores = np.random.default_rng(seed).integers(0, 40, len(numbers)).tolist()  # with equal ones among them
     picture = np.zeros((1, 1, 3), np.uint8)
     drawn = [Drawn(i, choice.label(i), picture, score) for i, score in zip(numbers, scores)]
     held: list[Drawn] = []
     for start in range(0, len(drawn), portion):
-        held = choice.best(choice.num_units - 1, held + drawn[start : start + portion])
-    size = choice.size(choice.num_units - 1)
+        held = choice.best(choice.num_groups - 1, held + drawn[start : start + portion])
+    size = choice.size(choice.num_groups - 1)
     assert len(held) == size
     assert [one.number for one in held] == sorted(one.number for one in held)
     ranks = {label: sorted(one.score for one in drawn if one.label == label) for label in (*choice.classes, None)}

@@ -18,7 +18,7 @@ import distgan
 from distgan import load_generator
 from distgan.data import image_grid
 from distgan.errors import ConfigError, DataError
-from distgan.inference import sampling, trained_generator
+from distgan.inference import exported_folder, loading, sampling
 from distgan.inference.export import export
 from distgan.models import MODELS, Family
 from distgan.storage.checkpoint import load as load_checkpoint
@@ -43,7 +43,7 @@ def test_weights_of_another_revision_are_refused(tmp_path: Path, revision: int |
     """In checkpoints and exports: the same weights mean another function."""
     run = untrained(tmp_path / "run", "model.family=r3gan", "model.G.widths=[8]", "model.D.widths=[8]")
     export(str(run), str(tmp_path / "exported"), "safetensors")
-    description = tmp_path / "exported" / trained_generator.DESCRIPTION
+    description = tmp_path / "exported" / exported_folder.DESCRIPTION
     described = json.loads(description.read_text())
     tensors, state = load_checkpoint(max((run / "checkpoints").glob("step-*")))
     for kept in (described["generator"], state):
@@ -59,7 +59,7 @@ def test_weights_of_another_revision_are_refused(tmp_path: Path, revision: int |
 def test_importing_the_package_needs_no_torch() -> None:
     program = "import distgan, sys; assert 'torch' not in sys.modules; assert distgan.__version__"
     subprocess.run([sys.executable, "-c", program], check=True, timeout=60, env=environment())
-    assert distgan.load_generator is trained_generator.load_generator
+    assert distgan.load_generator is loading.load_generator
     with pytest.raises(AttributeError, match="no attribute 'load_generators'"):
         distgan.load_generators  # noqa: B018
 
@@ -121,7 +121,7 @@ def test_an_exported_folder_gives_the_same_images(tmp_path: Path, run: Path) -> 
     assert torch.equal(G(70, seed=2), copy(70, seed=2))
     assert (copy.spec, copy.origin) == (G.spec, G.origin)
     with pytest.raises(ConfigError, match="exported generator, which has no discriminator: name its run"):
-        trained_generator.load_discriminator(tmp_path / "out", 64)
+        loading.load_discriminator(tmp_path / "out", 64)
 
 
 def test_a_damaged_export_is_refused(tmp_path: Path, run: Path) -> None:

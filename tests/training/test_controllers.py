@@ -8,7 +8,7 @@ from PIL import Image
 from runs import make_digits
 
 from distgan.cli.main import main
-from distgan.inference.trained_generator import load_generator
+from distgan.inference.loading import load_generator
 from distgan.metrics.frechet import Gaussian, Moments, distance, root
 
 SIDE = 16

@@ -1,1 +1,1 @@
-"""How good generated images are: features once, by a frozen network, and metrics as pure functions of them."""
+"""Metrics of generated images: pure functions of features, which a frozen network computes once."""

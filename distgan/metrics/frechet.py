@@ -2,8 +2,8 @@
 
     |m1 - m2|^2 + tr(S1) + tr(S2) - 2 tr((S1 S2)^1/2)
 
-The last trace is that of (H S2 H)^1/2 with H = S1^1/2: eigenvalues of symmetric matrices only, and H is made once for a
-set of real images.
+The last trace is that of (H S2 H)^1/2 with H = S1^1/2. So it needs eigenvalues of symmetric matrices only, and H is
+computed once for a set of real images.
 """
 
 from typing import NamedTuple
@@ -25,8 +25,8 @@ class Gaussian(NamedTuple):
 class Moments:
     """Number, sum and sum of outer products of feature vectors, in float64.
 
-    They lie in one buffer, `sums`, so that one all-reduce merges the ranks. Raw sums are enough: the covariance differs
-    from that of a single pass by about 1e-13, in relation.
+    They are in one buffer, `sums`, so that one all-reduce merges the ranks. Raw sums are enough: the covariance differs
+    from that of a single pass by about 1e-13, relative.
     """
 
     def __init__(self, dim: int, device: torch.device | str = "cpu") -> None:
@@ -36,14 +36,14 @@ class Moments:
 
     @classmethod
     def of(cls, points: Tensor) -> "Moments":
-        """The moments of feature vectors [n, d]."""
+        """Return the moments of feature vectors [n, d]."""
         moments = cls(points.shape[1], points.device)
         for part in points.split(8192):
             moments.add(part)
         return moments
 
     def add(self, points: Tensor) -> None:
-        """Take feature vectors [n, d] in."""
+        """Add feature vectors [n, d]."""
         x = points.to(self.sums.device, torch.float64)
         self._num += len(x)
         self._total += x.sum(dim=0)
@@ -51,10 +51,11 @@ class Moments:
 
     @property
     def num(self) -> int:
+        """Number of feature vectors."""
         return int(self._num)
 
     def gaussian(self) -> Gaussian:
-        """Mean and unbiased covariance, on the CPU. Needs two images at least."""
+        """Return mean and unbiased covariance, on the CPU. Raises ValueError for fewer than two images."""
         num = self.num
         if num < 2:
             raise ValueError(f"a covariance needs 2 images at least, not {num}")
@@ -64,43 +65,43 @@ class Moments:
 
 
 def root(cov: Tensor) -> Tensor:
-    """The symmetric square root of a covariance, float64 [d, d]."""
+    """Return the symmetric square root of a covariance, float64 [d, d]."""
     _require_float64(cov)
     values, vectors = torch.linalg.eigh(cov)
     return (vectors * _without_noise(values).sqrt()) @ vectors.T
 
 
 def distance(real: Gaussian, fake: Gaussian, real_root: Tensor) -> float:
-    """The Fréchet distance; `real_root` is `root(real.cov)`. Not a number where features are not finite."""
+    """Return the Fréchet distance, NaN if features are not finite; `real_root` is `root(real.cov)`."""
     if not (fake.cov.isfinite().all() and real.cov.isfinite().all()):
         return float("nan")
     _require_float64(real.cov, fake.cov, real_root)
     values = torch.linalg.eigvalsh(real_root @ fake.cov @ real_root)
     traces = real.cov.trace() + fake.cov.trace()
-    found = (real.mean - fake.mean).square().sum() + traces - 2 * _without_noise(values).sqrt().sum()
-    is_rounding = -1e-6 * traces < found < 0
-    return 0.0 if is_rounding else float(found)
+    value = (real.mean - fake.mean).square().sum() + traces - 2 * _without_noise(values).sqrt().sum()
+    is_rounding = -1e-6 * traces < value < 0
+    return 0.0 if is_rounding else float(value)
 
 
 def jackknife(real: Gaussian, points: Tensor, real_root: Tensor) -> float:
-    """Standard error of the distance to images with the features [n, d]: delete-one over blocks of every tenth image.
+    """Return the standard error of the distance to images with features [n, d]: delete-one, in blocks of a tenth each.
 
-    A bootstrap would not do: drawing images twice raises the distance by far more than its error.
+    A bootstrap is not possible: drawing images twice raises the distance by far more than its error.
     """
     parts = [Moments.of(points[block::BLOCKS]) for block in range(BLOCKS)]
     whole = torch.stack([part.sums for part in parts]).sum(dim=0)
-    found = []
+    distances = []
     for part in parts:
         part.sums.copy_(whole - part.sums)
-        found.append(distance(real, part.gaussian(), real_root))
-    values = torch.tensor(found, dtype=torch.float64)
+        distances.append(distance(real, part.gaussian(), real_root))
+    values = torch.tensor(distances, dtype=torch.float64)
     return float(((BLOCKS - 1) / BLOCKS * (values - values.mean()).square().sum()).sqrt())
 
 
 def _without_noise(values: Tensor) -> Tensor:
-    """Eigenvalues with those that are zero but for rounding made zero.
+    """Set eigenvalues to zero that differ from it by rounding only.
 
-    Where there are fewer images than features, the roots of many such values would add up to a visible error.
+    With fewer images than features, the roots of many such values would add up to a visible error.
     """
     bound = len(values) * torch.finfo(values.dtype).eps * values.abs().max()
     return torch.where(values > bound, values, 0)

@@ -6,14 +6,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-SEED = 2020  # of torch-fidelity's shuffle, which is copied so that values agree
+SEED = 2020  # of torch-fidelity's shuffle, which is repeated so that values agree
 
 
 def score(logits: Tensor, splits: int = 10) -> tuple[float, float]:
-    """The mean over `splits` parts of the shuffled images, and the standard deviation over them; logits [n, classes].
+    """Return the mean score of `splits` parts of the shuffled images, and its standard deviation; logits [n, classes].
 
-    Few images to a split lower the value, so the number of splits belongs to it; images in the order of their classes
-    would too, hence the shuffle.
+    The value falls with the number of images in a split, so the number of splits belongs to it. Images in the order of
+    their classes would lower it too, hence the shuffle.
     """
     order = torch.from_numpy(np.random.RandomState(SEED).permutation(len(logits))).to(logits.device)
     log_p = logits[order].double().log_softmax(dim=1)

@@ -11,28 +11,28 @@ BLOCKS = 10  # of the jackknife
 def subsets(
     real: Tensor, fake: Tensor, *, num: int = 100, size: int = 1000, seed: int = 2020
 ) -> tuple[float, float, int]:
-    """The mean over pairs of random subsets, as the field reports it; features [n, d] and [m, d].
+    """Return the mean over pairs of random subsets, the usual form of KID; features [n, d] and [m, d].
 
-    The subsets are those that torch-fidelity draws from this seed in its usual order, input1 being the fakes: each
-    time first those of the fakes.
+    The subsets are those that torch-fidelity draws from this seed in its usual order, input1 being the fakes: of each
+    pair, the subset of the fakes is drawn first.
 
     Returns:
-        The mean, the standard deviation over subsets (which is no standard error of the mean), and the size of a
-        subset, which is smaller than asked for where there are fewer images.
+        The mean, the standard deviation over subsets (not a standard error of the mean), and the size of a subset,
+        which is smaller than `size` if there are fewer images.
     """
     size = min(size, len(real), len(fake))
     _require_two(size)
-    draw, found = np.random.RandomState(seed), []
+    draw, distances = np.random.RandomState(seed), []
     for _ in range(num):
         chosen = (draw.choice(len(points), size, replace=False) for points in (fake, real))
         x, y = (points[torch.from_numpy(own).to(points.device)] for points, own in zip((fake, real), chosen))
         within = (_sum(x, x) - _diagonal(x) + _sum(y, y) - _diagonal(y)) / (size * (size - 1))
-        found.append(within - 2 * _sum(x, y) / size**2)
-    return float(np.mean(found)), float(np.std(found)), size
+        distances.append(within - 2 * _sum(x, y) / size**2)
+    return float(np.mean(distances)), float(np.std(distances)), size
 
 
 def full(real: Tensor, fake: Tensor) -> tuple[float, float]:
-    """The distance over all pairs of images, and its standard error over the fakes: delete-one over blocks of them."""
+    """Return the distance over all pairs of images, and its standard error: delete-one over blocks of the fakes."""
     _require_two(min(len(real), len(fake)))
     num_blocks = BLOCKS if len(fake) >= 3 * BLOCKS else 1
     blocks = [fake[i::num_blocks] for i in range(num_blocks)]
@@ -57,7 +57,7 @@ def full(real: Tensor, fake: Tensor) -> tuple[float, float]:
 
 
 def _sum(x: Tensor, y: Tensor) -> float:
-    """The sum of the kernel over all pairs, tile by tile in float64."""
+    """Return the sum of the kernel over all pairs, computed tile by tile in float64."""
     total = 0.0
     for a in x.split(TILE):
         a = a.double() / x.shape[1]
@@ -67,7 +67,7 @@ def _sum(x: Tensor, y: Tensor) -> float:
 
 
 def _diagonal(x: Tensor) -> float:
-    """The sum of the kernel of each image with itself."""
+    """Return the sum of the kernel of each image with itself."""
     return sum(float((part.double().square().sum(dim=1) / x.shape[1] + 1).pow(3).sum()) for part in x.split(TILE))
 
 

@@ -1,4 +1,4 @@
-"""Whether generated images are copies: how near each is to a training image, next to how near unseen real ones are."""
+"""Memorization: the distance of generated images to training images, compared with that of unseen real images."""
 
 from dataclasses import dataclass
 
@@ -6,15 +6,18 @@ from torch import Tensor
 
 from distgan.metrics import precision_recall
 
-NEAR = 0.01  # share of the unseen images that are nearer than what counts as very near
+NEAR = 0.01  # share of the unseen images that are nearer than the bound of "very near"
 
 
 @dataclass
 class Nearness:
-    """Attributes:
-    distance: Of each generated image to its nearest training image; float64 [n].
-    nearest: Which that is; int64 [n].
-    unseen: The same distances of unseen real images, float64 [m]; or of training images to the others.
+    """Distances to nearest neighbors in feature space.
+
+    Attributes:
+        distance: Distance of each generated image to its nearest training image; float64 [n].
+        nearest: Number of that training image; int64 [n].
+        unseen: Distance of each unseen real image to its nearest training image, float64 [m]; or of each training image
+            to the nearest of the others.
     """
 
     distance: Tensor
@@ -22,11 +25,11 @@ class Nearness:
     unseen: Tensor
 
     def values(self) -> dict[str, float]:
-        """Numbers that tell of copies.
+        """Return `nearness` and `very_near`.
 
-        `nearness` is the median distance over that of unseen images: about 1 for new images of the same kind, towards
-        0 for copies, above 1 for images unlike the training set. `very_near` is the share of generated images that are
-        nearer than all but NEAR of the unseen ones, which should be about NEAR.
+        `nearness` is the median distance divided by that of unseen images: about 1 for new images of the same kind,
+        near 0 for copies, above 1 for images unlike the training set. `very_near` is the share of generated images that
+        are nearer than the NEAR quantile of the unseen ones; it should be about NEAR.
         """
         bound = self.unseen.quantile(NEAR)
         return {
@@ -35,15 +38,15 @@ class Nearness:
         }
 
     def closest(self, num: int) -> list[tuple[int, int]]:
-        """The closest pairs, as (generated, training)."""
+        """Return the closest pairs of numbers, as (generated, training)."""
         order = self.distance.argsort(stable=True)[:num]
         return [(int(i), int(self.nearest[i])) for i in order]
 
 
 def nearness(train: Tensor, generated: Tensor, unseen: Tensor | None = None) -> Nearness:
-    """Distances in feature space; features are [n, d]. Without unseen images, training images stand for them."""
+    """Measure distances between features [n, d]; without unseen images, training images take their place."""
     distance, nearest = precision_recall.nearest(generated, train)
     if unseen is not None:
         return Nearness(distance, nearest, precision_recall.nearest(unseen, train)[0])
-    own = precision_recall.reach(train, 1).sqrt()  # each to the nearest of the others
-    return Nearness(distance, nearest, own)
+    to_others = precision_recall.reach(train, 1).sqrt()
+    return Nearness(distance, nearest, to_others)

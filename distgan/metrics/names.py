@@ -1,4 +1,4 @@
-"""Names of metrics, and which of their values are better."""
+"""Names of metrics and of their values, and the direction in which they are better."""
 
 import re
 from collections.abc import Callable, Iterable
@@ -6,7 +6,7 @@ from typing import Literal
 
 Direction = Literal["lower", "higher", ""]
 
-# What `eval.metrics` may name, and by which direction a checkpoint may be chosen; "" where it should not be.
+# Names allowed in `eval.metrics`, and the direction by which the best checkpoint is chosen; "" where it should not be.
 EVAL_METRICS: dict[str, Direction] = {
     "fd": "lower",
     "kid": "lower",
@@ -15,7 +15,7 @@ EVAL_METRICS: dict[str, Direction] = {
     "pr": "",  # blur raises precision
     "dc": "",  # and density
 }
-# First word of a value's name -> which values are better.
+# First word of a value's name -> direction in which it is better.
 VALUES: dict[str, Direction] = {
     **dict.fromkeys(("fd", "fid", "kid"), "lower"),
     **dict.fromkeys(("is", "precision", "recall", "density", "coverage"), "higher"),
@@ -26,7 +26,7 @@ NOT_JUDGED = r"_(sec|std|err|num)(_|$)"
 
 
 def better(value: str) -> Callable[[Iterable[float]], float] | None:
-    """Return min or max, by the name of a value; None for what is neither good nor bad, such as a time.
+    """Return min or max, by the name of a value; None if it is neither good nor bad, such as a time.
 
     A name that is not in VALUES counts as that of a distance.
     """

@@ -1,4 +1,4 @@
-"""Whether generated images show the class that they were asked for, and how well each class is made."""
+"""Metrics by class: kernel distances of each class, and whether generated images show the class of their label."""
 
 import dataclasses
 import math
@@ -11,13 +11,13 @@ from torch import Tensor
 from distgan.metrics import kid
 from distgan.metrics.registry import Features
 
-LEAST = 200  # images of a class on each side for a kernel distance of its own
+LEAST = 200  # images of a class on each side that its own kernel distance needs
 
 
 def share_classes(
     real: Features, fake: Features, real_names: Sequence[str], fake_names: Sequence[str]
 ) -> tuple[Features, Features, list[str]]:
-    """Both sides' images of the classes that both name, by the numbers that these have in `fake`; names of the others.
+    """Return both sides' images of the classes that both have, with the numbers of `fake`; and names of the others.
 
     Args:
         real_names, fake_names: Names of classes 0, 1 ... of each side.
@@ -27,48 +27,55 @@ def share_classes(
     others = [name for name in real_names if name not in number]
     others += [name for name in fake_names if name not in set(real_names)]
 
-    def only(side: Features, labels: Tensor, known: Tensor) -> Features:
-        return dataclasses.replace(side, points=side.points[known], logits=None, labels=labels[known])
+    def only(side: Features, labels: Tensor, kept: Tensor) -> Features:
+        return dataclasses.replace(side, points=side.points[kept], logits=None, labels=labels[kept])
 
-    labels = renumbered[real.labels]
+    real_labels, fake_labels = renumbered[labels_of(real)], labels_of(fake)
     shared = renumbered[renumbered >= 0]
-    return only(real, labels, labels >= 0), only(fake, fake.labels, torch.isin(fake.labels, shared)), others
+    return only(real, real_labels, real_labels >= 0), only(fake, fake_labels, torch.isin(fake_labels, shared)), others
+
+
+def labels_of(side: Features) -> Tensor:
+    """Return the labels of images that have some."""
+    assert side.labels is not None
+    return side.labels
 
 
 def class_distances(real: Features, fake: Features, num_classes: int, least: int = LEAST) -> dict[int, float]:
-    """Kernel distance over all pairs for each class of which both sides have `least` images."""
-    found = {}
+    """Return the kernel distance over all pairs of each class of which both sides have `least` images."""
+    distances = {}
     for number in range(num_classes):
-        own = [side.points[side.labels == number] for side in (real, fake)]
-        if min(map(len, own)) >= least:
-            found[number] = kid.full(*own)[0]
-    return found
+        of_class = [side.points[labels_of(side) == number] for side in (real, fake)]
+        if min(map(len, of_class)) >= least:
+            distances[number] = kid.full(*of_class)[0]
+    return distances
 
 
 def probe_accuracies(real: Features, fake: Features, num_classes: int) -> dict[str, float]:
-    """What a linear classifier on features makes of the images.
+    """Return accuracies of a linear classifier on features.
 
     `probe_generated` is its accuracy on generated images when it was trained on real ones: whether they show their
-    class. `probe_from_generated` is its accuracy on real images when it was trained on generated ones, which misses
-    variety too (a cheap form of the classification accuracy score, Ravuri and Vinyals 2019). `probe_real` is the bound
-    for both: trained on half of the real images, tested on the other half.
+    class. `probe_from_generated` is its accuracy on real images when it was trained on generated ones, which falls with
+    missing variety too (a cheap form of the classification accuracy score, Ravuri and Vinyals 2019). `probe_real` is
+    the upper bound of both: trained on half of the real images, tested on the other half.
     """
+    real_labels, fake_labels = labels_of(real), labels_of(fake)
     shuffled = torch.randperm(len(real.points), generator=torch.Generator().manual_seed(0))
-    halves: list[tuple[Tensor, Tensor]] = [(real.points[half], real.labels[half]) for half in shuffled.chunk(2)]
-    on_real = train_probe(real.points, real.labels, num_classes)
-    on_fake = train_probe(fake.points, fake.labels, num_classes)
+    halves: list[tuple[Tensor, Tensor]] = [(real.points[half], real_labels[half]) for half in shuffled.chunk(2)]
+    on_real = train_probe(real.points, real_labels, num_classes)
+    on_fake = train_probe(fake.points, fake_labels, num_classes)
     return {
-        "probe_generated": on_real.accuracy(fake.points, fake.labels),
-        "probe_from_generated": on_fake.accuracy(real.points, real.labels),
+        "probe_generated": on_real.accuracy(fake.points, fake_labels),
+        "probe_from_generated": on_fake.accuracy(real.points, real_labels),
         "probe_real": train_probe(*halves[0], num_classes).accuracy(*halves[1]) if len(halves) == 2 else math.nan,
     }
 
 
-STRENGTHS = tuple(10.0**power for power in range(-4, 4))  # of the ridge, to choose from, per image
+STRENGTHS = tuple(10.0**power for power in range(-4, 4))  # candidates for the strength of the ridge, per image
 
 
 class Probe(NamedTuple):
-    """Classifies features x by the largest of (x - mean) / scale @ weights + base."""
+    """A linear classifier of features x: the largest of (x - mean) / scale @ weights + base."""
 
     mean: Tensor
     scale: Tensor
@@ -76,15 +83,15 @@ class Probe(NamedTuple):
     base: Tensor
 
     def accuracy(self, points: Tensor, labels: Tensor) -> float:
-        """Share of the images with features [n, d] that are taken for their class."""
+        """Return the share of images with features [n, d] that are classified correctly."""
         scores = (points.double() - self.mean) / self.scale @ self.weights + self.base
         return float((scores.argmax(dim=1) == labels).double().mean())
 
 
 def train_probe(points: Tensor, labels: Tensor, num_classes: int) -> Probe:
-    """Ridge regression of the classes on features [n, d], with the strength that generalised cross-validation likes.
+    """Fit a ridge regression of the classes on features [n, d], its strength chosen by generalized cross-validation.
 
-    Golub, Heath and Wahba 1979. A closed form: nothing is drawn, nothing has to converge.
+    Golub, Heath and Wahba 1979. A closed form, without random numbers or iterations.
     """
     x = points.double()
     mean, scale = x.mean(dim=0), x.std(dim=0).clamp_min(1e-8)
@@ -94,8 +101,8 @@ def train_probe(points: Tensor, labels: Tensor, num_classes: int) -> Probe:
     y = y - base
     values, vectors = torch.linalg.eigh(x.T @ x)
     values = values.clamp_min(0)
-    turned = vectors.T @ (x.T @ y)
-    power, num = turned.square().sum(dim=1), len(x)
+    rotated = vectors.T @ (x.T @ y)
+    power, num = rotated.square().sum(dim=1), len(x)
 
     def score(strength: float) -> float:
         share = 1 / (values + strength * num)
@@ -103,4 +110,4 @@ def train_probe(points: Tensor, labels: Tensor, num_classes: int) -> Probe:
         return float(residue / (num - 1 - (values * share).sum()).clamp_min(1e-3) ** 2)
 
     best = min(STRENGTHS, key=score)
-    return Probe(mean, scale, vectors @ (turned / (values + best * num)[:, None]), base)
+    return Probe(mean, scale, vectors @ (rotated / (values + best * num)[:, None]), base)

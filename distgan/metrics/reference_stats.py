@@ -1,7 +1,7 @@
-"""What is known of the real images, kept in a file so that it is made only once.
+"""Statistics of real images, kept in a file so that they are computed only once.
 
-The file is an .npz without pickles: it holds `mu` and `sigma` under the names that other tools read, and more of its
-own. Files of those tools are read too; what they do not tell (network, resolution, number of images) is then unknown.
+The file is an .npz without pickles: it holds `mu` and `sigma` under the names that other tools read, and arrays of its
+own. Files of those tools are read too; what they do not hold (network, resolution, number of images) is then unknown.
 """
 
 import contextlib
@@ -24,12 +24,12 @@ from distgan.storage.atomic import replacing
 from distgan.storage.untrusted import Count, json_of, open_regular, parse
 
 VERSION = 1  # of the file
-TOLERANCE = 1e-4  # of a covariance that was kept as float32, in relation
+TOLERANCE = 1e-4  # relative, of a covariance that was stored as float32
 DAMAGED = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, TypeError, AttributeError)
 
 
 class Header(TypedDict):
-    """What a statistics file of ours says of itself."""
+    """The header of a statistics file of ours."""
 
     version: int
     origin: dict[str, object]
@@ -40,16 +40,16 @@ class Header(TypedDict):
 
 @dataclass
 class Reference:
-    """Features of real images, and what they were made of.
+    """Features of real images, and their origin.
 
     Attributes:
-        features: See there; always with a root.
-        origin: What belongs into the key of a cache: fingerprint of the shards, resolution, extractor and so on. Empty
-            for a file of another tool.
-        numbers: Which images of the data set `features.points` are of; int64 [n].
-        num_damaged: Images that could not be decoded, and are not in it.
-        num_grey: Images without color.
-        file: Where it was read from, for statistics that a user named.
+        features: The features, always with a root.
+        origin: The values that make the key of a cache: fingerprint of the shards, resolution, extractor and so on.
+            Empty for a file of another tool.
+        numbers: Numbers in the data set of the images of `features.points`; int64 [n].
+        num_damaged: Number of images that could not be decoded and are left out.
+        num_grey: Number of images without color.
+        file: The file that was read, for statistics that a user named.
     """
 
     features: Features
@@ -61,24 +61,32 @@ class Reference:
 
     @property
     def has_points(self) -> bool:
+        """Whether it holds features, not only their Gaussian."""
         return len(self.features.points) > 0
 
     @property
+    def root(self) -> torch.Tensor:
+        """Square root of the covariance."""
+        assert self.features.root is not None
+        return self.features.root
+
+    @property
     def key(self) -> str:
+        """Short name of the origin."""
         return key_of(self.origin) if self.origin else f"file {Path(self.file).name}"
 
 
 def key_of(origin: dict[str, object]) -> str:
-    """A short name of an origin."""
-    told = json.dumps({"version": VERSION, **origin}, sort_keys=True)
-    return hashlib.sha256(told.encode()).hexdigest()[:24]
+    """Return a short name of an origin."""
+    text = json.dumps({"version": VERSION, **origin}, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:24]
 
 
-def save(path: Path, known: Reference) -> None:
-    """Write a statistics file, whole or not at all. Raises MachineError."""
-    features = known.features
-    header = {"version": VERSION, "origin": known.origin, "num": features.gaussian.num}
-    header |= {"num_damaged": known.num_damaged, "num_grey": known.num_grey}
+def save(path: Path, reference: Reference) -> None:
+    """Write a statistics file, completely or not at all. Raises MachineError."""
+    features = reference.features
+    header = {"version": VERSION, "origin": reference.origin, "num": features.gaussian.num}
+    header |= {"num_damaged": reference.num_damaged, "num_grey": reference.num_grey}
     labels = np.empty(0, np.int64) if features.labels is None else features.labels.numpy()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -87,10 +95,10 @@ def save(path: Path, known: Reference) -> None:
                 file,
                 mu=features.gaussian.mean.numpy(),
                 sigma=features.gaussian.cov.numpy(),
-                root=features.root.numpy(),
+                root=reference.root.numpy(),
                 points=features.points.numpy(),
                 labels=labels,
-                numbers=known.numbers,
+                numbers=reference.numbers,
                 header=np.array(json.dumps(header)),
             )
     except OSError as error:
@@ -98,19 +106,19 @@ def save(path: Path, known: Reference) -> None:
 
 
 def load_cached(path: Path, origin: dict[str, object]) -> Reference | None:
-    """The statistics of this origin, or None where there is no such file or it is corrupt."""
+    """Return the statistics of an origin, None if there is no such file or it is corrupt."""
     with contextlib.suppress(*DAMAGED, DataError), ArrayFile(path) as file:
-        found = _of_file(file)
-        return found if found.origin == origin else None
+        reference = _from_our_file(file)
+        return reference if reference.origin == origin else None
     return None
 
 
 def load_statistics(path: Path, extractor: str, dim: int, resolution: int) -> Reference:
-    """The statistics file that a user named, if it fits.
+    """Read a statistics file that a user named.
 
     Args:
-        extractor: Identity of the extractor that the other side's features are of.
-        resolution: Of the images of the other side; 0 where it is not known yet.
+        extractor: Identity of the extractor of the other side's features.
+        resolution: Resolution of the other side's images; 0 if it is not known yet.
 
     Raises:
         DataError: There is none, it cannot be read, or it is of another extractor, resizer or resolution.
@@ -128,21 +136,21 @@ def load_statistics(path: Path, extractor: str, dim: int, resolution: int) -> Re
                 raise DataError(f"{path}: mu of shape {list(mean)} and sigma of shape {list(cov)}")
             if mean != (dim,):
                 raise DataError(f"{path}: statistics of {mean} features, but {extractor} gives {dim}")
-            known = _of_file(file) if "header" in file else _of_others(file)
-        _require_root(known.features)
+            reference = _from_our_file(file) if "header" in file else _from_other_tool(file)
+        _require_root(reference)
     except FileNotFoundError:
         raise DataError(f"{path}: No such file") from None
     except DAMAGED as error:
         raise DataError(f"{path}: not a statistics file (.npz with mu and sigma): {error}") from None
     for what, ours in (("extractor", extractor), ("resolution", resolution)):
-        theirs = known.origin.get(what)
+        theirs = reference.origin.get(what)
         if theirs is not None and ours and theirs != ours:
             raise DataError(f"{path}: made with {what} {theirs}, but the other images are of {what} {ours}")
-    known.file = str(path)
-    return known
+    reference.file = str(path)
+    return reference
 
 
-def _of_file(file: ArrayFile) -> Reference:
+def _from_our_file(file: ArrayFile) -> Reference:
     header = parse(Header, json_of(str(file.read("header")), "header"), "header")
     if header["version"] != VERSION:
         raise ValueError(f"version {header['version']} of the file, this distgan reads {VERSION}")
@@ -157,24 +165,24 @@ def _of_file(file: ArrayFile) -> Reference:
     return Reference(features, header["origin"], numbers.numpy(), header["num_damaged"], header["num_grey"])
 
 
-def _of_others(file: ArrayFile) -> Reference:
-    """Mean and covariance of another tool, which does not tell of how many images."""
+def _from_other_tool(file: ArrayFile) -> Reference:
+    """Read mean and covariance of another tool, whose file need not have the number of images."""
     mean, cov = (_array(file, name, "f8") for name in ("mu", "sigma"))
     num = parse(Count, int(file.read("num")) if "num" in file else 0, "num")
     return Reference(Features(Gaussian(num, mean, cov), torch.empty(0, len(mean)), root=frechet.root(cov)))
 
 
 def _array(file: ArrayFile, name: str, dtype: str) -> torch.Tensor:
-    """An array of finite numbers, as that type."""
+    """Read an array of finite numbers as a type. Raises ValueError."""
     array = file.read(name)
     if array.dtype.kind not in "fiu" or not np.isfinite(array).all():
         raise ValueError(f"{name} holds values that are not finite numbers")
     return torch.from_numpy(array.astype(dtype, copy=False))
 
 
-def _require_root(features: Features) -> None:
-    """Refuse a covariance that is none: `root` is symmetric, so its square is symmetric and positive semi-definite."""
-    cov, root = features.gaussian.cov, features.root
+def _require_root(reference: Reference) -> None:
+    """Refuse a matrix that is not a covariance, the square of a symmetric root. Raises ValueError."""
+    cov, root = reference.features.gaussian.cov, reference.root
     if not torch.equal(root, root.T) and not torch.allclose(root, root.T, rtol=0, atol=1e-6 * float(root.abs().max())):
         raise ValueError("root is not symmetric")
     if not (root @ root - cov).norm() <= TOLERANCE * cov.norm():

@@ -1,7 +1,7 @@
-"""The metrics: pure functions of features that were made once.
+"""The metrics: pure functions of features that were computed once.
 
-`METRICS` is the list; a config names its entries in `eval.metrics`. What is fit for a paper and what is not, the names
-of the values say: see `naming`.
+`METRICS` is the list; a config names its entries in `eval.metrics`. The names of the values say whether they compare
+with published ones: see `value_name`.
 """
 
 from collections.abc import Callable
@@ -17,20 +17,20 @@ from distgan.metrics.frechet import Gaussian
 from distgan.metrics.weights import WEIGHTS
 from distgan.rng import host_rng
 
-MOST_NEIGHBOURS = 10_000  # images of each side that precision, recall, density and coverage look at
+MOST_NEIGHBORS = 10_000  # images of each side for precision, recall, density and coverage
 
 
 @dataclass
 class Features:
-    """What an extractor made of one set of images.
+    """Features of one set of images.
 
     Attributes:
-        gaussian: Mean and covariance over all of them.
-        points: Features of all of them, or of a part drawn at random; float32 [n, d], empty where only the Gaussian
-            is known.
-        logits: Of the images of `points`, [n, classes]; None where the extractor has none.
-        labels: Of the images of `points`, int64 [n]; None where they have none.
-        root: Square root of the covariance, of real images.
+        gaussian: Mean and covariance over all images.
+        points: Features of all images, or of a random part of them; float32 [n, d], empty if only the Gaussian is
+            available.
+        logits: Logits of the images of `points`, [n, classes]; None if the extractor has none.
+        labels: Labels of the images of `points`, int64 [n]; None if they have none.
+        root: Square root of the covariance, for real images.
     """
 
     gaussian: Gaussian
@@ -48,12 +48,12 @@ class Metric(NamedTuple):
     """One entry of METRICS.
 
     Attributes:
-        values: (real, fake, with_errors) -> values. Errors that cost more than the value are left out if not wanted.
-        names: Of the values.
-        better: Which values are better; empty for a metric by which no checkpoint should be chosen.
-        needs_points: Whether real images must be known by more than their Gaussian.
+        values: (real, fake, with_errors) -> values. Errors that cost more than the value are NaN unless asked for.
+        names: Names of the values.
+        better: Direction in which values are better; empty for a metric by which no checkpoint should be chosen.
+        needs_points: Whether the features of real images are needed, not only their Gaussian.
         needs_logits: Whether the extractor must be a classifier.
-        least: Images of each side without which the metric is undefined.
+        least: Smallest number of images of each side for which the metric is defined.
     """
 
     values: Callable[[Features, Features, bool], Values]
@@ -65,6 +65,7 @@ class Metric(NamedTuple):
 
 
 def _frechet(real: Features, fake: Features, with_errors: bool) -> Values:
+    assert real.root is not None
     value = frechet.distance(real.gaussian, fake.gaussian, real.root)
     can = with_errors and len(fake.points) == fake.gaussian.num >= 3 * frechet.BLOCKS
     return {"fd": (value, frechet.jackknife(real.gaussian, fake.points, real.root) if can else NAN)}
@@ -80,6 +81,7 @@ def _kid_full(real: Features, fake: Features, with_errors: bool) -> Values:
 
 
 def _inception_score(real: Features, fake: Features, with_errors: bool) -> Values:
+    assert fake.logits is not None
     mean, deviation = inception_score.score(fake.logits)
     return {"is": (mean, NAN), "is_split_std": (deviation, NAN)}
 
@@ -95,10 +97,10 @@ def _density_coverage(real: Features, fake: Features, with_errors: bool) -> Valu
 
 
 def _some(points: Tensor) -> Tensor:
-    """At most MOST_NEIGHBOURS of them, by a fixed choice: data sets often lie in the order of their classes."""
-    if len(points) <= MOST_NEIGHBOURS:
+    """Return at most MOST_NEIGHBORS features, chosen by a fixed shuffle: data sets are often sorted by class."""
+    if len(points) <= MOST_NEIGHBORS:
         return points
-    chosen = host_rng.permutation(host_rng.key(0, "neighbours"), len(points))[:MOST_NEIGHBOURS]
+    chosen = host_rng.permutation(host_rng.key(0, "neighbours"), len(points))[:MOST_NEIGHBORS]
     return points[torch.from_numpy(chosen).to(points.device)]
 
 
@@ -113,11 +115,14 @@ METRICS: dict[str, Metric] = {
 
 
 def value_name(name: str, extractor: Extractor, num: int, whole: bool) -> str:
-    """The log key of value `name` of METRICS: "fid50k_full", "fd_toy_500", "kid_efficientnet_lite0_10k_full".
+    """Return the log key of value `name` of METRICS: "fid50k_full", "fd_toy_500", "kid_efficientnet_lite0_10k_full".
 
     Args:
-        num: Generated images.
+        num: Number of generated images.
         whole: Whether they were compared with all images of the data set.
+
+    Raises:
+        ValueError: The key would be that of FID, but the network is another one.
     """
     size = (f"{num // 1000}k" if num % 1000 == 0 else str(num)) + ("_full" if whole else "")
     if extractor.key_prefix == "fid":

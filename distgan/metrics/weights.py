@@ -1,8 +1,8 @@
-"""Files of pretrained weights: which bytes they must be, and where they may lie.
+"""Find files of pretrained weights, which must have a pinned sha256.
 
-A file counts only if its sha256 is the pinned one, wherever it was found; nothing here reads what is in it. Looked for
-in this order: the path that was given, the folder DISTGAN_WEIGHTS_DIR, the cache, torch's own cache of downloads, an
-installed package. What lies nowhere is downloaded only if that was asked for.
+Only the hash is checked here; nothing reads the content. The places are searched in this order: the path that a config
+names, the folder DISTGAN_WEIGHTS_DIR, the cache, torch's own cache of downloads, an installed package. A file that is
+in none of them is downloaded only if that was asked for.
 """
 
 import contextlib
@@ -25,13 +25,13 @@ PIECE = 2**23  # bytes that are read at a time
 
 
 class WeightsFile(NamedTuple):
-    """One file, by its content.
+    """A file of weights, identified by its content.
 
     Attributes:
-        names: What it is called by those who publish it; a download gets the first.
-        url: Where it is published, empty where a package is the way to have it.
-        package: The package that holds it, and where in it; empty where none does.
-        install: What installs that package.
+        names: Names under which it is published; a download gets the first one.
+        url: Where it is published; empty if it is installed as a package.
+        package: The package that holds it, and the path in it; empty if none does.
+        install: The command that installs that package.
     """
 
     names: tuple[str, ...]
@@ -66,27 +66,27 @@ WEIGHTS: dict[str, WeightsFile] = {
 }
 
 
-def find_weights(name: str, given: str = "", download: bool = False) -> Path:
-    """Where the weights of an extractor lie; their sha256 is right.
+def find_weights(name: str, path: str = "", download: bool = False) -> Path:
+    """Return the path of an extractor's weights, after a check of their sha256.
 
     Args:
-        given: A file, or a folder that holds it; empty to look in the usual places.
-        download: Fetch the file into the cache if it lies nowhere. DISTGAN_DOWNLOAD_WEIGHTS=1 says the same.
+        path: A file, or a folder that holds it; empty to look in the usual places.
+        download: Fetch the file into the cache if it is in none of them. DISTGAN_DOWNLOAD_WEIGHTS=1 does the same.
 
     Raises:
-        ConfigError: It lies nowhere, or not where it was said to.
+        ConfigError: It is in none of these places, or not in the one that a config names.
         DataError: A file of that name has another sha256, or the download failed.
         MachineError: The cache cannot be written.
     """
     file = WEIGHTS[name]
-    places = [user_path(given)] if given else list(_places(file))
+    places = [user_path(path)] if path else list(_places(file))
     for place in places:
-        for path in (place, *(place / known for known in file.names)):
-            if path.is_file():
-                check_sha256(path, file.sha256)
-                return path
-    if given:
-        raise ConfigError(f"eval.weights={given}: no such file, and no folder with {' or '.join(file.names)}")
+        for candidate in (place, *(place / file_name for file_name in file.names)):
+            if candidate.is_file():
+                check_sha256(candidate, file.sha256)
+                return candidate
+    if path:
+        raise ConfigError(f"eval.weights={path}: no such file, and no folder with {' or '.join(file.names)}")
     if file.url and (download or os.environ.get(DOWNLOAD_VARIABLE, "0") not in ("", "0")):
         return _download(file)
     ways = [file.install] if file.install else []
@@ -99,7 +99,7 @@ def find_weights(name: str, given: str = "", download: bool = False) -> Path:
 
 
 def check_sha256(path: Path, expected: str) -> None:
-    """Raises DataError where a file is not the one that was published."""
+    """Raise DataError if a file is not the published one."""
     digest = hashlib.sha256()
     with open(path, "rb") as file:
         while piece := file.read(PIECE):
@@ -112,7 +112,7 @@ def check_sha256(path: Path, expected: str) -> None:
 
 
 def _places(file: WeightsFile) -> Iterator[Path]:
-    """Folders, and the file itself where a package has it."""
+    """Yield the folders to search, and the file itself where a package has it."""
     if os.environ.get(FOLDER_VARIABLE):
         yield user_path(os.environ[FOLDER_VARIABLE])
     yield default_cache_dir() / "weights"
@@ -125,12 +125,15 @@ def _places(file: WeightsFile) -> Iterator[Path]:
 
 
 def _download(file: WeightsFile) -> Path:
-    """Into the cache, under its name only when it is whole; one process of a machine does so while the others wait."""
+    """Download a file into the cache; one process of a machine does so while the others wait.
+
+    It gets its name only when it is complete.
+    """
     target = default_cache_dir() / "weights" / file.names[0]
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with open(target.with_name(f".{target.name}.lock"), "a", opener=no_follow) as lock:
-            with contextlib.suppress(OSError):  # a file system without locks: each fetches its own, the last one stays
+            with contextlib.suppress(OSError):  # without locks each process fetches its own, and the last one stays
                 fcntl.flock(lock, fcntl.LOCK_EX)
             if not target.is_file():
                 _fetch(file, target)

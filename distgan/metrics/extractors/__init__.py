@@ -1,7 +1,7 @@
 """Frozen networks that turn images into features, each with an identity that becomes part of every metric's name.
 
-Numbers of two extractors never compare. Only the Inception network of 2015 with TensorFlow 1's resizing gives what the
-field calls FID; everything else is a Fréchet distance in other features, and is called so.
+Values of two extractors never compare. Only the Inception network of 2015 with TensorFlow 1's resizing gives FID;
+everything else is a Fréchet distance in other features, and has another name.
 """
 
 import contextlib
@@ -22,19 +22,19 @@ from distgan.rng import host_rng
 
 IMAGENET_MEAN = (255 * 0.485, 255 * 0.456, 255 * 0.406)
 IMAGENET_STD = (255 * 0.229, 255 * 0.224, 255 * 0.225)
-VERSION = 1  # of what happens between pixels and features; a change of it changes every identity
+VERSION = 1  # of the steps from pixels to features; another number changes every identity
 
 
 class Kind(NamedTuple):
-    """What an extractor is made of, but for its weights.
+    """An extractor apart from its weights.
 
-    The network takes float32 [B, 3, size, size], (pixel - mean) / std, to features [B, dim] and logits or None.
+    The network maps float32 [B, 3, size, size], (pixel - mean) / std, to features [B, dim] and logits or None.
     """
 
     build: Callable[[], nn.Module]
     layer: str
     size: int
-    resizer: str  # where no other is asked for
+    resizer: str  # the default one
     mean: tuple[float, ...]
     std: tuple[float, ...]
     dim: int
@@ -44,10 +44,13 @@ class Kind(NamedTuple):
 class Toy(nn.Module):
     """A fixed random layer and a fixed random head, cheap and without meaning, for tests."""
 
+    layer: Tensor
+    head: Tensor
+
     def __init__(self) -> None:
         super().__init__()
-        self.register_buffer("layer", _drawn("layer", 3 * 16 * 16, 32))
-        self.register_buffer("head", _drawn("head", 32, 10))
+        self.register_buffer("layer", _random_weights("layer", 3 * 16 * 16, 32))
+        self.register_buffer("head", _random_weights("head", 32, 10))
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         features = (x.flatten(1) @ self.layer).tanh()
@@ -55,20 +58,20 @@ class Toy(nn.Module):
 
 
 class Extractor:
-    """Images -> features, by a network that nothing changes.
+    """Maps images to features, by a frozen network.
 
-    Images go through in parts of a fixed number, the last one filled up, in float32 whatever autocast or TF32 say
-    outside: so the features of an image are the same bits wherever it has the same place in a part, as image i of a
-    call always has. At another place they may differ in the last bits, since kernels treat the rows at the end of a
-    matrix in another way than those before.
+    Images are processed in parts of a fixed number, the last one filled up, in float32 even inside autocast or with
+    TF32: so the features of an image have the same bits wherever it has the same place in a part, as image i of a call
+    always has. At another place they may differ in the last bits, since kernels treat the rows at the end of a matrix
+    differently.
 
     Attributes:
-        name: As in `EXTRACTORS`.
+        name: A key of `EXTRACTORS`.
         identity: Name, first digits of the weights' sha256, layer, input size, resizer and version, for cache keys.
-        key_prefix: What the Fréchet distance is called: "fid" with the pinned weights of Inception and TensorFlow 1's
-            resizing, else "fd_<name>", with the resizer where it is not the extractor's own.
-        dim: Numbers of a feature vector.
-        num_logits: Classes that the network was trained for, 0 where it tells none.
+        key_prefix: Name of the Fréchet distance: "fid" with the pinned weights of Inception and TensorFlow 1's
+            resizing, else "fd_<name>", followed by the resizer if it is not the default one.
+        dim: Length of a feature vector.
+        num_logits: Classes that the network was trained for, 0 if it has no logits.
     """
 
     def __init__(self, name: str, kind: Kind, net: nn.Module, digest: str, resizer: str, device: torch.device) -> None:
@@ -85,9 +88,12 @@ class Extractor:
         self._part = 64 if device.type == "cuda" else 16
 
     def __call__(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
-        """uint8 [B, 3, H, W] -> features float32 [B, dim], and logits float32 [B, num_logits] or None.
+        """Map uint8 [B, 3, H, W] to features float32 [B, dim], and logits float32 [B, num_logits] or None.
 
-        Greyscale, [B, 1, H, W], is taken as three equal channels. The results lie on the extractor's device.
+        Grayscale, [B, 1, H, W], is taken as three equal channels. The results are on the extractor's device.
+
+        Raises:
+            ValueError: The images have another shape or type.
         """
         if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] not in (1, 3):
             raise ValueError(
@@ -97,14 +103,14 @@ class Extractor:
         logits = torch.empty(len(images), self.num_logits, device=self._device) if self.num_logits else None
         for start in range(0, len(images), self._part):
             part = slice(start, min(start + self._part, len(images)))
-            features[part], found = self._features(images[part])
-            if logits is not None:
-                logits[part] = found
+            features[part], part_logits = self._features(images[part])
+            if logits is not None and part_logits is not None:
+                logits[part] = part_logits
         return features, logits
 
     @torch.no_grad()
     def _features(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Of one part; uint8 [P, C, H, W] with at most `_part` images."""
+        """Return features and logits of one part: uint8 [P, C, H, W] with at most `_part` images."""
         num = len(images)
         images = images.to(self._device)
         filled = images[torch.arange(self._part, device=self._device) % num].expand(-1, 3, -1, -1)
@@ -131,16 +137,17 @@ def open_extractor(
     device: torch.device | str = "cpu",
     download: bool = False,
 ) -> Extractor:
-    """The extractor of that name.
+    """Load an extractor.
 
     Args:
+        name: A key of `EXTRACTORS`.
         weights: The file with its weights, or a folder that holds it; empty to look in the usual places.
-        resizer: One of `RESIZERS`; empty for the extractor's own.
-        download: Fetch weights that lie nowhere.
+        resizer: A key of `RESIZERS`; empty for the extractor's default.
+        download: Whether to download weights that are not there.
 
     Raises:
-        ConfigError: No such extractor or resizer, or its weights lie nowhere.
-        DataError: A file of weights has another sha256 than it must.
+        ConfigError: There is no such extractor or resizer, or its weights are missing.
+        DataError: A file of weights has another sha256 than the published one.
     """
     for what, value, allowed in (("extractor", name, EXTRACTORS), ("resizer", resizer or "bilinear", RESIZERS)):
         if value not in allowed:
@@ -152,23 +159,24 @@ def open_extractor(
         digest, net = "none", kind.build()
     else:
         path, digest = find_weights(name, weights, download), WEIGHTS[name].sha256
-        with torch.device("meta"):  # no weights are drawn, so training's randomness stays where it is
+        with torch.device("meta"):  # no weights are drawn, so the random state of a training stays the same
             net = kind.build()
         state = torch.load(path, map_location="cpu", weights_only=True)
-        # How many batches a norm saw while it was trained says nothing of what it does now.
+        # The number of batches that a norm saw in training is not used in evaluation.
         net.load_state_dict({k: v for k, v in state.items() if not k.endswith("num_batches_tracked")}, assign=True)
     return Extractor(name, kind, net, digest, resizer or kind.resizer, torch.device(device))
 
 
-def _drawn(purpose: str, inputs: int, outputs: int) -> Tensor:
-    """N(0, 1 / inputs), as a function of the purpose; float32 [inputs, outputs]."""
+def _random_weights(purpose: str, inputs: int, outputs: int) -> Tensor:
+    """Return weights from N(0, 1 / inputs), a function of the purpose; float32 [inputs, outputs]."""
     return torch.from_numpy(host_rng.normal(host_rng.key(0, "toy", purpose), np.arange(inputs), outputs)) * inputs**-0.5
 
 
 @contextlib.contextmanager
 def _exact_float32(device: torch.device) -> Iterator[None]:
-    """No autocast, no TF32, and no kernels chosen by their speed; afterwards as before."""
-    convolution, product, cudnn = torch.backends.cudnn.conv, torch.backends.cuda.matmul, torch.backends.cudnn
+    """Switch off autocast, TF32 and the choice of kernels by speed; restore all of them afterwards."""
+    convolution = torch.backends.cudnn.conv  # type: ignore[attr-defined]  # an object replaces the module on import
+    product, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
     before = convolution.fp32_precision, product.fp32_precision, cudnn.benchmark, cudnn.deterministic
     try:
         convolution.fp32_precision, product.fp32_precision = "ieee", "ieee"

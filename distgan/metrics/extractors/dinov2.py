@@ -1,7 +1,7 @@
 """DINOv2 (Oquab et al. 2023): a vision transformer (Dosovitskiy et al. 2021) that was trained without labels.
 
-Its class token, after the last norm, is what FD-DINOv2 compares (Stein et al. 2023). Modules are named as in the
-published file of weights.
+FD-DINOv2 compares its class token after the last norm (Stein et al. 2023). Modules are named as in the published file
+of weights.
 """
 
 import math
@@ -14,10 +14,10 @@ EPS = 1e-6
 
 
 class DinoV2(nn.Module):
-    """float32 [B, 3, H, W], sides multiples of `patch` -> the class token [B, dim]; there are no logits.
+    """Map float32 [B, 3, H, W], sides multiples of `patch`, to the class token [B, dim]; there are no logits.
 
     Args:
-        grid: Side of the stored grid of positions; another number of patches has them interpolated.
+        grid: Side of the stored grid of position embeddings; for another number of patches, they are interpolated.
     """
 
     def __init__(self, dim: int = 1024, depth: int = 24, heads: int = 16, patch: int = 14, grid: int = 37) -> None:
@@ -40,19 +40,19 @@ class DinoV2(nn.Module):
         return self.norm(tokens[:, 0]), None
 
     def positions(self, rows: int, columns: int) -> Tensor:
-        """What is added to a grid of patches; [1, rows * columns, dim]."""
+        """Return the position embeddings of a grid of patches, [1, rows * columns, dim]."""
         stored = self.pos_embed[:, 1:]
         if rows == columns == self.grid:
             return stored
         stored = stored.unflatten(1, (self.grid, self.grid)).permute(0, 3, 1, 2)
-        # The published network scales by a tenth of a patch more than it needs, and that shifts every position a
-        # little; the weights' features were always computed so.
+        # The published network scales by a tenth of a patch more than it needs, which shifts every position a little.
+        # Features of these weights were always computed so.
         scales = ((rows + 0.1) / self.grid, (columns + 0.1) / self.grid)
         return F.interpolate(stored, scale_factor=scales, mode="bicubic").flatten(2).transpose(1, 2)
 
 
 class Block(nn.Module):
-    """Tokens [B, N, dim] -> the same shape: attention, then two layers for each token, each scaled and added."""
+    """A transformer block of tokens [B, N, dim]: attention, then two layers for each token, each scaled and added."""
 
     def __init__(self, dim: int, heads: int) -> None:
         super().__init__()
@@ -67,7 +67,7 @@ class Block(nn.Module):
 
 
 class Attention(nn.Module):
-    """Every token looks at all; in plain products, so that what holds for their precision holds here."""
+    """Attention over all tokens, by matrix products, so that settings of their precision hold here too."""
 
     def __init__(self, dim: int, heads: int) -> None:
         super().__init__()
@@ -76,11 +76,10 @@ class Attention(nn.Module):
         self.heads = heads
 
     def forward(self, x: Tensor) -> Tensor:
-        q, k, v = (
-            self.qkv(x).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        )  # each [B, heads, N, dim / heads]
-        shares = (q @ k.transpose(2, 3) / math.sqrt(q.shape[3])).softmax(3)
-        return self.proj((shares @ v).transpose(1, 2).flatten(2))
+        # Each [B, heads, N, dim / heads]
+        q, k, v = self.qkv(x).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        weights = (q @ k.transpose(2, 3) / math.sqrt(q.shape[3])).softmax(3)
+        return self.proj((weights @ v).transpose(1, 2).flatten(2))
 
 
 class Scale(nn.Module):

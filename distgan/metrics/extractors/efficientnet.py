@@ -2,8 +2,8 @@
 
 Trained on ImageNet at 224 pixels, on (pixel - 127) / 128. Modules are named as in the published file of weights.
 
-Distances in its features grow with every kind of damage to real images, but mean nothing next to published FID. What
-classes of ImageNet do not need it hardly sees, as Inception; and a D that starts from ImageNet's weights can please it.
+Distances in its features grow with every kind of damage to real images, but do not compare with published FID. Like
+Inception, it hardly sees what ImageNet's classes do not need; and a D that starts from ImageNet's weights favors it.
 """
 
 import torch.nn.functional as F
@@ -24,7 +24,7 @@ STAGES = (
 
 
 class EfficientNetLite0(nn.Module):
-    """float32 [B, 3, H, W] -> pooled features [B, 1280] and the logits [B, 1000] of ImageNet's classes."""
+    """Map float32 [B, 3, H, W] to pooled features [B, 1280] and the logits [B, 1000] of ImageNet's classes."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -49,7 +49,7 @@ class EfficientNetLite0(nn.Module):
 
 
 class Block(nn.Module):
-    """Inverted bottleneck (Sandler et al. 2018): expand, filter each channel, project; plus x where shapes allow."""
+    """An inverted bottleneck (Sandler et al. 2018): expand, filter each channel, project; plus x if shapes allow."""
 
     def __init__(self, before: int, after: int, kernel: int, stride: int, expansion: int) -> None:
         super().__init__()
@@ -63,14 +63,16 @@ class Block(nn.Module):
         self.residual = stride == 1 and before == after
 
     def forward(self, x: Tensor) -> Tensor:
-        inner = x if self._expand_conv is None else F.relu6(self._bn0(self._expand_conv(x)))
+        inner = x
+        if self._expand_conv is not None and self._bn0 is not None:
+            inner = F.relu6(self._bn0(self._expand_conv(x)))
         inner = F.relu6(self._bn1(self._depthwise_conv(inner)))
         out = self._bn2(self._project_conv(inner))
         return x + out if self.residual else out
 
 
 class SameConv2d(nn.Conv2d):
-    """A convolution with TensorFlow's "SAME" padding: ceil(H / stride) rows; an odd zero is below, or right."""
+    """A convolution with TensorFlow's "SAME" padding: ceil(H / stride) rows; an odd zero is below, or to the right."""
 
     def __init__(self, before: int, after: int, kernel: int, stride: int = 1, groups: int = 1) -> None:
         super().__init__(before, after, kernel, stride, groups=groups, bias=False)

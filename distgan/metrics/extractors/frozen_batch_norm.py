@@ -1,4 +1,4 @@
-"""Batch norm as a trained network has it: a scale and a shift of each channel that no batch changes."""
+"""Batch norm of a frozen network: a fixed scale and shift of each channel."""
 
 import torch
 import torch.nn.functional as F
@@ -6,10 +6,13 @@ from torch import Tensor, nn
 
 
 class FrozenNorm(nn.Module):
-    """[B, C, H, W] -> the same shape, by the stored mean and variance, in training and evaluation alike.
+    """Normalize [B, C, H, W] by the stored mean and variance, in training mode too.
 
-    Tensors are named as in `nn.BatchNorm2d`, but for the count of batches.
+    Tensors are named as in `nn.BatchNorm2d`; only the count of batches is left out.
     """
+
+    running_mean: Tensor
+    running_var: Tensor
 
     def __init__(self, channels: int, eps: float = 1e-3) -> None:
         super().__init__()

@@ -1,9 +1,11 @@
 """The Inception network behind FID: the TensorFlow graph of 5 December 2015, which is not the paper's or torchvision's.
 
-Szegedy et al. 2015, with the ways of that one graph (Heusel et al. 2017 took its features for FID): average pools do
-not count the zeros around the image; the last block has a max pool where all others have an average; batch norm has
+Szegedy et al. 2015, with the peculiarities of that graph, whose features define FID (Heusel et al. 2017): average pools
+do not count the zeros around the image; the last block has a max pool where all others have an average; batch norm has
 eps 1e-3; there are 1008 classes, some of them unused. Modules are named as in the published file of weights.
 """
+
+import functools
 
 import torch
 import torch.nn.functional as F
@@ -15,9 +17,9 @@ Sides = int | tuple[int, int]  # rows and columns
 
 
 class Inception(nn.Module):
-    """float32 [B, 3, 299, 299] -> features of the last pool [B, 2048], and logits without their bias [B, 1008].
+    """Map float32 [B, 3, 299, 299] to features of the last pool [B, 2048], and logits without their bias [B, 1008].
 
-    Without the bias, since the Inception Score of that graph was always computed so (Salimans et al. 2016).
+    The bias is left out because the Inception Score of that graph was always computed so (Salimans et al. 2016).
     """
 
     def __init__(self) -> None:
@@ -51,7 +53,7 @@ class Inception(nn.Module):
 
 
 class Conv(nn.Module):
-    """Convolution, batch norm, ReLU."""
+    """A convolution, batch norm and ReLU."""
 
     def __init__(self, before: int, after: int, kernel: Sides, stride: int = 1, padding: Sides = 0) -> None:
         super().__init__()
@@ -63,7 +65,7 @@ class Conv(nn.Module):
 
 
 class Mixed35(nn.Module):
-    """At 35 x 35: [B, `before`, H, W] -> [B, 224 + `pooled`, H, W]."""
+    """A block at 35 x 35: [B, `before`, H, W] -> [B, 224 + `pooled`, H, W]."""
 
     def __init__(self, before: int, pooled: int) -> None:
         super().__init__()
@@ -82,7 +84,7 @@ class Mixed35(nn.Module):
 
 
 class To17(nn.Module):
-    """From 35 x 35 to 17 x 17: [B, `before`, H, W] -> [B, 480 + `before`, ...]."""
+    """A block from 35 x 35 to 17 x 17: [B, `before`, H, W] -> [B, 480 + `before`, ...]."""
 
     def __init__(self, before: int) -> None:
         super().__init__()
@@ -97,20 +99,21 @@ class To17(nn.Module):
 
 
 class Mixed17(nn.Module):
-    """At 17 x 17: [B, 768, H, W] -> the same shape. 7 x 7 filters as rows and columns of `inner` channels."""
+    """A block at 17 x 17 of [B, 768, H, W], with 7 x 7 filters as rows and columns of `inner` channels."""
 
     def __init__(self, inner: int) -> None:
         super().__init__()
-        row, column = {"kernel": (1, 7), "padding": (0, 3)}, {"kernel": (7, 1), "padding": (3, 0)}
+        row = functools.partial(Conv, kernel=(1, 7), padding=(0, 3))
+        column = functools.partial(Conv, kernel=(7, 1), padding=(3, 0))
         self.branch1x1 = Conv(768, 192, 1)
         self.branch7x7_1 = Conv(768, inner, 1)
-        self.branch7x7_2 = Conv(inner, inner, **row)
-        self.branch7x7_3 = Conv(inner, 192, **column)
+        self.branch7x7_2 = row(inner, inner)
+        self.branch7x7_3 = column(inner, 192)
         self.branch7x7dbl_1 = Conv(768, inner, 1)
-        self.branch7x7dbl_2 = Conv(inner, inner, **column)
-        self.branch7x7dbl_3 = Conv(inner, inner, **row)
-        self.branch7x7dbl_4 = Conv(inner, inner, **column)
-        self.branch7x7dbl_5 = Conv(inner, 192, **row)
+        self.branch7x7dbl_2 = column(inner, inner)
+        self.branch7x7dbl_3 = row(inner, inner)
+        self.branch7x7dbl_4 = column(inner, inner)
+        self.branch7x7dbl_5 = row(inner, 192)
         self.branch_pool = Conv(768, 192, 1)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -121,7 +124,7 @@ class Mixed17(nn.Module):
 
 
 class To8(nn.Module):
-    """From 17 x 17 to 8 x 8: [B, 768, H, W] -> [B, 1280, ...]."""
+    """A block from 17 x 17 to 8 x 8: [B, 768, H, W] -> [B, 1280, ...]."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -139,19 +142,20 @@ class To8(nn.Module):
 
 
 class Mixed8(nn.Module):
-    """At 8 x 8: [B, `before`, H, W] -> [B, 2048, H, W], with an "average" or a "max" pool."""
+    """A block at 8 x 8: [B, `before`, H, W] -> [B, 2048, H, W], with an "average" or a "max" pool."""
 
     def __init__(self, before: int, pool: str) -> None:
         super().__init__()
-        row, column = {"kernel": (1, 3), "padding": (0, 1)}, {"kernel": (3, 1), "padding": (1, 0)}
+        row = functools.partial(Conv, kernel=(1, 3), padding=(0, 1))
+        column = functools.partial(Conv, kernel=(3, 1), padding=(1, 0))
         self.branch1x1 = Conv(before, 320, 1)
         self.branch3x3_1 = Conv(before, 384, 1)
-        self.branch3x3_2a = Conv(384, 384, **row)
-        self.branch3x3_2b = Conv(384, 384, **column)
+        self.branch3x3_2a = row(384, 384)
+        self.branch3x3_2b = column(384, 384)
         self.branch3x3dbl_1 = Conv(before, 448, 1)
         self.branch3x3dbl_2 = Conv(448, 384, 3, padding=1)
-        self.branch3x3dbl_3a = Conv(384, 384, **row)
-        self.branch3x3dbl_3b = Conv(384, 384, **column)
+        self.branch3x3dbl_3a = row(384, 384)
+        self.branch3x3dbl_3b = column(384, 384)
         self.branch_pool = Conv(before, 192, 1)
         self.pool = {"average": average_pool, "max": max_pool}[pool]
 
@@ -164,10 +168,10 @@ class Mixed8(nn.Module):
 
 
 def average_pool(x: Tensor) -> Tensor:
-    """The mean of those of the 3 x 3 neighbors that are in the image; same shape."""
+    """Return the mean of those of the 3 x 3 neighbors that are in the image; same shape."""
     return F.avg_pool2d(x, 3, 1, 1, count_include_pad=False)
 
 
 def max_pool(x: Tensor) -> Tensor:
-    """The largest of the 3 x 3 neighbors; same shape."""
+    """Return the largest of the 3 x 3 neighbors; same shape."""
     return F.max_pool2d(x, 3, 1, 1)

@@ -27,7 +27,7 @@ from distgan.training.checkpointer import check_same_run, difference_lines, diff
 
 
 def check(config: Config, spread: BatchPlan) -> tuple[list[str], list[str]]:
-    """Lines that describe the run, and warnings. Raises what the run itself would raise before its first step."""
+    """Return lines that describe the run, and warnings. Raises what the run would raise before its first step."""
     config = replace(config, data=replace(config.data, allow_pipe=False))  # a look at a config runs no command of it
     dataset = factory.open_dataset(config)
     G, D = factory.build_nets(config, dataset.num_classes)
@@ -57,7 +57,7 @@ def _evaluation(config: Config, dataset: Dataset) -> str:
 
 
 def _card(config: Config, dataset: Dataset) -> tuple[list[str], list[str]]:
-    """What the data set's own card says, and what of it does not go with the config."""
+    """Return what the data set's own card says, and what of it does not go with the config."""
     found = dataset_card.read(dataset.urls[0])
     facts = [f"{name} {value}" for name, value in dataset_card.facts(found) if name not in ("images", "classes")]
     told = []
@@ -75,7 +75,7 @@ def _card(config: Config, dataset: Dataset) -> tuple[list[str], list[str]]:
 
 
 def _disk(config: Config, checkpoint_bytes: int, num_classes: int) -> tuple[list[str], list[str]]:
-    """Room for the checkpoints that are kept, one more that is being written, and the sample grids."""
+    """Compare the disk with what it must hold: checkpoints, one more while it is written, and sample grids."""
     folder = user_path(config.run.dir).absolute()
     existing = next(parent for parent in (folder, *folder.parents) if parent.exists())
     if file := file_in_the_way(folder):
@@ -105,7 +105,7 @@ def _disk(config: Config, checkpoint_bytes: int, num_classes: int) -> tuple[list
 
 
 def _earlier(config: Config, dataset: Dataset) -> list[str]:
-    """What the run folder holds already, and how long the rest would take at the speed that was seen there."""
+    """Return what the run folder holds, and how long the rest would take at the speed that was seen there."""
     folder = user_path(config.run.dir)
     resume = config.run.resume
     checkpoint_folder.require_left(folder / "checkpoints", resume, config.train.images, config.train.max_minutes)

@@ -44,7 +44,7 @@ class Found:
 
 
 def preflight(world: World) -> list[Found]:
-    """What every rank found, in rank order, the same on each."""
+    """Measure every host; returns what every rank found, in rank order, the same on each."""
     product_sec = _time_product(world.device)
     right, sum_sec = _sum_is_right(world), _time_sum(world)
     hosts = world.gather(socket.gethostname())
@@ -70,7 +70,7 @@ def _time_product(device: torch.device) -> float:
 
 
 def _sum_is_right(world: World) -> bool:
-    """Whole numbers that float32 adds exactly, other ones in each place and on each rank."""
+    """Sum whole numbers, other ones in each place and on each rank; returns whether the sum is exact."""
     places = torch.arange(1000, device=world.device, dtype=torch.float32)
     total = world.sum(places * (world.rank + 1))
     return bool((total == places * (world.size * (world.size + 1) // 2)).all())
@@ -88,7 +88,7 @@ def _time_sum(world: World) -> float | None:
 
 
 def report(found: list[Found]) -> tuple[list[str], list[str]]:
-    """Lines for a person, one for each host and one for all; and what is wrong."""
+    """Return lines for a person, one for each host and one for all; and what is wrong."""
     product = statistics.median(rank.product_sec for rank in found)
     exchanges = [rank.exchange_sec for rank in found if rank.exchange_sec is not None]
     exchange = statistics.median(exchanges) if exchanges else 0.0
@@ -114,6 +114,7 @@ def report(found: list[Found]) -> tuple[list[str], list[str]]:
 
 
 def main() -> int:
+    """Run the preflight on the ranks that were launched; returns the exit code."""
     open_streams()
     try:
         with listening():

@@ -61,6 +61,7 @@ class BareLoop:
         self._copied: torch.cuda.Event | None = None
 
     def iterate(self) -> None:
+        """Run one iteration: the D steps, and a G step."""
         for _ in range(self._n_critic):
             parts = self._next_parts()
             is_due = self._steps % self._lazy == 0
@@ -89,10 +90,11 @@ class BareLoop:
             torch._foreach_lerp_(list(self._average.parameters()), list(self.G.parameters()), 1 - KEEP)
 
     def close(self) -> None:
+        """Close the stream."""
         self._stream.close()
 
     def _next_parts(self) -> list[tuple[Tensor, Tensor | None]]:
-        """The next images, in -1..1, and labels of each pass."""
+        """Return the next images, in -1..1, and labels of each pass."""
         if self._copied is not None:
             self._copied.synchronize()  # the stream takes that buffer back now
         batch, device = next(self._stream), self._world.device
@@ -134,14 +136,14 @@ class DLoss(nn.Module):
 
 
 class GLoss(nn.Module):
-    """What G minimizes; D only judges."""
+    """What G minimizes; D keeps its weights."""
 
     def __init__(self, G: nn.Module, D: nn.Module, loss: str, bf16: bool) -> None:
         super().__init__()
-        self.G, self.judge, self.loss, self.bf16 = G, [D], LOSSES[loss], bf16  # a list hides D's weights from DDP
+        self.G, self._D, self.loss, self.bf16 = G, [D], LOSSES[loss], bf16  # a list hides D's weights from DDP
 
     def forward(self, z: Tensor, real: Tensor, labels: Tensor | None) -> Tensor:
-        D = self.judge[0]
+        (D,) = self._D
         with autocast(z, self.bf16):
             fake_logits, real_logits = D(self.G(z, labels), labels), None
             if self.loss.paired:
@@ -176,4 +178,5 @@ class NullD(nn.Module):
 
 
 def null_nets(config: Config, num_classes: int) -> tuple[nn.Module, nn.Module]:
+    """Return the least G and D that there are."""
     return NullG(config.data.resolution), NullD()

@@ -1,15 +1,10 @@
-"""How fast a run is, and where its time goes: the real trainer, measured next to references in one process.
-
-Absolute times are noise on a shared machine. So what is compared takes turns, in rounds of A B and B A, and a figure is
-the median over the rounds with the lowest and the highest.
-"""
+"""How fast a run is, and where its time goes: the real trainer, measured next to references in one process."""
 
 import contextlib
 import logging
-import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -24,15 +19,15 @@ from distgan.tools.bench.bare_loop import BareLoop, null_nets, refuse_more
 from distgan.tools.bench.harness import running, workplace
 from distgan.tools.bench.table import Row
 from distgan.tools.bench.traffic import bytes_reduced
+from distgan.tools.bench.turns import Phases, Slice, Turns
 from distgan.training.timing import Timeline, peak_memory
 from distgan.training.trainer import Trainer
 
 log = logging.getLogger("distgan")
 
-AGAINST = ("bare", "alone")
-ROUNDS, SLICE_SEC, WARM_UP = 5, 1.5, 5
+ROUNDS = 5
 NULL_SIDE, NULL_BATCH, NULL_ITERATIONS = 8, 16, 50
-LOADED_IMAGES, REST_SEC = 256, 0.02
+LOADED_IMAGES = 256
 HOST, ADDED = "host time of an iteration with networks of one weight", "  of it, more than a bare loop takes"
 MEMORY = (("process", "Resources/cpu_mem_gb"), ("GPU", "Resources/gpu_mem_peak_gb"))
 SPANS = ("optimizer of D", "optimizer of G")  # which lie within phases
@@ -46,15 +41,6 @@ PHASES = {  # label: the loop's own word
     "between two iterations": "between two iterations",
     "line of metrics": "gathering metrics",
 }
-
-
-@dataclass(frozen=True)
-class Lap:
-    """What one rank's clocks say of a slice."""
-
-    wall_sec: float
-    cpu_sec: float  # of all threads of the process, the loader's included, with the iterations that led in
-    host_sec: float  # of CPU time of the thread that calls the device
 
 
 def bench(config: Config, images: int = 0, against: Sequence[str] = (), rounds: int = ROUNDS) -> list[Row]:
@@ -72,27 +58,28 @@ def bench(config: Config, images: int = 0, against: Sequence[str] = (), rounds: 
 
 
 class Bench:
-    """One measurement."""
+    """One measurement; a figure is the median over rounds, with the lowest and the highest."""
 
     def __init__(self, config: Config, world: World, spread: BatchPlan, rounds: int) -> None:
         self.config, self.world, self.spread, self.rounds = config, world, spread, rounds
-        self.on_gpu = world.device.type == "cuda"
+        self.turns = Turns(world, rounds, config.data.prefetch)
         self.images = spread.batch * config.train.n_critic  # of an iteration
 
     def measure(self, images: int, against: Sequence[str]) -> list[Row]:
+        """Return the rows of the table; see `bench` for the arguments."""
         timeline = Timeline(self.world.device)
         with contextlib.ExitStack() as stack:
             trainer = stack.enter_context(running(self.config, self.world, self.spread, on_phase=timeline.phase))
             for net, optimizer in (("D", trainer.opt_D), ("G", trainer.opt_G)):
                 timeline.watch(f"optimizer of {net}", optimizer)
-            num = self._warm_up(trainer.train_iteration, images)
+            num = self.turns.warm_up(trainer.train_iteration, images, self.images)
             memory = self.world.gather(peak_memory(self.world.device))  # before the references take theirs
             sides: dict[str, Callable[[], object]] = {"run": trainer.train_iteration}
             if "alone" in against:
                 sides["alone"] = stack.enter_context(self._alone()).train_iteration
-            laps, phases = self._in_turns(sides, self.rounds, num, timeline)
+            slices, phases = self.turns.take(sides, num, timeline=timeline)
             over_bare = self._over_bare(trainer, num) if "bare" in against else []
-            rows = self._speed(laps["run"], num)
+            rows = self._speed(slices["run"], num)
             rows += self._parts(phases, num)
             rows += self._penalties(trainer)
             rows += [
@@ -103,77 +90,10 @@ class Bench:
             rows += self._traffic(trainer)
             rows += self._loader(trainer)
         rows += [] if restores(self.config) else self._host()  # the least networks make images of noise
-        return rows + over_bare + self._over_alone(laps, num)
+        return rows + over_bare + self._over_alone(slices, num)
 
-    # Taking turns.
-
-    def _warm_up(self, iterate: Callable[[], object], images: int) -> int:
-        """The number of iterations of a slice."""
-        for _ in range(WARM_UP):
-            iterate()
-        self._wait_for_device()
-        started = time.perf_counter()
-        for _ in range(WARM_UP):
-            iterate()
-        self._wait_for_device()
-        num = round(SLICE_SEC * WARM_UP / (time.perf_counter() - started))
-        if images:
-            num = math.ceil(images / self.images / self.rounds)
-        return self.world.broadcast(max(2, min(num, 1000)))
-
-    def _in_turns(
-        self, sides: Mapping[str, Callable[[], object]], rounds: int, num: int, timeline: Timeline
-    ) -> tuple[dict[str, list[list[Lap]]], list[dict[str, tuple[float, int]]]]:
-        """Slices of every side in each round, in an order that changes; laps of all ranks by side and round, and this
-        rank's phases of the run by round."""
-        laps: dict[str, list[list[Lap]]] = {side: [] for side in sides}
-        phases = []
-        for iterate in list(sides.values())[1:]:
-            self._lap(iterate, 0, WARM_UP, timeline)
-        lead = self.config.data.prefetch if num > 1 else 0
-        for number in range(rounds):
-            for side in list(sides)[:: -1 if number % 2 else 1]:
-                lap, found = self._lap(sides[side], lead, num, timeline)
-                laps[side].append(self.world.gather(lap))
-                phases += [found] if side == "run" else []
-        return laps, phases
-
-    def _lap(
-        self, iterate: Callable[[], object], lead: int, num: int, timeline: Timeline
-    ) -> tuple[Lap, dict[str, tuple[float, int]]]:
-        """Some iterations, after others that use up what was made ahead; and the timeline of the first ones."""
-        self._come_to_rest()
-        cpu_sec = -time.process_time()
-        for _ in range(lead):
-            iterate()
-        self._wait_for_device()
-        self.world.barrier()
-        timeline.take()
-        wall_sec, host_sec = -time.perf_counter(), -time.thread_time()
-        for _ in range(num):
-            iterate()
-        host_sec += time.thread_time()
-        self._wait_for_device()
-        wall_sec += time.perf_counter()
-        found = timeline.take()
-        self._come_to_rest()
-        return Lap(wall_sec, (cpu_sec + time.process_time()) * num / (num + lead), host_sec), found
-
-    def _wait_for_device(self) -> None:
-        if self.on_gpu:
-            torch.cuda.synchronize()
-
-    def _come_to_rest(self) -> None:
-        """Wait until the loaders' threads have made all that they make ahead."""
-        last = -1.0
-        while not self.on_gpu and time.process_time() - last > REST_SEC / 10:
-            last = time.process_time()
-            time.sleep(REST_SEC)
-
-    # What is told.
-
-    def _speed(self, laps: list[list[Lap]], num: int) -> list[Row]:
-        walls = [max(lap.wall_sec for lap in of_ranks) for of_ranks in laps]
+    def _speed(self, slices: list[list[Slice]], num: int) -> list[Row]:
+        walls = [max(one.wall_sec for one in of_ranks) for of_ranks in slices]
         total = [num * self.images / wall for wall in walls]
         steps = f"{self.config.train.n_critic} D step(s), one G step, {self.spread.passes} pass(es)"
         return [
@@ -182,8 +102,8 @@ class Bench:
             Row(f"an iteration: {steps}", "ms", [1000 * wall / num for wall in walls]),
         ]
 
-    def _parts(self, phases: list[dict[str, tuple[float, int]]], num: int) -> list[Row]:
-        """Rank 0's own; what a rank waits for others in an all-reduce is part of its step."""
+    def _parts(self, phases: list[Phases], num: int) -> list[Row]:
+        """Return the time of each phase on rank 0; waiting for others in an all-reduce is part of a step."""
         rows = []
         for label, phase in PHASES.items():
             seconds, counts = zip(*(found.get(phase, (0.0, 0)) for found in phases))
@@ -194,7 +114,7 @@ class Bench:
         return [*rows, Row("share of time that waits for data", "%", waits)]
 
     def _penalties(self, trainer: Trainer) -> list[Row]:
-        """What each penalty adds to a D step in which it is applied."""
+        """Return what each penalty adds to a D step in which it is applied."""
         due = trainer.schedulers.step_hyperparams(0)
         none = replace(due, r1=0.0, r2=0.0, gp=0.0)
         kinds = {name: replace(none, **{name: getattr(due, name)}) for name in ("r1", "r2", "gp") if getattr(due, name)}
@@ -202,7 +122,7 @@ class Bench:
         times: dict[str, list[float]] = {name: [] for name in ("none", *kinds)}
         for number in range(-1 if kinds else self.rounds, self.rounds):
             for name, now in {"none": none, **kinds}.items():
-                seconds = self._seconds(partial(trainer.step.d_step, batch, trainer.opt_D, now))
+                seconds = self.turns.seconds(partial(trainer.step.d_step, batch, trainer.opt_D, now))
                 times[name] += [seconds] if number >= 0 else []
         return [
             Row(
@@ -214,7 +134,7 @@ class Bench:
         ]
 
     def _traffic(self, trainer: Trainer) -> list[Row]:
-        """Bytes that this rank gives into all-reduces, and how long the ranks need for as many and nothing else."""
+        """Return bytes that this rank gives into all-reduces, and the time of an all-reduce of as many alone."""
         if self.world.size == 1:
             return []
         batch, now = trainer.next_batch(), trainer.schedulers.step_hyperparams(0)
@@ -226,7 +146,7 @@ class Bench:
         for net, step in steps.items():
             sent, weights = bytes_reduced(step), num_weights(getattr(trainer, net))
             flat = torch.zeros(weights, device=self.world.device)
-            times = [self._seconds(partial(self.world.sum, flat)) for _ in range(self.rounds + 1)][1:]
+            times = [self.turns.seconds(partial(self.world.sum, flat)) for _ in range(self.rounds + 1)][1:]
             rows += [
                 Row(f"all-reduced in a {net} step", "MB", [sent / 1e6]),
                 Row(f"all-reduced in a {net} step, over the bytes of {net}", "x", [sent / (4 * weights)]),
@@ -238,16 +158,8 @@ class Bench:
             ]
         return rows
 
-    def _seconds(self, function: Callable[[], object]) -> float:
-        self._wait_for_device()
-        self.world.barrier()
-        started = time.perf_counter()
-        function()
-        self._wait_for_device()
-        return time.perf_counter() - started
-
     def _loader(self, trainer: Trainer) -> list[Row]:
-        """The stream alone, next to the decoding that it does, in CPU time of this rank."""
+        """Measure the stream alone, next to the decoding that it does, in CPU time of this rank."""
         stream, data = trainer.open_stream(with_noise=False), self.config.data
         try:
             out = np.empty((data.resolution, data.resolution, 3), np.uint8)
@@ -255,11 +167,11 @@ class Bench:
             files = [file for _ in range(batches) for file in encoded(trainer, next(stream).samples)]
             ours, pure = [], []
             for _ in range(self.rounds):
-                self._come_to_rest()
+                self.turns.wait_for_loaders()
                 started = time.process_time()
                 for _ in range(batches):
                     next(stream)
-                self._come_to_rest()
+                self.turns.wait_for_loaders()
                 ours.append(time.process_time() - started)
                 started = time.process_time()
                 for file in files:
@@ -273,7 +185,8 @@ class Bench:
         ]
 
     def _host(self) -> list[Row]:
-        """CPU time of the thread that calls the device, with networks of one weight, which leave it all to the host."""
+        """Measure CPU time of the thread that calls the device, with networks of one weight, which leave it all to the
+        host."""
         bare_loss = replace(
             self.config.loss, r1=[0.0], r2=[0.0], gp=[0.0], weight_clip=0.0, label_smoothing=0.0, feature_matching=0.0
         )
@@ -295,14 +208,9 @@ class Bench:
         )
         spread = batch_plan(plain, self.world.size)
         with quiet(), running(plain, self.world, spread, null_nets) as trainer:
-            bare = BareLoop(trainer)
-            try:
-                sides = {"run": trainer.train_iteration, "bare": bare.iterate}
-                laps, _ = self._in_turns(sides, self.rounds, NULL_ITERATIONS, Timeline(self.world.device))
-            finally:
-                bare.close()
+            slices = self._beside_bare(trainer, NULL_ITERATIONS, self.rounds)
         ours, theirs = (
-            [1000 * of_ranks[0].host_sec / NULL_ITERATIONS for of_ranks in laps[side]] for side in ("run", "bare")
+            [1000 * of_ranks[0].host_sec / NULL_ITERATIONS for of_ranks in slices[side]] for side in ("run", "bare")
         )
         return [
             Row(HOST, "ms", ours),
@@ -311,43 +219,49 @@ class Bench:
 
     @contextlib.contextmanager
     def _alone(self) -> Iterator[Trainer]:
-        """Each rank's share as a run of its own."""
+        """Open each rank's share as a run of its own."""
         world, rank = self.world.alone(), self.world.rank
         train = replace(self.config.train, batch=self.spread.batch // self.world.size)
         config = replace(self.config, train=train, run=replace(self.config.run, dir=f"{self.config.run.dir}-{rank}"))
         with running(config, world, batch_plan(config, 1)) as trainer:
             yield trainer
 
-    def _over_bare(self, trainer: Trainer, num: int) -> list[Row]:
-        """On a CPU, whose speed changes within seconds where it is shared, the two take turns after each iteration."""
-        turn = num if self.on_gpu else 1
+    def _beside_bare(self, trainer: Trainer, num: int, rounds: int) -> dict[str, list[list[Slice]]]:
+        """Time the run and a bare loop of the same networks in turns of `num` iterations."""
         bare = BareLoop(trainer)
         try:
-            sides = {"run": trainer.train_iteration, "bare": bare.iterate}
-            laps, _ = self._in_turns(sides, self.rounds * num // turn, turn, Timeline(self.world.device))
+            slices, _ = self.turns.take({"run": trainer.train_iteration, "bare": bare.iterate}, num, rounds=rounds)
         finally:
             bare.close()
+        return slices
+
+    def _over_bare(self, trainer: Trainer, num: int) -> list[Row]:
+        """Compare a run with a bare loop. On a CPU, whose speed changes within seconds where it is shared, the two
+        take turns after each iteration."""
+        on_gpu = self.world.device.type == "cuda"
+        turn = num if on_gpu else 1
+        slices = self._beside_bare(trainer, turn, self.rounds * num // turn)
         ours, theirs = (
-            np.array([sum(lap.wall_sec if self.on_gpu else lap.cpu_sec for lap in of_ranks) for of_ranks in laps[side]])
+            np.array([sum(one.wall_sec if on_gpu else one.cpu_sec for one in of_ranks) for of_ranks in slices[side]])
             for side in ("run", "bare")
         )
         of_rounds = np.median((ours / theirs).reshape(self.rounds, -1), axis=1)
-        clock = "wall time" if self.on_gpu else "CPU time of all threads"
+        clock = "wall time" if on_gpu else "CPU time of all threads"
         return [Row(f"over a bare loop, {clock}", "x", of_rounds.tolist())]
 
-    def _over_alone(self, laps: dict[str, list[list[Lap]]], num: int) -> list[Row]:
-        if "alone" not in laps:
+    def _over_alone(self, slices: dict[str, list[list[Slice]]], num: int) -> list[Row]:
+        if "alone" not in slices:
             return []
         share = num * self.images
-        together = [share / max(lap.wall_sec for lap in of_ranks) for of_ranks in laps["run"]]
-        apart = [sum(share / self.world.size / lap.wall_sec for lap in of_ranks) for of_ranks in laps["alone"]]
+        together = [share / max(one.wall_sec for one in of_ranks) for of_ranks in slices["run"]]
+        apart = [sum(share / self.world.size / one.wall_sec for one in of_ranks) for of_ranks in slices["alone"]]
         name = f"img/s of {self.world.size} ranks over the same number of runs of one rank at the same time"
         return [Row(name, "x", [a / b for a, b in zip(together, apart)])]
 
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Without warnings, of a run that nobody asked for."""
+    """Silence warnings, of a run that nobody asked for."""
     log.setLevel(logging.ERROR)
     try:
         yield
@@ -356,7 +270,7 @@ def quiet() -> Iterator[None]:
 
 
 def encoded(trainer: Trainer, samples: np.ndarray) -> list[bytes]:
-    """The files of these samples."""
+    """Return the encoded images of these samples."""
     data, found = trainer.dataset, []
     for shard, place in zip(*data.shard_of(samples)):
         located = data.located(int(shard))

@@ -24,7 +24,7 @@ FOREVER = 2**60
 
 @contextlib.contextmanager
 def workplace(config: Config) -> Iterator[tuple[Config, World]]:
-    """The ranks, and the config made into one that runs in a folder that is gone afterwards."""
+    """Open the ranks, and make the config into one that runs in a folder that is gone afterwards."""
     world = open_world(config)
     folder = Path(tempfile.gettempdir()) / f"distgan-bench-{world.broadcast(secrets.token_hex(6))}"
     writes = launch_env.node_rank() == 0  # on every node
@@ -44,7 +44,7 @@ def workplace(config: Config) -> Iterator[tuple[Config, World]]:
 
 
 def until_left(config: Config, folder: Path) -> Config:
-    """The same run, which neither ends nor saves nor draws samples."""
+    """Return the config of the same run, which neither ends nor saves nor draws samples."""
     return replace(
         config,
         run=replace(config.run, dir=str(folder), resume="never", timeout_sec=10**6),  # it stands still in turns
@@ -65,7 +65,7 @@ def running(
     make_nets: Callable = build_nets,
     on_phase: Callable[[str], None] = lambda name: None,
 ) -> Iterator[Trainer]:
-    """A trainer that is ready for its first iteration."""
+    """Open a trainer that is ready for its first iteration."""
     folder = RunFolder(config.run.dir)
     world.on_main(lambda: folder.open(["distgan", "bench"]))
     try:

@@ -25,15 +25,11 @@ from distgan.tools.bench.table import Row
 from distgan.training.timing import peak_memory
 
 ROUNDS, WARM_UP, SLICE_SEC = 3, 3, 1.0
-TOLD = (
-    "images per second",
-    "over the same number of runs",
-    "all-reduce of",
-)  # of a child's rows, those that are passed on
+TOLD = ("images per second", "over the same number of runs", "all-reduce of")  # of a child's rows, those to pass on
 
 
 def scaling(config: Config, arguments: Sequence[str], worlds: Sequence[int]) -> list[Row]:
-    """Groups of ranks on this machine, each next to the same number of runs of one rank at the same time.
+    """Measure groups of ranks on this machine, each next to the same number of runs of one rank at the same time.
 
     Args:
         arguments: Of `distgan bench`. A group of n ranks gets n times train.batch: each rank has the same work always.
@@ -54,7 +50,7 @@ def scaling(config: Config, arguments: Sequence[str], worlds: Sequence[int]) -> 
 
 
 def _group(arguments: Sequence[str], world: int, on_cpu: bool) -> str:
-    """What rank 0 of a `distgan bench` of so many ranks prints."""
+    """Return what rank 0 of a `distgan bench` of so many ranks prints."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -90,7 +86,7 @@ def _group(arguments: Sequence[str], world: int, on_cpu: bool) -> str:
 
 
 def sweep(config: Config, images: int) -> list[Row]:
-    """Speed of one rank by micro-batch, in turns; those that do not fit into memory are left out."""
+    """Measure the speed of one rank by micro-batch, in turns; those that do not fit into memory are left out."""
     speeds: dict[int, list[float]] = {micro: [] for micro in _micro_batches(config)}
     memory: dict[int, float] = {}
     with workplace(config) as (config, world):
@@ -123,7 +119,7 @@ def sweep(config: Config, images: int) -> list[Row]:
 
 
 def _micro_batches(config: Config) -> list[int]:
-    """The whole batch, half of it, and so on, where the config allows it."""
+    """Return the whole batch, half of it, and so on, where the config allows it."""
     found, micro = [], config.train.batch
     while micro >= 1:
         with contextlib.suppress(ConfigError):
@@ -134,7 +130,7 @@ def _micro_batches(config: Config) -> list[int]:
 
 
 def _speed(config: Config, world: World, images: int) -> tuple[float, float]:
-    """Images per second, and peak memory of a GPU in GB."""
+    """Return images per second, and peak memory of a GPU in GB."""
     images_of_iteration = config.train.batch * config.train.n_critic
     with running(config, world, batch_plan(config, 1)) as trainer:
         for _ in range(WARM_UP):

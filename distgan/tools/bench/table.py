@@ -19,6 +19,7 @@ class Row:
     figures: list[float]
 
     def record(self) -> dict[str, object]:
+        """Return the row for JSON."""
         low, high = min(self.figures), max(self.figures)
         spread = {"median": self.median, "low": low, "high": high}
         return {"name": self.name, "unit": self.unit, **spread, "figures": self.figures}
@@ -33,7 +34,7 @@ class Row:
 
 
 def report(rows: Sequence[Row], world: int, as_json: bool) -> list[str]:
-    """The table, or its figures for a program."""
+    """Return the lines of the table, or its figures as JSON."""
     about = {
         "ranks": world,
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU",

@@ -9,7 +9,7 @@ from torch.utils._pytree import tree_leaves
 
 
 def bytes_reduced(function: Callable[[], None]) -> int:
-    """What this rank gives into all-reduces while the function runs.
+    """Return the bytes that this rank gives into all-reduces while the function runs.
 
     So it counts DDP's own, with or without a communication hook, whichever thread of autograd they come from, and
     everything else that the function does.

@@ -30,7 +30,7 @@ LOOKS: tuple[tuple[str, Callable[[], Iterator[Finding]]], ...] = (
 
 
 def examine() -> list[Finding]:
-    """Every look at this machine, in the order of the report."""
+    """Look at everything on this machine, in the order of the report."""
     found = []
     for name, look in LOOKS:
         try:
@@ -41,7 +41,7 @@ def examine() -> list[Finding]:
 
 
 def report(found: list[Finding]) -> list[str]:
-    """Lines for a person; a cure stands under what it cures."""
+    """Return lines for a person; a cure stands under what it cures."""
     width = max(len(one.name) for one in found)
     lines = []
     for one in found:
@@ -54,5 +54,5 @@ def report(found: list[Finding]) -> list[str]:
 
 
 def as_json(found: list[Finding]) -> str:
-    """The same for a bug report."""
+    """Return the findings as JSON, for a bug report."""
     return json.dumps({"distgan": __version__, "findings": [asdict(one) for one in found]}, indent=1)

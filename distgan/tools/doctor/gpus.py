@@ -11,6 +11,7 @@ from distgan.tools.doctor.finding import FAIL, OK, WARN, Finding
 
 
 def torch_build() -> Iterator[Finding]:
+    """Look at how torch was built."""
     torch = _torch()
     if isinstance(torch, Exception):
         yield Finding("torch", FAIL, f"cannot be imported ({one_line(torch)})", "pip install --force-reinstall torch")
@@ -20,7 +21,7 @@ def torch_build() -> Iterator[Finding]:
 
 
 def cards() -> Iterator[Finding]:
-    """The driver against torch, then each card that torch sees."""
+    """Compare the driver with torch, then look at each card that torch sees."""
     torch = _torch()
     if isinstance(torch, Exception):
         return
@@ -54,7 +55,7 @@ def _torch() -> ModuleType | Exception:
 
 
 def has_kernels(major: int, minor: int, kernels: list[str]) -> bool:
-    """Whether a card can run a build: its own generation up to its own version, or code for any older one (PTX)."""
+    """Return whether a card can run a build: its generation up to its version, or code for an older one (PTX)."""
     for kind, _, digits in (name.partition("_") for name in kernels):
         number = int("".join(filter(str.isdecimal, digits)) or 0)
         built = (number // 10, number % 10)
@@ -64,6 +65,7 @@ def has_kernels(major: int, minor: int, kernels: list[str]) -> bool:
 
 
 def nccl() -> Iterator[Finding]:
+    """Look at NCCL, through which GPUs exchange gradients."""
     torch = _torch()
     if isinstance(torch, Exception) or not torch.cuda.is_available():
         return
@@ -74,7 +76,7 @@ def nccl() -> Iterator[Finding]:
 
 
 def _known_to_driver() -> list[str]:
-    """A line for each card that the driver knows, as "name, driver version"; none without a driver."""
+    """Return a line for each card that the driver knows, as "name, driver version"; none without a driver."""
     if shutil.which("nvidia-smi") is None:
         return []
     query = ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"]
@@ -83,7 +85,7 @@ def _known_to_driver() -> list[str]:
 
 
 def _driver_and_torch(known: list[str], cuda: str | None, available: bool, why_not: Callable[[], str]) -> Finding:
-    """Whether torch, built for this CUDA or none, can use the cards that the driver knows."""
+    """Tell whether torch, built for this CUDA or none, can use the cards that the driver knows."""
     told = f"lists {len(known)} card(s): {'; '.join(dict.fromkeys(known))}" if known else "no nvidia-smi"
     hidden = os.environ.get("CUDA_VISIBLE_DEVICES")
     if available:

@@ -18,6 +18,7 @@ CONTROL_GROUP = "/sys/fs/cgroup"
 
 
 def shared_memory() -> Iterator[Finding]:
+    """Look at /dev/shm."""
     if not os.path.isdir("/dev/shm"):
         yield Finding("/dev/shm", WARN, "is not there", "NCCL and gloo between processes of one host may need it")
         return
@@ -31,6 +32,7 @@ def shared_memory() -> Iterator[Finding]:
 
 
 def limits() -> Iterator[Finding]:
+    """Look at the limits of open files and locked memory."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     told = f"{soft:,} open files, at most {'any number' if hard < 0 else f'{hard:,}'}"
     short = 0 <= soft < FILES
@@ -42,6 +44,7 @@ def limits() -> Iterator[Finding]:
 
 
 def cpu() -> Iterator[Finding]:
+    """Look at cores and memory, and what the control group grants of them."""
     cores = os.cpu_count() or 1
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else cores
     threads = os.environ.get("OMP_NUM_THREADS")
@@ -64,7 +67,7 @@ def _memory_gb() -> float:
 
 
 def _quota() -> float:
-    """Cores' worth of time that the control group grants; 0 for no limit."""
+    """Return the cores' worth of time that the control group grants; 0 for no limit."""
     try:
         quota, period = Path(CONTROL_GROUP, "cpu.max").read_text().split()
         return int(quota) / int(period)
@@ -73,6 +76,7 @@ def _quota() -> float:
 
 
 def disk() -> Iterator[Finding]:
+    """Look at the folders that runs and caches write to."""
     from distgan.storage.home import default_cache_dir  # which needs numpy, and that may be missing
 
     places = {"run folders": Path.cwd(), "temporary files": Path(tempfile.gettempdir()), "cache": default_cache_dir()}
@@ -99,7 +103,7 @@ def _elsewhere(name: str) -> str:
 
 
 def _no_locks(folder: Path) -> str:
-    """Why files here cannot be locked, which keeps two runs out of one folder; empty where they can."""
+    """Return why files here cannot be locked, which keeps two runs out of one folder; empty where they can."""
     try:
         with tempfile.TemporaryFile(dir=folder) as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

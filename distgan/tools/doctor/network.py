@@ -16,7 +16,7 @@ NAME_SEC = 2.0  # that looking up this host's own name may take
 
 
 def launcher() -> Iterator[Finding]:
-    """What the launcher of this process said; the environment is left as it is."""
+    """Tell what the launcher of this process said; the environment is left as it is."""
     environment = dict(os.environ)
     try:
         size = launch_env.settle(environment)
@@ -30,6 +30,7 @@ def launcher() -> Iterator[Finding]:
 
 
 def interfaces() -> Iterator[Finding]:
+    """Look at the interfaces that ranks may talk over."""
     names = [name for _, name in socket.if_nameindex()]
     up = [f"{name}{_speed(name)}" for name in names if name != "lo" and _state(name) in ("up", "unknown")]
     yield Finding("network", OK, f"up: {', '.join(up)}" if up else "no interface but loopback: this host alone")
@@ -65,7 +66,7 @@ def _speed(interface: str) -> str:
 
 
 def _resolves(host: str) -> bool:
-    """Whether a name has an address; a server that does not answer is not waited for."""
+    """Return whether a name has an address; a server that does not answer is not waited for."""
     found: list[object] = []
 
     def look() -> None:

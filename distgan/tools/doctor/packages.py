@@ -14,13 +14,14 @@ PACKAGES = ("torch", "accelerate", "webdataset", "wandb", "omegaconf", "numpy", 
 
 
 def python() -> Iterator[Finding]:
+    """Look at this Python and at distgan itself."""
     where = Path(__file__).parents[2]
     yield Finding("python", OK, f"{platform.python_version()} on {platform.platform()}, {sys.executable}")
     yield Finding("distgan", OK, f"{__version__} in {where}")
 
 
 def packages() -> Iterator[Finding]:
-    """What distgan needs, against what its installation asks for."""
+    """Compare the packages that are installed with those that distgan asks for."""
     try:
         wanted = [line for line in metadata.requires("distgan") or () if "extra ==" not in line]
     except metadata.PackageNotFoundError:  # run from a copy of its folder
@@ -46,7 +47,7 @@ def packages() -> Iterator[Finding]:
 
 
 def _requirement(line: str) -> tuple[str, Callable[[str], bool], bool]:
-    """The name in a line such as "torch>=2.10", whether a version is one of those asked for, and whether it is needed.
+    """Return the name in a line such as "torch>=2.10", whether a version suits it, and whether it is needed.
 
     The last is for lines that speak of other versions of Python.
     """

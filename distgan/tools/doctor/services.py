@@ -18,6 +18,7 @@ HOSTS = ("api.wandb.ai", "api.forge.coreweave.com")  # W&B's own, in versions of
 
 
 def wandb() -> Iterator[Finding]:
+    """Look at how W&B would run."""
     mode, told = wandb_mode("auto")
     if mode == "none":
         yield Finding("wandb", WARN, told, "pip install wandb; metrics.jsonl is written all the same")
@@ -34,7 +35,7 @@ def wandb() -> Iterator[Finding]:
 
 
 def wandb_mode(wanted: str) -> tuple[str, str]:
-    """How W&B would run, and why, told without importing it or asking the network.
+    """Return how W&B would run, and why, without importing it or asking the network.
 
     Args:
         wanted: wandb.mode of a config.
@@ -60,7 +61,7 @@ def wandb_mode(wanted: str) -> tuple[str, str]:
 
 
 def _netrc(hosts: Sequence[str]) -> str:
-    """Where a key for one of these hosts lies, or empty."""
+    """Return where a key for one of these hosts lies, or ""."""
     path = user_path(os.environ.get("NETRC") or "~/.netrc")
     try:
         known = netrc.netrc(path).hosts
@@ -70,6 +71,7 @@ def _netrc(hosts: Sequence[str]) -> str:
 
 
 def slurm() -> Iterator[Finding]:
+    """Look at the SLURM job that this process is in."""
     job = os.environ.get("SLURM_JOB_ID")
     if job:
         names = {"SLURM_JOB_NODELIST": "on", "SLURM_NTASKS": "tasks", "SLURM_CPUS_PER_TASK": "cores per task"}

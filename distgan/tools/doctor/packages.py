@@ -7,10 +7,9 @@ from collections.abc import Callable, Iterator
 from importlib import metadata
 from pathlib import Path
 
+from distgan.storage.run_dir import PACKAGES
 from distgan.tools.doctor.finding import FAIL, OK, WARN, Finding
 from distgan.version import __version__
-
-PACKAGES = ("torch", "accelerate", "webdataset", "wandb", "omegaconf", "numpy", "pillow", "simplejpeg", "safetensors")
 
 
 def python() -> Iterator[Finding]:

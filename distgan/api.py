@@ -6,8 +6,9 @@ from pathlib import Path
 
 from distgan.config.batch_plan import batch_plan
 from distgan.config.load import load
-from distgan.data.dataset import Dataset
-from distgan.data.loader import Stream
+from distgan.data.dataset import Dataset, DatasetOptions, RankInfo
+from distgan.data.decode import DecodeOptions
+from distgan.data.loader import Stream, StreamOptions
 from distgan.data.shard_urls import find_shards
 from distgan.data.shuffle import Layout, Plan
 from distgan.distributed.launch_env import settle
@@ -79,10 +80,9 @@ def open_stream(
     with contextlib.ExitStack() as opened:
         source = Source()
         opened.callback(source.close)
-        dataset = Dataset(find_shards(shards), source, labels=labels)
+        dataset = Dataset(find_shards(shards), source, DatasetOptions(labels=labels))
         plan = Plan(dataset.counts, Layout.choose(dataset.num_samples, dataset.mean_bytes, batch), seed)
-        stream = Stream(
-            dataset, plan, batch=batch, resolution=resolution, start=start, rank=rank, world=world, threads=threads
-        )
+        options = StreamOptions(batch, DecodeOptions(resolution), threads=threads)
+        stream = Stream(dataset, plan, options, start=start, ranks=RankInfo(rank, world))
         stream.closing = opened.pop_all()
     return stream

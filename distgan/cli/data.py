@@ -57,6 +57,7 @@ def _add_pack(commands: Commands) -> None:
 def _pack(options: argparse.Namespace) -> None:
     from distgan.data.encode import PackOptions
     from distgan.data.pack import pack
+    from distgan.data.pack_inputs import Wanted
     from distgan.data.pack_summary import report
 
     fields = ("resolution", "crop", "filter", "image", "quality", "background", "max_pixels")
@@ -69,13 +70,10 @@ def _pack(options: argparse.Namespace) -> None:
                 **{name: getattr(options, name) for name in fields},
                 range=tuple(options.range) if options.range else None,
             ),
+            Wanted(not options.no_labels, options.label, options.image_part, options.allow_corrupt),
+            degraded=options.degraded,
             shard_mb=options.shard_mb,
             workers=options.workers,
-            labels=not options.no_labels,
-            label=options.label,
-            part=options.image_part,
-            degraded=options.degraded,
-            allow_corrupt=options.allow_corrupt,
             overwrite=options.overwrite,
         )
     show(*report(summary, options.out, time.perf_counter() - started))

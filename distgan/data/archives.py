@@ -4,8 +4,10 @@ What is compressed is inflated as a stream, and no further than its bounds: a fi
 it is read, no reader asks for more of one than it can use, and what inflates to far more than any image is refused.
 """
 
+import bz2
 import contextlib
 import functools
+import gzip
 import io
 import lzma
 import os
@@ -133,10 +135,11 @@ def read_span(path: str, span: Span, length: int) -> bytes:
 
 
 def _damaged(path: Path, damage: Exception, skipped: list[Skipped], allow_corrupt: bool) -> None:
-    told = f"corrupt: {damage}" if isinstance(damage, tar.Damage) else getattr(damage, "strerror", "") or str(damage)
+    """Raise DataError for an archive that is corrupt; where that is allowed, it is listed among what is skipped."""
+    reason = f"corrupt: {damage}" if isinstance(damage, tar.Damage) else getattr(damage, "strerror", "") or str(damage)
     if not allow_corrupt:
-        raise DataError(f"{path}: {told}") from None
-    skipped.append((path.name, told))
+        raise DataError(f"{path}: {reason}") from None
+    skipped.append((path.name, reason))
 
 
 def _files(data: tar.Bytes, size: int, skipped: list[Skipped]) -> Iterator[tuple[str, int, int]]:
@@ -191,17 +194,22 @@ class _Forward:
 
 @contextlib.contextmanager
 def _decompressed(path: Path, packed: io.BufferedReader) -> Iterator[io.BufferedIOBase]:
-    """The plain tar inside a compressed one."""
+    """Open the plain tar inside a compressed one."""
     suffix = path.suffix.lower()
+    stream: io.BufferedIOBase
     if suffix in (".gz", ".tgz"):
-        import gzip as codec
+        stream = gzip.GzipFile(fileobj=packed)
     elif suffix in (".bz2", ".tbz2"):
-        import bz2 as codec
+        stream = bz2.BZ2File(packed)
     elif suffix in (".xz", ".txz"):
-        import lzma as codec
+        stream = lzma.LZMAFile(packed)  # noqa: SIM115 (closed below)
     elif sys.version_info >= (3, 14):
-        from compression import zstd as codec
+        from compression import zstd
+
+        stream = zstd.ZstdFile(packed)
     else:
-        import zstandard as codec
-    with codec.open(packed, "rb") as stream:
+        import zstandard
+
+        stream = zstandard.open(packed, "rb")
+    with stream:
         yield stream

@@ -9,7 +9,7 @@ _RANGE = re.compile(r"(-?\d{1,18})\.\.(-?\d{1,18})(?:\.\.(-?\d{1,18}))?|([A-Za-z
 
 
 def expand(text: str) -> list[str]:
-    """All names that an expression means, in order. Raises ValueError: a brace is left open, or they are too many."""
+    """Return all names that an expression means. Raises ValueError: a brace is left open, or they are too many."""
     return _expanded(text, 0)
 
 
@@ -31,8 +31,9 @@ def _expanded(text: str, depth: int) -> list[str]:
 
 
 def _group(text: str, start: int) -> tuple[list[int], int]:
-    """Where the commas of the group that begins at `start` are, and where it ends."""
-    commas, depth = [], 0
+    """Return where the commas of the group that begins at `start` are, and where it ends."""
+    commas: list[int] = []
+    depth = 0
     for at in range(start, len(text)):
         depth += {"{": 1, "}": -1}.get(text[at], 0)
         if depth == 0:
@@ -44,11 +45,11 @@ def _group(text: str, start: int) -> tuple[list[int], int]:
 
 def _options(inside: list[str], depth: int) -> list[str]:
     if len(inside) > 1:
-        found: list[str] = []
+        names: list[str] = []
         for option in inside:
-            found += _expanded(option, depth + 1)
-            _require_few(len(found), 1)
-        return found
+            names += _expanded(option, depth + 1)
+            _require_few(len(names), 1)
+        return names
     span = _RANGE.fullmatch(inside[0])
     if span is None:
         return [f"{{{option}}}" for option in _expanded(inside[0], depth + 1)]

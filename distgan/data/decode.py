@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import simplejpeg
-from PIL import Image
+from PIL import Image, ImageFile
 
 from distgan.data import image_structure
 from distgan.data.image_format import MAX_PIXELS, CorruptImage, Range, TooLarge, open_image, silence_pillow
@@ -49,6 +49,26 @@ class Picture:
     values: tuple[float, float] | None = None
 
 
+@dataclass(frozen=True)
+class DecodeOptions:
+    """How images of any size become square and of one size.
+
+    Attributes:
+        resolution: Side in pixels.
+        filter: Resampling filter: "lanczos", "area" or "bicubic".
+        crop: "center" takes the largest centered square, "stretch" the whole image.
+        max_pixels: Larger images count as corrupt.
+        scaled: Skip the finest frequencies of a JPEG that is at least four times as large, which the resize would
+            remove; what is decoded is still twice as large as the result.
+    """
+
+    resolution: int
+    filter: str = "lanczos"
+    crop: str = "center"
+    max_pixels: int = MAX_PIXELS
+    scaled: bool = False
+
+
 def decode(
     data: bytes,
     *,
@@ -62,7 +82,7 @@ def decode(
     """Decode an image of any common format.
 
     Orientation marks are applied, transparent pixels lie on a `background` of that gray level, 16 bits become 8 by
-    scaling, CMYK and greyscale become RGB, and of an animation the first frame is taken.
+    scaling, CMYK and grayscale become RGB, and of an animation the first frame is taken.
 
     Args:
         least: Decode a JPEG at the smallest fraction in eighths, at most a half, at which neither side is shorter than
@@ -73,29 +93,29 @@ def decode(
         hold: Keeps the image's part of the memory that all share until it is closed, for what comes after decoding.
 
     Raises:
-        BadImage: no image, a corrupt one, one of more than `max_pixels` pixels (checked before decoding), or one of
+        CorruptImage: no image, a corrupt one, one of more than `max_pixels` pixels (checked before decoding), or one of
             floating-point numbers where no `value_range` is given.
     """
     if not data:
         raise CorruptImage("empty file")
     with contextlib.ExitStack() as own:
-        return _decode(data, max_pixels, background, least, value_range, measure, hold or own)
+        if not data.startswith(JPEG):
+            return _decode_with_pillow(data, max_pixels, background, value_range, measure, hold or own)
+        picture = _decode_jpeg(data, max_pixels, least, hold or own)
+        if value_range is not None:
+            picture.pixels = to_levels(picture.pixels, value_range)
+        return picture
 
 
-def _decode(
+def _decode_with_pillow(
     data: bytes,
     max_pixels: int,
     background: int,
-    least: int,
     value_range: Range | None,
     measure: bool,
     hold: contextlib.ExitStack,
 ) -> Picture:
-    if data.startswith(JPEG):
-        picture = _decode_jpeg(data, max_pixels, least, hold)
-        if value_range is not None:
-            picture.pixels = to_levels(picture.pixels, value_range)
-        return picture
+    """Decode an image of any format but JPEG."""
     if reason := image_structure.objection(data):
         raise CorruptImage(reason)
     try:
@@ -125,12 +145,8 @@ def share_memory(budget: MemoryBudget) -> None:
 _memory = MemoryBudget()  # of the process, as memory is
 
 
-def decode_into(data: bytes, out: np.ndarray, *, max_pixels: int, filter: str, crop: str, scaled: bool = False) -> bool:
-    """Decode an image into `out`, RGB uint8 [R, R, 3]; tells whether it had to be resized for that.
-
-    A `scaled` decode skips the finest frequencies of a JPEG that is at least four times as large, which the resize
-    would remove; what it decodes is still twice as large as `out`.
-    """
+def decode_into(data: bytes, out: np.ndarray, options: DecodeOptions) -> bool:
+    """Decode an image into `out`, RGB uint8 [R, R, 3]; returns whether it had to be resized for that."""
     if data.startswith(JPEG) and not _may_be_turned(data):
         try:
             height, width, *_ = simplejpeg.decode_jpeg_header(data)
@@ -144,16 +160,17 @@ def decode_into(data: bytes, out: np.ndarray, *, max_pixels: int, filter: str, c
         except ValueError:
             pass  # `decode` says why
     with contextlib.ExitStack() as hold:
-        pixels = decode(data, max_pixels=max_pixels, least=2 * len(out) if scaled else 0, hold=hold).pixels
+        least = 2 * options.resolution if options.scaled else 0
+        pixels = decode(data, max_pixels=options.max_pixels, least=least, hold=hold).pixels
         if pixels.shape == out.shape:
             out[:] = pixels
             return False
-        out[:] = fit(pixels, out.shape[0], filter, crop)
+        out[:] = fit(pixels, options.resolution, options.filter, options.crop)
         return True
 
 
 def fit(pixels: np.ndarray, resolution: int, filter: str = "lanczos", crop: str = "center") -> np.ndarray:
-    """RGB uint8 [H, W, 3] -> [R, R, 3]: the largest centred square ("center"), or all of it stretched ("stretch")."""
+    """Map RGB uint8 [H, W, 3] to [R, R, 3]: the largest centered square ("center"), or all of it ("stretch")."""
     if crop == "center":
         height, width = pixels.shape[:2]
         side = min(height, width)
@@ -166,7 +183,7 @@ def fit(pixels: np.ndarray, resolution: int, filter: str = "lanczos", crop: str 
 
 
 def cropped(width: int, height: int, crop: str) -> float:
-    """The share of an image's area that `fit` cuts away."""
+    """Return the share of an image's area that `fit` cuts away."""
     return 1 - min(width, height) / max(width, height) if crop == "center" else 0.0
 
 
@@ -190,11 +207,12 @@ def _decode_jpeg(data: bytes, max_pixels: int, least: int, hold: contextlib.Exit
 
 
 def _may_be_turned(data: bytes) -> bool:
+    """Return whether a JPEG may have an EXIF block with an orientation."""
     return data.find(b"Exif\0", 0, 65536) >= 0
 
 
 def _orientation(jpeg: bytes) -> int:
-    """What the camera noted of how it was held; 1 is upright."""
+    """Return how the camera was held, as it noted; 1 is upright."""
     try:
         return open_image(jpeg).getexif().get(ORIENTATION, 1)
     except Exception:  # a corrupt EXIF block; Pillow's reader raises of every kind
@@ -207,7 +225,7 @@ def _check_size(width: int, height: int, max_pixels: int) -> None:
 
 
 def to_levels(values: np.ndarray, value_range: Range) -> np.ndarray:
-    """Numbers of any kind -> uint8 of the same shape: `value_range` becomes 0..255, what lies beyond is clipped."""
+    """Map numbers of any kind to uint8 of the same shape: `value_range` becomes 0..255, what lies beyond is clipped."""
     low, high = value_range
     levels = np.empty(values.shape, np.uint8)
     rows = max(1, BAND_PIXELS * len(values) // max(1, values.size))  # the numbers take 8 bytes and more each
@@ -217,7 +235,7 @@ def to_levels(values: np.ndarray, value_range: Range) -> np.ndarray:
     return levels
 
 
-def _load(image: Image.Image, data: bytes) -> np.ndarray | None:
+def _load(image: ImageFile.ImageFile, data: bytes) -> np.ndarray | None:
     """Decode an opened image; with its bytes, returns its 16-bit colors as uint16 [H, W, C], where it has such.
 
     Pillow's reader of 16-bit colors takes one of each two bytes. A second look with the other byte order takes the
@@ -236,15 +254,17 @@ def _load(image: Image.Image, data: bytes) -> np.ndarray | None:
     swapped = f"{name};16{'L' if is_big else 'B'}"
     other = open_image(data)
     other.tile = [
-        tile._replace(args=swapped if isinstance(tile.args, str) else (swapped, *tile.args[1:])) for tile in other.tile
+        tile._replace(args=(swapped, *tile.args[1:]) if isinstance(tile.args, tuple) else swapped)
+        for tile in other.tile
     ]
     other.load()
     return high * 256 + np.asarray(other)
 
 
 def _to_rgb(image: Image.Image, background: int, colors: np.ndarray | None, value_range: Range | None) -> Picture:
-    """RGB of a decoded image; `colors` are its 16-bit ones, where they are wanted and it has them."""
-    notes, values = [], None
+    """Return a decoded image as RGB; `colors` are its 16-bit ones, where they are wanted and it has them."""
+    notes: list[str] = []
+    values: Range | None = None
     orientation = image.getexif().get(ORIENTATION, 1)
     if getattr(image, "is_animated", False):
         image.seek(0)
@@ -276,18 +296,19 @@ def _to_rgb(image: Image.Image, background: int, colors: np.ndarray | None, valu
 
 
 def _extent(numbers: np.ndarray) -> Range:
+    """Return the lowest and highest number. Raises CorruptImage where some are none."""
     if not np.isfinite(numbers).all():
         raise CorruptImage("pixels that are not numbers (NaN or infinite)")
     return float(numbers.min()), float(numbers.max())
 
 
 def _num_colors(image: Image.Image) -> int:
-    """Bands without alpha."""
+    """Return the number of bands without alpha."""
     return len(image.getbands()) - image.mode.endswith("A")
 
 
 def _with_range(image: Image.Image, colors: np.ndarray | None, value_range: Range) -> Image.Image:
-    """The image with its colors on that range, its alpha as it is; `colors` where these have more than 8 bits."""
+    """Return the image with its colors on that range, its alpha as it is; `colors` are those of more than 8 bits."""
     if colors is None:
         if image.mode not in ("L", "LA", "RGB", "RGBA") or "transparency" in image.info:
             has_alpha = image.mode in ("PA", "RGBa", "La") or "transparency" in image.info

@@ -13,10 +13,10 @@ from distgan.data.pack_entry import InputEntry, read_entry
 from distgan.errors import ConfigError
 
 CHUNK_BYTES = 2**24  # of images that travel to a process, or back, together
-SAVE = {
-    "png": {"format": "PNG", "compress_level": 1},  # level 6 takes four times as long for a tenth of the bytes
-    "webp": {"format": "WEBP", "lossless": True, "method": 0},
-    "jpg": {"format": "JPEG", "subsampling": 0},
+SAVE: dict[str, tuple[str, dict[str, int]]] = {  # Pillow's name of a format, and its settings
+    "png": ("PNG", {"compress_level": 1}),  # level 6 takes four times as long for a tenth of the bytes
+    "webp": ("WEBP", {"lossless": True, "method": 0}),
+    "jpg": ("JPEG", {"subsampling": 0}),
 }
 
 
@@ -26,7 +26,7 @@ class PackOptions:
 
     Attributes:
         resolution: Side in pixels; 0 keeps each image's own size.
-        crop: "center" takes the largest centred square, "stretch" the whole image.
+        crop: "center" takes the largest centered square, "stretch" the whole image.
         filter: Resampling filter: "lanczos", "area" or "bicubic".
         image: "png" or "webp" (both lossless), or "jpg".
         quality: Of jpg.
@@ -56,8 +56,10 @@ class PackOptions:
             if not low <= getattr(self, name) <= high:
                 raise ConfigError(f"--{name} {getattr(self, name)}: {low} to {high}")
         if self.range is not None and not -math.inf < self.range[0] < self.range[1] < math.inf:
-            low, high = self.range
-            raise ConfigError(f"--range {low:g} {high:g}: the first value becomes black, the second, larger one white")
+            black, white = self.range
+            raise ConfigError(
+                f"--range {black:g} {white:g}: the first value becomes black, the second, larger one white"
+            )
 
 
 @dataclass
@@ -75,19 +77,19 @@ class StoredImage:
 
 
 def encode_all(entries: list[InputEntry], options: PackOptions) -> list[StoredImage]:
-    """What becomes of the first of these images: of all, or of as many as may travel back together."""
-    found: list[StoredImage] = []
+    """Encode the first of these images: all, or as many as may travel back together."""
+    images: list[StoredImage] = []
     size = 0
     for entry in entries:
-        found.append(_encode(entry, options))
-        size += len(found[-1].data) + len(found[-1].degraded)
+        images.append(_encode(entry, options))
+        size += len(images[-1].data) + len(images[-1].degraded)
         if size >= CHUNK_BYTES:
             break
-    return found
+    return images
 
 
 def _encode(entry: InputEntry, options: PackOptions) -> StoredImage:
-    """One image, or both of a pair, of which one alone is of no use."""
+    """Encode one image, or both of a pair, of which one alone is of no use."""
     stored = _encode_one(entry, options)
     if entry.degraded is None or stored.skipped:
         return stored
@@ -104,44 +106,57 @@ def _encode(entry: InputEntry, options: PackOptions) -> StoredImage:
 
 def _encode_one(entry: InputEntry, options: PackOptions) -> StoredImage:
     """Read, decode, fit and encode one image."""
-    with contextlib.ExitStack() as hold:
-        return _encoded(entry, options, hold)
+    with contextlib.ExitStack() as hold:  # the memory that it takes, until it is encoded
+        try:
+            picture = _read_picture(entry, options, hold)
+        except TooLarge:
+            return StoredImage(skipped=f"more than --max-pixels {options.max_pixels}")
+        except CorruptImage as reason:
+            return StoredImage(skipped=str(reason), values=reason.values)
+        except OSError as error:
+            return StoredImage(skipped=f"unreadable ({error.strerror or error})")
+        return _fit_and_save(picture, options)
 
 
-def _encoded(entry: InputEntry, options: PackOptions, hold: contextlib.ExitStack) -> StoredImage:
-    try:
-        content = read_entry(entry)
-        if isinstance(content, bytes):
-            picture = decode(
-                content,
-                max_pixels=options.max_pixels,
-                background=options.background,
-                value_range=options.range,
-                measure=True,
-                hold=hold,
-            )
-        elif content.shape[0] * content.shape[1] > options.max_pixels:
-            raise TooLarge(options.max_pixels)
-        else:
-            picture = Picture(content if options.range is None else to_levels(content, options.range))
-    except TooLarge:
-        return StoredImage(skipped=f"more than --max-pixels {options.max_pixels}")
-    except CorruptImage as reason:
-        return StoredImage(skipped=str(reason), values=reason.values)
-    except OSError as error:
-        return StoredImage(skipped=f"unreadable ({error.strerror or error})")
-    pixels, notes, shape, cut_away = picture.pixels, picture.notes, picture.pixels.shape[1::-1], 0.0
+def _read_picture(entry: InputEntry, options: PackOptions, hold: contextlib.ExitStack) -> Picture:
+    """Read and decode one image. Raises TooLarge, CorruptImage or OSError."""
+    content = read_entry(entry)
+    if isinstance(content, bytes):
+        return decode(
+            content,
+            max_pixels=options.max_pixels,
+            background=options.background,
+            value_range=options.range,
+            measure=True,
+            hold=hold,
+        )
+    if content.shape[0] * content.shape[1] > options.max_pixels:
+        raise TooLarge(options.max_pixels)
+    return Picture(content if options.range is None else to_levels(content, options.range))
+
+
+def _fit_and_save(picture: Picture, options: PackOptions) -> StoredImage:
+    """Bring a decoded image to its size, and encode it."""
+    pixels, notes, cut_away = picture.pixels, picture.notes, 0.0
+    height, width = pixels.shape[:2]
     if options.resolution:
-        cut_away = cropped(*shape, options.crop)
-        if min(pixels.shape[:2]) < options.resolution:
+        cut_away = cropped(width, height, options.crop)
+        if min(height, width) < options.resolution:
             notes += ("enlarged",)
         pixels = fit(pixels, options.resolution, options.filter, options.crop)
     out = io.BytesIO()
-    settings = SAVE[options.image] | ({"quality": options.quality} if options.image == "jpg" else {})
+    pillow_format, settings = SAVE[options.image]
+    if options.image == "jpg":
+        settings = settings | {"quality": options.quality}
     try:
-        Image.fromarray(pixels).save(out, **settings)
+        Image.fromarray(pixels).save(out, pillow_format, **settings)
     except (OSError, ValueError):  # WebP ends at 16383 pixels
         return StoredImage(skipped=f"too large for {options.image}")
     return StoredImage(
-        out.getvalue(), size=pixels.shape[1::-1], shape=shape, notes=notes, values=picture.values, cut_away=cut_away
+        out.getvalue(),
+        size=(pixels.shape[1], pixels.shape[0]),
+        shape=(width, height),
+        notes=notes,
+        values=picture.values,
+        cut_away=cut_away,
     )

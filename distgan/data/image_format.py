@@ -5,7 +5,7 @@ import re
 import warnings
 from functools import lru_cache
 
-from PIL import Image
+from PIL import Image, ImageFile
 
 # All that Pillow may open: other formats of its are rare among data sets, and one starts a program (EPS, Ghostscript).
 FORMATS = ("PNG", "WEBP", "BMP", "DIB", "GIF", "TIFF", "PPM", "JPEG2000", "AVIF", "JPEG")
@@ -20,7 +20,7 @@ Range = tuple[float, float]
 
 
 def looks_like_image(head: bytes) -> bool:
-    """Whether the first 16 bytes of a file are those of an image."""
+    """Return whether the first 16 bytes of a file are those of an image."""
     return _BEGINNINGS.match(head) is not None
 
 
@@ -49,12 +49,12 @@ def check_bytes(size: int) -> None:
         raise CorruptImage(f"a file of more than {MAX_BYTES >> 20} MiB")
 
 
-def open_image(data: bytes) -> Image.Image:
+def open_image(data: bytes) -> ImageFile.ImageFile:
     """Open an image of a known format, without decoding it; the only door to Pillow's readers."""
     return Image.open(io.BytesIO(data), formats=FORMATS)
 
 
 @lru_cache(maxsize=1)
 def silence_pillow() -> None:
-    """Pillow warns of what is checked here. For the whole process and once: filters are not made for threads."""
+    """Turn off Pillow's warnings, whose causes are checked here. Once: filters are not made for threads."""
     warnings.filterwarnings("ignore", module=r"PIL\.")

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from distgan.data import shard_index, tar
-from distgan.data.shard_index import ShardIndex, Window
+from distgan.data.shard_index import Head, ShardIndex, Window
 from distgan.errors import DataError
 from distgan.storage.atomic import replacing
 from distgan.storage.byte_ranges import Source, UnansweredError
@@ -23,34 +23,34 @@ MAX_STEPS = 10_000  # from a name through links to a file
 
 
 def load(url: str, source: Source, cache_dir: Path) -> ShardIndex:
-    """A shard's index: read where it is kept and still true, made and kept where not."""
-    beside, kept = _places(url, cache_dir)
-    for path in filter(None, (beside, kept)):
-        index = _still_true(path, url, source)
+    """Return a shard's index: read where it is kept and still true, made and kept where not."""
+    beside, cached = _places(url, cache_dir)
+    for path in filter(None, (beside, cached)):
+        index = _read_if_true(path, url, source)
         if index is not None:
             return index
     index = _published(url, source) or shard_index.build(url, source)
     source.expect(url, index.size)
     if beside is None or not _keep(index, beside):
-        _keep(index, kept)
+        _keep(index, cached)
     return index
 
 
-def summary(url: str, source: Source, cache_dir: Path) -> dict:
-    """`load(...).summary()`, which reads no more than the head of an index that is kept and still true."""
+def summary(url: str, source: Source, cache_dir: Path) -> Head:
+    """Return what `load(...).summary()` would; of an index that is kept and still true, only the head is read."""
     for path in filter(None, _places(url, cache_dir)):
-        index = _still_true(path, url, source, only_head=True)
+        index = _read_if_true(path, url, source, only_head=True)
         if index is not None:
             return index.summary()
     return load(url, source, cache_dir).summary()
 
 
 def _places(url: str, cache_dir: Path) -> tuple[Path | None, Path]:
-    """Where a shard's index may lie: next to it, and in the cache."""
+    """Return where a shard's index may lie: next to it, and in the cache."""
     address = os.path.abspath(local_path(url)) if is_local(url) else url
     named = os.path.realpath(address) if is_local(url) else url  # of what a link leads to now
-    kept = cache_dir / f"{hashlib.sha256(os.fsencode(named)).hexdigest()[:24]}.index"
-    return Path(f"{address}.index") if is_local(url) else None, kept
+    cached = cache_dir / f"{hashlib.sha256(os.fsencode(named)).hexdigest()[:24]}.index"
+    return Path(f"{address}.index") if is_local(url) else None, cached
 
 
 def _require_size(index_bytes: int, url: str, source: Source) -> None:
@@ -59,26 +59,26 @@ def _require_size(index_bytes: int, url: str, source: Source) -> None:
         raise ValueError(f"{index_bytes:,} bytes are too many")
 
 
-def _still_true(path: Path, url: str, source: Source, only_head: bool = False) -> ShardIndex | None:
-    """The index at `path`, unless it is missing, corrupt, or the shard is another one now."""
+def _read_if_true(path: Path, url: str, source: Source, only_head: bool = False) -> ShardIndex | None:
+    """Return the index at `path`, unless it is missing, corrupt, or the shard is another one now."""
     try:
         with open_regular(path) as file:
-            known = os.fstat(file.fileno())
-            _require_size(known.st_size, url, source)
+            status = os.fstat(file.fileno())
+            _require_size(status.st_size, url, source)
             data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if only_head else file.read()
             index = ShardIndex.from_bytes(data, only_head)
     except (OSError, UnreadableError):
         return None
     except (ValueError, DataError) as error:
-        _tell_unfit(str(path), str(error).removeprefix(f"{path}: "))
+        _warn_unfit(str(path), str(error).removeprefix(f"{path}: "))
         return None
     if source.size(url) != index.size:
         return None
     if is_local(url):
         # By the time of the change, which `mv`, `cp -p` and rsync cannot set back as they do the other.
-        if os.stat(local_path(url)).st_ctime_ns > known.st_ctime_ns:
+        if os.stat(local_path(url)).st_ctime_ns > status.st_ctime_ns:
             return None
-        if any(os.lstat(link).st_ctime_ns >= known.st_ctime_ns for link in _links(local_path(url))):
+        if any(os.lstat(link).st_ctime_ns >= status.st_ctime_ns for link in _links(local_path(url))):
             return None
     for sample in {0, len(index.first) - 1} if len(index.first) else ():
         try:
@@ -94,25 +94,25 @@ def _still_true(path: Path, url: str, source: Source, only_head: bool = False) -
 
 
 def _links(path: str) -> Iterator[str]:
-    """The links that lead from a file's name to the file; the folder that it is named in is the index's, too."""
+    """Yield the links that lead from a file's name to the file; the folder that it is named in is the index's, too."""
     folder, name = os.path.split(os.path.abspath(path))
-    at, rest = os.path.realpath(folder), [name]
+    place, rest = os.path.realpath(folder), [name]
     for _ in range(MAX_STEPS):
         if not rest:
             return
         name = rest.pop()
-        step = os.path.normpath(os.path.join(at, name))
+        step = os.path.normpath(os.path.join(place, name))
         if not os.path.islink(step):
-            at = step
+            place = step
             continue
         yield step
         target = os.readlink(step)
-        at = "/" if target.startswith("/") else at
+        place = "/" if target.startswith("/") else place
         rest += reversed([part for part in target.split("/") if part])
 
 
 def _published(url: str, source: Source) -> ShardIndex | None:
-    """The index that lies next to a remote shard."""
+    """Return the index that lies next to a remote shard."""
     if is_local(url):
         return None
     beside = url + ".index"
@@ -125,13 +125,13 @@ def _published(url: str, source: Source) -> ShardIndex | None:
     except DataError:
         return None
     except ValueError as error:
-        _tell_unfit(public(beside), str(error))
+        _warn_unfit(public(beside), str(error))
         return None
 
 
 @functools.lru_cache(maxsize=1024)  # once, though an index may be looked for again
-def _tell_unfit(where: str, why: str) -> None:
-    log.warning(f"warning: {where}: no index of this shard ({why}): it is built again")
+def _warn_unfit(place: str, reason: str) -> None:
+    log.warning(f"warning: {place}: no index of this shard ({reason}): it is built again")
 
 
 def _keep(index: ShardIndex, path: Path) -> bool:

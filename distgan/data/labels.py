@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
-from distgan.data.dataset import MAX_CLASSES
+from distgan.data.shard_index import MAX_CLASSES
 from distgan.errors import DataError
 
 TABLE = "dataset.json"

@@ -6,7 +6,6 @@ of Python's lock; they write straight into reused buffers, so no pixel is copied
 """
 
 import contextlib
-import functools
 import itertools
 import math
 import os
@@ -19,8 +18,9 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from distgan.data.dataset import Dataset
-from distgan.data.decode import decode_into
-from distgan.data.image_format import MAX_PIXELS, CorruptImage, check_bytes
+from distgan.data.decode import DecodeOptions, decode_into
+from distgan.data.image_format import CorruptImage, check_bytes
+from distgan.data.open_shards import ALONE, RankInfo
 from distgan.data.shuffle import Plan
 from distgan.errors import DataError
 from distgan.storage.urls import is_local
@@ -47,25 +47,50 @@ class Batch:
     drawn: tuple[np.ndarray, ...] = ()
     num_replaced: int = 0
     degraded: np.ndarray | None = None
-    _fills: list[Future] = field(default_factory=list)
+    _tasks: list["Future[int]"] = field(default_factory=list)  # each decodes a part, and returns how many it replaced
+
+    @property
+    def buffers(self) -> list[np.ndarray]:
+        """The images and, of pairs, the degraded ones."""
+        return [self.images] if self.degraded is None else [self.images, self.degraded]
+
+
+def _pageable(shape: tuple[int, ...]) -> np.ndarray:
+    return np.empty(shape, np.uint8)
+
+
+@dataclass(frozen=True)
+class StreamOptions:
+    """How batches are made.
+
+    Attributes:
+        batch: Images of a global batch; every rank gets batch / world size of them.
+        threads: How many decode at a time.
+        prefetch: Batches that are made ahead.
+        max_corrupt_fraction: Share of the data set that may turn out corrupt before the stream gives up.
+        allocate: Makes the buffers; a trainer on a GPU passes one that returns pinned memory.
+    """
+
+    batch: int
+    decode: DecodeOptions
+    threads: int = 2
+    prefetch: int = 3
+    max_corrupt_fraction: float = 0.01
+    allocate: Callable[[tuple[int, ...]], np.ndarray] = _pageable
 
 
 class Stream(Iterator[Batch]):
     """Endless batches of a data set in the plan's order, until it is closed, as by `with`.
 
     Attributes:
+        bad: What is wrong with samples that were found corrupt.
+        num_resized: Images that had to be resized.
         closing: What is closed with it.
 
     Args:
-        batch: Images of a global batch; every rank gets batch / world of them.
-        resolution: Images of another size are cropped and resized to it.
         start: The position of the first batch. A resumed stream starts where the run stopped, at once.
-        threads: How many decode at a time.
-        prefetch: Batches that are made ahead.
-        filter, crop, scaled: How images of other sizes become square; see `image.decode_into`.
-        max_corrupt_fraction: Share of the data set that may turn out corrupt before the stream gives up.
+        ranks: Each rank takes its slice of every global batch.
         draw: Noise for the positions of a batch, made ahead like the images.
-        allocate: Makes the buffers; a trainer on a GPU passes one that returns pinned memory.
 
     Raises (from `next`):
         DataError: bytes that cannot be read, or too many corrupt samples.
@@ -75,49 +100,38 @@ class Stream(Iterator[Batch]):
         self,
         dataset: Dataset,
         plan: Plan,
+        options: StreamOptions,
         *,
-        batch: int,
-        resolution: int,
         start: int = 0,
-        rank: int = 0,
-        world: int = 1,
-        threads: int = 2,
-        prefetch: int = 3,
-        filter: str = "lanczos",
-        crop: str = "center",
-        scaled: bool = False,
-        max_pixels: int = MAX_PIXELS,
-        max_corrupt_fraction: float = 0.01,
+        ranks: RankInfo = ALONE,
         draw: Callable[[np.ndarray], tuple[np.ndarray, ...]] = lambda positions: (),
-        allocate: Callable[[tuple[int, ...]], np.ndarray] = lambda shape: np.empty(shape, np.uint8),
     ) -> None:
         self.dataset, self.plan = dataset, plan
         self.num_resized = 0
-        self._num_told, self._told_resized = 0, False
-        self.bad: dict[int, str] = {}  # sample -> what is wrong with it
-        self._draw = draw
-        self._decode = functools.partial(decode_into, max_pixels=max_pixels, filter=filter, crop=crop, scaled=scaled)
-        self._max_bad = math.ceil(max_corrupt_fraction * dataset.num_samples)
-        self._batch, self._local = batch, batch // world
-        self._start = start + rank * self._local
+        self.bad: dict[int, str] = {}
+        self.closing = contextlib.ExitStack()
+        self._draw, self._decode = draw, options.decode
+        self._num_reported, self._has_warned = 0, False
+        self._max_bad = math.ceil(options.max_corrupt_fraction * dataset.num_samples)
+        self._batch, self._local = options.batch, options.batch // ranks.size
+        self._start = start + ranks.rank * self._local
         self._window_of_lane = np.full(plan.layout.lanes, -1, np.int64)  # the last one that was read ahead
         # With single samples as blocks there is nothing sequential to read, and so small a set is soon in memory.
         self._reads_ahead = plan.layout.block > 1 or not all(map(is_local, dataset.urls))
         self._lock = threading.Lock()
         self._stopping = False
-        self.closing = contextlib.ExitStack()
         self._error: BaseException | None = None
         self._free: queue.SimpleQueue[list[np.ndarray] | None] = queue.SimpleQueue()
         self._ready: queue.SimpleQueue[Batch | BaseException] = queue.SimpleQueue()
-        self._held: list[np.ndarray] | None = None
-        for _ in range(prefetch + 1):
-            shape = (self._local, resolution, resolution, 3)
-            self._free.put([allocate(shape) for _ in range(2 if dataset.pairs else 1)])
-        bounds = np.linspace(0, self._local, min(threads, self._local) + 1).astype(int)
+        self._taken: list[np.ndarray] | None = None  # buffers of the batch that the caller has now
+        shape = (self._local, options.decode.resolution, options.decode.resolution, 3)
+        for _ in range(options.prefetch + 1):
+            self._free.put([options.allocate(shape) for _ in range(2 if dataset.pairs else 1)])
+        bounds = np.linspace(0, self._local, min(options.threads, self._local) + 1).astype(int)
         self._slices = [range(a, b) for a, b in itertools.pairwise(bounds.tolist())]
-        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="distgan-decode")
-        self._feeder = threading.Thread(target=self._feed, name="distgan-feed", daemon=True)
-        self._feeder.start()
+        self._pool = ThreadPoolExecutor(options.threads, thread_name_prefix="distgan-decode")
+        self._scheduler = threading.Thread(target=self._schedule, name="distgan-feed", daemon=True)
+        self._scheduler.start()
 
     def __enter__(self) -> "Stream":
         return self
@@ -130,47 +144,48 @@ class Stream(Iterator[Batch]):
             raise ValueError("the stream is closed")
         if self._error is not None:  # the batch that it befell is not passed over
             raise self._error
-        if self._held is not None:
-            self._free.put(self._held)
-            self._held = None
+        if self._taken is not None:
+            self._free.put(self._taken)
+            self._taken = None
         try:
             batch = self._ready.get()
             if isinstance(batch, BaseException):
                 raise batch
-            batch.num_replaced = sum(fill.result() for fill in batch._fills)
+            batch.num_replaced = sum(task.result() for task in batch._tasks)
         except BaseException as error:
             self._error = error
             raise
-        self._held = [batch.images] if batch.degraded is None else [batch.images, batch.degraded]
+        self._taken = batch.buffers
         return batch
 
     def newly_damaged(self) -> list[dict[str, str]]:
-        """Shard, key and reason of the samples that were found corrupt since the last call."""
-        found = []
-        for sample in list(self.bad)[self._num_told :]:
+        """Return shard, key and reason of the samples that were found corrupt since the last call."""
+        rows = []
+        for sample in list(self.bad)[self._num_reported :]:
             shard, key = self.dataset.key(sample)
-            found.append({"shard": shard, "key": key, "reason": self.bad[sample]})
-        self._num_told += len(found)
-        return found
+            rows.append({"shard": shard, "key": key, "reason": self.bad[sample]})
+        self._num_reported += len(rows)
+        return rows
 
     def news(self) -> list[str]:
-        """What else was found out about the data since the last call, for a person."""
-        told = self.dataset.source.disk.news() if self.dataset.source.disk is not None else []
-        if self.num_resized and not self._told_resized:
-            self._told_resized = True
-            told.append("images are resized while training; `distgan pack --resolution` would do it once for all")
-        return told
+        """Return warnings about the data that are new since the last call."""
+        disk = self.dataset.source.disk
+        warnings = disk.news() if disk is not None else []
+        if self.num_resized and not self._has_warned:
+            self._has_warned = True
+            warnings.append("images are resized while training; `distgan pack --resolution` would do it once for all")
+        return warnings
 
     def close(self) -> None:
         """Stop reading ahead."""
         self._stopping = True
         self._free.put(None)
-        self._feeder.join(timeout=10)
+        self._scheduler.join(timeout=10)
         self._pool.shutdown(wait=False, cancel_futures=True)
         self.closing.close()
 
-    def _feed(self) -> None:
-        """Hand out work as buffers become free."""
+    def _schedule(self) -> None:
+        """Start the work on one batch after another, as buffers become free."""
         try:
             for step in itertools.count():
                 buffers = self._free.get()
@@ -179,11 +194,11 @@ class Stream(Iterator[Batch]):
                 positions = self._start + step * self._batch + np.arange(self._local)
                 self._read_ahead(positions)
                 samples = self.plan.ids(positions)
-                batch = Batch(buffers[0], np.empty(self._local, np.int64), positions, samples)
-                batch.degraded = buffers[1] if self.dataset.pairs else None
+                images, degraded = buffers if self.dataset.pairs else (buffers[0], None)
+                batch = Batch(images, np.empty(self._local, np.int64), positions, samples, degraded=degraded)
                 shards, places = (x.tolist() for x in self.dataset.shard_of(samples))
                 for part in self._slices:
-                    batch._fills.append(self._pool.submit(self._fill, batch, part, shards, places))
+                    batch._tasks.append(self._pool.submit(self._fill, batch, part, shards, places))
                 batch.drawn = self._draw(positions)
                 self._ready.put(batch)
         except BaseException as error:  # told to whoever asks for the next batch
@@ -194,8 +209,8 @@ class Stream(Iterator[Batch]):
         if not self._reads_ahead:
             return
         ahead = positions + self.plan.layout.lanes * (self.plan.layout.window // 2)
-        for wanted in (positions, ahead):
-            windows = self.plan.windows(wanted)
+        for places in (positions, ahead):
+            windows = self.plan.windows(places)
             lanes = windows % self.plan.layout.lanes
             for window in np.unique(windows[windows > self._window_of_lane[lanes]]).tolist():
                 self._window_of_lane[window % self.plan.layout.lanes] = window
@@ -211,48 +226,47 @@ class Stream(Iterator[Batch]):
             self.dataset.source.prefetch(self.dataset.urls[shard], start, stop - start)
 
     def _fill(self, batch: Batch, part: range, shards: list[int], places: list[int]) -> int:
-        """Decode a part of a batch; the number of substituted samples in it."""
+        """Decode the samples of some slots of a batch; returns how many were replaced."""
         num_replaced = 0
         for i in part:
-            sample = int(batch.samples[i])
-            label = self._try(sample, shards[i], places[i], batch, i)
+            label = self._decode_sample(batch, i, int(batch.samples[i]), shards[i], places[i])
             if label is None:
                 num_replaced += 1
-                label = self._substitute(batch, i)
+                label = self._replace(batch, i)
             batch.labels[i] = label
         return num_replaced
 
-    def _try(self, sample: int, shard: int, place: int, batch: Batch, i: int) -> int | None:
-        """Decode one sample into slot i of a batch; its label, or None for a corrupt one."""
+    def _decode_sample(self, batch: Batch, i: int, sample: int, shard: int, place: int) -> int | None:
+        """Decode a sample into slot i of a batch; returns its label, or None for a corrupt one."""
         if sample in self.bad:
             return None
-        located = self.dataset.located(shard)
-        wanted = [batch.images] if batch.degraded is None else [batch.images, batch.degraded]
+        located, url = self.dataset.located(shard), self.dataset.urls[shard]
         try:
-            for (offset, length), out in zip(located.pictures, wanted):
+            for (offset, length), images in zip(located.pictures, batch.buffers):
                 check_bytes(int(length[place]))
-                data = self.dataset.source.cached(self.dataset.urls[shard], int(offset[place]), int(length[place]))
-                if self._decode(data, out[i]):
+                data = self.dataset.source.cached(url, int(offset[place]), int(length[place]))
+                if decode_into(data, images[i], self._decode):
                     self.num_resized += 1
         except CorruptImage as reason:
-            self._note(sample, str(reason))
+            self._record_corrupt(sample, str(reason))
             return None
         return int(located.label[place])
 
-    def _substitute(self, batch: Batch, i: int) -> int:
-        """Fill a corrupt sample's slot by the fixed rule, which knows neither ranks nor threads."""
+    def _replace(self, batch: Batch, i: int) -> int:
+        """Fill a corrupt sample's slot with another one, by a rule that knows neither ranks nor threads."""
         position = int(batch.positions[i])
         beyond = range(position + 1, position + self.dataset.num_samples)  # where the whole window is corrupt
         for candidate in itertools.chain(self.plan.substitutes(position), beyond):
             sample = self.plan.ids(np.array([candidate]))
             shard, place = (int(x[0]) for x in self.dataset.shard_of(sample))
-            label = self._try(int(sample[0]), shard, place, batch, i)
+            label = self._decode_sample(batch, i, int(sample[0]), shard, place)
             if label is not None:
                 batch.samples[i] = sample[0]
                 return label
         raise DataError(f"no good sample among the {self.dataset.num_samples} of the data set")
 
-    def _note(self, sample: int, reason: str) -> None:
+    def _record_corrupt(self, sample: int, reason: str) -> None:
+        """Keep in mind that a sample is corrupt. Raises DataError where too many are."""
         with self._lock:
             self.bad[sample] = reason
             if len(self.bad) <= self._max_bad:
@@ -265,7 +279,7 @@ class Stream(Iterator[Batch]):
 
 
 def decoding_threads(ranks_here: int, device: str) -> int:
-    """Of each rank: the cores divided, but few next to a training that needs the cores itself."""
+    """Return how many threads a rank decodes with: its part of the cores, few where training needs the cores."""
     share = (os.cpu_count() or 1) // ranks_here
     own = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else share  # fewer, where srun binds tasks
     return max(1, min(share, own, 8 if device == "cuda" else 2))

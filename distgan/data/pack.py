@@ -17,7 +17,7 @@ from concurrent.futures import Executor, Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict
 from pathlib import Path
-from typing import TextIO
+from typing import ParamSpec, TextIO, TypeVar
 
 from tqdm import tqdm
 
@@ -26,7 +26,7 @@ from distgan.data.decode import share_memory
 from distgan.data.encode import CHUNK_BYTES, PackOptions, StoredImage, encode_all
 from distgan.data.memory_budget import MemoryBudget
 from distgan.data.pack_entry import InputEntry, InputListing, entry_bytes, pair
-from distgan.data.pack_inputs import list_source
+from distgan.data.pack_inputs import ALL, Wanted, list_source
 from distgan.data.pack_summary import SKIPPED, UNLABELLED, PackSummary, tally
 from distgan.errors import ConfigError, DataError, MachineError
 from distgan.storage.atomic import aside
@@ -39,19 +39,19 @@ OWN = re.compile(r"\d{6}\.tar(\.index)?|dataset\.json|skipped\.jsonl")  # what p
 CHUNK = 32  # images that travel to a process together, or fewer of CHUNK_BYTES
 UNDER_WAY = 2**29  # bytes of images from compressed archives that wait for a process
 
+P = ParamSpec("P")
+T = TypeVar("T")
+
 
 def pack(
     source: str,
     out: str,
     options: PackOptions,
+    wanted: Wanted = ALL,
     *,
+    degraded: str = "",
     shard_mb: float = 256,
     workers: int = 0,
-    labels: bool = True,
-    label: str = "",
-    part: str = "",
-    degraded: str = "",
-    allow_corrupt: bool = False,
     overwrite: bool = False,
 ) -> PackSummary:
     """Write the images of `source` as shards, with an index next to each and a card `dataset.json`, into `out`.
@@ -61,37 +61,30 @@ def pack(
 
     Args:
         source: Folder, .zip, .tar (also .gz .bz2 .xz .zst), .npz, or shards as `find_shards` takes them.
+        options: How each image is stored.
+        wanted: Which images and labels of the source are packed.
+        degraded: A second source, with a degraded form of each image under the same name; samples become pairs.
         shard_mb: Largest size of a shard in MB (10^6 bytes).
         workers: Processes that decode and encode; 0 means one per core, 1 means none next to this one.
-        labels: Whether there shall be labels.
-        label: Where they are, such as "folders", "folders:2", "archives" or "json:KEY"; empty: a table
-            (`dataset.json`), else `cls` parts, else folders.
-        part: Suffix of the images, such as "image.png"; empty: told from their names and first bytes.
-        degraded: A second source, with a degraded form of each image under the same name; samples become pairs.
-        allow_corrupt: Whether the good samples of corrupt shards are taken.
         overwrite: Replace what `out` holds.
+
+    Raises:
+        ConfigError: An option that is out of bounds, or `out` where no shards may be written.
+        DataError: A source without an image that can be used, or one that is not what it seems.
+        MachineError: The disk is full or cannot be written, or a process was killed; `out` is as it was.
     """
     target = Path(out).resolve()  # a link stays a link, to what lies there then
-    _take_up(target)
-    if target.exists() and not target.is_dir():
-        raise ConfigError(f"{out} is a file: name a folder for the shards")
-    if target.exists() and any(target.iterdir()) and not overwrite:
-        raise ConfigError(f"{out} is not empty: choose another folder, or pass --overwrite to replace it")
-    if target.exists() and (foreign := [path.name for path in target.iterdir() if not OWN.fullmatch(path.name)]):
-        raise ConfigError(
-            f"{out} holds {foreign[0]!r}, which `pack` did not write and would delete: choose another folder"
-        )
+    _recover(target)
+    _require_free(target, out, overwrite)
     if around := [place for place in (source, degraded) if place and _holds(place, target)]:
         raise ConfigError(f"{out} is inside {around[0]}, whose images are to be packed: choose a folder next to it")
     if not 0.065536 <= shard_mb <= 1e9:
         raise ConfigError(f"--shard-mb {shard_mb:g}: 0.066 or more")
     if not 0 <= workers <= 1024:
         raise ConfigError(f"--workers {workers}: 1 to 1024, or 0 for one per core")
-    if label and not labels:
-        raise ConfigError(f"--label {label} and --no-labels: leave out one of them")
-    listing = list_source(source, labels=labels, label=label, part=part, allow_corrupt=allow_corrupt)
+    listing = list_source(source, wanted)
     if degraded:
-        listing = pair(listing, list_source(degraded, labels=False, allow_corrupt=allow_corrupt))
+        listing = pair(listing, list_source(degraded, Wanted(labels=False, allow_corrupt=wanted.allow_corrupt)))
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         folder = aside(target)
@@ -115,17 +108,37 @@ def pack(
     return summary
 
 
+def _require_free(target: Path, out: str, overwrite: bool) -> None:
+    """Refuse a file, a folder that holds something unless that may be replaced, and one with other files than ours."""
+    if not target.exists():
+        return
+    if not target.is_dir():
+        raise ConfigError(f"{out} is a file: name a folder for the shards")
+    names = [path.name for path in target.iterdir()]
+    if names and not overwrite:
+        raise ConfigError(f"{out} is not empty: choose another folder, or pass --overwrite to replace it")
+    if foreign := [name for name in names if not OWN.fullmatch(name)]:
+        raise ConfigError(
+            f"{out} holds {foreign[0]!r}, which `pack` did not write and would delete: choose another folder"
+        )
+
+
 def _holds(source: str, target: Path) -> bool:
-    """Whether a folder of images, of which all inner folders are read, is around the target."""
+    """Return whether a folder of images, of which all inner folders are read, is around the target."""
     folder = user_path(source)
     return folder.resolve() in target.parents and not any(folder.glob("*.tar"))
 
 
 def _write(listing: InputListing, folder: Path, options: PackOptions, shard_bytes: int, workers: int) -> PackSummary:
     """Encode all images and append them to shards."""
-    summary = PackSummary(classes=listing.classes, class_counts=[0] * len(listing.classes) if listing.classes else None)
-    summary.lacking, summary.origin, summary.assumed = listing.lacking, listing.origin, listing.assumed
-    summary.range = options.range
+    summary = PackSummary(
+        classes=listing.classes,
+        class_counts=[0] * len(listing.classes or ()),
+        lacking=listing.lacking,
+        origin=listing.origin,
+        assumed=listing.assumed,
+        range=options.range,
+    )
     shards = _ShardWriter(folder, shard_bytes)
     bar = tqdm(total=listing.total, unit=" images", disable=None, smoothing=0.05, desc="pack")
     chunks = _chunks(listing.entries)
@@ -165,12 +178,14 @@ def _write(listing: InputListing, folder: Path, options: PackOptions, shard_byte
 
 
 def _skip(summary: PackSummary, file: TextIO, name: str, reason: str) -> None:
+    """Count an image that is left out, and list it in `skipped.jsonl`."""
     summary.skipped[reason] += 1
     summary.examples.setdefault(reason, name)
     file.write(json.dumps({"name": name, "reason": reason}) + "\n")
 
 
 def _executor(workers: int) -> Executor:
+    """Start the processes that encode, which share the memory for decoding; with one worker, there are none."""
     if workers == 1:
         return _Inline()
     spawn = multiprocessing.get_context("spawn")
@@ -182,13 +197,15 @@ def _executor(workers: int) -> Executor:
 class _Inline(Executor):
     """Runs each task at once, in this process."""
 
-    def submit(self, function: Callable, /, *args: object) -> Future:
-        future: Future = Future()
-        future.set_result(function(*args))
+    def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> "Future[T]":
+        """Call the function now."""
+        future: Future[T] = Future()
+        future.set_result(fn(*args, **kwargs))
         return future
 
 
 def _chunks(entries: Iterable[InputEntry]) -> Iterator[list[InputEntry]]:
+    """Cut the images into chunks that may travel to a process together."""
     chunk: list[InputEntry] = []
     size = 0
     for entry in entries:
@@ -205,10 +222,10 @@ def _chunks(entries: Iterable[InputEntry]) -> Iterator[list[InputEntry]]:
 def _in_order(
     pool: Executor, chunks: Iterable[list[InputEntry]], options: PackOptions, depth: int
 ) -> Iterator[tuple[list[InputEntry], list[StoredImage]]]:
-    """Chunks with what became of them, in their order; at most `depth` are under way at a time."""
-    waiting: deque[tuple[list[InputEntry], Future, int]] = deque()
+    """Yield chunks with what became of them, in their order; at most `depth` are under way at a time."""
+    waiting: deque[tuple[list[InputEntry], Future[list[StoredImage]], int]] = deque()
 
-    def first() -> Iterator[tuple[list[InputEntry], list[StoredImage]]]:
+    def results_of_first() -> Iterator[tuple[list[InputEntry], list[StoredImage]]]:
         entries, future, _ = waiting.popleft()
         while entries:
             stored = future.result()
@@ -220,54 +237,71 @@ def _in_order(
         for chunk in chunks:
             size = sum(entry_bytes(entry) for entry in chunk if entry.content is not None)
             while waiting and (len(waiting) >= depth or size + sum(held for _, _, held in waiting) > UNDER_WAY):
-                yield from first()
+                yield from results_of_first()
             waiting.append((chunk, pool.submit(encode_all, chunk, options), size))
         while waiting:
-            yield from first()
+            yield from results_of_first()
     finally:
         for _, future, _ in waiting:
             future.cancel()
 
 
-class _ShardWriter:
-    """Appends samples to 000000.tar, 000001.tar ... and starts the next before one grows over `shard_bytes`.
+class _Shard:
+    """A shard that is being written. Its members are what `webdataset.ShardWriter(mtime=0)` would write; see `tar`."""
 
-    The members are what `webdataset.ShardWriter(mtime=0)` would write; see `tar.header` for why it is not used.
-    """
+    def __init__(self, path: Path) -> None:
+        self._path, self._hash = path, hashlib.sha256()
+        self._file = open(path, "xb")  # noqa: SIM115 (until `close`)
+        self.size = self._samples = 0
 
-    def __init__(self, folder: Path, shard_bytes: int) -> None:
-        self.done: list[dict] = []
-        self._folder, self._limit = folder, shard_bytes
-        self._file, self._hash, self._size, self._samples = None, None, 0, 0
-
-    def add(self, key: str, parts: dict[str, bytes]) -> None:
-        blob = tar.sample(key, parts)
-        if self._file and self._size + len(blob) + len(tar.END) > self._limit:
-            self.close()
-        if self._file is None:
-            self._file = open(self._folder / f"{len(self.done):06d}.tar", "xb")  # noqa: SIM115
-            self._hash, self._size, self._samples = hashlib.sha256(), 0, 0
-        self._append(blob)
+    def add(self, sample: bytes) -> None:
+        """Append the members of a sample."""
+        self._append(sample)
         self._samples += 1
 
-    def close(self) -> None:
-        """End the shard at hand."""
-        if self._file is None:
-            return
+    def close(self) -> dict:
+        """End the archive; returns its entry in the card."""
         self._append(tar.END)
         self._file.close()
-        name, self._file = os.path.basename(self._file.name), None
-        digest = self._hash.hexdigest()
-        self.done.append({"name": name, "bytes": self._size, "samples": self._samples, "sha256": digest})
+        return {
+            "name": self._path.name,
+            "bytes": self.size,
+            "samples": self._samples,
+            "sha256": self._hash.hexdigest(),
+        }
 
     def _append(self, data: bytes) -> None:
         self._file.write(data)
         self._hash.update(data)
-        self._size += len(data)
+        self.size += len(data)
+
+
+class _ShardWriter:
+    """Appends samples to 000000.tar, 000001.tar ... and starts the next before one grows over `shard_bytes`."""
+
+    def __init__(self, folder: Path, shard_bytes: int) -> None:
+        self.done: list[dict] = []
+        self._folder, self._limit = folder, shard_bytes
+        self._shard: _Shard | None = None
+
+    def add(self, key: str, parts: dict[str, bytes]) -> None:
+        """Append a sample to the shard at hand, or to the next one."""
+        sample = tar.sample(key, parts)
+        if self._shard and self._shard.size + len(sample) + len(tar.END) > self._limit:
+            self.close()
+        if self._shard is None:
+            self._shard = _Shard(self._folder / f"{len(self.done):06d}.tar")
+        self._shard.add(sample)
+
+    def close(self) -> None:
+        """End the shard at hand."""
+        if self._shard is not None:
+            shard, self._shard = self._shard, None
+            self.done.append(shard.close())
 
 
 def _finish(folder: Path, summary: PackSummary, source: str, options: PackOptions) -> None:
-    """The index next to each shard, and the card."""
+    """Write the index next to each shard, and the card."""
     reader = Source()
     for shard in summary.shards:
         index_cache.load(str(folder / shard["name"]), reader, folder)
@@ -279,7 +313,7 @@ def _finish(folder: Path, summary: PackSummary, source: str, options: PackOption
         "made_by": f"distgan {__version__}",
         "samples": summary.samples,
         "classes": summary.classes,
-        "class_counts": summary.class_counts,
+        "class_counts": summary.class_counts if summary.classes else None,
         "labels_from": summary.origin or None,
         **how,
         "resolution": options.resolution or None,
@@ -296,11 +330,11 @@ def _finish(folder: Path, summary: PackSummary, source: str, options: PackOption
 
 
 def _replaced(target: Path) -> Path:
-    """Where a set lies while another one takes its place."""
+    """Return where a set lies while another one takes its place."""
     return target.with_name(f".{target.name}.replaced")
 
 
-def _take_up(target: Path) -> None:
+def _recover(target: Path) -> None:
     """Put back, or remove, the set that a killed `pack` was about to replace."""
     old = _replaced(target)
     if old.is_dir() and not old.is_symlink():
@@ -311,6 +345,7 @@ def _take_up(target: Path) -> None:
 
 
 def _put_in_place(folder: Path, target: Path) -> None:
+    """Let the new set take the place of the old one, which comes back where that fails."""
     old = _replaced(target)
     if target.exists():
         target.rename(old)

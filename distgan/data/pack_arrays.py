@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
-from distgan.data.dataset import MAX_CLASSES
 from distgan.data.image_format import MAX_BYTES
 from distgan.data.pack_entry import InputEntry, InputListing
+from distgan.data.shard_index import MAX_CLASSES
 from distgan.errors import DataError
 from distgan.storage.array_file import ArrayFile
 

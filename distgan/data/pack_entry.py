@@ -60,18 +60,18 @@ def pair(clean: InputListing, degraded: InputListing) -> InputListing:
     Raises:
         DataError: no two belong together, or it is not clear which do.
     """
-    sides = [_by_stem(listing, side) for listing, side in ((clean, "clean"), (degraded, "degraded"))]
-    found = [replace(entry, degraded=sides[1][stem]) for stem, entry in sides[0].items() if stem in sides[1]]
-    if not found:
-        names = [next(iter(side), "nothing") for side in sides]
+    cleans, degradeds = _by_stem(clean, "clean"), _by_stem(degraded, "degraded")
+    pairs = [replace(entry, degraded=degradeds[stem]) for stem, entry in cleans.items() if stem in degradeds]
+    if not pairs:
+        names = [next(iter(entries), "nothing") for entries in (cleans, degradeds)]
         raise DataError(
             f"no clean image has a degraded one of the same name: the first are {names[0]} and {names[1]}. "
             "Both folders must have the same inner folders and names"
         )
     skipped = clean.skipped + degraded.skipped
-    for other, side, others in (("degraded", *sides), ("clean", *sides[::-1])):
-        skipped += [(entry.name, f"without a {other} image") for stem, entry in side.items() if stem not in others]
-    return replace(clean, entries=found, total=len(found), skipped=skipped)
+    skipped += [(entry.name, "without a degraded image") for stem, entry in cleans.items() if stem not in degradeds]
+    skipped += [(entry.name, "without a clean image") for stem, entry in degradeds.items() if stem not in cleans]
+    return replace(clean, entries=pairs, total=len(pairs), skipped=skipped)
 
 
 def all_entries(listing: InputListing) -> list[InputEntry]:
@@ -100,15 +100,15 @@ def _by_stem(listing: InputListing, side: str) -> dict[str, InputEntry]:
     entries = all_entries(listing)
     folders = [entry.name.split("/")[:-1] for entry in entries]
     depth = len(os.path.commonprefix(folders))  # noqa: RUF071 (of lists it takes whole elements)
-    found: dict[str, InputEntry] = {}
+    by_stem: dict[str, InputEntry] = {}
     for entry in entries:
         stem = "/".join(entry.name.rpartition(".")[0].split("/")[depth:]) or entry.name
-        if stem in found:
+        if stem in by_stem:
             raise DataError(
-                f"{found[stem].name} and {entry.name}: which of the two is the {side} one? Remove the other"
+                f"{by_stem[stem].name} and {entry.name}: which of the two is the {side} one? Remove the other"
             )
-        found[stem] = entry
-    return found
+        by_stem[stem] = entry
+    return by_stem
 
 
 def place(entry: InputEntry) -> str:

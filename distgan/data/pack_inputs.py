@@ -10,14 +10,14 @@ from typing import NamedTuple
 
 from distgan.data import archives, dataset_card, index_cache, shard_index
 from distgan.data.archives import Skipped, hidden
-from distgan.data.dataset import Dataset
+from distgan.data.dataset import Dataset, DatasetOptions
 from distgan.data.find_labels import check_spec, find_labels, is_table, left_out, part_of
 from distgan.data.image_format import MAX_BYTES, SUFFIXES, looks_like_image
 from distgan.data.labels import SAY_OTHERWISE, File, Labels
 from distgan.data.pack_arrays import list_arrays
 from distgan.data.pack_entry import InputEntry, InputListing
 from distgan.data.shard_urls import find_shards
-from distgan.errors import DataError
+from distgan.errors import ConfigError, DataError
 from distgan.storage.byte_ranges import Source
 from distgan.storage.home import default_cache_dir, user_path
 from distgan.storage.urls import is_local, local_path, public
@@ -43,12 +43,13 @@ NO_PICTURES = {
 
 @dataclass(frozen=True)
 class Wanted:
-    """What of a source is asked for.
+    """Which images and labels of a source are asked for.
 
     Attributes:
         labels: Whether there shall be labels.
-        label: Where they are, as `labels.check_spec` has it; empty: told from the source.
-        part: Suffix of the images; empty: told from their names and first bytes.
+        label: Where they are, such as "folders", "folders:2", "archives" or "json:KEY"; empty: a table
+            (`dataset.json`), else `cls` parts, else folders.
+        part: Suffix of the images, such as "image.png"; empty: told from their names and first bytes.
         allow_corrupt: Whether the good samples of corrupt archives are taken.
     """
 
@@ -59,6 +60,11 @@ class Wanted:
 
     def __post_init__(self) -> None:
         check_spec(self.label)
+        if self.label and not self.labels:
+            raise ConfigError(f"--label {self.label} and --no-labels: leave out one of them")
+
+
+ALL = Wanted()
 
 
 class Item(NamedTuple):
@@ -69,11 +75,9 @@ class Item(NamedTuple):
     stream: str = ""
 
 
-def list_source(
-    source: str, *, labels: bool = True, label: str = "", part: str = "", allow_corrupt: bool = False
-) -> InputListing:
-    """What a source holds; which kind it is, its name and its content tell. See `Wanted` for the options."""
-    wanted, path = Wanted(labels, label, part.lower().lstrip("."), allow_corrupt), user_path(source)
+def list_source(source: str, wanted: Wanted = ALL) -> InputListing:
+    """List the images of a source; which kind it is, its name and its content tell."""
+    wanted, path = replace(wanted, part=wanted.part.lower().lstrip(".")), user_path(source)
     if path.is_dir():
         return _list_folder(path, wanted)
     if not path.is_file():
@@ -81,7 +85,7 @@ def list_source(
             return _list_archives(find_shards(source), wanted)
         raise DataError(f"{public(source)}: no such file or folder")
     if path.name.lower().endswith(".npz"):
-        return list_arrays(path, labels)
+        return list_arrays(path, wanted.labels)
     if zipfile.is_zipfile(path) or path.name.lower().endswith(archives.ARCHIVES[1:]):
         return _list_archives([str(path)], wanted)
     raise DataError(f"{public(source)}: neither a folder nor a .zip, .tar(.gz .bz2 .xz .zst), .npz or shards")
@@ -294,13 +298,11 @@ def _list_shards(urls: Sequence[str], wanted: Wanted) -> InputListing:
     parts = {part for kind in index_cache.load(urls[0], source, default_cache_dir() / "index").kinds for part in kind}
     pairs = not wanted.part and not parts & SUFFIXES and any(part.startswith("clean.") for part in parts)
 
-    def opened(labels: bool) -> Dataset:
-        return Dataset(urls, source, image=wanted.part, pairs=pairs, labels=labels, allow_corrupt=wanted.allow_corrupt)
-
-    data = opened(False)
+    options = DatasetOptions(image=wanted.part, pairs=pairs, allow_corrupt=wanted.allow_corrupt)
+    data = Dataset(urls, source, options)
     labelled = wanted.labels and data.has_labels
     if labelled:
-        data = opened(True)
+        data = Dataset(urls, source, replace(options, labels=True))
 
     def entries() -> Iterator[InputEntry]:
         for number, url in enumerate(urls):

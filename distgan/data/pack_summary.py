@@ -12,25 +12,36 @@ UNLABELLED = "without a label"
 
 @dataclass
 class PackSummary:
-    """What `pack` did; the data set card holds the same."""
+    """What `pack` did; the card of the data set holds the same.
+
+    Attributes:
+        samples: How many were written.
+        classes, class_counts: Names of the classes and samples of each; None and [] without labels.
+        sizes, notes: How many images have which width and height, and which change was made to how many.
+        skipped: How many images were left out, by reason.
+        examples: The first image that each reason befell.
+        lacking, origin, assumed: Why there are no labels, where they come from, and what was assumed.
+        shards: Name, bytes, samples and sha256 of each shard.
+        range: Values that became black and white, where a range was given.
+    """
 
     samples: int = 0
     classes: list[str] | None = None
-    class_counts: list[int] | None = None
-    sizes: Counter = field(default_factory=Counter)
-    skipped: Counter = field(default_factory=Counter)
-    examples: dict[str, str] = field(default_factory=dict)  # reason -> the first source it happened to
-    notes: Counter = field(default_factory=Counter)
-    lacking: str = ""  # why there are no labels
-    origin: str = ""  # where the labels come from
+    class_counts: list[int] = field(default_factory=list)
+    sizes: Counter[tuple[int, int]] = field(default_factory=Counter)
+    skipped: Counter[str] = field(default_factory=Counter)
+    examples: dict[str, str] = field(default_factory=dict)
+    notes: Counter[str] = field(default_factory=Counter)
+    lacking: str = ""
+    origin: str = ""
     assumed: list[str] = field(default_factory=list)
     shards: list[dict] = field(default_factory=list)
     pixels: Pixels = field(default_factory=Pixels)
-    range: tuple[float, float] | None = None  # of values that became black and white, where it was given
+    range: tuple[float, float] | None = None
 
 
 def tally(summary: PackSummary, before: str) -> str:
-    """What was skipped, and why; nothing at all where nothing was."""
+    """Return what was skipped, and why; nothing at all where nothing was."""
     text = ", ".join(
         f"{count:,} {reason}" + (f" (e.g. {summary.examples[reason]})" if reason in summary.examples else "")
         for reason, count in summary.skipped.most_common()
@@ -39,7 +50,7 @@ def tally(summary: PackSummary, before: str) -> str:
 
 
 def report(summary: PackSummary, out: str, seconds: float) -> list[str]:
-    """The summary as lines for a person."""
+    """Return the summary as lines for a person."""
     total = sum(shard["bytes"] for shard in summary.shards)
     size = "x".join(map(str, summary.sizes.most_common(1)[0][0])) if len(summary.sizes) == 1 else "of their own sizes"
     lines = [f"{summary.samples:,} images {size} in {len(summary.shards)} shard(s), {total / 1e6:,.1f} MB: {out}"]

@@ -30,7 +30,7 @@ class Pixels:
     sum_cut_away: float = 0.0
     most_cut_away: float = 0.0
     needs_range: bool = False
-    bad: Counter = field(default_factory=Counter)
+    bad: Counter[str] = field(default_factory=Counter)
 
     @property
     def cut_away(self) -> float:
@@ -51,7 +51,7 @@ class Pixels:
         self.most_cut_away = max(self.most_cut_away, share)
 
     def facts(self, value_range: Range | None = None) -> list[str]:
-        """Lines for a person."""
+        """Return lines for a person."""
         lines = []
         if self.values is not None and not self.needs_range:
             lines.append(describe_range(self.values, value_range))
@@ -63,7 +63,7 @@ class Pixels:
         return lines
 
     def warnings(self, value_range: Range | None = None) -> list[str]:
-        """What is probably not meant, and what to do about it."""
+        """Return what is probably not meant, and what to do about it."""
         if self.values is None:
             return []
         if self.needs_range:
@@ -74,7 +74,7 @@ class Pixels:
 
 
 def describe_range(values: Range, value_range: Range | None) -> str:
-    """Which values are stored, and what becomes of them."""
+    """Return which values are stored, and what becomes of them."""
     (low, high), (black, white) = values, value_range or (0, LARGEST)
     clipped = low < black or high > white
     return (
@@ -84,7 +84,7 @@ def describe_range(values: Range, value_range: Range | None) -> str:
 
 
 def range_warnings(values: Range, value_range: Range | None) -> list[str]:
-    """What is wrong with a range, or with none, for the values that are stored."""
+    """Return what is wrong with a range, or with none, for the values that are stored."""
     (low, high), (black, white) = values, value_range or (0, LARGEST)
     wrong = []
     if high <= black or low >= white:
@@ -122,7 +122,7 @@ def look(dataset: Dataset, crop: str, max_pixels: int) -> Pixels:
             for data in dataset.stored(number):
                 image = decode(data, max_pixels=max_pixels, measure=True)
                 pixels.add_values(image.values)
-                pixels.add_crop(cropped(*image.pixels.shape[1::-1], crop))
+                pixels.add_crop(cropped(image.pixels.shape[1], image.pixels.shape[0], crop))
         except CorruptImage as reason:
             pixels.bad[str(reason)] += 1
             pixels.add_values(reason.values, is_usable=False)
@@ -136,26 +136,27 @@ def look(dataset: Dataset, crop: str, max_pixels: int) -> Pixels:
 
 
 def report(dataset: Dataset, crop: str, max_pixels: int) -> tuple[list[str], list[str]]:
-    """What was done to the pixels of a data set when it was packed, and what would be done in training.
+    """Return what was done to the pixels of a data set when it was packed, and what would be done in training.
 
     Returns:
         Lines for a person, and warnings.
     """
-    lines, warnings, is_packed = [], [], []
-    for folder, found in dataset_card.by_folder(dataset.urls).items():
-        is_packed.append(isinstance(found.get("resolution"), int))
-        values, value_range, cut = (found.get(name) for name in ("values", "range", "cut_away"))
+    lines: list[str] = []
+    warnings: list[str] = []
+    cards = dataset_card.by_folder(dataset.urls)
+    for folder, card in cards.items():
         try:
-            if values:
-                value_range = tuple(map(float, value_range)) if value_range else None
-                values = float(values[0]), float(values[1])
+            if stored := card.get("values"):
+                given = card.get("range")
+                low, high = stored
+                values, value_range = (low, high), (given[0], given[1]) if given else None
                 lines.append(f"packed: {folder}: {describe_range(values, value_range)}")
                 warnings += [f"{folder}: {line}" for line in range_warnings(values, value_range)]
-            if cut:
-                lines.append(f"packed: {folder}: center crop, {float(cut):.1%} of the images' area was cut away")
-        except (TypeError, ValueError, IndexError, ZeroDivisionError):  # a card that something else wrote
+            if share := card.get("cut_away"):
+                lines.append(f"packed: {folder}: center crop, {share:.1%} of the images' area was cut away")
+        except (ValueError, IndexError, ZeroDivisionError):  # a card that something else wrote
             continue
-    if all(is_packed):
+    if all(card.get("resolution") for card in cards.values()):
         return lines, warnings  # square images of 8 bits
     pixels = look(dataset, crop, max_pixels)
     sampled = f"of {pixels.num + pixels.bad.total()} images that were checked"

@@ -27,6 +27,7 @@ from distgan.storage.urls import is_local, local_path, public
 MAGIC = b"distgan-index-2\n"
 ARRAYS = {"first": "<u8", "kind": "<u2", "label": "<i4", "offset": "<u8", "length": "<u4"}
 NO_LABEL, BAD_LABEL = -1, -2
+MAX_CLASSES = 1_000_000  # a larger label is no class number
 _NAME = re.compile(r"((?:.*/|)[^.]+)\.([^/]*)$")
 _META = re.compile(r"__[^/]*__($|/)")
 
@@ -69,10 +70,10 @@ class ShardIndex:
     length: np.ndarray
     defects: list[str]
     digest: str
-    head: dict | None = None
+    head: Head | None = None
 
-    def summary(self) -> dict:
-        """What is known of the shard without its arrays, as JSON types."""
+    def summary(self) -> Head:
+        """Return what is known of the shard without its arrays, as JSON types."""
         if self.head is not None:
             return self.head
         counts = Counter(zip(self.kind.tolist(), self.label.tolist()))
@@ -89,6 +90,7 @@ class ShardIndex:
         }
 
     def to_bytes(self) -> bytes:
+        """Return the index as a file holds it: magic, head, arrays, checksum."""
         head = json.dumps(self.summary(), separators=(",", ":")).encode()
         head += b" " * (-len(head) % 8)  # aligned arrays
         arrays = b"".join(getattr(self, name).astype(dtype).tobytes() for name, dtype in ARRAYS.items())
@@ -97,7 +99,7 @@ class ShardIndex:
 
     @staticmethod
     def from_bytes(data: "bytes | mmap.mmap", only_head: bool = False) -> "ShardIndex":
-        """Raises ValueError for anything but a whole index of this version, whose places lie in its shard.
+        """Read an index. Raises ValueError for anything but a whole one of this version, with places in its shard.
 
         Args:
             only_head: Check the head and the length, not the arrays, which are not read then where `data` is a file.
@@ -117,7 +119,7 @@ class ShardIndex:
             kinds=[tuple(kind) for kind in head["kinds"]],
             defects=head["defects"],
             digest=head["digest"],
-            head=dict(head),
+            head=head,
             **arrays,
         )
         if not only_head:
@@ -135,8 +137,8 @@ class ShardIndex:
             raise ValueError("a part outside of the shard")
 
 
-def label_counts(summary: dict) -> list[list[int]]:
-    """Kind, label and number of samples, for all that occur; packed in a summary, since thousands of them are many."""
+def label_counts(summary: Head) -> list[list[int]]:
+    """Return kind, label and number of samples, for all that occur; packed, since thousands of them are many."""
     return np.frombuffer(base64.b64decode(summary["labels"]), "<i4").reshape(-1, 3).tolist()
 
 
@@ -156,7 +158,7 @@ def _head(data: "bytes | mmap.mmap") -> tuple[Head, int]:
         raise ValueError("head: kind_counts does not go with kinds and samples")
     if sum(len(kind) * count for kind, count in zip(kinds, counts)) != head["parts"]:
         raise ValueError("head: parts does not go with kind_counts")
-    labels = label_counts(dict(head))  # raises ValueError
+    labels = label_counts(head)  # raises ValueError
     if any(
         not 0 <= kind < len(kinds) or label < BAD_LABEL or not 0 < num <= counts[kind] for kind, label, num in labels
     ):
@@ -165,12 +167,13 @@ def _head(data: "bytes | mmap.mmap") -> tuple[Head, int]:
 
 
 def scan(data: tar.Bytes, size: int) -> ShardIndex:
-    """Walk through a shard's headers once."""
+    """Index a shard in one walk through its headers."""
     columns: dict[str, list[int]] = {name: [] for name in ARRAYS}
     kinds: dict[tuple[str, ...], int] = {}
     keys: dict[str, None] = {}  # a set that keeps its order
     defects: list[str] = []
-    key, first, suffixes, label = "", 0, {}, NO_LABEL  # of the sample at hand
+    key, first, label = "", 0, NO_LABEL  # of the sample at hand
+    suffixes: dict[str, None] = {}
     offset, length = columns["offset"], columns["length"]
 
     def finish(whole: bool = True) -> None:
@@ -220,7 +223,7 @@ def scan(data: tar.Bytes, size: int) -> ShardIndex:
     digest = hashlib.sha256("\n".join([*keys, *map(str, kinds)]).encode("utf-8", "surrogateescape"))
     for array in arrays.values():
         digest.update(array.tobytes())
-    return ShardIndex(size=size, kinds=list(kinds), defects=defects, digest=digest.hexdigest(), **arrays)
+    return ShardIndex(size, list(kinds), **arrays, defects=defects, digest=digest.hexdigest(), head=None)
 
 
 def _label(text: bytes) -> int:
@@ -258,14 +261,16 @@ def build(url: str, source: Source) -> ShardIndex:
 
 
 def key_of(url: str, source: Source, first: int) -> str:
-    """The key of the sample whose first header lies at byte `first`, most often at hand since its image was read."""
+    """Return the key of the sample whose first header lies at byte `first`, often at hand since its image was read."""
     size = source.size(url)
     name, *_ = next(tar.members(Window(source.cached, url, size, ahead=512), size, first))
-    return _NAME.match(name)[1]
+    match = _NAME.match(name)
+    assert match is not None  # as when the sample was indexed
+    return match[1]
 
 
-def describe(url: str, summary: dict) -> str:
-    """One line for a person."""
+def describe(url: str, summary: Head) -> str:
+    """Return one line that says what a shard holds."""
     parts = ", ".join(
         f"{count:,} x ({' '.join(kind)})" for kind, count in zip(summary["kinds"], summary["kind_counts"])
     )

@@ -106,7 +106,7 @@ class Plan:
         epoch, in_lane = divmod(rest, self._windows + 1)
         if in_lane == self._windows:
             return self._samples(epoch, np.arange(self.rows * self.layout.lanes, self.num_samples))
-        start, stop = self._bounds(np.int64(lane), np.int64(in_lane))
+        (start,), (stop,) = self._bounds(np.array([lane]), np.array([in_lane]))
         return self._samples(epoch, lane * self.rows + np.arange(start, stop))
 
     def substitutes(self, position: int) -> np.ndarray:
@@ -116,9 +116,10 @@ class Plan:
         if place >= body:
             first, step, here, size = body, 1, place - body, self.num_samples - body
         else:
-            lane, row, window = self._in_lane(np.int64(place))
-            start, stop = self._bounds(lane, window)
-            first, step, here, size = start * self.layout.lanes + lane, self.layout.lanes, row - start, stop - start
+            lane, row, window = self._in_lane(np.array([place]))
+            (start,), (stop,) = self._bounds(lane, window)
+            first, step = int(start) * self.layout.lanes + int(lane[0]), self.layout.lanes
+            here, size = int(row[0] - start), int(stop - start)
         return epoch * self.num_samples + first + step * ((here + np.arange(1, size)) % size)
 
     def _each_epoch(self, positions: np.ndarray, function: Callable[[int, np.ndarray], np.ndarray]) -> np.ndarray:

@@ -8,7 +8,7 @@ import numpy as np
 from torch import nn
 
 from distgan.data.dataset import Dataset
-from distgan.data.decode import decode, decode_into
+from distgan.data.decode import DecodeOptions, decode, decode_into
 from distgan.data.image_format import MAX_PIXELS, CorruptImage, check_bytes
 from distgan.data.pack_entry import InputEntry, InputListing, all_entries, place, read_entry
 from distgan.errors import ConfigError, DataError
@@ -57,22 +57,21 @@ class ShardImages:
 
     reads_files = True
 
-    def __init__(
-        self, dataset: Dataset, *, resolution: int, filter: str, crop: str, max_pixels: int, threads: int
-    ) -> None:
+    def __init__(self, dataset: Dataset, options: DecodeOptions, threads: int) -> None:
         self.num, self.dataset = dataset.num_samples, dataset
-        self._resolution, self._pool = resolution, ThreadPoolExecutor(threads)
-        self._decode = {"max_pixels": max_pixels, "filter": filter, "crop": crop}
+        self._options, self._pool = options, ThreadPoolExecutor(threads)
         self.origin = {
             "shards": dataset.fingerprint,
             "images": dataset.num_samples,
-            "resolution": resolution,
+            "resolution": options.resolution,
             "labels": dataset.num_classes,
-            **self._decode,
+            "max_pixels": options.max_pixels,
+            "filter": options.filter,
+            "crop": options.crop,
         }
 
     def read(self, numbers: np.ndarray) -> Images:
-        pixels = np.empty((len(numbers), self._resolution, self._resolution, 3), np.uint8)
+        pixels = np.empty((len(numbers), self._options.resolution, self._options.resolution, 3), np.uint8)
         found = list(self._pool.map(self._read_into, numbers.tolist(), pixels))
         labels = np.array([label for label, _ in found], np.int64)
         good = np.array([is_good for _, is_good in found], bool)
@@ -85,7 +84,7 @@ class ShardImages:
         try:
             check_bytes(int(located.length[place]))
             data = self.dataset.source.cached(url, int(located.offset[place]), int(located.length[place]))
-            decode_into(data, out, **self._decode)
+            decode_into(data, out, self._options)
         except CorruptImage:
             return -1, False
         return int(located.label[place]), True

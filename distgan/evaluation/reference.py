@@ -1,10 +1,12 @@
 """The real side of an evaluation, as the config names it: shards, or a file of statistics."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
+from distgan.config.decode_options import decode_options
 from distgan.config.schema import Config
 from distgan.data import loader
-from distgan.data.dataset import Dataset
+from distgan.data.dataset import ALONE, Dataset, DatasetOptions, RankInfo
 from distgan.data.shard_urls import find_shards
 from distgan.distributed import preemption
 from distgan.distributed.launch_env import together
@@ -27,23 +29,18 @@ def open_shards(
         may_have_more: Whether they may have more classes than that.
     """
     data = config.data
-    rank, size, gather = (world.rank, world.size, world.gather) if world else (0, 1, lambda item: [item])
-    urls = together(lambda: find_shards(shards, allow_pipe=data.allow_pipe), gather)
+    ranks = RankInfo(world.rank, world.size, world.gather) if world else ALONE
+    urls = together(lambda: find_shards(shards, allow_pipe=data.allow_pipe), ranks.gather)
     source = Source(timeout_sec=data.timeout_sec, cache_bytes=data.cache_mb * 2**20)
 
     def opened(labels: bool) -> Dataset:
-        return Dataset(
-            urls,
-            source,
+        options = DatasetOptions(
             labels=labels,
             classes=num_classes if labels and not may_have_more else 0,
             image=data.image_key,
             allow_corrupt=data.allow_corrupt,
-            rank=rank,
-            world=size,
-            gather=gather,
-            should_stop=preemption.asked,
         )
+        return Dataset(urls, source, options, ranks, should_stop=preemption.asked)
 
     plain = opened(False)
     return opened(True) if num_classes and plain.has_labels else plain
@@ -51,15 +48,8 @@ def open_shards(
 
 def shard_images(config: Config, dataset: Dataset, resolution: int, world: World) -> ShardImages:
     """The images of shards, treated as for training."""
-    data = config.data
-    return ShardImages(
-        dataset,
-        resolution=resolution,
-        filter=data.resize_filter,
-        crop=data.crop,
-        max_pixels=data.max_pixels,
-        threads=data.decode_threads or loader.decoding_threads(world.local_size, world.device.type),
-    )
+    threads = config.data.decode_threads or loader.decoding_threads(world.local_size, world.device.type)
+    return ShardImages(dataset, replace(decode_options(config.data), resolution=resolution), threads)
 
 
 def is_statistics(config: Config) -> bool:

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from distgan.data import image_grid
 from distgan.data.dataset import Dataset
+from distgan.data.decode import DecodeOptions
 from distgan.distributed.process_group import World
 from distgan.inference import sampling
 from distgan.metrics.psnr_ssim import psnr, ssim
@@ -22,15 +23,13 @@ class HeldOut:
     """The held-out images of a data set, each degraded in one way that no seed changes.
 
     Args:
+        decode: How its images become square.
         recipe: What degrades them; nothing where the data set's samples are pairs.
         z_dim: Of the generators to come.
     """
 
-    def __init__(
-        self, dataset: Dataset, recipe: Sequence[Step], resolution: int, filter: str, crop: str, z_dim: int
-    ) -> None:
-        self._dataset, self._recipe, self._z_dim = dataset, recipe, z_dim
-        self._how = {"resolution": resolution, "filter": filter, "crop": crop}
+    def __init__(self, dataset: Dataset, recipe: Sequence[Step], decode: DecodeOptions, z_dim: int) -> None:
+        self._dataset, self._recipe, self._decode, self._z_dim = dataset, recipe, decode, z_dim
         self._before: dict[str, float] = {}  # of the degraded images, which stay the same
 
     def triples(self, G: nn.Module, num: int) -> list[np.ndarray]:
@@ -66,12 +65,12 @@ class HeldOut:
         return {"Restoration/psnr": means[0][0], "Restoration/ssim": means[0][1], **self._before}
 
     def _clean(self, numbers: Sequence[int]) -> np.ndarray:
-        return np.stack([self._dataset.read(number, **self._how) for number in numbers])
+        return np.stack([self._dataset.read(number, self._decode) for number in numbers])
 
     def _degraded(self, numbers: Sequence[int]) -> np.ndarray:
         """uint8 [n, R, R, 3]."""
         if self._dataset.pairs:
-            return np.stack([self._dataset.read(number, degraded=True, **self._how) for number in numbers])
+            return np.stack([self._dataset.read(number, self._decode, degraded=True) for number in numbers])
         seeds = host_rng.bits(host_rng.key(0, "held out, degraded"), np.asarray(numbers)).view(np.int64)
         clean = _tensor(self._clean(numbers)).float() / 127.5 - 1
         return image_grid.to_uint8(degrade(clean, torch.from_numpy(seeds), self._recipe))

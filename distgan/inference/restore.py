@@ -14,7 +14,7 @@ from distgan.data import image_grid
 from distgan.data.decode import decode, fit
 from distgan.data.image_format import SUFFIXES, CorruptImage
 from distgan.data.pack_entry import InputEntry, read_entry
-from distgan.data.pack_inputs import list_source
+from distgan.data.pack_inputs import Wanted, list_source
 from distgan.errors import ConfigError, DataError
 from distgan.inference.generate import parse_labels, require_grid
 from distgan.inference.loading import load_generator, locate
@@ -124,7 +124,7 @@ class Restoration:
     def _chunks(self, num: int | None) -> Iterator[list[tuple[int, InputEntry]]]:
         """Yield the numbers and entries of the images of one forward at a time."""
         num_classes = self._G.num_classes
-        listing = list_source(self._source, labels=num_classes > 0)
+        listing = list_source(self._source, Wanted(labels=num_classes > 0))
         if num_classes and not self._labels and not 0 < len(listing.classes or ()) <= num_classes:
             raise ConfigError(
                 f"--input {self._source}: of which of the {num_classes} classes? Put the images into class folders "

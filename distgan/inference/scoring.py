@@ -8,9 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from distgan.config.decode_options import decode_options
 from distgan.config.schema import Config
 from distgan.data import image_grid
-from distgan.data.dataset import Dataset
+from distgan.data.dataset import Dataset, DatasetOptions
 from distgan.data.shard_urls import find_shards
 from distgan.errors import ConfigError, DataError
 from distgan.inference.loading import load_config, load_discriminator
@@ -60,17 +61,13 @@ class Nearness:
         )
         source = Source(timeout_sec=data.timeout_sec, cache_bytes=data.cache_mb * 2**20)
         try:
-            dataset = Dataset(
-                find_shards(shards, allow_pipe=data.allow_pipe),
-                source,
-                image=data.image_key,
-                allow_corrupt=data.allow_corrupt,
-            )
+            options = DatasetOptions(image=data.image_key, allow_corrupt=data.allow_corrupt)
+            dataset = Dataset(find_shards(shards, allow_pipe=data.allow_pipe), source, options)
             numbers = host_rng.permutation(host_rng.key(0, "realism"), dataset.num_samples)[:NUM_REALS]
             log.info(f"reading {len(numbers):,} real images, with {settings.extractor}")
             features = []
             for part in np.array_split(np.sort(numbers), -(-len(numbers) // READ)):
-                pixels = [dataset.read(int(i), data.resolution, data.resize_filter, data.crop) for i in part]
+                pixels = [dataset.read(int(i), decode_options(data)) for i in part]
                 features.append(self._extractor(torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2))[0])
         finally:
             source.close()

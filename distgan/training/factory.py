@@ -1,5 +1,6 @@
 """Config -> objects: the data set, its stream, the networks, the optimizers."""
 
+import dataclasses
 import functools
 from collections.abc import Callable
 
@@ -8,10 +9,11 @@ import torch
 from torch import nn
 
 from distgan.config.batch_plan import BatchPlan
+from distgan.config.decode_options import decode_options
 from distgan.config.schema import Config, network_options, restores
 from distgan.config.schema import Optimizer as OptimizerSettings
-from distgan.data.dataset import Dataset, Gather
-from distgan.data.loader import Stream, decoding_threads
+from distgan.data.dataset import ALONE, Dataset, DatasetOptions, RankInfo
+from distgan.data.loader import Stream, StreamOptions, decoding_threads
 from distgan.data.shard_urls import find_shards
 from distgan.data.shuffle import Balanced, Layout, Plan
 from distgan.distributed import preemption
@@ -27,26 +29,21 @@ from distgan.training.step_inputs import ImageToImageOptions, StepOptions
 from distgan.transforms import degrade_spec
 
 
-def open_dataset(config: Config, *, rank: int = 0, world: int = 1, gather: Gather = lambda item: [item]) -> Dataset:
+def open_dataset(config: Config, ranks: RankInfo = ALONE) -> Dataset:
     """The data set of a run. Raises DataError where it is not what the config asks for."""
     data = config.data
     disk = NodeCache(user_path(data.cache_dir), int(data.cache_dir_gb * 10**9)) if data.cache_dir else None
     source = Source(timeout_sec=data.timeout_sec, cache_bytes=data.cache_mb * 2**20, disk=disk)
-    urls = together(lambda: find_shards(data.shards, allow_pipe=data.allow_pipe), gather)
-    dataset = Dataset(
-        urls,
-        source,
+    urls = together(lambda: find_shards(data.shards, allow_pipe=data.allow_pipe), ranks.gather)
+    options = DatasetOptions(
         labels=config.model.conditional,
         classes=data.classes,
         image=data.image_key,
         pairs=restores(config) and not config.restore.degrade,
         num_held_out=data.holdout,
         allow_corrupt=data.allow_corrupt,
-        rank=rank,
-        world=world,
-        gather=gather,
-        should_stop=preemption.asked,
     )
+    dataset = Dataset(urls, source, options, ranks, should_stop=preemption.asked)
     if dataset.num_samples < config.train.batch:
         raise DataError(
             f"the data set has {dataset.num_samples} samples, fewer than train.batch={config.train.batch}: "
@@ -82,24 +79,16 @@ def open_stream(
 ) -> Stream:
     """This rank's batches from position `start` on, in memory that copies to its device without waiting."""
     data, pinned = config.data, world.device.type == "cuda"
-    return Stream(
-        dataset,
-        build_plan(config, dataset, layout),
-        batch=spread.batch,
-        resolution=data.resolution,
-        start=start,
-        rank=world.rank,
-        world=world.size,
+    options = StreamOptions(
+        spread.batch,
+        dataclasses.replace(decode_options(data), scaled=data.scaled_decode),
         threads=data.decode_threads or decoding_threads(world.local_size, world.device.type),
         prefetch=batches_ahead(config, spread),
-        filter=data.resize_filter,
-        crop=data.crop,
-        scaled=data.scaled_decode,
-        max_pixels=data.max_pixels,
         max_corrupt_fraction=data.max_corrupt_fraction,
-        draw=draw,
         allocate=lambda shape: torch.empty(shape, dtype=torch.uint8, pin_memory=pinned).numpy(),
     )
+    plan, ranks = build_plan(config, dataset, layout), RankInfo(world.rank, world.size)
+    return Stream(dataset, plan, options, start=start, ranks=ranks, draw=draw)
 
 
 def build_nets(config: Config, num_classes: int) -> tuple[nn.Module, nn.Module]:

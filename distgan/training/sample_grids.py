@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from distgan.config.decode_options import decode_options
 from distgan.config.schema import Config, restores
 from distgan.data import image_grid
 from distgan.data.dataset import Dataset
@@ -31,8 +32,8 @@ class Gallery:
         self._reals: list[np.ndarray] = []
         self._held_out = None
         if restores(config):
-            data, steps = config.data, degrade_spec.parse(config.restore.degrade, config.data.resolution)
-            self._held_out = HeldOut(dataset, steps, data.resolution, data.resize_filter, data.crop, config.model.z_dim)
+            steps = degrade_spec.parse(config.restore.degrade, config.data.resolution)
+            self._held_out = HeldOut(dataset, steps, decode_options(config.data), config.model.z_dim)
             self._triples = max(1, self._columns // 3)  # to a row
 
     def reals(self) -> None:
@@ -84,9 +85,9 @@ class Gallery:
 
     def _real_pictures(self) -> list[np.ndarray]:
         if not self._reals:
-            data = self._config.data
+            options = decode_options(self._config.data)
             numbers = self._dataset.examples(self._num, self._config.train.seed, self._labels)
-            self._reals = [self._dataset.read(n, data.resolution, data.resize_filter, data.crop) for n in numbers]
+            self._reals = [self._dataset.read(n, options) for n in numbers]
         return self._reals
 
     def _show(self, key: str, name: str, pictures: list[np.ndarray]) -> None:

@@ -14,6 +14,7 @@ from distgan.config.batch_plan import BatchPlan
 from distgan.config.schema import Config
 from distgan.config.validate import warnings
 from distgan.data import pixels
+from distgan.data.dataset import RankInfo
 from distgan.data.loader import Stream
 from distgan.data.sample_log import Audit
 from distgan.distributed import preemption
@@ -64,7 +65,7 @@ class Trainer:
         self.config, self.world, self.batch_plan, self.folder = config, world, batch_plan, folder
         self._on_phase, self._tick_images = on_phase, config.train.tick or max(1000, 32 * batch_plan.batch)
 
-        self.dataset = factory.open_dataset(config, rank=world.rank, world=world.size, gather=world.gather)
+        self.dataset = factory.open_dataset(config, RankInfo(world.rank, world.size, world.gather))
         self.num_classes = self.dataset.num_classes
         self.G, self.D = build_nets(config, self.num_classes)
         self.G_ema = copy.deepcopy(self.G).eval().requires_grad_(False).to(world.device)

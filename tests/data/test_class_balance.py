@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 from processes import train
 from runs import audit, make_digits, weights, write_config
 from shards import image_bytes, numbered_pixels, numbers_of, tar_bytes
+from streams import make_stream
 
 from distgan.config.schema import Config, Data, Model
 from distgan.config.validate import problems
-from distgan.data.dataset import Dataset
-from distgan.data.loader import Stream
+from distgan.data.dataset import Dataset, DatasetOptions
 from distgan.data.shard_urls import find_shards
 from distgan.data.shuffle import Balanced, Layout, Plan
 from distgan.storage.byte_ranges import Source
@@ -103,12 +103,12 @@ def long_tail(tmp_path: Path) -> Path:
 
 def test_batches_of_all_ranks_follow_the_balanced_plan(long_tail: Path) -> None:
     """Labels too, which are those that G gets; on any ranks."""
-    data = Dataset(find_shards(str(long_tail)), Source(), labels=True)
+    data = Dataset(find_shards(str(long_tail)), Source(), DatasetOptions(labels=True))
     found = {}
     for world in (1, 2, 4):
         balanced = Balanced(data.read_labels(), 3)
         plan = Plan(np.array([balanced.num_places]), LAYOUT, 3, balanced.samples)
-        streams = [Stream(data, plan, batch=8, resolution=16, start=120, rank=r, world=world) for r in range(world)]
+        streams = [make_stream(data, plan, start=120, rank=r, world=world) for r in range(world)]
         labels, numbers = [], []
         for _ in range(30):  # 240 images: two epochs
             for stream in streams:

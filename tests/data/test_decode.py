@@ -4,13 +4,14 @@ import io
 import struct
 import warnings
 import zlib
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from PIL import Image
 from shards import image_bytes
 
-from distgan.data.decode import decode, decode_into, fit
+from distgan.data.decode import DecodeOptions, decode, decode_into, fit
 from distgan.data.image_format import CorruptImage
 
 RNG = np.random.default_rng(0)
@@ -164,7 +165,7 @@ def test_bombs_are_refused_before_they_are_decoded(where: str) -> None:
                     decode(bomb, max_pixels=width * height - 1)
                 else:
                     out = np.empty((8, 8, 3), np.uint8)
-                    decode_into(bomb, out, max_pixels=width * height - 1, filter="area", crop="center")
+                    decode_into(bomb, out, DecodeOptions(8, "area", "center", width * height - 1))
     with pytest.raises(CorruptImage, match="corrupt"):
         decode(bombs[0], max_pixels=width * height)
 
@@ -281,7 +282,7 @@ def test_decode_into_writes_the_same_pixels(format: str) -> None:
     square = NOISE[:40, :40]
     out = np.zeros((3, 40, 40, 3), np.uint8)
     data = image_bytes(square, format)
-    assert not decode_into(data, out[1], max_pixels=10**6, filter="lanczos", crop="center")
+    assert not decode_into(data, out[1], DecodeOptions(40))
     np.testing.assert_array_equal(out[1], pillow(data))
     assert not out[0].any()
     assert not out[2].any()
@@ -291,7 +292,7 @@ def test_decode_into_writes_the_same_pixels(format: str) -> None:
 @pytest.mark.parametrize("crop", ["center", "stretch"])
 def test_decode_into_resizes_what_has_another_size(format: str, crop: str) -> None:
     data, out = image_bytes(SMOOTH, format), np.zeros((16, 16, 3), np.uint8)
-    assert decode_into(data, out, max_pixels=10**6, filter="bicubic", crop=crop)
+    assert decode_into(data, out, DecodeOptions(16, "bicubic", crop))
     np.testing.assert_array_equal(out, fit(pillow(data), 16, "bicubic", crop))
 
 
@@ -307,10 +308,11 @@ def photo(height: int, width: int) -> np.ndarray:
 @pytest.mark.parametrize(("height", "width"), [(256, 256), (300, 420), (1030, 256), (512, 513)])
 def test_a_scaled_decode_is_nearly_the_same(height: int, width: int, filter: str, worst: float, crop: str) -> None:
     """Of pictures four times as large and more; mean difference in grey levels. Smaller ones are decoded in full."""
-    data, options = image_bytes(photo(height, width), "JPEG", quality=90), {"filter": filter, "crop": crop}
+    data = image_bytes(photo(height, width), "JPEG", quality=90)
+    options = DecodeOptions(64, filter, crop, max_pixels=height * width)
     full, scaled = np.empty((2, 64, 64, 3), np.uint8)
-    assert decode_into(data, full, max_pixels=height * width, **options)
-    assert decode_into(data, scaled, max_pixels=height * width, scaled=True, **options)
+    assert decode_into(data, full, options)
+    assert decode_into(data, scaled, replace(options, scaled=True))
     difference = np.abs(full.astype(int) - scaled)
     assert 0 < difference.mean() < worst
     assert difference.max() < 16
@@ -318,14 +320,14 @@ def test_a_scaled_decode_is_nearly_the_same(height: int, width: int, filter: str
     assert min(part.shape[:2]) >= 128
     assert max(part.shape[:2]) <= (max(height, width) + 1) // 2
     with pytest.raises(CorruptImage, match="too many pixels"):  # the picture's own size counts
-        decode_into(data, scaled, max_pixels=height * width - 1, scaled=True, **options)
+        decode_into(data, scaled, replace(options, max_pixels=height * width - 1, scaled=True))
 
 
 @pytest.mark.parametrize(("side", "format"), [(64, "JPEG"), (65, "JPEG"), (255, "JPEG"), (600, "PNG")])
 def test_a_scaled_decode_changes_nothing_where_there_is_no_room(side: int, format: str) -> None:
-    data, options = image_bytes(photo(side, side), format), {"max_pixels": 10**6, "filter": "area", "crop": "center"}
+    data, options = image_bytes(photo(side, side), format), DecodeOptions(64, "area")
     full, scaled = np.empty((2, 64, 64, 3), np.uint8)
-    assert decode_into(data, full, **options) == decode_into(data, scaled, scaled=True, **options)
+    assert decode_into(data, full, options) == decode_into(data, scaled, replace(options, scaled=True))
     np.testing.assert_array_equal(full, scaled)
 
 
@@ -347,7 +349,7 @@ def test_decode_into_gives_the_reason_too() -> None:
     data = image_bytes(NOISE[:40, :40], "JPEG")
     for broken, reason in ((data[:900], "corrupt"), (b"text", "not an image")):
         with pytest.raises(CorruptImage, match=reason):
-            decode_into(broken, out, max_pixels=10**6, filter="area", crop="center")
+            decode_into(broken, out, DecodeOptions(40, "area"))
 
 
 # Crop and resize.

@@ -15,11 +15,12 @@ import numpy as np
 import pytest
 from range_server import RangeServer
 from shards import image_bytes, numbered_pixels, numbered_shard, numbers_of, tar_bytes, write_shards
+from streams import make_stream
 
 from distgan.cli.main import main
 from distgan.data import index_cache, shard_index
-from distgan.data.dataset import Dataset
-from distgan.data.decode import fit
+from distgan.data.dataset import Dataset, DatasetOptions, RankInfo
+from distgan.data.decode import DecodeOptions, fit
 from distgan.data.encode import PackOptions
 from distgan.data.loader import Stream
 from distgan.data.pack import pack
@@ -48,7 +49,7 @@ def start_stream() -> Iterator[Callable[..., Stream]]:
 
     def start(data: Dataset, **options: object) -> Stream:
         defaults = {"batch": 8, "resolution": 16, "plan": Plan(data.counts, LAYOUT, seed=3)}
-        streams.append(Stream(data, **(defaults | options)))
+        streams.append(make_stream(data, **(defaults | options)))
         return streams[-1]
 
     yield start
@@ -78,7 +79,7 @@ def no_threads() -> bool:
 
 
 def open_data(folder: Path | str, **options: object) -> Dataset:
-    return Dataset(find_shards(str(folder)), Source(), **options)
+    return Dataset(find_shards(str(folder)), Source(), DatasetOptions(**options))
 
 
 def take(streams: Sequence[Stream], num: int) -> Taken:
@@ -154,7 +155,9 @@ def test_batches_hold_until_the_next_one(folder: Path, start_stream: Callable[..
 
 def test_read_and_examples_of_a_data_set(folder: Path) -> None:
     data = open_data(folder, labels=True)
-    assert numbers_of(np.stack([data.read(i, 16, "area", "center") for i in range(51)])).tolist() == list(range(51))
+    assert numbers_of(np.stack([data.read(i, DecodeOptions(16, "area")) for i in range(51)])).tolist() == list(
+        range(51)
+    )
     wanted = [0, 1, 2, 3, 4, 5, 6] * 4
     chosen = data.examples(len(wanted), 0, wanted)
     assert [sample % 7 for sample in chosen] == wanted
@@ -165,7 +168,7 @@ def test_read_and_examples_of_a_data_set(folder: Path) -> None:
 def test_a_damaged_example_is_white(tmp_path: Path) -> None:
     data = image_bytes(np.random.default_rng(0).integers(0, 256, (128, 128, 3)).astype(np.uint8), "JPEG")
     (tmp_path / "a.tar").write_bytes(tar_bytes({"a.jpg": data[: len(data) // 2]}))  # its upper half can be decoded
-    assert (open_data(tmp_path).read(0, 128, "area", "center") == 255).all()
+    assert (open_data(tmp_path).read(0, DecodeOptions(128, "area", "center")) == 255).all()
 
 
 def test_keys_of_samples(folder: Path) -> None:
@@ -329,7 +332,7 @@ def test_an_unforeseen_error_reaches_the_reader(
 @pytest.mark.parametrize("prefetch", [1, 16])
 def test_close_ends_all_threads(taken: int, prefetch: int, folder: Path) -> None:
     data = open_data(folder)
-    stream = Stream(data, Plan(data.counts, LAYOUT, 0), batch=8, resolution=16, threads=3, prefetch=prefetch)
+    stream = make_stream(data, Plan(data.counts, LAYOUT, 0), batch=8, resolution=16, threads=3, prefetch=prefetch)
     for _ in range(taken):
         next(stream)
     assert any(thread.name == "distgan-feed" for thread in threading.enumerate())
@@ -425,7 +428,7 @@ def test_a_server_that_fails_for_good_ends_the_stream_in_time(
 def test_a_stream_is_closed_while_its_server_stalls(server: RangeServer) -> None:
     data = served(server, timeout_sec=1)
     server.fail(itertools.repeat("stall 0"))
-    stream = Stream(data, Plan(data.counts, LAYOUT, 0), batch=8, resolution=16)
+    stream = make_stream(data, Plan(data.counts, LAYOUT, 0), batch=8, resolution=16)
     while len(server.ranges) < 6:
         time.sleep(0.005)
     stream.close()
@@ -600,7 +603,7 @@ def test_which_image_part_can_be_chosen(tmp_path: Path) -> None:
     (tmp_path / "a.tar").write_bytes(tar_bytes(members))
     for image, first in (("", 100), ("png", 100), ("PNG", 100), ("small.png", 0)):
         data = open_data(tmp_path, image=image)
-        numbers = [int(numbers_of(data.read(i, 16, "area", "center")[None])[0]) for i in range(3)]
+        numbers = [int(numbers_of(data.read(i, DecodeOptions(16, "area"))[None])[0]) for i in range(3)]
         assert numbers == [first, first + 1, first + 2]
 
 
@@ -660,7 +663,7 @@ def open_together(urls: list[str], world: int, own: dict[int, list[str]] | None 
 
         try:
             seen = (own or {}).get(rank, urls)
-            return Dataset(seen, Source(), labels=True, rank=rank, world=world, gather=gather)
+            return Dataset(seen, Source(), DatasetOptions(labels=True), RankInfo(rank, world, gather))
         except DataError as error:
             return error
 
@@ -674,7 +677,7 @@ def test_ranks_share_the_opening(world: int, folder: Path, monkeypatch: pytest.M
     monkeypatch.setattr(shard_index, "build", lambda url, source: scanned.append(url) or build(url, source))
     found = open_together(urls, world)
     assert sorted(scanned) == urls
-    alone = Dataset(urls, Source(), labels=True)
+    alone = Dataset(urls, Source(), DatasetOptions(labels=True))
     for data in found:
         assert data.fingerprint == alone.fingerprint
         assert data.counts.tolist() == COUNTS
@@ -735,7 +738,7 @@ def test_fingerprint_is_of_content_and_order_not_of_place(
 ) -> None:
     urls = find_shards(str(folder))
     first = Dataset(urls, Source()).fingerprint
-    assert Dataset(urls, Source(), labels=True).fingerprint == first
+    assert Dataset(urls, Source(), DatasetOptions(labels=True)).fingerprint == first
     write_shards(tmp_path / "copy", COUNTS)
     assert open_data(tmp_path / "copy").fingerprint == first
     monkeypatch.chdir(folder)

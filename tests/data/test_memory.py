@@ -10,9 +10,9 @@ import pytest
 from processes import HELPERS, environment
 from runs import make_digits, write_config
 from shards import write_shards
+from streams import make_stream
 
 from distgan.data.dataset import Dataset
-from distgan.data.loader import Stream
 from distgan.data.shard_urls import find_shards
 from distgan.data.shuffle import Layout, Plan
 from distgan.storage.byte_ranges import Source
@@ -56,7 +56,7 @@ def test_a_stream_keeps_nothing_of_past_batches(batches: int, tmp_path: Path) ->
     write_shards(tmp_path / "shards", [13, 7, 30], damaged={4, 21})
     data = Dataset(find_shards(str(tmp_path / "shards")), Source())
     plan = Plan(data.counts, Layout(lanes=8, block=4, window=3), 0)
-    stream = Stream(data, plan, batch=8, resolution=16, max_corrupt_fraction=0.1)
+    stream = make_stream(data, plan, batch=8, resolution=16, max_corrupt_fraction=0.1)
     tracemalloc.start()
     try:
         for _ in range(50):

@@ -23,12 +23,12 @@ from range_server import RangeServer
 from shards import image_bytes, numbered_pixels, numbered_shard, tar_bytes, write_shards, zstd
 
 from distgan.data import pack as module
-from distgan.data.dataset import Dataset
+from distgan.data.dataset import Dataset, DatasetOptions
 from distgan.data.encode import PackOptions
 from distgan.data.index_cache import load
 from distgan.data.pack import pack
 from distgan.data.pack_entry import all_entries
-from distgan.data.pack_inputs import list_source
+from distgan.data.pack_inputs import Wanted, list_source
 from distgan.data.pack_summary import report
 from distgan.data.shard_index import build
 from distgan.data.shard_urls import find_shards
@@ -119,7 +119,7 @@ def test_a_folder_is_packed_in_the_order_of_its_names(tmp_path: Path) -> None:
 
 
 def test_labels_can_be_left_out(tmp_path: Path) -> None:
-    pack(folder(tmp_path / "in", CLASSES), str(tmp_path / "out"), PackOptions(), labels=False)
+    pack(folder(tmp_path / "in", CLASSES), str(tmp_path / "out"), PackOptions(), Wanted(labels=False))
     assert packed(tmp_path / "out") == [(number, -1) for number, _ in CLASSES_PACKED]
 
 
@@ -196,7 +196,7 @@ def test_arrays_with_labels(labels: np.ndarray, tmp_path: Path) -> None:
     names = np.array(list("abcde"))
     source = npz(tmp_path / "b.npz", images=PIXELS, labels=labels, classes=names)
     assert pack(source, str(tmp_path / "out2"), PackOptions()).classes == list("abcde")
-    assert pack(source, str(tmp_path / "out3"), PackOptions(), labels=False).classes is None
+    assert pack(source, str(tmp_path / "out3"), PackOptions(), Wanted(labels=False)).classes is None
 
 
 BAD_ARRAYS = {
@@ -251,7 +251,7 @@ def test_damaged_shards_need_a_word(tmp_path: Path) -> None:
     Path(path).write_bytes(data[: data.index(b"000003.cls")])
     with pytest.raises(DataError, match="corrupt"):
         pack(str(tmp_path / "in"), str(tmp_path / "out"), PackOptions())
-    pack(str(tmp_path / "in"), str(tmp_path / "out"), PackOptions(), allow_corrupt=True)
+    pack(str(tmp_path / "in"), str(tmp_path / "out"), PackOptions(), Wanted(allow_corrupt=True))
     assert [number for number, _ in packed(tmp_path / "out")] == [0, 1]  # 2 may lack parts: the cut came after it
 
 
@@ -439,7 +439,7 @@ def test_output_is_read_by_the_data_set_with_the_index_beside(many: Path, tmp_pa
     summary = pack(str(many), str(out), PackOptions(), shard_mb=0.07, workers=1)
     for path in out.glob("*.tar"):
         assert load(str(path), Source(), tmp_path / "cache").to_bytes() == Path(f"{path}.index").read_bytes()
-    data = Dataset(find_shards(str(out)), Source(), labels=True)
+    data = Dataset(find_shards(str(out)), Source(), DatasetOptions(labels=True))
     assert data.num_samples == 98
     assert data.class_counts == summary.class_counts
     assert data.problems == []

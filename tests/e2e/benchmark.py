@@ -29,14 +29,14 @@ import scipy.linalg
 import simplejpeg
 import torch
 from PIL import Image
+from streams import make_stream
 
 from distgan.config.batch_plan import batch_plan
 from distgan.config.load import load
 from distgan.data import shard_index
-from distgan.data.dataset import Dataset
+from distgan.data.dataset import Dataset, DatasetOptions
 from distgan.data.decode import decode, fit
 from distgan.data.encode import SAVE, PackOptions
-from distgan.data.loader import Stream
 from distgan.data.pack import pack
 from distgan.data.shard_urls import find_shards
 from distgan.data.shuffle import Layout, Plan
@@ -122,12 +122,12 @@ def bench_loader_at(folder: Path, side: int, num: int, wanted: str) -> None:
     from torch.utils.data import DataLoader
 
     urls = made_up_shards(folder / f"{side}", num, side)
-    data = Dataset(urls, Source(), labels=True, cache_dir=folder)
+    data = Dataset(urls, Source(), DatasetOptions(labels=True), cache_dir=folder)
     layout = Layout.choose(data.num_samples, data.mean_bytes, 64)
     files, buffer = jpegs(num, side), np.empty((side, side, 3), np.uint8)
 
     def ours(threads: int = 1) -> None:
-        stream = Stream(data, Plan(data.counts, layout, 0), batch=64, resolution=side, threads=threads)
+        stream = make_stream(data, Plan(data.counts, layout, 0), batch=64, resolution=side, threads=threads)
         for _ in range(num // 64):
             next(stream)
         stream.close()
@@ -146,7 +146,7 @@ def bench_loader_at(folder: Path, side: int, num: int, wanted: str) -> None:
         batches = torch.multiprocessing.get_context("fork").Queue(4)
 
         def work() -> None:
-            stream = Stream(data, Plan(data.counts, layout, 0), batch=64, resolution=side, threads=1)
+            stream = make_stream(data, Plan(data.counts, layout, 0), batch=64, resolution=side, threads=1)
             for _ in range(num // 64):
                 batches.put(torch.from_numpy(next(stream).images.copy()))
             batches.put(None)
@@ -189,7 +189,7 @@ def by_hand(source: Path, resolution: int) -> Run:
     def run() -> None:
         for path in sorted(source.glob("*.jpg")):
             pixels = fit(decode(path.read_bytes()).pixels, resolution)
-            Image.fromarray(pixels).save(io.BytesIO(), **SAVE["png"])
+            Image.fromarray(pixels).save(io.BytesIO(), SAVE["png"][0], **SAVE["png"][1])
 
     return run
 

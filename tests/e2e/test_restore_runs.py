@@ -17,6 +17,7 @@ from shards import image_bytes
 from distgan import load_generator
 from distgan.cli.main import main
 from distgan.data.dataset import Dataset
+from distgan.data.decode import DecodeOptions
 from distgan.data.encode import PackOptions
 from distgan.data.image_grid import to_uint8
 from distgan.data.pack import pack
@@ -97,7 +98,7 @@ def test_two_ranks_measure_what_one_does_and_go_on_where_it_stopped(tmp_path: Pa
 def test_pairs_train_like_degraded_pictures_and_resume(tmp_path: Path, config: Path, digits: Path) -> None:
     data = Dataset(find_shards(str(digits)), Source())
     for n in range(80):
-        clean = data.read(n, 16, "lanczos", "center")
+        clean = data.read(n, DecodeOptions(16))
         for side, pixels in (("clean", clean), ("degraded", clean // 2 + 40)):
             path = tmp_path / side / f"{n:03d}.png"
             path.parent.mkdir(exist_ok=True)

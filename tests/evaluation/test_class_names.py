@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from distgan.data.dataset import Dataset
+from distgan.data.dataset import Dataset, DatasetOptions
+from distgan.data.decode import DecodeOptions
 from distgan.data.encode import PackOptions
 from distgan.data.pack import pack
 from distgan.data.shard_urls import find_shards
@@ -26,7 +27,7 @@ def packed(tmp_path: Path, name: str, classes: list[str]) -> str:
 
 
 def opened(*shards: str) -> Dataset:
-    return Dataset(find_shards(shards), Source(), labels=True)
+    return Dataset(find_shards(shards), Source(), DatasetOptions(labels=True))
 
 
 @pytest.mark.parametrize("second", [["c10", "c30"], ["c20", "c30", "c40"], ["c30", "c20", "c10"]])
@@ -35,7 +36,7 @@ def test_classes_are_matched_by_name(tmp_path: Path, second: list[str]) -> None:
     data = opened(*both)
     assert sum(data.class_counts) == data.num_samples == 6 + 3 * len(second)
     for i in range(data.num_samples):
-        level = data.read(i, 8, "lanczos", "center")[0, 0, 0]
+        level = data.read(i, DecodeOptions(8))[0, 0, 0]
         assert data.class_names[data.label(i)] == f"c{level}"
     joined = pack("::".join(f"{one}/000000.tar" for one in both), str(tmp_path / "joined"), PackOptions(), workers=1)
     assert joined.classes == data.class_names

@@ -12,6 +12,7 @@ from runs import make_digits
 from shards import write_shards
 
 from distgan.data.dataset import Dataset
+from distgan.data.decode import DecodeOptions
 from distgan.data.pack_inputs import list_source
 from distgan.data.shard_urls import find_shards
 from distgan.distributed.process_group import World
@@ -44,7 +45,7 @@ def noise(num: int, seed: int = 0, low: int = 0, high: int = 256) -> Arrays:
 
 def shard_images(folder: Path, resolution: int = 16) -> ShardImages:
     dataset = Dataset(find_shards(str(folder)), Source())
-    return ShardImages(dataset, resolution=resolution, filter="lanczos", crop="center", max_pixels=10**6, threads=2)
+    return ShardImages(dataset, DecodeOptions(resolution, max_pixels=10**6), threads=2)
 
 
 def no_poll() -> None:

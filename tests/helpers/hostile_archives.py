@@ -14,10 +14,10 @@ from pathlib import Path
 import numpy as np
 from hostile import Case, command
 from shards import image_bytes, numbered_pixels
+from streams import make_stream
 
 from distgan.data import pixels, tar
 from distgan.data.dataset import Dataset
-from distgan.data.loader import Stream
 from distgan.data.shuffle import Layout, Plan
 from distgan.metrics.reference_stats import load_statistics
 from distgan.storage.byte_ranges import Source
@@ -68,7 +68,7 @@ def training_on(path: Path) -> Callable[[], str]:
         source = Source()
         dataset = Dataset([str(path)], source)
         plan = Plan(dataset.counts, Layout.choose(dataset.num_samples, dataset.mean_bytes, 2), seed=0)
-        with Stream(dataset, plan, batch=2, resolution=16, max_corrupt_fraction=0.5) as stream:
+        with make_stream(dataset, plan, batch=2, resolution=16, max_corrupt_fraction=0.5) as stream:
             assert next(stream).num_replaced == 1
             bad = stream.newly_damaged()
         source.close()

@@ -10,7 +10,7 @@ import numpy as np
 from hostile import Case
 from PIL import Image, ImageDraw
 
-from distgan.data.decode import decode, decode_into
+from distgan.data.decode import DecodeOptions, decode, decode_into
 from distgan.data.image_format import CorruptImage
 
 BAD, GOOD, EITHER = ("skipped",), ("right",), ("right", "skipped")
@@ -31,7 +31,7 @@ def _decoded(data: bytes) -> str | None:
     try:
         pixels = decode(data).pixels
         assert pixels.dtype == np.uint8 and pixels.shape[2] == 3
-        decode_into(data, np.empty((64, 64, 3), np.uint8), max_pixels=10**8, filter="area", crop="center")
+        decode_into(data, np.empty((64, 64, 3), np.uint8), DecodeOptions(64, "area"))
     except CorruptImage as reason:
         assert 5 < len(str(reason)) < 100, str(reason)
         return "skipped"

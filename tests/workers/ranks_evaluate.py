@@ -9,7 +9,8 @@ from pathlib import Path
 
 import torch
 
-from distgan.data.dataset import Dataset
+from distgan.data.dataset import Dataset, DatasetOptions, RankInfo
+from distgan.data.decode import DecodeOptions
 from distgan.data.shard_urls import find_shards
 from distgan.distributed.process_group import World
 from distgan.evaluation.image_sets import GeneratedImages, ShardImages, draw_labels
@@ -20,7 +21,9 @@ from distgan.storage.byte_ranges import Source
 
 shards, cache, out, num = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3]), int(sys.argv[4])
 world = World()
-dataset = Dataset(find_shards(shards), Source(), labels=True, rank=world.rank, world=world.size, gather=world.gather)
+dataset = Dataset(
+    find_shards(shards), Source(), DatasetOptions(labels=True), RankInfo(world.rank, world.size, world.gather)
+)
 torch.manual_seed(0)
 G = MODELS["dcgan"].generator(16, 8, 10, width=4, max_width=16, norm="none", embedding=4)
 extractor = open_extractor("toy")
@@ -39,7 +42,7 @@ def poll() -> None:
     polls += 1
 
 
-images = Counted(dataset, resolution=16, filter="lanczos", crop="center", max_pixels=10**6, threads=1)
+images = Counted(dataset, DecodeOptions(16, max_pixels=10**6), threads=1)
 real = known_reals(world, extractor, images, keep=300, poll=poll, cache=cache)
 seen = sorted(number for numbers in world.gather(reads) for number in numbers)
 fakes = GeneratedImages(G, 8, 16, seed=3, num=num, labels=draw_labels("empirical", 3, num, dataset.class_counts))

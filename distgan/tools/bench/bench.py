@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from distgan.config.batch_plan import BatchPlan, batch_plan
+from distgan.config.decode_options import decode_options
 from distgan.config.schema import Augment, Balance, Config, restores
 from distgan.data.decode import decode_into
 from distgan.distributed.process_group import World
@@ -160,9 +161,9 @@ class Bench:
 
     def _loader(self, trainer: Trainer) -> list[Row]:
         """Measure the stream alone, next to the decoding that it does, in CPU time of this rank."""
-        stream, data = trainer.open_stream(with_noise=False), self.config.data
+        stream, options = trainer.open_stream(with_noise=False), decode_options(self.config.data)
         try:
-            out = np.empty((data.resolution, data.resolution, 3), np.uint8)
+            out = np.empty((options.resolution, options.resolution, 3), np.uint8)
             batches = max(1, LOADED_IMAGES // len(next(stream).images))
             files = [file for _ in range(batches) for file in encoded(trainer, next(stream).samples)]
             ours, pure = [], []
@@ -175,7 +176,7 @@ class Bench:
                 ours.append(time.process_time() - started)
                 started = time.process_time()
                 for file in files:
-                    decode_into(file, out, max_pixels=data.max_pixels, filter=data.resize_filter, crop=data.crop)
+                    decode_into(file, out, options)
                 pure.append(time.process_time() - started)
         finally:
             stream.close()

@@ -1,0 +1,9 @@
+"""How a config says that images are decoded."""
+
+from distgan.config.schema import Data
+from distgan.data.decode import DecodeOptions
+
+
+def decode_options(data: Data) -> DecodeOptions:
+    """Return how images become what a run trains on, at full precision: `data.scaled_decode` is for training alone."""
+    return DecodeOptions(data.resolution, data.resize_filter, data.crop, data.max_pixels)

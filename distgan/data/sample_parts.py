@@ -1,0 +1,109 @@
+"""Which samples of a data set are used, told by the parts that they have."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from distgan.data.image_format import SUFFIXES
+from distgan.data.shard_index import Head
+from distgan.errors import DataError
+
+
+@dataclass(frozen=True)
+class DatasetOptions:
+    """What is asked of a data set's samples.
+
+    Attributes:
+        labels: Whether every sample must have a class label.
+        classes: How many classes there are; 0 takes the largest label plus one.
+        image: Suffix of the image part; empty where it can be told from the names.
+        pairs: Whether every sample is a clean image and its degraded form, such as KEY.clean.png and
+            KEY.degraded.png.
+        num_held_out: Samples that are kept out of training.
+        allow_corrupt: Use the good samples of corrupt shards, and leave out incomplete samples.
+    """
+
+    labels: bool = False
+    classes: int = 0
+    image: str = ""
+    pairs: bool = False
+    num_held_out: int = 0
+    allow_corrupt: bool = False
+
+
+@dataclass(frozen=True)
+class SampleParts:
+    """The parts that a sample needs, by their suffixes.
+
+    Attributes:
+        image: Suffixes of which one marks the image, or the clean image of a pair.
+        degraded: Suffixes of which one marks the degraded image of a pair; None where samples are no pairs.
+        needs_label: Whether there must be a `cls` part.
+    """
+
+    image: frozenset[str]
+    degraded: frozenset[str] | None
+    needs_label: bool
+
+    def missing(self, kind: Sequence[str]) -> str:
+        """Return what keeps a sample with these parts from being used; empty where nothing does."""
+        wanted = [("image" if self.degraded is None else "clean", self.image)]
+        wanted += [] if self.degraded is None else [("degraded", self.degraded)]
+        for name, suffixes in wanted:
+            num = sum(part in suffixes for part in kind)
+            if num != 1:
+                return f"several {name} parts" if num else f"no {name} part"
+        return "no cls part" if self.needs_label and "cls" not in kind else ""
+
+    def num_usable(self, shard: Head) -> int:
+        """Return how many samples of a shard can be used."""
+        return sum(count for kind, count in zip(shard["kinds"], shard["kind_counts"]) if not self.missing(kind))
+
+    def incomplete(self, name: str, shard: Head) -> list[str]:
+        """Return a line for each kind of samples of a shard that cannot be used."""
+        return [
+            f"{name}: {count} sample(s) with {missing}; parts: {' '.join(kind)}"
+            for kind, count in zip(shard["kinds"], shard["kind_counts"])
+            if (missing := self.missing(kind))
+        ]
+
+
+def choose_parts(shards: Sequence[Head], options: DatasetOptions) -> SampleParts:
+    """Return the parts that samples of these shards need. Raises DataError where the shards leave that open."""
+    if options.pairs:
+        return SampleParts(*_pair_suffixes(shards), options.labels)
+    return SampleParts(_image_suffixes(shards, options.image, options.allow_corrupt), None, options.labels)
+
+
+def _image_suffixes(shards: Sequence[Head], chosen: str, allow_corrupt: bool) -> frozenset[str]:
+    """Return the suffixes that mark an image part."""
+    if chosen:
+        return frozenset([chosen.lower()])
+    kinds: Counter[tuple[str, ...]] = Counter()
+    for shard in shards:
+        kinds.update({tuple(kind): count for kind, count in zip(shard["kinds"], shard["kind_counts"])})
+    suffixes = frozenset(part for kind in kinds for part in kind if part in SUFFIXES)
+    ambiguous = [kind for kind in kinds if sum(part in suffixes for part in kind) > 1]
+    if ambiguous and not allow_corrupt:
+        names = ", ".join(sorted(part for part in ambiguous[0] if part in suffixes))
+        raise DataError(f"samples have several image parts ({names}): set data.image_key to the one to train on")
+    if kinds and not suffixes:
+        seen = ", ".join(sorted({part for kind in kinds for part in kind})[:12])
+        raise DataError(
+            f"no image part in the shards, only {seen}: set data.image_key if one of these is an image, or, "
+            "where keys have dots or images and labels are apart, let `distgan pack` make shards of them"
+        )
+    return suffixes
+
+
+def _pair_suffixes(shards: Sequence[Head]) -> tuple[frozenset[str], frozenset[str]]:
+    """Return the suffixes that mark the clean and the degraded part of a pair."""
+    parts = {part for shard in shards for kind in shard["kinds"] for part in kind}
+    clean, degraded = (frozenset(f"{side}.{suffix}" for suffix in SUFFIXES) & parts for side in ("clean", "degraded"))
+    if parts and not (clean and degraded):
+        seen = ", ".join(sorted(parts)[:12])
+        raise DataError(
+            f"no pairs in the shards, only {seen}: a sample needs a clean and a degraded part, as KEY.clean.png and "
+            "KEY.degraded.png (`distgan pack CLEAN OUT --degraded FOLDER` makes them); or set restore.degrade"
+        )
+    return clean, degraded

@@ -54,12 +54,13 @@ def _evaluate(options: argparse.Namespace) -> int:
     log_to_stderr()
     from distgan.config.load import load_to_evaluate
     from distgan.distributed.process_group import World
-    from distgan.evaluation import report as scorecard
     from distgan.evaluation import selfcheck, watch
+    from distgan.evaluation.evaluate import evaluate
+    from distgan.evaluation.report import Options, table
 
     config = load_to_evaluate([], options.overrides) if options.self_test else None
     world, code = World(timeout_sec=3600), 0
-    chosen = scorecard.Options(options.seeds, options.out, options.statistics, options.holdout, options.memorization)
+    chosen = Options(options.seeds, options.out, options.statistics, options.holdout, options.memorization)
     if config is not None:
         lines = selfcheck.selfcheck(world, config)
         code = 0 if all(line.holds or line.why_not for line in lines) else 1
@@ -68,15 +69,15 @@ def _evaluate(options: argparse.Namespace) -> int:
     elif options.watch:
 
         def tell(report: dict) -> None:
-            show(report["subject"]["checkpoint"], *scorecard.table(report), "")
+            show(report["subject"]["checkpoint"], *table(report), "")
 
         num = watch.watch(world, options.target, options.overrides, chosen, tell)
         if world.is_main:
             show(f"the run has ended, {num} checkpoint(s) measured")
     else:
-        report = scorecard.evaluate(world, options.target, options.overrides, chosen)
+        report = evaluate(world, options.target, options.overrides, chosen)
         if world.is_main:
-            show(*scorecard.table(report))
+            show(*table(report))
     world.close()
     return leave(code, size)
 

@@ -1,1 +1,1 @@
-"""How good images are: of any origin, on all ranks, in training or afterwards; `scorecard` is `distgan evaluate`."""
+"""Measure images of any origin on all ranks, in a training or afterwards; `evaluate` is `distgan evaluate`."""

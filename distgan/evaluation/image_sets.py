@@ -1,4 +1,4 @@
-"""Images to be measured: generated ones, those of shards, or those of a folder, each known by its number."""
+"""Sets of numbered images to measure: of a generator, of shards, or of a folder."""
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -16,11 +16,11 @@ from distgan.inference import sampling
 from distgan.inference.selection import parse_classes
 from distgan.rng import host_rng
 
-CHUNK = sampling.CHUNK  # neighbors that one rank takes at a time, and images of one forward
+CHUNK = sampling.CHUNK  # consecutive images that one rank reads at a time
 
 
 class Images(NamedTuple):
-    """Some images: their numbers, int64 [B]; pixels, uint8 [B, H, W, 3]; class numbers, int64 [B], or None."""
+    """A batch of images: numbers, int64 [B]; pixels, uint8 [B, H, W, 3]; class numbers, int64 [B], or None."""
 
     numbers: np.ndarray
     pixels: np.ndarray
@@ -28,16 +28,18 @@ class Images(NamedTuple):
 
 
 class ImageSet(Protocol):
-    """`num` images. `read` leaves out those that are corrupt; `reads_files` says that it waits for a disk."""
+    """A set of `num` images. `read` leaves out corrupt ones; `reads_files` says whether it waits for a disk."""
 
     num: int
     reads_files: bool
 
-    def read(self, numbers: np.ndarray) -> Images: ...
+    def read(self, numbers: np.ndarray) -> Images:
+        """Read images by their numbers."""
+        ...
 
 
 class GeneratedImages:
-    """Images of a generator. Image i is a function of (seed, i), and is that of `distgan generate --seed`."""
+    """Images of a generator. Image i is a function of (seed, i), the same as in `distgan generate --seed`."""
 
     reads_files = False
 
@@ -48,12 +50,13 @@ class GeneratedImages:
         self._sampler = sampling.Sampler(G, z_dim, seed, sampling.chunk_of(resolution))
 
     def read(self, numbers: np.ndarray) -> Images:
+        """Read images by their numbers."""
         labels = None if self.labels is None else self.labels[numbers]
         return Images(numbers, np.stack(list(self._sampler.pixels(numbers.tolist(), labels))), labels)
 
 
 class ShardImages:
-    """The images of shards, at one resolution; as training sees them, but for flips and augmentation."""
+    """The images of shards, at one resolution; as in training, without flips and augmentation."""
 
     reads_files = True
 
@@ -71,15 +74,16 @@ class ShardImages:
         }
 
     def read(self, numbers: np.ndarray) -> Images:
+        """Read images by their numbers."""
         pixels = np.empty((len(numbers), self._options.resolution, self._options.resolution, 3), np.uint8)
-        found = list(self._pool.map(self._read_into, numbers.tolist(), pixels))
-        labels = np.array([label for label, _ in found], np.int64)
-        good = np.array([is_good for _, is_good in found], bool)
+        results = list(self._pool.map(self._read_into, numbers.tolist(), pixels))
+        labels = np.array([label for label, _ in results], np.int64)
+        good = np.array([is_good for _, is_good in results], bool)
         return Images(numbers[good], pixels[good], labels[good] if self.dataset.labels else None)
 
     def _read_into(self, number: int, out: np.ndarray) -> tuple[int, bool]:
-        """Its label, and whether it could be decoded."""
-        shard, place = (int(x) for x in self.dataset.shard_of(np.int64(number)))
+        """Decode an image into `out`; returns its label, and whether it could be decoded."""
+        shard, place = (int(x) for x in self.dataset.shard_of(np.asarray(number, np.int64)))
         located, url = self.dataset.located(shard), self.dataset.urls[shard]
         try:
             check_bytes(int(located.length[place]))
@@ -91,7 +95,7 @@ class ShardImages:
 
 
 class ListedImages:
-    """Images of a folder, archive or array file, all of one size, as they are: nothing is cropped or resized."""
+    """Images of a folder, archive or array file, all of one size; they are not cropped or resized."""
 
     reads_files = True
 
@@ -105,17 +109,18 @@ class ListedImages:
         self.resolution = self._decode(self._entries[0]).shape[0]
 
     def renumber(self, classes: Sequence[int]) -> None:
-        """Call class i `classes[i]` from now on; without any, the images have no classes."""
+        """Map class i to `classes[i]` from now on; without any, the images have no classes."""
         self._has_labels = len(classes) > 0
         self._classes = np.array(classes, np.int64)
 
     def read(self, numbers: np.ndarray) -> Images:
+        """Read images by their numbers."""
         entries = [self._entries[i] for i in numbers]
         pixels = list(self._pool.map(self._decode, entries))
-        for entry, one in zip(entries, pixels):
-            if one.shape != (self.resolution, self.resolution, 3):
+        for entry, image in zip(entries, pixels):
+            if image.shape != (self.resolution, self.resolution, 3):
                 raise DataError(
-                    f"{place(entry)} has {one.shape[1]}x{one.shape[0]} pixels, the first image is square with "
+                    f"{place(entry)} has {image.shape[1]}x{image.shape[0]} pixels, the first image is square with "
                     f"{self.resolution}: they must be square and of one size; `distgan pack --resolution` makes them so"
                 )
         labels = np.array([entry.label for entry in entries]) if self._has_labels else None
@@ -135,54 +140,52 @@ class ListedImages:
 
 
 def shares(images: ImageSet, rank: int, world: int) -> Iterator[Images | None]:
-    """One rank's images, a chunk at a time; None where it has none in a round in which others have some.
+    """Yield one rank's images, a chunk at a time; None in a round in which only other ranks have images.
 
-    Every rank gets the same number of rounds, so that ranks may talk in each. Of files, the next chunk is read ahead.
+    Every rank has the same number of rounds, so that ranks may communicate in each. The next chunks of files are read
+    ahead.
     """
     chunks = [np.arange(start, min(start + CHUNK, images.num)) for start in range(0, images.num, CHUNK)]
     rounds = -(-len(chunks) // world)
-    mine = chunks[rank::world]
-    if not images.reads_files:
-        found = map(images.read, mine)
-    else:
-        found = _ahead(images, mine)
-    yield from found
-    yield from [None] * (rounds - len(mine))
+    own_chunks = chunks[rank::world]
+    yield from _read_ahead(images, own_chunks) if images.reads_files else map(images.read, own_chunks)
+    yield from [None] * (rounds - len(own_chunks))
 
 
-def _ahead(images: ImageSet, chunks: Sequence[np.ndarray]) -> Iterator[Images]:
+def _read_ahead(images: ImageSet, chunks: Sequence[np.ndarray]) -> Iterator[Images]:
+    """Yield the images of each chunk, while a thread reads the next ones."""
     with ThreadPoolExecutor(1) as pool:
         waiting = [pool.submit(images.read, chunk) for chunk in chunks[:2]]
         for i in range(len(chunks)):
-            found = waiting.pop(0).result()
+            batch = waiting.pop(0).result()
             if i + 2 < len(chunks):
                 waiting.append(pool.submit(images.read, chunks[i + 2]))
-            yield found
+            yield batch
 
 
 def draw_labels(policy: str, seed: int, num: int, class_counts: Sequence[int]) -> np.ndarray | None:
-    """Classes of generated images, the i-th a function of (seed, i); int64 [num], None without classes.
+    """Draw classes of generated images, the i-th a function of (seed, i); int64 [num], None without classes.
 
     Args:
-        policy: "empirical" draws classes as often as the data set has them, "uniform" all that have images alike;
-            classes such as "0,3,7-9" are taken in turn.
-        class_counts: Images of each class in the data set.
+        policy: "empirical" draws classes with their frequency in the data set, "uniform" all that have images with the
+            same frequency; classes such as "0,3,7-9" are taken in turn.
+        class_counts: Number of images of each class in the data set.
 
     Raises:
-        ConfigError: a class that does not exist, or has no image, so that the generator never saw it.
+        ConfigError: A class does not exist, or has no image, so that the generator never saw it.
     """
     num_classes = len(class_counts)
     if num_classes == 0:
         if policy not in ("empirical", "uniform"):
             raise ConfigError(f"eval.labels={policy}: this generator was trained without classes")
         return None
-    drawn = host_rng.bits(host_rng.key(seed, "labels of an evaluation"), np.arange(num))
+    bits = host_rng.bits(host_rng.key(seed, "labels of an evaluation"), np.arange(num))
     if policy == "uniform":
         seen = np.flatnonzero(class_counts)
-        return seen[(drawn % np.uint64(len(seen))).astype(np.int64)]
+        return seen[(bits % np.uint64(len(seen))).astype(np.int64)]
     if policy == "empirical":
         ends = np.cumsum(np.asarray(class_counts, np.int64))
-        return np.searchsorted(ends, (drawn % np.uint64(ends[-1])).astype(np.int64), side="right")
+        return np.searchsorted(ends, (bits % np.uint64(ends[-1])).astype(np.int64), side="right")
     usage = "write empirical, uniform, or class numbers (not names) as 0,3,7-9"
     asked = parse_classes(policy, num_classes, f"eval.labels={policy}", usage)
     if unseen := [label for label in asked if not class_counts[label]]:

@@ -1,7 +1,8 @@
-"""Images -> features, on all ranks -> numbers: a generator, or any set of images, against real ones.
+"""Measure a set of images against real ones: features on all ranks, metrics on rank 0.
 
-Each rank measures its share; sums are merged by one all-reduce, features gather on rank 0, which computes. Image i of
-a generator depends on (seed, i) alone, so values depend on the number of ranks by the rounding of features and sums.
+Each rank extracts features of its share of the images; one all-reduce merges their sums, and the features are gathered
+on rank 0, which computes the metrics. Image i of a generator depends on (seed, i) alone, so the number of ranks changes
+values only by the rounding of features and sums.
 """
 
 import logging
@@ -28,27 +29,32 @@ from distgan.tracking.console import duration
 
 log = logging.getLogger("distgan")
 
-TELL_SEC = 20  # from one line of how far it is to the next
-GREY_LEVELS = 16  # that channels may differ by, in an image without color
+TELL_SEC = 20  # between two lines of progress
+GREY_LEVELS = 16  # largest difference of channels in an image without color
+
 Poll = Callable[[], None]  # called by all ranks in each round; raises StopAsked on all of them, or on none
 
 
 class StopAsked(Exception):
-    """A stop was asked for in the middle of an evaluation, which is given up; raised on all ranks alike.
+    """A stop was requested during an evaluation, which is abandoned; raised on all ranks at once.
 
-    Its one argument is why, a key of `stop.EXIT_CODES`.
+    Its argument is the reason, a key of `preemption.EXIT_CODES`.
     """
+
+
+def never_stop() -> None:
+    """Continue: a command is ended by its signals alone."""
 
 
 @dataclass
 class Extracted:
-    """What all ranks found together, on rank 0; elsewhere only the counts.
+    """The features of a set of images on all ranks; ranks other than 0 have the counts only.
 
     Attributes:
-        num: Images that were measured.
-        numbers: Those of them that `features.points` are of; int64 [n].
-        num_damaged, num_grey, num_nonfinite: Images that could not be decoded, have no color, and have features that
-            are not finite.
+        num: Number of images that were measured.
+        numbers: Numbers of the images of `features.points`; int64 [n].
+        num_damaged, num_grey, num_nonfinite: Number of images that could not be decoded, have no color, and have
+            features that are not finite.
     """
 
     num: int
@@ -61,7 +67,7 @@ class Extracted:
 
 @dataclass
 class Measured:
-    """The outcome of an evaluation, on all ranks; `extracted` has features on rank 0 only."""
+    """The result of an evaluation, on all ranks; `extracted` has features on rank 0 only."""
 
     values: Values
     warnings: list[str]
@@ -69,14 +75,15 @@ class Measured:
     extracted: Extracted
 
 
-def extract(world: World, extractor: Extractor, images: ImageSet, keep: int, poll: Poll) -> Extracted:
-    """Features of images, each exactly once.
+def extract(world: World, extractor: Extractor, images: ImageSet, keep: int, poll: Poll = never_stop) -> Extracted:
+    """Extract the features of each image of a set exactly once; called by all ranks.
 
     Args:
-        keep: Images whose features themselves are wanted; a fixed random choice where there are more.
+        keep: Number of images whose features are kept, not only their sums; a fixed random choice if there are more.
+        poll: Called by all ranks in each round.
     """
-    wanted = np.zeros(images.num, bool)
-    wanted[host_rng.permutation(host_rng.key(0, "kept features"), images.num)[:keep]] = True
+    is_kept = np.zeros(images.num, bool)
+    is_kept[host_rng.permutation(host_rng.key(0, "kept features"), images.num)[:keep]] = True
     on_cpu = world.device.type != "cuda"
     moments = Moments(extractor.dim, "cpu" if on_cpu else world.device)
     counts = torch.zeros(3, dtype=torch.float64, device=moments.sums.device)  # measured, gray, not finite
@@ -84,45 +91,44 @@ def extract(world: World, extractor: Extractor, images: ImageSet, keep: int, pol
     for share in _telling(shares(images, world.rank, world.size), images.num, world):
         if share is not None and len(share.numbers):
             pixels = torch.from_numpy(share.pixels).permute(0, 3, 1, 2)
-            found, scores = extractor(pixels)
-            moments.add(found)
-            counts[0] += len(found)
+            features, class_logits = extractor(pixels)
+            moments.add(features)
+            counts[0] += len(features)
             counts[1] += count_grey(pixels.to(counts.device, non_blocking=True))
-            counts[2] += (~found.isfinite().all(dim=1)).sum()
-            own = torch.from_numpy(wanted[share.numbers])
-            numbers.append(torch.from_numpy(share.numbers)[own])
-            points.append(found.cpu()[own])
-            if scores is not None:
-                logits.append(scores.cpu()[own])
+            counts[2] += (~features.isfinite().all(dim=1)).sum()
+            kept = torch.from_numpy(is_kept[share.numbers])
+            numbers.append(torch.from_numpy(share.numbers)[kept])
+            points.append(features.cpu()[kept])
+            if class_logits is not None:
+                logits.append(class_logits.cpu()[kept])
             if share.labels is not None:
-                labels.append(torch.from_numpy(share.labels)[own])
+                labels.append(torch.from_numpy(share.labels)[kept])
         poll()
     world.sum(moments.sums)
     num, num_grey, num_nonfinite = (int(count) for count in world.sum(counts))
     extracted = Extracted(num, images.num - num, num_grey, num_nonfinite)
     empty = torch.empty(0, dtype=torch.int64)
-    order = _on_main(world, numbers, empty)
-    columns = {
-        "points": _on_main(world, points, torch.empty(0, extractor.dim)),
-        "logits": _on_main(world, logits, torch.empty(0, extractor.num_logits)) if extractor.num_logits else None,
-        "labels": _on_main(world, labels, empty),
-    }
+    all_numbers = _on_main(world, numbers, empty)
+    all_points = _on_main(world, points, torch.empty(0, extractor.dim))
+    all_logits = _on_main(world, logits, torch.empty(0, extractor.num_logits)) if extractor.num_logits else empty
+    all_labels = _on_main(world, labels, empty)
     if world.is_main and num >= 2:
-        order, places = order.sort()
-        columns = {
-            name: None if column is None or not len(column) else column[places] for name, column in columns.items()
-        }
-        columns["points"] = torch.empty(0, extractor.dim) if columns["points"] is None else columns["points"]
-        extracted.features = Features(moments.gaussian(), **columns)
-        extracted.numbers = order.numpy()
+        ordered, order = all_numbers.sort()
+        extracted.features = Features(
+            moments.gaussian(),
+            all_points[order],
+            all_logits[order] if len(all_logits) else None,
+            all_labels[order] if len(all_labels) else None,
+        )
+        extracted.numbers = ordered.numpy()
     return extracted
 
 
-def _telling(taken: Iterable[Images | None], num: int, world: World) -> Iterator[Images | None]:
-    """The same shares, and now and then a line of how far it is."""
+def _telling(rounds: Iterable[Images | None], num: int, world: World) -> Iterator[Images | None]:
+    """Yield the same rounds, and log the progress periodically."""
     started = told = time.monotonic()
     done = 0
-    for share in taken:
+    for share in rounds:
         yield share
         done += world.size * len(share.numbers) if share is not None else 0
         now = time.monotonic()
@@ -132,13 +138,14 @@ def _telling(taken: Iterable[Images | None], num: int, world: World) -> Iterator
 
 
 def _on_main(world: World, parts: list[Tensor], empty: Tensor) -> Tensor:
+    """Concatenate the parts of all ranks, on rank 0."""
     return torch.cat([empty, *world.collect(torch.cat([empty, *parts]))])
 
 
 def count_grey(pixels: Tensor) -> Tensor:
-    """How many of uint8 [B, 3, H, W] have three equal channels, but for what a network that draws gray gets wrong.
+    """Return how many images of uint8 [B, 3, H, W] are gray, up to the errors of a network that draws gray.
 
-    Counted where the pixels are, by whole numbers; the host does not wait for it.
+    It is counted on the device of the pixels, in integers; the host does not wait for it.
     """
     return ((pixels.amax(1) - pixels.amin(1)).flatten(1).amax(1) <= GREY_LEVELS).sum()
 
@@ -149,43 +156,48 @@ def known_reals(
     images: ShardImages,
     *,
     keep: int,
-    poll: Poll,
+    poll: Poll = never_stop,
     cache: Path | None = None,
     max_corrupt_fraction: float = 0.01,
 ) -> Reference | None:
-    """What there is to know of real images, from the cache or by looking at each of them once; None but on rank 0.
+    """Return the statistics of real images, from the cache or by reading each image once; None on ranks other than 0.
+
+    Args:
+        keep: Number of images whose features are kept.
+        cache: Folder of cached statistics; None for the default one.
 
     Raises:
-        DataError: too many of them are corrupt, or fewer than two are good.
+        DataError: Too many images are corrupt, fewer than two are good, or features are not finite.
     """
     origin = images.origin | {"extractor": extractor.identity, "kept": min(keep, images.num)}
     path = (cache or default_cache_dir() / "metrics") / f"{reference_stats.key_of(origin)}.npz"
-    known = reference_stats.load_cached(path, origin) if world.is_main else None
-    if world.broadcast(known is not None):
-        return known
+    cached = reference_stats.load_cached(path, origin) if world.is_main else None
+    if world.broadcast(cached is not None):
+        return cached
     log.info(f"reading {images.num:,} real images once, with {extractor.name}")
-    found = extract(world, extractor, images, keep, poll)
-    if found.num_damaged > max_corrupt_fraction * images.num or found.num < 2:
+    extracted = extract(world, extractor, images, keep, poll)
+    if extracted.num_damaged > max_corrupt_fraction * images.num or extracted.num < 2:
         raise DataError(
-            f"{found.num_damaged} of {images.num} real images are corrupt, more than data.max_corrupt_fraction="
+            f"{extracted.num_damaged} of {images.num} real images are corrupt, more than data.max_corrupt_fraction="
             f"{max_corrupt_fraction:g} allows: repair the shards"
         )
-    if found.num_nonfinite:
-        raise DataError(f"{found.num_nonfinite} real images have features of {extractor.name} that are not finite")
-    if not world.is_main:
+    if extracted.num_nonfinite:
+        raise DataError(f"{extracted.num_nonfinite} real images have features of {extractor.name} that are not finite")
+    features = extracted.features
+    if features is None:  # not rank 0
         return None
-    found.features.root = frechet.root(found.features.gaussian.cov)
-    found.features.logits = None
-    known = Reference(found.features, origin, found.numbers, found.num_damaged, found.num_grey)
+    features.root = frechet.root(features.gaussian.cov)
+    features.logits = None
+    reference = Reference(features, origin, extracted.numbers, extracted.num_damaged, extracted.num_grey)
     try:
-        reference_stats.save(path, known)
+        reference_stats.save(path, reference)
     except MachineError as error:
         log.warning(f"{error}; the next evaluation reads the real images again")
-    return known
+    return reference
 
 
 def check_metrics(names: Sequence[str], extractor: Extractor, num: int, *, has_points: bool = True) -> None:
-    """Raises ConfigError where a metric is not defined for `num` images, this extractor, or this reference."""
+    """Raise ConfigError if a metric is not defined for `num` images, this extractor, or this reference."""
     for name in names:
         if name not in METRICS:
             raise ConfigError(f"eval.metrics={name}: there are {', '.join(METRICS)}")
@@ -207,59 +219,60 @@ def measure(
     images: ImageSet,
     metrics: Sequence[str],
     *,
-    poll: Poll,
+    poll: Poll = never_stop,
     with_errors: bool = False,
 ) -> Measured:
-    """Compare images with real ones.
+    """Compare images with real ones; called by all ranks.
 
     Args:
-        real: On rank 0; whatever elsewhere.
-        metrics: Names of METRICS, which `check_metrics` found fit.
-        with_errors: Standard errors also where they cost more than the value.
+        real: Statistics of the real images, on rank 0; ignored on other ranks.
+        metrics: Names of METRICS that passed `check_metrics`.
+        with_errors: Whether to compute standard errors that cost more than the value.
     """
     started = time.perf_counter()
     keeps = with_errors or any(METRICS[name].needs_points or METRICS[name].needs_logits for name in metrics)
-    found = extract(world, extractor, images, images.num if keeps else 0, poll)
+    extracted = extract(world, extractor, images, images.num if keeps else 0, poll)
 
     def compute() -> tuple[Values, list[str]]:
-        words = _warnings(real, found, extractor)
+        assert real is not None
+        warnings = _warnings(real, extracted, extractor)
         values: Values = {}
         for name in metrics:
-            if found.num < METRICS[name].least:
-                raise DataError(f"eval.metrics={name} needs {METRICS[name].least} images at least, not {found.num}")
-            if found.num_nonfinite:
-                values |= dict.fromkeys(METRICS[name].names, (NAN, NAN))
+            metric, num = METRICS[name], extracted.num
+            if num < metric.least:
+                raise DataError(f"eval.metrics={name} needs {metric.least} images at least, not {num}")
+            if extracted.num_nonfinite or extracted.features is None:
+                values |= dict.fromkeys(metric.names, (NAN, NAN))
             else:
-                values |= METRICS[name].values(
-                    _on(real.features, world.device), _on(found.features, world.device), with_errors
-                )
-        return values, words
+                sides = _on(real.features, world.device), _on(extracted.features, world.device)
+                values |= metric.values(*sides, with_errors)
+        return values, warnings
 
-    values, words = world.on_main(compute)
-    return Measured(values, words, time.perf_counter() - started, found)
+    values, warnings = world.on_main(compute)
+    return Measured(values, warnings, time.perf_counter() - started, extracted)
 
 
 def _on(features: Features, device: torch.device) -> Features:
-    """With the points on a device; Gaussians stay on the CPU."""
+    """Return features with the points and logits on a device; Gaussians stay on the CPU."""
     logits = None if features.logits is None else features.logits.to(device)
     return Features(features.gaussian, features.points.to(device), logits, features.labels, features.root)
 
 
-def _warnings(real: Reference, found: Extracted, extractor: Extractor) -> list[str]:
-    words = []
-    if found.num_nonfinite:
-        words.append(f"{found.num_nonfinite} of {found.num} images have features that are not finite: no values")
-    for side, num in (("generated", found.num), ("real", real.features.gaussian.num)):
-        if 0 < num <= extractor.dim:
-            words.append(
-                f"{num} {side} images for {extractor.dim} features: the Fréchet distance is mostly bias; "
+def _warnings(real: Reference, extracted: Extracted, extractor: Extractor) -> list[str]:
+    """Return what makes the values of an evaluation doubtful."""
+    warnings, num, num_real = [], extracted.num, real.features.gaussian.num
+    if extracted.num_nonfinite:
+        warnings.append(f"{extracted.num_nonfinite} of {num} images have features that are not finite: no values")
+    for side, num_of_side in (("generated", num), ("real", num_real)):
+        if 0 < num_of_side <= extractor.dim:
+            warnings.append(
+                f"{num_of_side} {side} images for {extractor.dim} features: the Fréchet distance is mostly bias; "
                 f"compare it only with values of the same number of images, and look at kid"
             )
-    if found.num_damaged:
-        words.append(f"{found.num_damaged} images are corrupt and left out")
-    num_real = real.features.gaussian.num
-    if found.num_grey == found.num and real.origin and real.num_grey < num_real / 2:
-        words.append("all images are gray, and the real ones are not")
-    if real.origin and real.num_grey == num_real and found.num_grey < found.num / 2:
-        words.append("the real images are all gray, and these are not")
-    return words
+    if extracted.num_damaged:
+        warnings.append(f"{extracted.num_damaged} images are corrupt and left out")
+    if extracted.num_grey == num and real.origin and real.num_grey < num_real / 2:
+        warnings.append("all images are gray, and the real ones are not")
+    if real.origin and real.num_grey == num_real and extracted.num_grey < num / 2:
+        warnings.append("the real images are all gray, and these are not")
+    return warnings

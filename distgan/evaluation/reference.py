@@ -1,4 +1,4 @@
-"""The real side of an evaluation, as the config names it: shards, or a file of statistics."""
+"""The real images of an evaluation, which a config names: shards, or a file of statistics."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -12,7 +12,7 @@ from distgan.distributed import preemption
 from distgan.distributed.launch_env import together
 from distgan.distributed.process_group import World
 from distgan.evaluation.image_sets import ShardImages
-from distgan.evaluation.measure import Poll, known_reals
+from distgan.evaluation.measure import Poll, known_reals, never_stop
 from distgan.metrics.extractors import Extractor
 from distgan.metrics.reference_stats import Reference, load_statistics
 from distgan.storage.byte_ranges import Source
@@ -22,11 +22,11 @@ from distgan.storage.home import user_path
 def open_shards(
     config: Config, shards: str | Sequence[str], num_classes: int, world: World | None, *, may_have_more: bool = False
 ) -> Dataset:
-    """Shards to compare with; with labels where they have some and `num_classes` says that these are of use.
+    """Open shards of real images; with labels if they have some and `num_classes` is not 0.
 
     Args:
-        world: None for one process that belongs to no run.
-        may_have_more: Whether they may have more classes than that.
+        world: None for a process outside of any run.
+        may_have_more: Whether they may have more classes than `num_classes`.
     """
     data = config.data
     ranks = RankInfo(world.rank, world.size, world.gather) if world else ALONE
@@ -47,25 +47,35 @@ def open_shards(
 
 
 def shard_images(config: Config, dataset: Dataset, resolution: int, world: World) -> ShardImages:
-    """The images of shards, treated as for training."""
+    """Return the images of shards, decoded and resized as for training."""
     threads = config.data.decode_threads or loader.decoding_threads(world.local_size, world.device.type)
     return ShardImages(dataset, replace(decode_options(config.data), resolution=resolution), threads)
 
 
 def is_statistics(config: Config) -> bool:
-    """Whether eval.reference is a file of statistics, not shards."""
+    """Return whether eval.reference is a file of statistics, not shards."""
     return config.eval.reference.endswith(".npz")
 
 
 def read_statistics(config: Config, extractor: Extractor, resolution: int) -> Reference:
-    """The file that eval.reference names. Raises DataError where it does not fit."""
+    """Read the file that eval.reference names. Raises DataError if it does not fit."""
     return load_statistics(user_path(config.eval.reference), extractor.identity, extractor.dim, resolution)
 
 
 def know_reals(
-    config: Config, extractor: Extractor, images: ShardImages | None, resolution: int, world: World, poll: Poll
+    config: Config,
+    extractor: Extractor,
+    images: ShardImages | None,
+    resolution: int,
+    world: World,
+    poll: Poll = never_stop,
 ) -> Reference | None:
-    """What is known of the real images, on rank 0; `images` are none where eval.reference is a file of statistics."""
+    """Return the statistics of the real images; None on ranks other than 0, unless they are read from a file.
+
+    Args:
+        images: The real images; None if eval.reference is a file of statistics.
+        resolution: Resolution of the images to be measured.
+    """
     if images is None:
         return world.together(lambda: read_statistics(config, extractor, resolution))
     share = config.data.max_corrupt_fraction

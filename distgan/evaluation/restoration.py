@@ -1,4 +1,4 @@
-"""Images to restore that a run never trains on: to look at, and to measure what restoring is worth."""
+"""Evaluate an image-to-image generator on held-out images: grids to look at, PSNR and SSIM."""
 
 from collections.abc import Sequence
 
@@ -16,47 +16,51 @@ from distgan.rng import host_rng
 from distgan.transforms.degrade import degrade
 from distgan.transforms.degrade_spec import Step
 
-BEST_DB = 100.0  # what an image without any error counts in a mean
+BEST_DB = 100.0  # PSNR of an image without any error, for the mean
 
 
 class HeldOut:
-    """The held-out images of a data set, each degraded in one way that no seed changes.
+    """The held-out images of a data set, each degraded in the same way at every seed.
 
     Args:
-        decode: How its images become square.
-        recipe: What degrades them; nothing where the data set's samples are pairs.
-        z_dim: Of the generators to come.
+        recipe: Steps that degrade them; empty if the data set's samples are pairs.
+        decode: How their images are decoded and made square.
+        z_dim: Length of the generators' latents.
     """
 
     def __init__(self, dataset: Dataset, recipe: Sequence[Step], decode: DecodeOptions, z_dim: int) -> None:
         self._dataset, self._recipe, self._decode, self._z_dim = dataset, recipe, decode, z_dim
-        self._before: dict[str, float] = {}  # of the degraded images, which stay the same
+        self._before: dict[str, float] = {}  # metrics of the degraded images, which stay the same
 
     def triples(self, G: nn.Module, num: int) -> list[np.ndarray]:
-        """Degraded, restored and clean side by side, uint8 [R, 3 R, 3] each; of training where none are held out."""
-        held = range(self._dataset.num_samples, self._dataset.num_samples + self._dataset.num_held_out)
-        spread = [held[i * len(held) // num] for i in range(num)] if held else self._dataset.examples(num, 0)
-        columns = zip(self._degraded(spread), self._restored(G, spread), self._clean(spread))
+        """Return degraded, restored and clean images side by side, uint8 [R, 3 R, 3] each.
+
+        They are training images if none are held out.
+        """
+        held_out = range(self._dataset.num_samples, self._dataset.num_samples + self._dataset.num_held_out)
+        spread = [held_out[i * len(held_out) // num] for i in range(num)]
+        numbers = spread if held_out else self._dataset.examples(num, 0)
+        columns = zip(self._degraded(numbers), self._restored(G, numbers), self._clean(numbers))
         return [np.concatenate(triple, axis=1) for triple in columns]
 
     def measure(self, G: nn.Module, world: World) -> dict[str, float]:
-        """Mean PSNR and SSIM of the restored and of the degraded images by log key; called by all ranks.
+        """Return mean PSNR and SSIM of the restored and of the degraded images by log key; called by all ranks.
 
-        Ranks share the work in whole chunks, so their number does not show in the result.
+        Ranks share the work in whole chunks, so the result does not depend on their number.
         """
         total = self._dataset.num_held_out
         if not total:
             return {}
-        found = {}
+        own_chunks = {}
         for start in range(world.rank * sampling.CHUNK, total, world.size * sampling.CHUNK):
             numbers = range(
                 self._dataset.num_samples + start, self._dataset.num_samples + min(total, start + sampling.CHUNK)
             )
             clean = _tensor(self._clean(numbers))
-            found[start] = [_likeness(_tensor(self._restored(G, numbers, start)), clean)]
+            own_chunks[start] = [_psnr_and_ssim(_tensor(self._restored(G, numbers, start)), clean)]
             if not self._before:
-                found[start].append(_likeness(_tensor(self._degraded(numbers)), clean))
-        chunks = {start: values for part in world.gather(found) for start, values in part.items()}
+                own_chunks[start].append(_psnr_and_ssim(_tensor(self._degraded(numbers)), clean))
+        chunks = {start: values for part in world.gather(own_chunks) for start, values in part.items()}
         means = [
             np.mean(np.concatenate(columns), axis=0) for columns in zip(*(chunks[start] for start in sorted(chunks)))
         ]
@@ -68,7 +72,7 @@ class HeldOut:
         return np.stack([self._dataset.read(number, self._decode) for number in numbers])
 
     def _degraded(self, numbers: Sequence[int]) -> np.ndarray:
-        """uint8 [n, R, R, 3]."""
+        """Return degraded images, uint8 [n, R, R, 3]."""
         if self._dataset.pairs:
             return np.stack([self._dataset.read(number, self._decode, degraded=True) for number in numbers])
         seeds = host_rng.bits(host_rng.key(0, "held out, degraded"), np.asarray(numbers)).view(np.int64)
@@ -76,21 +80,21 @@ class HeldOut:
         return image_grid.to_uint8(degrade(clean, torch.from_numpy(seeds), self._recipe))
 
     def _restored(self, G: nn.Module, numbers: Sequence[int], first: int = 0) -> np.ndarray:
-        """The same of what G makes of them, with the latents from number `first` on."""
-        places = range(first, first + len(numbers))
+        """Return restored images, uint8 [n, R, R, 3], with the latents from number `first` on."""
+        latents = range(first, first + len(numbers))
         labels = [self._dataset.label(number) for number in numbers] if self._dataset.num_classes else None
 
         def read_degraded(part: list[int]) -> np.ndarray:
-            return self._degraded([numbers[place - first] for place in part])
+            return self._degraded([numbers[latent - first] for latent in part])
 
-        return np.stack(list(sampling.Sampler(G, self._z_dim, 0).pixels(places, labels, read_degraded)))
+        return np.stack(list(sampling.Sampler(G, self._z_dim, 0).pixels(latents, labels, read_degraded)))
 
 
 def _tensor(pictures: np.ndarray) -> Tensor:
-    """uint8 [n, R, R, 3] -> [n, 3, R, R]."""
+    """Permute uint8 [n, R, R, 3] to [n, 3, R, R]."""
     return torch.from_numpy(pictures).permute(0, 3, 1, 2)
 
 
-def _likeness(pictures: Tensor, clean: Tensor) -> np.ndarray:
-    """PSNR and SSIM of each; float64 [n, 2]."""
+def _psnr_and_ssim(pictures: Tensor, clean: Tensor) -> np.ndarray:
+    """Return PSNR and SSIM of each image; float64 [n, 2]."""
     return torch.stack([psnr(pictures, clean).clamp(max=BEST_DB), ssim(pictures, clean)], 1).numpy()

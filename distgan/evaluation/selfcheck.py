@@ -1,7 +1,6 @@
-"""`distgan evaluate --self-test`: values that others published, next to those that this machine computes."""
+"""`distgan evaluate --self-test`: compare values computed on this machine with published ones."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -23,63 +22,68 @@ from distgan.metrics.registry import Features
 from distgan.storage import formatting
 
 NUM_CIFAR = {"train": 50_000, "test": 10_000}
-NUM_DRAWN = 5000
+NUM_DRAWN = 5000  # images of each set in the comparison
 
 
 class Line(NamedTuple):
-    """What is expected, what was found (NaN where it could not be computed), and how far they may differ."""
+    """A published value and the one computed here.
+
+    Attributes:
+        computed: The value computed here; NaN if that was not possible.
+        tolerance: Largest difference allowed.
+        why_not: Why it was not computed.
+    """
 
     name: str
     expected: float
-    found: float
+    computed: float
     tolerance: float
     why_not: str = ""
 
     @property
     def holds(self) -> bool:
-        return abs(self.found - self.expected) <= self.tolerance
+        """True if the two agree."""
+        return abs(self.computed - self.expected) <= self.tolerance
 
 
-@dataclass
 class Part:
-    """Some images of a set, in an order of their own."""
+    """Some images of a set, in another order; image i is image `chosen[i]` of the set."""
 
-    images: ShardImages
-    chosen: np.ndarray
-    reads_files: bool = True
+    reads_files = True
 
-    @property
-    def num(self) -> int:
-        return len(self.chosen)
+    def __init__(self, images: ShardImages, chosen: np.ndarray) -> None:
+        self.num = len(chosen)
+        self._images, self._chosen = images, chosen
 
     def read(self, numbers: np.ndarray) -> Images:
-        found = self.images.read(self.chosen[numbers])
-        return Images(numbers, found.pixels, found.labels)
+        """Read images by their numbers."""
+        images = self._images.read(self._chosen[numbers])
+        return Images(numbers, images.pixels, images.labels)
 
 
 def selfcheck(world: World, config: Config) -> list[Line]:
-    """All that can be checked here: the arithmetic always, networks where their weights lie, data where it is named.
+    """Check the arithmetic of metrics, and FID on CIFAR-10 if its images and Inception's weights are there.
 
     Args:
-        config: data.shards are CIFAR-10's training images and eval.reference its test images, for the last part; in the
-            order of the published files, since the published values are of images drawn by their numbers.
+        config: data.shards are CIFAR-10's training images and eval.reference its test images, in the order of the
+            published files, since the published values are of images drawn by their numbers.
     """
     return [*_arithmetic(), *_inception_on_cifar10(world, config)]
 
 
 def features(num: int, seed: int, shift: float = 0.0, dim: int = 24) -> Tensor:
-    """Skewed, correlated numbers, as features are; float32 [num, dim]."""
+    """Return skewed, correlated random numbers that resemble features; float32 [num, dim]."""
     mix = np.random.RandomState(7).standard_normal((dim, dim)) / dim**0.5
-    drawn = np.random.RandomState(seed).standard_normal((num, dim))
-    return torch.from_numpy(np.abs(drawn @ mix + shift).astype(np.float32))
+    normal = np.random.RandomState(seed).standard_normal((num, dim))
+    return torch.from_numpy(np.abs(normal @ mix + shift).astype(np.float32))
 
 
 def _arithmetic() -> list[Line]:
-    """Values of torch-fidelity 0.4.0 and prdc 0.2 on the same numbers, in float64."""
+    """Compare with values of torch-fidelity 0.4.0 and prdc 0.2 on the same numbers, in float64."""
     real, fake = features(600, 2), features(500, 6, 0.1)
     logits = torch.from_numpy((np.random.RandomState(9).standard_normal((997, 12)) * 2).astype(np.float32))
-    known = Moments.of(real).gaussian()
-    fd = frechet.distance(known, Moments.of(fake).gaussian(), frechet.root(known.cov))
+    gaussian = Moments.of(real).gaussian()
+    fd = frechet.distance(gaussian, Moments.of(fake).gaussian(), frechet.root(gaussian.cov))
     kid, _, _ = kernel.subsets(real, fake, num=20, size=300)
     precision, recall = precision_recall.precision_recall(real, fake)
     density, coverage = precision_recall.density_coverage(real, fake)
@@ -95,8 +99,8 @@ def _arithmetic() -> list[Line]:
 
 
 def _inception_on_cifar10(world: World, config: Config) -> list[Line]:
-    """5000 training images against 5000 test images, which torch-fidelity's own tests draw; and IS of all 50,000."""
-    expected = {  # value, tolerance: what machines and versions differ by
+    """Compare 5000 training images with 5000 test images, as torch-fidelity's own tests do; and IS of all 50,000."""
+    expected = {  # value, and tolerance for differences of machines and versions
         "FID, 5000 + 5000 of CIFAR-10": (10.32333, 1e-3),
         "KID, 5000 + 5000 of CIFAR-10": (-2.907863e-05, 1e-6),
         "Inception Score, 5000 of CIFAR-10": (10.75051, 1e-3),
@@ -119,30 +123,33 @@ def _inception_on_cifar10(world: World, config: Config) -> list[Line]:
         except DistganError as error:
             return without(str(error))
     images = {name: shard_images(config, dataset, 32, world) for name, dataset in sets.items()}
-    found = _values(world, extractor, images)
-    return [Line(name, *pair[:1], found[name], pair[1]) for name, pair in expected.items()]
+    values = _values(world, extractor, images)
+    return [Line(name, value, values[name], tolerance) for name, (value, tolerance) in expected.items()]
 
 
 def _cifar10(dataset: Dataset, name: str) -> Dataset:
+    """Return a data set that has as many images as CIFAR-10. Raises DataError for others."""
     if dataset.num_samples != NUM_CIFAR[name]:
         raise DataError(f"CIFAR-10's {name} set has {NUM_CIFAR[name]:,} images, these shards {dataset.num_samples:,}")
     return dataset
 
 
 def _values(world: World, extractor: Extractor, images: dict[str, ShardImages]) -> dict[str, float]:
-    """The four values, on all ranks."""
+    """Return the four values on all ranks."""
 
-    def drawn(name: str) -> Features | None:
+    def some(name: str) -> Features | None:
         chosen = np.random.RandomState(2020).choice(images[name].num, NUM_DRAWN, replace=False)
-        return extract(world, extractor, Part(images[name], chosen), NUM_DRAWN, _no_poll).features
+        return extract(world, extractor, Part(images[name], chosen), NUM_DRAWN).features
 
-    train, test = drawn("train"), drawn("test")
-    whole = extract(world, extractor, images["train"], images["train"].num, _no_poll).features
+    train, test = some("train"), some("test")
+    whole = extract(world, extractor, images["train"], images["train"].num).features
 
     def compute() -> dict[str, float]:
-        known = test.gaussian
+        assert train is not None and test is not None and whole is not None  # on rank 0
+        assert train.logits is not None and whole.logits is not None  # of Inception
+        real = test.gaussian
         return {
-            "FID, 5000 + 5000 of CIFAR-10": frechet.distance(known, train.gaussian, frechet.root(known.cov)),
+            "FID, 5000 + 5000 of CIFAR-10": frechet.distance(real, train.gaussian, frechet.root(real.cov)),
             "KID, 5000 + 5000 of CIFAR-10": kernel.subsets(test.points, train.points)[0],  # drawn for train first
             "Inception Score, 5000 of CIFAR-10": inception_score.score(train.logits)[0],
             "Inception Score, CIFAR-10 training set": inception_score.score(whole.logits)[0],
@@ -151,14 +158,10 @@ def _values(world: World, extractor: Extractor, images: dict[str, ShardImages]) 
     return world.on_main(compute)
 
 
-def _no_poll() -> None:
-    """Nobody waits for it."""
-
-
 def table(lines: Sequence[Line]) -> list[str]:
-    """Side by side, for a person."""
+    """Return the values side by side as human-readable lines."""
     rows = [("", "published", "here", "")]
     for line in lines:
-        here = "not computed" if line.why_not else f"{line.found:.10g}"
+        here = "not computed" if line.why_not else f"{line.computed:.10g}"
         rows.append((line.name, f"{line.expected:.10g}", here, line.why_not or ("agrees" if line.holds else "DIFFERS")))
     return formatting.table(rows, "<>>")

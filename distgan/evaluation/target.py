@@ -1,4 +1,4 @@
-"""What `distgan evaluate` is pointed at: images of a run, a checkpoint, an export, or images that exist."""
+"""Open the target of `distgan evaluate`: a run, a checkpoint or an exported generator, or images that exist."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -20,21 +20,21 @@ from distgan.storage import checkpoint_folder
 from distgan.storage.home import user_path
 from distgan.storage.urls import public
 
-NUM_IMAGES = 50_000  # what the field reports on, where eval.num_images is not given
+NUM_IMAGES = 50_000  # the usual number in papers, used if eval.num_images is not set
 
 
 @dataclass
 class Subject:
-    """What is measured.
+    """The images to measure.
 
     Attributes:
-        images: Seed, and class counts of the data set -> the images. Images that exist have no seed.
-        resolution: Of the images.
+        images: Maps a seed and the class counts of the data set to the images; images that exist ignore both.
+        resolution: Resolution of the images.
         origin: Where they come from, for the report.
         num_classes: 0 for images without classes.
-        is_generated: Whether other seeds give other images.
-        unseen: Classes that a generator did not learn, since they had no image.
-        class_names: Of images that lie in folders of classes, or that the cards of a run's training data gave.
+        is_generated: Whether a generator makes them, so that other seeds give other images.
+        unseen: Classes without images in the generator's training data.
+        class_names: Names of the class folders, or of the cards of a run's training data.
     """
 
     config: Config
@@ -48,8 +48,10 @@ class Subject:
 
 
 def open_subject(target: str, overrides: Sequence[str], device: torch.device) -> Subject:
-    """What `target` names: a trained generator, or images."""
-    path, class_names = user_path(target), []
+    """Open the trained generator or the images that `target` names."""
+    path = user_path(target)
+    class_names: Sequence[str] = ()
+    layers: list[tuple[str, dict]] = []
     if is_exported(path):
         generator = load_generator(path, device)
         layers = [("exported generator", {"data": {"resolution": generator.resolution}})]
@@ -75,7 +77,7 @@ def open_subject(target: str, overrides: Sequence[str], device: torch.device) ->
     num_classes, unseen, policy = generator.num_classes, generator.spec.unseen, config.eval.labels
     if not num_classes or policy != "empirical":
         counts = [int(label not in unseen) for label in range(num_classes)]
-        draw_labels(policy, 0, 1, counts)  # a mistake is told before any work
+        draw_labels(policy, 0, 1, counts)  # errors are raised before any work
 
     def images(seed: int, class_counts: Sequence[int]) -> ImageSet:
         labels = draw_labels(policy, seed, config.eval.num_images, class_counts if num_classes else [])
@@ -87,7 +89,7 @@ def open_subject(target: str, overrides: Sequence[str], device: torch.device) ->
     origin |= {
         "path": str(path.resolve()),
         "family": generator.spec.family,
-        "weights": f"average of G, half-life {config.ema.half_life} images",
+        "weights": f"average of G, half-life {generator.half_life} images",
         "labels": policy if num_classes else "none",
         "truncation": 1.0,
         "batch_norm": "running statistics" if _has_batch_norm(generator.net) else "none",
@@ -104,7 +106,7 @@ def _require_reference(config: Config) -> None:
 
 def _open_images(target: str, path: Path, overrides: Sequence[str]) -> Subject:
     listing = list_source(target)
-    _require_reference(load_to_evaluate([], overrides))  # a mistake is told before images are read
+    _require_reference(load_to_evaluate([], overrides))  # errors are raised before images are read
     images = ListedImages(listing, threads=4)
     if asked := [text for text in overrides if text.startswith("eval.num_images=")]:
         raise ConfigError(
@@ -124,12 +126,14 @@ def _open_images(target: str, path: Path, overrides: Sequence[str]) -> Subject:
 
 
 def name_classes(subject: Subject, real: Dataset) -> list[str]:
-    """Give images in folders of classes the numbers that real images have of these; warnings where that cannot be."""
+    """Number the classes of images in class folders as the real images' classes; returns warnings if that fails."""
     if subject.is_generated or not subject.class_names or not real.num_classes:
         return []
-    known = dataset_card.read(real.urls[0]).get("classes")
-    numbers = class_numbers(subject.class_names, known if isinstance(known, list) else [], real.num_classes)
-    subject.images(0, []).renumber(numbers)
+    images = subject.images(0, [])
+    assert isinstance(images, ListedImages)
+    real_names = dataset_card.read(real.urls[0]).get("classes")
+    numbers = class_numbers(subject.class_names, real_names if isinstance(real_names, list) else [], real.num_classes)
+    images.renumber(numbers)
     subject.num_classes = real.num_classes if numbers else 0
     shown = ", ".join(subject.class_names[:3])
     return (
@@ -137,17 +141,17 @@ def name_classes(subject: Subject, real: Dataset) -> list[str]:
     )
 
 
-def class_numbers(names: Sequence[str], known: Sequence[str], num_classes: int) -> list[int]:
-    """Numbers of classes by their names, or the names themselves where these are numbers; [] where neither fits.
+def class_numbers(names: Sequence[str], real_names: Sequence[str], num_classes: int) -> list[int]:
+    """Return the numbers of classes by their names, or the names as numbers if they are; [] if neither is possible.
 
     Args:
-        known: Names of classes 0, 1 ...; empty where nobody knows them: then as many names count in their order.
+        real_names: Names of classes 0, 1 ...; empty if they are unknown: then `num_classes` names count in their order.
     """
-    if set(names) <= set(known):
-        return [known.index(name) for name in names]
+    if set(names) <= set(real_names):
+        return [real_names.index(name) for name in names]
     if all(name.isdecimal() and int(name) < num_classes for name in names):
         return [int(name) for name in names]
-    return list(range(num_classes)) if not known and len(names) == num_classes else []
+    return list(range(num_classes)) if not real_names and len(names) == num_classes else []
 
 
 def _has_batch_norm(net: nn.Module) -> bool:

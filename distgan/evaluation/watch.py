@@ -1,4 +1,4 @@
-"""`distgan evaluate --watch RUN`: each new checkpoint of a run is measured, by another job than that which trains."""
+"""`distgan evaluate --watch RUN`: measure each new checkpoint of a run, in another job than the training."""
 
 import json
 import logging
@@ -8,14 +8,15 @@ from pathlib import Path
 
 from distgan.distributed.process_group import World
 from distgan.errors import ConfigError, DataError
-from distgan.evaluation.report import Options, asked_for, evaluate
+from distgan.evaluation.evaluate import evaluate
+from distgan.evaluation.report import Options, asked_for
 from distgan.storage import checkpoint_folder
 from distgan.storage.run_dir import RunFolder
 
 log = logging.getLogger("distgan")
 
-LOOK_SEC = 5.0  # from one look at the run to the next
-OVER = ("finished", "failed")  # states of a run that makes no more checkpoints; a preempted one is taken up again
+LOOK_SEC = 5.0  # between two looks at the run
+OVER = ("finished", "failed")  # states of a run that saves no more checkpoints; a preempted one will be resumed
 
 
 def watch(
@@ -26,13 +27,13 @@ def watch(
     tell: Callable[[dict], None],
     look_sec: float = LOOK_SEC,
 ) -> int:
-    """Measure the checkpoints of a run, oldest first, as they come; called by all ranks. Returns how many.
+    """Measure the checkpoints of a run, oldest first, as they are saved; called by all ranks. Returns their number.
 
-    A checkpoint with a report of the same measurement is not measured again, so that the same command goes on where it
-    was stopped. It ends when the run has ended and nothing is left to measure.
+    A checkpoint with a report of the same measurement is skipped, so that the same command continues where it was
+    stopped. It returns when the run has ended and all checkpoints are measured.
 
     Args:
-        tell: Takes each report, on rank 0.
+        tell: Shows a report, on rank 0.
     """
     folder = RunFolder(run)
     if not folder.checkpoints.is_dir():
@@ -42,7 +43,7 @@ def watch(
     seen: set[str] = _reported(folder.path, asked_for(overrides, options))
     num = 0
     while True:
-        # The state first: what it calls finished has written its last checkpoint.
+        # The state is read first: a run that has ended then has saved its last checkpoint.
         is_over = world.broadcast(folder.read_status().get("state") in OVER)
         name = world.broadcast(_next(folder.checkpoints, seen))
         if not name and is_over:
@@ -64,18 +65,18 @@ def watch(
 
 
 def _next(checkpoints: Path, seen: set[str]) -> str:
-    """The oldest checkpoint that was not measured; empty where there is none."""
+    """Return the name of the oldest checkpoint that was not measured, empty if there is none."""
     return next((path.name for path in checkpoint_folder.newest_first(checkpoints)[::-1] if path.name not in seen), "")
 
 
 def _reported(run: Path, asked: dict) -> set[str]:
-    """Checkpoints of which there is a report that was asked for in the same words."""
-    found = set()
+    """Return the names of checkpoints with a report of the same measurement."""
+    names = set()
     for path in (run / "evaluations").glob("*.json"):
         try:
             report = json.loads(path.read_text())
             if report.get("asked") == asked:
-                found.add(report["subject"]["checkpoint"])
+                names.add(report["subject"]["checkpoint"])
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             log.warning(f"{path} is not a report ({error}): skipped")
-    return found
+    return names

@@ -106,7 +106,7 @@ def card(G: Generator, kind: str, name: str) -> str:
         "spectral norm": "yes" if normalised(G.net) else "none",
         "run": f"{origin['run']}, {origin['checkpoint']}, after {origin['images']:,} images",
         "checkpoint sha256": origin["sha256"],
-        "weights": f"the running average of training (half-life {_half_life(config)} images)",
+        "weights": f"the running average of training (half-life {G.half_life} images)",
         "loss": config["loss"]["name"],
         "seed": config["train"]["seed"],
         "made by": f"distgan {__version__}, torch {torch.__version__}",
@@ -152,13 +152,6 @@ bound, values may pass these ends a little. As bytes: `(images * 127.5 + 127.5).
 The config of the training is in `{DESCRIPTION}`{place}. Whose images it was trained on, and under which terms, this
 card does not know: say so before you pass it on.
 """
-
-
-def _half_life(config: dict) -> str:
-    """Return the half-life as text, or the first and the last one of a schedule."""
-    half_life = config["ema"]["half_life"]
-    values = half_life if isinstance(half_life, list) else [half_life]  # older checkpoints have a number
-    return " to ".join(f"{value:,.0f}" for value in values)
 
 
 USE = {

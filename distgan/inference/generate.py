@@ -69,7 +69,7 @@ class GenerateOptions:
 
     @property
     def is_file(self) -> bool:
-        """Whether the result is one file, not a set of images."""
+        """True if the result is one file, not a set of images."""
         return self.kind in ("grid", "video")
 
 

@@ -140,8 +140,8 @@ def _difference(before: dict | None, now: dict) -> str:
             f"images of {before.get('run')}, {before.get('checkpoint')}, not of {now['run']}, {now['checkpoint']}: "
             "to continue, name that checkpoint"
         )
-    words = ", ".join(f"{key} {json.dumps(old)} instead of {json.dumps(new)}" for key, (old, new) in differ.items())
-    return f"another set ({words}): to continue, ask for that"
+    changes = ", ".join(f"{key} {json.dumps(old)} instead of {json.dumps(new)}" for key, (old, new) in differ.items())
+    return f"another set ({changes}): to continue, ask for that"
 
 
 def _is_finished(folder: Path, group: int) -> bool:

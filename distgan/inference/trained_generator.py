@@ -74,6 +74,13 @@ class Generator:
         """Device of the weights, on which images are made."""
         return next(self.net.parameters()).device
 
+    @property
+    def half_life(self) -> str:
+        """Half-life of the average in images, as text; of a schedule the first and the last one."""
+        half_life = self.origin["config"]["ema"]["half_life"]
+        values = half_life if isinstance(half_life, list) else [half_life]  # older checkpoints have a number
+        return " to ".join(f"{value:,.0f}" for value in values)
+
     @torch.no_grad()
     def __call__(self, z: Tensor | int, labels: Labels = None, *, seed: int = 0) -> Tensor:
         """Return images [B, 3, R, R], float32, on the generator's device; -1 is black and 1 is white.

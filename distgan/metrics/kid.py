@@ -24,8 +24,8 @@ def subsets(
     _require_two(size)
     draw, distances = np.random.RandomState(seed), []
     for _ in range(num):
-        chosen = (draw.choice(len(points), size, replace=False) for points in (fake, real))
-        x, y = (points[torch.from_numpy(own).to(points.device)] for points, own in zip((fake, real), chosen))
+        indices = (draw.choice(len(points), size, replace=False) for points in (fake, real))
+        x, y = (points[torch.from_numpy(chosen).to(points.device)] for points, chosen in zip((fake, real), indices))
         within = (_sum(x, x) - _diagonal(x) + _sum(y, y) - _diagonal(y)) / (size * (size - 1))
         distances.append(within - 2 * _sum(x, y) / size**2)
     return float(np.mean(distances)), float(np.std(distances)), size
@@ -43,10 +43,10 @@ def full(real: Tensor, fake: Tensor) -> tuple[float, float]:
         within[i, i] = _sum(block, block) - _diagonal(block)
     across = np.array([_sum(block, real) for block in blocks])
     n = len(real)
-    own = (_sum(real, real) - _diagonal(real)) / (n * (n - 1))
+    within_real = (_sum(real, real) - _diagonal(real)) / (n * (n - 1))
 
     def mmd(kept: np.ndarray, m: int) -> float:
-        return own + within[np.ix_(kept, kept)].sum() / (m * (m - 1)) - 2 * across[kept].sum() / (m * n)
+        return within_real + within[np.ix_(kept, kept)].sum() / (m * (m - 1)) - 2 * across[kept].sum() / (m * n)
 
     numbers = np.arange(num_blocks)
     value = mmd(numbers, len(fake))

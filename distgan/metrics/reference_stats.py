@@ -61,7 +61,7 @@ class Reference:
 
     @property
     def has_points(self) -> bool:
-        """Whether it holds features, not only their Gaussian."""
+        """True if it holds features, not only their Gaussian."""
         return len(self.features.points) > 0
 
     @property
@@ -129,8 +129,8 @@ def load_statistics(path: Path, extractor: str, dim: int, resolution: int) -> Re
                 raise DataError(f"{path}: not a statistics file (.npz with mu and sigma)")
         with ArrayFile(path) as file:
             if not {"mu", "sigma"} <= set(file.names):
-                held = ", ".join(file.names[:20])[:200] or "nothing"
-                raise DataError(f"{path}: not statistics: it has {held}, but not mu and sigma")
+                names = ", ".join(file.names[:20])[:200] or "nothing"
+                raise DataError(f"{path}: not statistics: it has {names}, but not mu and sigma")
             mean, cov = file.shape("mu"), file.shape("sigma")
             if cov != mean * 2:
                 raise DataError(f"{path}: mu of shape {list(mean)} and sigma of shape {list(cov)}")

@@ -1,12 +1,12 @@
 """The metrics: pure functions of features that were computed once.
 
-`METRICS` is the list; a config names its entries in `eval.metrics`. The names of the values say whether they compare
-with published ones: see `value_name`.
+`METRICS` is the list; a config names its entries in `eval.metrics`, and `names.EVAL_METRICS` has the direction of each.
+The names of the values say whether they compare with published ones: see `value_name`.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -50,7 +50,6 @@ class Metric(NamedTuple):
     Attributes:
         values: (real, fake, with_errors) -> values. Errors that cost more than the value are NaN unless asked for.
         names: Names of the values.
-        better: Direction in which values are better; empty for a metric by which no checkpoint should be chosen.
         needs_points: Whether the features of real images are needed, not only their Gaussian.
         needs_logits: Whether the extractor must be a classifier.
         least: Smallest number of images of each side for which the metric is defined.
@@ -58,7 +57,6 @@ class Metric(NamedTuple):
 
     values: Callable[[Features, Features, bool], Values]
     names: tuple[str, ...]
-    better: Literal["lower", "higher", ""]
     needs_points: bool = True
     needs_logits: bool = False
     least: int = 2
@@ -105,12 +103,12 @@ def _some(points: Tensor) -> Tensor:
 
 
 METRICS: dict[str, Metric] = {
-    "fd": Metric(_frechet, ("fd",), "lower", needs_points=False),
-    "kid": Metric(_kid, ("kid", "kid_subset_std"), "lower"),
-    "kid_full": Metric(_kid_full, ("kid_full",), "lower"),
-    "is": Metric(_inception_score, ("is", "is_split_std"), "higher", needs_points=False, needs_logits=True, least=10),
-    "pr": Metric(_precision_recall, ("precision_k3", "recall_k3"), "", least=4),  # blur raises precision
-    "dc": Metric(_density_coverage, ("density_k5", "coverage_k5"), "", least=6),  # and density
+    "fd": Metric(_frechet, ("fd",), needs_points=False),
+    "kid": Metric(_kid, ("kid", "kid_subset_std")),
+    "kid_full": Metric(_kid_full, ("kid_full",)),
+    "is": Metric(_inception_score, ("is", "is_split_std"), needs_points=False, needs_logits=True, least=10),
+    "pr": Metric(_precision_recall, ("precision_k3", "recall_k3"), least=4),
+    "dc": Metric(_density_coverage, ("density_k5", "coverage_k5"), least=6),
 }
 
 
@@ -129,5 +127,4 @@ def value_name(name: str, extractor: Extractor, num: int, whole: bool) -> str:
         if extractor.name != "inception" or WEIGHTS["inception"].sha256[:12] not in extractor.identity:
             raise ValueError(f"{extractor.identity} is not the Inception network that FID is defined by")
         return f"fid{size}" if name == "fd" else f"{name}_inception_{size}"
-    own = extractor.key_prefix.removeprefix("fd_")
-    return f"{name}_{own}_{size}"
+    return f"{name}_{extractor.key_prefix.removeprefix('fd_')}_{size}"

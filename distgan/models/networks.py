@@ -26,15 +26,15 @@ def require_family(family: str, where: str | Path) -> None:
         )
 
 
-def require_revision(family: str, found: int, where: str | Path) -> None:
+def require_revision(family: str, revision: int, where: str | Path) -> None:
     """Refuse weights of networks that this version computes differently. Raises DataError."""
     current = MODELS[family]
-    if found != current.revision:
-        newer = f"; a newer version of distgan wrote it (revision {found}, here {current.revision})"
+    if revision != current.revision:
+        newer = f"; a newer version of distgan wrote it (revision {revision}, here {current.revision})"
         older = f": since then, {current.revised}. Train from scratch, or use the version of distgan that wrote it"
         raise DataError(
             f"{where}: its weights belong to another revision of the {family} networks"
-            f"{newer if found > current.revision else older}"
+            f"{newer if revision > current.revision else older}"
         )
 
 

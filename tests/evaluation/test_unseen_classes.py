@@ -13,7 +13,7 @@ from distgan import load_generator
 from distgan.cli.main import main
 from distgan.data.synthetic import write_shards
 from distgan.errors import ConfigError
-from distgan.evaluation.report import _class_counts
+from distgan.evaluation.evaluate import _class_counts
 from distgan.evaluation.target import open_subject
 from distgan.inference.export import card
 from distgan.inference.generate import GenerateOptions, generate, parse_labels
@@ -111,6 +111,7 @@ def test_a_generator_draws_the_classes_it_saw_alone(path: Path, tmp_path: Path) 
 def test_evaluations_of_a_generator_draw_the_classes_it_saw_alone(path: Path) -> None:
     own = ["eval.num_images=100", "eval.labels=uniform", "eval.reference=unused.npz"]
     subject = open_subject(str(path), own, torch.device("cpu"))
+    assert subject.origin["weights"] == "average of G, half-life 500 images"  # of the training, in an export too
     drawn = subject.images(0, _class_counts(subject, None, None)).labels
     assert set(drawn.tolist()) == {0, 2}
     with pytest.raises(ConfigError, match="class 3 has no image in the training data"):

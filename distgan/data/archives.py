@@ -37,20 +37,20 @@ Span = tuple[int, int]  # where a file's bytes begin in its archive, and how man
 
 
 def hidden(name: str) -> bool:
-    """Files that file managers leave behind, the resource forks of archives from a Mac, and indexes of shards."""
+    """Return whether a file is left behind by a file manager or a Mac, or is the index of a shard."""
     return name.endswith(".tar.index") or any(
         (part[:1] == "." and part not in (".", "..")) or part == "__MACOSX" for part in name.split("/")
     )
 
 
 def stem(path: Path) -> str:
-    """The name of an archive without its suffix."""
+    """Return the name of an archive without its suffix."""
     name = path.name
     return next((name[: -len(suffix)] for suffix in ARCHIVES if name.lower().endswith(suffix)), name)
 
 
 def zip_names(path: Path) -> list[str]:
-    """Names of the files in a zip archive, sorted."""
+    """Return the names of the files in a zip archive, sorted."""
     try:
         with zipfile.ZipFile(path) as archive:
             return sorted(
@@ -61,7 +61,7 @@ def zip_names(path: Path) -> list[str]:
 
 
 def zip_size(path: str, name: str) -> int:
-    """Bytes of a file in a zip archive. Raises OSError for what no image inflates to."""
+    """Return the bytes of a file in a zip archive. Raises OSError for what no image inflates to."""
     try:
         info = _open_zip(path).getinfo(name)
     except (*ZIP_ERRORS, KeyError) as error:
@@ -72,7 +72,7 @@ def zip_size(path: str, name: str) -> int:
 
 
 def zip_read(path: str, name: str, length: int) -> bytes:
-    """The first bytes of a file in a zip archive. Raises OSError for what is corrupt."""
+    """Read the first bytes of a file in a zip archive. Raises OSError for what is corrupt."""
     left = min(length, zip_size(path, name))
     out = io.BytesIO()
     try:
@@ -93,22 +93,22 @@ def _open_zip(path: str) -> zipfile.ZipFile:
 
 
 def tar_names(path: Path, skipped: list[Skipped], allow_corrupt: bool = False) -> list[tuple[str, Span]]:
-    """Names and places of the files in a plain tar, in its order; what cannot be read at random is skipped."""
-    found: list[tuple[str, Span]] = []
+    """Return names and places of the files in a plain tar; what cannot be read at random is skipped."""
+    names: list[tuple[str, Span]] = []
     try:
         with tar.opened(path) as (data, size):
             if not size:
                 raise OSError("an empty file")
-            found.extend((name, (offset, length)) for name, offset, length in _files(data, size, skipped))
+            names.extend((name, (offset, length)) for name, offset, length in _files(data, size, skipped))
     except (tar.Damage, OSError) as damage:
         _damaged(path, damage, skipped, allow_corrupt)
-    return found
+    return names
 
 
 def unpacked(
     path: Path, skipped: list[Skipped], allow_corrupt: bool = False
 ) -> Iterator[tuple[str, int, Callable[[int], bytes]]]:
-    """Names and sizes of the files in a compressed tar, in its order, and how to read so many of their first bytes.
+    """Yield names and sizes of the files in a compressed tar, and how to read so many of their first bytes.
 
     They can be read until the next one is asked for.
     """
@@ -122,6 +122,7 @@ def unpacked(
 
 
 def _first_bytes(path: Path, data: tar.Bytes, offset: int, size: int, length: int) -> bytes:
+    """Read the first bytes of a file in a compressed tar. Raises DataError where the tar is corrupt."""
     try:
         return data[offset : offset + min(length, size)]
     except tar.Damage as damage:
@@ -129,7 +130,7 @@ def _first_bytes(path: Path, data: tar.Bytes, offset: int, size: int, length: in
 
 
 def read_span(path: str, span: Span, length: int) -> bytes:
-    """The first bytes of a range of a file."""
+    """Read the first bytes of a range of a file."""
     with open(path, "rb") as file:
         return os.pread(file.fileno(), min(length, span[1]), span[0])
 
@@ -143,7 +144,7 @@ def _damaged(path: Path, damage: Exception, skipped: list[Skipped], allow_corrup
 
 
 def _files(data: tar.Bytes, size: int, skipped: list[Skipped]) -> Iterator[tuple[str, int, int]]:
-    """Name, offset and length of the plain files in a tar; links and sparse files are left out."""
+    """Yield name, offset and length of the plain files in a tar; links and sparse files are left out."""
     for name, kind, _, offset, length in tar.members(data, size):
         if not hidden(name):
             if kind == "file":

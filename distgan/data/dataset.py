@@ -122,20 +122,20 @@ class Dataset:
         self._open = lru_cache(maxsize=int(min(1024, max(16, room))))(self._locate_shard)
 
     def shard_of(self, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Shard number, and place among its usable samples, of each sample id."""
+        """Return the shard of each sample id, and its place among the usable samples there."""
         shard = np.searchsorted(self._ends, ids, side="right")
         return shard, ids - (self._ends[shard] - self.counts[shard])
 
     def located(self, shard: int) -> Located:
-        """The usable samples of a shard."""
+        """Return where the usable samples of a shard lie."""
         return self._open(shard)[0]
 
     def read_labels(self) -> np.ndarray:
-        """The class of every sample, from the index of every shard; int32 [num_samples]."""
+        """Read the class of every sample, from the index of every shard; int32 [num_samples]."""
         return np.concatenate([self.located(shard).label for shard in range(len(self.urls))])
 
     def examples(self, num: int, seed: int, labels: Sequence[int] | None = None) -> list[int]:
-        """Some samples by a fixed choice, of the given classes where there are enough of them at hand."""
+        """Return some samples by a fixed choice, of the given classes where there are enough of them at hand."""
         bits = host_rng.bits(host_rng.key(seed, "examples"), np.arange(64 * num))
         drawn = list(dict.fromkeys((bits % np.uint64(self.num_samples)).astype(int).tolist()))
         if labels is None:
@@ -147,7 +147,7 @@ class Dataset:
         return [next(cycles[label]) for label in labels]
 
     def read(self, sample: int, options: DecodeOptions, degraded: bool = False) -> np.ndarray:
-        """One image at the given resolution, uint8 [R, R, 3]; white where it is corrupt. Of a pair, either."""
+        """Read one image, uint8 [R, R, 3]; white where it is corrupt. Of a pair, either."""
         shard, located, place = self._find(sample)
         offset, length = located.pictures[degraded]
         out = np.empty((options.resolution, options.resolution, 3), np.uint8)
@@ -160,7 +160,7 @@ class Dataset:
         return out
 
     def stored(self, sample: int) -> list[bytes]:
-        """The bytes of a sample's image, or of both images of a pair. Raises BadImage where they are too many."""
+        """Read the bytes of a sample's image, or of both images of a pair. Raises CorruptImage for too many."""
         shard, located, place = self._find(sample)
         spans = [(int(offset[place]), int(length[place])) for offset, length in located.pictures]
         for _, length in spans:
@@ -168,18 +168,18 @@ class Dataset:
         return [self.source.cached(self.urls[shard], *span) for span in spans]
 
     def key(self, sample: int) -> tuple[str, str]:
-        """Address of a sample's shard, and its key."""
+        """Return the address of a sample's shard, and its key."""
         shard, located, place = self._find(sample)
         url = self.urls[shard]
         return public(url), key_of(url, self.source, int(located.first[place]))
 
     def label(self, sample: int) -> int:
-        """The class of a sample; -1 where it has none."""
+        """Return the class of a sample; -1 where it has none."""
         _, located, place = self._find(sample)
         return int(located.label[place])
 
     def _find(self, sample: int) -> tuple[int, Located, int]:
-        """Shard of a sample, held out or not, and where in which list of that shard it stands."""
+        """Return the shard of a sample, the list that it stands in, used or held out, and its place there."""
         if sample < self.num_samples:
             shards, places = self.shard_of(np.array([sample]))
             return int(shards[0]), self.located(int(shards[0])), int(places[0])

@@ -36,7 +36,7 @@ class Card(TypedDict, total=False):
 
 
 def read(shards: str) -> Card:
-    """The card next to a local shard, or in a folder of shards; {} where there is none.
+    """Return the card next to a local shard, or in a folder of shards; {} where there is none.
 
     A data set needs no card: fields that cannot be used are told and left out.
     """
@@ -45,15 +45,15 @@ def read(shards: str) -> Card:
     path = user_path(local_path(shards))
     file = (path if path.is_dir() else path.parent) / "dataset.json"
     try:
-        told = os.stat(file)
+        status = os.stat(file)
     except (OSError, ValueError):
         return {}
-    return _read(file, told.st_mtime_ns, told.st_size)
+    return _read(file, status.st_mtime_ns, status.st_size)
 
 
 @functools.lru_cache(maxsize=64)
 def _read(file: Path, mtime_ns: int, size: int) -> Card:
-    """A card as it is now, so that what is wrong with it is told once."""
+    """Read a card as it is now; the cache warns of what is wrong with it once."""
     try:
         values = parse(dict[str, object], read_json(file, allow_nan=True), file)
     except (OSError, DataError) as error:
@@ -69,7 +69,7 @@ def _read(file: Path, mtime_ns: int, size: int) -> Card:
 
 
 def by_folder(urls: Sequence[str]) -> dict[str, Card]:
-    """The card of each folder that shards are in, in their order; {} of one that has no card."""
+    """Return the card of each folder that shards are in, in their order; {} of one that has no card."""
     return {public(folder): read(url) for url, folder in _firsts(urls).items()}
 
 
@@ -101,7 +101,7 @@ def join_classes(urls: Sequence[str]) -> tuple[list[str], list[list[int]]]:
 
 
 def _firsts(urls: Sequence[str]) -> dict[str, str]:
-    """One shard of each folder -> the folder, in the shards' order."""
+    """Map one shard of each folder to the folder, in the shards' order."""
     firsts: dict[str, str] = {}
     for url in urls:
         firsts.setdefault(os.path.dirname(url), url)
@@ -109,18 +109,18 @@ def _firsts(urls: Sequence[str]) -> dict[str, str]:
 
 
 def _class_names(card: Card) -> list[str]:
-    """Names of classes 0, 1 ...; none where a card has none, or nothing but the numbers themselves."""
-    found = card.get("classes") or []
-    is_numbers = found == [str(i) for i in range(len(found))]
-    return [] if is_numbers or len(set(found)) < len(found) else found
+    """Return the names of classes 0, 1 ...; none where a card has none, or nothing but numbers."""
+    names = card.get("classes") or []
+    is_numbers = names == [str(i) for i in range(len(names))]
+    return [] if is_numbers or len(set(names)) < len(names) else names
 
 
 def facts(card: Card) -> list[tuple[str, str]]:
-    """What a card says, for a person; what it lacks is left out."""
+    """Return names and values of what a card says; what it lacks is left out."""
     classes, counts = card.get("classes") or [], card.get("class_counts") or []
     spread = f" with {min(counts):,} to {max(counts):,} images" if counts else ""
     resolution = card.get("resolution")
-    found = [
+    rows = [
         ("images", f"{card['samples']:,}" if "samples" in card else ""),
         ("size", f"{resolution} x {resolution} pixels" if resolution else "their own"),
         ("classes", f"{len(classes)}{spread}" if classes else "none"),
@@ -132,9 +132,9 @@ def facts(card: Card) -> list[tuple[str, str]]:
         ("made by", card.get("made_by", "")),
         ("digest", card.get("digest", "")[:16]),
     ]
-    return [(name, value) for name, value in found if value]
+    return [(name, value) for name, value in rows if value]
 
 
 def _tally(counts: dict[str, int]) -> str:
-    """{"enlarged": 3} -> "3 enlarged"."""
+    """Map {"enlarged": 3} to "3 enlarged"."""
     return ", ".join(f"{n:,} {what}" for what, n in counts.items())

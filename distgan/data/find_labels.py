@@ -17,7 +17,7 @@ MAX_PART = 2**24  # bytes of the label next to an image
 
 
 def whole(file: File, most: int) -> bytes:
-    """All bytes of a file that holds labels, which are `most` at most; no more are read."""
+    """Read a file that holds labels, which has `most` bytes at most; no more are read."""
     try:
         content = file.read(most + 1)
     except OSError as error:
@@ -37,44 +37,45 @@ def check_spec(spec: str) -> None:
 
 
 def part_of(spec: str) -> str:
-    """The suffix of the files next to the images that hold the labels."""
+    """Return the suffix of the files next to the images that hold the labels."""
     part = spec.partition(":")[0].lower()
     return "" if part in ("table", "archives", "folders") else part or "cls"
 
 
 def is_table(name: str) -> bool:
+    """Return whether a file is a table of labels."""
     return name.rpartition("/")[2] == TABLE
 
 
 def find_labels(files: Sequence[File], pictures: Sequence[int], spec: str = "") -> Labels:
-    """The classes of the images of a source, whose numbers among its files are given; see the head of this file."""
+    """Return the classes of the images of a source, whose numbers among its files are given."""
     tables = [number for number, file in enumerate(files) if is_table(file.name)]
     if not pictures:
         return Labels(used=set(tables))
     names = [files[number].name for number in pictures]
     if spec in ("", "table") and tables:
-        found = _from_tables(files, pictures, tables)
+        labels = _from_tables(files, pictures, tables)
     elif spec == "table":
         raise DataError(f"--label table: there is no {TABLE}")
     elif part_of(spec) and (beside := _beside(files, pictures, part_of(spec))):
-        found = _from_parts(files, pictures, beside, spec)
+        labels = _from_parts(files, pictures, beside, spec)
     elif spec and part_of(spec):
         raise DataError(f"--label {spec}: no image has a part of the same name with the suffix .{part_of(spec)}")
     elif spec == "archives":
-        found = from_archives([files[number].archive for number in pictures], pictures)
+        labels = from_archives([files[number].archive for number in pictures], pictures)
     elif spec:
-        found = from_level(names, pictures, int(spec.partition(":")[2] or 0) or None)
+        labels = from_level(names, pictures, int(spec.partition(":")[2] or 0) or None)
     else:
-        found = from_folders(names, pictures)
+        labels = from_folders(names, pictures)
         archives = [files[number].archive for number in pictures]
-        if found.classes is None and not found.lacking and len(files) == len(pictures):
-            found = from_archives(archives, pictures, sure=False)
-    found.used |= set(tables)
-    return found
+        if labels.classes is None and not labels.lacking and len(files) == len(pictures):
+            labels = from_archives(archives, pictures, sure=False)
+    labels.used |= set(tables)
+    return labels
 
 
 def _from_tables(files: Sequence[File], pictures: Sequence[int], tables: Sequence[int]) -> Labels:
-    """{"labels": [["00000/img00000000.png", 6], ...]}: names count from the folder of the table, or from the top."""
+    """Read {"labels": [["00000/img00000000.png", 6], ...]}: names count from the table's folder, or the top."""
     values: dict[tuple[str, str], object] = {}
     without = ""
     for number in tables:
@@ -107,7 +108,7 @@ def _from_tables(files: Sequence[File], pictures: Sequence[int], tables: Sequenc
 
 
 def _rows(table: File, most: int) -> list[tuple[str, object]] | None:
-    """Names and labels of a table; None where it says that there are none."""
+    """Read names and labels of a table; None where it says that there are none."""
     try:
         content = json_of(whole(table, most), table.name, allow_nan=True)
     except DataError as error:
@@ -125,40 +126,41 @@ def _rows(table: File, most: int) -> list[tuple[str, object]] | None:
 
 
 def _beside(files: Sequence[File], pictures: Sequence[int], part: str) -> dict[int, int]:
-    """For images that have it, the file of the same name, cut at one of its dots, with the suffix `part`."""
+    """Return, for images that have it, the file of the same name, cut at a dot, with the suffix `part`."""
     ending = f".{part}"
     parts = {
         (file.archive, file.name[: -len(ending)]): number
         for number, file in enumerate(files)
         if file.name.lower().endswith(ending)
     }
-    found = {}
+    beside: dict[int, int] = {}
     for number in pictures if parts else ():
         stem = files[number].name
         while "." in stem.rpartition("/")[2]:
             stem = stem.rpartition(".")[0]
             if (files[number].archive, stem) in parts:
-                found[number] = parts[files[number].archive, stem]
+                beside[number] = parts[files[number].archive, stem]
                 break
-    return found
+    return beside
 
 
 def _from_parts(files: Sequence[File], pictures: Sequence[int], beside: dict[int, int], spec: str) -> Labels:
+    """Read the label of each image from the file next to it."""
     part, _, key = spec.partition(":")
     part = part or "cls"
-    labelled = list(beside)
-    values = [_value(files[beside[number]], key) for number in labelled]
-    key_told = f" at {key}" if key else ""
-    classes, numbers = as_classes(values, lambda i: f"{files[beside[labelled[i]]].name}: the label{key_told}")
+    labeled = list(beside)
+    values = [_value(files[beside[number]], key) for number in labeled]
+    where = f" at {key}" if key else ""
+    classes, numbers = as_classes(values, lambda i: f"{files[beside[labeled[i]]].name}: the label{where}")
     origin = f"the {part} parts" + (f", key {key}" if key else "")
     if classes is None:
         return Labels(lacking=f"{origin} have none", used=set(beside.values()), parts=True)
-    found = labels_of(classes, numbers, labelled, origin)
-    found.used, found.parts = set(beside.values()), True
-    if not spec and (lacks := [files[number].name for number in pictures if number not in beside]):
-        told = f"{len(lacks):,} of {len(pictures):,} images, such as {lacks[0]}, have no cls part"
-        return Labels(lacking=f"{told}; --label cls packs the others alone", used=found.used, parts=True)
-    if shared := len(beside) - len(found.used):
+    labels = labels_of(classes, numbers, labeled, origin)
+    labels.used, labels.parts = set(beside.values()), True
+    if not spec and (without := [files[number].name for number in pictures if number not in beside]):
+        reason = f"{len(without):,} of {len(pictures):,} images, such as {without[0]}, have no cls part"
+        return Labels(lacking=f"{reason}; --label cls packs the others alone", used=labels.used, parts=True)
+    if shared := len(beside) - len(labels.used):
         if spec == "":
             several: dict[int, int] = {}
             for number, holder in beside.items():
@@ -169,8 +171,8 @@ def _from_parts(files: Sequence[File], pictures: Sequence[int], beside: dict[int
                         f"--image-part {_suffix(names[1], files[holder].name)}"
                     )
                 several[holder] = number
-        found.assumed.append(f"{shared:,} images share their label with another one of the same key")
-    return found
+        labels.assumed.append(f"{shared:,} images share their label with another one of the same key")
+    return labels
 
 
 def _suffix(name: str, part: str) -> str:
@@ -178,7 +180,7 @@ def _suffix(name: str, part: str) -> str:
 
 
 def _value(file: File, key: str) -> object:
-    """What a label file holds: a number or a name; of JSON, what stands at the key, with dots between keys."""
+    """Read a label file: a number or a name; of JSON, what stands at the key, with dots between keys."""
     text = whole(file, MAX_PART).decode("utf-8", "replace").strip().strip("\ufeff\0")
     if key or file.name.lower().endswith(".json"):
         value = json_of(text, file.name)
@@ -202,11 +204,11 @@ def _value(file: File, key: str) -> object:
 
 
 def left_out(files: Sequence[File], pictures: Sequence[int], used: set[int]) -> Iterator[tuple[str, int]]:
-    """Suffixes of the parts that are neither images nor labels, and how many there are of each."""
+    """Yield the suffixes of parts that are neither images nor labels, and how many there are of each."""
     counts: dict[str, int] = {}
-    known = used.union(pictures)
+    used_or_image = used.union(pictures)
     for number, file in enumerate(files):
-        if number not in known:
+        if number not in used_or_image:
             suffix = file.name.rpartition("/")[2].partition(".")[2].lower()
             counts[suffix] = counts.get(suffix, 0) + 1
     yield from counts.items()

@@ -16,57 +16,57 @@ _STORAGE = re.compile(r"(?:.*/)?\d{5}/img\d{8}\.\w+")  # what NVIDIA's dataset_t
 
 
 def _split(names: Sequence[str]) -> tuple[list[list[str]], int]:
-    """The folders of each name, and how many of them all have in common."""
+    """Return the folders of each name, and how many of them all have in common."""
     folders = [name.split("/")[:-1] for name in names]
     return folders, len(os.path.commonprefix(folders))  # noqa: RUF071 (of lists it takes whole elements)
 
 
 def from_folders(names: Sequence[str], pictures: Sequence[int]) -> Labels:
-    """A class is a folder: the first one in which the paths of the images differ, below train/ and val/."""
+    """Take folders as classes: the first in which the paths of the images differ, below train/ and val/."""
     _refuse_masks(names)
     folders, depth = _split(names)
     if all(map(_STORAGE.fullmatch, names)):
         return Labels(lacking=f"folders such as {folders[0][-1]}/ only store images, and there is no {TABLE}")
     tops = {folder[depth] for folder in folders if len(folder) > depth}
     if len(tops) > 1 and {top.lower() for top in tops} <= SPLITS:
-        told = " and ".join(f"{top}/" for top in sorted(tops))
-        found = from_level(names, pictures, depth + 2, found_below=told)
-        found.assumed.append(
-            f"{told} are parts of one data set, not classes, and all are packed: name one of them as the source to "
+        splits = " and ".join(f"{top}/" for top in sorted(tops))
+        labels = from_level(names, pictures, depth + 2, below=splits)
+        labels.assumed.append(
+            f"{splits} are parts of one data set, not classes, and all are packed: name one of them as the source to "
             f"pack it alone; --label folders:{depth + 1} takes them as classes"
         )
-        return found
+        return labels
     return from_level(names, pictures, None)
 
 
-def from_level(names: Sequence[str], pictures: Sequence[int], level: int | None, found_below: str = "") -> Labels:
-    """The folder at a level, 1 at the top, is the class; None: the first at which the paths differ."""
+def from_level(names: Sequence[str], pictures: Sequence[int], level: int | None, below: str = "") -> Labels:
+    """Take the folder at a level, 1 at the top, as the class; None: the first at which the paths differ."""
     folders, depth = _split(names)
     at = depth if level is None else level - 1
     outside = [name for name, folder in zip(names, folders) if len(folder) <= at]
     if outside:
-        some = len(outside) < len(names) or found_below or level is not None
-        told = f"{len(outside):,} image(s), such as {outside[0]}, are in no class folder"
-        return Labels(lacking=f"{told}: remove them, or name a folder of classes as the source" if some else "")
+        some = len(outside) < len(names) or below or level is not None
+        reason = f"{len(outside):,} image(s), such as {outside[0]}, are in no class folder"
+        return Labels(lacking=f"{reason}: remove them, or name a folder of classes as the source" if some else "")
     classes = sorted({folder[at] for folder in folders}, key=number_order)
     number = {name: i for i, name in enumerate(classes)}
-    where = f"the folders below {found_below}" if found_below else "the folders"
+    where = f"the folders below {below}" if below else "the folders"
     if level is None and at:
         where += f" in {'/'.join(folders[0][:at])}/"
-    elif level is not None and not found_below:
+    elif level is not None and not below:
         where += f" at level {level}"
     return labels_of(classes, (number[folder[at]] for folder in folders), pictures, where)
 
 
 def _refuse_masks(names: Sequence[str]) -> None:
-    """Images next to their masks are no two classes, and a mask is no image to learn from."""
+    """Refuse images next to their masks: these are no two classes, and a mask is no image to learn from."""
     inside: dict[str, set[str]] = {}
     for folder in {name.rpartition("/")[0] for name in names}:
         parts = folder.split("/")
         for depth, part in enumerate(parts):
             inside.setdefault("/".join(parts[:depth]), set()).add(part)
-    for above, found in inside.items():
-        masks, images = ([part for part in sorted(found) if part.lower() in words] for words in (MASKS, IMAGES))
+    for above, folders in inside.items():
+        masks, images = ([name for name in sorted(folders) if name.lower() in known] for known in (MASKS, IMAGES))
         if masks and images:
             before = f"{above}/" if above else ""
             raise DataError(
@@ -83,7 +83,7 @@ def _refuse_masks(names: Sequence[str]) -> None:
 
 
 def from_archives(archives: Sequence[str], pictures: Sequence[int], sure: bool = True) -> Labels:
-    """Each archive is a class, unless their names look like those of shards."""
+    """Take each archive as a class, unless their names look like those of shards."""
     classes = sorted(set(archives), key=number_order)
     if classes == [""] or (len(classes) < 2 and not sure):
         if sure:
@@ -98,12 +98,12 @@ def from_archives(archives: Sequence[str], pictures: Sequence[int], sure: bool =
     if not sure and {name.lower() for name in bare} <= SPLITS:
         return Labels(lacking="the archives are named as parts of a data set, not as classes")
     number = {name: i for i, name in enumerate(classes)}
-    found = labels_of(
+    labels = labels_of(
         bare if len(set(bare)) == len(bare) else classes,
         (number[name] for name in archives),
         pictures,
         "the names of the archives",
     )
     if not sure:
-        found.assumed.append("each archive is a class, since they hold nothing but images: --no-labels says otherwise")
-    return found
+        labels.assumed.append("each archive is a class, since they hold nothing but images: --no-labels says otherwise")
+    return labels

@@ -12,23 +12,23 @@ from distgan.storage.atomic import replacing
 
 
 def grid_shape(rows: int, columns: int, num_classes: int) -> tuple[int, int]:
-    """Rows and columns of a grid; 0 rows means one for each class, at most 16, or 8 without classes."""
+    """Return rows and columns of a grid; 0 rows means one for each class, at most 16, or 8 without classes."""
     return rows or min(num_classes or 8, 16), columns
 
 
 def grid_labels(rows: int, columns: int, classes: Sequence[int]) -> list[int] | None:
-    """Labels of a grid: one of the classes to a row, from the first again where there are more rows."""
+    """Return the labels of a grid: a class to a row, from the first again where there are more rows."""
     return [classes[row % len(classes)] for row in range(rows) for _ in range(columns)] if classes else None
 
 
 def to_uint8(images: Tensor) -> np.ndarray:
-    """[B, 3, H, W] in -1..1 -> uint8 [B, H, W, 3], rounded to the nearest level."""
+    """Map [B, 3, H, W] in -1..1 to uint8 [B, H, W, 3], rounded to the nearest level."""
     scaled = (images.float() * 127.5 + 127.5).round().clamp(0, 255).to(torch.uint8)
     return scaled.permute(0, 2, 3, 1).cpu().numpy()
 
 
 def grid(pictures: Sequence[np.ndarray], columns: int) -> np.ndarray:
-    """Images row by row in one; uint8 [rows * H, columns * W, 3], missing ones white."""
+    """Lay images row by row in one; uint8 [rows * H, columns * W, 3], missing ones white."""
     height, width = pictures[0].shape[:2]
     rows = -(-len(pictures) // columns)
     canvas = np.full((rows * height, columns * width, 3), 255, np.uint8)
@@ -39,6 +39,6 @@ def grid(pictures: Sequence[np.ndarray], columns: int) -> np.ndarray:
 
 
 def save_png(path: Path, pixels: np.ndarray) -> None:
-    """Write whole or not at all."""
+    """Write a PNG, whole or not at all."""
     with replacing(path) as part:
         Image.fromarray(pixels).save(part, format="PNG", compress_level=1)

@@ -19,7 +19,7 @@ _MARKER = re.compile(rb"\xff+([\x01-\xcf\xd8-\xfe])")
 
 
 def jpeg_objection(data: bytes) -> tuple[str, bool]:
-    """Why a JPEG is not decoded, if at all, and whether it is stored in several scans, which takes more memory."""
+    """Return why a JPEG is not decoded, if at all, and whether it has several scans, which take more memory."""
     components, is_progressive, at, size = 0, False, 2, len(data) - 8
     for _ in range(MAX_SEGMENTS):
         if at < size and data[at] == 0xFF and data[at + 1] in _LONG:  # nearly always
@@ -43,7 +43,7 @@ def jpeg_objection(data: bytes) -> tuple[str, bool]:
 
 
 def _num_scans(data: bytes, at: int) -> int:
-    """Scans of a JPEG up to its end, one of which ends before byte `at`; many where there is too much between them."""
+    """Count the scans of a JPEG to its end, one of which ends before byte `at`; many where much is between them."""
     scans = 1
     for _ in range(MAX_SEGMENTS):
         found = _MARKER.search(data, at)
@@ -57,7 +57,7 @@ def _num_scans(data: bytes, at: int) -> int:
 
 
 def objection(data: bytes) -> str:
-    """Why an image of another format is not read; empty where it is."""
+    """Return why an image of another format is not read; empty where it is."""
     if data.startswith(b"\x89PNG"):
         at = 8
         for _ in range(MAX_CHUNKS + len(data) // CHUNK_BYTES):
@@ -73,5 +73,5 @@ def objection(data: bytes) -> str:
 
 
 def first_picture(data: bytes) -> bytes:
-    """The bytes of a file that are read for its first image."""
+    """Return the bytes of a file that are read for its first image."""
     return data[:GIF_BYTES] if data.startswith(b"GIF8") and len(data) > GIF_BYTES else data

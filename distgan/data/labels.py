@@ -44,7 +44,7 @@ class Labels:
 
 
 def as_classes(values: Sequence[object], what: Callable[[int], str]) -> tuple[list[str] | None, list[int]]:
-    """Names of the classes and the class of each value: whole numbers, one-hot rows or names; None is no label.
+    """Return names of the classes and the class of each value: whole numbers, one-hot rows or names; None is no label.
 
     Raises:
         DataError: for any other value, named by `what` of its place.
@@ -92,15 +92,17 @@ def as_classes(values: Sequence[object], what: Callable[[int], str]) -> tuple[li
 
 
 def _number(value: object) -> object:
-    """1.0 and True as 1, so that rows compare."""
+    """Return 1.0 and True as 1, so that rows compare."""
     return int(value) if isinstance(value, (int, float)) and value in (0, 1) else value
 
 
 def number_order(name: str) -> tuple[int, str]:
+    """Return the key that sorts names as a person does who counts: numbers by value, other names before them."""
     return (int(name) if name.isdecimal() and len(name) <= MAX_CLASS_NAME else -1, name)
 
 
 def labels_of(classes: list[str] | None, numbers: Iterable[int], pictures: Sequence[int], origin: str) -> Labels:
+    """Return the labels of images whose classes are known; none without names of classes."""
     return Labels(classes, dict(zip(pictures, numbers)), origin) if classes else Labels()
 
 

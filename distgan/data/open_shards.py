@@ -67,7 +67,7 @@ class _Share:
 
     names: list[str]
     class_names: list[str] = field(default_factory=list)
-    heads: list[Head | _Failure] = field(default_factory=list)
+    results: list[Head | _Failure] = field(default_factory=list)
     labels: LabelCounts = field(default_factory=dict)
     problem: str = ""
 
@@ -98,22 +98,22 @@ def open_shards(
             mine.class_names, new_labels = dataset_card.join_classes(urls)
         my_urls, my_new_labels = urls[ranks.rank :: ranks.size], new_labels[ranks.rank :: ranks.size]
         with ThreadPoolExecutor(1 if all(map(is_local, urls)) else 16) as pool:
-            heads = pool.map(lambda url: _read_head(url, source, cache_dir, should_stop), my_urls)
-            mine.heads, mine.labels = _add_labels(my_urls, heads, my_new_labels)
+            results = pool.map(lambda url: _read_head(url, source, cache_dir, should_stop), my_urls)
+            mine.results, mine.labels = _add_labels(my_urls, results, my_new_labels)
     except DataError as error:  # told to all ranks, so that all stop
         mine.problem = str(error)
     shares: list[_Share] = ranks.gather(mine)
     _require_agreement(shares)
-    results = [shares[i % ranks.size].heads[i // ranks.size] for i in range(len(urls))]
-    if reasons := {result.stopped for result in results if isinstance(result, _Failure) and result.stopped}:
+    all_results = [shares[i % ranks.size].results[i // ranks.size] for i in range(len(urls))]
+    if reasons := {result.stopped for result in all_results if isinstance(result, _Failure) and result.stopped}:
         raise StoppedError(min(reasons))  # a person's wish wins, on every rank
-    found: list[Head] = []
-    for url, result in zip(urls, results):
+    heads: list[Head] = []
+    for url, result in zip(urls, all_results):
         if isinstance(result, _Failure):
             raise DataError(result.error)
         source.expect(url, result["size"])
-        found.append(result)
-    return OpenedShards(found, [share.labels for share in shares], shares[0].class_names, new_labels)
+        heads.append(result)
+    return OpenedShards(heads, [share.labels for share in shares], shares[0].class_names, new_labels)
 
 
 def _read_head(url: str, source: Source, cache_dir: Path, should_stop: Callable[[], str]) -> Head | _Failure:

@@ -21,13 +21,14 @@ from typing import ParamSpec, TextIO, TypeVar
 
 from tqdm import tqdm
 
-from distgan.data import index_cache, tar
+from distgan.data import index_cache
 from distgan.data.decode import share_memory
 from distgan.data.encode import CHUNK_BYTES, PackOptions, StoredImage, encode_all
 from distgan.data.memory_budget import MemoryBudget
-from distgan.data.pack_entry import InputEntry, InputListing, entry_bytes, pair
+from distgan.data.pack_entry import InputEntry, InputListing, entry_bytes
 from distgan.data.pack_inputs import ALL, Wanted, list_source
-from distgan.data.pack_summary import SKIPPED, UNLABELLED, PackSummary, tally
+from distgan.data.pack_summary import SKIPPED, UNLABELED, PackSummary, tally
+from distgan.data.shard_writer import ShardWriter
 from distgan.errors import ConfigError, DataError, MachineError
 from distgan.storage.atomic import aside
 from distgan.storage.byte_ranges import Source
@@ -49,7 +50,6 @@ def pack(
     options: PackOptions,
     wanted: Wanted = ALL,
     *,
-    degraded: str = "",
     shard_mb: float = 256,
     workers: int = 0,
     overwrite: bool = False,
@@ -63,7 +63,6 @@ def pack(
         source: Folder, .zip, .tar (also .gz .bz2 .xz .zst), .npz, or shards as `find_shards` takes them.
         options: How each image is stored.
         wanted: Which images and labels of the source are packed.
-        degraded: A second source, with a degraded form of each image under the same name; samples become pairs.
         shard_mb: Largest size of a shard in MB (10^6 bytes).
         workers: Processes that decode and encode; 0 means one per core, 1 means none next to this one.
         overwrite: Replace what `out` holds.
@@ -76,15 +75,13 @@ def pack(
     target = Path(out).resolve()  # a link stays a link, to what lies there then
     _recover(target)
     _require_free(target, out, overwrite)
-    if around := [place for place in (source, degraded) if place and _holds(place, target)]:
+    if around := [place for place in (source, wanted.degraded) if place and _holds(place, target)]:
         raise ConfigError(f"{out} is inside {around[0]}, whose images are to be packed: choose a folder next to it")
     if not 0.065536 <= shard_mb <= 1e9:
         raise ConfigError(f"--shard-mb {shard_mb:g}: 0.066 or more")
     if not 0 <= workers <= 1024:
         raise ConfigError(f"--workers {workers}: 1 to 1024, or 0 for one per core")
     listing = list_source(source, wanted)
-    if degraded:
-        listing = pair(listing, list_source(degraded, Wanted(labels=False, allow_corrupt=wanted.allow_corrupt)))
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         folder = aside(target)
@@ -139,7 +136,7 @@ def _write(listing: InputListing, folder: Path, options: PackOptions, shard_byte
         assumed=listing.assumed,
         range=options.range,
     )
-    shards = _ShardWriter(folder, shard_bytes)
+    shards = ShardWriter(folder, shard_bytes)
     bar = tqdm(total=listing.total, unit=" images", disable=None, smoothing=0.05, desc="pack")
     chunks = _chunks(listing.entries)
     try:
@@ -153,7 +150,7 @@ def _write(listing: InputListing, folder: Path, options: PackOptions, shard_byte
                     summary.pixels.add_values(picture.values, not picture.skipped)
                     reason = picture.skipped
                     if listing.classes and entry.label < 0:
-                        reason = reason or UNLABELLED
+                        reason = reason or UNLABELED
                     if reason:
                         _skip(summary, skipped, entry.name, reason)
                         continue
@@ -244,60 +241,6 @@ def _in_order(
     finally:
         for _, future, _ in waiting:
             future.cancel()
-
-
-class _Shard:
-    """A shard that is being written. Its members are what `webdataset.ShardWriter(mtime=0)` would write; see `tar`."""
-
-    def __init__(self, path: Path) -> None:
-        self._path, self._hash = path, hashlib.sha256()
-        self._file = open(path, "xb")  # noqa: SIM115 (until `close`)
-        self.size = self._samples = 0
-
-    def add(self, sample: bytes) -> None:
-        """Append the members of a sample."""
-        self._append(sample)
-        self._samples += 1
-
-    def close(self) -> dict:
-        """End the archive; returns its entry in the card."""
-        self._append(tar.END)
-        self._file.close()
-        return {
-            "name": self._path.name,
-            "bytes": self.size,
-            "samples": self._samples,
-            "sha256": self._hash.hexdigest(),
-        }
-
-    def _append(self, data: bytes) -> None:
-        self._file.write(data)
-        self._hash.update(data)
-        self.size += len(data)
-
-
-class _ShardWriter:
-    """Appends samples to 000000.tar, 000001.tar ... and starts the next before one grows over `shard_bytes`."""
-
-    def __init__(self, folder: Path, shard_bytes: int) -> None:
-        self.done: list[dict] = []
-        self._folder, self._limit = folder, shard_bytes
-        self._shard: _Shard | None = None
-
-    def add(self, key: str, parts: dict[str, bytes]) -> None:
-        """Append a sample to the shard at hand, or to the next one."""
-        sample = tar.sample(key, parts)
-        if self._shard and self._shard.size + len(sample) + len(tar.END) > self._limit:
-            self.close()
-        if self._shard is None:
-            self._shard = _Shard(self._folder / f"{len(self.done):06d}.tar")
-        self._shard.add(sample)
-
-    def close(self) -> None:
-        """End the shard at hand."""
-        if self._shard is not None:
-            shard, self._shard = self._shard, None
-            self.done.append(shard.close())
 
 
 def _finish(folder: Path, summary: PackSummary, source: str, options: PackOptions) -> None:

@@ -15,7 +15,7 @@ from distgan.storage.array_file import ArrayFile
 
 
 def list_arrays(path: Path, labels: bool) -> InputListing:
-    """An .npz with images [N, H, W], [N, H, W, C] or [N, C, H, W] in uint8, and perhaps labels [N]."""
+    """List the images [N, H, W], [N, H, W, C] or [N, C, H, W] of an .npz in uint8, perhaps with labels [N]."""
     if not zipfile.is_zipfile(path):
         raise DataError(f"{path}: not an .npz file")
     with ArrayFile(path) as file:
@@ -44,7 +44,7 @@ def list_arrays(path: Path, labels: bool) -> InputListing:
 
 
 def _array_classes(file: ArrayFile, num: int) -> tuple[list[str] | None, np.ndarray]:
-    """Names of the classes in an array file, and the class of each of `num` images; no names without labels."""
+    """Return names of the classes in an array file, and the class of each image; no names without labels."""
     name = _first_array(file, ("labels", "label", "y", "y_train", "targets", "arr_1"), (0, 1, 2))
     if not name:
         return None, np.empty(0, np.int64)
@@ -60,11 +60,11 @@ def _array_classes(file: ArrayFile, num: int) -> tuple[list[str] | None, np.ndar
         return [str(i) for i in range(num_classes)], numbers
     shape = file.shape("classes")
     if len(shape) != 1 or not num_classes <= shape[0] <= MAX_CLASSES:
-        told = f"only {shape[0]:,} class names" if len(shape) == 1 else f"class names of shape {list(shape)}"
-        raise DataError(f"{file.path}: label {num_classes - 1}, but {told}")
+        problem = f"only {shape[0]:,} class names" if len(shape) == 1 else f"class names of shape {list(shape)}"
+        raise DataError(f"{file.path}: label {num_classes - 1}, but {problem}")
     return [str(name) for name in file.read("classes").tolist()], numbers
 
 
 def _first_array(file: ArrayFile, names: tuple[str, ...], dimensions: tuple[int, ...]) -> str:
-    """The first of these arrays that the file has and that has so many dimensions."""
+    """Return the first of these arrays that the file has and that has so many dimensions."""
     return next((name for name in names if name in file and len(file.shape(name)) in dimensions), "")

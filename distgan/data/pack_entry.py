@@ -55,7 +55,7 @@ class InputListing:
 
 
 def pair(clean: InputListing, degraded: InputListing) -> InputListing:
-    """The clean images that have a degraded one of the same path but for the suffix, with the clean ones' labels.
+    """Return the clean images that have a degraded one of the same path but for the suffix, with their labels.
 
     Raises:
         DataError: no two belong together, or it is not clear which do.
@@ -75,7 +75,7 @@ def pair(clean: InputListing, degraded: InputListing) -> InputListing:
 
 
 def all_entries(listing: InputListing) -> list[InputEntry]:
-    """All candidates at once, with the bytes of those that a compressed archive holds.
+    """Return all images at once, with the bytes of those that a compressed archive holds.
 
     Raises:
         DataError: These bytes are more than half of the memory.
@@ -96,7 +96,7 @@ def all_entries(listing: InputListing) -> list[InputEntry]:
 
 
 def _by_stem(listing: InputListing, side: str) -> dict[str, InputEntry]:
-    """Entries by their paths below the folder that all are in, without suffixes."""
+    """Return images by their paths below the folder that all are in, without suffixes."""
     entries = all_entries(listing)
     folders = [entry.name.split("/")[:-1] for entry in entries]
     depth = len(os.path.commonprefix(folders))  # noqa: RUF071 (of lists it takes whole elements)
@@ -112,14 +112,14 @@ def _by_stem(listing: InputListing, side: str) -> dict[str, InputEntry]:
 
 
 def place(entry: InputEntry) -> str:
-    """Where a candidate lies, for a person."""
+    """Return where an image lies, for a message."""
     if entry.path and (entry.member or entry.span):
         return f"{public(entry.path)}: {entry.name}"
     return entry.path or entry.name
 
 
 def entry_bytes(entry: InputEntry) -> int:
-    """How many bytes `read_entry` would return. Raises OSError."""
+    """Return how many bytes `read_entry` would return. Raises OSError."""
     if entry.content is not None:
         return len(entry.content) if isinstance(entry.content, bytes) else entry.content.nbytes
     if entry.member:
@@ -128,7 +128,7 @@ def entry_bytes(entry: InputEntry) -> int:
 
 
 def read_entry(entry: InputEntry) -> bytes | np.ndarray:
-    """A candidate's bytes (or pixels, from an array file); called in the process that will decode them.
+    """Read an image's bytes (or pixels, from an array file); called in the process that will decode them.
 
     Raises:
         BadImage: More bytes than any image has; they are not read.

@@ -5,6 +5,7 @@ import os
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,7 +16,7 @@ from distgan.data.find_labels import check_spec, find_labels, is_table, left_out
 from distgan.data.image_format import MAX_BYTES, SUFFIXES, looks_like_image
 from distgan.data.labels import SAY_OTHERWISE, File, Labels
 from distgan.data.pack_arrays import list_arrays
-from distgan.data.pack_entry import InputEntry, InputListing
+from distgan.data.pack_entry import InputEntry, InputListing, pair
 from distgan.data.shard_urls import find_shards
 from distgan.errors import ConfigError, DataError
 from distgan.storage.byte_ranges import Source
@@ -51,12 +52,14 @@ class Wanted:
             (`dataset.json`), else `cls` parts, else folders.
         part: Suffix of the images, such as "image.png"; empty: told from their names and first bytes.
         allow_corrupt: Whether the good samples of corrupt archives are taken.
+        degraded: A second source, with a degraded form of each image under the same name; samples become pairs.
     """
 
     labels: bool = True
     label: str = ""
     part: str = ""
     allow_corrupt: bool = False
+    degraded: str = ""
 
     def __post_init__(self) -> None:
         check_spec(self.label)
@@ -76,8 +79,16 @@ class Item(NamedTuple):
 
 
 def list_source(source: str, wanted: Wanted = ALL) -> InputListing:
-    """List the images of a source; which kind it is, its name and its content tell."""
-    wanted, path = replace(wanted, part=wanted.part.lower().lstrip(".")), user_path(source)
+    """List the images of a source, or the pairs of two. Raises DataError where there are none to be found."""
+    listing = _list_one(source, replace(wanted, part=wanted.part.lower().lstrip(".")))
+    if not wanted.degraded:
+        return listing
+    return pair(listing, _list_one(wanted.degraded, Wanted(labels=False, allow_corrupt=wanted.allow_corrupt)))
+
+
+def _list_one(source: str, wanted: Wanted) -> InputListing:
+    """List the images of one source; which kind it is, its name and its content tell."""
+    path = user_path(source)
     if path.is_dir():
         return _list_folder(path, wanted)
     if not path.is_file():
@@ -92,7 +103,7 @@ def list_source(source: str, wanted: Wanted = ALL) -> InputListing:
 
 
 def _list_folder(folder: Path, wanted: Wanted) -> InputListing:
-    """Images in folders, or archives in a folder; of both, what there is more of."""
+    """List images in folders, or archives in a folder; of both, what there is more of."""
     try:
         skipped: list[Skipped] = []
         names = sorted(name for name in _walk(folder, skipped) if not hidden(name))
@@ -118,6 +129,7 @@ def _list_folder(folder: Path, wanted: Wanted) -> InputListing:
 
 
 def _both(folder: Path, archive: str, picture: str, taken: str) -> str:
+    """Return a line that says which of images and archives in one folder are packed."""
     return (
         f"{folder} holds images ({picture}) and archives ({archive}), and {taken} packed: name an archive itself as "
         "the source to pack it, or move away what does not belong there"
@@ -140,7 +152,7 @@ def _suffix(name: str) -> str:
 
 
 def _is_picture(file: File, part: str) -> bool:
-    """By the suffix where it is known, else by the first bytes."""
+    """Return whether a file is an image: by the suffix where it is known, else by the first bytes."""
     if part:
         return file.name.lower().endswith(f".{part}")
     suffix = _suffix(file.name)
@@ -153,33 +165,33 @@ def _is_picture(file: File, part: str) -> bool:
 
 
 def _listing(items: Sequence[Item], wanted: Wanted, skipped: list[Skipped]) -> InputListing:
-    """The candidates with their labels. Of samples in several parts, and where a part is named, images alone."""
+    """Put labels to images. Of samples in several parts, and where a part is named, images alone are taken."""
     files = [item.file for item in items]
     pictures = [number for number, file in enumerate(files) if _is_picture(file, wanted.part)]
     if wanted.part and not pictures:
         raise DataError(f"--image-part {wanted.part}: no file has this suffix; the first is {files[0].name}")
-    found = Labels(used={number for number, file in enumerate(files) if is_table(file.name)})
+    labels = Labels(used={number for number, file in enumerate(files) if is_table(file.name)})
     if wanted.labels:
-        found = find_labels(files, pictures, wanted.label)
-    chosen = [number for number in range(len(items)) if number not in found.used]
-    if found.parts or wanted.part:
+        labels = find_labels(files, pictures, wanted.label)
+    chosen = [number for number in range(len(items)) if number not in labels.used]
+    if labels.parts or wanted.part:
         chosen = pictures
         if rest := [
-            f"{count:,} {suffix or 'without a suffix'}" for suffix, count in left_out(files, chosen, found.used)
+            f"{count:,} {suffix or 'without a suffix'}" for suffix, count in left_out(files, chosen, labels.used)
         ]:
             more = f" and {len(rest) - 8} more kinds" if len(rest) > 8 else ""
-            found.assumed.append(f"other parts are left out: {', '.join(rest[:8])}{more}")
+            labels.assumed.append(f"other parts are left out: {', '.join(rest[:8])}{more}")
 
     def entries() -> Iterator[InputEntry]:
         for stream, group in itertools.groupby(chosen, key=lambda number: items[number].stream):
-            labelled = (replace(items[number].entry, label=found.of.get(number, -1)) for number in group)
-            yield from _streamed(stream, labelled, wanted.allow_corrupt) if stream else labelled
+            labeled = (replace(items[number].entry, label=labels.of.get(number, -1)) for number in group)
+            yield from _streamed(stream, labeled, wanted.allow_corrupt) if stream else labeled
 
-    return InputListing(entries(), len(chosen), found.classes, skipped, found.lacking, found.origin, found.assumed)
+    return InputListing(entries(), len(chosen), labels.classes, skipped, labels.lacking, labels.origin, labels.assumed)
 
 
 def _streamed(path: str, entries: Iterator[InputEntry], allow_corrupt: bool) -> Iterator[InputEntry]:
-    """Entries of a compressed tar with their bytes; read once more, since all names come before the first class."""
+    """Yield images of a compressed tar with their bytes; it is read once more, since labels need all names."""
     entry = next(entries, None)
     for place, (_, size, read) in enumerate(archives.unpacked(Path(path), [], allow_corrupt)):
         if entry is not None and entry.span == (place, 0):
@@ -189,15 +201,15 @@ def _streamed(path: str, entries: Iterator[InputEntry], allow_corrupt: bool) -> 
 
 
 def _walk(folder: str | Path, skipped: list[Skipped], inside: str = "", above: tuple[str, ...] = ()) -> Iterator[str]:
-    """Paths of all files below a folder; a linked folder that contains itself is entered once.
+    """Yield paths of all files below a folder; a linked folder that contains itself is entered once.
 
     Pipes and devices, which could be read without an end, are left out.
     """
     real = os.path.realpath(folder)
     if real in above:
         return
-    with os.scandir(folder) as found:
-        for entry in found:
+    with os.scandir(folder) as entries:
+        for entry in entries:
             if entry.is_dir():
                 yield from _walk(entry.path, skipped, f"{inside}{entry.name}/", (*above, real))
             elif entry.is_file() or not os.path.exists(entry.path):  # of a dead link, reading tells
@@ -207,11 +219,11 @@ def _walk(folder: str | Path, skipped: list[Skipped], inside: str = "", above: t
 
 
 def _list_archives(urls: Sequence[str], wanted: Wanted, top: Path | None = None) -> InputListing:
-    """Archives as one: shards with one image and its class in each sample, or folders packed in several files."""
+    """List archives as one: shards with an image and its class in each sample, or folders packed in files."""
     far = [url for url in urls if not is_local(url)]
     plain = all(local_path(url).lower().endswith(".tar") for url in urls)
-    if far or (plain and wanted.label in ("", "cls") and (found := _items(urls[0], wanted, top, False, []))):
-        samples = far or any(_suffix(item.file.name) == "cls" or ".clean." in item.file.name for item in found)
+    if far or (plain and wanted.label in ("", "cls") and (files := _items(urls[0], wanted, top, False, []))):
+        samples = far or any(_suffix(item.file.name) == "cls" or ".clean." in item.file.name for item in files)
         if samples and (far or _is_regular(urls, wanted)):
             if wanted.label not in ("", "cls"):
                 raise DataError(f"--label {wanted.label}: copy {public(far[0])} and the others to a local folder first")
@@ -222,56 +234,45 @@ def _list_archives(urls: Sequence[str], wanted: Wanted, top: Path | None = None)
 
 
 def _items(url: str, wanted: Wanted, top: Path | None, several: bool, skipped: list[Skipped]) -> list[Item]:
-    """The files in an archive. Their paths begin where the archive lies below `top`."""
+    """Return the files in an archive. Their paths begin where the archive lies below `top`."""
     path = user_path(local_path(url))
     above = path.parent.relative_to(top).as_posix() + "/" if top is not None and path.parent != top else ""
     within = f"{above}{archives.stem(path)}" if several else ""
+
+    def item(entry: InputEntry, read: Callable[[int], bytes], stream: str = "") -> Item:
+        file = File(above + entry.name.removeprefix("./"), read, within)
+        return Item(replace(entry, name=f"{above}{path.name}/{entry.name}") if within else entry, file, stream)
+
+    archive = str(path)
     if zipfile.is_zipfile(path):
         return [
-            _item(
-                name, above, within, path, InputEntry(name, path=str(path), member=name), _zip_reader(str(path), name)
-            )
+            item(InputEntry(name, path=archive, member=name), partial(archives.zip_read, archive, name))
             for name in archives.zip_names(path)
         ]
     if path.name.lower().endswith(".tar"):
         return [
-            _item(name, above, within, path, InputEntry(name, path=str(path), span=span), _span_reader(str(path), span))
+            item(InputEntry(name, path=archive, span=span), partial(archives.read_span, archive, span))
             for name, span in archives.tar_names(path, skipped, wanted.allow_corrupt)
         ]
     items, room = [], max(2**28, 4 * path.stat().st_size)  # for the bytes of labels, which are kept
     for place, (name, size, read) in enumerate(archives.unpacked(path, skipped, wanted.allow_corrupt)):
         holds_label = is_table(name) or _suffix(name) == part_of(wanted.label).rpartition(".")[2]
-        known = _suffix(name) in SUFFIXES or _suffix(name) in NO_PICTURES
-        content = read(room) if holds_label else b"" if known else read(16)
+        is_known = _suffix(name) in SUFFIXES or _suffix(name) in NO_PICTURES
+        content = read(room) if holds_label else b"" if is_known else read(16)
         room -= len(content)
         if holds_label and len(content) < size:
             raise DataError(f"{path}: the labels in it are too large ({name}): {SAY_OTHERWISE}, or unpack it first")
-        entry = InputEntry(name, path=str(path), span=(place, 0))
-        items.append(_item(name, above, within, path, entry, _holder(content), str(path)))
+        items.append(item(InputEntry(name, path=archive, span=(place, 0)), _holder(content), archive))
     return items
 
 
-def _item(
-    name: str, above: str, within: str, path: Path, entry: InputEntry, read: Callable[[int], bytes], stream: str = ""
-) -> Item:
-    entry = replace(entry, name=f"{above}{path.name}/{name}") if within else entry
-    return Item(entry, File(above + name.removeprefix("./"), read, within), stream)
-
-
-def _zip_reader(path: str, name: str) -> Callable[[int], bytes]:
-    return lambda length: archives.zip_read(path, name, length)
-
-
-def _span_reader(path: str, span: archives.Span) -> Callable[[int], bytes]:
-    return lambda length: archives.read_span(path, span, length)
-
-
 def _holder(content: bytes) -> Callable[[int], bytes]:
+    """Return a reader of bytes that are at hand."""
     return lambda length: content[:length]
 
 
 def _is_regular(urls: Sequence[str], wanted: Wanted) -> bool:
-    """Whether the index tells all of these shards: neighbors as parts, no dots in keys, classes as numbers."""
+    """Return whether the index says all of these shards: parts are neighbors, keys lack dots, classes are numbers."""
     source = Source()
     pictures = {wanted.part} if wanted.part else SUFFIXES
     for url in urls:
@@ -293,23 +294,23 @@ def _is_regular(urls: Sequence[str], wanted: Wanted) -> bool:
 
 
 def _list_shards(urls: Sequence[str], wanted: Wanted) -> InputListing:
-    """Shards by their index, as training reads them."""
+    """List the samples of shards by their index, as training reads them."""
     source = Source()
     parts = {part for kind in index_cache.load(urls[0], source, default_cache_dir() / "index").kinds for part in kind}
     pairs = not wanted.part and not parts & SUFFIXES and any(part.startswith("clean.") for part in parts)
 
     options = DatasetOptions(image=wanted.part, pairs=pairs, allow_corrupt=wanted.allow_corrupt)
     data = Dataset(urls, source, options)
-    labelled = wanted.labels and data.has_labels
-    if labelled:
+    labeled = wanted.labels and data.has_labels
+    if labeled:
         data = Dataset(urls, source, replace(options, labels=True))
 
     def entries() -> Iterator[InputEntry]:
         for number, url in enumerate(urls):
-            found = data.located(number)
-            for i, label in enumerate(found.label.tolist()):
+            located = data.located(number)
+            for i, label in enumerate(located.label.tolist()):
                 name = f"{os.path.basename(public(url))}[{i}]"
-                one, *degraded = (part(name, label, url, offset[i], length[i]) for offset, length in found.pictures)
+                one, *degraded = (part(name, label, url, offset[i], length[i]) for offset, length in located.pictures)
                 yield replace(one, degraded=degraded[0]) if degraded else one
 
     def part(name: str, label: int, url: str, start: int, length: int) -> InputEntry:
@@ -321,7 +322,7 @@ def _list_shards(urls: Sequence[str], wanted: Wanted) -> InputListing:
     names = [str(i) for i in range(data.num_classes)]
     if len(data.class_names) >= len(names):
         names = data.class_names
-    lacking = "some samples have no cls part" if wanted.labels and not labelled and data.has_some_labels else ""
-    if not labelled:
+    lacking = "some samples have no cls part" if wanted.labels and not labeled and data.has_some_labels else ""
+    if not labeled:
         return InputListing(entries(), data.num_samples, lacking=lacking)
     return InputListing(entries(), data.num_samples, names, origin="the cls parts")

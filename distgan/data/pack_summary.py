@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from distgan.data.pixels import Pixels
 
 SKIPPED = "skipped.jsonl"
-UNLABELLED = "without a label"
+UNLABELED = "without a label"
 
 
 @dataclass
@@ -57,7 +57,7 @@ def report(summary: PackSummary, out: str, seconds: float) -> list[str]:
     if summary.classes:
         least, most = min(summary.class_counts), max(summary.class_counts)
         classes = f"{len(summary.classes)} classes with {least:,} to {most:,} images: {_names(summary.classes)}"
-        lines.append(f"labels from {summary.origin}: {classes}; {summary.skipped[UNLABELLED]:,} images without a label")
+        lines.append(f"labels from {summary.origin}: {classes}; {summary.skipped[UNLABELED]:,} images without a label")
     else:
         lines.append("no class labels" + (f": {summary.lacking}" if summary.lacking else ""))
     lines += [f"assumed: {text}" for text in summary.assumed]

@@ -17,12 +17,15 @@ class Audit:
         self._dataset = dataset
 
     def write(self, batch: Batch) -> None:
+        """Append a line for each sample of a batch."""
         for position, sample in zip(batch.positions.tolist(), batch.samples.tolist()):
             shard, key = self._dataset.key(sample)
             self._file.write(json.dumps({"position": position, "shard": shard, "key": key}) + "\n")
 
     def flush(self) -> None:
+        """Write what is buffered."""
         self._file.flush()
 
     def close(self) -> None:
+        """Close the file."""
         self._file.close()

@@ -47,9 +47,9 @@ class SampleParts:
 
     def missing(self, kind: Sequence[str]) -> str:
         """Return what keeps a sample with these parts from being used; empty where nothing does."""
-        wanted = [("image" if self.degraded is None else "clean", self.image)]
-        wanted += [] if self.degraded is None else [("degraded", self.degraded)]
-        for name, suffixes in wanted:
+        needed = [("image" if self.degraded is None else "clean", self.image)]
+        needed += [] if self.degraded is None else [("degraded", self.degraded)]
+        for name, suffixes in needed:
             num = sum(part in suffixes for part in kind)
             if num != 1:
                 return f"several {name} parts" if num else f"no {name} part"

@@ -143,6 +143,7 @@ def label_counts(summary: Head) -> list[list[int]]:
 
 
 def _head(data: "bytes | mmap.mmap") -> tuple[Head, int]:
+    """Read the head of an index, and return where it ends. Raises ValueError."""
     if data[: len(MAGIC)] != MAGIC:
         raise ValueError("not an index of this version")
     start = len(MAGIC) + 8
@@ -227,6 +228,7 @@ def scan(data: tar.Bytes, size: int) -> ShardIndex:
 
 
 def _label(text: bytes) -> int:
+    """Return the number that a `cls` part holds, or BAD_LABEL."""
     try:
         label = int(text)
     except ValueError:

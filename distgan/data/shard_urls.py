@@ -22,7 +22,7 @@ LOOKED_AT = 10_000  # names in a folder without shards, to tell what it holds in
 
 
 def find_shards(spec: str | Sequence[str], *, allow_pipe: bool = False, cache_dir: Path | None = None) -> list[str]:
-    """Addresses of all shards that `spec` names, in its order.
+    """Return the addresses of all shards that `spec` names, in its order.
 
     A spec is a folder (its *.tar, sorted), a glob, a WebDataset expression with braces or `::`, an address such as
     https://host/{000..099}.tar or s3://bucket/{00..99}.tar, or a list of these. `pipe:` commands run in a shell, so
@@ -40,7 +40,7 @@ def find_shards(spec: str | Sequence[str], *, allow_pipe: bool = False, cache_di
 
 
 def _expand(item: str, hint: bool = True) -> list[str]:
-    """The shards that one expression names; at least one, or DataError, which may hint at what was meant."""
+    """Return the shards that one expression names; raises DataError where there is none, perhaps with a hint."""
     if item.startswith("~"):
         item = str(user_path(item))
     path = local_path(item)
@@ -66,7 +66,7 @@ def _expand(item: str, hint: bool = True) -> list[str]:
 
 
 def _meant(path: str) -> str:
-    """What may have been meant by a path without shards, as the rest of a sentence; empty where nobody knows."""
+    """Return what may have been meant by a path without shards, as the rest of a sentence; else ""."""
     if os.path.isdir(path):
         files = (os.path.join(folder, name) for folder, _, names in os.walk(path) for name in names)
         by_suffix = {file.rpartition(".")[2].lower(): file for file in itertools.islice(files, LOOKED_AT)}
@@ -81,7 +81,7 @@ def _meant(path: str) -> str:
 
 
 def _piped(url: str, cache_dir: Path, allowed: bool) -> str:
-    """The output of a `pipe:` address as a file: a stream that cannot seek is read once and kept."""
+    """Return the output of a `pipe:` address as a file: a stream that cannot seek is read once and kept."""
     path = cache_dir / "pipes" / f"{hashlib.sha256(url.encode()).hexdigest()[:24]}.tar"
     if path.is_file() and not path.is_symlink():
         return str(path)

@@ -34,7 +34,7 @@ class Layout:
 
     @staticmethod
     def choose(num_samples: int, mean_bytes: float, batch: int) -> "Layout":
-        """Constants for a data set of `num_samples` samples of `mean_bytes` each, at `batch` samples per step.
+        """Choose constants for a set of `num_samples` samples of `mean_bytes` each, at `batch` samples per step.
 
         A block is about 2 MiB, but small enough that there are many blocks per lane; lanes are a multiple of the
         batch, at least 256; all windows together stay below 512 MiB (the read-ahead of remote shards).
@@ -46,7 +46,7 @@ class Layout:
 
 
 def held_out(num_samples: int, num: int) -> np.ndarray:
-    """Which samples a data set keeps out of training: one drawn from each of `num` equal stretches; int64, rising.
+    """Draw the samples that are kept out of training: one from each of `num` equal stretches; int64, rising.
 
     A function of the two numbers alone, so that all ranks, resumed runs and runs with other seeds agree.
     """
@@ -86,11 +86,11 @@ class Plan:
         self._sequence = lru_cache(maxsize=2)(self._permuted_blocks)  # a batch may span two epochs
 
     def ids(self, positions: np.ndarray) -> np.ndarray:
-        """Sample ids at global positions; int64, the shape of `positions`."""
+        """Return sample ids at global positions; int64, the shape of `positions`."""
         return self._each_epoch(positions, lambda epoch, place: self._samples(epoch, self._shuffled(epoch, place)))
 
     def windows(self, positions: np.ndarray) -> np.ndarray:
-        """The window of each position, as a number that `window_ids` understands; int64."""
+        """Return the window of each position, as a number that `window_ids` understands; int64."""
 
         def number(epoch: int, place: np.ndarray) -> np.ndarray:
             lane, _, window = self._in_lane(place)
@@ -101,7 +101,7 @@ class Plan:
         return self._each_epoch(positions, number)
 
     def window_ids(self, window: int) -> np.ndarray:
-        """The samples of a window in the order in which they lie in their shards' blocks: what to read ahead."""
+        """Return the samples of a window as they lie in their shards' blocks: what to read ahead."""
         rest, lane = divmod(int(window), self.layout.lanes)
         epoch, in_lane = divmod(rest, self._windows + 1)
         if in_lane == self._windows:
@@ -110,7 +110,7 @@ class Plan:
         return self._samples(epoch, lane * self.rows + np.arange(start, stop))
 
     def substitutes(self, position: int) -> np.ndarray:
-        """Positions whose samples may stand in for that of `position`, best first: the rest of its window, in turn."""
+        """Return positions whose samples may replace that of `position`, best first: the rest of its window."""
         epoch, place = divmod(int(position), self.num_samples)
         body = self.rows * self.layout.lanes
         if place >= body:
@@ -123,6 +123,7 @@ class Plan:
         return epoch * self.num_samples + first + step * ((here + np.arange(1, size)) % size)
 
     def _each_epoch(self, positions: np.ndarray, function: Callable[[int, np.ndarray], np.ndarray]) -> np.ndarray:
+        """Apply a function to the places of the positions in each of their epochs."""
         positions = np.asarray(positions, np.int64)
         epochs = positions // self.num_samples
         out = np.empty_like(positions)
@@ -132,12 +133,12 @@ class Plan:
         return out
 
     def _permuted_blocks(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
-        """The epoch's sequence of blocks, and the offset at which each of them ends."""
+        """Return the epoch's sequence of blocks, and the offset at which each of them ends."""
         order = host_rng.permutation(host_rng.key(self.seed, "blocks", epoch), len(self._starts) - 1)
         return order.astype(np.uint32), np.cumsum(np.diff(self._starts)[order], dtype=self._starts.dtype)
 
     def _samples(self, epoch: int, offsets: np.ndarray) -> np.ndarray:
-        """Sample ids at offsets of the epoch's sequence of blocks."""
+        """Return sample ids at offsets of the epoch's sequence of blocks."""
         order, ends = self._sequence(epoch)
         at = np.searchsorted(ends, offsets.astype(ends.dtype), side="right")
         # From the end of the block at `at`, back by what lies between there and the offset.
@@ -145,7 +146,7 @@ class Plan:
         return ids if self._samples_of is None else self._samples_of(epoch)[ids]
 
     def _in_lane(self, place: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Lane, row and window of places in an epoch."""
+        """Return lane, row and window of places in an epoch."""
         lane, row = place % self.layout.lanes, place // self.layout.lanes
         return lane, row, (row + self._phase(lane)) // self.layout.window
 
@@ -153,12 +154,12 @@ class Plan:
         return lane * self.layout.window // self.layout.lanes
 
     def _bounds(self, lane: np.ndarray, window: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """First and last-plus-one row of a window."""
+        """Return first and last-plus-one row of a window."""
         start = window * self.layout.window - self._phase(lane)
         return np.maximum(start, 0), np.minimum(start + self.layout.window, self.rows)
 
     def _shuffled(self, epoch: int, place: np.ndarray) -> np.ndarray:
-        """Offsets in the epoch's sequence of blocks for places in the epoch."""
+        """Return offsets in the epoch's sequence of blocks for places in the epoch."""
         body = self.rows * self.layout.lanes
         out = np.empty_like(place)
         tail = place >= body
@@ -196,7 +197,7 @@ class Balanced:
         self.samples = lru_cache(maxsize=2)(self._samples)  # a batch may span two epochs
 
     def _samples(self, epoch: int) -> np.ndarray:
-        """The sample at each place of an epoch; int64 [num_places].
+        """Return the sample at each place of an epoch; int64 [num_places].
 
         All samples come once, in the order in which they are stored; then all that come again; and so on. So
         neighbors in this order are neighbors on the disk where that is possible, and never the same image.

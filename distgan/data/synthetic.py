@@ -13,7 +13,7 @@ SHARDS, DIFFERENT = 4, 200
 
 
 def write_shards(folder: Path, num: int, side: int, classes: int = 10) -> None:
-    """Shards of `num` JPEGs with class labels in turn; the same bytes at every call."""
+    """Write shards of `num` JPEGs with class labels in turn; the same bytes at every call."""
     folder.mkdir(parents=True)
     files = jpegs(num, side)
     for shard in range(SHARDS):
@@ -27,7 +27,7 @@ def write_shards(folder: Path, num: int, side: int, classes: int = 10) -> None:
 
 
 def jpegs(num: int, side: int) -> list[bytes]:
-    """Random walks in color with some noise, about as compressible as photographs; 200 different ones."""
+    """Return random walks in color with some noise, as compressible as photographs; 200 different ones."""
     rng, found = np.random.default_rng(0), []
     for _ in range(min(num, DIFFERENT)):
         walk = rng.normal(size=(side, side, 3)).cumsum(0).cumsum(1)

@@ -160,10 +160,10 @@ class Http:
         raise ConnectionError("too many redirects")
 
     def _get(self, url: str, start: int, length: int) -> "urllib3.BaseHTTPResponse":
-        wanted = {"Range": f"bytes={start}-{start + length - 1}", "Accept-Encoding": "identity"}
+        headers = {"Range": f"bytes={start}-{start + length - 1}", "Accept-Encoding": "identity"}
         if auth := self._urllib3.util.parse_url(url).auth:
-            wanted |= self._urllib3.util.make_headers(basic_auth=unquote(auth))
-        answer = self._answer(url, wanted)
+            headers |= self._urllib3.util.make_headers(basic_auth=unquote(auth))
+        answer = self._answer(url, headers)
         if answer.status == 206:
             return answer
         answer.close()
@@ -178,10 +178,10 @@ class Http:
 
 def _content_range(answer: "urllib3.BaseHTTPResponse") -> tuple[int, int, int]:
     """Return first and last byte, and the whole file's size, from `Content-Range: bytes 0-0/1234`."""
-    found = re.fullmatch(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18})", answer.headers.get("Content-Range", ""))
-    if found is None:
+    match = re.fullmatch(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18})", answer.headers.get("Content-Range", ""))
+    if match is None:
         raise RefusedError("the server's range answers do not give the size of the file")
-    first, last, total = map(int, found.groups())
+    first, last, total = map(int, match.groups())
     return first, last, total
 
 

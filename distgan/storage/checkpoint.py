@@ -92,7 +92,7 @@ def load(path: Path, expected: Callable[[SavedState], Shapes] | None = None) -> 
     shapes = {} if expected is None else expected(state)
     with _telling_damage(path):
         _require_room(manifest, shapes)
-        contents = {name: _file(path, name, told) for name, told in manifest.items() if name != "state.json"}
+        contents = {name: _file(path, name, entry) for name, entry in manifest.items() if name != "state.json"}
         tensors = {name.removesuffix(".safetensors"): tensors_of(data, name) for name, data in contents.items()}
         for name, wanted in shapes.items():
             require_shapes(tensors.get(name, {}), wanted, name)
@@ -102,12 +102,12 @@ def load(path: Path, expected: Callable[[SavedState], Shapes] | None = None) -> 
 def verify(path: Path) -> None:
     """See that a checkpoint is whole, without room for its tensors. Raises DamagedError."""
     with _telling_damage(path):
-        for name, told in _described(path)[0].items():
+        for name, entry in _described(path)[0].items():
             with open_regular(path / name, follow_links=False) as file:
                 size, digest = os.fstat(file.fileno()).st_size, hashlib.sha256()
-                while size == told["bytes"] and (part := file.read(2**22)):
+                while size == entry["bytes"] and (part := file.read(2**22)):
                     digest.update(part)
-                _require_hash(name, size, digest.hexdigest(), told)
+                _require_hash(name, size, digest.hexdigest(), entry)
 
 
 @contextlib.contextmanager
@@ -130,20 +130,20 @@ def _described(path: Path) -> tuple[dict[str, File], SavedState]:
     return manifest, parse(SavedState, json_of(data, "state.json"), "state.json")
 
 
-def _file(path: Path, name: str, told: File) -> bytes:
+def _file(path: Path, name: str, entry: File) -> bytes:
     """Read a file of a checkpoint. Raises DataError where it is not the one that the manifest lists."""
-    limit = MAX_JSON_BYTES if name.endswith(".json") else told["bytes"]
+    limit = MAX_JSON_BYTES if name.endswith(".json") else entry["bytes"]
     with open_regular(path / name, follow_links=False) as file:
         size = os.fstat(file.fileno()).st_size
-        data = file.read(size) if size == told["bytes"] <= limit else b""
-    _require_hash(name, size, hashlib.sha256(data).hexdigest(), told)
+        data = file.read(size) if size == entry["bytes"] <= limit else b""
+    _require_hash(name, size, hashlib.sha256(data).hexdigest(), entry)
     return data
 
 
-def _require_hash(name: str, size: int, digest: str, told: File) -> None:
+def _require_hash(name: str, size: int, digest: str, entry: File) -> None:
     """Refuse a file whose size or hash is not the one that the manifest lists. Raises DataError."""
-    if size != told["bytes"] or digest != told["sha256"]:
-        raise DataError(f"{name} is not what was written ({size} of {told['bytes']} bytes)")
+    if size != entry["bytes"] or digest != entry["sha256"]:
+        raise DataError(f"{name} is not what was written ({size} of {entry['bytes']} bytes)")
 
 
 def _require_room(manifest: dict[str, File], shapes: Shapes) -> None:
@@ -152,7 +152,7 @@ def _require_room(manifest: dict[str, File], shapes: Shapes) -> None:
         most = 2**22 + 8 * sum(math.prod(shape) for shape in wanted.values())
         if (size := manifest.get(f"{name}.safetensors", {"bytes": 0})["bytes"]) > most:
             raise DataError(f"{name}.safetensors has {size:,} bytes, but its network needs at most {most:,}")
-    total = sum(told["bytes"] for told in manifest.values())
+    total = sum(entry["bytes"] for entry in manifest.values())
     if total > (memory := machine_memory()):
         raise DataError(f"{total / 1e9:,.0f} GB of tensors, more than the {memory / 1e9:,.0f} GB of this machine")
 

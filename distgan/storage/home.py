@@ -41,10 +41,10 @@ def _cache_without_home(folder: Path) -> Path:
     """Make a folder among the temporary files, where others write too; refuses one that others can have prepared."""
     try:
         folder.mkdir(mode=0o700, exist_ok=True)
-        found = folder.lstat()
+        status = folder.lstat()
     except OSError as error:
         raise MachineError(f"cache {folder}: {error.strerror}: set DISTGAN_CACHE to another folder") from None
-    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o022:
+    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid() or status.st_mode & 0o022:
         raise MachineError(f"cache {folder}: others may write there: set DISTGAN_CACHE to a folder of your own")
     log.warning(f"this user has no home folder: the cache is {folder}; DISTGAN_CACHE names another")
     return folder

@@ -152,8 +152,8 @@ class RunFolder:
         Lines of metrics and evaluations that are taken back are kept in metrics.orphan-<images>.jsonl and
         evals.orphan-<images>.jsonl. Returns the last image count of any line of metrics ever written.
         """
-        known = [*self.path.glob("metrics.orphan-*.jsonl"), self.metrics]
-        last = max([0, *(_number(line, "Progress/images") for path in known for line in _lines(path))])
+        files = [*self.path.glob("metrics.orphan-*.jsonl"), self.metrics]
+        last = max([0, *(_number(line, "Progress/images") for path in files for line in _lines(path))])
         for path in (self.metrics, self.evals):
             kept: list[str] = []
             orphans: list[str] = []

@@ -82,11 +82,11 @@ TO_RESUME = ("num_replaced", "wandb_id", "fingerprint", "layout", "meter", "cont
 
 def parse_manifest(value: object, where: object) -> dict[str, File]:
     """Return the files of a checkpoint by name, state.json among them. Raises DataError."""
-    found = parse(dict[str, File], value, where)
-    parse(list[Annotated[str, Like(FILE_NAME, "a plain file name")]], list(found), where)
-    if "state.json" not in found:
+    files = parse(dict[str, File], value, where)
+    parse(list[Annotated[str, Like(FILE_NAME, "a plain file name")]], list(files), where)
+    if "state.json" not in files:
         raise DataError(f"{where}: state.json is not in it")
-    return found
+    return files
 
 
 def require_resumable(state: SavedState, where: object) -> None:

@@ -92,12 +92,12 @@ def _cut(rest: str) -> tuple[str, str, str]:
 
 def _secrets(url: str) -> set[str]:
     """Return what `public` leaves out of an address, whole and in the parts that a library may show."""
-    found: set[str] = set()
+    secrets: set[str] = set()
     for link in _LINKED.split(url):
         schemes = _schemes(link)
         for scheme, end in zip(schemes, _ends(schemes, link)):
             user, _, hidden = _cut(link[scheme.end() : end])
-            found |= {user, user.partition(":")[2], *re.split(r"[:/@?#;]", user)}
-            found |= {hidden[1:], *re.split(r"[?#;&=]", hidden)}
-    found |= {spelled for part in found for spelled in (unquote(part), quote(part), repr(part)[1:-1])}
-    return {part for part in found if len(part) >= _SHORTEST}
+            secrets |= {user, user.partition(":")[2], *re.split(r"[:/@?#;]", user)}
+            secrets |= {hidden[1:], *re.split(r"[?#;&=]", hidden)}
+    secrets |= {spelled for part in secrets for spelled in (unquote(part), quote(part), repr(part)[1:-1])}
+    return {part for part in secrets if len(part) >= _SHORTEST}

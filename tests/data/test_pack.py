@@ -23,6 +23,7 @@ from range_server import RangeServer
 from shards import image_bytes, numbered_pixels, numbered_shard, tar_bytes, write_shards, zstd
 
 from distgan.data import pack as module
+from distgan.data import tar
 from distgan.data.dataset import Dataset, DatasetOptions
 from distgan.data.encode import PackOptions
 from distgan.data.index_cache import load
@@ -480,7 +481,7 @@ def test_a_target_inside_the_source_is_refused(tmp_path: Path, monkeypatch: pyte
         (f"{other}/out", (source, other)),
     ):
         with pytest.raises(ConfigError, match=f"{out} is inside {sources[-1]}.*choose a folder next to it"):
-            pack(sources[0], out, PackOptions(), degraded=sources[1] if len(sources) > 1 else "")
+            pack(sources[0], out, PackOptions(), Wanted(degraded=sources[1] if len(sources) > 1 else ""))
     assert sorted(path.name for path in tmp_path.rglob("*") if path.is_dir()) == ["in", "link", "other"]
     monkeypatch.chdir(tmp_path)
     pack("in", "out", PackOptions())
@@ -584,7 +585,7 @@ def test_cut_archives_lose_nothing_silently(kind: str, cut: str, tmp_path: Path)
         data = codec.compress(whole)
         pieces = [data[: len(data) * tenth // 10] for tenth in range(1, 10)]
     else:
-        found = module.tar.members(whole, len(whole))
+        found = tar.members(whole, len(whole))
         ends = [header for _, _, header, _, _ in found]
         at = {"tar": ends[9] + 2000, "tar at a border": ends[9], "tar before its end": ends[-1] + 512 * 26}[cut]
         pieces = [codec.compress(whole[:at])]

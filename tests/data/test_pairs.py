@@ -12,6 +12,7 @@ from distgan.data.dataset import Dataset, DatasetOptions
 from distgan.data.decode import DecodeOptions
 from distgan.data.encode import PackOptions
 from distgan.data.pack import pack
+from distgan.data.pack_inputs import Wanted
 from distgan.data.shard_urls import find_shards
 from distgan.data.shuffle import Layout, Plan, held_out
 from distgan.errors import DataError
@@ -185,7 +186,7 @@ def test_two_folders_are_packed_as_pairs(tmp_path: Path) -> None:
     clean = picture_folder(tmp_path / "clean", CLEAN)
     names = {name.replace("png", "bmp"): number + OFFSET for name, number in CLEAN.items() if name != "ant/1.png"}
     degraded = picture_folder(tmp_path / "degraded", names | {"bee/odd.bmp": 7})
-    summary = pack(clean, str(tmp_path / "out"), PackOptions(resolution=16), workers=1, degraded=degraded)
+    summary = pack(clean, str(tmp_path / "out"), PackOptions(resolution=16), Wanted(degraded=degraded), workers=1)
     assert summary.samples == 7
     assert summary.skipped == {"without a degraded image": 1, "without a clean image": 1}
     listed = map(json.loads, (tmp_path / "out" / "skipped.jsonl").read_text().splitlines())
@@ -206,7 +207,7 @@ def test_a_pair_whose_sides_do_not_fit_is_left_out(tmp_path: Path) -> None:
     degraded = picture_folder(tmp_path / "degraded", {"0.png": 0, "1.png": 1}, size=(8, 16))  # smaller is no matter
     picture_folder(tmp_path / "degraded", {"2.png": 2}, size=(64, 32))
     (tmp_path / "degraded" / "3.png").write_bytes(b"no image")
-    summary = pack(clean, str(tmp_path / "out"), PackOptions(resolution=16), workers=1, degraded=degraded)
+    summary = pack(clean, str(tmp_path / "out"), PackOptions(resolution=16), Wanted(degraded=degraded), workers=1)
     assert summary.samples == 2
     assert summary.skipped == {"the degraded image has other proportions": 1, "degraded image: not an image": 1}
 
@@ -215,10 +216,10 @@ def test_folders_that_do_not_belong_together_are_refused(tmp_path: Path) -> None
     clean = picture_folder(tmp_path / "clean", {"a.png": 1, "b.png": 2})
     other = picture_folder(tmp_path / "other", {"x.png": 1})
     with pytest.raises(DataError, match=r"no clean image has a degraded one of the same name: the first are a and x"):
-        pack(clean, str(tmp_path / "out"), PackOptions(), workers=1, degraded=other)
+        pack(clean, str(tmp_path / "out"), PackOptions(), Wanted(degraded=other), workers=1)
     double = picture_folder(tmp_path / "double", {"a.png": 1, "a.bmp": 2})
     with pytest.raises(DataError, match=r"a.bmp and a.png: which of the two is the degraded one"):
-        pack(clean, str(tmp_path / "out"), PackOptions(), workers=1, degraded=double)
+        pack(clean, str(tmp_path / "out"), PackOptions(), Wanted(degraded=double), workers=1)
     assert not (tmp_path / "out").exists()
 
 
@@ -230,8 +231,8 @@ def test_archives_with_a_folder_of_their_own_are_paired(tmp_path: Path) -> None:
         str(tmp_path / "clean.tar"),
         str(tmp_path / "out"),
         PackOptions(),
+        Wanted(degraded=str(tmp_path / "degraded")),
         workers=1,
-        degraded=str(tmp_path / "degraded"),
     )
     assert summary.samples == 2
     assert open_data(tmp_path / "out", pairs=True).num_samples == 2

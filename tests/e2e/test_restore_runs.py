@@ -21,6 +21,7 @@ from distgan.data.decode import DecodeOptions
 from distgan.data.encode import PackOptions
 from distgan.data.image_grid import to_uint8
 from distgan.data.pack import pack
+from distgan.data.pack_inputs import Wanted
 from distgan.data.shard_urls import find_shards
 from distgan.data.shuffle import held_out
 from distgan.errors import ConfigError
@@ -104,7 +105,11 @@ def test_pairs_train_like_degraded_pictures_and_resume(tmp_path: Path, config: P
             path.parent.mkdir(exist_ok=True)
             path.write_bytes(image_bytes(pixels))
     pack(
-        str(tmp_path / "clean"), str(tmp_path / "pairs"), PackOptions(), workers=1, degraded=str(tmp_path / "degraded")
+        str(tmp_path / "clean"),
+        str(tmp_path / "pairs"),
+        PackOptions(),
+        Wanted(degraded=str(tmp_path / "degraded")),
+        workers=1,
     )
     own = [OWN[0], OWN[1], f"data={{shards: {tmp_path / 'pairs'}, holdout: 9, flip: true}}", "sample.every=60"]
     assert train(config, tmp_path / "whole", *own, "train.images=120") == 0

@@ -77,6 +77,7 @@ TORCH_FREE = {
     "data.sample_parts",
     "storage.disk_cache",
     "data.pack",
+    "data.shard_writer",
     "data.shuffle",
     "storage.backends",
     "storage.byte_ranges",

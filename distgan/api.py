@@ -4,17 +4,17 @@ import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 
-from distgan.config.batch_plan import batch_plan
+from distgan.config.batch_plan import make_batch_plan
 from distgan.config.load import load
 from distgan.data.dataset import Dataset, DatasetOptions, RankInfo
 from distgan.data.decode import DecodeOptions
 from distgan.data.loader import Stream, StreamOptions
 from distgan.data.shard_urls import find_shards
-from distgan.data.shuffle import Layout, Plan
-from distgan.distributed.launch_env import settle
-from distgan.distributed.preemption import listening
+from distgan.data.shuffle import ShuffleLayout, ShuffleOrder
+from distgan.distributed.launch_env import init_rank_env
+from distgan.distributed.preemption import handle_signals
 from distgan.errors import ConfigError
-from distgan.storage.byte_ranges import Source
+from distgan.storage.byte_ranges import ByteRangeReader
 
 
 def train(config: str | Path, *overrides: str) -> int:
@@ -30,10 +30,10 @@ def train(config: str | Path, *overrides: str) -> int:
     """
     if not isinstance(config, (str, Path)) or not all(isinstance(one, str) for one in overrides):
         raise ConfigError('train takes a file and settings as words: train("a.yaml", "train.batch=64", "run.dir=a")')
-    with listening():
-        world = settle()
+    with handle_signals():
+        world = init_rank_env()
         settings = load(str(config), overrides)
-        batch_plan(settings, world)
+        make_batch_plan(settings, world)
 
         from distgan.training import run
 
@@ -78,10 +78,10 @@ def open_stream(
     if resolution < 1 or start < 0 or threads < 1:
         raise ConfigError(f"resolution={resolution}, start={start}, threads={threads}: at least 1, 0 and 1")
     with contextlib.ExitStack() as opened:
-        source = Source()
+        source = ByteRangeReader()
         opened.callback(source.close)
         dataset = Dataset(find_shards(shards), source, DatasetOptions(labels=labels))
-        plan = Plan(dataset.counts, Layout.choose(dataset.num_samples, dataset.mean_bytes, batch), seed)
+        plan = ShuffleOrder(dataset.counts, ShuffleLayout.choose(dataset.num_samples, dataset.mean_bytes, batch), seed)
         options = StreamOptions(batch, DecodeOptions(resolution), threads=threads)
         stream = Stream(dataset, plan, options, start=start, ranks=RankInfo(rank, world))
         stream.closing = opened.pop_all()

@@ -60,7 +60,7 @@ class MachineError(DistganError):
 
 
 class StoppedError(DistganError):
-    """A request to stop that came before there was anything to save; `reason` is a key of `stop.EXIT_CODES`."""
+    """A request to stop that came before there was anything to save; `reason` is a key of `preemption.EXIT_CODES`."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(f"{reason} before the first step: nothing to save")

@@ -57,7 +57,7 @@ def _add_pack(commands: Commands) -> None:
 def _pack(options: argparse.Namespace) -> None:
     from distgan.data.encode import PackOptions
     from distgan.data.pack import pack
-    from distgan.data.pack_inputs import Wanted
+    from distgan.data.pack_inputs import ListingOptions
     from distgan.data.pack_summary import report
 
     fields = ("resolution", "crop", "filter", "image", "quality", "background", "max_pixels")
@@ -70,7 +70,7 @@ def _pack(options: argparse.Namespace) -> None:
                 **{name: getattr(options, name) for name in fields},
                 range=tuple(options.range) if options.range else None,
             ),
-            Wanted(
+            ListingOptions(
                 labels=not options.no_labels,
                 label=options.label,
                 part=options.image_part,
@@ -99,10 +99,10 @@ def _index(options: argparse.Namespace) -> int:
     from distgan.data.index_cache import load
     from distgan.data.shard_index import describe
     from distgan.data.shard_urls import find_shards
-    from distgan.storage.byte_ranges import Source, public
+    from distgan.storage.byte_ranges import ByteRangeReader, public
     from distgan.storage.home import default_cache_dir
 
-    source, samples, defects = Source(), 0, 0
+    source, samples, defects = ByteRangeReader(), 0, 0
     urls = find_shards(options.shards)
     for url in urls:
         summary = load(url, source, default_cache_dir() / "index").summary()

@@ -4,7 +4,7 @@ import argparse
 
 from distgan.cli.arguments import Commands, add_command
 from distgan.cli.process import leave, log_to_stderr
-from distgan.distributed.launch_env import rank, settle
+from distgan.distributed.launch_env import init_rank_env, rank
 from distgan.errors import ConfigError, MachineError
 from distgan.storage.printable import show
 
@@ -45,7 +45,7 @@ def _add_evaluate(commands: Commands) -> None:
 
 
 def _evaluate(options: argparse.Namespace) -> int:
-    size = settle()
+    size = init_rank_env()
     if options.self_test:
         options.overrides = [text for text in (options.target, *options.overrides) if text]
     elif not options.target or "=" in options.target:
@@ -56,11 +56,11 @@ def _evaluate(options: argparse.Namespace) -> int:
     from distgan.distributed.process_group import World
     from distgan.evaluation import selfcheck, watch
     from distgan.evaluation.evaluate import evaluate
-    from distgan.evaluation.report import Options, table
+    from distgan.evaluation.report import EvaluateOptions, table
 
     config = load_to_evaluate([], options.overrides) if options.self_test else None
     world, code = World(timeout_sec=3600), 0
-    chosen = Options(options.seeds, options.out, options.statistics, options.holdout, options.memorization)
+    chosen = EvaluateOptions(options.seeds, options.out, options.statistics, options.holdout, options.memorization)
     if config is not None:
         lines = selfcheck.selfcheck(world, config)
         code = 0 if all(line.holds or line.why_not for line in lines) else 1
@@ -71,7 +71,7 @@ def _evaluate(options: argparse.Namespace) -> int:
         def tell(report: dict) -> None:
             show(report["subject"]["checkpoint"], *table(report), "")
 
-        num = watch.watch(world, options.target, options.overrides, chosen, tell)
+        num = watch.watch_checkpoints(world, options.target, options.overrides, chosen, tell)
         if world.is_main:
             show(f"the run has ended, {num} checkpoint(s) measured")
     else:
@@ -118,7 +118,7 @@ def _add_generate(commands: Commands) -> None:
 
 
 def _generate(options: argparse.Namespace) -> int:
-    world = settle()
+    world = init_rank_env()
 
     log_to_stderr()
     from distgan.inference.generate import GenerateOptions, generate
@@ -166,7 +166,7 @@ def _add_export(commands: Commands) -> None:
 
 
 def _export(options: argparse.Namespace) -> int:
-    settle()
+    init_rank_env()
     if rank() > 0:
         return 0
     log_to_stderr()

@@ -14,7 +14,7 @@ from distgan.cli.arguments import Parser
 from distgan.cli.process import written
 from distgan.config.renamed import RENAMED_OPTIONS
 from distgan.distributed.launch_env import rank
-from distgan.distributed.preemption import was_asked
+from distgan.distributed.preemption import had_request
 from distgan.errors import DistganError
 from distgan.storage.printable import let_go_of_stderr, open_streams, public_line, show
 from distgan.tracking.console import Lines, traceback_lines
@@ -64,7 +64,7 @@ def _run(arguments: Sequence[str] | None) -> int:
     except DistganError as error:
         if error.rank is None and rank() > 0:
             time.sleep(RANK_0_SPEAKS_SEC)  # whoever is still there then has an error that rank 0 has not
-            if was_asked():  # the launcher asked this rank to leave, since rank 0 has the same error
+            if had_request():  # the launcher asked this rank to leave, since rank 0 has the same error
                 return error.exit_code
         who = error.rank if error.rank is not None else rank()
         named = f"rank {who}: " if error.rank is not None or who > 0 else ""

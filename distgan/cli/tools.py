@@ -5,7 +5,7 @@ import os
 
 from distgan.cli.arguments import Commands, add_command, add_config_arguments
 from distgan.cli.process import leave, term_interrupts
-from distgan.distributed.launch_env import rank, settle
+from distgan.distributed.launch_env import init_rank_env, rank
 from distgan.errors import ConfigError, MachineError
 from distgan.storage.printable import show
 
@@ -103,13 +103,13 @@ def _add_bench(commands: Commands) -> None:
 
 
 def _bench(options: argparse.Namespace) -> int:
-    from distgan.config.batch_plan import batch_plan
+    from distgan.config.batch_plan import make_batch_plan
     from distgan.config.load import load
 
     os.environ["WANDB_MODE"] = "disabled"  # which wins over the config
-    world = settle()
+    world = init_rank_env()
     config = load(options.config, options.overrides)
-    batch_plan(config, world)
+    make_batch_plan(config, world)
 
     if options.images < 0 or options.rounds < 1:
         raise ConfigError(f"--images {options.images} --rounds {options.rounds}: positive numbers")

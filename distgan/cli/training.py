@@ -4,8 +4,8 @@ import argparse
 
 from distgan.cli.arguments import Commands, add_command, add_config_arguments
 from distgan.cli.process import leave
-from distgan.distributed.launch_env import rank, settle
-from distgan.distributed.preemption import listening
+from distgan.distributed.launch_env import init_rank_env, rank
+from distgan.distributed.preemption import handle_signals
 from distgan.errors import ConfigError
 from distgan.storage.printable import show
 
@@ -31,15 +31,15 @@ def _add_train(commands: Commands) -> None:
 
 
 def _train(options: argparse.Namespace) -> int:
-    from distgan.config.batch_plan import batch_plan
+    from distgan.config.batch_plan import make_batch_plan
     from distgan.config.load import load
 
     if options.dry_run:
         return _check(options)
-    with listening():
-        world = settle()  # first, since it tells which rank this is, and rank 0 alone prints
+    with handle_signals():
+        world = init_rank_env()  # first, since it tells which rank this is, and rank 0 alone prints
         config = load(options.config, options.overrides)
-        batch_plan(config, world)
+        make_batch_plan(config, world)
 
         from distgan.training.run import train
 
@@ -60,22 +60,22 @@ def _add_check(commands: Commands) -> None:
 
 
 def _check(options: argparse.Namespace) -> int:
-    from distgan.config.batch_plan import batch_plan
+    from distgan.config.batch_plan import make_batch_plan
     from distgan.config.load import load
 
-    launched = settle()
+    launched = init_rank_env()
     asked = getattr(options, "ranks", None)
     world = launched if asked is None else asked
     if world < 1:
         raise ConfigError(f"--ranks {world}: at least 1")
     config = load(options.config, options.overrides)
-    spread = batch_plan(config, world)
+    batch_plan = make_batch_plan(config, world)
     if rank() > 0:
         return 0
 
     from distgan.tools.check import check
 
-    lines, warnings = check(config, spread)
+    lines, warnings = check(config, batch_plan)
     show(*lines, *(f"warning: {line}" for line in warnings))
     return 0
 
@@ -99,7 +99,7 @@ def _add_config(commands: Commands) -> None:
 
 
 def _config(options: argparse.Namespace) -> int:
-    from distgan.config.batch_plan import batch_plan
+    from distgan.config.batch_plan import make_batch_plan
     from distgan.config.docs import diff, help_keys, markdown
     from distgan.config.load import load, to_yaml
     from distgan.config.records import without_secrets
@@ -115,6 +115,6 @@ def _config(options: argparse.Namespace) -> int:
     else:
         config = load(options.config, options.overrides)
         if options.ranks:
-            batch_plan(config, options.ranks)
+            make_batch_plan(config, options.ranks)
         show(*to_yaml(without_secrets(config)).rstrip("\n").split("\n"))
     return 0

@@ -21,7 +21,7 @@ class BatchPlan:
         return f"{self.batch} images = {self.world} rank(s) x {self.passes} pass(es) x {self.micro_batch}"
 
 
-def batch_plan(config: Config, world: int) -> BatchPlan:
+def make_batch_plan(config: Config, world: int) -> BatchPlan:
     """Spread train.batch over `world` ranks. Raises ConfigError that tells what would fit."""
     batch, expected = config.train.batch, config.run.expected_world_size
     if expected and expected != world:

@@ -26,7 +26,7 @@ from distgan.config.permissions import PERSONAL, how_to_grant, is_granted_by_env
 from distgan.config.renamed import earlier_version, new_name
 from distgan.config.schema import Config
 from distgan.config.units import convert
-from distgan.config.validate import eval_problems, out_of_bounds, problems
+from distgan.config.validate import config_errors, eval_errors, out_of_bounds
 from distgan.config.yaml_text import as_typed, text_settings
 from distgan.errors import ConfigError, DataError
 from distgan.storage.home import user_path
@@ -66,7 +66,7 @@ def load(path: str, overrides: Sequence[str] = (), *, is_saved: bool = False) ->
         _require_resolved(dict(layers)[str(file)], str(file))
     result = _merged(layers, own, str(file))
     result.run.dir = result.run.dir or f"runs/{file.stem}"
-    mistakes = out_of_bounds(result) + problems(result)
+    mistakes = out_of_bounds(result) + config_errors(result)
     if mistakes:
         raise _error(mistakes)
     return result
@@ -88,7 +88,7 @@ def load_to_evaluate(layers: Sequence[tuple[str, dict]], overrides: Sequence[str
         require_own_names(values, layer)
         _require_resolved(values, layer)
     result = _merged(layers, list(_override_layers(overrides)), "config")
-    if mistakes := out_of_bounds(result) + eval_problems(result.eval):
+    if mistakes := out_of_bounds(result) + eval_errors(result.eval):
         raise _error(mistakes)
     return result
 

@@ -18,10 +18,10 @@ LOSSES_WITH_TARGET = ("minimax", "non_saturating", "lsgan")
 LEAST_RESOLUTION = {"hourglass": 32, "restore": 16}  # of a family that cannot do the 8 pixels that others can
 
 
-def problems(config: Config) -> list[str]:
+def config_errors(config: Config) -> list[str]:
     """Return settings that exclude one another or cannot work, each with the way out."""
     checks = (_check_data, _check_networks, _check_loss, _check_augment_and_balance, _check_train, _check_restore)
-    return [line for check in checks for line in check(config)] + eval_problems(config.eval)
+    return [line for check in checks for line in check(config)] + eval_errors(config.eval)
 
 
 def _check_data(config: Config) -> Iterator[str]:
@@ -124,7 +124,7 @@ def _check_restore(config: Config) -> Iterator[str]:
             yield f"restore.degrade{error}"
 
 
-def eval_problems(settings: Eval) -> list[str]:
+def eval_errors(settings: Eval) -> list[str]:
     """Return what is wrong with the settings of an evaluation."""
     found = []
     if unknown := [name for name in settings.metrics if name not in EVAL_METRICS]:
@@ -139,13 +139,13 @@ def eval_problems(settings: Eval) -> list[str]:
     return found
 
 
-def warnings(config: Config, spread: BatchPlan) -> list[str]:
+def warnings(config: Config, batch_plan: BatchPlan) -> list[str]:
     """Return what works but may not be meant."""
     found = []
     normed = [net for net in "GD" if getattr(config.model, net).get("norm") == "batch"]
-    if normed and spread.micro_batch < spread.batch:
+    if normed and batch_plan.micro_batch < batch_plan.batch:
         found.append(
-            f"batch norm in {' and '.join(normed)} sees each pass's own {spread.micro_batch} images, so the update "
+            f"batch norm in {' and '.join(normed)} sees each pass's own {batch_plan.micro_batch} images, so the update "
             f"depends on ranks and train.micro_batch (with model.{normed[0]}.norm=none it does not)"
         )
     if config.loss.name == "rpgan" and not (any(config.loss.r1) and any(config.loss.r2)):
@@ -154,11 +154,11 @@ def warnings(config: Config, spread: BatchPlan) -> list[str]:
             "(Huang et al. 2024): set loss.r1 and loss.r2, to 1 for a start"
         )
     compares = [name for name, on in settings_that_compare(config).items() if on]
-    if compares and not config.model.minibatch_group_size and spread.micro_batch < spread.batch:
+    if compares and not config.model.minibatch_group_size and batch_plan.micro_batch < batch_plan.batch:
         found.append(
-            f"{' and '.join(compares)} compares the {spread.micro_batch} images of a pass, so the update depends on "
-            "ranks and train.micro_batch; with model.minibatch_group_size set to a divisor of "
-            f"{spread.micro_batch} it does not"
+            f"{' and '.join(compares)} compares the {batch_plan.micro_batch} images of a pass, so the update depends "
+            "on ranks and train.micro_batch; with model.minibatch_group_size set to a divisor of "
+            f"{batch_plan.micro_batch} it does not"
         )
     if restores(config) and not config.data.holdout:
         found.append("restored images are not measured: data.holdout=500 keeps some images out of training for that")
@@ -187,7 +187,7 @@ def out_of_bounds(config: Config) -> list[str]:
             if isinstance(number, str) and "\0" in number:
                 found.append(f"{name}: a zero byte in a text")
             if name == "data.resolution" and number == 0:
-                continue  # not set: `problems` says so
+                continue  # not set: `config_errors` says so
             if not isinstance(number, (int, float)):
                 continue
             if not abs(number) < (2**63 if isinstance(number, int) else math.inf):  # a NaN is not, either

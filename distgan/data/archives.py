@@ -100,7 +100,7 @@ def tar_names(path: Path, skipped: list[Skipped], allow_corrupt: bool = False) -
             if not size:
                 raise OSError("an empty file")
             names.extend((name, (offset, length)) for name, offset, length in _files(data, size, skipped))
-    except (tar.Damage, OSError) as damage:
+    except (tar.TarError, OSError) as damage:
         _damaged(path, damage, skipped, allow_corrupt)
     return names
 
@@ -117,7 +117,7 @@ def unpacked(
             data = _Forward(stream, packed)
             for name, offset, size in _files(data, sys.maxsize, skipped):
                 yield name, size, functools.partial(_first_bytes, path, data, offset, size)
-    except tar.Damage as damage:
+    except tar.TarError as damage:
         _damaged(path, damage, skipped, allow_corrupt)
 
 
@@ -125,7 +125,7 @@ def _first_bytes(path: Path, data: tar.Bytes, offset: int, size: int, length: in
     """Read the first bytes of a file in a compressed tar. Raises DataError where the tar is corrupt."""
     try:
         return data[offset : offset + min(length, size)]
-    except tar.Damage as damage:
+    except tar.TarError as damage:
         raise DataError(f"{path}: corrupt: {damage}") from None
 
 
@@ -137,7 +137,9 @@ def read_span(path: str, span: Span, length: int) -> bytes:
 
 def _damaged(path: Path, damage: Exception, skipped: list[Skipped], allow_corrupt: bool) -> None:
     """Raise DataError for an archive that is corrupt; where that is allowed, it is listed among what is skipped."""
-    reason = f"corrupt: {damage}" if isinstance(damage, tar.Damage) else getattr(damage, "strerror", "") or str(damage)
+    reason = (
+        f"corrupt: {damage}" if isinstance(damage, tar.TarError) else getattr(damage, "strerror", "") or str(damage)
+    )
     if not allow_corrupt:
         raise DataError(f"{path}: {reason}") from None
     skipped.append((path.name, reason))
@@ -165,7 +167,7 @@ class _Forward:
     def __getitem__(self, at: slice) -> bytes:
         self._reads += 1
         if self._reads > FEW_READS + self._packed.tell() // READ_BYTES:
-            raise tar.Damage("more files than there are bytes for", at.start)
+            raise tar.TarError("more files than there are bytes for", at.start)
         gap = at.start - self._start - len(self._buffer)
         while gap > 0 and (piece := self._read(min(gap, 2**20))):
             gap -= len(piece)
@@ -183,12 +185,12 @@ class _Forward:
         try:
             piece = self._stream.read(length)
         except Exception as error:  # the errors of the decompressors share no base class
-            raise tar.Damage(f"cannot be decompressed ({str(error) or type(error).__name__})", self._start) from None
+            raise tar.TarError(f"cannot be decompressed ({str(error) or type(error).__name__})", self._start) from None
         self._inflated += len(piece)
         if self._inflated >= WINDOW:
             read = self._packed.tell()
             if self._inflated > RATIO * (read - self._read_before):
-                raise tar.Damage(f"inflates to more than {RATIO:,} times its size", self._start)
+                raise tar.TarError(f"inflates to more than {RATIO:,} times its size", self._start)
             self._inflated, self._read_before = 0, read
         return piece
 

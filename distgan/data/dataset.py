@@ -17,11 +17,11 @@ from distgan.data.decode import DecodeOptions, decode_into
 from distgan.data.image_format import CorruptImage, check_bytes
 from distgan.data.open_shards import ALONE, LabelCounts, RankInfo, open_shards, renumbered
 from distgan.data.sample_parts import DatasetOptions, SampleParts, choose_parts
-from distgan.data.shard_index import BAD_LABEL, MAX_CLASSES, Head, key_of
+from distgan.data.shard_index import BAD_LABEL, MAX_CLASSES, IndexHead, key_of
 from distgan.data.shuffle import held_out
 from distgan.errors import DataError
 from distgan.rng import host_rng
-from distgan.storage.byte_ranges import Source
+from distgan.storage.byte_ranges import ByteRangeReader
 from distgan.storage.home import default_cache_dir
 from distgan.storage.urls import public
 
@@ -30,7 +30,7 @@ UNLABELED = DatasetOptions()  # every sample with an image
 
 
 @dataclass(frozen=True)
-class Located:
+class SampleLocations:
     """Samples of one shard that are used, in its order.
 
     Attributes:
@@ -81,7 +81,7 @@ class Dataset:
     def __init__(
         self,
         urls: Sequence[str],
-        source: Source,
+        source: ByteRangeReader,
         options: DatasetOptions = UNLABELED,
         ranks: RankInfo = ALONE,
         *,
@@ -126,7 +126,7 @@ class Dataset:
         shard = np.searchsorted(self._ends, ids, side="right")
         return shard, ids - (self._ends[shard] - self.counts[shard])
 
-    def located(self, shard: int) -> Located:
+    def located(self, shard: int) -> SampleLocations:
         """Return where the usable samples of a shard lie."""
         return self._open(shard)[0]
 
@@ -134,7 +134,7 @@ class Dataset:
         """Read the class of every sample, from the index of every shard; int32 [num_samples]."""
         return np.concatenate([self.located(shard).label for shard in range(len(self.urls))])
 
-    def examples(self, num: int, seed: int, labels: Sequence[int] | None = None) -> list[int]:
+    def fixed_samples(self, num: int, seed: int, labels: Sequence[int] | None = None) -> list[int]:
         """Return some samples by a fixed choice, of the given classes where there are enough of them at hand."""
         bits = host_rng.bits(host_rng.key(seed, "examples"), np.arange(64 * num))
         drawn = list(dict.fromkeys((bits % np.uint64(self.num_samples)).astype(int).tolist()))
@@ -178,7 +178,7 @@ class Dataset:
         _, located, place = self._find(sample)
         return int(located.label[place])
 
-    def _find(self, sample: int) -> tuple[int, Located, int]:
+    def _find(self, sample: int) -> tuple[int, SampleLocations, int]:
         """Return the shard of a sample, the list that it stands in, used or held out, and its place there."""
         if sample < self.num_samples:
             shards, places = self.shard_of(np.array([sample]))
@@ -188,7 +188,7 @@ class Dataset:
         shard = int(np.searchsorted(ends, place, side="right"))
         return shard, self._open(shard)[1], place - int(ends[shard]) + len(self._held[shard])
 
-    def _locate_shard(self, shard: int) -> tuple[Located, Located]:
+    def _locate_shard(self, shard: int) -> tuple[SampleLocations, SampleLocations]:
         """Return the samples of a shard to train on, and those held out."""
         index = index_cache.load(self.urls[shard], self.source, self._cache_dir)
         if index.digest != self._digests[shard]:
@@ -210,10 +210,12 @@ class Dataset:
         columns += spans(self._parts.degraded) if self._parts.degraded is not None else ()
         held = np.zeros(int(good.sum()), bool)
         held[self._held[shard]] = True
-        return Located(*(column[~held] for column in columns)), Located(*(column[held] for column in columns))
+        return SampleLocations(*(column[~held] for column in columns)), SampleLocations(
+            *(column[held] for column in columns)
+        )
 
 
-def _problems(urls: Sequence[str], shards: Sequence[Head], parts: SampleParts, allow_corrupt: bool) -> list[str]:
+def _problems(urls: Sequence[str], shards: Sequence[IndexHead], parts: SampleParts, allow_corrupt: bool) -> list[str]:
     """Return what is wrong with shards, one line each. Raises DataError where there is something, unless allowed."""
     problems = [f"{public(url)}: {defect}" for url, shard in zip(urls, shards) for defect in shard["defects"]]
     problems += [line for url, shard in zip(urls, shards) for line in parts.incomplete(public(url), shard)]
@@ -255,7 +257,7 @@ def _class_counts(shares: Sequence[LabelCounts], parts: SampleParts, classes: in
     return [counts[label] for label in range(classes or max(counts) + 1)]
 
 
-def _fingerprint(urls: Sequence[str], shards: Sequence[Head], new_labels: Sequence[Sequence[int]]) -> str:
+def _fingerprint(urls: Sequence[str], shards: Sequence[IndexHead], new_labels: Sequence[Sequence[int]]) -> str:
     """Return a hash of the shards' names and contents, and of labels that are renumbered."""
     lines = (
         f"{os.path.basename(public(url))} {shard['size']} {shard['samples']} {shard['digest']}\n"

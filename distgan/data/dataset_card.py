@@ -118,12 +118,12 @@ def _class_names(card: Card) -> list[str]:
 def facts(card: Card) -> list[tuple[str, str]]:
     """Return names and values of what a card says; what it lacks is left out."""
     classes, counts = card.get("classes") or [], card.get("class_counts") or []
-    spread = f" with {min(counts):,} to {max(counts):,} images" if counts else ""
+    batch_plan = f" with {min(counts):,} to {max(counts):,} images" if counts else ""
     resolution = card.get("resolution")
     rows = [
         ("images", f"{card['samples']:,}" if "samples" in card else ""),
         ("size", f"{resolution} x {resolution} pixels" if resolution else "their own"),
-        ("classes", f"{len(classes)}{spread}" if classes else "none"),
+        ("classes", f"{len(classes)}{batch_plan}" if classes else "none"),
         ("resampling", ", ".join(filter(None, (card.get("crop"), card.get("filter"))))),
         ("stored as", card.get("image", "")),
         ("skipped", _tally(card.get("skipped", {}))),

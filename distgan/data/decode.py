@@ -35,7 +35,7 @@ TURNS = {
 
 
 @dataclass
-class Picture:
+class DecodedImage:
     """A decoded image.
 
     Attributes:
@@ -78,7 +78,7 @@ def decode(
     value_range: Range | None = None,
     measure: bool = False,
     hold: contextlib.ExitStack | None = None,
-) -> Picture:
+) -> DecodedImage:
     """Decode an image of any common format.
 
     Orientation marks are applied, transparent pixels lie on a `background` of that gray level, 16 bits become 8 by
@@ -114,7 +114,7 @@ def _decode_with_pillow(
     value_range: Range | None,
     measure: bool,
     hold: contextlib.ExitStack,
-) -> Picture:
+) -> DecodedImage:
     """Decode an image of any format but JPEG."""
     if reason := image_structure.objection(data):
         raise CorruptImage(reason)
@@ -187,7 +187,7 @@ def cropped(width: int, height: int, crop: str) -> float:
     return 1 - min(width, height) / max(width, height) if crop == "center" else 0.0
 
 
-def _decode_jpeg(data: bytes, max_pixels: int, least: int, hold: contextlib.ExitStack) -> Picture:
+def _decode_jpeg(data: bytes, max_pixels: int, least: int, hold: contextlib.ExitStack) -> DecodedImage:
     reason, has_scans = image_structure.jpeg_objection(data)
     if reason:
         raise CorruptImage(reason)
@@ -202,8 +202,8 @@ def _decode_jpeg(data: bytes, max_pixels: int, least: int, hold: contextlib.Exit
     except ValueError:
         raise CorruptImage("corrupt") from None
     if _may_be_turned(data) and (turn := TURNS.get(_orientation(data))) is not None:
-        return Picture(np.asarray(Image.fromarray(pixels).transpose(turn)), ("turned upright",))
-    return Picture(pixels)
+        return DecodedImage(np.asarray(Image.fromarray(pixels).transpose(turn)), ("turned upright",))
+    return DecodedImage(pixels)
 
 
 def _may_be_turned(data: bytes) -> bool:
@@ -261,7 +261,7 @@ def _load(image: ImageFile.ImageFile, data: bytes) -> np.ndarray | None:
     return high * 256 + np.asarray(other)
 
 
-def _to_rgb(image: Image.Image, background: int, colors: np.ndarray | None, value_range: Range | None) -> Picture:
+def _to_rgb(image: Image.Image, background: int, colors: np.ndarray | None, value_range: Range | None) -> DecodedImage:
     """Return a decoded image as RGB; `colors` are its 16-bit ones, where they are wanted and it has them."""
     notes: list[str] = []
     values: Range | None = None
@@ -292,7 +292,7 @@ def _to_rgb(image: Image.Image, background: int, colors: np.ndarray | None, valu
         notes.append("alpha")
     elif image.mode == "CMYK":
         notes.append("CMYK")
-    return Picture(np.asarray(image.convert("RGB")), tuple(notes), values)
+    return DecodedImage(np.asarray(image.convert("RGB")), tuple(notes), values)
 
 
 def _extent(numbers: np.ndarray) -> Range:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from PIL import Image
 
-from distgan.data.decode import FILTERS, Picture, cropped, decode, fit, to_levels
+from distgan.data.decode import FILTERS, DecodedImage, cropped, decode, fit, to_levels
 from distgan.data.image_format import MAX_PIXELS, CorruptImage, TooLarge
 from distgan.data.pack_entry import InputEntry, read_entry
 from distgan.errors import ConfigError
@@ -118,7 +118,7 @@ def _encode_one(entry: InputEntry, options: PackOptions) -> StoredImage:
         return _fit_and_save(picture, options)
 
 
-def _read_picture(entry: InputEntry, options: PackOptions, hold: contextlib.ExitStack) -> Picture:
+def _read_picture(entry: InputEntry, options: PackOptions, hold: contextlib.ExitStack) -> DecodedImage:
     """Read and decode one image. Raises TooLarge, CorruptImage or OSError."""
     content = read_entry(entry)
     if isinstance(content, bytes):
@@ -132,10 +132,10 @@ def _read_picture(entry: InputEntry, options: PackOptions, hold: contextlib.Exit
         )
     if content.shape[0] * content.shape[1] > options.max_pixels:
         raise TooLarge(options.max_pixels)
-    return Picture(content if options.range is None else to_levels(content, options.range))
+    return DecodedImage(content if options.range is None else to_levels(content, options.range))
 
 
-def _fit_and_save(picture: Picture, options: PackOptions) -> StoredImage:
+def _fit_and_save(picture: DecodedImage, options: PackOptions) -> StoredImage:
     """Bring a decoded image to its size, and encode it."""
     pixels, notes, cut_away = picture.pixels, picture.notes, 0.0
     height, width = pixels.shape[:2]

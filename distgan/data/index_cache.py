@@ -9,10 +9,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from distgan.data import shard_index, tar
-from distgan.data.shard_index import Head, ShardIndex, Window
+from distgan.data.shard_index import IndexHead, ReadAhead, ShardIndex
 from distgan.errors import DataError
 from distgan.storage.atomic import replacing
-from distgan.storage.byte_ranges import Source, UnansweredError
+from distgan.storage.byte_ranges import ByteRangeReader, UnansweredError
 from distgan.storage.untrusted import UnreadableError, open_regular
 from distgan.storage.urls import is_local, local_path, public
 
@@ -22,7 +22,7 @@ SMALL = 16 * 2**20  # bytes of an index that may always be read
 MAX_STEPS = 10_000  # from a name through links to a file
 
 
-def load(url: str, source: Source, cache_dir: Path) -> ShardIndex:
+def load(url: str, source: ByteRangeReader, cache_dir: Path) -> ShardIndex:
     """Return a shard's index: read where it is kept and still true, made and kept where not."""
     beside, cached = _places(url, cache_dir)
     for path in filter(None, (beside, cached)):
@@ -36,7 +36,7 @@ def load(url: str, source: Source, cache_dir: Path) -> ShardIndex:
     return index
 
 
-def summary(url: str, source: Source, cache_dir: Path) -> Head:
+def summary(url: str, source: ByteRangeReader, cache_dir: Path) -> IndexHead:
     """Return what `load(...).summary()` would; of an index that is kept and still true, only the head is read."""
     for path in filter(None, _places(url, cache_dir)):
         index = _read_if_true(path, url, source, only_head=True)
@@ -53,13 +53,13 @@ def _places(url: str, cache_dir: Path) -> tuple[Path | None, Path]:
     return Path(f"{address}.index") if is_local(url) else None, cached
 
 
-def _require_size(index_bytes: int, url: str, source: Source) -> None:
+def _require_size(index_bytes: int, url: str, source: ByteRangeReader) -> None:
     """Refuse an index that is larger than any of such a shard, where a sample takes 512 bytes at least."""
     if index_bytes > SMALL and index_bytes > SMALL + source.size(url) // 4:
         raise ValueError(f"{index_bytes:,} bytes are too many")
 
 
-def _read_if_true(path: Path, url: str, source: Source, only_head: bool = False) -> ShardIndex | None:
+def _read_if_true(path: Path, url: str, source: ByteRangeReader, only_head: bool = False) -> ShardIndex | None:
     """Return the index at `path`, unless it is missing, corrupt, or the shard is another one now."""
     try:
         with open_regular(path) as file:
@@ -83,12 +83,12 @@ def _read_if_true(path: Path, url: str, source: Source, only_head: bool = False)
     for sample in {0, len(index.first) - 1} if len(index.first) else ():
         try:
             start = int(index.first[sample])
-            window = Window(source.read, url, index.size, ahead=2048)
+            window = ReadAhead(source.read, url, index.size, ahead=2048)
             _, _, _, body, length = next(tar.members(window, index.size, start))
             part = 0 if sample == 0 else len(index.offset) - len(index.kinds[index.kind[sample]])
             if (body, length) != (index.offset[part], index.length[part]):
                 return None
-        except (tar.Damage, StopIteration, IndexError):
+        except (tar.TarError, StopIteration, IndexError):
             return None
     return index
 
@@ -111,7 +111,7 @@ def _links(path: str) -> Iterator[str]:
         rest += reversed([part for part in target.split("/") if part])
 
 
-def _published(url: str, source: Source) -> ShardIndex | None:
+def _published(url: str, source: ByteRangeReader) -> ShardIndex | None:
     """Return the index that lies next to a remote shard."""
     if is_local(url):
         return None

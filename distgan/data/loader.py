@@ -21,7 +21,7 @@ from distgan.data.dataset import Dataset
 from distgan.data.decode import DecodeOptions, decode_into
 from distgan.data.image_format import CorruptImage, check_bytes
 from distgan.data.open_shards import ALONE, RankInfo
-from distgan.data.shuffle import Plan
+from distgan.data.shuffle import ShuffleOrder
 from distgan.errors import DataError
 from distgan.storage.urls import is_local
 
@@ -99,7 +99,7 @@ class Stream(Iterator[Batch]):
     def __init__(
         self,
         dataset: Dataset,
-        plan: Plan,
+        plan: ShuffleOrder,
         options: StreamOptions,
         *,
         start: int = 0,
@@ -158,7 +158,7 @@ class Stream(Iterator[Batch]):
         self._taken = batch.buffers
         return batch
 
-    def newly_damaged(self) -> list[dict[str, str]]:
+    def pop_corrupt(self) -> list[dict[str, str]]:
         """Return shard, key and reason of the samples that were found corrupt since the last call."""
         rows = []
         for sample in list(self.bad)[self._num_reported :]:
@@ -167,10 +167,10 @@ class Stream(Iterator[Batch]):
         self._num_reported += len(rows)
         return rows
 
-    def news(self) -> list[str]:
+    def pop_warnings(self) -> list[str]:
         """Return warnings about the data that are new since the last call."""
         disk = self.dataset.source.disk
-        warnings = disk.news() if disk is not None else []
+        warnings = disk.pop_warnings() if disk is not None else []
         if self.num_resized and not self._has_warned:
             self._has_warned = True
             warnings.append("images are resized while training; `distgan pack --resolution` would do it once for all")
@@ -256,7 +256,7 @@ class Stream(Iterator[Batch]):
         """Fill a corrupt sample's slot with another one, by a rule that knows neither ranks nor threads."""
         position = int(batch.positions[i])
         beyond = range(position + 1, position + self.dataset.num_samples)  # where the whole window is corrupt
-        for candidate in itertools.chain(self.plan.substitutes(position), beyond):
+        for candidate in itertools.chain(self.plan.replacements(position), beyond):
             sample = self.plan.ids(np.array([candidate]))
             shard, place = (int(x[0]) for x in self.dataset.shard_of(sample))
             label = self._decode_sample(batch, i, int(sample[0]), shard, place)

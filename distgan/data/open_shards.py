@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 
 from distgan.data import dataset_card, index_cache
-from distgan.data.shard_index import MAX_CLASSES, Head, label_counts
+from distgan.data.shard_index import MAX_CLASSES, IndexHead, label_counts
 from distgan.errors import DataError, StoppedError, with_hint
-from distgan.storage.byte_ranges import Source
+from distgan.storage.byte_ranges import ByteRangeReader
 from distgan.storage.urls import is_local, public
 
 Gather = Callable[[object], list]  # a value of this rank -> those of all ranks, in rank order
@@ -47,7 +47,7 @@ class OpenedShards:
         new_labels: For each shard, the class that its label i becomes; empty where labels stay as they are.
     """
 
-    heads: list[Head]
+    heads: list[IndexHead]
     labels: list[LabelCounts]
     class_names: list[str]
     new_labels: list[list[int]]
@@ -67,14 +67,14 @@ class _Share:
 
     names: list[str]
     class_names: list[str] = field(default_factory=list)
-    results: list[Head | _Failure] = field(default_factory=list)
+    results: list[IndexHead | _Failure] = field(default_factory=list)
     labels: LabelCounts = field(default_factory=dict)
     problem: str = ""
 
 
 def open_shards(
     urls: Sequence[str],
-    source: Source,
+    source: ByteRangeReader,
     cache_dir: Path,
     *,
     join_classes: bool,
@@ -107,7 +107,7 @@ def open_shards(
     all_results = [shares[i % ranks.size].results[i // ranks.size] for i in range(len(urls))]
     if reasons := {result.stopped for result in all_results if isinstance(result, _Failure) and result.stopped}:
         raise StoppedError(min(reasons))  # a person's wish wins, on every rank
-    heads: list[Head] = []
+    heads: list[IndexHead] = []
     for url, result in zip(urls, all_results):
         if isinstance(result, _Failure):
             raise DataError(result.error)
@@ -116,7 +116,9 @@ def open_shards(
     return OpenedShards(heads, [share.labels for share in shares], shares[0].class_names, new_labels)
 
 
-def _read_head(url: str, source: Source, cache_dir: Path, should_stop: Callable[[], str]) -> Head | _Failure:
+def _read_head(
+    url: str, source: ByteRangeReader, cache_dir: Path, should_stop: Callable[[], str]
+) -> IndexHead | _Failure:
     """Return the summary of a shard, or why it is not there."""
     if reason := should_stop():
         return _Failure(stopped=reason)
@@ -127,10 +129,10 @@ def _read_head(url: str, source: Source, cache_dir: Path, should_stop: Callable[
 
 
 def _add_labels(
-    urls: Sequence[str], heads: Iterable[Head | _Failure], new_labels: Sequence[Sequence[int]]
-) -> tuple[list[Head | _Failure], LabelCounts]:
+    urls: Sequence[str], heads: Iterable[IndexHead | _Failure], new_labels: Sequence[Sequence[int]]
+) -> tuple[list[IndexHead | _Failure], LabelCounts]:
     """Return summaries without their labels, and the labels added up: those of all shards one by one are too many."""
-    bare: list[Head | _Failure] = []
+    bare: list[IndexHead | _Failure] = []
     sums: LabelCounts = {}
     for url, head, numbers in zip(urls, heads, new_labels):
         if isinstance(head, _Failure):

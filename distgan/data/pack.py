@@ -26,12 +26,12 @@ from distgan.data.decode import share_memory
 from distgan.data.encode import CHUNK_BYTES, PackOptions, StoredImage, encode_all
 from distgan.data.memory_budget import MemoryBudget
 from distgan.data.pack_entry import InputEntry, InputListing, entry_bytes
-from distgan.data.pack_inputs import ALL, Wanted, list_source
+from distgan.data.pack_inputs import ALL, ListingOptions, list_inputs
 from distgan.data.pack_summary import SKIPPED, UNLABELED, PackSummary, tally
 from distgan.data.shard_writer import ShardWriter
 from distgan.errors import ConfigError, DataError, MachineError
 from distgan.storage.atomic import aside
-from distgan.storage.byte_ranges import Source
+from distgan.storage.byte_ranges import ByteRangeReader
 from distgan.storage.home import user_path
 from distgan.storage.urls import public
 from distgan.version import __version__
@@ -48,7 +48,7 @@ def pack(
     source: str,
     out: str,
     options: PackOptions,
-    wanted: Wanted = ALL,
+    wanted: ListingOptions = ALL,
     *,
     shard_mb: float = 256,
     workers: int = 0,
@@ -81,7 +81,7 @@ def pack(
         raise ConfigError(f"--shard-mb {shard_mb:g}: 0.066 or more")
     if not 0 <= workers <= 1024:
         raise ConfigError(f"--workers {workers}: 1 to 1024, or 0 for one per core")
-    listing = list_source(source, wanted)
+    listing = list_inputs(source, wanted)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         folder = aside(target)
@@ -245,7 +245,7 @@ def _in_order(
 
 def _finish(folder: Path, summary: PackSummary, source: str, options: PackOptions) -> None:
     """Write the index next to each shard, and the card."""
-    reader = Source()
+    reader = ByteRangeReader()
     for shard in summary.shards:
         index_cache.load(str(folder / shard["name"]), reader, folder)
     how = asdict(options)

@@ -131,7 +131,7 @@ def read_entry(entry: InputEntry) -> bytes | np.ndarray:
     """Read an image's bytes (or pixels, from an array file); called in the process that will decode them.
 
     Raises:
-        BadImage: More bytes than any image has; they are not read.
+        CorruptImage: More bytes than any image has; they are not read.
         OSError: They cannot be read.
     """
     if entry.content is not None:

@@ -19,7 +19,7 @@ from distgan.data.pack_arrays import list_arrays
 from distgan.data.pack_entry import InputEntry, InputListing, pair
 from distgan.data.shard_urls import find_shards
 from distgan.errors import ConfigError, DataError
-from distgan.storage.byte_ranges import Source
+from distgan.storage.byte_ranges import ByteRangeReader
 from distgan.storage.home import default_cache_dir, user_path
 from distgan.storage.urls import is_local, local_path, public
 
@@ -43,7 +43,7 @@ NO_PICTURES = {
 
 
 @dataclass(frozen=True)
-class Wanted:
+class ListingOptions:
     """Which images and labels of a source are asked for.
 
     Attributes:
@@ -67,7 +67,7 @@ class Wanted:
             raise ConfigError(f"--label {self.label} and --no-labels: leave out one of them")
 
 
-ALL = Wanted()
+ALL = ListingOptions()
 
 
 class Item(NamedTuple):
@@ -78,15 +78,15 @@ class Item(NamedTuple):
     stream: str = ""
 
 
-def list_source(source: str, wanted: Wanted = ALL) -> InputListing:
+def list_inputs(source: str, wanted: ListingOptions = ALL) -> InputListing:
     """List the images of a source, or the pairs of two. Raises DataError where there are none to be found."""
     listing = _list_one(source, replace(wanted, part=wanted.part.lower().lstrip(".")))
     if not wanted.degraded:
         return listing
-    return pair(listing, _list_one(wanted.degraded, Wanted(labels=False, allow_corrupt=wanted.allow_corrupt)))
+    return pair(listing, _list_one(wanted.degraded, ListingOptions(labels=False, allow_corrupt=wanted.allow_corrupt)))
 
 
-def _list_one(source: str, wanted: Wanted) -> InputListing:
+def _list_one(source: str, wanted: ListingOptions) -> InputListing:
     """List the images of one source; which kind it is, its name and its content tell."""
     path = user_path(source)
     if path.is_dir():
@@ -102,7 +102,7 @@ def _list_one(source: str, wanted: Wanted) -> InputListing:
     raise DataError(f"{public(source)}: neither a folder nor a .zip, .tar(.gz .bz2 .xz .zst), .npz or shards")
 
 
-def _list_folder(folder: Path, wanted: Wanted) -> InputListing:
+def _list_folder(folder: Path, wanted: ListingOptions) -> InputListing:
     """List images in folders, or archives in a folder; of both, what there is more of."""
     try:
         skipped: list[Skipped] = []
@@ -164,7 +164,7 @@ def _is_picture(file: File, part: str) -> bool:
         return False
 
 
-def _listing(items: Sequence[Item], wanted: Wanted, skipped: list[Skipped]) -> InputListing:
+def _listing(items: Sequence[Item], wanted: ListingOptions, skipped: list[Skipped]) -> InputListing:
     """Put labels to images. Of samples in several parts, and where a part is named, images alone are taken."""
     files = [item.file for item in items]
     pictures = [number for number, file in enumerate(files) if _is_picture(file, wanted.part)]
@@ -218,7 +218,7 @@ def _walk(folder: str | Path, skipped: list[Skipped], inside: str = "", above: t
                 skipped.append((inside + entry.name, "no regular file"))
 
 
-def _list_archives(urls: Sequence[str], wanted: Wanted, top: Path | None = None) -> InputListing:
+def _list_archives(urls: Sequence[str], wanted: ListingOptions, top: Path | None = None) -> InputListing:
     """List archives as one: shards with an image and its class in each sample, or folders packed in files."""
     far = [url for url in urls if not is_local(url)]
     plain = all(local_path(url).lower().endswith(".tar") for url in urls)
@@ -233,7 +233,7 @@ def _list_archives(urls: Sequence[str], wanted: Wanted, top: Path | None = None)
     return _listing(items, wanted, skipped)
 
 
-def _items(url: str, wanted: Wanted, top: Path | None, several: bool, skipped: list[Skipped]) -> list[Item]:
+def _items(url: str, wanted: ListingOptions, top: Path | None, several: bool, skipped: list[Skipped]) -> list[Item]:
     """Return the files in an archive. Their paths begin where the archive lies below `top`."""
     path = user_path(local_path(url))
     above = path.parent.relative_to(top).as_posix() + "/" if top is not None and path.parent != top else ""
@@ -271,9 +271,9 @@ def _holder(content: bytes) -> Callable[[int], bytes]:
     return lambda length: content[:length]
 
 
-def _is_regular(urls: Sequence[str], wanted: Wanted) -> bool:
+def _is_regular(urls: Sequence[str], wanted: ListingOptions) -> bool:
     """Return whether the index says all of these shards: parts are neighbors, keys lack dots, classes are numbers."""
-    source = Source()
+    source = ByteRangeReader()
     pictures = {wanted.part} if wanted.part else SUFFIXES
     for url in urls:
         try:
@@ -293,9 +293,9 @@ def _is_regular(urls: Sequence[str], wanted: Wanted) -> bool:
     return True
 
 
-def _list_shards(urls: Sequence[str], wanted: Wanted) -> InputListing:
+def _list_shards(urls: Sequence[str], wanted: ListingOptions) -> InputListing:
     """List the samples of shards by their index, as training reads them."""
-    source = Source()
+    source = ByteRangeReader()
     parts = {part for kind in index_cache.load(urls[0], source, default_cache_dir() / "index").kinds for part in kind}
     pairs = not wanted.part and not parts & SUFFIXES and any(part.startswith("clean.") for part in parts)
 

@@ -116,7 +116,7 @@ def look(dataset: Dataset, crop: str, max_pixels: int) -> Pixels:
         DataError: none of them can be used.
     """
     pixels = Pixels()
-    numbers = sorted(set(dataset.examples(NUM_SAMPLED, seed=0)))
+    numbers = sorted(set(dataset.fixed_samples(NUM_SAMPLED, seed=0)))
     for number in numbers:
         try:
             for data in dataset.stored(number):

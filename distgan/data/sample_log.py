@@ -8,7 +8,7 @@ from distgan.data.loader import Batch
 from distgan.storage.untrusted import open_to_append
 
 
-class Audit:
+class SampleLog:
     """Appends {"position", "shard", "key"} for each sample, in the order of consumption."""
 
     def __init__(self, folder: Path, rank: int, dataset: Dataset) -> None:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from distgan.data.image_format import SUFFIXES
-from distgan.data.shard_index import Head
+from distgan.data.shard_index import IndexHead
 from distgan.errors import DataError
 
 
@@ -55,11 +55,11 @@ class SampleParts:
                 return f"several {name} parts" if num else f"no {name} part"
         return "no cls part" if self.needs_label and "cls" not in kind else ""
 
-    def num_usable(self, shard: Head) -> int:
+    def num_usable(self, shard: IndexHead) -> int:
         """Return how many samples of a shard can be used."""
         return sum(count for kind, count in zip(shard["kinds"], shard["kind_counts"]) if not self.missing(kind))
 
-    def incomplete(self, name: str, shard: Head) -> list[str]:
+    def incomplete(self, name: str, shard: IndexHead) -> list[str]:
         """Return a line for each kind of samples of a shard that cannot be used."""
         return [
             f"{name}: {count} sample(s) with {missing}; parts: {' '.join(kind)}"
@@ -68,14 +68,14 @@ class SampleParts:
         ]
 
 
-def choose_parts(shards: Sequence[Head], options: DatasetOptions) -> SampleParts:
+def choose_parts(shards: Sequence[IndexHead], options: DatasetOptions) -> SampleParts:
     """Return the parts that samples of these shards need. Raises DataError where the shards leave that open."""
     if options.pairs:
         return SampleParts(*_pair_suffixes(shards), options.labels)
     return SampleParts(_image_suffixes(shards, options.image, options.allow_corrupt), None, options.labels)
 
 
-def _image_suffixes(shards: Sequence[Head], chosen: str, allow_corrupt: bool) -> frozenset[str]:
+def _image_suffixes(shards: Sequence[IndexHead], chosen: str, allow_corrupt: bool) -> frozenset[str]:
     """Return the suffixes that mark an image part."""
     if chosen:
         return frozenset([chosen.lower()])
@@ -96,7 +96,7 @@ def _image_suffixes(shards: Sequence[Head], chosen: str, allow_corrupt: bool) ->
     return suffixes
 
 
-def _pair_suffixes(shards: Sequence[Head]) -> tuple[frozenset[str], frozenset[str]]:
+def _pair_suffixes(shards: Sequence[IndexHead]) -> tuple[frozenset[str], frozenset[str]]:
     """Return the suffixes that mark the clean and the degraded part of a pair."""
     parts = {part for shard in shards for kind in shard["kinds"] for part in kind}
     clean, degraded = (frozenset(f"{side}.{suffix}" for suffix in SUFFIXES) & parts for side in ("clean", "degraded"))

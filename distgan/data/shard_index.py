@@ -20,7 +20,7 @@ import numpy as np
 
 from distgan.data import tar
 from distgan.errors import DataError
-from distgan.storage.byte_ranges import Source
+from distgan.storage.byte_ranges import ByteRangeReader
 from distgan.storage.untrusted import Count, Name, json_of, parse
 from distgan.storage.urls import is_local, local_path, public
 
@@ -32,7 +32,7 @@ _NAME = re.compile(r"((?:.*/|)[^.]+)\.([^/]*)$")
 _META = re.compile(r"__[^/]*__($|/)")
 
 
-class Head(TypedDict):
+class IndexHead(TypedDict):
     """The summary of a shard, as it stands at the head of its index."""
 
     size: Count
@@ -70,9 +70,9 @@ class ShardIndex:
     length: np.ndarray
     defects: list[str]
     digest: str
-    head: Head | None = None
+    head: IndexHead | None = None
 
-    def summary(self) -> Head:
+    def summary(self) -> IndexHead:
         """Return what is known of the shard without its arrays, as JSON types."""
         if self.head is not None:
             return self.head
@@ -137,12 +137,12 @@ class ShardIndex:
             raise ValueError("a part outside of the shard")
 
 
-def label_counts(summary: Head) -> list[list[int]]:
+def label_counts(summary: IndexHead) -> list[list[int]]:
     """Return kind, label and number of samples, for all that occur; packed, since thousands of them are many."""
     return np.frombuffer(base64.b64decode(summary["labels"]), "<i4").reshape(-1, 3).tolist()
 
 
-def _head(data: "bytes | mmap.mmap") -> tuple[Head, int]:
+def _head(data: "bytes | mmap.mmap") -> tuple[IndexHead, int]:
     """Read the head of an index, and return where it ends. Raises ValueError."""
     if data[: len(MAGIC)] != MAGIC:
         raise ValueError("not an index of this version")
@@ -151,7 +151,7 @@ def _head(data: "bytes | mmap.mmap") -> tuple[Head, int]:
     if zlib.crc32(data[start:stop]) != int.from_bytes(data[start - 4 : start], "little"):
         raise ValueError("corrupt")
     try:
-        head = parse(Head, json_of(data[start:stop], "head"), "head")
+        head = parse(IndexHead, json_of(data[start:stop], "head"), "head")
     except DataError as error:
         raise ValueError(str(error)) from None
     kinds, counts = head["kinds"], head["kind_counts"]
@@ -211,7 +211,7 @@ def scan(data: tar.Bytes, size: int) -> ShardIndex:
             if suffix == "cls":
                 label = _label(data[body : body + min(size_of_part, 32)])
         finish()
-    except tar.Damage as damage:
+    except tar.TarError as damage:
         defects.append(str(damage))
         finish(whole=False)  # the sample at hand may lack parts
 
@@ -236,7 +236,7 @@ def _label(text: bytes) -> int:
     return label if 0 <= label < 2**31 else BAD_LABEL
 
 
-class Window:
+class ReadAhead:
     """A shard as `tar.members` reads it, through a buffer that slides forward over the file."""
 
     def __init__(self, read: Callable[[str, int, int], bytes], url: str, size: int, ahead: int) -> None:
@@ -253,25 +253,25 @@ class Window:
         return self._buffer[start - self._start : stop - self._start]
 
 
-def build(url: str, source: Source) -> ShardIndex:
+def build(url: str, source: ByteRangeReader) -> ShardIndex:
     """Read a shard's headers: by memory map where it is local, in one pass over its bytes elsewhere."""
     size = source.size(url)
     if not is_local(url):
-        return scan(Window(source.read, url, size, ahead=8 * 2**20), size)
+        return scan(ReadAhead(source.read, url, size, ahead=8 * 2**20), size)
     with tar.opened(local_path(url)) as (data, size):
         return scan(data, size)
 
 
-def key_of(url: str, source: Source, first: int) -> str:
+def key_of(url: str, source: ByteRangeReader, first: int) -> str:
     """Return the key of the sample whose first header lies at byte `first`, often at hand since its image was read."""
     size = source.size(url)
-    name, *_ = next(tar.members(Window(source.cached, url, size, ahead=512), size, first))
+    name, *_ = next(tar.members(ReadAhead(source.cached, url, size, ahead=512), size, first))
     match = _NAME.match(name)
     assert match is not None  # as when the sample was indexed
     return match[1]
 
 
-def describe(url: str, summary: Head) -> str:
+def describe(url: str, summary: IndexHead) -> str:
     """Return one line that says what a shard holds."""
     parts = ", ".join(
         f"{count:,} x ({' '.join(kind)})" for kind, count in zip(summary["kinds"], summary["kind_counts"])

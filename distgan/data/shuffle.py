@@ -24,7 +24,7 @@ VERSION = 1  # of the order itself: a run keeps the version it was started with
 
 
 @dataclass(frozen=True)
-class Layout:
+class ShuffleLayout:
     """The constants of an order, chosen once per run and kept in its checkpoints."""
 
     lanes: int
@@ -33,7 +33,7 @@ class Layout:
     version: int = VERSION
 
     @staticmethod
-    def choose(num_samples: int, mean_bytes: float, batch: int) -> "Layout":
+    def choose(num_samples: int, mean_bytes: float, batch: int) -> "ShuffleLayout":
         """Choose constants for a set of `num_samples` samples of `mean_bytes` each, at `batch` samples per step.
 
         A block is about 2 MiB, but small enough that there are many blocks per lane; lanes are a multiple of the
@@ -42,7 +42,7 @@ class Layout:
         lanes = batch * -(-256 // batch)
         block = min(64, int(2 * 2**20 / mean_bytes), num_samples // (64 * lanes))
         window = min(64, int(512 * 2**20 / (mean_bytes * lanes)))
-        return Layout(lanes=lanes, block=max(1, block), window=max(1, window))
+        return ShuffleLayout(lanes=lanes, block=max(1, block), window=max(1, window))
 
 
 def held_out(num_samples: int, num: int) -> np.ndarray:
@@ -55,7 +55,7 @@ def held_out(num_samples: int, num: int) -> np.ndarray:
     return ends[:-1] + drawn.astype(np.int64)
 
 
-class Plan:
+class ShuffleOrder:
     """The order of a data set whose shard s holds `counts[s]` samples, under one seed.
 
     A sample id counts samples through the shards in their order: 0 .. num_samples - 1.
@@ -66,7 +66,7 @@ class Plan:
     """
 
     def __init__(
-        self, counts: np.ndarray, layout: Layout, seed: int, samples: Callable[[int], np.ndarray] | None = None
+        self, counts: np.ndarray, layout: ShuffleLayout, seed: int, samples: Callable[[int], np.ndarray] | None = None
     ) -> None:
         if layout.version != VERSION:
             raise ValueError(f"this order is of version {layout.version}, this program writes version {VERSION}")
@@ -109,7 +109,7 @@ class Plan:
         (start,), (stop,) = self._bounds(np.array([lane]), np.array([in_lane]))
         return self._samples(epoch, lane * self.rows + np.arange(start, stop))
 
-    def substitutes(self, position: int) -> np.ndarray:
+    def replacements(self, position: int) -> np.ndarray:
         """Return positions whose samples may replace that of `position`, best first: the rest of its window."""
         epoch, place = divmod(int(position), self.num_samples)
         body = self.rows * self.layout.lanes
@@ -176,8 +176,8 @@ class Plan:
         return out
 
 
-class Balanced:
-    """The samples of balanced epochs, each in an order that `plan.Plan` shuffles as it does a data set's.
+class BalancedOrder:
+    """The samples of balanced epochs, each in an order that `ShuffleOrder` shuffles as it does a data set's.
 
     Takes about 40 bytes for each place of an epoch while one is laid out, and 8 afterwards.
 

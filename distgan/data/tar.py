@@ -35,7 +35,7 @@ class Bytes(Protocol):
     def __getitem__(self, at: slice) -> bytes: ...
 
 
-class Damage(Exception):
+class TarError(Exception):
     """The archive cannot be read past this byte."""
 
     def __init__(self, what: str, at: int) -> None:
@@ -85,7 +85,7 @@ def members(data: Bytes, size: int, start: int = 0) -> Iterator[tuple[str, str, 
     """
     for magic, program in COMPRESSED.items():
         if start == 0 and data[0 : len(magic)] == magic:
-            raise Damage(
+            raise TarError(
                 f"a {program} file, not a plain tar (its samples cannot be read at random: unpack it, or let `distgan "
                 "pack` make shards of it)",
                 0,
@@ -96,7 +96,7 @@ def members(data: Bytes, size: int, start: int = 0) -> Iterator[tuple[str, str, 
     while True:
         block = data[at : at + BLOCK]
         if len(block) < BLOCK:
-            raise Damage("a cut header" if block else "no end-of-archive marker (the file was probably cut)", at)
+            raise TarError("a cut header" if block else "no end-of-archive marker (the file was probably cut)", at)
         if block[0] == 0:
             _check_end(data, at)
             return
@@ -111,17 +111,17 @@ def members(data: Bytes, size: int, start: int = 0) -> Iterator[tuple[str, str, 
                 body += BLOCK
         at = body + (length + BLOCK - 1) // BLOCK * BLOCK
         if body + length > size:
-            raise Damage(f"member {_name(block)[:80]!r} of {length} bytes is cut by the end of the file", body)
+            raise TarError(f"member {_name(block)[:80]!r} of {length} bytes is cut by the end of the file", body)
         if kind in EXTENDED:
             if length > MAX_HEADER:
-                raise Damage(f"an extended header of {length} bytes", body)
+                raise TarError(f"an extended header of {length} bytes", body)
             text = data[body : body + length]
             if kind == ord("L"):
                 extended["path"] = text.rstrip(b"\0")
             elif kind != ord("K"):
                 (shared if kind == ord("g") else extended).update(_pax_records(text, body))
             if len(extended.get("path", b"")) > MAX_NAME or len(shared.get("path", b"")) > MAX_NAME:
-                raise Damage(f"a name of more than {MAX_NAME} bytes", body)
+                raise TarError(f"a name of more than {MAX_NAME} bytes", body)
             continue
 
         name = _name(block)
@@ -132,7 +132,7 @@ def members(data: Bytes, size: int, start: int = 0) -> Iterator[tuple[str, str, 
                 length = int(fields["size"])
             at = body + (length + BLOCK - 1) // BLOCK * BLOCK
             if body + length > size:
-                raise Damage(f"member {name[:80]!r} of {length} bytes is cut by the end of the file", body)
+                raise TarError(f"member {name[:80]!r} of {length} bytes is cut by the end of the file", body)
             if "sparse" in fields:
                 kind = SPARSE
             extended = {}
@@ -152,7 +152,7 @@ def _length(block: bytes, at: int) -> int:
         if block[148:154] != b"%06o" % total:  # wrong, or not in the usual form
             stored = int(block[148:156].strip(b"\0 "), 8)
             if (stored - total) % 65521 and stored != _signed_sum(block):
-                raise Damage("a header with a wrong checksum", at)
+                raise TarError("a header with a wrong checksum", at)
         if block[124] >= 0x80:  # base 256, for sizes beyond 8 GiB
             return int.from_bytes(block[125:136], "big")
         length = int(block[124:136].strip(b"\0 ") or b"0", 8)
@@ -160,7 +160,7 @@ def _length(block: bytes, at: int) -> int:
             raise ValueError
         return length
     except ValueError:
-        raise Damage("bytes that are not a tar header", at) from None
+        raise TarError("bytes that are not a tar header", at) from None
 
 
 def _signed_sum(block: bytes) -> int:
@@ -185,30 +185,30 @@ def _pax_records(text: bytes, at: int) -> Iterator[tuple[str, bytes]]:
         length = text[start:space] if space > start else b""
         end = start + int(length) if length.isdigit() else start
         if not start < end <= len(text):
-            raise Damage("a malformed extended header", at)
+            raise TarError("a malformed extended header", at)
         field, _, value = text[space + 1 : end - 1].partition(b"=")
         if field == b"size" and not (value.isdigit() and len(value) < 20):
-            raise Damage("a malformed extended header", at)
+            raise TarError("a malformed extended header", at)
         if field in (b"path", b"size"):
             yield field.decode(), value
         elif field.startswith(b"GNU.sparse"):
             yield "sparse", b""
         start = end
     if number > MAX_RECORDS:
-        raise Damage(f"an extended header of more than {MAX_RECORDS} fields", at)
+        raise TarError(f"an extended header of more than {MAX_RECORDS} fields", at)
 
 
 def _check_end(data: Bytes, at: int) -> None:
     """Check that after the first zero block only zeros follow, one more block at least, and not without an end."""
     if len(data[at : at + 2 * BLOCK]) < 2 * BLOCK:
-        raise Damage("half an end-of-archive marker (the file was probably cut)", at)
+        raise TarError("half an end-of-archive marker (the file was probably cut)", at)
     start = at
     while piece := data[start : start + 2**20]:
         if piece.count(0) != len(piece):
-            raise Damage("zeros where a header should be, with data after them,", at)
+            raise TarError("zeros where a header should be, with data after them,", at)
         start += len(piece)
         if start - at > MAX_END:
-            raise Damage(f"more than {MAX_END >> 20} MiB of zeros", at)
+            raise TarError(f"more than {MAX_END >> 20} MiB of zeros", at)
 
 
 def header(name: str, size: int) -> bytes:

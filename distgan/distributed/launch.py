@@ -16,7 +16,7 @@ from collections.abc import Collection
 
 import psutil
 
-from distgan.distributed.preemption import EXIT_CODES, LAUNCHER, requests
+from distgan.distributed.preemption import EXIT_CODES, LAUNCHER, stop_signals
 from distgan.errors import MachineError, with_hint
 from distgan.storage.printable import open_streams, public_line
 
@@ -24,7 +24,7 @@ from distgan.storage.printable import open_streams, public_line
 def main() -> int:
     """Start the ranks of this machine and wait for them; returns the code of the first one that did not end with 0."""
     open_streams()
-    numbers = requests()
+    numbers = stop_signals()
     signal.pthread_sigmask(signal.SIG_BLOCK, numbers)  # ranks inherit it: they lose no signal before they listen
     threading.Thread(target=_pass_on, args=(numbers,), name="distgan-launch", daemon=True).start()
     os.environ[LAUNCHER] = str(os.getpid())

@@ -1,4 +1,4 @@
-"""What the launcher said of the ranks, read from the environment before torch is imported."""
+"""Ranks as the launcher gives them, read from the environment before torch is imported."""
 
 import os
 from collections.abc import Callable, MutableMapping
@@ -18,7 +18,7 @@ OTHER_WAYS = {  # in which Accelerate can train
 }
 
 
-def settle(environment: MutableMapping[str, str] = os.environ) -> int:
+def init_rank_env(environment: MutableMapping[str, str] = os.environ) -> int:
     """Make the environment what torch.distributed expects, and return the number of ranks.
 
     Under srun each task is a rank; MASTER_ADDR and MASTER_PORT come from the batch script. That is keyed on
@@ -73,8 +73,8 @@ def _size(environment: MutableMapping[str, str]) -> int:
     return size
 
 
-def ignored(precision: str, environment: MutableMapping[str, str] = os.environ) -> list[str]:
-    """Settings of Accelerate's flags or its default_config.yaml that are not used, one line each.
+def ignored_settings(precision: str, environment: MutableMapping[str, str] = os.environ) -> list[str]:
+    """List settings of Accelerate's flags or its default_config.yaml that are not used, one line each.
 
     Not obeyed, since a run is what its config says: the same on the machine where it is resumed.
     """
@@ -108,17 +108,17 @@ def choose_gpu(num_visible: int, environment: MutableMapping[str, str] = os.envi
 
 
 def rank(environment: MutableMapping[str, str] = os.environ) -> int:
-    """Of this process; 0 without a launcher."""
+    """Return this process's rank; 0 without a launcher."""
     return _number(environment.get("RANK", ""))
 
 
 def local_rank(environment: MutableMapping[str, str] = os.environ) -> int:
-    """Of this process among those of its machine; where they see different GPUs, the number of its own there."""
+    """Return this process's number on its machine; where ranks see different GPUs, the number of its own there."""
     return _number(environment.get("LOCAL_RANK", ""))
 
 
 def node_rank(environment: MutableMapping[str, str] = os.environ) -> int:
-    """Of this process among those of its machine, whichever GPUs it sees."""
+    """Return this process's number on its machine, whichever GPUs it sees."""
     return _number(environment.get(NODE_RANK, environment.get("LOCAL_RANK", "")))
 
 
@@ -126,22 +126,22 @@ def _number(text: str) -> int:
     return int(text) if text.isdecimal() else 0
 
 
-def together(function: Callable[[], T], gather: Callable[[object], list]) -> T:
+def run_on_all(function: Callable[[], T], gather: Callable[[object], list]) -> T:
     """Run something on every rank. Where it fails on some, all ranks raise the first of these errors.
 
     Args:
-        gather: What each rank passes, in rank order, on every rank.
+        gather: Returns what each rank passes, in rank order, on every rank.
     """
     result, error = cast(T, None), None
     try:
         result = function()
     except DistganError as failure:
         error = failure
-    told = gather((type(error).__name__, str(error)) if error else None)
-    failed = [number for number, words in enumerate(told) if words]
+    errors = gather((type(error).__name__, str(error)) if error else None)
+    failed = [number for number, text in enumerate(errors) if text]
     if not failed:
         return result
-    if len(failed) == len(told) and error is not None:
+    if len(failed) == len(errors) and error is not None:
         raise error  # on all alike
-    kind, text = told[failed[0]]
+    kind, text = errors[failed[0]]
     raise of_kind(kind, f"rank {failed[0]}: {text}")

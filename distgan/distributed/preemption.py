@@ -13,25 +13,25 @@ from collections.abc import Callable, Iterator
 from distgan.distributed import launch_env
 
 EXIT_CODES = {"finished": 0, "preempted": 75, "interrupted": 130}  # 75: EX_TEMPFAIL, try again later
-LOOK_SEC = 0.2
+CHECK_SEC = 0.2
 LAUNCHER = "DISTGAN_LAUNCHER"  # its process, in the environment of the ranks
-LEAVING_SEC = 5  # for what is written down before a process ends at once
+FORCED_EXIT_SEC = 5  # for what is written down before a process ends at once
 
-_requests: list[str] = []  # a signal handler has nowhere else to put them
-_heard: list[str] = []  # those of the run that is over
-_before_leaving: list[Callable[[], None]] = []
+_reasons: list[str] = []  # a signal handler has nowhere else to put them
+_past_reasons: list[str] = []  # those of the run that is over
+_on_forced_exit: list[Callable[[], None]] = []
 _launchers: list[int] = []  # the process of the launcher that this rank must not outlive
 
 
-def requests() -> list[signal.Signals]:
+def stop_signals() -> list[signal.Signals]:
     """The signals that ask a run to stop."""
     always = [signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM, signal.SIGINT]
     return always if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN else [*always, signal.SIGHUP]
 
 
 @contextlib.contextmanager
-def listening() -> Iterator[None]:
-    """Meanwhile, signals ask the run to save and stop. A third INT leaves at once, which the second one tells.
+def handle_signals() -> Iterator[None]:
+    """Let signals ask the run to save and stop, within this context. The second INT says that a third exits at once.
 
     HUP stays ignored under nohup.
 
@@ -39,32 +39,32 @@ def listening() -> Iterator[None]:
     than the first one, and a rank that dies of it loses its exit code. (A handler would not do: Python takes those away
     when it shuts down.)
     """
-    _requests.clear()
-    _heard.clear()
+    _reasons.clear()
+    _past_reasons.clear()
     _launchers[:] = [int(os.environ.get(LAUNCHER, os.getppid()))] if "TORCHELASTIC_RUN_ID" in os.environ else []
-    before = {number: signal.signal(number, _on_signal) for number in requests()}
+    before = {number: signal.signal(number, _on_signal) for number in stop_signals()}
     try:
-        with _hearing_in_a_thread():
+        with _listen_in_a_thread():
             signal.pthread_sigmask(signal.SIG_UNBLOCK, before)  # what came while this process started arrives now
             yield
     finally:
-        came = bool(set(_requests) - {"finished"})
-        _heard.extend(_requests)
-        _requests.clear()  # what this process does next was not asked to stop
+        came = bool(set(_reasons) - {"finished"})
+        _past_reasons.extend(_reasons)
+        _reasons.clear()  # what this process does next was not asked to stop
         _launchers.clear()
-        _before_leaving.clear()
+        _on_forced_exit.clear()
         for number, handler in before.items():
             signal.signal(number, signal.SIG_IGN if came and number != signal.SIGINT else handler)
 
 
 @contextlib.contextmanager
-def leaving_when_asked(waits_for: str) -> Iterator[None]:
-    """Meanwhile, a request ends the process: it may wait in vain, and has nothing to save yet."""
+def exit_on_signal(waits_for: str) -> Iterator[None]:
+    """Let a request end the process, within this context: it may wait in vain, and has nothing to save yet."""
     done = threading.Event()
 
     def watch() -> None:
-        while not done.wait(LOOK_SEC):
-            if reason := asked():
+        while not done.wait(CHECK_SEC):
+            if reason := stop_requested():
                 os.write(2, f"distgan: asked to stop while waiting for {waits_for}\n".encode())
                 os._exit(EXIT_CODES[reason])
 
@@ -77,46 +77,46 @@ def leaving_when_asked(waits_for: str) -> Iterator[None]:
         watcher.join()
 
 
-def before_leaving(write: Callable[[], None]) -> None:
+def call_on_forced_exit(write: Callable[[], None]) -> None:
     """Have `write` called, in a thread, when a third INT ends the process without saving."""
-    _before_leaving.append(write)
+    _on_forced_exit.append(write)
 
 
-def ask(reason: str) -> None:
+def request_stop(reason: str) -> None:
     """Ask the run to stop, as a signal would; `reason` is a key of EXIT_CODES."""
-    _requests.append(reason)
+    _reasons.append(reason)
 
 
-def asked() -> str:
-    """Why the run should stop: a key of EXIT_CODES, or empty. A person's wish wins.
+def stop_requested() -> str:
+    """Return why the run should stop: a key of EXIT_CODES, or "". The user's Ctrl-C wins.
 
     Ranks whose launcher was killed are orphans that nobody could stop any more: they are preempted too.
     """
     if _launchers and os.getppid() != _launchers[0]:
-        ask("preempted")
-    return "interrupted" if "interrupted" in _requests else _requests[0] if _requests else ""
+        request_stop("preempted")
+    return "interrupted" if "interrupted" in _reasons else _reasons[0] if _reasons else ""
 
 
-def was_asked() -> bool:
-    """Whether a request came to the run that is over."""
-    return bool(_heard)
+def had_request() -> bool:
+    """Return whether a request came to the run that is over."""
+    return bool(_past_reasons)
 
 
 def _on_signal(number: int, frame: object) -> None:
-    _note(number)
+    _record_signal(number)
 
 
-def _note(number: int) -> None:
-    _requests.append("interrupted" if number == signal.SIGINT else "preempted")
+def _record_signal(number: int) -> None:
+    _reasons.append("interrupted" if number == signal.SIGINT else "preempted")
 
 
 @contextlib.contextmanager
-def _hearing_in_a_thread() -> Iterator[None]:
+def _listen_in_a_thread() -> Iterator[None]:
     """Python runs handlers in the main thread, which may be in C, waiting for ranks that hang: a thread hears too."""
     hears, tells = os.pipe()
     os.set_blocking(tells, False)
     before = signal.set_wakeup_fd(tells, warn_on_full_buffer=False)
-    listener = threading.Thread(target=_hear, args=(hears,), name="distgan-stop", daemon=True)
+    listener = threading.Thread(target=_listen, args=(hears,), name="distgan-stop", daemon=True)
     listener.start()
     try:
         yield
@@ -127,33 +127,33 @@ def _hearing_in_a_thread() -> Iterator[None]:
         os.close(hears)
 
 
-def _hear(hears: int) -> None:
+def _listen(hears: int) -> None:
     is_first, num_ints, told = launch_env.rank() == 0, 0, False
     while byte := os.read(hears, 1):  # the number of a signal; nothing once the other end is closed
         if signal.getsignal(byte[0]) is _on_signal:
-            _note(byte[0])
+            _record_signal(byte[0])
             if is_first and not told:
-                _say(f"{signal.Signals(byte[0]).name}: stops after this step")
+                _write_line(f"{signal.Signals(byte[0]).name}: stops after this step")
             told = True
         if byte[0] != signal.SIGINT:
             continue
         num_ints += 1
         if is_first and num_ints == 2:
-            _say("still saves and stops after this step; a third Ctrl-C ends at once, without saving")
+            _write_line("still saves and stops after this step; a third Ctrl-C ends at once, without saving")
         if num_ints == 3:
             if is_first:
-                _say("ends at once, without saving; the last checkpoint is good")
-            _leave()
+                _write_line("ends at once, without saving; the last checkpoint is good")
+            _exit_without_saving()
 
 
-def _say(text: str) -> None:
+def _write_line(text: str) -> None:
     """Straight to the descriptor, since the main thread may hold any lock. The terminal has just written ^C."""
     os.write(2, f"\ndistgan: {text}\n".encode())
 
 
-def _leave() -> None:
-    for write in list(_before_leaving):
+def _exit_without_saving() -> None:
+    for write in list(_on_forced_exit):
         writer = threading.Thread(target=write, daemon=True)
         writer.start()
-        writer.join(LEAVING_SEC)  # a file system that hangs must not keep the process
+        writer.join(FORCED_EXIT_SEC)  # a file system that hangs must not keep the process
     os._exit(EXIT_CODES["interrupted"])

@@ -46,12 +46,12 @@ class World:
         bucket_mb: int = 25,
         bf16_gradients: bool = False,
     ) -> None:
-        promised = launch_env.settle()
+        promised = launch_env.init_rank_env()
         launch_env.choose_gpu(torch.cuda.device_count())
         if deterministic != "fast":
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA starts
         try:
-            with preemption.leaving_when_asked("the other ranks"):
+            with preemption.exit_on_signal("the other ranks"):
                 self._accelerator = Accelerator(
                     cpu=torch.backends.mps.is_available(),  # which has no float64, and no second rank
                     mixed_precision="no",  # autocast stands in the losses, so that penalties can stay in float32
@@ -90,11 +90,11 @@ class World:
                 f"a GAN trains under plain data parallelism, not {kind}: use `accelerate launch --multi_gpu`"
             )
         if self.device.type == "cuda":
-            refuse_shared_gpus(self.gather((socket.gethostname(), _gpu_id(self.device))))
+            refuse_shared_gpus(self.all_gather_object((socket.gethostname(), _gpu_id(self.device))))
         _choose_kernels(self.device, deterministic, tf32)
         self._flat, self._bf16_gradients = sync == "flat", bf16_gradients
 
-    def alone(self) -> "World":
+    def single_rank(self) -> "World":
         """This rank as the only one of a world of its own, next to the one that it shares."""
         own = copy.copy(self)
         own.rank, own.size, own.is_main, own._flat = 0, 1, True, False
@@ -119,7 +119,7 @@ class World:
             wrapped.register_comm_hook(self.size, _average_rounded)
         return wrapped
 
-    def synchronising(self, module: nn.Module, last: bool) -> contextlib.AbstractContextManager:
+    def grad_sync(self, module: nn.Module, last: bool) -> contextlib.AbstractContextManager:
         """Around a forward and its backward: gradients are reduced over the ranks in the last pass only."""
         return contextlib.nullcontext() if last or self._flat else self._accelerator.no_sync(module)
 
@@ -129,24 +129,24 @@ class World:
             return
         gradients = [weight.grad for weight in weights if weight.grad is not None]
         share = torch.cat([gradient.flatten() for gradient in gradients]).div_(self.size)
-        mean = self.sum(share.bfloat16() if self._bf16_gradients else share)
+        mean = self.all_reduce_sum(share.bfloat16() if self._bf16_gradients else share)
         for gradient, part in zip(gradients, mean.split([gradient.numel() for gradient in gradients])):
             gradient.copy_(part.view_as(gradient))
 
-    def sum(self, tensor: Tensor) -> Tensor:
+    def all_reduce_sum(self, tensor: Tensor) -> Tensor:
         """The sum over all ranks, in place."""
         if self.size > 1:
             dist.all_reduce(tensor)
         return tensor
 
-    def max(self, number: int) -> int:
+    def all_reduce_max(self, number: int) -> int:
         """The largest of the ranks' numbers; the host waits for it."""
         box = torch.tensor([number], device=self.device)
         if self.size > 1:
             dist.all_reduce(box, dist.ReduceOp.MAX)
         return int(box)
 
-    def exchange(self, other: int, num: int) -> float:
+    def ping_pong(self, other: int, num: int) -> float:
         """Seconds for `num` float32 numbers to go from rank `other` to rank 0 and back; called by all ranks."""
         numbers = torch.ones(num, device=self.device)
         self.barrier()
@@ -160,22 +160,22 @@ class World:
         return time.perf_counter() - started
 
     @torch.no_grad()
-    def average_buffers(self, *nets: nn.Module) -> None:
+    def average_batch_norm_stats(self, *nets: nn.Module) -> None:
         """Give all ranks the mean of their batch norm statistics, each rank having seen its own images."""
         statistics = ("running_mean", "running_var")  # other buffers are functions of the weights, alike on all ranks
         buffers = [b for net in nets for name, b in net.named_buffers() if name.endswith(statistics)]
         if self.size == 1 or not buffers:
             return
-        flat = self.sum(torch.cat([b.flatten() for b in buffers])) / self.size
+        flat = self.all_reduce_sum(torch.cat([b.flatten() for b in buffers])) / self.size
         for buffer, mean in zip(buffers, flat.split([b.numel() for b in buffers])):
             buffer.copy_(mean.view_as(buffer))
 
-    def send(self, array: np.ndarray) -> Tensor:
+    def to_device(self, array: np.ndarray) -> Tensor:
         """An array on this rank's device, which the host does not wait for."""
         tensor = torch.from_numpy(array)
         return tensor.pin_memory().to(self.device, non_blocking=True) if self.device.type == "cuda" else tensor
 
-    def gather(self, item: T) -> list[T]:
+    def all_gather_object(self, item: T) -> list[T]:
         """What each rank passed, in rank order, on every rank."""
         if self.size == 1:
             return [item]
@@ -183,12 +183,12 @@ class World:
         dist.all_gather_object(items, item)
         return items
 
-    def collect(self, tensor: Tensor) -> list[Tensor]:
+    def gather_tensors(self, tensor: Tensor) -> list[Tensor]:
         """What each rank passed, in rank order, on rank 0's CPU; nothing elsewhere. Only the first size may differ."""
         if self.size == 1:
             return [tensor.cpu()]
         found = [tensor.cpu()] if self.is_main else []
-        for rank, length in enumerate(self.gather(len(tensor))):
+        for rank, length in enumerate(self.all_gather_object(len(tensor))):
             if rank == 0 or length == 0:
                 continue
             if self.rank == rank:
@@ -199,7 +199,7 @@ class World:
                 found.append(theirs.cpu())
         return found
 
-    def broadcast(self, item: T) -> T:
+    def broadcast_object(self, item: T) -> T:
         """Rank 0's item, on every rank."""
         if self.size == 1:
             return item
@@ -207,7 +207,7 @@ class World:
         dist.broadcast_object_list(box, device=self.device)
         return box[0]
 
-    def on_main(self, function: Callable[[], T]) -> T:
+    def run_on_main(self, function: Callable[[], T]) -> T:
         """Run something on rank 0 and give its result to all; if it fails there, every rank raises the error."""
         result, error = cast(T, None), None
         if self.is_main:
@@ -215,20 +215,20 @@ class World:
                 result = function()
             except Exception as failure:
                 error = failure
-        result, kind, text = self.broadcast((result, type(error).__name__ if error else "", str(error)))
+        result, kind, text = self.broadcast_object((result, type(error).__name__ if error else "", str(error)))
         if error is not None:
             raise error
         if kind:
             raise of_kind(kind, text)
         return result
 
-    def together(self, function: Callable[[], T]) -> T:
+    def run_on_all(self, function: Callable[[], T]) -> T:
         """Run something on every rank; if it fails on some, every rank raises the first of these errors."""
-        return launch_env.together(function, self.gather)
+        return launch_env.run_on_all(function, self.all_gather_object)
 
-    def require_same(self, **values: object) -> None:
+    def require_same_on_all_ranks(self, **values: object) -> None:
         """Raise MachineError where ranks differ in one of these, naming the first that does."""
-        told = self.gather((socket.gethostname(), values))
+        told = self.all_gather_object((socket.gethostname(), values))
         for rank, (host, theirs) in enumerate(told):
             for name, value in theirs.items():
                 if value != told[0][1][name]:

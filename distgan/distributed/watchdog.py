@@ -1,4 +1,4 @@
-"""A rank that hangs ends the run with a word, instead of holding all its machines in silence."""
+"""A watchdog: a rank that hangs ends the run with an error, instead of holding all its machines in silence."""
 
 import logging
 import os
@@ -15,23 +15,23 @@ ALONE = ("waiting for data", "drawing samples")  # phases in which a rank waits 
 GRACE_SEC = 30.0  # in the others a rank may be waiting for one that hangs, and leaves it the time to speak first
 
 
-class Watch:
-    """Looks at what this rank is doing from a thread of its own, and ends the process where that takes too long.
+class Watchdog:
+    """Watches this rank's phase from a thread of its own, and ends the process where one takes too long.
 
     Args:
         limit_sec: How long one phase may take.
-        tell: Takes the error that says which phase hangs, before the process ends with its exit code.
+        report: Takes the error that says which phase hangs, before the process ends with its exit code.
     """
 
-    def __init__(self, limit_sec: float, tell: Callable[[MachineError], None]) -> None:
-        self._limit_sec, self._tell = limit_sec, tell
+    def __init__(self, limit_sec: float, report: Callable[[MachineError], None]) -> None:
+        self._limit_sec, self._report = limit_sec, report
         self._now = ("starting", time.monotonic())
-        self._beat = self._began = time.monotonic()  # of the phase, when it was last told of, and its start
+        self._beat = self._began = time.monotonic()  # of the phase: when it was last logged, and its start
         self._over = threading.Event()
-        threading.Thread(target=self._look, name="distgan-watch", daemon=True).start()
+        threading.Thread(target=self._run, name="distgan-watch", daemon=True).start()
 
     def phase(self, name: str) -> None:
-        """What this rank does from now on, in words that end "for 600 s, ..."."""
+        """Begin a phase, named in words that go before "for 600 s, ..."."""
         if name != self._now[0]:
             self._beat = self._began = time.monotonic()
         self._now = (name, time.monotonic())
@@ -39,7 +39,7 @@ class Watch:
     def close(self) -> None:
         self._over.set()
 
-    def _look(self) -> None:
+    def _run(self) -> None:
         while not self._over.wait(min(1.0, self._limit_sec / 4)):
             name, since = self._now
             if time.monotonic() - self._beat > HEARTBEAT_SEC:
@@ -54,7 +54,7 @@ class Watch:
             f"{name} for {age_sec:.0f} s, longer than run.timeout_sec allows: stopped. The last checkpoint is good; "
             "the same command resumes from there"
         )
-        teller = threading.Thread(target=self._tell, args=(error,), daemon=True)
-        teller.start()
-        teller.join(10)  # a file system that hangs must not keep the process
+        reporter = threading.Thread(target=self._report, args=(error,), daemon=True)
+        reporter.start()
+        reporter.join(10)  # a file system that hangs must not keep the process
         os._exit(error.exit_code)

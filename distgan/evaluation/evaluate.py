@@ -9,20 +9,20 @@ from distgan.data.dataset import Dataset
 from distgan.distributed.process_group import World
 from distgan.errors import ConfigError
 from distgan.evaluation.image_sets import ShardImages
-from distgan.evaluation.measure import Measured, check_metrics, extract, measure
-from distgan.evaluation.reference import is_statistics, know_reals, open_shards, shard_images
+from distgan.evaluation.measure import Measurement, check_metrics, extract, measure
+from distgan.evaluation.reference import is_statistics, load_reference, open_shards, shard_images
 from distgan.evaluation.report import (
+    EvaluateOptions,
     Evaluation,
-    Options,
-    asked_for,
     make_report,
+    measurement_key,
     memorization,
     report_folder,
     report_path,
     require_writable,
     write_report,
 )
-from distgan.evaluation.target import Subject, name_classes, open_subject
+from distgan.evaluation.target import Target, name_classes, open_target
 from distgan.metrics import reference_stats
 from distgan.metrics.extractors import Extractor, open_extractor
 from distgan.metrics.names import EVAL_METRICS
@@ -34,7 +34,7 @@ log = logging.getLogger("distgan")
 MOST_UNSEEN = 10_000  # held-out images that are compared with training images
 
 
-def evaluate(world: World, target: str, overrides: Sequence[str], options: Options) -> dict:
+def evaluate(world: World, target: str, overrides: Sequence[str], options: EvaluateOptions) -> dict:
     """Measure a target, write the report, and return it; called by all ranks.
 
     Args:
@@ -48,18 +48,18 @@ def evaluate(world: World, target: str, overrides: Sequence[str], options: Optio
     if options.seeds < 1:
         raise ConfigError(f"--seeds {options.seeds}: at least 1")
     started = time.perf_counter()
-    subject = open_subject(target, overrides, world.device)
+    subject = open_target(target, overrides, world.device)
     config, settings = subject.config, subject.config.eval
     if options.memorization and is_statistics(config):
         raise ConfigError("--memorization needs the real images themselves: name shards in eval.reference")
     if folder := report_folder(subject, options):
-        world.on_main(lambda: require_writable(folder))
-    extractor = world.together(
+        world.run_on_main(lambda: require_writable(folder))
+    extractor = world.run_on_all(
         lambda: open_extractor(settings.extractor, settings.weights, settings.resizer, world.device, settings.download)
     )
     real_images = _open_reals(subject, world)
     warnings = [] if real_images is None else name_classes(subject, real_images.dataset)
-    reference = know_reals(config, extractor, real_images, subject.resolution, world)
+    reference = load_reference(config, extractor, real_images, subject.resolution, world)
     class_counts = _class_counts(subject, real_images.dataset if real_images else None, world)
     metrics = _metrics(overrides, settings.metrics, extractor, _has_points(world, reference))
     seeds = [settings.seed + i for i in range(options.seeds if subject.is_generated else 1)]
@@ -68,7 +68,7 @@ def evaluate(world: World, target: str, overrides: Sequence[str], options: Optio
     what = f"{len(seeds)} seed(s) of {images.num:,} images each (eval.num_images)"
     log.info(f"measuring {what if subject.is_generated else f'{images.num:,} images'} by {', '.join(metrics)}")
 
-    measured: list[Measured] = []
+    measured: list[Measurement] = []
     for seed in seeds:
         images = subject.images(seed, class_counts)
         measured.append(measure(world, extractor, reference, images, metrics, with_errors=True))
@@ -82,10 +82,10 @@ def evaluate(world: World, target: str, overrides: Sequence[str], options: Optio
         unseen = extract(world, extractor, held_out, MOST_UNSEEN)
 
     evaluation = Evaluation(subject, extractor, reference, real_images, seeds, measured, images, unseen, warnings)
-    return world.on_main(lambda: _finish(evaluation, world, asked_for(overrides, options), options, started))
+    return world.run_on_main(lambda: _finish(evaluation, world, measurement_key(overrides, options), options, started))
 
 
-def _finish(evaluation: Evaluation, world: World, asked: dict, options: Options, started: float) -> dict:
+def _finish(evaluation: Evaluation, world: World, asked: dict, options: EvaluateOptions, started: float) -> dict:
     """Make the report of an evaluation, write it, and return it; on rank 0."""
     report = make_report(evaluation, world, asked)
     path = report_path(evaluation.subject, options, report)
@@ -100,7 +100,7 @@ def _finish(evaluation: Evaluation, world: World, asked: dict, options: Options,
     return report
 
 
-def _open_reals(subject: Subject, world: World) -> ShardImages | None:
+def _open_reals(subject: Target, world: World) -> ShardImages | None:
     """Open the real images to compare with; None where eval.reference is a file of statistics."""
     config = subject.config
     if is_statistics(config):
@@ -109,13 +109,13 @@ def _open_reals(subject: Subject, world: World) -> ShardImages | None:
     return shard_images(config, dataset, subject.resolution, world)
 
 
-def _open_shards(subject: Subject, shards: str | Sequence[str], world: World) -> Dataset:
+def _open_shards(subject: Target, shards: str | Sequence[str], world: World) -> Dataset:
     """Open shards of real images. Training images have the generator's classes; other real images may have more."""
     others = not subject.is_generated or shards != subject.config.data.shards
     return open_shards(subject.config, shards, subject.num_classes, world, may_have_more=others)
 
 
-def _class_counts(subject: Subject, reference_set: Dataset | None, world: World) -> Sequence[int]:
+def _class_counts(subject: Target, reference_set: Dataset | None, world: World) -> Sequence[int]:
     """Return the number of training images of each class if labels are drawn by it; else 1, or 0 of unseen classes."""
     settings = subject.config.eval
     if not (subject.is_generated and subject.num_classes and settings.labels == "empirical"):
@@ -136,7 +136,7 @@ def _class_counts(subject: Subject, reference_set: Dataset | None, world: World)
 
 def _has_points(world: World, reference: Reference | None) -> bool:
     """Return on all ranks whether rank 0's statistics hold features, not only their Gaussian."""
-    return bool(world.broadcast(reference is not None and reference.has_points))
+    return bool(world.broadcast_object(reference is not None and reference.has_points))
 
 
 def _metrics(overrides: Sequence[str], asked: Sequence[str], extractor: Extractor, has_points: bool) -> list[str]:

@@ -47,7 +47,7 @@ class GeneratedImages:
         self, G: nn.Module, z_dim: int, resolution: int, *, seed: int, num: int, labels: np.ndarray | None
     ) -> None:
         self.num, self.labels = num, labels
-        self._sampler = sampling.Sampler(G, z_dim, seed, sampling.chunk_of(resolution))
+        self._sampler = sampling.Sampler(G, z_dim, seed, sampling.chunk_size(resolution))
 
     def read(self, numbers: np.ndarray) -> Images:
         """Read images by their numbers."""

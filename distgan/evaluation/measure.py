@@ -30,12 +30,12 @@ from distgan.tracking.console import duration
 log = logging.getLogger("distgan")
 
 TELL_SEC = 20  # between two lines of progress
-GREY_LEVELS = 16  # largest difference of channels in an image without color
+GRAY_LEVELS = 16  # largest difference of channels in an image without color
 
-Poll = Callable[[], None]  # called by all ranks in each round; raises StopAsked on all of them, or on none
+CheckStop = Callable[[], None]  # called by all ranks in each round; raises StopRequested on all of them, or on none
 
 
-class StopAsked(Exception):
+class StopRequested(Exception):
     """A stop was requested during an evaluation, which is abandoned; raised on all ranks at once.
 
     Its argument is the reason, a key of `preemption.EXIT_CODES`.
@@ -47,40 +47,42 @@ def never_stop() -> None:
 
 
 @dataclass
-class Extracted:
+class ExtractedFeatures:
     """The features of a set of images on all ranks; ranks other than 0 have the counts only.
 
     Attributes:
         num: Number of images that were measured.
         numbers: Numbers of the images of `features.points`; int64 [n].
-        num_damaged, num_grey, num_nonfinite: Number of images that could not be decoded, have no color, and have
+        num_corrupt, num_gray, num_nonfinite: Number of images that could not be decoded, have no color, and have
             features that are not finite.
     """
 
     num: int
-    num_damaged: int
-    num_grey: int
+    num_corrupt: int
+    num_gray: int
     num_nonfinite: int
     features: Features | None = None
     numbers: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))
 
 
 @dataclass
-class Measured:
+class Measurement:
     """The result of an evaluation, on all ranks; `extracted` has features on rank 0 only."""
 
     values: Values
     warnings: list[str]
     seconds: float
-    extracted: Extracted
+    extracted: ExtractedFeatures
 
 
-def extract(world: World, extractor: Extractor, images: ImageSet, keep: int, poll: Poll = never_stop) -> Extracted:
+def extract(
+    world: World, extractor: Extractor, images: ImageSet, keep: int, check_stop: CheckStop = never_stop
+) -> ExtractedFeatures:
     """Extract the features of each image of a set exactly once; called by all ranks.
 
     Args:
         keep: Number of images whose features are kept, not only their sums; a fixed random choice if there are more.
-        poll: Called by all ranks in each round.
+        check_stop: Called by all ranks in each round.
     """
     is_kept = np.zeros(images.num, bool)
     is_kept[host_rng.permutation(host_rng.key(0, "kept features"), images.num)[:keep]] = True
@@ -88,13 +90,13 @@ def extract(world: World, extractor: Extractor, images: ImageSet, keep: int, pol
     moments = Moments(extractor.dim, "cpu" if on_cpu else world.device)
     counts = torch.zeros(3, dtype=torch.float64, device=moments.sums.device)  # measured, gray, not finite
     numbers, points, logits, labels = [], [], [], []
-    for share in _telling(shares(images, world.rank, world.size), images.num, world):
+    for share in _with_progress(shares(images, world.rank, world.size), images.num, world):
         if share is not None and len(share.numbers):
             pixels = torch.from_numpy(share.pixels).permute(0, 3, 1, 2)
             features, class_logits = extractor(pixels)
             moments.add(features)
             counts[0] += len(features)
-            counts[1] += count_grey(pixels.to(counts.device, non_blocking=True))
+            counts[1] += count_gray(pixels.to(counts.device, non_blocking=True))
             counts[2] += (~features.isfinite().all(dim=1)).sum()
             kept = torch.from_numpy(is_kept[share.numbers])
             numbers.append(torch.from_numpy(share.numbers)[kept])
@@ -103,10 +105,10 @@ def extract(world: World, extractor: Extractor, images: ImageSet, keep: int, pol
                 logits.append(class_logits.cpu()[kept])
             if share.labels is not None:
                 labels.append(torch.from_numpy(share.labels)[kept])
-        poll()
-    world.sum(moments.sums)
-    num, num_grey, num_nonfinite = (int(count) for count in world.sum(counts))
-    extracted = Extracted(num, images.num - num, num_grey, num_nonfinite)
+        check_stop()
+    world.all_reduce_sum(moments.sums)
+    num, num_gray, num_nonfinite = (int(count) for count in world.all_reduce_sum(counts))
+    extracted = ExtractedFeatures(num, images.num - num, num_gray, num_nonfinite)
     empty = torch.empty(0, dtype=torch.int64)
     all_numbers = _on_main(world, numbers, empty)
     all_points = _on_main(world, points, torch.empty(0, extractor.dim))
@@ -124,7 +126,7 @@ def extract(world: World, extractor: Extractor, images: ImageSet, keep: int, pol
     return extracted
 
 
-def _telling(rounds: Iterable[Images | None], num: int, world: World) -> Iterator[Images | None]:
+def _with_progress(rounds: Iterable[Images | None], num: int, world: World) -> Iterator[Images | None]:
     """Yield the same rounds, and log the progress periodically."""
     started = told = time.monotonic()
     done = 0
@@ -139,24 +141,24 @@ def _telling(rounds: Iterable[Images | None], num: int, world: World) -> Iterato
 
 def _on_main(world: World, parts: list[Tensor], empty: Tensor) -> Tensor:
     """Concatenate the parts of all ranks, on rank 0."""
-    return torch.cat([empty, *world.collect(torch.cat([empty, *parts]))])
+    return torch.cat([empty, *world.gather_tensors(torch.cat([empty, *parts]))])
 
 
-def count_grey(pixels: Tensor) -> Tensor:
+def count_gray(pixels: Tensor) -> Tensor:
     """Return how many images of uint8 [B, 3, H, W] are gray, up to the errors of a network that draws gray.
 
     It is counted on the device of the pixels, in integers; the host does not wait for it.
     """
-    return ((pixels.amax(1) - pixels.amin(1)).flatten(1).amax(1) <= GREY_LEVELS).sum()
+    return ((pixels.amax(1) - pixels.amin(1)).flatten(1).amax(1) <= GRAY_LEVELS).sum()
 
 
-def known_reals(
+def measure_reference(
     world: World,
     extractor: Extractor,
     images: ShardImages,
     *,
     keep: int,
-    poll: Poll = never_stop,
+    check_stop: CheckStop = never_stop,
     cache: Path | None = None,
     max_corrupt_fraction: float = 0.01,
 ) -> Reference | None:
@@ -172,13 +174,13 @@ def known_reals(
     origin = images.origin | {"extractor": extractor.identity, "kept": min(keep, images.num)}
     path = (cache or default_cache_dir() / "metrics") / f"{reference_stats.key_of(origin)}.npz"
     cached = reference_stats.load_cached(path, origin) if world.is_main else None
-    if world.broadcast(cached is not None):
+    if world.broadcast_object(cached is not None):
         return cached
     log.info(f"reading {images.num:,} real images once, with {extractor.name}")
-    extracted = extract(world, extractor, images, keep, poll)
-    if extracted.num_damaged > max_corrupt_fraction * images.num or extracted.num < 2:
+    extracted = extract(world, extractor, images, keep, check_stop)
+    if extracted.num_corrupt > max_corrupt_fraction * images.num or extracted.num < 2:
         raise DataError(
-            f"{extracted.num_damaged} of {images.num} real images are corrupt, more than data.max_corrupt_fraction="
+            f"{extracted.num_corrupt} of {images.num} real images are corrupt, more than data.max_corrupt_fraction="
             f"{max_corrupt_fraction:g} allows: repair the shards"
         )
     if extracted.num_nonfinite:
@@ -188,7 +190,7 @@ def known_reals(
         return None
     features.root = frechet.root(features.gaussian.cov)
     features.logits = None
-    reference = Reference(features, origin, extracted.numbers, extracted.num_damaged, extracted.num_grey)
+    reference = Reference(features, origin, extracted.numbers, extracted.num_corrupt, extracted.num_gray)
     try:
         reference_stats.save(path, reference)
     except MachineError as error:
@@ -219,9 +221,9 @@ def measure(
     images: ImageSet,
     metrics: Sequence[str],
     *,
-    poll: Poll = never_stop,
+    check_stop: CheckStop = never_stop,
     with_errors: bool = False,
-) -> Measured:
+) -> Measurement:
     """Compare images with real ones; called by all ranks.
 
     Args:
@@ -231,7 +233,7 @@ def measure(
     """
     started = time.perf_counter()
     keeps = with_errors or any(METRICS[name].needs_points or METRICS[name].needs_logits for name in metrics)
-    extracted = extract(world, extractor, images, images.num if keeps else 0, poll)
+    extracted = extract(world, extractor, images, images.num if keeps else 0, check_stop)
 
     def compute() -> tuple[Values, list[str]]:
         assert real is not None
@@ -248,8 +250,8 @@ def measure(
                 values |= metric.values(*sides, with_errors)
         return values, warnings
 
-    values, warnings = world.on_main(compute)
-    return Measured(values, warnings, time.perf_counter() - started, extracted)
+    values, warnings = world.run_on_main(compute)
+    return Measurement(values, warnings, time.perf_counter() - started, extracted)
 
 
 def _on(features: Features, device: torch.device) -> Features:
@@ -258,7 +260,7 @@ def _on(features: Features, device: torch.device) -> Features:
     return Features(features.gaussian, features.points.to(device), logits, features.labels, features.root)
 
 
-def _warnings(real: Reference, extracted: Extracted, extractor: Extractor) -> list[str]:
+def _warnings(real: Reference, extracted: ExtractedFeatures, extractor: Extractor) -> list[str]:
     """Return what makes the values of an evaluation doubtful."""
     warnings, num, num_real = [], extracted.num, real.features.gaussian.num
     if extracted.num_nonfinite:
@@ -269,10 +271,10 @@ def _warnings(real: Reference, extracted: Extracted, extractor: Extractor) -> li
                 f"{num_of_side} {side} images for {extractor.dim} features: the Fréchet distance is mostly bias; "
                 f"compare it only with values of the same number of images, and look at kid"
             )
-    if extracted.num_damaged:
-        warnings.append(f"{extracted.num_damaged} images are corrupt and left out")
-    if extracted.num_grey == num and real.origin and real.num_grey < num_real / 2:
+    if extracted.num_corrupt:
+        warnings.append(f"{extracted.num_corrupt} images are corrupt and left out")
+    if extracted.num_gray == num and real.origin and real.num_gray < num_real / 2:
         warnings.append("all images are gray, and the real ones are not")
-    if real.origin and real.num_grey == num_real and extracted.num_grey < num / 2:
+    if real.origin and real.num_gray == num_real and extracted.num_gray < num / 2:
         warnings.append("the real images are all gray, and these are not")
     return warnings

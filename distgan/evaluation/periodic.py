@@ -12,19 +12,19 @@ from distgan.config.schema import Config, best_metric
 from distgan.data.dataset import Dataset
 from distgan.distributed.process_group import World
 from distgan.evaluation.image_sets import GeneratedImages, ShardImages, draw_labels
-from distgan.evaluation.measure import Poll, check_metrics, measure
-from distgan.evaluation.reference import is_statistics, know_reals, open_shards, shard_images
+from distgan.evaluation.measure import CheckStop, check_metrics, measure
+from distgan.evaluation.reference import is_statistics, load_reference, open_shards, shard_images
 from distgan.metrics.extractors import open_extractor
 from distgan.metrics.names import EVAL_METRICS
 from distgan.metrics.reference_stats import Reference
 from distgan.metrics.registry import value_name
 from distgan.storage import checkpoint_folder
-from distgan.storage.run_dir import RunFolder
+from distgan.storage.run_dir import RunDir
 
 log = logging.getLogger("distgan")
 
 
-class Evaluations:
+class PeriodicEvaluation:
     """Measures the average generator, with the same latents and labels each time.
 
     Args:
@@ -34,10 +34,10 @@ class Evaluations:
         ConfigError, DataError: The first evaluation would fail, for example because weights are missing.
     """
 
-    def __init__(self, config: Config, world: World, dataset: Dataset, folder: RunFolder) -> None:
+    def __init__(self, config: Config, world: World, dataset: Dataset, folder: RunDir) -> None:
         settings, resolution = config.eval, config.data.resolution
         self._config, self._world, self._folder = config, world, folder
-        self._extractor = world.together(
+        self._extractor = world.run_on_all(
             lambda: open_extractor(
                 settings.extractor, settings.weights, settings.resizer, world.device, settings.download
             )
@@ -45,38 +45,40 @@ class Evaluations:
         self._real: Reference | None = None
         self._images: ShardImages | None = None
         if is_statistics(config):
-            self._real = know_reals(config, self._extractor, None, resolution, world)
+            self._real = load_reference(config, self._extractor, None, resolution, world)
         else:
             # Labels of a reference are not used here, so it may have any classes.
             real = open_shards(config, settings.reference, 0, world) if settings.reference else dataset
             self._images = shard_images(config, real, resolution, world)
-        has_points = self._images is not None or world.broadcast(self._real is not None and self._real.has_points)
+        has_points = self._images is not None or world.broadcast_object(
+            self._real is not None and self._real.has_points
+        )
         check_metrics(settings.metrics, self._extractor, settings.num_images, has_points=has_points)
         self._labels = draw_labels(settings.labels, settings.seed, settings.num_images, dataset.class_counts)
-        self._knows_reals = self._images is None
+        self._has_reference = self._images is None
 
-    def make(self, G_ema: nn.Module, images: int, poll: Poll) -> dict[str, float | None]:
+    def run(self, G_ema: nn.Module, images: int, check_stop: CheckStop) -> dict[str, float | None]:
         """Evaluate once and return the row of evals.jsonl, the same on all ranks; the training's state stays the same.
 
         Args:
             images: Real images consumed so far.
 
         Raises:
-            StopAsked: `poll` raised it, on all ranks.
+            StopRequested: `check_stop` raised it, on all ranks.
         """
         started = time.perf_counter()
         settings, world = self._config.eval, self._world
         devices = [world.device] if world.device.type == "cuda" else []
         with torch.random.fork_rng(devices=devices):
-            if not self._knows_reals:
+            if not self._has_reference:
                 resolution = self._config.data.resolution
-                self._real = know_reals(self._config, self._extractor, self._images, resolution, world, poll)
-                self._knows_reals = True
+                self._real = load_reference(self._config, self._extractor, self._images, resolution, world, check_stop)
+                self._has_reference = True
             z_dim, resolution = self._config.model.z_dim, self._config.data.resolution
             fakes = GeneratedImages(
                 G_ema, z_dim, resolution, seed=settings.seed, num=settings.num_images, labels=self._labels
             )
-            measured = measure(world, self._extractor, self._real, fakes, settings.metrics, poll=poll)
+            measured = measure(world, self._extractor, self._real, fakes, settings.metrics, check_stop=check_stop)
         for warning in measured.warnings if images <= settings.every else ():  # once, not each time
             log.warning(f"evaluation: {warning}")
         row: dict[str, float | None] = {"Progress/images": images, "Progress/kimg": images / 1000}
@@ -89,7 +91,7 @@ class Evaluations:
         best = self._best()
         return self._worth(row) < (self._worth(best) if best else math.inf)
 
-    def note_best(self) -> None:
+    def record_best(self) -> None:
         """Record the best checkpoint, so that it is kept; on rank 0.
 
         It is a function of evals.jsonl and of the checkpoints that are there, so it is the same after a resume.

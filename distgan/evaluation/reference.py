@@ -9,13 +9,13 @@ from distgan.data import loader
 from distgan.data.dataset import ALONE, Dataset, DatasetOptions, RankInfo
 from distgan.data.shard_urls import find_shards
 from distgan.distributed import preemption
-from distgan.distributed.launch_env import together
+from distgan.distributed.launch_env import run_on_all
 from distgan.distributed.process_group import World
 from distgan.evaluation.image_sets import ShardImages
-from distgan.evaluation.measure import Poll, known_reals, never_stop
+from distgan.evaluation.measure import CheckStop, measure_reference, never_stop
 from distgan.metrics.extractors import Extractor
 from distgan.metrics.reference_stats import Reference, load_statistics
-from distgan.storage.byte_ranges import Source
+from distgan.storage.byte_ranges import ByteRangeReader
 from distgan.storage.home import user_path
 
 
@@ -29,9 +29,9 @@ def open_shards(
         may_have_more: Whether they may have more classes than `num_classes`.
     """
     data = config.data
-    ranks = RankInfo(world.rank, world.size, world.gather) if world else ALONE
-    urls = together(lambda: find_shards(shards, allow_pipe=data.allow_pipe), ranks.gather)
-    source = Source(timeout_sec=data.timeout_sec, cache_bytes=data.cache_mb * 2**20)
+    ranks = RankInfo(world.rank, world.size, world.all_gather_object) if world else ALONE
+    urls = run_on_all(lambda: find_shards(shards, allow_pipe=data.allow_pipe), ranks.gather)
+    source = ByteRangeReader(timeout_sec=data.timeout_sec, cache_bytes=data.cache_mb * 2**20)
 
     def opened(labels: bool) -> Dataset:
         options = DatasetOptions(
@@ -40,7 +40,7 @@ def open_shards(
             image=data.image_key,
             allow_corrupt=data.allow_corrupt,
         )
-        return Dataset(urls, source, options, ranks, should_stop=preemption.asked)
+        return Dataset(urls, source, options, ranks, should_stop=preemption.stop_requested)
 
     plain = opened(False)
     return opened(True) if num_classes and plain.has_labels else plain
@@ -62,13 +62,13 @@ def read_statistics(config: Config, extractor: Extractor, resolution: int) -> Re
     return load_statistics(user_path(config.eval.reference), extractor.identity, extractor.dim, resolution)
 
 
-def know_reals(
+def load_reference(
     config: Config,
     extractor: Extractor,
     images: ShardImages | None,
     resolution: int,
     world: World,
-    poll: Poll = never_stop,
+    check_stop: CheckStop = never_stop,
 ) -> Reference | None:
     """Return the statistics of the real images; None on ranks other than 0, unless they are read from a file.
 
@@ -77,8 +77,8 @@ def know_reals(
         resolution: Resolution of the images to be measured.
     """
     if images is None:
-        return world.together(lambda: read_statistics(config, extractor, resolution))
+        return world.run_on_all(lambda: read_statistics(config, extractor, resolution))
     share = config.data.max_corrupt_fraction
-    return known_reals(
-        world, extractor, images, keep=config.eval.num_real_features, poll=poll, max_corrupt_fraction=share
+    return measure_reference(
+        world, extractor, images, keep=config.eval.num_real_features, check_stop=check_stop, max_corrupt_fraction=share
     )

@@ -15,8 +15,8 @@ from distgan.data import image_grid
 from distgan.distributed.process_group import World
 from distgan.errors import MachineError
 from distgan.evaluation.image_sets import ImageSet, ShardImages
-from distgan.evaluation.measure import Extracted, Measured
-from distgan.evaluation.target import Subject
+from distgan.evaluation.measure import ExtractedFeatures, Measurement
+from distgan.evaluation.target import Target
 from distgan.metrics.extractors import Extractor
 from distgan.metrics.memorization import nearness
 from distgan.metrics.per_class import class_distances, probe_accuracies, share_classes
@@ -32,7 +32,7 @@ PAIRS, COLUMNS = 24, 6  # of the image of the closest pairs
 
 
 @dataclass(frozen=True)
-class Options:
+class EvaluateOptions:
     """The options of `distgan evaluate`.
 
     Attributes:
@@ -50,7 +50,7 @@ class Options:
     memorization: bool = False
 
 
-def asked_for(overrides: Sequence[str], options: Options) -> dict:
+def measurement_key(overrides: Sequence[str], options: EvaluateOptions) -> dict:
     """Return what two measurements of the same images must share to be the same measurement, as JSON values."""
     return {
         "settings": [public(text) for text in overrides],
@@ -60,8 +60,8 @@ def asked_for(overrides: Sequence[str], options: Options) -> dict:
     }
 
 
-def asked_of(path: Path) -> dict | None:
-    """Return `asked_for` of a report's file; None if it is corrupt, or not a report."""
+def read_measurement_key(path: Path) -> dict | None:
+    """Return `measurement_key` of a report's file; None if it is corrupt, or not a report."""
     try:
         return json.loads(path.read_text())["asked"]
     except (OSError, ValueError, KeyError, TypeError):
@@ -82,14 +82,14 @@ class Evaluation:
         warnings: Warnings about classes that have no values.
     """
 
-    subject: Subject
+    subject: Target
     extractor: Extractor
     reference: Reference | None
     real_images: ShardImages | None
     seeds: list[int]
-    measured: list[Measured]
+    measured: list[Measurement]
     images: ImageSet
-    unseen: Extracted | None = None
+    unseen: ExtractedFeatures | None = None
     warnings: list[str] = field(default_factory=list)
 
     @property
@@ -99,7 +99,7 @@ class Evaluation:
         return self.reference
 
     @property
-    def extracted(self) -> Extracted:
+    def extracted(self) -> ExtractedFeatures:
         """Numbers of images of the last seed."""
         return self.measured[-1].extracted
 
@@ -125,7 +125,7 @@ def make_report(evaluation: Evaluation, world: World, asked: dict) -> dict:
             "key": real.key,
             "num_real": real.features.gaussian.num or None,
             "num_features_kept": len(real.features.points),
-            "num_damaged": real.num_damaged,
+            "num_corrupt": real.num_corrupt,
             "file": real.file or None,
             **real.origin,
         },
@@ -219,7 +219,7 @@ def _pixels(images: ImageSet, number: int) -> np.ndarray:
     return images.read(np.array([number])).pixels[0]
 
 
-def report_folder(subject: Subject, options: Options) -> Path | None:
+def report_folder(subject: Target, options: EvaluateOptions) -> Path | None:
     """Return the folder of the report, of a run's checkpoint the run's evaluations/; None for images that exist."""
     if options.out:
         return Path(options.out).parent
@@ -233,7 +233,7 @@ def require_writable(folder: Path) -> None:
         raise MachineError(f"{existing} cannot be written: name another place for the report by --out")
 
 
-def report_path(subject: Subject, options: Options, report: dict) -> Path | None:
+def report_path(subject: Target, options: EvaluateOptions, report: dict) -> Path | None:
     """Return the file of a report; a run's checkpoint has one for each measurement, which replaces the last same one.
 
     It is None for images that exist, unless the options name one.
@@ -246,7 +246,7 @@ def report_path(subject: Subject, options: Options, report: dict) -> Path | None
     checkpoint, extractor = subject.origin.get("checkpoint", "export"), report["extractor"]["name"]
     name = f"{checkpoint}-{extractor}-{report['num_generated']}"
     paths = (folder / f"{name}{end}.json" for end in itertools.chain([""], (f"-{n}" for n in itertools.count(2))))
-    return next(path for path in paths if not path.exists() or asked_of(path) == report["asked"])
+    return next(path for path in paths if not path.exists() or read_measurement_key(path) == report["asked"])
 
 
 def write_report(path: Path, report: dict) -> None:

@@ -19,7 +19,7 @@ from distgan.transforms.degrade_spec import Step
 BEST_DB = 100.0  # PSNR of an image without any error, for the mean
 
 
-class HeldOut:
+class RestorationEval:
     """The held-out images of a data set, each degraded in the same way at every seed.
 
     Args:
@@ -38,8 +38,8 @@ class HeldOut:
         They are training images if none are held out.
         """
         held_out = range(self._dataset.num_samples, self._dataset.num_samples + self._dataset.num_held_out)
-        spread = [held_out[i * len(held_out) // num] for i in range(num)]
-        numbers = spread if held_out else self._dataset.examples(num, 0)
+        batch_plan = [held_out[i * len(held_out) // num] for i in range(num)]
+        numbers = batch_plan if held_out else self._dataset.fixed_samples(num, 0)
         columns = zip(self._degraded(numbers), self._restored(G, numbers), self._clean(numbers))
         return [np.concatenate(triple, axis=1) for triple in columns]
 
@@ -60,7 +60,7 @@ class HeldOut:
             own_chunks[start] = [_psnr_and_ssim(_tensor(self._restored(G, numbers, start)), clean)]
             if not self._before:
                 own_chunks[start].append(_psnr_and_ssim(_tensor(self._degraded(numbers)), clean))
-        chunks = {start: values for part in world.gather(own_chunks) for start, values in part.items()}
+        chunks = {start: values for part in world.all_gather_object(own_chunks) for start, values in part.items()}
         means = [
             np.mean(np.concatenate(columns), axis=0) for columns in zip(*(chunks[start] for start in sorted(chunks)))
         ]

@@ -155,7 +155,7 @@ def _values(world: World, extractor: Extractor, images: dict[str, ShardImages]) 
             "Inception Score, CIFAR-10 training set": inception_score.score(whole.logits)[0],
         }
 
-    return world.on_main(compute)
+    return world.run_on_main(compute)
 
 
 def table(lines: Sequence[Line]) -> list[str]:

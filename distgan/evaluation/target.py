@@ -11,7 +11,7 @@ from distgan.config.load import load_to_evaluate
 from distgan.config.schema import Config
 from distgan.data import dataset_card
 from distgan.data.dataset import Dataset
-from distgan.data.pack_inputs import list_source
+from distgan.data.pack_inputs import list_inputs
 from distgan.errors import ConfigError
 from distgan.evaluation.image_sets import GeneratedImages, ImageSet, ListedImages, draw_labels
 from distgan.inference.exported_folder import is_exported
@@ -24,7 +24,7 @@ NUM_IMAGES = 50_000  # the usual number in papers, used if eval.num_images is no
 
 
 @dataclass
-class Subject:
+class Target:
     """The images to measure.
 
     Attributes:
@@ -47,7 +47,7 @@ class Subject:
     class_names: Sequence[str] = ()
 
 
-def open_subject(target: str, overrides: Sequence[str], device: torch.device) -> Subject:
+def open_target(target: str, overrides: Sequence[str], device: torch.device) -> Target:
     """Open the trained generator or the images that `target` names."""
     path = user_path(target)
     class_names: Sequence[str] = ()
@@ -94,7 +94,7 @@ def open_subject(target: str, overrides: Sequence[str], device: torch.device) ->
         "truncation": 1.0,
         "batch_norm": "running statistics" if _has_batch_norm(generator.net) else "none",
     }
-    return Subject(config, images, generator.resolution, origin, num_classes, True, unseen, class_names)
+    return Target(config, images, generator.resolution, origin, num_classes, True, unseen, class_names)
 
 
 def _require_reference(config: Config) -> None:
@@ -104,8 +104,8 @@ def _require_reference(config: Config) -> None:
         )
 
 
-def _open_images(target: str, path: Path, overrides: Sequence[str]) -> Subject:
-    listing = list_source(target)
+def _open_images(target: str, path: Path, overrides: Sequence[str]) -> Target:
+    listing = list_inputs(target)
     _require_reference(load_to_evaluate([], overrides))  # errors are raised before images are read
     images = ListedImages(listing, threads=4)
     if asked := [text for text in overrides if text.startswith("eval.num_images=")]:
@@ -122,10 +122,10 @@ def _open_images(target: str, path: Path, overrides: Sequence[str]) -> Subject:
         )
     names = listing.classes or ()
     origin = {"pictures": str(path.resolve()) if path.exists() else public(target), "num": images.num}
-    return Subject(config, lambda seed, counts: images, images.resolution, origin, len(names), False, class_names=names)
+    return Target(config, lambda seed, counts: images, images.resolution, origin, len(names), False, class_names=names)
 
 
-def name_classes(subject: Subject, real: Dataset) -> list[str]:
+def name_classes(subject: Target, real: Dataset) -> list[str]:
     """Number the classes of images in class folders as the real images' classes; returns warnings if that fails."""
     if subject.is_generated or not subject.class_names or not real.num_classes:
         return []

@@ -9,9 +9,9 @@ from pathlib import Path
 from distgan.distributed.process_group import World
 from distgan.errors import ConfigError, DataError
 from distgan.evaluation.evaluate import evaluate
-from distgan.evaluation.report import Options, asked_for
+from distgan.evaluation.report import EvaluateOptions, measurement_key
 from distgan.storage import checkpoint_folder
-from distgan.storage.run_dir import RunFolder
+from distgan.storage.run_dir import RunDir
 
 log = logging.getLogger("distgan")
 
@@ -19,11 +19,11 @@ LOOK_SEC = 5.0  # between two looks at the run
 OVER = ("finished", "failed")  # states of a run that saves no more checkpoints; a preempted one will be resumed
 
 
-def watch(
+def watch_checkpoints(
     world: World,
     run: str,
     overrides: Sequence[str],
-    options: Options,
+    options: EvaluateOptions,
     tell: Callable[[dict], None],
     look_sec: float = LOOK_SEC,
 ) -> int:
@@ -35,17 +35,17 @@ def watch(
     Args:
         tell: Shows a report, on rank 0.
     """
-    folder = RunFolder(run)
+    folder = RunDir(run)
     if not folder.checkpoints.is_dir():
         raise ConfigError(f"--watch {run}: not a run folder, which holds checkpoints/")
     if options.out:
         raise ConfigError("--out is of one report; with --watch there is one for each checkpoint, in evaluations/")
-    seen: set[str] = _reported(folder.path, asked_for(overrides, options))
+    seen: set[str] = _reported(folder.path, measurement_key(overrides, options))
     num = 0
     while True:
         # The state is read first: a run that has ended then has saved its last checkpoint.
-        is_over = world.broadcast(folder.read_status().get("state") in OVER)
-        name = world.broadcast(_next(folder.checkpoints, seen))
+        is_over = world.broadcast_object(folder.read_status().get("state") in OVER)
+        name = world.broadcast_object(_next(folder.checkpoints, seen))
         if not name and is_over:
             return num
         if not name:
@@ -55,7 +55,7 @@ def watch(
         try:
             report = evaluate(world, str(folder.checkpoints / name), overrides, options)
         except DataError as error:
-            if world.broadcast((folder.checkpoints / name).exists()):
+            if world.broadcast_object((folder.checkpoints / name).exists()):
                 raise
             log.warning(f"{name} was deleted before it was evaluated ({error})")
             continue

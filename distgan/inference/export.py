@@ -18,9 +18,9 @@ from distgan.errors import ConfigError, MachineError
 from distgan.inference import sampling
 from distgan.inference.exported_folder import DESCRIPTION, WEIGHTS, describe
 from distgan.inference.loading import load_generator, locate
-from distgan.inference.trained_generator import Generator
+from distgan.inference.trained_generator import TrainedGenerator
 from distgan.models import networks
-from distgan.models.spectral_norm import normalised
+from distgan.models.spectral_norm import spectral_norm_layers
 from distgan.storage import checkpoint
 from distgan.storage.atomic import aside
 from distgan.storage.home import user_path
@@ -45,7 +45,7 @@ class Format(NamedTuple):
         needs: Packages that it needs, installed by the extra named as the format.
     """
 
-    write: Callable[[Generator, str, Path], None]
+    write: Callable[[TrainedGenerator, str, Path], None]
     read: Callable[[Path], Run]
     needs: tuple[str, ...] = ()
 
@@ -95,7 +95,7 @@ def export(path: str, out: str, kind: str) -> str:
     return f"{G.spec.family}, {size}: {out} (differs from the generator by at most {difference:.0e})"
 
 
-def card(G: Generator, kind: str, name: str) -> str:
+def card(G: TrainedGenerator, kind: str, name: str) -> str:
     """Return the model card of the file or folder `name`, as Markdown: its inputs, its use and its origin."""
     origin, config, name = G.origin, G.origin["config"], printable(name)
     classes = G.num_classes
@@ -103,7 +103,7 @@ def card(G: Generator, kind: str, name: str) -> str:
     facts = {
         "network": f"{G.spec.family} generator, {networks.num_weights(G.net):,} weights, float32",
         "batch norm": "yes, with the running statistics of training (evaluation mode)" if norms else "none",
-        "spectral norm": "yes" if normalised(G.net) else "none",
+        "spectral norm": "yes" if spectral_norm_layers(G.net) else "none",
         "run": f"{origin['run']}, {origin['checkpoint']}, after {origin['images']:,} images",
         "checkpoint sha256": origin["sha256"],
         "weights": f"the running average of training (half-life {G.half_life} images)",
@@ -183,7 +183,7 @@ G = onnxruntime.InferenceSession("{name}")
 }
 
 
-def example(G: Generator, num: int) -> Inputs:
+def example(G: TrainedGenerator, num: int) -> Inputs:
     """Return example inputs of `network(G)` for `num` images, without those that it would ignore."""
     inputs = {}
     if G.restores:
@@ -194,12 +194,12 @@ def example(G: Generator, num: int) -> Inputs:
     return inputs | ({"labels": torch.arange(num) % G.num_classes} if G.num_classes else {})
 
 
-def network(G: Generator) -> nn.Module:
+def network(G: TrainedGenerator) -> nn.Module:
     """Return the network to export; it takes the inputs of `example` in that order."""
     return G.net if _uses_latents(G) else _WithoutLatents(G.net)
 
 
-def _uses_latents(G: Generator) -> bool:
+def _uses_latents(G: TrainedGenerator) -> bool:
     return not G.restores or bool(G.net.noise)
 
 
@@ -214,7 +214,7 @@ class _WithoutLatents(nn.Module):
         return self.net(pictures, None, labels)
 
 
-def _write_safetensors(G: Generator, card: str, part: Path) -> None:
+def _write_safetensors(G: TrainedGenerator, card: str, part: Path) -> None:
     weights = checkpoint.save_tensors({name: tensor.contiguous() for name, tensor in G.net.state_dict().items()})
     part.mkdir()
     (part / WEIGHTS).write_bytes(weights)
@@ -227,7 +227,7 @@ def _read_safetensors(part: Path) -> Run:
     return lambda inputs: net(*inputs.values()).numpy()
 
 
-def _write_torchscript(G: Generator, card: str, part: Path) -> None:
+def _write_torchscript(G: TrainedGenerator, card: str, part: Path) -> None:
     inputs = tuple(example(G, 3).values())
     traced = torch.jit.trace(network(G), inputs, check_trace=False)  # `export` checks it, by other inputs than these
     torch.jit.save(traced, str(part), _extra_files={DESCRIPTION: json.dumps(describe(G)), "README.md": card})
@@ -238,7 +238,7 @@ def _read_torchscript(part: Path) -> Run:
     return lambda inputs: loaded(*inputs.values()).numpy()
 
 
-def _write_onnx(G: Generator, card: str, part: Path) -> None:
+def _write_onnx(G: TrainedGenerator, card: str, part: Path) -> None:
     size = 4 * networks.num_weights(G.net)
     if size > ONNX_BYTES:
         raise ConfigError(f"--as onnx: {size / 1e9:.1f} GB of weights, and an ONNX file ends at 2 GB: use safetensors")
@@ -276,7 +276,7 @@ FORMATS: dict[str, Format] = {
 }
 
 
-def _difference(G: Generator, run: Run) -> float:
+def _difference(G: TrainedGenerator, run: Run) -> float:
     """Return the largest difference of images over batches of several sizes, infinite where they are not finite.
 
     Where values lie outside of -1..1, the difference is relative to the largest one.

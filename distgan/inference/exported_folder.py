@@ -9,7 +9,7 @@ from torch import Tensor
 
 from distgan.config.load import require_own_names
 from distgan.errors import DataError
-from distgan.inference.trained_generator import Generator, Spec
+from distgan.inference.trained_generator import Spec, TrainedGenerator
 from distgan.models import networks
 from distgan.storage import checkpoint
 from distgan.storage.checkpoint import machine_memory
@@ -69,7 +69,7 @@ def is_exported(folder: Path) -> bool:
     return (folder / DESCRIPTION).exists()
 
 
-def describe(G: Generator, weights: bytes | None = None) -> dict:
+def describe(G: TrainedGenerator, weights: bytes | None = None) -> dict:
     """Return the description of a generator as JSON values; with the bytes of its weights file, their hash too."""
     file = {} if weights is None else {"weights": {"file": WEIGHTS, "sha256": hashlib.sha256(weights).hexdigest()}}
     return {

@@ -13,8 +13,8 @@ from distgan.errors import ConfigError, DataError
 from distgan.inference import shard_writer, video
 from distgan.inference.loading import load_generator, locate
 from distgan.inference.scoring import Score, open_score
-from distgan.inference.selection import Choice, Drawn, parse_classes
-from distgan.inference.trained_generator import Generator
+from distgan.inference.selection import GeneratedImage, SampleSelection, parse_classes
+from distgan.inference.trained_generator import TrainedGenerator
 from distgan.storage.home import user_path
 
 SHARD_IMAGES, SHARD_BYTES = 2048, 256_000_000  # of a shard by default, whichever is less; bytes of uncompressed pixels
@@ -108,12 +108,14 @@ def generate(path: str, out: str, options: GenerateOptions, rank: int = 0, world
     return f"{options.num} images: {target}"
 
 
-def draw_group(G: Generator, score: Score | None, selection: Choice, seed: int, group: int) -> Iterator[Drawn]:
+def draw_group(
+    G: TrainedGenerator, score: Score | None, selection: SampleSelection, seed: int, group: int
+) -> Iterator[GeneratedImage]:
     """Yield the images of a group, in order of number.
 
     With a score, these are the best of the group's candidates by the score of the images as G made them. A D with
-    classes knows an image's class, and its logits of two classes need not be on one scale: `Choice.balance` compares
-    within a class.
+    classes knows an image's class, and its logits of two classes need not be on one scale: `balance` compares within a
+    class.
 
     Raises:
         DataError: A score is not finite.
@@ -121,9 +123,9 @@ def draw_group(G: Generator, score: Score | None, selection: Choice, seed: int, 
     numbers = selection.candidates(group)
     if score is None:
         pictures = G.pictures(numbers, seed, selection.labels(numbers))
-        yield from (Drawn(i, selection.label(i), picture) for i, picture in zip(numbers, pictures))
+        yield from (GeneratedImage(i, selection.label(i), picture) for i, picture in zip(numbers, pictures))
         return
-    best: list[Drawn] = []
+    best: list[GeneratedImage] = []
     first = numbers.start // G.chunk * G.chunk
     for start in range(first, numbers.stop, G.chunk):
         chunk = range(start, start + G.chunk)  # whole, since D may compare an image with its neighbors
@@ -137,12 +139,12 @@ def draw_group(G: Generator, score: Score | None, selection: Choice, seed: int, 
             )
         for i, value, picture in zip(chunk, scores.tolist(), image_grid.to_uint8(images)):
             if i in numbers:
-                best.append(Drawn(i, selection.label(i), picture, value))
+                best.append(GeneratedImage(i, selection.label(i), picture, value))
         best = selection.best(group, best)
     yield from best
 
 
-def parse_labels(text: str, G: Generator) -> list[int]:
+def parse_labels(text: str, G: TrainedGenerator) -> list[int]:
     """Return the classes that `--labels` names, "0,3,7-9" -> [0, 3, 7, 8, 9]; "" -> all with training images.
 
     Raises:
@@ -181,7 +183,7 @@ def _check_target(target: Path, out: str, options: GenerateOptions) -> None:
         video.require_writer(target)
 
 
-def _select(G: Generator, classes: list[int], options: GenerateOptions) -> Choice:
+def _select(G: TrainedGenerator, classes: list[int], options: GenerateOptions) -> SampleSelection:
     """Return the selection that makes a set; a group becomes a shard, or as many files as are made at once."""
     if options.kind == "png":
         size = G.chunk if options.share == 1 else FILTERED_IMAGES
@@ -189,10 +191,10 @@ def _select(G: Generator, classes: list[int], options: GenerateOptions) -> Choic
         by_resolution = min(SHARD_IMAGES, SHARD_BYTES // (3 * G.resolution**2)) // G.chunk
         size = options.shard_images or max(1, by_resolution) * G.chunk
     taken = tuple(dict.fromkeys(classes) if options.balance else classes)
-    return Choice(options.num, size, taken, options.share, options.balance)
+    return SampleSelection(options.num, size, taken, options.share, options.balance)
 
 
-def _card(G: Generator, selection: Choice, options: GenerateOptions) -> dict:
+def _card(G: TrainedGenerator, selection: SampleSelection, options: GenerateOptions) -> dict:
     """Return the card of a set; `generated` holds all that its images are a function of."""
     origin = {key: value for key, value in G.origin.items() if key != "config"}
     generated = origin | {
@@ -218,7 +220,7 @@ def _card(G: Generator, selection: Choice, options: GenerateOptions) -> dict:
     }
 
 
-def _write_grid(G: Generator, target: Path, classes: list[int], options: GenerateOptions) -> str:
+def _write_grid(G: TrainedGenerator, target: Path, classes: list[int], options: GenerateOptions) -> str:
     num = options.num
     columns = options.columns or (-(-num // len(classes)) if classes else math.ceil(math.sqrt(num)))
     labels = [classes[i // columns % len(classes)] for i in range(num)] if classes else None
@@ -226,7 +228,7 @@ def _write_grid(G: Generator, target: Path, classes: list[int], options: Generat
     return f"{num} images: {target}"
 
 
-def _write_video(G: Generator, target: Path, classes: list[int], options: GenerateOptions) -> str:
+def _write_video(G: TrainedGenerator, target: Path, classes: list[int], options: GenerateOptions) -> str:
     num, fps = options.num, options.fps
     if len(classes) > MAX_TILES:
         raise ConfigError(

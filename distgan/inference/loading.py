@@ -16,12 +16,12 @@ from distgan.config.schema import Config, network_options
 from distgan.distributed.launch_env import local_rank
 from distgan.errors import ConfigError, DataError
 from distgan.inference.exported_folder import is_exported, read_exported
-from distgan.inference.trained_generator import Generator, Spec
+from distgan.inference.trained_generator import Spec, TrainedGenerator
 from distgan.inference.weight_budget import weight_budget
 from distgan.models import MODELS, networks
-from distgan.models.epilogue import Tail
+from distgan.models.epilogue import Epilogue
 from distgan.storage import checkpoint, checkpoint_folder
-from distgan.storage.checkpoint import DamagedError
+from distgan.storage.checkpoint import CorruptCheckpointError
 from distgan.storage.home import user_path
 from distgan.storage.saved_state import SavedState
 from distgan.storage.untrusted import MAX_JSON_BYTES, read
@@ -45,7 +45,7 @@ def locate(path: str | Path) -> Path:
 
 def load_generator(
     path: str | Path, device: str | torch.device | None = None, *, restores: bool | None = False
-) -> Generator:
+) -> TrainedGenerator:
     """Load the average generator of a run's newest checkpoint, of a checkpoint, or of an exported folder.
 
     Args:
@@ -64,7 +64,7 @@ def load_generator(
         spec, weights = _spec(config, state), tensors["G_ema"]
         origin = _origin(where, state["config"], state["images"])
     net = _build_generator(spec, weights, folder)
-    G = Generator(net, spec, origin)
+    G = TrainedGenerator(net, spec, origin)
     if restores is not None and restores != G.restores:
         noise = f"makes images of noise (model.family={spec.family}): leave --input out"
         pictures = (
@@ -93,7 +93,7 @@ def load_discriminator(path: str | Path, chunk: int, device: str | torch.device 
         _, D = networks.build_nets(**network_options(config), num_classes=state["num_classes"])
     _require_arguments(D, ["images", "labels"], config.model.family)
     _load_weights(D, tensors["D"], folder)
-    for tail in (module for module in D.modules() if isinstance(module, Tail)):
+    for tail in (module for module in D.modules() if isinstance(module, Epilogue)):
         tail.group = max(n for n in range(1, (tail.group or chunk) + 1) if chunk % n == 0)
     return D.to(_device_or_default(device)).eval().requires_grad_(False)
 
@@ -111,7 +111,7 @@ def _read_checkpoint(folder: Path) -> tuple[Path, checkpoint.Tensors, Config, Sa
     where = checkpoint_folder.find(folder)
     try:
         tensors, state = checkpoint.load(where)
-    except DamagedError as damage:
+    except CorruptCheckpointError as damage:
         raise DataError(f"{where}: {damage}") from None
     if missing := [name for name in ("G", "D", "G_ema") if name not in tensors]:
         raise DataError(f"{where}: {missing[0]}.safetensors is missing")

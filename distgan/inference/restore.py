@@ -14,11 +14,11 @@ from distgan.data import image_grid
 from distgan.data.decode import decode, fit
 from distgan.data.image_format import SUFFIXES, CorruptImage
 from distgan.data.pack_entry import InputEntry, read_entry
-from distgan.data.pack_inputs import Wanted, list_source
+from distgan.data.pack_inputs import ListingOptions, list_inputs
 from distgan.errors import ConfigError, DataError
 from distgan.inference.generate import parse_labels, require_grid
 from distgan.inference.loading import load_generator, locate
-from distgan.inference.trained_generator import Generator
+from distgan.inference.trained_generator import TrainedGenerator
 from distgan.storage.home import user_path
 
 
@@ -76,20 +76,20 @@ def restore(path: str, source: str, out: str, options: RestoreOptions, rank: int
     if is_grid:
         require_grid(target)
     G = load_generator(locate(path), restores=True)
-    restoration = Restoration(G, options.seed, source, parse_labels(options.labels, G) if options.labels else [])
+    restoration = Restorer(G, options.seed, source, parse_labels(options.labels, G) if options.labels else [])
     if is_grid:
         return restoration.grid(options.num or 64, target, options.columns) if rank == 0 else ""
     return restoration.files(options.num, target, rank, world)
 
 
-class Restoration:
+class Restorer:
     """Restores the images of a source, and counts those that could not be read.
 
     Args:
         labels: Classes that the images take in turn; empty for those of their class folders.
     """
 
-    def __init__(self, G: Generator, seed: int, source: str, labels: list[int]) -> None:
+    def __init__(self, G: TrainedGenerator, seed: int, source: str, labels: list[int]) -> None:
         self._G, self._seed, self._source, self._labels = G, seed, source, labels
         self._data = G.origin["config"]["data"]  # how images of other sizes were fitted in training
         self._num_resized = 0
@@ -124,7 +124,7 @@ class Restoration:
     def _chunks(self, num: int | None) -> Iterator[list[tuple[int, InputEntry]]]:
         """Yield the numbers and entries of the images of one forward at a time."""
         num_classes = self._G.num_classes
-        listing = list_source(self._source, Wanted(labels=num_classes > 0))
+        listing = list_inputs(self._source, ListingOptions(labels=num_classes > 0))
         if num_classes and not self._labels and not 0 < len(listing.classes or ()) <= num_classes:
             raise ConfigError(
                 f"--input {self._source}: of which of the {num_classes} classes? Put the images into class folders "

@@ -16,7 +16,7 @@ CHUNK = 64  # images of one forward; always whole, so that an image does not dep
 ReadDegraded = Callable[[list[int]], np.ndarray]  # numbers -> degraded images, uint8 [n, R, R, 3]
 
 
-def chunk_of(resolution: int) -> int:
+def chunk_size(resolution: int) -> int:
     """Return the images of one forward: CHUNK, fewer above 256 pixels, where that many take much memory."""
     return max(1, min(CHUNK, CHUNK * 256**2 // resolution**2))
 

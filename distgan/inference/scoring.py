@@ -18,7 +18,7 @@ from distgan.inference.loading import load_config, load_discriminator
 from distgan.metrics import precision_recall
 from distgan.metrics.extractors import open_extractor
 from distgan.rng import host_rng
-from distgan.storage.byte_ranges import Source
+from distgan.storage.byte_ranges import ByteRangeReader
 
 log = logging.getLogger("distgan")
 
@@ -45,10 +45,10 @@ def open_score(name: str, path: str | Path, chunk: int, device: torch.device) ->
     if name == "discriminator":
         D = load_discriminator(path, chunk, device)
         return lambda images, labels: D(images, labels).float().cpu()
-    return Nearness(load_config(path), device)
+    return NearestRealScore(load_config(path), device)
 
 
-class Nearness:
+class NearestRealScore:
     """Score images by the negative distance to the nearest of NUM_REALS real images, always the same ones."""
 
     def __init__(self, config: Config, device: torch.device) -> None:
@@ -59,7 +59,7 @@ class Nearness:
         self._extractor = open_extractor(
             settings.extractor, settings.weights, settings.resizer, device, settings.download
         )
-        source = Source(timeout_sec=data.timeout_sec, cache_bytes=data.cache_mb * 2**20)
+        source = ByteRangeReader(timeout_sec=data.timeout_sec, cache_bytes=data.cache_mb * 2**20)
         try:
             options = DatasetOptions(image=data.image_key, allow_corrupt=data.allow_corrupt)
             dataset = Dataset(find_shards(shards, allow_pipe=data.allow_pipe), source, options)

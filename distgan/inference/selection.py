@@ -14,7 +14,7 @@ import numpy as np
 from distgan.errors import ConfigError
 
 
-class Drawn(NamedTuple):
+class GeneratedImage(NamedTuple):
     """One image of a generator."""
 
     number: int
@@ -24,7 +24,7 @@ class Drawn(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Choice:
+class SampleSelection:
     """The number of images, their classes, the size of a group, and the share of the candidates to keep.
 
     Image i is of class `classes[i % len(classes)]`. With a share below 1, a group of n images has the n best of its own
@@ -88,7 +88,7 @@ class Choice:
         """Return the classes of some images, None without classes."""
         return [self.classes[i % len(self.classes)] for i in numbers] if self.classes else None
 
-    def best(self, group: int, images: list[Drawn]) -> list[Drawn]:
+    def best(self, group: int, images: list[GeneratedImage]) -> list[GeneratedImage]:
         """Return the best images of a group, as many as it holds, in order of number; of equal ones, the earlier."""
         by_score = sorted(images, key=lambda image: (-image.score, image.number))
         if not self.balance:

@@ -26,9 +26,9 @@ from tqdm import tqdm
 
 from distgan.data import index_cache, tar
 from distgan.errors import ConfigError, DataError, MachineError
-from distgan.inference.selection import Choice, Drawn
+from distgan.inference.selection import GeneratedImage, SampleSelection
 from distgan.storage.atomic import aside, replace_file
-from distgan.storage.byte_ranges import Source
+from distgan.storage.byte_ranges import ByteRangeReader
 from distgan.storage.home import user_path
 from distgan.version import __version__
 
@@ -38,8 +38,8 @@ OWN = re.compile(rf"\d{{6}}\.tar(\.index)?|\.\d{{6}}\.tar\.index\..*|{ASIDE}|\.?
 
 def write(
     out: str,
-    selection: Choice,
-    draw: Callable[[int], Iterable[Drawn]],
+    selection: SampleSelection,
+    draw: Callable[[int], Iterable[GeneratedImage]],
     card: dict,
     groups: Sequence[int],
     threads: int,
@@ -149,7 +149,7 @@ def _is_finished(folder: Path, group: int) -> bool:
     return summary is not None and path.exists() and path.stat().st_size == summary["bytes"]
 
 
-def _write_shard(folder: Path, group: int, images: Iterable[Drawn], pool: ThreadPoolExecutor) -> None:
+def _write_shard(folder: Path, group: int, images: Iterable[GeneratedImage], pool: ThreadPoolExecutor) -> None:
     """Write a shard, its index, and its summary, which marks it as finished, in this order."""
     name = f"{group:06d}.tar"
     part = aside(folder / ASIDE / name)
@@ -172,12 +172,12 @@ def _write_shard(folder: Path, group: int, images: Iterable[Drawn], pool: Thread
         part.unlink(missing_ok=True)
     for leftover in folder.glob(f".{name}.index.*"):  # of a killed process
         leftover.unlink(missing_ok=True)
-    index_cache.load(str(folder / name), Source(), folder)
+    index_cache.load(str(folder / name), ByteRangeReader(), folder)
     summary = {"name": name, "bytes": size + len(tar.END), "samples": samples, "sha256": digest.hexdigest()}
     replace_file(folder / ASIDE / f"{group:06d}.json", json.dumps(summary | {"classes": sorted(classes.items())}))
 
 
-def _encoded(image: Drawn) -> tuple[int | None, bytes]:
+def _encoded(image: GeneratedImage) -> tuple[int | None, bytes]:
     """Return an image's class, and its sample as bytes of a tar."""
     file = io.BytesIO()
     Image.fromarray(image.picture).save(file, format="PNG", compress_level=1)
@@ -187,7 +187,7 @@ def _encoded(image: Drawn) -> tuple[int | None, bytes]:
     return image.label, tar.sample(f"{image.number:08d}", parts)
 
 
-def _finish(folder: Path, selection: Choice, card: dict) -> bool:
+def _finish(folder: Path, selection: SampleSelection, card: dict) -> bool:
     """Write the card if every shard is there; returns whether there is a card. Any process may be the last."""
     summaries = [_read(folder / ASIDE / f"{group:06d}.json") for group in range(selection.num_groups)]
     shards = [summary for summary in summaries if summary is not None]

@@ -39,7 +39,7 @@ class Spec:
     unseen: list[Classes] = field(default_factory=list)
 
 
-class Generator:
+class TrainedGenerator:
     """A trained generator, ready to draw from; `distgan.load_generator` returns it.
 
         G = load_generator("runs/faces")
@@ -67,7 +67,7 @@ class Generator:
         self.restores = "pictures" in inspect.signature(net.forward).parameters
         self.resolution, self.z_dim, self.num_classes = spec.resolution, spec.z_dim, spec.num_classes
         self.seen = sorted(set(range(spec.num_classes)) - set(spec.unseen))
-        self.chunk = sampling.chunk_of(spec.resolution)
+        self.chunk = sampling.chunk_size(spec.resolution)
 
     @property
     def device(self) -> torch.device:

@@ -13,14 +13,14 @@ from torch import Tensor
 from distgan.data import image_grid
 from distgan.errors import ConfigError, MachineError
 from distgan.inference import sampling
-from distgan.inference.trained_generator import Generator
+from distgan.inference.trained_generator import TrainedGenerator
 from distgan.storage.atomic import replacing
 
 LOSSLESS_PIXELS = 256 * 256  # images up to this size lose more to WebP than they save
 SUFFIXES = (".webp", ".mp4")
 
 
-def path(keyframes: Tensor, num: int) -> Tensor:
+def slerp_path(keyframes: Tensor, num: int) -> Tensor:
     """Return `num` latents on a closed path through the keyframes, equally many between any two of them.
 
     Float32 [keyframes, z_dim] -> [num, z_dim]; the point after the last is the first. Between two keyframes, the path
@@ -38,12 +38,14 @@ def path(keyframes: Tensor, num: int) -> Tensor:
     return torch.where(has_circle, on_circle, torch.lerp(a, b, t)).float()
 
 
-def frames(G: Generator, seed: int, num: int, keyframes: int, classes: list[int], columns: int) -> Iterator[np.ndarray]:
+def frames(
+    G: TrainedGenerator, seed: int, num: int, keyframes: int, classes: list[int], columns: int
+) -> Iterator[np.ndarray]:
     """Yield the frames of a path through images 0 ... keyframes - 1 of `seed`; uint8 [rows * R, columns * R, 3].
 
     A frame has a tile for each class, all of the same latent.
     """
-    z = path(sampling.latents(seed, range(keyframes), G.z_dim), num)
+    z = slerp_path(sampling.latents(seed, range(keyframes), G.z_dim), num)
     tiles_per_frame = len(classes) or 1
     num_tiles = num * tiles_per_frame
     labels = classes * num  # of the tiles, frame by frame

@@ -10,7 +10,7 @@ NEAR = 0.01  # share of the unseen images that are nearer than the bound of "ver
 
 
 @dataclass
-class Nearness:
+class NearestNeighbors:
     """Distances to nearest neighbors in feature space.
 
     Attributes:
@@ -43,10 +43,10 @@ class Nearness:
         return [(int(i), int(self.nearest[i])) for i in order]
 
 
-def nearness(train: Tensor, generated: Tensor, unseen: Tensor | None = None) -> Nearness:
+def nearness(train: Tensor, generated: Tensor, unseen: Tensor | None = None) -> NearestNeighbors:
     """Measure distances between features [n, d]; without unseen images, training images take their place."""
     distance, nearest = precision_recall.nearest(generated, train)
     if unseen is not None:
-        return Nearness(distance, nearest, precision_recall.nearest(unseen, train)[0])
+        return NearestNeighbors(distance, nearest, precision_recall.nearest(unseen, train)[0])
     to_others = precision_recall.reach(train, 1).sqrt()
-    return Nearness(distance, nearest, to_others)
+    return NearestNeighbors(distance, nearest, to_others)

@@ -34,8 +34,8 @@ class Header(TypedDict):
     version: int
     origin: dict[str, object]
     num: Count
-    num_damaged: Count
-    num_grey: Count
+    num_corrupt: Count
+    num_gray: Count
 
 
 @dataclass
@@ -47,16 +47,16 @@ class Reference:
         origin: The values that make the key of a cache: fingerprint of the shards, resolution, extractor and so on.
             Empty for a file of another tool.
         numbers: Numbers in the data set of the images of `features.points`; int64 [n].
-        num_damaged: Number of images that could not be decoded and are left out.
-        num_grey: Number of images without color.
+        num_corrupt: Number of images that could not be decoded and are left out.
+        num_gray: Number of images without color.
         file: The file that was read, for statistics that a user named.
     """
 
     features: Features
     origin: dict[str, object] = field(default_factory=dict)
     numbers: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))
-    num_damaged: int = 0
-    num_grey: int = 0
+    num_corrupt: int = 0
+    num_gray: int = 0
     file: str = ""
 
     @property
@@ -86,7 +86,7 @@ def save(path: Path, reference: Reference) -> None:
     """Write a statistics file, completely or not at all. Raises MachineError."""
     features = reference.features
     header = {"version": VERSION, "origin": reference.origin, "num": features.gaussian.num}
-    header |= {"num_damaged": reference.num_damaged, "num_grey": reference.num_grey}
+    header |= {"num_corrupt": reference.num_corrupt, "num_gray": reference.num_gray}
     labels = np.empty(0, np.int64) if features.labels is None else features.labels.numpy()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -162,7 +162,7 @@ def _from_our_file(file: ArrayFile) -> Reference:
     if not fits or labels.shape not in ((num,), (0,)):
         raise ValueError("arrays whose shapes do not go together")
     features = Features(gaussian, points, labels=labels if len(labels) else None, root=root)
-    return Reference(features, header["origin"], numbers.numpy(), header["num_damaged"], header["num_grey"])
+    return Reference(features, header["origin"], numbers.numpy(), header["num_corrupt"], header["num_gray"])
 
 
 def _from_other_tool(file: ArrayFile) -> Reference:

@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from distgan.errors import ConfigError, DataError, MachineError
 from distgan.storage.atomic import no_follow, replacing
-from distgan.storage.byte_ranges import Source
+from distgan.storage.byte_ranges import ByteRangeReader
 from distgan.storage.home import default_cache_dir, user_path
 
 FOLDER_VARIABLE = "DISTGAN_WEIGHTS_DIR"
@@ -144,7 +144,7 @@ def _download(file: WeightsFile) -> Path:
 
 
 def _fetch(file: WeightsFile, target: Path) -> None:
-    source = Source()
+    source = ByteRangeReader()
     try:
         with replacing(target) as part:
             size = source.size(file.url)

@@ -12,7 +12,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from distgan.models.epilogue import MakeTail, Tail
+from distgan.models.epilogue import Epilogue, MakeEpilogue
 from distgan.models.weight_init import init_normal
 
 
@@ -54,11 +54,17 @@ class Discriminator(nn.Module):
     """Map images [B, 3, R, R] (and labels [B]) to logits [B]; with `features`, also return the output of each stage.
 
     With classes, the logit has a second term: the dot product of the image's features with an embedding of its label
-    (projection, Miyato and Koyama 2018). Args as for `Generator`; `tail` makes the epilogue before the head.
+    (projection, Miyato and Koyama 2018). Args as for `Generator`; `epilogue` makes the epilogue before the head.
     """
 
     def __init__(
-        self, resolution: int, num_classes: int, width: int, max_width: int, norm: str, tail: MakeTail = Tail
+        self,
+        resolution: int,
+        num_classes: int,
+        width: int,
+        max_width: int,
+        norm: str,
+        epilogue: MakeEpilogue = Epilogue,
     ) -> None:
         super().__init__()
         sides = [2**i for i in range(resolution.bit_length() - 2, 1, -1)]  # R / 2 ... 8, 4
@@ -68,8 +74,8 @@ class Discriminator(nn.Module):
             bare = i == 0 or norm == "none"  # the paper leaves the first stage without batch norm
             down = nn.Conv2d(before, after, 4, 2, 1, bias=bare)
             self.stages.append(_stage(down, 16 * before / (1 if i == 0 else 2), norm, nn.LeakyReLU(0.2), bare))
-        self.tail = tail(channels[-1], 4)
-        into_head = channels[-1] + self.tail.extra
+        self.epilogue = epilogue(channels[-1], 4)
+        into_head = channels[-1] + self.epilogue.extra
         self.head = init_normal(nn.Conv2d(into_head, 1, 4), _std(16 * into_head, norm))
         self.embed = nn.Embedding(num_classes, channels[-1]) if num_classes else None
         if num_classes:
@@ -82,7 +88,7 @@ class Discriminator(nn.Module):
         for stage in self.stages:
             x = stage(x)
             outputs.append(x)
-        logits = self.head(self.tail(x)).flatten()
+        logits = self.head(self.epilogue(x)).flatten()
         if self.embed is not None:
             pooled = (x * self.pool).sum((2, 3))
             logits = logits + (pooled * self.embed(labels)).sum(1) / math.sqrt(x.shape[1])

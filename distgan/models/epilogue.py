@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from distgan.rng import device_rng
 
 
-class Tail(nn.Module):
+class Epilogue(nn.Module):
     """Drop features and append those of a minibatch layer: [B, C, H, W] -> [B, C + extra, H, W].
 
     Args:
@@ -33,10 +33,10 @@ class Tail(nn.Module):
         self.group, self.rate = group, dropout
         self.seeds: Tensor | None = None
         self.look = ""
-        kinds: dict[str, type[StandardDeviation | Discrimination] | None] = {
+        kinds: dict[str, type[MinibatchStdDev | MinibatchDiscrimination] | None] = {
             "none": None,
-            "stddev": StandardDeviation,
-            "discrimination": Discrimination,
+            "stddev": MinibatchStdDev,
+            "discrimination": MinibatchDiscrimination,
         }
         kind = kinds[minibatch]
         self.compare = kind(channels, side) if kind else None
@@ -57,7 +57,7 @@ class Tail(nn.Module):
         return x * kept / (1 - self.rate)
 
 
-class StandardDeviation(nn.Module):
+class MinibatchStdDev(nn.Module):
     """Mean standard deviation of a group's features (Karras et al. 2018, section 3); [N, G, C, H, W] -> [N, G, 1]."""
 
     extra = 1
@@ -70,7 +70,7 @@ class StandardDeviation(nn.Module):
         return deviation.flatten(1).mean(1)[:, None, None].expand(-1, x.shape[1], -1).to(x.dtype)
 
 
-class Discrimination(nn.Module):
+class MinibatchDiscrimination(nn.Module):
     """Minibatch discrimination (Salimans et al. 2016, section 3.2); [N, G, C, H, W] -> [N, G, extra].
 
     It measures how close each image comes to the others of its group, in learned directions: o_b(i) = sum over j of
@@ -95,4 +95,4 @@ def _full(x: Tensor) -> Tensor:
     return x.float() if x.dtype is torch.bfloat16 else x
 
 
-MakeTail = Callable[[int, int], Tail]  # (channels, side) of the last feature map -> the epilogue
+MakeEpilogue = Callable[[int, int], Epilogue]  # (channels, side) of the last feature map -> the epilogue

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from distgan.models.epilogue import MakeTail, Tail
+from distgan.models.epilogue import Epilogue, MakeEpilogue
 from distgan.models.weight_init import init_normal
 
 Layer = TypeVar("Layer", bound=nn.Conv2d | nn.ConvTranspose2d | nn.Linear)
@@ -140,7 +140,7 @@ class Discriminator(nn.Module):
         num_classes: 0 for an unconditional discriminator.
         width: Channels of the first two stages; the next two have twice, the last four times as many.
         norm: "none" or "batch".
-        tail: Makes the epilogue before the dense layer.
+        epilogue: Makes the epilogue before the dense layer.
 
     Raises:
         ValueError: The resolution is not a multiple of 32.
@@ -152,14 +152,14 @@ class Discriminator(nn.Module):
         num_classes: int,
         width: int = 128,
         norm: str = "batch",
-        tail: MakeTail = Tail,
+        epilogue: MakeEpilogue = Epilogue,
     ) -> None:
         super().__init__()
         _check(resolution, 32, "discriminator")
         channels, side = _DISCRIMINATOR[-1].channels * width, resolution // 32
         self.stages = nn.ModuleList(_stages(_DISCRIMINATOR, resolution, width, norm))
-        self.tail = tail(channels, side)
-        num = (channels + self.tail.extra) * side**2
+        self.epilogue = epilogue(channels, side)
+        num = (channels + self.epilogue.extra) * side**2
         self.head = _init_weights(nn.Linear(num, 1), num * ACTIVATED, norm, nn.init.xavier_uniform_)
         self.embed = nn.Embedding(num_classes, channels) if num_classes else None
         if num_classes:
@@ -172,7 +172,9 @@ class Discriminator(nn.Module):
         for stage in self.stages:
             x = stage(x)
             outputs.append(x)
-        logits = self.head(self.tail(x).permute(0, 2, 3, 1).flatten(1)).flatten()  # Keras flattens in the order H, W, C
+        logits = self.head(
+            self.epilogue(x).permute(0, 2, 3, 1).flatten(1)
+        ).flatten()  # Keras flattens in the order H, W, C
         if self.embed is not None:
             pooled = (x * self.pool).sum((2, 3))
             logits = logits + (pooled * self.embed(labels)).sum(1) / math.sqrt(x.shape[1])

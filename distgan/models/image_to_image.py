@@ -13,7 +13,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from distgan.models.epilogue import MakeTail, Tail
+from distgan.models.epilogue import Epilogue, MakeEpilogue
 from distgan.models.weight_init import init_normal
 
 SLOPE = 0.2
@@ -98,7 +98,7 @@ class Discriminator(nn.Module):
         resolution, num_classes, width, max_width, norm: As for `Generator`.
         paired: Whether D is shown the degraded image too; then images are [B, 6, R, R], the degraded one second.
         patches: Logits along a side: 1, or a power of two from 4 to R / 2; P is its square.
-        tail: Makes the epilogue before the head.
+        epilogue: Makes the epilogue before the head.
     """
 
     def __init__(
@@ -110,7 +110,7 @@ class Discriminator(nn.Module):
         norm: str,
         paired: bool,
         patches: int,
-        tail: MakeTail = Tail,
+        epilogue: MakeEpilogue = Epilogue,
     ) -> None:
         super().__init__()
         self.paired = paired
@@ -119,8 +119,8 @@ class Discriminator(nn.Module):
         self.stages = nn.ModuleList()
         for i, (before, after) in enumerate(itertools.pairwise(channels)):
             self.stages.append(_stage(nn.Conv2d(before, after, 4, 2, 1), 16 * before, norm, bare=i == 0))
-        self.tail = tail(channels[-1], side)
-        into_head = channels[-1] + self.tail.extra
+        self.epilogue = epilogue(channels[-1], side)
+        into_head = channels[-1] + self.epilogue.extra
         head = nn.Conv2d(into_head, 1, 4) if patches == 1 else nn.Conv2d(into_head, 1, 3, 1, 1)
         self.head = init_normal(head, _std(head.weight[0].numel(), "none"))
         self.embed = nn.Embedding(num_classes, channels[-1]) if num_classes else None
@@ -134,7 +134,7 @@ class Discriminator(nn.Module):
         for stage in self.stages:
             x = stage(x)
             outputs.append(x)
-        logits = self.head(self.tail(x))  # [B, 1, 1, 1], or a number for each place of the last map
+        logits = self.head(self.epilogue(x))  # [B, 1, 1, 1], or a number for each place of the last map
         if self.embed is not None:
             pooled = (x * self.pool).sum((2, 3), keepdim=True) if logits.shape[2] == 1 else x
             projection = (pooled * self.embed(labels)[:, :, None, None]).sum(1, keepdim=True)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from distgan.errors import ConfigError, DataError, MachineError
 from distgan.models import MODELS
-from distgan.models.epilogue import Tail
+from distgan.models.epilogue import Epilogue
 from distgan.rng import host_rng
 
 
@@ -77,8 +77,8 @@ def build_nets(
         torch.manual_seed(int(host_rng.key(seed, "weights") >> 1))
         try:
             generator = classes.generator(resolution, z_dim, num_classes, **G)
-            tail = functools.partial(Tail, minibatch=minibatch, group=group, dropout=dropout)
-            discriminator = classes.discriminator(resolution, num_classes, **D, tail=tail)
+            epilogue = functools.partial(Epilogue, minibatch=minibatch, group=group, dropout=dropout)
+            discriminator = classes.discriminator(resolution, num_classes, **D, epilogue=epilogue)
         except ValueError as error:
             raise ConfigError(f"model.family={family}: {error}") from None
         except (RuntimeError, MemoryError) as error:

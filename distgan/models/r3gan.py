@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from distgan.models.epilogue import MakeTail, Tail
+from distgan.models.epilogue import Epilogue, MakeEpilogue
 from distgan.models.weight_init import init_fan_in
 
 SLOPE = 0.2  # of leaky ReLU
@@ -74,7 +74,7 @@ class Discriminator(nn.Module):
     of both is the number of channels of the stage at 4 x 4.
 
     Args:
-        tail: Makes the epilogue before the head.
+        epilogue: Makes the epilogue before the head.
 
     The others are as for `Generator`; `widths` counts from 4 x 4 here too.
     """
@@ -86,7 +86,7 @@ class Discriminator(nn.Module):
         widths: Sequence[int] = (768,),
         blocks: int = 2,
         group_width: int = 8,
-        tail: MakeTail = Tail,
+        epilogue: MakeEpilogue = Epilogue,
     ) -> None:
         super().__init__()
         widths = _widths(resolution, widths, group_width)[::-1]
@@ -97,8 +97,8 @@ class Discriminator(nn.Module):
             down = [Downsample(), *_change(before, after)]
             stages.append([*down, *_blocks(after, blocks, group_width, num_blocks)])
         self.stages = nn.ModuleList(nn.Sequential(*stage) for stage in stages)
-        self.tail = tail(channels, 4)
-        into_head = channels + self.tail.extra
+        self.epilogue = epilogue(channels, 4)
+        into_head = channels + self.epilogue.extra
         pool = init_fan_in(nn.Conv2d(into_head, into_head, 4, groups=into_head, bias=False))
         dense = init_fan_in(nn.Linear(into_head, channels if num_classes else 1, bias=False))
         self.head = nn.Sequential(pool, nn.Flatten(), dense)
@@ -114,7 +114,7 @@ class Discriminator(nn.Module):
         for stage in self.stages:
             x = stage(x)
             outputs.append(x)
-        vector = self.head(self.tail(x))
+        vector = self.head(self.epilogue(x))
         logits = vector.flatten() if self.embed is None else (vector * self.embed(labels)).sum(1)
         return (logits, outputs) if features else logits
 

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from distgan.models.epilogue import MakeTail, Tail
+from distgan.models.epilogue import Epilogue, MakeEpilogue
 from distgan.models.spectral_norm import spectral_norm
 from distgan.models.weight_init import init_fan_in
 
@@ -98,7 +98,7 @@ class Discriminator(nn.Module):
             the last, which stays at 4.
         spectral: Whether every weight is divided by its largest singular value.
         attention: Side of the block that self-attention follows, the first of several with that side; 0 for none.
-        tail: Makes the epilogue before the head.
+        epilogue: Makes the epilogue before the head.
 
     Raises:
         ValueError: There is no block with the side `attention`.
@@ -111,7 +111,7 @@ class Discriminator(nn.Module):
         width: int = 128,
         spectral: bool = True,
         attention: int = 0,
-        tail: MakeTail = Tail,
+        epilogue: MakeEpilogue = Epilogue,
     ) -> None:
         super().__init__()
         uniform = resolution <= LARGEST_UNIFORM
@@ -124,8 +124,8 @@ class Discriminator(nn.Module):
             DiscriminatorBlock(before, after, is_first=i == 0, halves=i < num_down, with_attention=i == at)
             for i, (before, after) in enumerate(itertools.pairwise(channels))
         )
-        self.tail = tail(channels[-1], sides[-1])
-        into_head = channels[-1] + self.tail.extra
+        self.epilogue = epilogue(channels[-1], sides[-1])
+        into_head = channels[-1] + self.epilogue.extra
         # No pixel is negative after ReLU, so their sum grows as their number. Spectral norm sets the scale by itself.
         gain = 1.0 if spectral else RELU / sides[-1] ** 2
         self.head = init_fan_in(nn.Linear(into_head, 1), gain)
@@ -144,7 +144,7 @@ class Discriminator(nn.Module):
             x = block(x)
             outputs.append(x)
         x = F.relu(x)
-        logits = self.head(self.tail(x).sum((2, 3))).flatten()
+        logits = self.head(self.epilogue(x).sum((2, 3))).flatten()
         if self.embed is not None:
             logits = logits + (x.sum((2, 3)) * self.embed(labels)).sum(1)
         return (logits, outputs) if features else logits

@@ -11,8 +11,8 @@ from torch.nn.utils import parametrize
 class SpectralNorm(nn.Module):
     """Divide a weight [out, ...] by its largest singular value as a matrix [out, the rest].
 
-    The singular value is found by power iteration (algorithm 1 of the paper), of which `advance` makes one step. A
-    forward makes none, unlike in torch's own form: the number of D's forwards in one update depends on passes,
+    The singular value is found by power iteration (algorithm 1 of the paper); `power_iteration_step` makes one
+    step. A forward makes none, unlike in torch's own form: the number of D's forwards in one update depends on passes,
     penalties and precision, and the update should not.
 
     Attributes:
@@ -28,7 +28,7 @@ class SpectralNorm(nn.Module):
         self.register_buffer("u", F.normalize(torch.randn_like(rows[:, 0]), dim=0))
         self.register_buffer("v", F.normalize(torch.randn_like(rows[0]), dim=0))
         for _ in range(15):
-            self.advance(weight)
+            self.power_iteration_step(weight)
 
     def forward(self, weight: Tensor) -> Tensor:
         with _without_autocast(weight):
@@ -36,7 +36,7 @@ class SpectralNorm(nn.Module):
             return weight / torch.dot(self.u.clone(), torch.mv(weight.flatten(1), self.v.clone()))
 
     @torch.no_grad()
-    def advance(self, weight: Tensor) -> None:
+    def power_iteration_step(self, weight: Tensor) -> None:
         """Make one step of power iteration."""
         rows = weight.flatten(1)
         self.v.copy_(F.normalize(torch.mv(rows.T, self.u), dim=0))
@@ -50,7 +50,7 @@ def spectral_norm(net: nn.Module | None) -> None:
             parametrize.register_parametrization(layer, "weight", SpectralNorm(layer.weight))
 
 
-def normalised(net: nn.Module) -> list[tuple[SpectralNorm, Tensor]]:
+def spectral_norm_layers(net: nn.Module) -> list[tuple[SpectralNorm, Tensor]]:
     """Return the spectral norms of a network, each with the weight that it normalizes."""
     norms = []
     for chain in net.modules():

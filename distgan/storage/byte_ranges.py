@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 
 from distgan.errors import DataError
 from distgan.storage.backends import Backend, Fsspec, Http, LocalFiles, RefusedError
-from distgan.storage.disk_cache import NodeCache
+from distgan.storage.disk_cache import DiskCache
 from distgan.storage.urls import is_local, public, public_text
 
 CHUNK = 256 * 1024  # what the cache of remote bytes keeps and drops as one
@@ -34,7 +34,7 @@ class UnansweredError(DataError):
     """No answer within the time that there is for one."""
 
 
-class Source:
+class ByteRangeReader:
     """Reads byte ranges of shards, from any number of threads.
 
     Args:
@@ -50,7 +50,7 @@ class Source:
         timeout_sec: float = 120,
         cache_bytes: int = 2**30,
         connections: int = 8,
-        disk: NodeCache | None = None,
+        disk: DiskCache | None = None,
     ) -> None:
         self.timeout_sec = timeout_sec
         self.retries = 0

@@ -36,7 +36,7 @@ Tensors = dict[str, dict[str, Tensor]]  # object -> name -> tensor
 Shapes = dict[str, dict[str, tuple[int, ...]]]
 
 
-class DamagedError(Exception):
+class CorruptCheckpointError(Exception):
     """A checkpoint that is incomplete or was altered; the message says how."""
 
 
@@ -85,7 +85,7 @@ def load(path: Path, expected: Callable[[SavedState], Shapes] | None = None) -> 
             read, and other shapes are refused.
 
     Raises:
-        DamagedError: It is incomplete, was altered, or holds other tensors.
+        CorruptCheckpointError: It is incomplete, was altered, or holds other tensors.
     """
     with _telling_damage(path):
         manifest, state = _described(path)
@@ -100,7 +100,7 @@ def load(path: Path, expected: Callable[[SavedState], Shapes] | None = None) -> 
 
 
 def verify(path: Path) -> None:
-    """See that a checkpoint is whole, without room for its tensors. Raises DamagedError."""
+    """See that a checkpoint is whole, without room for its tensors. Raises CorruptCheckpointError."""
     with _telling_damage(path):
         for name, entry in _described(path)[0].items():
             with open_regular(path / name, follow_links=False) as file:
@@ -112,15 +112,15 @@ def verify(path: Path) -> None:
 
 @contextlib.contextmanager
 def _telling_damage(path: Path) -> Iterator[None]:
-    """Raise DamagedError for all that can be wrong with the files of a checkpoint."""
+    """Raise CorruptCheckpointError for all that can be wrong with the files of a checkpoint."""
     try:
         yield
     except FileNotFoundError as error:
-        raise DamagedError(f"{os.path.basename(error.filename)} is missing") from None
+        raise CorruptCheckpointError(f"{os.path.basename(error.filename)} is missing") from None
     except DataError as error:
-        raise DamagedError(str(error).removeprefix(f"{path}/")) from None
+        raise CorruptCheckpointError(str(error).removeprefix(f"{path}/")) from None
     except OSError as error:
-        raise DamagedError(f"unreadable: {error}") from None
+        raise CorruptCheckpointError(f"unreadable: {error}") from None
 
 
 def _described(path: Path) -> tuple[dict[str, File], SavedState]:

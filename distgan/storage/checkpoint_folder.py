@@ -7,7 +7,7 @@ from pathlib import Path
 
 from distgan.errors import ConfigError, DataError
 from distgan.storage.atomic import replace_file
-from distgan.storage.checkpoint import EXPORT, DamagedError, verify
+from distgan.storage.checkpoint import EXPORT, CorruptCheckpointError, verify
 from distgan.storage.home import user_path
 from distgan.storage.saved_state import Best, SavedState
 from distgan.storage.untrusted import parse, read_json
@@ -27,7 +27,7 @@ def newest_good(folder: Path) -> tuple[Path | None, list[str]]:
         try:
             verify(path)
             return path, refused
-        except DamagedError as damage:
+        except CorruptCheckpointError as damage:
             refused.append(f"{path.name}: {damage}")
     return None, refused
 

@@ -25,7 +25,7 @@ FULL, EMPTIED = 7 / 8, 3 / 4  # parts of the limit: above the first, chunks are 
 ABANDONED_SEC = 3600  # a file that was begun so long ago is left over from a process that was killed
 
 
-class NodeCache:
+class DiskCache:
     """Chunks of remote shards in a folder, at most `limit` bytes; those that were not used for longest go first.
 
     The limit holds for up to 16 processes that write at once, however long one of them is held up: a process that has
@@ -88,7 +88,7 @@ class NodeCache:
         except OSError as error:
             self._warning = f"data.cache_dir={self.folder} cannot be written ({error.strerror}): continuing without it"
 
-    def news(self) -> list[str]:
+    def pop_warnings(self) -> list[str]:
         """Return a warning where the disk could not be written, once."""
         if self._has_warned or not self._warning:
             return []

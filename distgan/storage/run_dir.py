@@ -26,7 +26,7 @@ log = logging.getLogger("distgan")
 PACKAGES = ("torch", "accelerate", "webdataset", "wandb", "omegaconf", "numpy", "pillow", "simplejpeg", "safetensors")
 
 
-class RunFolder:
+class RunDir:
     """Paths and small files of a run. Only rank 0 writes, but for `logs/` and `audit/`.
 
     config.yaml       the whole config, which `distgan train` takes again
@@ -91,26 +91,26 @@ class RunFolder:
         """Replace config.yaml."""
         replace_file(self.path / "config.yaml", text)
 
-    def note_changes(self, changes: dict[str, tuple]) -> None:
+    def record_changes(self, changes: dict[str, tuple]) -> None:
         """Add to this start's entry of environment.json what settings are others than before, as key -> [old, new]."""
         path = self.path / "environment.json"
         starts = _starts(path)
         self.start["changes"] = {key: list(values) for key, values in changes.items()}
         replace_file(path, json.dumps({"starts": [*starts[:-1], self.start]}, indent=1) + "\n")
 
-    def status(self, state: str, **values: object) -> None:
+    def write_status(self, state: str, **values: object) -> None:
         """Replace status.json: `state` is running, preempted, finished or failed."""
         record = {"state": state, **values, "time": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
         replace_file(self.path / "status.json", json.dumps(record, indent=1) + "\n")
 
-    def tell_failure(self, error: DistganError, rank: int, world: int) -> None:
+    def record_failure(self, error: DistganError, rank: int, world: int) -> None:
         """Write the cause to status.json. A rank that only saw another one go leaves that one's cause as it is."""
         if rank not in (0, error.rank):
             return
         if OTHERS_END in str(error) and self.read_status().get("state") == "failed":
             return
         try:
-            self.status("failed", reason=public_line(f"{type(error).__name__}: {error}"), world=world)
+            self.write_status("failed", reason=public_line(f"{type(error).__name__}: {error}"), world=world)
         except OSError as problem:
             log.warning(f"{self.path}: status.json could not be written: {problem.strerror}")
 
@@ -136,7 +136,7 @@ class RunFolder:
         lines = [line for line in _lines(self.evals) if _number(line, "Progress/images") >= 0]
         return [json.loads(line) for line in lines]
 
-    def quarantine(self, samples: list[dict[str, str]]) -> list[dict[str, str]]:
+    def record_corrupt(self, samples: list[dict[str, str]]) -> list[dict[str, str]]:
         """Add corrupt samples to quarantine.jsonl; returns those that were not in it yet."""
         path = self.path / "quarantine.jsonl"
         known = set(_lines(path)) if samples else set()
@@ -146,7 +146,7 @@ class RunFolder:
                 file.writelines(json.dumps(row) + "\n" for row in new)
         return new
 
-    def rewind(self, images: int) -> int:
+    def truncate_after(self, images: int) -> int:
         """Take back what was written after `images`, since a resumed run writes it again.
 
         Lines of metrics and evaluations that are taken back are kept in metrics.orphan-<images>.jsonl and

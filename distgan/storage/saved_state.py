@@ -60,14 +60,14 @@ class SavedState(_Always, total=False):
     num_replaced: Annotated[list[Count], AtMost(2**20)]
     train_sec: Seconds
     eval_sec: Seconds
-    owes_evaluation: bool
+    evaluation_pending: bool
     wandb_id: WandbId
     fingerprint: Name
     layout: Layout
     unseen: list[Classes]
     class_names: list[Name]
     revision: Positive
-    meter: Annotated[list[list[float]], AtMost(2**20)]
+    stats: Annotated[list[list[float]], AtMost(2**20)]
     controls: Controls
 
 
@@ -77,7 +77,7 @@ class Best(TypedDict):
     checkpoint: Annotated[str, Like(STEP_NAME, "the name of a checkpoint")]
 
 
-TO_RESUME = ("num_replaced", "wandb_id", "fingerprint", "layout", "meter", "controls")
+TO_RESUME = ("num_replaced", "wandb_id", "fingerprint", "layout", "stats", "controls")
 
 
 def parse_manifest(value: object, where: object) -> dict[str, File]:
@@ -93,9 +93,9 @@ def require_resumable(state: SavedState, where: object) -> None:
     """Refuse a state from which a run cannot go on. Raises DataError."""
     if missing := [name for name in TO_RESUME if name not in state]:
         raise DataError(f"{where}: state.json: {missing[0]}: got nothing, expected it to be there")
-    meter, controls = state["meter"], state["controls"]
-    if not meter or len({len(sums) for sums in meter}) > 1:
-        raise DataError(f"{where}: state.json: meter: got {len(meter)} rows, expected some of one length")
+    stats, controls = state["stats"], state["controls"]
+    if not stats or len({len(sums) for sums in stats}) > 1:
+        raise DataError(f"{where}: state.json: meter: got {len(stats)} rows, expected some of one length")
     for name in ("augment", "balance"):
         if name in controls and len(controls.get("verdicts", {}).get(name, ())) != 3:
             raise DataError(f"{where}: state.json: controls.verdicts.{name}: expected three numbers")

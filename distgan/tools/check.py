@@ -23,22 +23,22 @@ from distgan.storage.urls import public
 from distgan.tools.doctor.services import wandb_mode
 from distgan.tools.report.history import read
 from distgan.training import factory
-from distgan.training.checkpointer import check_same_run, difference_lines, differences
+from distgan.training.checkpointer import changed_settings, check_same_run, difference_lines
 
 
-def check(config: Config, spread: BatchPlan) -> tuple[list[str], list[str]]:
+def check(config: Config, batch_plan: BatchPlan) -> tuple[list[str], list[str]]:
     """Return lines that describe the run, and warnings. Raises what the run would raise before its first step."""
     config = replace(config, data=replace(config.data, allow_pipe=False))  # a look at a config runs no command of it
     dataset = factory.open_dataset(config)
     G, D = factory.build_nets(config, dataset.num_classes)
-    lines = factory.describe(config, spread, dataset, factory.choose_layout(config, dataset), G, D)
+    lines = factory.describe(config, batch_plan, dataset, factory.choose_layout(config, dataset), G, D)
     card_lines, card_warnings = _card(config, dataset)
     disk_lines, disk_warnings = _disk(config, networks.checkpoint_bytes(G, D), dataset.num_classes)
     if config.eval.every:
         lines.append(_evaluation(config, dataset))
     pixel_lines, pixel_warnings = pixels.report(dataset, config.data.crop, config.data.max_pixels)
     lines += [*card_lines, *pixel_lines, *disk_lines, *_earlier(config, dataset), _wandb(config)]
-    return lines, [*warnings(config, spread), *pixel_warnings, *card_warnings, *disk_warnings]
+    return lines, [*warnings(config, batch_plan), *pixel_warnings, *card_warnings, *disk_warnings]
 
 
 def _evaluation(config: Config, dataset: Dataset) -> str:
@@ -117,7 +117,7 @@ def _earlier(config: Config, dataset: Dataset) -> list[str]:
     left = max(0, config.train.images - state["images"])
     where = start.name if is_own else start
     lines = [f"run folder: {config.run.dir}, resumes from {where}: {left:,} images are left"]
-    lines += difference_lines(differences(config, state, dataset.fingerprint))
+    lines += difference_lines(changed_settings(config, state, dataset.fingerprint))
     try:
         speed = read(folder).last("Perf/img_per_sec")
     except ConfigError:  # it holds checkpoints and nothing else

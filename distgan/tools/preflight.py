@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import torch
 
-from distgan.distributed.preemption import listening
+from distgan.distributed.preemption import handle_signals
 from distgan.distributed.process_group import World
 from distgan.errors import DistganError
 from distgan.storage.printable import open_streams, public_line, show
@@ -25,7 +25,7 @@ SLOW = 1.5  # times the median
 
 
 @dataclass(frozen=True)
-class Found:
+class PreflightResult:
     """What one rank found out about its host.
 
     Attributes:
@@ -43,20 +43,20 @@ class Found:
     sum_sec: float | None = None
 
 
-def preflight(world: World) -> list[Found]:
+def preflight(world: World) -> list[PreflightResult]:
     """Measure every host; returns what every rank found, in rank order, the same on each."""
     product_sec = _time_product(world.device)
     right, sum_sec = _sum_is_right(world), _time_sum(world)
-    hosts = world.gather(socket.gethostname())
+    hosts = world.all_gather_object(socket.gethostname())
     exchange_sec = None
     for host in dict.fromkeys(hosts):
         if host != hosts[0]:
             other = hosts.index(host)
-            world.exchange(other, 1)  # the first time, NCCL makes a connection of these two ranks
-            taken = world.exchange(other, NUMBERS)
+            world.ping_pong(other, 1)  # the first time, NCCL makes a connection of these two ranks
+            taken = world.ping_pong(other, NUMBERS)
             exchange_sec = taken if world.rank == other else exchange_sec
     name = torch.cuda.get_device_name(world.device) if world.device.type == "cuda" else "CPU"
-    return world.gather(Found(hosts[world.rank], name, product_sec, right, exchange_sec, sum_sec))
+    return world.all_gather_object(PreflightResult(hosts[world.rank], name, product_sec, right, exchange_sec, sum_sec))
 
 
 def _time_product(device: torch.device) -> float:
@@ -72,7 +72,7 @@ def _time_product(device: torch.device) -> float:
 def _sum_is_right(world: World) -> bool:
     """Sum whole numbers, other ones in each place and on each rank; returns whether the sum is exact."""
     places = torch.arange(1000, device=world.device, dtype=torch.float32)
-    total = world.sum(places * (world.rank + 1))
+    total = world.all_reduce_sum(places * (world.rank + 1))
     return bool((total == places * (world.size * (world.size + 1) // 2)).all())
 
 
@@ -80,14 +80,14 @@ def _time_sum(world: World) -> float | None:
     if world.size == 1:
         return None
     numbers = torch.ones(NUMBERS, device=world.device)
-    world.sum(numbers)  # the first time, connections are made
+    world.all_reduce_sum(numbers)  # the first time, connections are made
     world.barrier()
     started = time.perf_counter()
-    world.sum(numbers)[0].item()  # waits for a GPU
+    world.all_reduce_sum(numbers)[0].item()  # waits for a GPU
     return time.perf_counter() - started
 
 
-def report(found: list[Found]) -> tuple[list[str], list[str]]:
+def report(found: list[PreflightResult]) -> tuple[list[str], list[str]]:
     """Return lines for a person, one for each host and one for all; and what is wrong."""
     product = statistics.median(rank.product_sec for rank in found)
     exchanges = [rank.exchange_sec for rank in found if rank.exchange_sec is not None]
@@ -117,7 +117,7 @@ def main() -> int:
     """Run the preflight on the ranks that were launched; returns the exit code."""
     open_streams()
     try:
-        with listening():
+        with handle_signals():
             world = World(timeout_sec=60)
             started = time.perf_counter()
             found = preflight(world)

@@ -1,11 +1,11 @@
-"""What in a run's lines of metrics a person should be told of, once."""
+"""Rules on the lines of metrics, and a warning once when one is broken."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Trouble:
-    """A log key that stays above a bound for so many lines in a row. `{value}` and `{lines}` stand in the text."""
+class AlertRule:
+    """Warn where a log key stays above a bound for `lines` lines in a row. The text may use `{value}` and `{lines}`."""
 
     key: str
     above: float
@@ -14,8 +14,8 @@ class Trouble:
     text: str
 
 
-TROUBLES = (
-    Trouble(
+ALERT_RULES = (
+    AlertRule(
         "Perf/data_wait_pct",
         50.0,
         5,
@@ -23,7 +23,7 @@ TROUBLES = (
         "training waits for images {value:.0f}% of the time, for {lines} lines of metrics now: raise "
         "data.decode_threads or data.prefetch, pack the images at data.resolution, or put the shards on a nearer disk",
     ),
-    Trouble(
+    AlertRule(
         "Logits/D_accuracy",
         0.99,
         20,
@@ -35,17 +35,17 @@ TROUBLES = (
 
 
 class Alerts:
-    """Told again only after it was well for a line."""
+    """Counts broken rules; a rule warns again only after a line that kept it."""
 
     def __init__(self) -> None:
-        self._counts = dict.fromkeys(TROUBLES, 0)
+        self._counts = dict.fromkeys(ALERT_RULES, 0)
 
-    def look(self, row: dict[str, float]) -> list[tuple[str, str]]:
-        """Titles and texts of what a line of metrics makes due."""
+    def check(self, row: dict[str, float]) -> list[tuple[str, str]]:
+        """Return titles and texts of the warnings that this line of metrics makes due."""
         due = []
-        for trouble in TROUBLES:
-            value = row.get(trouble.key, 0.0)
-            self._counts[trouble] = self._counts[trouble] + 1 if value > trouble.above else 0
-            if self._counts[trouble] == trouble.lines:
-                due.append((trouble.title, trouble.text.format(value=value, lines=trouble.lines)))
+        for rule in ALERT_RULES:
+            value = row.get(rule.key, 0.0)
+            self._counts[rule] = self._counts[rule] + 1 if value > rule.above else 0
+            if self._counts[rule] == rule.lines:
+                due.append((rule.title, rule.text.format(value=value, lines=rule.lines)))
         return due

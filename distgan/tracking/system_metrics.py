@@ -1,4 +1,4 @@
-"""How busy the machines of a run are."""
+"""CPU, memory, network and GPU use of each node."""
 
 import time
 
@@ -8,8 +8,8 @@ import torch
 from distgan.distributed.process_group import World
 
 
-class NodeLoad:
-    """Load of every node since the last look, for `run.log_system_metrics`."""
+class SystemMetrics:
+    """Measures every node's load since the last row, for `run.log_system_metrics`."""
 
     def __init__(self, world: World) -> None:
         self._world = world
@@ -18,8 +18,10 @@ class NodeLoad:
         psutil.cpu_percent()  # the first call has nothing to compare with
 
     def row(self) -> dict[str, float]:
-        """By log key, `System/node<number>_...`: percent of its cores and memory, MB/s that it sends over its network,
-        and percent of the time that its GPUs have something to do. Called by all ranks, the same on each."""
+        """Return each node's load by log key, `System/node<number>_...`; called by all ranks, the same on each.
+
+        Percent of its cores and memory, MB/s that it sends over its network, percent of the time that its GPUs work.
+        """
         now, sent = time.monotonic(), sent_bytes()
         mine = {
             "cpu_pct": psutil.cpu_percent(),
@@ -28,23 +30,23 @@ class NodeLoad:
             "gpu_pct": gpu_percent(self._gpu),
         }
         self._last, self._sent = now, sent
-        of_ranks, row = self._world.gather(mine), {}
+        of_ranks, row = self._world.all_gather_object(mine), {}
         for node in range(0, self._world.size, self._world.local_size):
-            told, number = of_ranks[node : node + self._world.local_size], node // self._world.local_size
-            row |= {f"System/node{number}_{name}": value for name, value in told[0].items() if value is not None}
-            busy = [one["gpu_pct"] for one in told if one["gpu_pct"] is not None]
+            node_rows, number = of_ranks[node : node + self._world.local_size], node // self._world.local_size
+            row |= {f"System/node{number}_{name}": value for name, value in node_rows[0].items() if value is not None}
+            busy = [one["gpu_pct"] for one in node_rows if one["gpu_pct"] is not None]
             if busy:
                 row[f"System/node{number}_gpu_pct"] = sum(busy) / len(busy)
         return row
 
 
 def sent_bytes() -> int:
-    """Over all interfaces but the loopback; InfiniBand that goes past the kernel is not counted."""
+    """Return the bytes sent over all interfaces but the loopback, without InfiniBand that goes past the kernel."""
     return sum(card.bytes_sent for name, card in psutil.net_io_counters(pernic=True).items() if name != "lo")
 
 
 def gpu_percent(device: torch.device | None) -> float | None:
-    """Of the last moments, or None where there is no GPU, or nothing installed that could tell (nvidia-ml-py)."""
+    """Return the GPU's recent use, or None without a GPU or without nvidia-ml-py."""
     if device is None:
         return None
     try:

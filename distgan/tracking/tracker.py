@@ -13,7 +13,7 @@ from distgan.config.schema import Config
 from distgan.data import image_grid
 from distgan.distributed import preemption
 from distgan.errors import DistganError, DivergedError
-from distgan.storage.run_dir import RunFolder
+from distgan.storage.run_dir import RunDir
 from distgan.tracking.alerts import Alerts
 from distgan.tracking.console import LIVE, TICK, console_line, evaluation_line
 from distgan.tracking.wandb_logger import FINISH_SEC, start_wandb
@@ -32,7 +32,7 @@ class Tracker:
         logged_images: The last image count ever logged: a resumed run's rows up to there are equal, and W&B has them.
     """
 
-    def __init__(self, config: Config, folder: RunFolder, is_main: bool, wandb_id: str, logged_images: int) -> None:
+    def __init__(self, config: Config, folder: RunDir, is_main: bool, wandb_id: str, logged_images: int) -> None:
         self._folder, self._is_main, self.logged_images = folder, is_main, logged_images
         self._train, self._grids, self._histograms, self._evaluated = config.train, {}, {}, {}
         self._wandb, self._alerts = None, Alerts()
@@ -43,19 +43,19 @@ class Tracker:
             told = for_records(config)
             folder.write_config(to_yaml(told))
             known = to_dict(told) | {"environment": folder.start}
-            self._wandb = start_wandb(told.wandb, folder, known, wandb_id, lambda: preemption.ask("finished"))
+            self._wandb = start_wandb(told.wandb, folder, known, wandb_id, lambda: preemption.request_stop("finished"))
 
-    def grid(self, name: str, file: str, pictures: list[np.ndarray], columns: int) -> None:
+    def log_images(self, name: str, file: str, pictures: list[np.ndarray], columns: int) -> None:
         """Save a grid of images among the samples; W&B gets it with the next row."""
         if self._is_main:
             self._grids[name] = image_grid.grid(pictures, columns)
             image_grid.save_png(self._folder.samples / file, self._grids[name])
 
-    def histogram(self, name: str, values: np.ndarray) -> None:
+    def log_histogram(self, name: str, values: np.ndarray) -> None:
         """Of numbers, for W&B alone; what is not finite is left out."""
         self._histograms[name] = np.histogram(values[np.isfinite(values)], bins=64)
 
-    def evaluation(self, row: dict[str, float | None], is_best: bool) -> None:
+    def log_evaluation(self, row: dict[str, float | None], is_best: bool) -> None:
         """An evaluation, as a line of evals.jsonl; W&B gets it with the next row."""
         if not self._is_main:
             return
@@ -67,7 +67,7 @@ class Tracker:
         if is_best and self._wandb is not None and row["Progress/images"] >= self.logged_images:
             self._wandb.alert("New best", evaluation_line(row, is_best), "INFO")
 
-    def measured(self, images: int, values: dict[str, float]) -> None:
+    def log_restoration(self, images: int, values: dict[str, float]) -> None:
         """What was measured of images that were just drawn, if anything: a line of evals.jsonl too."""
         if not self._is_main or not values:
             return
@@ -77,7 +77,7 @@ class Tracker:
         self._evaluated |= row
         self._last_metric = f" | psnr {values['Restoration/psnr']:.4g}"
 
-    def row(self, images: int, values: dict[str, float]) -> None:
+    def log_metrics(self, images: int, values: dict[str, float]) -> None:
         """All that is due at this moment, as one line on each way."""
         if not self._is_main:
             return
@@ -90,10 +90,10 @@ class Tracker:
         if self._wandb is not None and images > self.logged_images:
             self._wandb.log(images, self._evaluated | row, self._grids, self._histograms)
         self._grids, self._histograms, self._evaluated = {}, {}, {}
-        for title, text in self._alerts.look(row):
+        for title, text in self._alerts.check(row):
             self.alert(title, text)
 
-    def show(self, images: int) -> None:
+    def flush_images(self, images: int) -> None:
         """Send images and evaluations that came between two lines of metrics; they have a step of their own."""
         pending = bool(self._grids or self._histograms or self._evaluated)
         if self._wandb is not None and pending and (images > self.logged_images or images == self.logged_images == 0):
@@ -101,7 +101,7 @@ class Tracker:
             self._wandb.log(images, self._evaluated | progress, self._grids, self._histograms)
         self._grids, self._histograms, self._evaluated = {}, {}, {}
 
-    def progress(self, images: int) -> None:
+    def update_progress(self, images: int) -> None:
         """Move the live line of a terminal; all but progress and time is of the last line of metrics."""
         now = time.monotonic()
         if not self._is_main or now - self._shown_at < LIVE_SEC:
@@ -115,10 +115,10 @@ class Tracker:
             line = f"kimg {images / 1000:.1f}/{self._train.images / 1000:g} {images / self._train.images:6.1%}"
         log.info(line, extra=LIVE)
 
-    def checkpoint(self, path: Path, images: int, is_best: bool = False) -> None:
+    def log_checkpoint(self, path: Path, images: int, is_best: bool = False) -> None:
         """A checkpoint was written; W&B gets what wandb.checkpoints says, but not once more after a resume."""
         if self._wandb is not None and images >= self.logged_images:
-            self._wandb.checkpoint(path, images, is_best)
+            self._wandb.log_checkpoint(path, images, is_best)
 
     def alert(self, title: str, text: str, level: str = "WARN") -> None:
         """Something that a person should see: on the console, and by W&B where they asked for it there."""

@@ -24,9 +24,9 @@ from distgan.distributed import preemption
 from distgan.metrics.names import better
 from distgan.storage.formatting import one_line
 from distgan.storage.printable import public_line
-from distgan.storage.run_dir import RunFolder
+from distgan.storage.run_dir import RunDir
 from distgan.storage.urls import public
-from distgan.tracking.background_worker import Fence
+from distgan.tracking.background_worker import BackgroundWorker
 from distgan.tracking.wandb_mode import mode_of_environment
 
 CREDENTIAL = re.compile("SLURM_.*(JWT|TOKEN|KEY|SECRET|PASS)")  # the client records and sends all of SLURM_*
@@ -38,12 +38,12 @@ FINISH_SEC = 120  # for what is left; what does not arrive lies in the run folde
 ALERT_EVERY_SEC = 60  # of one title
 
 
-class WandbRun:
+class WandbLogger:
     """What a run tells W&B. Nothing here raises or waits, but for `finish`."""
 
-    def __init__(self, run: object, fence: Fence, policy: str, keep: Path) -> None:
+    def __init__(self, run: object, worker: BackgroundWorker, policy: str, keep: Path) -> None:
         """`policy` is `wandb.checkpoints`; `keep` is a folder for what is still to be sent."""
-        self._run, self._fence, self._policy, self._keep = run, fence, policy, keep
+        self._run, self._worker, self._policy, self._keep = run, worker, policy, keep
         self._defined: set[str] = set()
 
     def log(
@@ -59,7 +59,7 @@ class WandbRun:
             grids: Images by log key, uint8 [H, W, 3].
             histograms: Counts and edges by log key, as of `numpy.histogram`.
         """
-        self._fence.do("log", lambda: self._log(images, values, grids, histograms))
+        self._worker.submit("log", lambda: self._log(images, values, grids, histograms))
 
     def _log(self, images: int, values: dict, grids: dict, histograms: dict) -> None:
         import wandb
@@ -79,15 +79,15 @@ class WandbRun:
     def alert(self, title: str, text: str, level: str) -> None:
         """`level` is INFO, WARN or ERROR."""
         title, text = public_line(title), public_line(text)
-        self._fence.do("alert", lambda: self._run.alert(title, text, level, ALERT_EVERY_SEC))
+        self._worker.submit("alert", lambda: self._run.alert(title, text, level, ALERT_EVERY_SEC))
 
-    def checkpoint(self, path: Path, images: int, is_best: bool) -> None:
+    def log_checkpoint(self, path: Path, images: int, is_best: bool) -> None:
         """A checkpoint was written; what becomes of it is `wandb.checkpoints`'s to say."""
         if self._policy in ("reference", "all") or (self._policy == "best" and is_best):
             files = [path / "G_ema.safetensors"] if self._policy == "best" else sorted(path.iterdir())
             if self._policy != "reference":
                 files = [self._kept(file, path.name) for file in files]
-            self._fence.do("checkpoint", lambda: self._log_artifact(path, files, images, is_best))
+            self._worker.submit("checkpoint", lambda: self._log_artifact(path, files, images, is_best))
 
     def _log_artifact(self, path: Path, files: list[Path], images: int, is_best: bool) -> None:
         import wandb
@@ -120,8 +120,8 @@ class WandbRun:
                 self._run.mark_preempting()
             self._run.finish(exit_code=exit_code)
 
-        self._fence.do("finish", end)
-        if not self._fence.close(limit_sec):
+        self._worker.submit("finish", end)
+        if not self._worker.close(limit_sec):
             end_side_process()  # else the client waits for it when Python exits, for ever if it hangs
 
 
@@ -140,8 +140,8 @@ def end_side_process() -> None:
 
 
 def start_wandb(
-    settings: Wandb, folder: RunFolder, config: dict, run_id: str, on_stop: Callable[[], None]
-) -> WandbRun | None:
+    settings: Wandb, folder: RunDir, config: dict, run_id: str, on_stop: Callable[[], None]
+) -> WandbLogger | None:
     """Start W&B in the mode that the settings, the environment and the network allow; None where it cannot be.
 
     Never asks, never raises, and waits for a server for seconds only. WANDB_MODE in the environment wins.
@@ -152,32 +152,32 @@ def start_wandb(
     asked, _ = mode_of_environment(os.environ)
     if (asked or settings.mode) == "disabled":
         return None
-    fence, started, done = Fence("wandb", CALL_SEC), [], threading.Event()
+    worker, started, done = BackgroundWorker("wandb", CALL_SEC), [], threading.Event()
 
     def start() -> None:
         try:
-            started.append(_start(settings, folder, config, run_id, asked, on_stop, fence))
-        except Exception as error:  # see Fence
+            started.append(_start(settings, folder, config, run_id, asked, on_stop, worker))
+        except Exception as error:  # see BackgroundWorker
             log.warning(f"wandb: could not start ({one_line(error)}); metrics go to metrics.jsonl alone")
         done.set()
 
-    fence.do("start", start)
+    worker.submit("start", start)
     if not done.wait(START_SEC):
         log.warning(f"wandb: could not start in {START_SEC} s; metrics go to metrics.jsonl alone")
     if not started:
-        fence.close(0)
+        worker.close(0)
         return None
-    return WandbRun(started[0], fence, settings.checkpoints, folder.path / "wandb" / "checkpoints")
+    return WandbLogger(started[0], worker, settings.checkpoints, folder.path / "wandb" / "checkpoints")
 
 
 def _start(
     settings: Wandb,
-    folder: RunFolder,
+    folder: RunDir,
     config: dict,
     run_id: str,
     asked: str,
     on_stop: Callable[[], None],
-    fence: Fence,
+    worker: BackgroundWorker,
 ) -> object:
     for name, value in {
         "WANDB_SILENT": "true",  # what there is to say is said here, in a line
@@ -203,7 +203,7 @@ def _start(
     # Each start of the run leaves a folder; names begin with the time, so that the shell takes them in order.
     parts = f"{shlex.quote(str(where.parent))}/{where.name.partition('run-')[0]}run-*-{run_id}*"
     sync = f'for part in {parts}; do wandb sync "$part"; done'
-    fence.way_out = f"What has not arrived: {sync}"
+    worker.hint = f"What has not arrived: {sync}"
     offline = f"{mode}{reason}. View: wandb leet {where} · Upload later, all starts in order: {sync}"
     log.info(f"wandb: {run.url if mode == 'online' else offline}")
     return run
@@ -220,7 +220,7 @@ def _key_problem(wandb: ModuleType) -> str:
 def _init(
     wandb: ModuleType,
     settings: Wandb,
-    folder: RunFolder,
+    folder: RunDir,
     config: dict,
     run_id: str,
     mode: str | None,

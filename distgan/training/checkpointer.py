@@ -13,7 +13,7 @@ from distgan.config.load import from_dict
 from distgan.config.records import changes, for_records, to_dict
 from distgan.config.schema import Config, Optimizer, shapes_nets
 from distgan.data.dataset import Dataset
-from distgan.data.shuffle import Layout
+from distgan.data.shuffle import ShuffleLayout
 from distgan.distributed.process_group import World
 from distgan.errors import ConfigError, DataError
 from distgan.models import MODELS, networks
@@ -21,13 +21,13 @@ from distgan.storage import checkpoint, checkpoint_folder
 from distgan.storage.saved_state import SavedState, require_resumable
 from distgan.training import factory
 from distgan.training.schedulers import Schedulers
-from distgan.training.training_stats import Meter
+from distgan.training.training_stats import TrainingStats
 
 log = logging.getLogger("distgan")
 
 
 @dataclass
-class Progress:
+class TrainState:
     """What a run counts. One line of metrics or one checkpoint tells it whole."""
 
     images: int = 0  # real images consumed so far: the clock of everything, and the position in the stream
@@ -37,11 +37,11 @@ class Progress:
     num_replaced: int = 0  # images that took the place of corrupt ones, since the last line, on this rank
     train_sec: float = 0.0
     eval_sec: float = 0.0  # of that, for evaluations
-    owes_evaluation: bool = False  # a stop was asked for in the middle of it
+    evaluation_pending: bool = False  # a stop was asked for in the middle of it
     wandb_id: str = field(default_factory=lambda: os.environ.get("WANDB_RUN_ID") or secrets.token_hex(4))
 
 
-class RunState:
+class Checkpointer:
     """The objects of a run by name, and its counts."""
 
     def __init__(
@@ -49,25 +49,25 @@ class RunState:
         config: Config,
         world: World,
         micro_batch: int,
-        layout: Layout,
+        layout: ShuffleLayout,
         dataset: Dataset,
         nets: dict[str, nn.Module],
         optimizers: dict[str, torch.optim.Optimizer],
-        meter: Meter,
+        stats: TrainingStats,
         controls: Schedulers,
     ) -> None:
         """`optimizers` has the names of the networks they train."""
-        self.now, self.layout = Progress(), layout
+        self.state, self.layout = TrainState(), layout
         self._config, self._world, self._micro_batch = config, world, micro_batch
         self._num_classes, self._fingerprint = dataset.num_classes, dataset.fingerprint
         self._class_names = dataset.class_names
         self._unseen = [label for label, count in enumerate(dataset.class_counts) if not count]
-        self._nets, self._optimizers, self._meter, self._controls = nets, optimizers, meter, controls
+        self._nets, self._optimizers, self._meter, self._controls = nets, optimizers, stats, controls
 
     def save(self, folder: Path) -> Path:
         """Write a checkpoint, let go of old ones; called by all ranks. Of one rank's own, only sums are kept."""
-        meter, controls = self._meter.state(), self._controls.state()
-        counts = vars(self.now) | {"num_replaced": self._world.gather(self.now.num_replaced)}
+        stats, controls = self._meter.state(), self._controls.state()
+        counts = vars(self.state) | {"num_replaced": self._world.all_gather_object(self.state.num_replaced)}
         self._world.barrier()  # the lines of metrics and audit that this checkpoint counts on are written
         tensors = {name: net.state_dict() for name, net in self._nets.items()}
         for name, optimizer in self._optimizers.items():
@@ -80,7 +80,7 @@ class RunState:
             "unseen": self._unseen,
             "class_names": self._class_names,
             "revision": MODELS[self._config.model.family].revision,
-            "meter": meter,
+            "stats": stats,
             "controls": controls,
             **self.conditions(),
             "config": to_dict(for_records(self._config)),
@@ -88,11 +88,11 @@ class RunState:
         keep = self._config.checkpoint
 
         def write() -> Path:
-            path = checkpoint.save(folder, self.now.images, tensors, state)
+            path = checkpoint.save(folder, self.state.images, tensors, state)
             checkpoint_folder.prune(folder, keep.keep_last, keep.keep_every)
             return path
 
-        return self._world.on_main(write)
+        return self._world.run_on_main(write)
 
     def load(self, path: Path) -> SavedState:
         """Become what a checkpoint holds, on all ranks; returns its conditions. The W&B run stays as it is.
@@ -101,7 +101,7 @@ class RunState:
             DataError: it is corrupt, or was trained on other shards.
             ConfigError: it is of other networks or settings.
         """
-        tensors, state = self._world.together(lambda: self._read(path))
+        tensors, state = self._world.run_on_all(lambda: self._read(path))
         for name, net in self._nets.items():
             net.load_state_dict(tensors[name])
         for name, optimizer in self._optimizers.items():
@@ -109,14 +109,14 @@ class RunState:
             if f"opt_{name}" not in tensors:
                 raise DataError(f"{path}: opt_{name}.safetensors is missing")
             load_optimizer(name, settings, optimizer, self._nets[name], tensors[f"opt_{name}"])
-        self._meter.load_state(state["meter"])
+        self._meter.load_state(state["stats"])
         self._controls.load_state(state["controls"])
-        for name in vars(self.now).keys() - {"num_replaced", "wandb_id"}:
-            setattr(self.now, name, state.get(name, getattr(self.now, name)))
+        for name in vars(self.state).keys() - {"num_replaced", "wandb_id"}:
+            setattr(self.state, name, state.get(name, getattr(self.state, name)))
         counts = state["num_replaced"]
         counts = counts if len(counts) == self._world.size else [sum(counts)] + [0] * self._world.size
-        self.now.num_replaced = counts[self._world.rank]
-        self.layout = Layout(**state["layout"])
+        self.state.num_replaced = counts[self._world.rank]
+        self.layout = ShuffleLayout(**state["layout"])
         # A class counts as seen once any data of the run had images of it. Older checkpoints do not tell.
         before = state.get("unseen", self._unseen if state["fingerprint"] == self._fingerprint else [])
         self._unseen = sorted(set(self._unseen).intersection(before))
@@ -135,7 +135,7 @@ class RunState:
     def _read(self, path: Path) -> tuple[checkpoint.Tensors, SavedState]:
         try:
             return checkpoint.load(path, lambda state: self._expected(state, path))
-        except checkpoint.DamagedError as damage:
+        except checkpoint.CorruptCheckpointError as damage:
             raise DataError(f"{path}: {damage}") from None
 
     def _expected(self, state: SavedState, path: Path) -> checkpoint.Shapes:
@@ -199,7 +199,7 @@ def check_same_run(config: Config, state: SavedState, fingerprint: str, num_clas
         )
 
 
-def differences(config: Config, state: SavedState, fingerprint: str) -> dict[str, tuple]:
+def changed_settings(config: Config, state: SavedState, fingerprint: str) -> dict[str, tuple]:
     """Settings of a run that are not those of the checkpoint that it goes on from, as key -> (old, new).
 
     Where and how a single start runs (run.*) is no setting of the training. Other data may lie under the same address:
@@ -211,5 +211,5 @@ def differences(config: Config, state: SavedState, fingerprint: str) -> dict[str
 
 
 def difference_lines(changed: dict[str, tuple]) -> list[str]:
-    """For a person, what `differences` found."""
+    """For a person, what `changed_settings` found."""
     return [f"changed since the checkpoint: {key}: {old!r} -> {new!r}" for key, (old, new) in changed.items()]

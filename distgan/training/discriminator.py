@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from distgan.losses import gradient_penalty
-from distgan.models.epilogue import Tail
+from distgan.models.epilogue import Epilogue
 from distgan.rng import device_rng
 from distgan.training.step_inputs import MicroBatch, StepHyperparams
 from distgan.transforms.augment import NUM_DRAWS, augment
@@ -60,7 +60,7 @@ class AugmentedDiscriminator:
     ) -> None:
         self.D, self._augment, self._color, self._bf16 = D, augment, color, bf16
         self._sees_condition, self._compiles_penalties = sees_condition, compile == "all"
-        self._epilogues = [module for module in D.modules() if isinstance(module, Tail)]
+        self._epilogues = [module for module in D.modules() if isinstance(module, Epilogue)]
         self._forward = self._augmented if compile == "off" else compiled(self._augmented)
         self._penalty = compiled(self._squared_gradient) if self._compiles_penalties else None
         self._gp = compiled(self._distance_from_one) if self._compiles_penalties else None

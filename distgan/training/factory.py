@@ -15,15 +15,15 @@ from distgan.config.schema import Optimizer as OptimizerSettings
 from distgan.data.dataset import ALONE, Dataset, DatasetOptions, RankInfo
 from distgan.data.loader import Stream, StreamOptions, decoding_threads
 from distgan.data.shard_urls import find_shards
-from distgan.data.shuffle import Balanced, Layout, Plan
+from distgan.data.shuffle import BalancedOrder, ShuffleLayout, ShuffleOrder
 from distgan.distributed import preemption
-from distgan.distributed.launch_env import together
+from distgan.distributed.launch_env import run_on_all
 from distgan.distributed.process_group import World
 from distgan.errors import DataError
 from distgan.models import networks
 from distgan.models.networks import checkpoint_bytes, num_weights
-from distgan.storage.byte_ranges import Source
-from distgan.storage.disk_cache import NodeCache
+from distgan.storage.byte_ranges import ByteRangeReader
+from distgan.storage.disk_cache import DiskCache
 from distgan.storage.home import user_path
 from distgan.training.step_inputs import ImageToImageOptions, StepOptions
 from distgan.transforms import degrade_spec
@@ -32,9 +32,9 @@ from distgan.transforms import degrade_spec
 def open_dataset(config: Config, ranks: RankInfo = ALONE) -> Dataset:
     """The data set of a run. Raises DataError where it is not what the config asks for."""
     data = config.data
-    disk = NodeCache(user_path(data.cache_dir), int(data.cache_dir_gb * 10**9)) if data.cache_dir else None
-    source = Source(timeout_sec=data.timeout_sec, cache_bytes=data.cache_mb * 2**20, disk=disk)
-    urls = together(lambda: find_shards(data.shards, allow_pipe=data.allow_pipe), ranks.gather)
+    disk = DiskCache(user_path(data.cache_dir), int(data.cache_dir_gb * 10**9)) if data.cache_dir else None
+    source = ByteRangeReader(timeout_sec=data.timeout_sec, cache_bytes=data.cache_mb * 2**20, disk=disk)
+    urls = run_on_all(lambda: find_shards(data.shards, allow_pipe=data.allow_pipe), ranks.gather)
     options = DatasetOptions(
         labels=config.model.conditional,
         classes=data.classes,
@@ -43,7 +43,7 @@ def open_dataset(config: Config, ranks: RankInfo = ALONE) -> Dataset:
         num_held_out=data.holdout,
         allow_corrupt=data.allow_corrupt,
     )
-    dataset = Dataset(urls, source, options, ranks, should_stop=preemption.asked)
+    dataset = Dataset(urls, source, options, ranks, should_stop=preemption.stop_requested)
     if dataset.num_samples < config.train.batch:
         raise DataError(
             f"the data set has {dataset.num_samples} samples, fewer than train.batch={config.train.batch}: "
@@ -52,38 +52,38 @@ def open_dataset(config: Config, ranks: RankInfo = ALONE) -> Dataset:
     return dataset
 
 
-def choose_layout(config: Config, dataset: Dataset) -> Layout:
+def choose_layout(config: Config, dataset: Dataset) -> ShuffleLayout:
     """The constants of the data order, for a run that starts."""
-    data, chosen = config.data, Layout.choose(dataset.num_samples, dataset.mean_bytes, config.train.batch)
-    return Layout(
+    data, chosen = config.data, ShuffleLayout.choose(dataset.num_samples, dataset.mean_bytes, config.train.batch)
+    return ShuffleLayout(
         data.shuffle_lanes or chosen.lanes, data.shuffle_block or chosen.block, data.shuffle_window or chosen.window
     )
 
 
-def build_plan(config: Config, dataset: Dataset, layout: Layout) -> Plan:
+def build_plan(config: Config, dataset: Dataset, layout: ShuffleLayout) -> ShuffleOrder:
     """The order of the samples."""
     if config.data.balance == "none":
-        return Plan(dataset.counts, layout, config.train.seed)
-    balanced = Balanced(dataset.read_labels(), config.train.seed)
-    return Plan(np.array([balanced.num_places]), layout, config.train.seed, balanced.samples)
+        return ShuffleOrder(dataset.counts, layout, config.train.seed)
+    balanced = BalancedOrder(dataset.read_labels(), config.train.seed)
+    return ShuffleOrder(np.array([balanced.num_places]), layout, config.train.seed, balanced.samples)
 
 
 def open_stream(
     config: Config,
     world: World,
-    spread: BatchPlan,
+    batch_plan: BatchPlan,
     dataset: Dataset,
-    layout: Layout,
+    layout: ShuffleLayout,
     start: int,
     draw: Callable[[np.ndarray], tuple[np.ndarray, ...]],
 ) -> Stream:
     """This rank's batches from position `start` on, in memory that copies to its device without waiting."""
     data, pinned = config.data, world.device.type == "cuda"
     options = StreamOptions(
-        spread.batch,
+        batch_plan.batch,
         dataclasses.replace(decode_options(data), scaled=data.scaled_decode),
         threads=data.decode_threads or decoding_threads(world.local_size, world.device.type),
-        prefetch=batches_ahead(config, spread),
+        prefetch=batches_ahead(config, batch_plan),
         max_corrupt_fraction=data.max_corrupt_fraction,
         allocate=lambda shape: torch.empty(shape, dtype=torch.uint8, pin_memory=pinned).numpy(),
     )
@@ -153,14 +153,14 @@ def image_to_image_options(config: Config) -> ImageToImageOptions:
     )
 
 
-def batches_ahead(config: Config, spread: BatchPlan) -> int:
+def batches_ahead(config: Config, batch_plan: BatchPlan) -> int:
     """How many batches each rank makes ahead: more of small ones, to bridge the same gap."""
-    batch_bytes = spread.batch // spread.world * 3 * config.data.resolution**2
+    batch_bytes = batch_plan.batch // batch_plan.world * 3 * config.data.resolution**2
     return config.data.prefetch or max(2, min(16, config.data.prefetch_mb * 2**20 // batch_bytes))
 
 
 def describe(
-    config: Config, spread: BatchPlan, dataset: Dataset, layout: Layout, G: nn.Module, D: nn.Module
+    config: Config, batch_plan: BatchPlan, dataset: Dataset, layout: ShuffleLayout, G: nn.Module, D: nn.Module
 ) -> list[str]:
     """What a run will do, for a person."""
     train = config.train
@@ -172,7 +172,7 @@ def describe(
     weights = f"G {num_weights(G) / 1e6:.2f}M and D {num_weights(D) / 1e6:.2f}M"
     lines = [
         f"data: {dataset.num_samples:,} images{classes} in {len(dataset.urls):,} shard(s); order: {order}",
-        f"batch: {spread}, {train.n_critic} D step(s) to a G step",
+        f"batch: {batch_plan}, {train.n_critic} D step(s) to a G step",
         f"length: {train.images:,} images, {train.images / dataset.num_samples:,.1f} epochs, {steps}{limit}",
         f"networks: {config.model.family}, {weights} weights, {checkpoint_bytes(G, D) / 1e6:.0f} MB to a checkpoint",
     ]

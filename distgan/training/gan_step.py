@@ -17,13 +17,13 @@ from distgan.distributed.process_group import World
 from distgan.losses import gradient_penalty
 from distgan.losses.adversarial import LOSSES
 from distgan.models.networks import run_generator
-from distgan.models.spectral_norm import normalised
+from distgan.models.spectral_norm import spectral_norm_layers
 from distgan.rng import device_rng
 from distgan.training import compilation
 from distgan.training.discriminator import AugmentedDiscriminator, autocast
 from distgan.training.objectives import DiscriminatorLoss, GeneratorLoss
 from distgan.training.step_inputs import MicroBatch, StepBatch, StepHyperparams, StepOptions
-from distgan.training.training_stats import Meter
+from distgan.training.training_stats import TrainingStats
 from distgan.transforms.degrade import degrade
 
 
@@ -45,7 +45,7 @@ class GanStep:
         options: StepOptions,
         on_logits: Callable[[Tensor, Tensor], None] = lambda real_logits, fake_logits: None,
     ) -> None:
-        self.world, self.G, self.D, self.options, self.meter = world, G, D, options, Meter(world)
+        self.world, self.G, self.D, self.options, self.stats = world, G, D, options, TrainingStats(world)
         self._on_logits = on_logits
         to_image = options.image_to_image
         self.looks_at_real = LOSSES[options.loss].paired or options.feature_matching > 0 or to_image is not None
@@ -62,7 +62,7 @@ class GanStep:
         self._generator = G if options.compile == "off" else compiled(G)
         self.d_loss = world.prepare(DiscriminatorLoss(self._discriminator, options))
         self.g_loss = world.prepare(GeneratorLoss(G, self._discriminator, options, self._generator))
-        self._spectral_norms = [*normalised(G), *normalised(D)]
+        self._spectral_norms = [*spectral_norm_layers(G), *spectral_norm_layers(D)]
         self._weights = {"G": list(G.parameters()), "D": list(D.parameters())}
         self._restored_buffers = [*G.buffers(), *D.buffers()] if options.restore_buffers else []
 
@@ -80,14 +80,14 @@ class GanStep:
         """
         buffers = [buffer.clone() for buffer in self._restored_buffers]
         for norm, weight in self._spectral_norms:
-            norm.advance(weight)
+            norm.power_iteration_step(weight)
         for micro, is_last in self._micro_batches(batch, batch.z_d, with_real=True):
             with torch.no_grad(), around_fakes(), autocast(micro.z, self.options.bf16):
                 fake = run_generator(self._generator, micro.z, micro.condition, micro.labels).to(self.options.dtype)
-            with self.world.synchronising(self.d_loss, last=is_last):
+            with self.world.grad_sync(self.d_loss, last=is_last):
                 result = self.d_loss(micro, fake, hp)
                 self._backward(result.loss)
-            self.meter.add_d(result.terms, result.real_scores, result.fake_scores)
+            self.stats.add_d_pass(result.terms, result.real_scores, result.fake_scores)
             self._on_logits(result.real_scores, result.fake_scores)
             self._last = (micro, micro.real.detach(), fake.detach(), result.real_scores, result.fake_scores)
         self._update("D", optimizer, buffers)
@@ -102,10 +102,10 @@ class GanStep:
         buffers = [buffer.clone() for buffer in self._restored_buffers]
         self.D.requires_grad_(False)
         for micro, is_last in self._micro_batches(batch, batch.z_g, with_real=self.looks_at_real):
-            with self.world.synchronising(self.g_loss, last=is_last):
+            with self.world.grad_sync(self.g_loss, last=is_last):
                 loss, terms = self.g_loss(micro, hp)
                 self._backward(loss)
-            self.meter.add_g(terms)
+            self.stats.add_g_pass(terms)
         self.D.requires_grad_(True)
         self._update("G", optimizer, buffers)
 
@@ -130,7 +130,7 @@ class GanStep:
             with autocast(images, self.options.bf16):
                 _, features = self._discriminator.forward_plain(images, micro.labels, True, micro.condition)
             x = features[-1].flatten(1).double()
-            sums = self.world.sum(torch.cat([x.new_tensor([len(x)]), x.square().sum().view(1), x.sum(0)]))
+            sums = self.world.all_reduce_sum(torch.cat([x.new_tensor([len(x)]), x.square().sum().view(1), x.sum(0)]))
             variances.append((sums[1] / sums[0] - (sums[2:] / sums[0]).square().sum()).item())
         self.D.train(was_training)
         return max(0.0, variances[0]) / variances[1] if variances[1] > 0 else 0.0
@@ -189,7 +189,7 @@ class GanStep:
         optimizer.zero_grad(set_to_none=True)
         for buffer, before in zip(self._restored_buffers, buffers):
             buffer.copy_(torch.where(is_bad, before, buffer))
-        self.meter.add_update(name, norm)
+        self.stats.add_update(name, norm)
 
     def _images(self, batch: StepBatch) -> tuple[Tensor, Tensor | None]:
         """Return real images as the networks see them, and the condition that G restores them from."""

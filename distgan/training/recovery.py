@@ -8,61 +8,61 @@ from distgan.data.dataset import Dataset
 from distgan.distributed.process_group import World
 from distgan.errors import DivergedError
 from distgan.storage import checkpoint_folder
-from distgan.storage.run_dir import RunFolder
-from distgan.training.checkpointer import RunState, difference_lines, differences
+from distgan.storage.run_dir import RunDir
+from distgan.training.checkpointer import Checkpointer, changed_settings, difference_lines
 
 log = logging.getLogger("distgan")
 
 
-def resume(config: Config, world: World, folder: RunFolder, state: RunState, dataset: Dataset) -> int:
+def resume(config: Config, world: World, folder: RunDir, checkpointer: Checkpointer, dataset: Dataset) -> int:
     """Load the last checkpoint, if there is one, on all ranks.
 
     Returns:
         The image count of the last line of metrics that is kept: that of a run is cut where its checkpoint stands.
     """
-    path, is_own = world.on_main(lambda: checkpoint_folder.choose(folder.checkpoints, config.run.resume))
+    path, is_own = world.run_on_main(lambda: checkpoint_folder.choose(folder.checkpoints, config.run.resume))
     if path is not None:
-        saved = state.load(path)
-        state.now.wandb_id = saved["wandb_id"] if is_own else state.now.wandb_id
-        log.info(f"resuming from {path}, at {state.now.images} images")
-        if changed := differences(config, saved, dataset.fingerprint):
+        saved = checkpointer.load(path)
+        checkpointer.state.wandb_id = saved["wandb_id"] if is_own else checkpointer.state.wandb_id
+        log.info(f"resuming from {path}, at {checkpointer.state.images} images")
+        if changed := changed_settings(config, saved, dataset.fingerprint):
             for line in difference_lines(changed):
                 log.info(line)
-            world.on_main(lambda: folder.note_changes(changed))
-        for what, value in state.conditions().items():
+            world.run_on_main(lambda: folder.record_changes(changed))
+        for what, value in checkpointer.conditions().items():
             if saved.get(what, value) != value:
                 log.info(f"{what}: {saved[what]} before, {value} now: same samples and noise, other last bits of sums")
-    logged_images = world.on_main(lambda: folder.rewind(state.now.images))
+    logged_images = world.run_on_main(lambda: folder.truncate_after(checkpointer.state.images))
     if path is None and logged_images:
         log.warning(f"the previous start reached {logged_images} images but saved no checkpoint: starting from scratch")
     return logged_images
 
 
-def roll_back(config: Config, world: World, folder: RunFolder, state: RunState) -> int:
+def roll_back(config: Config, world: World, folder: RunDir, checkpointer: Checkpointer) -> int:
     """Load the newest checkpoint, to go on with noise that was not tried yet. Returns as `resume` does."""
-    path = world.on_main(lambda: checkpoint_folder.find(folder.path))
-    number = state.now.num_rollbacks + 1
-    state.load(path)
-    state.now.num_rollbacks = number
+    path = world.run_on_main(lambda: checkpoint_folder.find(folder.path))
+    number = checkpointer.state.num_rollbacks + 1
+    checkpointer.load(path)
+    checkpointer.state.num_rollbacks = number
     log.warning(f"rolling back to {path.name} with other noise ({number} of at most {config.train.nan_limit} times)")
-    return world.on_main(lambda: folder.rewind(state.now.images))
+    return world.run_on_main(lambda: folder.truncate_after(checkpointer.state.images))
 
 
-def may_roll_back(config: Config, state: RunState) -> bool:
+def may_roll_back(config: Config, checkpointer: Checkpointer) -> bool:
     """Whether a run that diverged goes back to a checkpoint, rather than ending."""
-    return config.train.on_nan == "rollback" and state.now.num_rollbacks < config.train.nan_limit
+    return config.train.on_nan == "rollback" and checkpointer.state.num_rollbacks < config.train.nan_limit
 
 
-def check_skipped(config: Config, state: RunState, num: int, described: str) -> int:
+def check_skipped(config: Config, checkpointer: Checkpointer, num: int, described: str) -> int:
     """Return the number of steps skipped since the last line of metrics.
 
     Raises:
         DivergedError: There are more of them than the config allows.
     """
     train = config.train
-    if num == 0 or (train.on_nan == "skip" and state.now.num_skipped + num <= train.nan_limit):
+    if num == 0 or (train.on_nan == "skip" and checkpointer.state.num_skipped + num <= train.nan_limit):
         return num
-    raise DivergedError(f"after {state.now.images} images: {described}")
+    raise DivergedError(f"after {checkpointer.state.images} images: {described}")
 
 
 def hint(config: Config, checkpoints: Path) -> str:

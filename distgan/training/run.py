@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from distgan.config.batch_plan import batch_plan
+from distgan.config.batch_plan import make_batch_plan
 from distgan.config.load import to_yaml
 from distgan.config.schema import Config
 from distgan.distributed import launch_env, preemption
@@ -14,7 +14,7 @@ from distgan.distributed.process_group import World
 from distgan.distributed.watchdog import GRACE_SEC
 from distgan.errors import DistganError, FailedError, StoppedError
 from distgan.storage.checkpoint_folder import require_left
-from distgan.storage.run_dir import RunFolder, command_line
+from distgan.storage.run_dir import RunDir, command_line
 from distgan.tracking.console import start_logging
 from distgan.training.trainer import Trainer
 
@@ -24,29 +24,31 @@ log = logging.getLogger("distgan")
 def train(config: Config) -> int:
     """Train until done; returns the exit code: 0 finished, 75 saved on a signal, 130 saved on Ctrl-C."""
     world = open_world(config)
-    world.require_same(config=digest(to_yaml(config).encode()), code=digest_of_code(), torch=torch.__version__)
-    spread = batch_plan(config, world.size)
-    folder = RunFolder(config.run.dir)
+    world.require_same_on_all_ranks(
+        config=digest(to_yaml(config).encode()), code=digest_of_code(), torch=torch.__version__
+    )
+    batch_plan = make_batch_plan(config, world.size)
+    folder = RunDir(config.run.dir)
     length = config.train
-    world.on_main(lambda: require_left(folder.checkpoints, config.run.resume, length.images, length.max_minutes))
-    world.on_main(lambda: folder.open(command_line()))
+    world.run_on_main(lambda: require_left(folder.checkpoints, config.run.resume, length.images, length.max_minutes))
+    world.run_on_main(lambda: folder.open(command_line()))
     if world.is_main:
-        preemption.before_leaving(lambda: _note_end(folder, "failed", "interrupted without saving", world.size))
+        preemption.call_on_forced_exit(lambda: _record_end(folder, "failed", "interrupted without saving", world.size))
     try:
         start_logging(folder.path, world.rank)
         if world.is_main:
-            for line in launch_env.ignored(config.train.precision):
+            for line in launch_env.ignored_settings(config.train.precision):
                 log.warning(f"warning: {line}")
-        reason = Trainer(config, world, spread, folder).train()
+        reason = Trainer(config, world, batch_plan, folder).train()
     except StoppedError as stopped:
         reason = stopped.reason
         log.info(str(stopped))
         if world.is_main:
-            _note_end(folder, "preempted", reason, world.size)
+            _record_end(folder, "preempted", reason, world.size)
     except Exception as error:
         log.debug("the run failed", exc_info=error)
         failure = error if isinstance(error, DistganError) else FailedError.of(error, world.rank, folder.path)
-        folder.tell_failure(failure, world.rank, world.size)
+        folder.record_failure(failure, world.rank, world.size)
         raise failure from error
     finally:
         folder.close()
@@ -54,10 +56,10 @@ def train(config: Config) -> int:
     return preemption.EXIT_CODES[reason]
 
 
-def _note_end(folder: RunFolder, state: str, reason: str, world: int) -> None:
+def _record_end(folder: RunDir, state: str, reason: str, world: int) -> None:
     """Leave in status.json how the run ended, next to what it says of how far it came."""
     known = {k: v for k, v in folder.read_status().items() if k in ("images", "total_images", "checkpoint")}
-    folder.status(state, **known, reason=reason, world=world)
+    folder.write_status(state, **known, reason=reason, world=world)
 
 
 def open_world(config: Config) -> World:

@@ -12,7 +12,7 @@ from distgan.config.schema import Config, restores
 from distgan.data import image_grid
 from distgan.data.dataset import Dataset
 from distgan.distributed.process_group import World
-from distgan.evaluation.restoration import HeldOut
+from distgan.evaluation.restoration import RestorationEval
 from distgan.inference import sampling
 from distgan.rng import device_rng
 from distgan.tracking.tracker import Tracker
@@ -20,7 +20,7 @@ from distgan.transforms import degrade_spec
 from distgan.transforms.augment import NUM_DRAWS, augment
 
 
-class Gallery:
+class SampleGrids:
     """Grids of one layout, so that all of a run's can be laid next to each other."""
 
     def __init__(self, config: Config, dataset: Dataset, tracker: Tracker) -> None:
@@ -33,20 +33,20 @@ class Gallery:
         self._held_out = None
         if restores(config):
             steps = degrade_spec.parse(config.restore.degrade, config.data.resolution)
-            self._held_out = HeldOut(dataset, steps, decode_options(config.data), config.model.z_dim)
+            self._held_out = RestorationEval(dataset, steps, decode_options(config.data), config.model.z_dim)
             self._triples = max(1, self._columns // 3)  # to a row
 
-    def reals(self) -> None:
+    def log_reals(self) -> None:
         """Real images as the networks see them."""
         self._show("Samples/reals", "reals.png", self._real_pictures())
 
-    def fakes(self, G_ema: nn.Module, images: int) -> None:
+    def log_fakes(self, G_ema: nn.Module, images: int) -> None:
         """Of the generator at that image count."""
         z_dim, seed = self._config.model.z_dim, self._config.train.seed
         name = f"fakes-{self._kimg(images)}.png"
         if self._held_out is not None:
             triples = self._held_out.triples(G_ema, self._num // self._columns * self._triples)
-            self._tracker.grid("Samples/degraded_restored_clean", name, triples, self._triples)
+            self._tracker.log_images("Samples/degraded_restored_clean", name, triples, self._triples)
         else:
             sampler = sampling.Sampler(G_ema, z_dim, seed)
             self._show("Samples/fakes_ema", name, list(sampler.pixels(range(self._num), self._labels)))
@@ -55,7 +55,7 @@ class Gallery:
         """What its images are worth, by log key; called by all ranks. So far, only restored ones are measured."""
         return self._held_out.measure(G_ema, world) if self._held_out is not None else {}
 
-    def others(self, G: nn.Module, p: float, images: int) -> None:
+    def log_diagnostics(self, G: nn.Module, p: float, images: int) -> None:
         """Of the generator itself, where it is not its average; and real images augmented as D sees them, at `p`."""
         config = self._config
         if config.ema.half_life and self._held_out is None:
@@ -69,7 +69,9 @@ class Gallery:
             pictures = list(image_grid.to_uint8(augment(reals, draws, config.augment.pipe, p, config.augment.color)))
             self._show("Samples/reals_augmented", "reals-augmented.png", pictures)
 
-    def judged(self, G: nn.Module, D: nn.Module, reals: Tensor, real_scores: Tensor, fake_scores: Tensor) -> None:
+    def log_worst_reals(
+        self, G: nn.Module, D: nn.Module, reals: Tensor, real_scores: Tensor, fake_scores: Tensor
+    ) -> None:
         """The real images of one pass that D takes for the least real, first the worst; and histograms where wanted.
 
         What stands there again and again is worth a look: corrupt, or none of the data set's kind.
@@ -81,17 +83,17 @@ class Gallery:
             for name, net in (("G", G), ("D", D)):
                 values[f"norms_{name}"] = torch.stack(torch._foreach_norm(list(net.parameters())))
             for name, found in values.items():
-                self._tracker.histogram(f"Hist/{name}", found.detach().float().cpu().numpy())
+                self._tracker.log_histogram(f"Hist/{name}", found.detach().float().cpu().numpy())
 
     def _real_pictures(self) -> list[np.ndarray]:
         if not self._reals:
             options = decode_options(self._config.data)
-            numbers = self._dataset.examples(self._num, self._config.train.seed, self._labels)
+            numbers = self._dataset.fixed_samples(self._num, self._config.train.seed, self._labels)
             self._reals = [self._dataset.read(n, options) for n in numbers]
         return self._reals
 
     def _show(self, key: str, name: str, pictures: list[np.ndarray]) -> None:
-        self._tracker.grid(key, name, pictures, self._columns)
+        self._tracker.log_images(key, name, pictures, self._columns)
 
     def _kimg(self, images: int) -> str:
         """Thousands of images, in file names; with more digits only where grids come closer than that."""

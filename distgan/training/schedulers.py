@@ -102,7 +102,7 @@ class Schedulers:
         """After a D step that brought the run from `before` to `images`: controllers that are due look and act."""
         for name, every in self._intervals().items():
             if images // every > before // every:
-                seen, signs, right = self._world.sum(self._verdicts[name].clone()).tolist()
+                seen, signs, right = self._world.all_reduce_sum(self._verdicts[name].clone()).tolist()
                 self._verdicts[name].zero_()
                 if seen and name == "augment":
                     self._ada.update(signs / seen, int(seen))
@@ -121,7 +121,7 @@ class Schedulers:
 
     def state(self) -> dict:
         """For a checkpoint; called by all ranks."""
-        verdicts = {name: self._world.sum(sums.clone()).tolist() for name, sums in self._verdicts.items()}
+        verdicts = {name: self._world.all_reduce_sum(sums.clone()).tolist() for name, sums in self._verdicts.items()}
         controllers = {"augment": self._ada, "balance": self._balance}
         return {"verdicts": verdicts} | {name: one.state() for name, one in controllers.items() if one}
 

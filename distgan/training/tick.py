@@ -7,13 +7,13 @@ from torch import nn
 from distgan.config.batch_plan import BatchPlan
 from distgan.config.schema import Config
 from distgan.distributed.process_group import World
-from distgan.tracking.system_metrics import NodeLoad
+from distgan.tracking.system_metrics import SystemMetrics
 from distgan.tracking.tracker import Tracker
 from distgan.training import ema
-from distgan.training.checkpointer import Progress
+from distgan.training.checkpointer import TrainState
 from distgan.training.gan_step import GanStep
 from distgan.training.schedulers import Schedulers
-from distgan.training.timing import Stopwatch
+from distgan.training.timing import PhaseTimer
 
 log = logging.getLogger("distgan")
 
@@ -35,11 +35,11 @@ class Ticker:
     ) -> None:
         self._config, self._world, self._batch_plan = config, world, batch_plan
         self._step, self._schedulers, self._G_ema, self._dataset_size = step, schedulers, G_ema, dataset_size
-        self._system = NodeLoad(world) if config.run.log_system_metrics else None
+        self._system = SystemMetrics(world) if config.run.log_system_metrics else None
         self._poor_lines = 0  # in a row, in which G's images hardly differ
 
     def row(
-        self, state: Progress, stopwatch: Stopwatch, tracker: Tracker, ema_decay: float, num_skipped: int, *, keep: bool
+        self, state: TrainState, timer: PhaseTimer, tracker: Tracker, ema_decay: float, num_skipped: int, *, keep: bool
     ) -> dict[str, float]:
         """Return the line of metrics since the last one, the same on every rank. With `keep`, the next one covers it
         too."""
@@ -48,8 +48,8 @@ class Ticker:
                 f"steps skipped, since loss or gradient were not finite: {state.num_skipped + num_skipped} of at most "
                 f"{self._config.train.nan_limit}"
             )
-        row = self._step.meter.flush(self._schedulers.penalties(state.images), keep)
-        speed, slow_rank = stopwatch.lap(state.images)
+        row = self._step.stats.flush(self._schedulers.penalties(state.images), keep)
+        speed, slow_rank = timer.interval(state.images)
         if slow_rank:
             log.warning(slow_rank)
         row |= {
@@ -61,7 +61,7 @@ class Ticker:
             **self._schedulers.row(state.images),
             "Diversity/fake_over_real": self._diversity(tracker),
             "Optim/rollbacks": state.num_rollbacks,
-            "Data/replaced": sum(self._world.gather(state.num_replaced)),
+            "Data/replaced": sum(self._world.all_gather_object(state.num_replaced)),
             **speed,
             **(self._system.row() if self._system is not None else {}),
         }

@@ -17,22 +17,22 @@ from distgan.distributed.process_group import World
 # The phases of the loop. What is none of these is maintenance.
 D_STEP, G_STEP = "in a step of D", "in a step of G"
 TRAINING = ("waiting for data", D_STEP, G_STEP, "averaging weights", "between two iterations")
-SLOW, SLOW_LAPS = 0.3, 2  # a rank costs the others this share of their time, in so many laps in a row
+SLOW, SLOW_INTERVALS = 0.3, 2  # a rank costs the others this share of their time, in so many laps in a row
 
 
 @dataclass
-class Lap:
+class Interval:
     """What one rank has to say of a lap."""
 
     host: str
     total_sec: float
     wait_sec: float  # for data
-    work_sec: float  # see `Stopwatch.working`
+    work_sec: float  # see `PhaseTimer.compute`
     phases: dict[str, float]
     memory: dict[str, float]
 
 
-class Stopwatch:
+class PhaseTimer:
     """Training time of a run, and of the lap since the last line of metrics.
 
     Args:
@@ -57,14 +57,14 @@ class Stopwatch:
         return self._before_sec + time.perf_counter() - self._started
 
     @contextlib.contextmanager
-    def waiting(self) -> Iterator[None]:
+    def data_wait(self) -> Iterator[None]:
         """Around what waits for data."""
         started = time.perf_counter()
         yield
         self._wait_sec += time.perf_counter() - started
 
     @contextlib.contextmanager
-    def working(self) -> Iterator[None]:
+    def compute(self) -> Iterator[None]:
         """Around work of the device that is the same on every rank and waits for no other one."""
         if self._world.device.type == "cuda":
             span = (torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True))
@@ -77,7 +77,7 @@ class Stopwatch:
             yield
             self._work_sec += time.perf_counter() - started
 
-    def lap(self, images: int) -> tuple[dict[str, float], str]:
+    def interval(self, images: int) -> tuple[dict[str, float], str]:
         """Speed, waiting and memory since the last lap, over all ranks: the same on each.
 
         Returns:
@@ -87,58 +87,61 @@ class Stopwatch:
         if self._events:
             self._events[-1][1].synchronize()
             self._work_sec = sum(start.elapsed_time(end) for start, end in self._events) / 1000
-        mine = Lap(
+        mine = Interval(
             socket.gethostname(),
             now - self._lap_started,
             self._wait_sec,
             self._work_sec,
-            phases(self._timeline.take()),
+            phases(self._timeline.pop()),
             peak_memory(self._world.device),
         )
-        laps = self._world.gather(mine)
-        num, seconds = images - self._lap_images, laps[0].total_sec  # rank 0's clock
+        intervals = self._world.all_gather_object(mine)
+        num, seconds = images - self._lap_images, intervals[0].total_sec  # rank 0's clock
         self._lap_started, self._lap_images, self._events = now, images, []
         self._wait_sec = self._work_sec = 0.0
-        rank, skew = slowest(laps)
+        rank, skew = slowest_rank(intervals)
         row = {
             "Perf/sec_per_kimg": 1000 * seconds / num,
             "Perf/img_per_sec": num / seconds,
             "Perf/img_per_sec_per_rank": num / seconds / self._world.size,
-            "Perf/data_wait_pct": 100 * max(lap.wait_sec / lap.total_sec for lap in laps),
+            "Perf/data_wait_pct": 100 * max(interval.wait_sec / interval.total_sec for interval in intervals),
             "Perf/rank_skew_pct": 100 * skew,
             "Perf/total_hours": self.total_sec / 3600,
-            **laps[0].phases,
-            **{name: max(lap.memory[name] for lap in laps) for name in mine.memory},
+            **intervals[0].phases,
+            **{name: max(interval.memory[name] for interval in intervals) for name in mine.memory},
         }
-        return row, self._word_on(rank, skew, laps)
+        return row, self._straggler_warning(rank, skew, intervals)
 
-    def _word_on(self, rank: int, skew: float, laps: list[Lap]) -> str:
+    def _straggler_warning(self, rank: int, skew: float, intervals: list[Interval]) -> str:
         """Once, when the same rank was the slowest by far for some laps in a row."""
         is_slow = skew > SLOW
         self._slow_laps = self._slow_laps + 1 if is_slow and rank == self._slow_rank else int(is_slow)
         self._slow_rank = rank
-        if self._slow_laps != SLOW_LAPS:
+        if self._slow_laps != SLOW_INTERVALS:
             return ""
-        slow = laps[rank]
+        slow = intervals[rank]
         return (
             f"rank {rank} on {slow.host} is slow: the others wait for it {skew:.0%} of the time "
             f"(it waits for data {slow.wait_sec / slow.total_sec:.0%} of the time)"
         )
 
 
-def slowest(laps: list[Lap]) -> tuple[int, float]:
+def slowest_rank(intervals: list[Interval]) -> tuple[int, float]:
     """The rank that the others wait for most, and the share of the time that this costs them.
 
     A rank is behind by what it waits longer for data than the median rank, and what it takes longer for the same work.
     """
-    if len(laps) == 1:
+    if len(intervals) == 1:
         return 0, 0.0
-    wait, work = (statistics.median_low(values) for values in ([x.wait_sec for x in laps], [x.work_sec for x in laps]))
+    wait, work = (
+        statistics.median_low(values) for values in ([x.wait_sec for x in intervals], [x.work_sec for x in intervals])
+    )
     lost = [
-        max(0.0, lap.wait_sec - wait) / lap.total_sec + (max(0.0, 1 - work / lap.work_sec) if lap.work_sec else 0.0)
-        for lap in laps
+        max(0.0, interval.wait_sec - wait) / interval.total_sec
+        + (max(0.0, 1 - work / interval.work_sec) if interval.work_sec else 0.0)
+        for interval in intervals
     ]
-    rank = max(range(len(laps)), key=lost.__getitem__)
+    rank = max(range(len(intervals)), key=lost.__getitem__)
     return rank, min(1.0, lost[rank])
 
 
@@ -167,7 +170,7 @@ class Timeline:
     """Durations by name: of the host's clock on a CPU; on a GPU of the device's own, from event to event.
 
     A GPU works through its queue, so the time from the event before a phase to the event after it is what the device
-    spent there, waiting for the host included. No event is waited for before `take`.
+    spent there, waiting for the host included. No event is waited for before `pop`.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -179,13 +182,13 @@ class Timeline:
         """A phase begins, and the one before it is over."""
         self._phases.append((name, self._now()))
 
-    def watch(self, name: str, optimizer: torch.optim.Optimizer) -> None:
+    def time_optimizer(self, name: str, optimizer: torch.optim.Optimizer) -> None:
         """Time the optimizer's steps too, which lie within phases."""
         started: list[float | torch.cuda.Event] = []
         optimizer.register_step_pre_hook(lambda *_: started.append(self._now()))
         optimizer.register_step_post_hook(lambda *_: self._spans.append((name, started.pop(), self._now())))
 
-    def take(self) -> dict[str, tuple[float, int]]:
+    def pop(self) -> dict[str, tuple[float, int]]:
         """Seconds and number of each phase and span since the last call. The phase that goes on is ended here."""
         self.phase("")
         if self._on_gpu:

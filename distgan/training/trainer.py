@@ -16,26 +16,26 @@ from distgan.config.validate import warnings
 from distgan.data import pixels
 from distgan.data.dataset import RankInfo
 from distgan.data.loader import Stream
-from distgan.data.sample_log import Audit
+from distgan.data.sample_log import SampleLog
 from distgan.distributed import preemption
 from distgan.distributed.process_group import World
-from distgan.distributed.watchdog import Watch
+from distgan.distributed.watchdog import Watchdog
 from distgan.errors import DataError, DivergedError, MachineError
-from distgan.evaluation.measure import StopAsked
-from distgan.evaluation.periodic import Evaluations
+from distgan.evaluation.measure import StopRequested
+from distgan.evaluation.periodic import PeriodicEvaluation
 from distgan.storage import checkpoint_folder
 from distgan.storage.printable import public_line, show
-from distgan.storage.run_dir import RunFolder
+from distgan.storage.run_dir import RunDir
 from distgan.tracking.console import duration
 from distgan.tracking.tracker import Tracker
 from distgan.training import ema, factory, recovery
-from distgan.training.checkpointer import RunState
+from distgan.training.checkpointer import Checkpointer
 from distgan.training.gan_step import GanStep
-from distgan.training.sample_grids import Gallery
+from distgan.training.sample_grids import SampleGrids
 from distgan.training.schedulers import OptimizerRates, Schedulers
 from distgan.training.step_inputs import LatentSampler, StepBatch
 from distgan.training.tick import Ticker
-from distgan.training.timing import D_STEP, G_STEP, Stopwatch
+from distgan.training.timing import D_STEP, G_STEP, PhaseTimer
 
 log = logging.getLogger("distgan")
 
@@ -58,14 +58,14 @@ class Trainer:
         config: Config,
         world: World,
         batch_plan: BatchPlan,
-        folder: RunFolder,
+        folder: RunDir,
         build_nets: Callable[[Config, int], tuple[nn.Module, nn.Module]] = factory.build_nets,
         on_phase: Callable[[str], None] = lambda name: None,
     ) -> None:
         self.config, self.world, self.batch_plan, self.folder = config, world, batch_plan, folder
         self._on_phase, self._tick_images = on_phase, config.train.tick or max(1000, 32 * batch_plan.batch)
 
-        self.dataset = factory.open_dataset(config, RankInfo(world.rank, world.size, world.gather))
+        self.dataset = factory.open_dataset(config, RankInfo(world.rank, world.size, world.all_gather_object))
         self.num_classes = self.dataset.num_classes
         self.G, self.D = build_nets(config, self.num_classes)
         self.G_ema = copy.deepcopy(self.G).eval().requires_grad_(False).to(world.device)
@@ -74,7 +74,7 @@ class Trainer:
         self.step = GanStep(world, self.G, self.D, options, on_logits=self.schedulers.observe)
         self.opt_G = factory.build_optimizer(config.optim.G, self.G)
         self.opt_D = factory.build_optimizer(config.optim.D, self.D)
-        self.checkpointer = RunState(
+        self.checkpointer = Checkpointer(
             config,
             world,
             batch_plan.micro_batch,
@@ -82,11 +82,11 @@ class Trainer:
             self.dataset,
             {"G": self.G, "D": self.D, "G_ema": self.G_ema},
             {"G": self.opt_G, "D": self.opt_D},
-            self.step.meter,
+            self.step.stats,
             self.schedulers,
         )
-        self.state = self.checkpointer.now
-        self.evaluations = Evaluations(config, world, self.dataset, folder) if config.eval.every else None
+        self.state = self.checkpointer.state
+        self.evaluation = PeriodicEvaluation(config, world, self.dataset, folder) if config.eval.every else None
         self.ema_decay = 0.0
         self._poll_every = self._steps_to_poll = 1
         self._copied: torch.cuda.Event | None = None
@@ -135,32 +135,32 @@ class Trainer:
         self._g_step(batch, before)
         self._average_weights(before)
         self.state.iterations += 1
-        self.tracker.progress(self.state.images)
+        self.tracker.update_progress(self.state.images)
         return self._run_what_is_due(before)
 
     def _run_what_is_due(self, before: int) -> str:
         """Evaluate, draw samples, log metrics and save, in this order, where an interval ended in this iteration."""
         config, images = self.config, self.state.images
-        reason = "finished" if images >= config.train.images else self._asked_to_stop()
+        reason = "finished" if images >= config.train.images else self._stop_reason()
         is_finished = reason == "finished"
         sampling = config.sample.every and (is_finished or self._passed(config.sample.every, before))
-        evaluating = self.evaluations is not None and (is_finished or self._passed(config.eval.every, before))
+        evaluating = self.evaluation is not None and (is_finished or self._passed(config.eval.every, before))
         is_best = False
         if evaluating:
             reason, is_best = self._evaluate(reason)
         saving = self._passed(config.checkpoint.every, before) or is_best or bool(reason)
         if sampling or saving:
-            self.world.average_buffers(self.G, self.D)
+            self.world.average_batch_norm_stats(self.G, self.D)
             ema.copy_buffers(self.G_ema, self.G)
         if sampling:
-            self.tracker.measured(images, self._log_samples())
+            self.tracker.log_restoration(images, self._log_samples())
         # Neither samples nor checkpoints cut a line of metrics short. The line of a run that ends before one is due
         # covers what there is, and leaves it to the next one too, in case the run is made longer.
         is_due = self._passed(self._tick_images, before)
         if is_due or is_finished:
             self._tick(keep=not is_due)
         elif sampling or evaluating:
-            self.tracker.show(images)
+            self.tracker.flush_images(images)
         if self.state.iterations == EARLY:
             self._report_pace()
         if saving:
@@ -174,13 +174,13 @@ class Trainer:
         model, data = self.config.model, self.config.data
         self.step.warm_up_ddp_buckets(self.batch_plan.micro_batch, data.resolution, model.z_dim, self.num_classes)
         self._logged_images = recovery.resume(self.config, self.world, self.folder, self.checkpointer, self.dataset)
-        self._note_best()
-        self.stopwatch = Stopwatch(self.world, self.state.train_sec, self.state.images)
+        self._record_best()
+        self.timer = PhaseTimer(self.world, self.state.train_sec, self.state.images)
 
     def setup(self) -> None:
         """Open what a run reads and writes."""
         self.tracker = Tracker(self.config, self.folder, self.world.is_main, self.state.wandb_id, self._logged_images)
-        self.sample_grids = Gallery(self.config, self.dataset, self.tracker)
+        self.sample_grids = SampleGrids(self.config, self.dataset, self.tracker)
         self._ticker = Ticker(
             self.config,
             self.world,
@@ -191,13 +191,13 @@ class Trainer:
             self.dataset.num_samples,
         )
         self._write_status("running")
-        self.audit = self._open_audit()
+        self.sample_log = self._open_sample_log()
         self.stream = self.open_stream()
-        self.watch = Watch(self.config.run.timeout_sec, self._report_hang)
+        self.watchdog = Watchdog(self.config.run.timeout_sec, self._report_hang)
 
     def close(self) -> None:
         """Stop the watchdog and the loader."""
-        self.watch.close()
+        self.watchdog.close()
         self.stream.close()
         self.dataset.source.close()
 
@@ -209,8 +209,8 @@ class Trainer:
             self.config, self.world, self.batch_plan, self.dataset, self.checkpointer.layout, self.state.images, draw
         )
 
-    def _open_audit(self) -> Audit | None:
-        return Audit(self.folder.path / "audit", self.world.rank, self.dataset) if self.config.data.audit else None
+    def _open_sample_log(self) -> SampleLog | None:
+        return SampleLog(self.folder.path / "audit", self.world.rank, self.dataset) if self.config.data.audit else None
 
     def _finish(self, reason: str) -> None:
         """Record how the run ended; the checkpoint is written."""
@@ -220,7 +220,7 @@ class Trainer:
         )
         self.tracker.finish(reason, self.state.images)
         log.info(
-            f"{reason} at {self.state.images} images after {self.stopwatch.total_sec / 60:.1f} min: {self.folder.path}"
+            f"{reason} at {self.state.images} images after {self.timer.total_sec / 60:.1f} min: {self.folder.path}"
         )
 
     # The parts of an iteration.
@@ -230,14 +230,14 @@ class Trainer:
         if self._copied is not None:
             self._copied.synchronize()  # the stream takes that buffer back now
         self._phase("waiting for data")
-        with self.stopwatch.waiting():
+        with self.timer.data_wait():
             try:
                 batch = next(self.stream)
             except DataError as error:
                 raise error.on_rank(self.world.rank) from None
         self.state.num_replaced += batch.num_replaced
-        if self.audit is not None:
-            self.audit.write(batch)
+        if self.sample_log is not None:
+            self.sample_log.write(batch)
         images, degraded = (
             None if pixels is None else torch.from_numpy(pixels).to(self.world.device, non_blocking=True)
             for pixels in (batch.images, batch.degraded)
@@ -245,14 +245,14 @@ class Trainer:
         if self.world.device.type == "cuda":
             self._copied = torch.cuda.Event()
             self._copied.record()
-        labels = self.world.send(batch.labels) if self.num_classes else None
-        return StepBatch(images, labels, *map(self.world.send, batch.drawn), degraded)
+        labels = self.world.to_device(batch.labels) if self.num_classes else None
+        return StepBatch(images, labels, *map(self.world.to_device, batch.drawn), degraded)
 
     def _d_step(self, batch: StepBatch) -> None:
         self._phase(D_STEP)
         images = self.state.images
         set_rates(self.opt_D, self.schedulers.lr_and_betas("D", images))
-        self.step.d_step(batch, self.opt_D, self.schedulers.step_hyperparams(images), self.stopwatch.working)
+        self.step.d_step(batch, self.opt_D, self.schedulers.step_hyperparams(images), self.timer.compute)
 
     def _g_step(self, batch: StepBatch, images: int) -> None:
         self._phase(G_STEP)
@@ -266,8 +266,8 @@ class Trainer:
         self._phase("between two iterations")
 
     def _phase(self, name: str) -> None:
-        self.watch.phase(name)
-        self.stopwatch.phase(name)
+        self.watchdog.phase(name)
+        self.timer.phase(name)
         self._on_phase(name)
 
     # When to stop, and what is due.
@@ -282,16 +282,16 @@ class Trainer:
     def _is_out_of_time(self, train_sec: float) -> bool:
         return 0 < self.config.train.max_minutes * 60 <= train_sec
 
-    def _asked_to_stop(self) -> str:
+    def _stop_reason(self) -> str:
         """Why to stop now, the same on every rank. Ranks agree on it twice a second, not in each step."""
-        reason = preemption.asked() or ("finished" if self._is_out_of_time(self.stopwatch.total_sec) else "")
+        reason = preemption.stop_requested() or ("finished" if self._is_out_of_time(self.timer.total_sec) else "")
         if self.world.size == 1:
             return reason
         self._steps_to_poll -= 1
         if self._steps_to_poll > 0:
             return ""
         self._steps_to_poll = self._poll_every
-        return STOP_REASONS[self.world.max(STOP_REASONS.index(reason))]
+        return STOP_REASONS[self.world.all_reduce_max(STOP_REASONS.index(reason))]
 
     # Evaluations, samples, metrics, checkpoints.
 
@@ -301,26 +301,26 @@ class Trainer:
         A run that is asked to stop meanwhile stops, and repeats the evaluation when it is resumed.
         """
         ema.copy_buffers(self.G_ema, self.G)
-        self.world.average_buffers(self.G_ema)  # of the copy: training continues with its own
+        self.world.average_batch_norm_stats(self.G_ema)  # of the copy: training continues with its own
         try:
-            row = self.evaluations.make(self.G_ema, self.state.images, self._poll_evaluation)
-        except StopAsked as asked:
-            self.state.owes_evaluation = asked.args[0] != "finished"
+            row = self.evaluation.run(self.G_ema, self.state.images, self._check_stop_of_evaluation)
+        except StopRequested as asked:
+            self.state.evaluation_pending = asked.args[0] != "finished"
             return asked.args[0], False
-        self.state.owes_evaluation = False
+        self.state.evaluation_pending = False
         self.state.eval_sec += row["Perf/eval_sec"]
-        row["Perf/eval_pct"] = 100 * self.state.eval_sec / self.stopwatch.total_sec
-        is_best = self.world.on_main(lambda: self.evaluations.is_best(row))
-        self.tracker.evaluation(row, is_best)
+        row["Perf/eval_pct"] = 100 * self.state.eval_sec / self.timer.total_sec
+        is_best = self.world.run_on_main(lambda: self.evaluation.is_best(row))
+        self.tracker.log_evaluation(row, is_best)
         return reason, is_best
 
-    def _poll_evaluation(self) -> None:
+    def _check_stop_of_evaluation(self) -> None:
         self._phase("evaluating")
-        if number := self.world.max(STOP_REASONS.index(preemption.asked())):
-            raise StopAsked(STOP_REASONS[number])
+        if number := self.world.all_reduce_max(STOP_REASONS.index(preemption.stop_requested())):
+            raise StopRequested(STOP_REASONS[number])
 
     def _evaluation_pending(self) -> bool:
-        return self.evaluations is not None and self.state.owes_evaluation
+        return self.evaluation is not None and self.state.evaluation_pending
 
     def _run_pending_evaluation(self) -> str:
         """Run the evaluation that a stop interrupted. Returns why to stop then."""
@@ -331,59 +331,57 @@ class Trainer:
     def _log_first_samples(self) -> None:
         if self.world.is_main:
             self._phase("drawing samples")
-            self.sample_grids.reals()
+            self.sample_grids.log_reals()
             if self.config.sample.every:
-                self.sample_grids.fakes(self.G_ema, 0)
-            self.tracker.show(0)
+                self.sample_grids.log_fakes(self.G_ema, 0)
+            self.tracker.flush_images(0)
 
     def _log_samples(self) -> dict[str, float]:
         """Draw the generator's current images. Returns their metrics."""
         self._phase("drawing samples")
         if self.world.is_main:
             images = self.state.images
-            self.sample_grids.fakes(self.G_ema, images)
-            self.sample_grids.others(self.G, self.schedulers.augment_p(images), images)
-            self.sample_grids.judged(self.G, self.D, *self.step.last_scores())
+            self.sample_grids.log_fakes(self.G_ema, images)
+            self.sample_grids.log_diagnostics(self.G, self.schedulers.augment_p(images), images)
+            self.sample_grids.log_worst_reals(self.G, self.D, *self.step.last_scores())
         return self.sample_grids.measure(self.G_ema, self.world)
 
     def _tick(self, keep: bool) -> None:
         """Log one line of metrics. With `keep`, the next one covers it too."""
         self._phase("gathering metrics")
-        row = self._ticker.row(
-            self.state, self.stopwatch, self.tracker, self.ema_decay, self._check_skipped(), keep=keep
-        )
+        row = self._ticker.row(self.state, self.timer, self.tracker, self.ema_decay, self._check_skipped(), keep=keep)
         steps_per_sec = row["Perf/img_per_sec"] / self.batch_plan.batch  # the same on every rank
         self._poll_every = max(1, min(1000, int(POLL_SEC * steps_per_sec)))
         self._steps_to_poll = min(self._steps_to_poll, self._poll_every)  # a line of metrics delays no poll
         self._report_corrupt()
-        self.tracker.row(self.state.images, row)
+        self.tracker.log_metrics(self.state.images, row)
         self._write_status("running")
 
     def _check_skipped(self) -> int:
-        return recovery.check_skipped(self.config, self.checkpointer, *self.step.meter.skipped())
+        return recovery.check_skipped(self.config, self.checkpointer, *self.step.stats.skipped())
 
     def _report_corrupt(self) -> None:
         """Log what the stream found wrong with the data since the last call."""
-        corrupt = [one for found in self.world.gather(self.stream.newly_damaged()) for one in found]
-        for one in self.folder.quarantine(corrupt) if self.world.is_main else ():
+        corrupt = [one for found in self.world.all_gather_object(self.stream.pop_corrupt()) for one in found]
+        for one in self.folder.record_corrupt(corrupt) if self.world.is_main else ():
             log.warning("corrupt sample {key!r} in {shard}: {reason}; another takes its place".format(**one))
-        for line in self.stream.news():
+        for line in self.stream.pop_warnings():
             log.warning(line)
 
     def _save(self, is_best: bool = False) -> None:
         self._phase("writing a checkpoint")
         self._check_skipped()
-        if self.audit is not None:
-            self.audit.flush()
+        if self.sample_log is not None:
+            self.sample_log.flush()
         self._report_corrupt()
-        self.state.train_sec = self.stopwatch.total_sec
+        self.state.train_sec = self.timer.total_sec
         path = self.checkpointer.save(self.folder.checkpoints)
-        self._note_best()
-        self.tracker.checkpoint(path, self.state.images, is_best)
+        self._record_best()
+        self.tracker.log_checkpoint(path, self.state.images, is_best)
 
-    def _note_best(self) -> None:
-        if self.evaluations is not None:
-            self.world.on_main(self.evaluations.note_best)
+    def _record_best(self) -> None:
+        if self.evaluation is not None:
+            self.world.run_on_main(self.evaluation.record_best)
 
     def _roll_back(self, error: DivergedError) -> None:
         """Return to the newest checkpoint, with other noise; or raise where the config does not allow it."""
@@ -391,13 +389,13 @@ class Trainer:
             raise DivergedError(f"{error}. {recovery.hint(self.config, self.folder.checkpoints)}") from error
         self.tracker.alert("Not finite", f"{error}")
         self._phase("rolling back to a checkpoint")
-        train_sec = self.stopwatch.total_sec
+        train_sec = self.timer.total_sec
         self.stream.close()
-        if self.audit is not None:
-            self.audit.close()
+        if self.sample_log is not None:
+            self.sample_log.close()
         self.tracker.logged_images = recovery.roll_back(self.config, self.world, self.folder, self.checkpointer)
-        self.stopwatch = Stopwatch(self.world, train_sec, self.state.images)
-        self.audit = self._open_audit()
+        self.timer = PhaseTimer(self.world, train_sec, self.state.images)
+        self.sample_log = self._open_sample_log()
         self.stream = self.open_stream()
 
     # What the log and status.json say.
@@ -405,7 +403,9 @@ class Trainer:
     def _write_status(self, state: str, **values: object) -> None:
         if self.world.is_main:
             total = self.config.train.images
-            self.folder.status(state, images=self.state.images, total_images=total, world=self.world.size, **values)
+            self.folder.write_status(
+                state, images=self.state.images, total_images=total, world=self.world.size, **values
+            )
 
     def _describe(self) -> None:
         layout = self.checkpointer.layout
@@ -419,7 +419,7 @@ class Trainer:
         """Report what becomes of the images' pixels; a few are read, so a server that hangs is noticed here too."""
         self._phase("waiting for data" if self.world.is_main else "waiting for rank 0 to check images")
         data = self.config.data
-        lines, warned = self.world.on_main(lambda: pixels.report(self.dataset, data.crop, data.max_pixels))
+        lines, warned = self.world.run_on_main(lambda: pixels.report(self.dataset, data.crop, data.max_pixels))
         for line in lines:
             log.info(line)
         for line in warned if self.world.is_main else ():
@@ -438,7 +438,7 @@ class Trainer:
     def _report_pace(self) -> None:
         """Before the first line of metrics, say how fast the run is; where nothing is finite, it ends here."""
         self._check_skipped()
-        speed = self.state.images / (self.stopwatch.total_sec - self.state.eval_sec)
+        speed = self.state.images / (self.timer.total_sec - self.state.eval_sec)
         left = duration((self.config.train.images - self.state.images) / speed)
         log.info(
             f"{EARLY} iterations, {self.state.images} images: {speed:.3g} images/s, {left} left; a line of metrics "
@@ -449,7 +449,7 @@ class Trainer:
         """Report on the console first, then in files, which a disk that hangs may prevent."""
         rank = self.world.rank
         show(f"distgan train: rank {rank}: {public_line(str(error))}", file=sys.stderr)
-        self.folder.tell_failure(error.on_rank(rank), rank, self.world.size)
+        self.folder.record_failure(error.on_rank(rank), rank, self.world.size)
         with open(self.folder.path / "logs" / f"rank_{rank:05d}.stacks.txt", "w") as file:
             faulthandler.dump_traceback(file, all_threads=True)
 

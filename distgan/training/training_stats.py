@@ -37,7 +37,7 @@ NAMES = (
 )
 
 
-class Meter:
+class TrainingStats:
     """What D's and G's steps reported since the last tick, on this rank's device.
 
     Sums are taken in float64, where those of float32 numbers of similar size are exact. So their grouping does not
@@ -55,7 +55,7 @@ class Meter:
         self._logits: list[tuple[Tensor, Tensor]] = []  # of real images and fakes
         self._norms: dict[str, list[Tensor]] = {net: [] for net in NETS}
 
-    def add_d(self, losses: dict[str, Tensor], real_logits: Tensor, fake_logits: Tensor) -> None:
+    def add_d_pass(self, losses: dict[str, Tensor], real_logits: Tensor, fake_logits: Tensor) -> None:
         """One pass of a D step: its losses by log key, scalars, and its logits, [B] each; without gradients."""
         for name, value in losses.items():
             self._losses[name].append(value)
@@ -63,7 +63,7 @@ class Meter:
         if len(self._logits) >= COMPACT:
             self._compact()
 
-    def add_g(self, losses: dict[str, Tensor]) -> None:
+    def add_g_pass(self, losses: dict[str, Tensor]) -> None:
         """One pass of a G step: its losses by log key, scalars without gradients."""
         for name, value in losses.items():
             self._losses[name].append(value)
@@ -100,7 +100,7 @@ class Meter:
 
     def _of_all_ranks(self) -> dict[str, float]:
         self._compact()
-        return dict(zip(NAMES, self._world.sum(self._sums.clone()).tolist()))
+        return dict(zip(NAMES, self._world.all_reduce_sum(self._sums.clone()).tolist()))
 
     def skipped(self) -> tuple[int, str]:
         """How many steps were skipped since the last flush, and why, for a person; the same on every rank."""
@@ -143,7 +143,7 @@ class Meter:
     def state(self) -> list[list[float]]:
         """The sums of every rank, so that a run stopped between two ticks loses nothing of the next line."""
         self._compact()
-        return self._world.gather(self._sums.tolist())
+        return self._world.all_gather_object(self._sums.tolist())
 
     def load_state(self, state: list[list[float]]) -> None:
         """Take up saved sums; on another number of ranks, rank 0 takes them all."""

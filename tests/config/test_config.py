@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from distgan.config.batch_plan import BatchPlan, batch_plan, divisors
+from distgan.config.batch_plan import BatchPlan, divisors, make_batch_plan
 from distgan.config.load import from_dict, load, to_yaml
 from distgan.config.records import changes, to_dict
 from distgan.config.validate import warnings
@@ -194,9 +194,9 @@ def test_changes_separates_what_a_resumed_run_may_change(basic: Path) -> None:
 @pytest.mark.parametrize("micro", [0, 1, 2])
 def test_a_batch_plan_covers_the_batch(basic: Path, world: int, micro: int) -> None:
     config = load(str(basic), ["train.batch=24", f"train.micro_batch={micro}"])
-    spread = batch_plan(config, world)
-    assert spread.world * spread.micro_batch * spread.passes == 24
-    assert spread == BatchPlan(24, world, micro or 24 // world, spread.passes)
+    batch_plan = make_batch_plan(config, world)
+    assert batch_plan.world * batch_plan.micro_batch * batch_plan.passes == 24
+    assert batch_plan == BatchPlan(24, world, micro or 24 // world, batch_plan.passes)
 
 
 def test_an_impossible_batch_plan_tells_what_fits(basic: Path) -> None:
@@ -204,11 +204,11 @@ def test_an_impossible_batch_plan_tells_what_fits(basic: Path) -> None:
     with pytest.raises(
         ConfigError, match=r"train.batch=64 cannot .* 3 ranks: use 1, 2 or 4 ranks, or train.batch=63 or 66"
     ):
-        batch_plan(config, 3)
+        make_batch_plan(config, 3)
     with pytest.raises(ConfigError, match=r"does not divide the 16 images .* choose one of 1, 2, 4, 8 or 16"):
-        batch_plan(replace(config, train=replace(config.train, micro_batch=32)), 4)
+        make_batch_plan(replace(config, train=replace(config.train, micro_batch=32)), 4)
     with pytest.raises(ConfigError, match=r"2 rank\(s\) started, run.expected_world_size=4 wanted"):
-        batch_plan(replace(config, run=replace(config.run, expected_world_size=4)), 2)
+        make_batch_plan(replace(config, run=replace(config.run, expected_world_size=4)), 2)
 
 
 def test_divisors() -> None:
@@ -217,11 +217,11 @@ def test_divisors() -> None:
 
 def test_warnings_speak_of_batch_norm_where_a_batch_is_parted(basic: Path) -> None:
     config = load(str(basic), ["model.G.norm=batch"])
-    assert not any("batch norm" in line for line in warnings(config, batch_plan(config, 1)))
+    assert not any("batch norm" in line for line in warnings(config, make_batch_plan(config, 1)))
     told = "batch norm in G sees each pass's own 32 images"
-    assert any(told in line for line in warnings(config, batch_plan(config, 2)))
+    assert any(told in line for line in warnings(config, make_batch_plan(config, 2)))
     config = load(str(basic), ["model.G.norm=batch", "train.micro_batch=32"])
-    assert any(told in line for line in warnings(config, batch_plan(config, 1)))
+    assert any(told in line for line in warnings(config, make_batch_plan(config, 1)))
 
 
 def test_a_run_folder_is_a_config_wherever_it_lies_now(basic: Path, tmp_path: Path) -> None:
@@ -291,9 +291,9 @@ def test_a_recipe_survives_being_written_and_read(basic: Path, tmp_path: Path) -
 def test_restored_pictures_that_nothing_measures_are_warned_of(basic: Path) -> None:
     for overrides, is_told in ((RESTORING, True), ([*RESTORING, "data.holdout=10"], False), ([], False)):
         config = load(str(basic), overrides)
-        assert any("data.holdout=500" in line for line in warnings(config, batch_plan(config, 1))) == is_told
+        assert any("data.holdout=500" in line for line in warnings(config, make_batch_plan(config, 1))) == is_told
     matched = load(str(basic), [*RESTORING, "loss.feature_matching=1"])  # pairs are matched, whatever the passes hold
-    assert not any("feature_matching" in line for line in warnings(matched, batch_plan(matched, 2)))
+    assert not any("feature_matching" in line for line in warnings(matched, make_batch_plan(matched, 2)))
 
 
 @pytest.mark.parametrize("text", ["off", "Off", "'off'"])
@@ -318,8 +318,8 @@ def test_the_default_loss_has_the_penalties_that_it_needs(tmp_path: Path) -> Non
         saved.write_text(to_yaml(load(str(file), overrides)))
         assert load(str(saved)).loss == loss, overrides
     without = load(str(file), ["loss.r2=0"])
-    assert any("loss.r1 and loss.r2" in line for line in warnings(without, batch_plan(without, 1)))
-    assert not any("loss.r1" in line for line in warnings(load(str(file)), batch_plan(load(str(file)), 1)))
+    assert any("loss.r1 and loss.r2" in line for line in warnings(without, make_batch_plan(without, 1)))
+    assert not any("loss.r1" in line for line in warnings(load(str(file)), make_batch_plan(load(str(file)), 1)))
 
 
 TYPED = [

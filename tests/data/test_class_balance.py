@@ -15,19 +15,19 @@ from shards import image_bytes, numbered_pixels, numbers_of, tar_bytes
 from streams import make_stream
 
 from distgan.config.schema import Config, Data, Model
-from distgan.config.validate import problems
+from distgan.config.validate import config_errors
 from distgan.data.dataset import Dataset, DatasetOptions
 from distgan.data.shard_urls import find_shards
-from distgan.data.shuffle import Balanced, Layout, Plan
-from distgan.storage.byte_ranges import Source
+from distgan.data.shuffle import BalancedOrder, ShuffleLayout, ShuffleOrder
+from distgan.storage.byte_ranges import ByteRangeReader
 
 LABELS = st.lists(st.integers(0, 6), min_size=1, max_size=40).map(np.array)
-LAYOUT = Layout(lanes=8, block=4, window=3)
+LAYOUT = ShuffleLayout(lanes=8, block=4, window=3)
 
 
-def plan_of(labels: np.ndarray, layout: Layout = LAYOUT, seed: int = 0) -> Plan:
-    balanced = Balanced(labels, seed)
-    return Plan(np.array([balanced.num_places]), layout, seed, balanced.samples)
+def plan_of(labels: np.ndarray, layout: ShuffleLayout = LAYOUT, seed: int = 0) -> ShuffleOrder:
+    balanced = BalancedOrder(labels, seed)
+    return ShuffleOrder(np.array([balanced.num_places]), layout, seed, balanced.samples)
 
 
 @given(LABELS, st.integers(0, 2**32), st.integers(0, 10**6))
@@ -82,7 +82,7 @@ def test_a_balanced_set_is_seen_once_in_an_epoch() -> None:
 def test_a_rare_picture_does_not_come_in_crowds() -> None:
     """One sample against 600 of another class: its many turns lie all over the epoch, not in one place."""
     labels = np.r_[np.zeros(600, int), 1]
-    plan = plan_of(labels, Layout(lanes=64, block=8, window=8))
+    plan = plan_of(labels, ShuffleLayout(lanes=64, block=8, window=8))
     share = (plan.ids(np.arange(1200)) == 600).reshape(12, 100).mean(1)
     assert share.mean() == pytest.approx(0.5)
     assert share.min() > 0.3
@@ -103,11 +103,11 @@ def long_tail(tmp_path: Path) -> Path:
 
 def test_batches_of_all_ranks_follow_the_balanced_plan(long_tail: Path) -> None:
     """Labels too, which are those that G gets; on any ranks."""
-    data = Dataset(find_shards(str(long_tail)), Source(), DatasetOptions(labels=True))
+    data = Dataset(find_shards(str(long_tail)), ByteRangeReader(), DatasetOptions(labels=True))
     found = {}
     for world in (1, 2, 4):
-        balanced = Balanced(data.read_labels(), 3)
-        plan = Plan(np.array([balanced.num_places]), LAYOUT, 3, balanced.samples)
+        balanced = BalancedOrder(data.read_labels(), 3)
+        plan = ShuffleOrder(np.array([balanced.num_places]), LAYOUT, 3, balanced.samples)
         streams = [make_stream(data, plan, start=120, rank=r, world=world) for r in range(world)]
         labels, numbers = [], []
         for _ in range(30):  # 240 images: two epochs
@@ -128,8 +128,8 @@ def config(**data: object) -> Callable[..., Config]:
 
 
 def test_balance_needs_labels() -> None:
-    assert any("data.balance=classes needs class labels" in line for line in problems(config(balance="classes")()))
-    assert problems(config(balance="classes")(model=Model(conditional=True))) == []
+    assert any("data.balance=classes needs class labels" in line for line in config_errors(config(balance="classes")()))
+    assert config_errors(config(balance="classes")(model=Model(conditional=True))) == []
 
 
 @pytest.mark.multi

@@ -1,4 +1,4 @@
-"""Image bytes of every odd and broken kind: the picture Pillow shows, or BadImage with a reason."""
+"""Image bytes of every odd and broken kind: the picture Pillow shows, or CorruptImage with a reason."""
 
 import io
 import struct

@@ -10,7 +10,7 @@ from shards import tar_bytes
 
 from distgan.data.encode import PackOptions
 from distgan.data.pack import pack
-from distgan.data.pack_inputs import Wanted
+from distgan.data.pack_inputs import ListingOptions
 from distgan.data.pack_summary import report
 from distgan.errors import ConfigError, DataError
 
@@ -63,7 +63,10 @@ def test_a_table_that_cannot_be_used_is_refused(case: str, tmp_path: Path) -> No
     with pytest.raises(DataError, match=message) as caught:
         pack(source, str(tmp_path / "out"), PackOptions())
     assert "--label" in str(caught.value) or case in ("twice", "mixed")
-    assert pack(source, str(tmp_path / "folders"), PackOptions(), Wanted(label="folders")).classes == ["00000", "00001"]
+    assert pack(source, str(tmp_path / "folders"), PackOptions(), ListingOptions(label="folders")).classes == [
+        "00000",
+        "00001",
+    ]
 
 
 def test_a_table_that_is_no_json_is_refused(tmp_path: Path) -> None:
@@ -87,7 +90,10 @@ def test_parts_of_a_data_set_are_no_classes(kind: str, tmp_path: Path) -> None:
     assert summary.class_counts == [5, 5]
     assert all(label == number // 10 for number, label in packed(tmp_path / "out"))
     assert "train/ and val/ are parts of one data set" in "\n".join(report(summary, "out", 1.0))
-    assert pack(source, str(tmp_path / "tops"), PackOptions(), Wanted(label="folders:1")).classes == ["train", "val"]
+    assert pack(source, str(tmp_path / "tops"), PackOptions(), ListingOptions(label="folders:1")).classes == [
+        "train",
+        "val",
+    ]
 
 
 @pytest.mark.parametrize("suffix", [".jfif", "", ".img", ".picture"])
@@ -129,7 +135,7 @@ def test_masks_beside_pictures_are_refused(name: str, tmp_path: Path) -> None:
     source = folder(tmp_path / "in", files)
     with pytest.raises(DataError, match="masks"):
         pack(source, str(tmp_path / "out"), PackOptions())
-    assert pack(source, str(tmp_path / "all"), PackOptions(), Wanted(labels=False)).samples == 6
+    assert pack(source, str(tmp_path / "all"), PackOptions(), ListingOptions(labels=False)).samples == 6
 
 
 def samples(image: str, part: str, labels: list[bytes], key: str = "{}") -> list[dict[str, bytes]]:
@@ -158,7 +164,7 @@ def test_shards_of_others(case: str, order: str, kind: str, tmp_path: Path) -> N
         files = dict(sorted(files.items(), key=lambda item: item[1][:4] != png(0)[:4]))
     data = tar_bytes(files)
     (tmp_path / f"a.{kind}").write_bytes(gzip.compress(data) if kind == "tar.gz" else data)
-    pack(str(tmp_path / f"a.{kind}"), str(tmp_path / "out"), PackOptions(), Wanted(**options))
+    pack(str(tmp_path / f"a.{kind}"), str(tmp_path / "out"), PackOptions(), ListingOptions(**options))
     assert packed(tmp_path / "out") == [(0, 0), (1, 1), (2, 0), (3, 1)]
 
 
@@ -171,7 +177,7 @@ def test_several_pictures_of_a_sample_need_a_word(tmp_path: Path) -> None:
     source = archive(tmp_path / "a.tar", files)
     with pytest.raises(DataError, match="--image-part"):
         pack(source, str(tmp_path / "out"), PackOptions())
-    pack(source, str(tmp_path / "out"), PackOptions(), Wanted(part="image.png"))
+    pack(source, str(tmp_path / "out"), PackOptions(), ListingOptions(part="image.png"))
     assert packed(tmp_path / "out") == [(0, 1), (1, 1)]
 
 
@@ -179,9 +185,9 @@ def test_options_that_do_not_go(tmp_path: Path) -> None:
     source = folder(tmp_path / "in", {"a/1.png": png(1), "b/2.png": png(2)})
     for label, labels in (("folders:0", True), ("folders", False)):
         with pytest.raises(ConfigError, match="--label"):
-            pack(source, str(tmp_path / "out"), PackOptions(), Wanted(label=label, labels=labels))
+            pack(source, str(tmp_path / "out"), PackOptions(), ListingOptions(label=label, labels=labels))
     for label in ("table", "json:label", "archives"):
         with pytest.raises(DataError, match=f"--label {label}"):
-            pack(source, str(tmp_path / "out"), PackOptions(), Wanted(label=label))
+            pack(source, str(tmp_path / "out"), PackOptions(), ListingOptions(label=label))
     with pytest.raises(DataError, match="--image-part img"):
-        pack(source, str(tmp_path / "out"), PackOptions(), Wanted(part="img"))
+        pack(source, str(tmp_path / "out"), PackOptions(), ListingOptions(part="img"))

@@ -25,14 +25,14 @@ from distgan.data.encode import PackOptions
 from distgan.data.loader import Stream
 from distgan.data.pack import pack
 from distgan.data.shard_urls import find_shards
-from distgan.data.shuffle import Layout, Plan
+from distgan.data.shuffle import ShuffleLayout, ShuffleOrder
 from distgan.errors import DataError
 from distgan.storage import byte_ranges as source_module
-from distgan.storage.byte_ranges import Source
-from distgan.storage.disk_cache import NodeCache
+from distgan.storage.byte_ranges import ByteRangeReader
+from distgan.storage.disk_cache import DiskCache
 
 COUNTS = [13, 0, 7, 30, 1]  # 51 samples
-LAYOUT = Layout(lanes=8, block=4, window=3)
+LAYOUT = ShuffleLayout(lanes=8, block=4, window=3)
 Taken = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]  # numbers, labels, samples, positions
 
 
@@ -48,7 +48,7 @@ def start_stream() -> Iterator[Callable[..., Stream]]:
     streams: list[Stream] = []
 
     def start(data: Dataset, **options: object) -> Stream:
-        defaults = {"batch": 8, "resolution": 16, "plan": Plan(data.counts, LAYOUT, seed=3)}
+        defaults = {"batch": 8, "resolution": 16, "plan": ShuffleOrder(data.counts, LAYOUT, seed=3)}
         streams.append(make_stream(data, **(defaults | options)))
         return streams[-1]
 
@@ -79,7 +79,7 @@ def no_threads() -> bool:
 
 
 def open_data(folder: Path | str, **options: object) -> Dataset:
-    return Dataset(find_shards(str(folder)), Source(), DatasetOptions(**options))
+    return Dataset(find_shards(str(folder)), ByteRangeReader(), DatasetOptions(**options))
 
 
 def take(streams: Sequence[Stream], num: int) -> Taken:
@@ -116,7 +116,7 @@ def test_batches_are_the_plan_with_the_packed_pixels(
     ]
     numbers, labels, samples, positions = take(streams, num)
     np.testing.assert_array_equal(positions, start + np.arange(num * world * local))
-    ids = Plan(np.array(COUNTS), LAYOUT, seed=3).ids(positions)
+    ids = ShuffleOrder(np.array(COUNTS), LAYOUT, seed=3).ids(positions)
     np.testing.assert_array_equal(samples, ids)
     np.testing.assert_array_equal(numbers, ids)  # the shards are numbered through, as the ids are
     np.testing.assert_array_equal(labels, ids % 7)
@@ -128,10 +128,12 @@ def test_every_epoch_shows_every_picture_once(folder: Path, start_stream: Callab
         assert sorted(take([stream], 3)[0].tolist()) == list(range(51))
 
 
-@pytest.mark.parametrize("layout", [Layout(1, 1, 1), Layout(300, 1, 64), Layout(5, 64, 2), Layout(16, 3, 50)])
-def test_any_layout_is_read(layout: Layout, folder: Path, start_stream: Callable[..., Stream]) -> None:
+@pytest.mark.parametrize(
+    "layout", [ShuffleLayout(1, 1, 1), ShuffleLayout(300, 1, 64), ShuffleLayout(5, 64, 2), ShuffleLayout(16, 3, 50)]
+)
+def test_any_layout_is_read(layout: ShuffleLayout, folder: Path, start_stream: Callable[..., Stream]) -> None:
     data = open_data(folder)
-    plan = Plan(data.counts, layout, seed=0)
+    plan = ShuffleOrder(data.counts, layout, seed=0)
     numbers, _, _, positions = take([start_stream(data, plan=plan)], 20)
     np.testing.assert_array_equal(numbers, plan.ids(positions))
 
@@ -159,10 +161,10 @@ def test_read_and_examples_of_a_data_set(folder: Path) -> None:
         range(51)
     )
     wanted = [0, 1, 2, 3, 4, 5, 6] * 4
-    chosen = data.examples(len(wanted), 0, wanted)
+    chosen = data.fixed_samples(len(wanted), 0, wanted)
     assert [sample % 7 for sample in chosen] == wanted
-    assert chosen == data.examples(len(wanted), 0, wanted) != data.examples(len(wanted), 1, wanted)
-    assert len(set(data.examples(20, 0))) == 20
+    assert chosen == data.fixed_samples(len(wanted), 0, wanted) != data.fixed_samples(len(wanted), 1, wanted)
+    assert len(set(data.fixed_samples(20, 0))) == 20
 
 
 def test_a_damaged_example_is_white(tmp_path: Path) -> None:
@@ -200,8 +202,8 @@ def test_other_sizes_are_resized_on_the_way(tmp_path: Path, start_stream: Callab
         for image, sample in zip(batch.images, batch.samples):
             np.testing.assert_array_equal(image, fit(pictures[sample], 16, filter, crop))
         assert stream.num_resized >= 3
-        assert any("pack --resolution" in line for line in stream.news())
-        assert stream.news() == []
+        assert any("pack --resolution" in line for line in stream.pop_warnings())
+        assert stream.pop_warnings() == []
 
 
 def test_other_image_formats_and_parts(tmp_path: Path, start_stream: Callable[..., Stream]) -> None:
@@ -227,9 +229,9 @@ def damaged_folder(tmp_path: Path) -> Path:
     return tmp_path / "shards"
 
 
-def standing_in(plan: Plan, position: int) -> int:
+def standing_in(plan: ShuffleOrder, position: int) -> int:
     """The good sample at a position: its own, or the next of its window, or the next of the order."""
-    candidates = itertools.chain([position], plan.substitutes(position).tolist(), itertools.count(position + 1))
+    candidates = itertools.chain([position], plan.replacements(position).tolist(), itertools.count(position + 1))
     ids = (int(plan.ids(np.array(candidate))) for candidate in candidates)
     return next(sample for sample in ids if sample not in DAMAGED)
 
@@ -237,9 +239,9 @@ def standing_in(plan: Plan, position: int) -> int:
 @pytest.mark.parametrize(
     ("world", "threads", "prefetch", "start"), [(1, 1, 1, 0), (1, 4, 3, 0), (2, 2, 1, 0), (4, 1, 4, 24), (2, 3, 2, 96)]
 )
-@pytest.mark.parametrize("layout", [LAYOUT, Layout(lanes=8, block=4, window=1)], ids=["windows", "single rows"])
+@pytest.mark.parametrize("layout", [LAYOUT, ShuffleLayout(lanes=8, block=4, window=1)], ids=["windows", "single rows"])
 def test_substitutes_follow_the_rule(
-    layout: Layout,
+    layout: ShuffleLayout,
     world: int,
     threads: int,
     prefetch: int,
@@ -248,7 +250,7 @@ def test_substitutes_follow_the_rule(
     start_stream: Callable[..., Stream],
 ) -> None:
     data = open_data(damaged_folder)
-    plan = Plan(data.counts, layout, seed=5)
+    plan = ShuffleOrder(data.counts, layout, seed=5)
     options = {"plan": plan, "world": world, "threads": threads, "prefetch": prefetch, "max_corrupt_fraction": 0.2}
     streams = [start_stream(data, rank=r, start=start, **options) for r in range(world)]
     numbers, labels, samples, positions = take(streams, 20)
@@ -260,14 +262,14 @@ def test_substitutes_follow_the_rule(
 def test_substitutes_are_counted_and_told(damaged_folder: Path, start_stream: Callable[..., Stream]) -> None:
     data = open_data(damaged_folder)
     stream = start_stream(data, batch=17, max_corrupt_fraction=0.2)
-    ids = Plan(data.counts, LAYOUT, seed=3).ids(np.arange(51)).reshape(3, 17)
+    ids = ShuffleOrder(data.counts, LAYOUT, seed=3).ids(np.arange(51)).reshape(3, 17)
     for row in ids:
         assert next(stream).num_replaced == len(DAMAGED & set(row.tolist()))
     assert set(stream.bad) == DAMAGED
-    found = stream.newly_damaged()
+    found = stream.pop_corrupt()
     assert len(found) == len(DAMAGED)
     assert any(row["key"] == "000050" and "004.tar" in row["shard"] and "corrupt" in row["reason"] for row in found)
-    assert stream.newly_damaged() == []
+    assert stream.pop_corrupt() == []
 
 
 @pytest.mark.parametrize(("share", "fine"), [(7 / 51, True), (6 / 51, False), (0, False)])
@@ -307,7 +309,7 @@ def test_an_error_in_the_background_reaches_the_reader(
     else:
         for path in [*folder.glob("*.tar*")]:
             path.unlink()
-        data.source = Source()
+        data.source = ByteRangeReader()
     stream = start_stream(data)
     for _ in range(3):
         with pytest.raises(DataError, match=r"\.tar"):
@@ -332,7 +334,9 @@ def test_an_unforeseen_error_reaches_the_reader(
 @pytest.mark.parametrize("prefetch", [1, 16])
 def test_close_ends_all_threads(taken: int, prefetch: int, folder: Path) -> None:
     data = open_data(folder)
-    stream = make_stream(data, Plan(data.counts, LAYOUT, 0), batch=8, resolution=16, threads=3, prefetch=prefetch)
+    stream = make_stream(
+        data, ShuffleOrder(data.counts, LAYOUT, 0), batch=8, resolution=16, threads=3, prefetch=prefetch
+    )
     for _ in range(taken):
         next(stream)
     assert any(thread.name == "distgan-feed" for thread in threading.enumerate())
@@ -358,7 +362,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[RangeServer]:
 
 
 def served(server: RangeServer, **options: float) -> Dataset:
-    return Dataset(find_shards(server.address + "/{000..004}.tar?key=SECRET"), Source(**options))
+    return Dataset(find_shards(server.address + "/{000..004}.tar?key=SECRET"), ByteRangeReader(**options))
 
 
 @pytest.mark.parametrize("world", [1, 2])
@@ -378,11 +382,11 @@ def test_served_shards_are_fetched_once_and_by_blocks(
     monkeypatch.setattr(source_module, "CHUNK", 1024)  # half a sample
     shards = {f"/{i:03d}.tar": numbered_shard(range(200 * i, 200 * i + 200)) for i in range(4)}
     with RangeServer(shards) as server:
-        data = Dataset(find_shards(server.address + "/{000..003}.tar"), Source())
+        data = Dataset(find_shards(server.address + "/{000..003}.tar"), ByteRangeReader())
         for shard in range(4):
             data.located(shard)  # looks at the first and the last header
         server.ranges.clear()
-        plan = Plan(data.counts, Layout(lanes=32, block=8, window=8), seed=0)
+        plan = ShuffleOrder(data.counts, ShuffleLayout(lanes=32, block=8, window=8), seed=0)
         numbers, _, _, _ = take([start_stream(data, plan=plan, batch=32, prefetch=1)], 24)
         assert len(set(numbers.tolist())) == 768
         asked = list(server.ranges)
@@ -399,7 +403,7 @@ def test_what_one_run_fetched_serves_the_next(
     whole = take([start_stream(served(server))], 14)
     numbers = []
     for world in (1, 2):
-        sets = [served(server, disk=NodeCache(tmp_path, 10**7)) for _ in range(world)]
+        sets = [served(server, disk=DiskCache(tmp_path, 10**7)) for _ in range(world)]
         streams = [start_stream(data, rank=r, world=world, prefetch=1) for r, data in enumerate(sets)]
         for data in sets:
             for shard in range(len(COUNTS)):
@@ -428,7 +432,7 @@ def test_a_server_that_fails_for_good_ends_the_stream_in_time(
 def test_a_stream_is_closed_while_its_server_stalls(server: RangeServer) -> None:
     data = served(server, timeout_sec=1)
     server.fail(itertools.repeat("stall 0"))
-    stream = make_stream(data, Plan(data.counts, LAYOUT, 0), batch=8, resolution=16)
+    stream = make_stream(data, ShuffleOrder(data.counts, LAYOUT, 0), batch=8, resolution=16)
     while len(server.ranges) < 6:
         time.sleep(0.005)
     stream.close()
@@ -530,7 +534,7 @@ def test_pipes_need_a_word(folder: Path, tmp_path: Path, own_cache: Path) -> Non
         assert Path(path).read_bytes() == shard.read_bytes()
         assert own_cache in Path(path).parents
     assert marker.read_text() == "run\n"  # kept, and not asked for again
-    assert Dataset([path], Source()).num_samples == 13
+    assert Dataset([path], ByteRangeReader()).num_samples == 13
 
 
 @pytest.mark.parametrize("command", ["cat {shard}; exit 3", "cat /nowhere/at/all", "head -c 5000 {shard}; kill -9 $$"])
@@ -663,7 +667,7 @@ def open_together(urls: list[str], world: int, own: dict[int, list[str]] | None 
 
         try:
             seen = (own or {}).get(rank, urls)
-            return Dataset(seen, Source(), DatasetOptions(labels=True), RankInfo(rank, world, gather))
+            return Dataset(seen, ByteRangeReader(), DatasetOptions(labels=True), RankInfo(rank, world, gather))
         except DataError as error:
             return error
 
@@ -677,7 +681,7 @@ def test_ranks_share_the_opening(world: int, folder: Path, monkeypatch: pytest.M
     monkeypatch.setattr(shard_index, "build", lambda url, source: scanned.append(url) or build(url, source))
     found = open_together(urls, world)
     assert sorted(scanned) == urls
-    alone = Dataset(urls, Source(), DatasetOptions(labels=True))
+    alone = Dataset(urls, ByteRangeReader(), DatasetOptions(labels=True))
     for data in found:
         assert data.fingerprint == alone.fingerprint
         assert data.counts.tolist() == COUNTS
@@ -737,17 +741,20 @@ def test_fingerprint_is_of_content_and_order_not_of_place(
     folder: Path, tmp_path: Path, server: RangeServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     urls = find_shards(str(folder))
-    first = Dataset(urls, Source()).fingerprint
-    assert Dataset(urls, Source(), DatasetOptions(labels=True)).fingerprint == first
+    first = Dataset(urls, ByteRangeReader()).fingerprint
+    assert Dataset(urls, ByteRangeReader(), DatasetOptions(labels=True)).fingerprint == first
     write_shards(tmp_path / "copy", COUNTS)
     assert open_data(tmp_path / "copy").fingerprint == first
     monkeypatch.chdir(folder)
-    assert Dataset([f"file://{urls[0]}", *(os.path.basename(url) for url in urls[1:])], Source()).fingerprint == first
+    assert (
+        Dataset([f"file://{urls[0]}", *(os.path.basename(url) for url in urls[1:])], ByteRangeReader()).fingerprint
+        == first
+    )
     assert served(server).fingerprint == first
-    signed = Dataset(find_shards(server.address + "/{000..004}.tar?key=OTHER"), Source())
+    signed = Dataset(find_shards(server.address + "/{000..004}.tar?key=OTHER"), ByteRangeReader())
     assert signed.fingerprint == first
 
-    others = [Dataset(urls[::-1], Source()).fingerprint, Dataset(urls[:-1], Source()).fingerprint]
+    others = [Dataset(urls[::-1], ByteRangeReader()).fingerprint, Dataset(urls[:-1], ByteRangeReader()).fingerprint]
     for i, numbers in enumerate([[60, *range(1, 13)], range(14), range(12, -1, -1)]):
         other = tmp_path / f"other{i}"
         write_shards(other, COUNTS)

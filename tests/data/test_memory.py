@@ -14,8 +14,8 @@ from streams import make_stream
 
 from distgan.data.dataset import Dataset
 from distgan.data.shard_urls import find_shards
-from distgan.data.shuffle import Layout, Plan
-from distgan.storage.byte_ranges import Source
+from distgan.data.shuffle import ShuffleLayout, ShuffleOrder
+from distgan.storage.byte_ranges import ByteRangeReader
 
 
 def read_large_set(folder: Path, shards: int, samples: int, batches: int, start: int = 0) -> dict[str, float]:
@@ -54,20 +54,20 @@ def test_a_hundred_million_samples_take_less_than_500_mb(tmp_path: Path) -> None
 def test_a_stream_keeps_nothing_of_past_batches(batches: int, tmp_path: Path) -> None:
     """What Python and numpy hold after so many batches, over many epochs, against after the first few."""
     write_shards(tmp_path / "shards", [13, 7, 30], damaged={4, 21})
-    data = Dataset(find_shards(str(tmp_path / "shards")), Source())
-    plan = Plan(data.counts, Layout(lanes=8, block=4, window=3), 0)
+    data = Dataset(find_shards(str(tmp_path / "shards")), ByteRangeReader())
+    plan = ShuffleOrder(data.counts, ShuffleLayout(lanes=8, block=4, window=3), 0)
     stream = make_stream(data, plan, batch=8, resolution=16, max_corrupt_fraction=0.1)
     tracemalloc.start()
     try:
         for _ in range(50):
             next(stream)
-            stream.news()
-            stream.newly_damaged()
+            stream.pop_warnings()
+            stream.pop_corrupt()
         before = tracemalloc.get_traced_memory()[0]
         for _ in range(batches):
             next(stream)
-            stream.news()
-            stream.newly_damaged()
+            stream.pop_warnings()
+            stream.pop_corrupt()
         assert tracemalloc.get_traced_memory()[0] - before < 50_000
     finally:
         tracemalloc.stop()

@@ -29,13 +29,13 @@ from distgan.data.encode import PackOptions
 from distgan.data.index_cache import load
 from distgan.data.pack import pack
 from distgan.data.pack_entry import all_entries
-from distgan.data.pack_inputs import Wanted, list_source
+from distgan.data.pack_inputs import ListingOptions, list_inputs
 from distgan.data.pack_summary import report
 from distgan.data.shard_index import build
 from distgan.data.shard_urls import find_shards
 from distgan.errors import ConfigError, DataError, MachineError
 from distgan.storage import atomic
-from distgan.storage.byte_ranges import Source
+from distgan.storage.byte_ranges import ByteRangeReader
 
 FLAT = {f"{i}.png": png(i) for i in range(5)}
 CLASSES = {f"{name}/{i}.png": png(10 * c + i) for c, name in enumerate(["ant", "bee", "cat"]) for i in range(c + 1)}
@@ -120,7 +120,7 @@ def test_a_folder_is_packed_in_the_order_of_its_names(tmp_path: Path) -> None:
 
 
 def test_labels_can_be_left_out(tmp_path: Path) -> None:
-    pack(folder(tmp_path / "in", CLASSES), str(tmp_path / "out"), PackOptions(), Wanted(labels=False))
+    pack(folder(tmp_path / "in", CLASSES), str(tmp_path / "out"), PackOptions(), ListingOptions(labels=False))
     assert packed(tmp_path / "out") == [(number, -1) for number, _ in CLASSES_PACKED]
 
 
@@ -197,7 +197,7 @@ def test_arrays_with_labels(labels: np.ndarray, tmp_path: Path) -> None:
     names = np.array(list("abcde"))
     source = npz(tmp_path / "b.npz", images=PIXELS, labels=labels, classes=names)
     assert pack(source, str(tmp_path / "out2"), PackOptions()).classes == list("abcde")
-    assert pack(source, str(tmp_path / "out3"), PackOptions(), Wanted(labels=False)).classes is None
+    assert pack(source, str(tmp_path / "out3"), PackOptions(), ListingOptions(labels=False)).classes is None
 
 
 BAD_ARRAYS = {
@@ -252,7 +252,7 @@ def test_damaged_shards_need_a_word(tmp_path: Path) -> None:
     Path(path).write_bytes(data[: data.index(b"000003.cls")])
     with pytest.raises(DataError, match="corrupt"):
         pack(str(tmp_path / "in"), str(tmp_path / "out"), PackOptions())
-    pack(str(tmp_path / "in"), str(tmp_path / "out"), PackOptions(), Wanted(allow_corrupt=True))
+    pack(str(tmp_path / "in"), str(tmp_path / "out"), PackOptions(), ListingOptions(allow_corrupt=True))
     assert [number for number, _ in packed(tmp_path / "out")] == [0, 1]  # 2 may lack parts: the cut came after it
 
 
@@ -342,7 +342,7 @@ def test_all_that_was_skipped_is_listed_with_its_reason(tmp_path: Path) -> None:
     expected = [("pipe.png", "no regular file"), ("a.jpg", "empty file")]
     expected += [("b \u2028.jpg", "not an image"), ("c.jpg", "not an image")]
     assert skipped(out) == expected
-    assert Dataset(find_shards(str(out)), Source()).num_samples == 5
+    assert Dataset(find_shards(str(out)), ByteRangeReader()).num_samples == 5
     pack(str(out), str(out), PackOptions(), overwrite=True)  # replaces it as what it wrote, and packs the shards
     assert sorted(contents(out)) == ["000000.tar", "000000.tar.index", "dataset.json"]
 
@@ -395,7 +395,7 @@ def test_shards_keep_their_limit_and_waste_none(many: Path, tmp_path: Path) -> N
         return [shard["bytes"] for shard in summary.shards], [shard["samples"] for shard in summary.shards]
 
     sizes(10**9)
-    first = build(str(tmp_path / "out" / "000000.tar"), Source()).first.astype(int)
+    first = build(str(tmp_path / "out" / "000000.tar"), ByteRangeReader()).first.astype(int)
     end = 1024  # the end marker takes room too
     assert sizes(int(first[40]) + end)[1] == [40, 40, 18]
     assert sizes(int(first[40]) + end - 1)[1][0] == 39
@@ -417,7 +417,7 @@ def test_card_tells_the_truth(many: Path, tmp_path: Path) -> None:
         data = (out / shard["name"]).read_bytes()
         assert shard["bytes"] == len(data)
         assert shard["sha256"] == hashlib.sha256(data).hexdigest()
-        assert shard["samples"] == len(build(str(out / shard["name"]), Source()).first)
+        assert shard["samples"] == len(build(str(out / shard["name"]), ByteRangeReader()).first)
     digests = "".join(shard["sha256"] for shard in told["shards"])
     assert told["digest"] == hashlib.sha256(digests.encode()).hexdigest()
 
@@ -439,8 +439,8 @@ def test_output_is_read_by_the_data_set_with_the_index_beside(many: Path, tmp_pa
     out = tmp_path / "out"
     summary = pack(str(many), str(out), PackOptions(), shard_mb=0.07, workers=1)
     for path in out.glob("*.tar"):
-        assert load(str(path), Source(), tmp_path / "cache").to_bytes() == Path(f"{path}.index").read_bytes()
-    data = Dataset(find_shards(str(out)), Source(), DatasetOptions(labels=True))
+        assert load(str(path), ByteRangeReader(), tmp_path / "cache").to_bytes() == Path(f"{path}.index").read_bytes()
+    data = Dataset(find_shards(str(out)), ByteRangeReader(), DatasetOptions(labels=True))
     assert data.num_samples == 98
     assert data.class_counts == summary.class_counts
     assert data.problems == []
@@ -481,7 +481,7 @@ def test_a_target_inside_the_source_is_refused(tmp_path: Path, monkeypatch: pyte
         (f"{other}/out", (source, other)),
     ):
         with pytest.raises(ConfigError, match=f"{out} is inside {sources[-1]}.*choose a folder next to it"):
-            pack(sources[0], out, PackOptions(), Wanted(degraded=sources[1] if len(sources) > 1 else ""))
+            pack(sources[0], out, PackOptions(), ListingOptions(degraded=sources[1] if len(sources) > 1 else ""))
     assert sorted(path.name for path in tmp_path.rglob("*") if path.is_dir()) == ["in", "link", "other"]
     monkeypatch.chdir(tmp_path)
     pack("in", "out", PackOptions())
@@ -787,10 +787,10 @@ def test_pictures_that_are_kept_in_memory_take_half_of_it_at_most(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     np.savez_compressed(tmp_path / "a.npz", images=np.zeros((100, 32, 32, 3), np.uint8))
-    assert len(all_entries(list_source(str(tmp_path / "a.npz")))) == 100
+    assert len(all_entries(list_inputs(str(tmp_path / "a.npz")))) == 100
     monkeypatch.setattr(resource, "getrlimit", lambda which: (400_000, 400_000))  # bytes; the pictures take 307,200
     with pytest.raises(DataError, match="fill half of the memory"):
-        all_entries(list_source(str(tmp_path / "a.npz")))
+        all_entries(list_inputs(str(tmp_path / "a.npz")))
 
 
 def test_large_pictures_come_out_in_order_however_they_travel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

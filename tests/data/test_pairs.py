@@ -12,13 +12,13 @@ from distgan.data.dataset import Dataset, DatasetOptions
 from distgan.data.decode import DecodeOptions
 from distgan.data.encode import PackOptions
 from distgan.data.pack import pack
-from distgan.data.pack_inputs import Wanted
+from distgan.data.pack_inputs import ListingOptions
 from distgan.data.shard_urls import find_shards
-from distgan.data.shuffle import Layout, Plan, held_out
+from distgan.data.shuffle import ShuffleLayout, ShuffleOrder, held_out
 from distgan.errors import DataError
-from distgan.storage.byte_ranges import Source
+from distgan.storage.byte_ranges import ByteRangeReader
 
-LAYOUT = Layout(lanes=8, block=3, window=5)
+LAYOUT = ShuffleLayout(lanes=8, block=3, window=5)
 OFFSET = 100_000  # of a degraded picture's number from the clean one's
 
 
@@ -44,12 +44,12 @@ def write_pairs(folder: Path, counts: list[int], **options: tuple[str, int]) -> 
 
 
 def open_data(folder: Path | str, **options: object) -> Dataset:
-    return Dataset(find_shards(str(folder)), Source(), DatasetOptions(**options))
+    return Dataset(find_shards(str(folder)), ByteRangeReader(), DatasetOptions(**options))
 
 
 def batches(data: Dataset, num: int, batch: int = 4, **options: object) -> list[tuple[np.ndarray, ...]]:
     """Numbers of clean and degraded pictures (none without pairs), labels and samples of each batch."""
-    stream = make_stream(data, Plan(data.counts, LAYOUT, seed=3), batch=batch, resolution=16, **options)
+    stream = make_stream(data, ShuffleOrder(data.counts, LAYOUT, seed=3), batch=batch, resolution=16, **options)
     found = []
     try:
         for _ in range(num):
@@ -97,7 +97,7 @@ def test_nothing_held_out_is_the_order_there_always_was(tmp_path: Path) -> None:
     assert data.fingerprint == held.fingerprint
     assert held.counts.sum() == 32
     plain = np.concatenate([numbers for numbers, *_ in batches(data, 9)])
-    assert np.array_equal(plain, Plan(np.array([7, 30]), LAYOUT, seed=3).ids(np.arange(36)))
+    assert np.array_equal(plain, ShuffleOrder(np.array([7, 30]), LAYOUT, seed=3).ids(np.arange(36)))
 
 
 def test_ranks_hold_out_the_same_images(tmp_path: Path) -> None:
@@ -186,7 +186,9 @@ def test_two_folders_are_packed_as_pairs(tmp_path: Path) -> None:
     clean = picture_folder(tmp_path / "clean", CLEAN)
     names = {name.replace("png", "bmp"): number + OFFSET for name, number in CLEAN.items() if name != "ant/1.png"}
     degraded = picture_folder(tmp_path / "degraded", names | {"bee/odd.bmp": 7})
-    summary = pack(clean, str(tmp_path / "out"), PackOptions(resolution=16), Wanted(degraded=degraded), workers=1)
+    summary = pack(
+        clean, str(tmp_path / "out"), PackOptions(resolution=16), ListingOptions(degraded=degraded), workers=1
+    )
     assert summary.samples == 7
     assert summary.skipped == {"without a degraded image": 1, "without a clean image": 1}
     listed = map(json.loads, (tmp_path / "out" / "skipped.jsonl").read_text().splitlines())
@@ -207,7 +209,9 @@ def test_a_pair_whose_sides_do_not_fit_is_left_out(tmp_path: Path) -> None:
     degraded = picture_folder(tmp_path / "degraded", {"0.png": 0, "1.png": 1}, size=(8, 16))  # smaller is no matter
     picture_folder(tmp_path / "degraded", {"2.png": 2}, size=(64, 32))
     (tmp_path / "degraded" / "3.png").write_bytes(b"no image")
-    summary = pack(clean, str(tmp_path / "out"), PackOptions(resolution=16), Wanted(degraded=degraded), workers=1)
+    summary = pack(
+        clean, str(tmp_path / "out"), PackOptions(resolution=16), ListingOptions(degraded=degraded), workers=1
+    )
     assert summary.samples == 2
     assert summary.skipped == {"the degraded image has other proportions": 1, "degraded image: not an image": 1}
 
@@ -216,10 +220,10 @@ def test_folders_that_do_not_belong_together_are_refused(tmp_path: Path) -> None
     clean = picture_folder(tmp_path / "clean", {"a.png": 1, "b.png": 2})
     other = picture_folder(tmp_path / "other", {"x.png": 1})
     with pytest.raises(DataError, match=r"no clean image has a degraded one of the same name: the first are a and x"):
-        pack(clean, str(tmp_path / "out"), PackOptions(), Wanted(degraded=other), workers=1)
+        pack(clean, str(tmp_path / "out"), PackOptions(), ListingOptions(degraded=other), workers=1)
     double = picture_folder(tmp_path / "double", {"a.png": 1, "a.bmp": 2})
     with pytest.raises(DataError, match=r"a.bmp and a.png: which of the two is the degraded one"):
-        pack(clean, str(tmp_path / "out"), PackOptions(), Wanted(degraded=double), workers=1)
+        pack(clean, str(tmp_path / "out"), PackOptions(), ListingOptions(degraded=double), workers=1)
     assert not (tmp_path / "out").exists()
 
 
@@ -231,7 +235,7 @@ def test_archives_with_a_folder_of_their_own_are_paired(tmp_path: Path) -> None:
         str(tmp_path / "clean.tar"),
         str(tmp_path / "out"),
         PackOptions(),
-        Wanted(degraded=str(tmp_path / "degraded")),
+        ListingOptions(degraded=str(tmp_path / "degraded")),
         workers=1,
     )
     assert summary.samples == 2

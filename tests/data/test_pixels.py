@@ -18,7 +18,7 @@ from distgan.data.pack_summary import report
 from distgan.data.pixels import report as pixel_report
 from distgan.data.shard_urls import find_shards
 from distgan.errors import ConfigError, DataError
-from distgan.storage.byte_ranges import Source
+from distgan.storage.byte_ranges import ByteRangeReader
 
 STORED = np.random.default_rng(0).integers(0, 4096, (12, 8, 3))
 
@@ -104,7 +104,7 @@ def shards_of_others(tmp_path: Path, data: bytes, suffix: str) -> Dataset:
             info = tarfile.TarInfo(f"{i}.{suffix}")
             info.size = len(data)
             archive.addfile(info, io.BytesIO(data))
-    return Dataset(find_shards(str(tmp_path / "*")), Source(), cache_dir=tmp_path / "cache")
+    return Dataset(find_shards(str(tmp_path / "*")), ByteRangeReader(), cache_dir=tmp_path / "cache")
 
 
 def test_dark_and_cropped_images_that_are_streamed_are_reported(tmp_path: Path) -> None:
@@ -123,7 +123,7 @@ def test_a_packed_set_keeps_what_was_done_to_its_pixels(tmp_path: Path) -> None:
     text = "\n".join(
         report(pack(folder(tmp_path / "in", KINDS["16-bit PNG"][0]), out, PackOptions(resolution=8), workers=1), out, 1)
     )
-    lines, warnings = pixel_report(Dataset(find_shards(out), Source()), "center", 10**8)
+    lines, warnings = pixel_report(Dataset(find_shards(out), ByteRangeReader()), "center", 10**8)
     assert "33.3%" in text
     assert any("33.3%" in line for line in lines)
     assert "--range 0 4095" in warnings[0]

@@ -21,7 +21,7 @@ from distgan.data import index_cache, shard_index, tar
 from distgan.data.index_cache import load, summary
 from distgan.data.shard_index import ShardIndex, build, key_of, scan
 from distgan.errors import DataError
-from distgan.storage.byte_ranges import Source
+from distgan.storage.byte_ranges import ByteRangeReader
 
 Sample = tuple[str, dict[str, bytes]]  # key, and bytes by suffix
 TWO = {"a.jpg": b"A" * 700, "a.cls": b"1", "b.jpg": b"B" * 512, "b.cls": b"2"}
@@ -35,7 +35,13 @@ def by_webdataset(path: Path) -> list[Sample]:
 
 def by_index(path: Path) -> list[Sample]:
     """The samples as the index locates them."""
-    found, data, source, part, samples = build(str(path), Source()), path.read_bytes(), Source(), 0, []
+    found, data, source, part, samples = (
+        build(str(path), ByteRangeReader()),
+        path.read_bytes(),
+        ByteRangeReader(),
+        0,
+        [],
+    )
     for first, kind in zip(found.first, found.kind):
         parts = {}
         for suffix in found.kinds[kind]:
@@ -133,7 +139,7 @@ def test_index_equals_webdataset(name: str, tmp_path: Path) -> None:
     expected = by_webdataset(path)
     assert expected
     assert by_index(path) == expected
-    found = build(str(path), Source())
+    found = build(str(path), ByteRangeReader())
     assert found.defects == []
     assert found.size == len(PLAIN[name])
     assert found.label.tolist() == [int(parts.get("cls", b"-1") or b"-2") for _, parts in expected]
@@ -143,7 +149,7 @@ def expect_the_same(path: Path) -> None:
     expected = by_webdataset(path)
     assert expected
     assert by_index(path) == expected
-    assert build(str(path), Source()).defects == []
+    assert build(str(path), ByteRangeReader()).defects == []
 
 
 def random_files(number: int) -> dict[str, bytes]:
@@ -281,9 +287,9 @@ def test_defects_are_reported(name: str, tmp_path: Path) -> None:
     data, defect, keys = DAMAGED[name]
     path = tmp_path / "000.tar"
     path.write_bytes(data)
-    found = build(str(path), Source())
+    found = build(str(path), ByteRangeReader())
     assert defect in " ".join(found.defects)
-    assert [key_of(str(path), Source(), int(first)) for first in found.first] == keys
+    assert [key_of(str(path), ByteRangeReader(), int(first)) for first in found.first] == keys
 
 
 def is_prefix(found: ShardIndex, whole: ShardIndex) -> bool:
@@ -431,18 +437,18 @@ def same(a: ShardIndex, b: ShardIndex) -> bool:
 
 
 def test_index_survives_its_file(shard: Path) -> None:
-    found = build(str(shard), Source())
+    found = build(str(shard), ByteRangeReader())
     assert same(ShardIndex.from_bytes(found.to_bytes()), found)
     damaged = scan(PLAIN["ustar"][:1024], 1024)
     assert ShardIndex.from_bytes(damaged.to_bytes()).defects == damaged.defects
 
 
 def test_index_lies_beside_the_shard_and_is_read_again(shard: Path, builds: list[str], own_cache: Path) -> None:
-    first = load(str(shard), Source(), own_cache)
+    first = load(str(shard), ByteRangeReader(), own_cache)
     assert {path.name for path in shard.parent.iterdir()} == {"000.tar", "000.tar.index"}
     assert not own_cache.exists()
     assert (shard.parent / "000.tar.index").stat().st_mode & 0o777 == 0o644
-    assert same(load(f"file://{shard}", Source(), own_cache), first)
+    assert same(load(f"file://{shard}", ByteRangeReader(), own_cache), first)
     assert builds == [str(shard)]
 
 
@@ -455,17 +461,17 @@ def test_index_of_a_folder_that_cannot_be_written_lies_in_the_cache(
     shard: Path, builds: list[str], own_cache: Path
 ) -> None:
     block_folder(shard)
-    first = load(str(shard), Source(), own_cache)
+    first = load(str(shard), ByteRangeReader(), own_cache)
     assert len(list(own_cache.iterdir())) == 1
     assert {path.name for path in shard.parent.iterdir()} == {"000.tar", "000.tar.index"}
-    assert same(load(str(shard), Source(), own_cache), first)
+    assert same(load(str(shard), ByteRangeReader(), own_cache), first)
     assert len(builds) == 1
 
 
 def test_index_without_any_place_to_keep_it_is_still_made(shard: Path, tmp_path: Path) -> None:
     block_folder(shard)
     (tmp_path / "file").write_text("in the way")
-    assert len(load(str(shard), Source(), tmp_path / "file" / "cache").first) == 5
+    assert len(load(str(shard), ByteRangeReader(), tmp_path / "file" / "cache").first) == 5
 
 
 def test_shards_of_one_relative_name_have_their_own_cached_index(
@@ -478,13 +484,13 @@ def test_shards_of_one_relative_name_have_their_own_cached_index(
         Path("000.tar").write_bytes(tar_bytes({"a.jpg": b"A", "a.cls": label}))
         os.utime("000.tar", (0, 0))
         block_folder(Path("000.tar"))
-        labels.append(load("000.tar", Source(), own_cache).label.tolist())
+        labels.append(load("000.tar", ByteRangeReader(), own_cache).label.tolist())
     assert labels == [[1], [2]]
 
 
 @pytest.mark.parametrize("broken", ["cut", "flip", "empty", "other", "folder of an older version"])
 def test_damaged_index_is_made_again(broken: str, shard: Path, builds: list[str], own_cache: Path) -> None:
-    good = load(str(shard), Source(), own_cache)
+    good = load(str(shard), ByteRangeReader(), own_cache)
     kept = shard.parent / "000.tar.index"
     content = kept.read_bytes()
     damages = {
@@ -496,7 +502,7 @@ def test_damaged_index_is_made_again(broken: str, shard: Path, builds: list[str]
     }[broken]
     for number, damage in enumerate(damages, 2):
         kept.write_bytes(damage)
-        assert same(load(str(shard), Source(), own_cache), good)
+        assert same(load(str(shard), ByteRangeReader(), own_cache), good)
         assert len(builds) == number
         assert kept.read_bytes() == content
 
@@ -507,25 +513,25 @@ def test_the_summary_reads_only_the_head_and_is_that_of_the_whole(
 ) -> None:
     if where == "cache":
         block_folder(shard)
-    whole = load(str(shard), Source(), own_cache)
+    whole = load(str(shard), ByteRangeReader(), own_cache)
     (kept,) = own_cache.iterdir() if where == "cache" else [shard.parent / "000.tar.index"]
-    assert summary(str(shard), Source(), own_cache) == whole.summary()
+    assert summary(str(shard), ByteRangeReader(), own_cache) == whole.summary()
     content = kept.read_bytes()
     head = 24 + int.from_bytes(content[16:20], "little")
     for n in [*range(0, head, 5), head + 1]:  # the last: the place of the first sample
         kept.write_bytes(content[:n] + bytes([content[n] ^ 1]) + content[n + 1 :])
         before = len(builds)
-        assert summary(str(shard), Source(), own_cache) == whole.summary()
+        assert summary(str(shard), ByteRangeReader(), own_cache) == whole.summary()
         assert len(builds) == before + 1
     for cut in (content[:-1], content + b"x", content[:30], b""):
         kept.write_bytes(cut)
-        assert summary(str(shard), Source(), own_cache) == whole.summary()
+        assert summary(str(shard), ByteRangeReader(), own_cache) == whole.summary()
         assert kept.read_bytes() == content
     kept.write_bytes(content[:-6] + bytes([content[-6] ^ 1]) + content[-5:])  # in an array that it has no need of
     before = len(builds)
-    assert summary(str(shard), Source(), own_cache) == whole.summary()
+    assert summary(str(shard), ByteRangeReader(), own_cache) == whole.summary()
     assert len(builds) == before
-    assert same(load(str(shard), Source(), own_cache), whole)
+    assert same(load(str(shard), ByteRangeReader(), own_cache), whole)
     assert len(builds) == before + 1
 
 
@@ -540,17 +546,17 @@ def test_the_summary_reads_only_the_head_and_is_that_of_the_whole(
     ids=["longer", "other parts", "other keys", "other labels in the same places"],
 )
 def test_index_of_a_replaced_shard_is_made_again(other: bytes, shard: Path, builds: list[str], own_cache: Path) -> None:
-    load(str(shard), Source(), own_cache)
+    load(str(shard), ByteRangeReader(), own_cache)
     time.sleep(0.02)  # some file systems tell times in steps
     shard.write_bytes(other)
-    assert same(load(str(shard), Source(), own_cache), scan(other, len(other)))
+    assert same(load(str(shard), ByteRangeReader(), own_cache), scan(other, len(other)))
     assert len(builds) == 2
 
 
 def test_index_of_a_copied_data_set_is_kept(shard: Path, builds: list[str], own_cache: Path, tmp_path: Path) -> None:
-    load(str(shard), Source(), own_cache)
+    load(str(shard), ByteRangeReader(), own_cache)
     copy = shard.parent.rename(tmp_path / "moved")
-    load(str(copy / "000.tar"), Source(), own_cache)
+    load(str(copy / "000.tar"), ByteRangeReader(), own_cache)
     assert len(builds) == 1
 
 
@@ -560,13 +566,13 @@ def test_index_is_written_whole_or_not_at_all(shard: Path, own_cache: Path, monk
 
     monkeypatch.setattr(os, "replace", killed)
     with pytest.raises(KeyboardInterrupt):
-        load(str(shard), Source(), own_cache)
+        load(str(shard), ByteRangeReader(), own_cache)
     assert [path.name for path in shard.parent.iterdir()] == ["000.tar"]
 
 
 def test_missing_shard_is_told_by_name(tmp_path: Path, own_cache: Path) -> None:
     with pytest.raises(DataError, match=r"none\.tar: No such file"):
-        load(str(tmp_path / "none.tar"), Source(), own_cache)
+        load(str(tmp_path / "none.tar"), ByteRangeReader(), own_cache)
 
 
 @pytest.mark.slow
@@ -580,7 +586,7 @@ def test_index_is_several_times_as_fast_as_tarfile(tmp_path: Path) -> None:
         with tarfile.open(path) as archive:
             archive.getmembers()
 
-    best = {by_tarfile: float("inf"), lambda: build(str(path), Source()): float("inf")}
+    best = {by_tarfile: float("inf"), lambda: build(str(path), ByteRangeReader()): float("inf")}
     for turn in range(30):  # by turns and often, because a shared processor is faster at one moment than at another
         for run in best:
             start = time.process_time()
@@ -607,13 +613,16 @@ def test_an_index_behind_a_link_that_leads_elsewhere_now_is_made_anew(tmp_path: 
     behind = str(tmp_path / "current" / "s.tar")
     paths = (str(link), str(through), behind)
     for path in paths:
-        assert index_cache.load(path, Source(), own_cache).label.tolist() == [0, 1, 0]
+        assert index_cache.load(path, ByteRangeReader(), own_cache).label.tolist() == [0, 1, 0]
     for changed, target in ((link, "v2/s.tar"), (current, "v2")):
         changed.unlink()
         changed.symlink_to(target)
     for path in paths:
-        assert index_cache.load(path, Source(), own_cache).label.tolist() == [0, 2, 0]
-        assert index_cache.summary(path, Source(), own_cache) == index_cache.load(path, Source(), own_cache).summary()
+        assert index_cache.load(path, ByteRangeReader(), own_cache).label.tolist() == [0, 2, 0]
+        assert (
+            index_cache.summary(path, ByteRangeReader(), own_cache)
+            == index_cache.load(path, ByteRangeReader(), own_cache).summary()
+        )
 
 
 def test_an_index_in_the_cache_is_of_what_a_folder_names_now(
@@ -628,7 +637,7 @@ def test_an_index_in_the_cache_is_of_what_a_folder_names_now(
     for folder, label in (("v1", 1), ("v2", 2)):
         current.unlink(missing_ok=True)
         current.symlink_to(folder)
-        assert index_cache.load(str(current / "s.tar"), Source(), own_cache).label.tolist() == [0, label, 0]
+        assert index_cache.load(str(current / "s.tar"), ByteRangeReader(), own_cache).label.tolist() == [0, label, 0]
 
 
 def test_what_is_no_file_or_far_too_large_is_no_index(tmp_path: Path, own_cache: Path) -> None:
@@ -636,8 +645,8 @@ def test_what_is_no_file_or_far_too_large_is_no_index(tmp_path: Path, own_cache:
     shard.write_bytes(tar_bytes({"a.cls": b"7"}))
     beside = tmp_path / "s.tar.index"
     os.mkfifo(beside)
-    assert index_cache.load(str(shard), Source(), own_cache).label.tolist() == [7]
+    assert index_cache.load(str(shard), ByteRangeReader(), own_cache).label.tolist() == [7]
     beside.unlink()
     with open(beside, "wb") as file:
         file.truncate(2**40)
-    assert index_cache.load(str(shard), Source(), own_cache).label.tolist() == [7]
+    assert index_cache.load(str(shard), ByteRangeReader(), own_cache).label.tolist() == [7]

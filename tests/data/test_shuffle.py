@@ -11,29 +11,29 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from distgan.data.shuffle import Layout, Plan
+from distgan.data.shuffle import ShuffleLayout, ShuffleOrder
 from distgan.rng import host_rng
 
 COUNTS = st.lists(st.integers(0, 40), min_size=1, max_size=12).filter(lambda counts: sum(counts) > 0)
-LAYOUTS = st.builds(Layout, lanes=st.integers(1, 24), block=st.integers(1, 12), window=st.integers(1, 12))
-PLANS = st.builds(Plan, COUNTS.map(np.array), LAYOUTS, st.integers(0, 2**32))
+LAYOUTS = st.builds(ShuffleLayout, lanes=st.integers(1, 24), block=st.integers(1, 12), window=st.integers(1, 12))
+PLANS = st.builds(ShuffleOrder, COUNTS.map(np.array), LAYOUTS, st.integers(0, 2**32))
 
 
-def all_ids(plan: Plan, first: int, stop: int) -> np.ndarray:
+def all_ids(plan: ShuffleOrder, first: int, stop: int) -> np.ndarray:
     """The order between two positions, a piece at a time: each position takes a row of `window` draws."""
     pieces = [np.arange(at, min(at + 4096, stop)) for at in range(first, stop, 4096)]
     return np.concatenate([plan.ids(piece) for piece in pieces])
 
 
 @given(PLANS, st.integers(0, 10**6))
-def test_every_epoch_holds_every_sample_once(plan: Plan, epoch: int) -> None:
+def test_every_epoch_holds_every_sample_once(plan: ShuffleOrder, epoch: int) -> None:
     n = plan.num_samples
     ids = plan.ids(np.arange(epoch * n, (epoch + 3) * n)).reshape(3, n)
     np.testing.assert_array_equal(np.sort(ids, axis=1), np.tile(np.arange(n), (3, 1)))
 
 
 @given(PLANS, st.data())
-def test_batches_over_ranks_and_resume_points_are_the_one_order(plan: Plan, data: st.DataObject) -> None:
+def test_batches_over_ranks_and_resume_points_are_the_one_order(plan: ShuffleOrder, data: st.DataObject) -> None:
     """Legs of a run, each with its own batch, ranks and start, see what one rank sees that asks one by one."""
     order = all_ids(plan, 0, 4 * 3 * 5 * 9)
     cursor = 0
@@ -46,7 +46,7 @@ def test_batches_over_ranks_and_resume_points_are_the_one_order(plan: Plan, data
 
 
 @given(PLANS, st.data())
-def test_ids_do_not_depend_on_what_was_asked_before_or_together(plan: Plan, data: st.DataObject) -> None:
+def test_ids_do_not_depend_on_what_was_asked_before_or_together(plan: ShuffleOrder, data: st.DataObject) -> None:
     order = all_ids(plan, 0, 2 * plan.num_samples)
     positions = np.array(data.draw(st.lists(st.integers(0, 2 * plan.num_samples - 1), min_size=1, max_size=20)))
     np.testing.assert_array_equal(plan.ids(positions), order[positions])
@@ -54,7 +54,7 @@ def test_ids_do_not_depend_on_what_was_asked_before_or_together(plan: Plan, data
 
 
 @given(PLANS, st.integers(0, 3))
-def test_windows_part_the_epoch(plan: Plan, epoch: int) -> None:
+def test_windows_part_the_epoch(plan: ShuffleOrder, epoch: int) -> None:
     """A window's ids, read in storage order, are the ids at the positions that name it."""
     positions = epoch * plan.num_samples + np.arange(plan.num_samples)
     windows, ids = plan.windows(positions), plan.ids(positions)
@@ -67,7 +67,7 @@ def test_windows_part_the_epoch(plan: Plan, epoch: int) -> None:
 
 
 @given(PLANS)
-def test_windows_of_other_epochs_have_other_numbers_and_lanes_move_forward(plan: Plan) -> None:
+def test_windows_of_other_epochs_have_other_numbers_and_lanes_move_forward(plan: ShuffleOrder) -> None:
     n, lanes = plan.num_samples, plan.layout.lanes
     windows = plan.windows(np.arange(3 * n))
     for earlier, later in ((0, 1), (1, 2)):
@@ -77,20 +77,20 @@ def test_windows_of_other_epochs_have_other_numbers_and_lanes_move_forward(plan:
 
 
 @given(COUNTS, LAYOUTS)
-def test_a_window_is_made_of_runs_of_blocks(counts: list[int], layout: Layout) -> None:
+def test_a_window_is_made_of_runs_of_blocks(counts: list[int], layout: ShuffleLayout) -> None:
     """From one id to the next storage goes on by one, or a block of some shard begins: few ranges to read."""
     ends = np.cumsum(counts)
     begins = {start for end, n in zip(ends, counts) for start in range(end - n, end, layout.block)}
-    plan = Plan(np.array(counts), layout, seed=0)
+    plan = ShuffleOrder(np.array(counts), layout, seed=0)
     for window in np.unique(plan.windows(np.arange(plan.num_samples))).tolist():
         ids = plan.window_ids(window).tolist()
         assert all(b == a + 1 or b in begins for a, b in pairwise(ids))
 
 
 @given(PLANS, st.data())
-def test_substitutes_are_the_rest_of_the_window(plan: Plan, data: st.DataObject) -> None:
+def test_substitutes_are_the_rest_of_the_window(plan: ShuffleOrder, data: st.DataObject) -> None:
     position = data.draw(st.integers(0, 3 * plan.num_samples - 1))
-    substitutes = plan.substitutes(position)
+    substitutes = plan.replacements(position)
     window = plan.windows(np.array(position))
     epoch = position // plan.num_samples * plan.num_samples
     everywhere = plan.windows(epoch + np.arange(plan.num_samples))
@@ -107,58 +107,62 @@ def test_substitutes_are_the_rest_of_the_window(plan: Plan, data: st.DataObject)
     [
         (
             [1000, 0, 700, 1, 999],
-            Layout(lanes=32, block=8, window=16),
+            ShuffleLayout(lanes=32, block=8, window=16),
             0,
             "2e824b2c2b1c52cae924e367a871e178936ac66e2114f5691de1541c9c46fc82",
         ),
         (
             [5, 130, 64, 64, 63, 200],
-            Layout(lanes=24, block=64, window=7),
+            ShuffleLayout(lanes=24, block=64, window=7),
             12345,
             "7bf9808e4443646fda21148e10629d72e2e8fb5c90a0509be589d450caa74583",
         ),
         (
             [3, 2],
-            Layout(lanes=256, block=1, window=64),
+            ShuffleLayout(lanes=256, block=1, window=64),
             1,
             "f20857f260b825adeaf43e97e4f9b1f98030c24dd2ffdfac9c50ec701257c194",
         ),
     ],
     ids=["uneven shards", "large blocks", "fewer than lanes"],
 )
-def test_golden_order(counts: list[int], layout: Layout, seed: int, digest: str) -> None:
+def test_golden_order(counts: list[int], layout: ShuffleLayout, seed: int, digest: str) -> None:
     """A run keeps its order for ever: a change of this digest needs a new `plan.VERSION`."""
-    order = all_ids(Plan(np.array(counts), layout, seed), 0, 3 * sum(counts))
+    order = all_ids(ShuffleOrder(np.array(counts), layout, seed), 0, 3 * sum(counts))
     assert hashlib.sha256(order.astype("<i8").tobytes()).hexdigest() == digest
 
 
 def test_orders_inside_a_window_are_equally_likely() -> None:
     """All 24 orders of 4 rows: chi-square below its 99.99% quantile at 23 degrees of freedom, 57.0."""
-    layout = Layout(lanes=1, block=4, window=4)
-    orders = [tuple(Plan(np.array([4]), layout, seed).ids(np.arange(4)).tolist()) for seed in range(2400)]
+    layout = ShuffleLayout(lanes=1, block=4, window=4)
+    orders = [tuple(ShuffleOrder(np.array([4]), layout, seed).ids(np.arange(4)).tolist()) for seed in range(2400)]
     counts = np.array([orders.count(order) for order in set(orders)])
     assert len(counts) == 24
     assert ((counts - 100) ** 2 / 100).sum() < 57
 
 
 def test_epochs_and_seeds_give_unrelated_orders() -> None:
-    counts, layout = np.full(10, 1000), Layout(lanes=64, block=8, window=16)
-    plan = Plan(counts, layout, 0)
-    orders = [*all_ids(plan, 0, 20_000).reshape(2, -1), all_ids(Plan(counts, layout, 1), 0, 10_000), np.arange(10_000)]
+    counts, layout = np.full(10, 1000), ShuffleLayout(lanes=64, block=8, window=16)
+    plan = ShuffleOrder(counts, layout, 0)
+    orders = [
+        *all_ids(plan, 0, 20_000).reshape(2, -1),
+        all_ids(ShuffleOrder(counts, layout, 1), 0, 10_000),
+        np.arange(10_000),
+    ]
     places = np.argsort(orders, axis=1)
     assert np.abs(np.corrcoef(places) - np.eye(4)).max() < 0.1
 
 
 def test_other_versions_and_empty_sets_are_refused() -> None:
     with pytest.raises(ValueError, match="version 2"):
-        Plan(np.array([5]), Layout(lanes=4, block=1, window=1, version=2), 0)
+        ShuffleOrder(np.array([5]), ShuffleLayout(lanes=4, block=1, window=1, version=2), 0)
     with pytest.raises(ValueError, match="at least one sample"):
-        Plan(np.array([0, 0]), Layout(lanes=4, block=1, window=1), 0)
+        ShuffleOrder(np.array([0, 0]), ShuffleLayout(lanes=4, block=1, window=1), 0)
 
 
 @given(st.integers(1, 10**10), st.floats(1, 1e9), st.integers(1, 16384))
 def test_chosen_layouts_keep_their_bounds(num_samples: int, mean_bytes: float, batch: int) -> None:
-    layout = Layout.choose(num_samples, mean_bytes, batch)
+    layout = ShuffleLayout.choose(num_samples, mean_bytes, batch)
     assert layout.lanes % batch == 0
     assert 256 <= layout.lanes < 256 + batch
     assert 1 <= layout.block <= 64
@@ -169,10 +173,10 @@ def test_chosen_layouts_keep_their_bounds(num_samples: int, mean_bytes: float, b
 
 
 def test_chosen_layout_of_usual_sets() -> None:
-    assert Layout.choose(1_281_167, 29_400, 256) == Layout(lanes=256, block=64, window=64)
-    assert Layout.choose(50_000, 2_000, 64) == Layout(lanes=256, block=3, window=64)
-    assert Layout.choose(10, 100, 64) == Layout(lanes=256, block=1, window=64)
-    assert Layout.choose(10**6, 3e6, 100) == Layout(lanes=300, block=1, window=1)
+    assert ShuffleLayout.choose(1_281_167, 29_400, 256) == ShuffleLayout(lanes=256, block=64, window=64)
+    assert ShuffleLayout.choose(50_000, 2_000, 64) == ShuffleLayout(lanes=256, block=3, window=64)
+    assert ShuffleLayout.choose(10, 100, 64) == ShuffleLayout(lanes=256, block=1, window=64)
+    assert ShuffleLayout.choose(10**6, 3e6, 100) == ShuffleLayout(lanes=300, block=1, window=1)
 
 
 def distinct_classes(ids: np.ndarray, batch: int) -> float:
@@ -182,7 +186,7 @@ def distinct_classes(ids: np.ndarray, batch: int) -> float:
 
 
 def test_batches_of_a_set_sorted_by_class_hold_as_many_classes_as_a_full_permutation() -> None:
-    plan = Plan(np.full(1000, 1000), Layout.choose(10**6, 29_400, 256), seed=0)
+    plan = ShuffleOrder(np.full(1000, 1000), ShuffleLayout.choose(10**6, 29_400, 256), seed=0)
     ideal = distinct_classes(host_rng.permutation(host_rng.key(0, "ideal"), 10**6), 256)
     assert ideal == pytest.approx(1000 * (1 - 0.999**256), rel=0.01)  # batches drawn at random
     every = np.arange(0, 10**6 // 256, 20)[:, None] * 256 + np.arange(256)  # each twentieth batch
@@ -195,7 +199,7 @@ def process_seconds(shards: Sequence[int], batch: int = 256) -> float:
     for seed in range(3):
         start = time.process_time()
         counts = np.asarray(shards)
-        Plan(counts, Layout.choose(int(counts.sum()), 29_400, batch), seed).ids(np.arange(batch))
+        ShuffleOrder(counts, ShuffleLayout.choose(int(counts.sum()), 29_400, batch), seed).ids(np.arange(batch))
         best = min(best, time.process_time() - start)
     return best
 
@@ -215,7 +219,7 @@ def test_plan_is_arrays_of_blocks() -> None:
     counts = np.full(1000, 1280)
     tracemalloc.start()
     try:
-        plan = Plan(counts, Layout.choose(1_280_000, 29_400, 256), seed=0)
+        plan = ShuffleOrder(counts, ShuffleLayout.choose(1_280_000, 29_400, 256), seed=0)
         plan.ids(np.arange(256))
         _, peak = tracemalloc.get_traced_memory()
     finally:
@@ -226,6 +230,6 @@ def test_plan_is_arrays_of_blocks() -> None:
 @settings(max_examples=20)
 @given(st.integers(1, 2000), st.integers(0, 5))
 def test_sets_smaller_than_a_batch_repeat_without_a_gap(num_samples: int, seed: int) -> None:
-    plan = Plan(np.array([num_samples]), Layout.choose(num_samples, 1000, 512), seed)
+    plan = ShuffleOrder(np.array([num_samples]), ShuffleLayout.choose(num_samples, 1000, 512), seed)
     ids = plan.ids(np.arange(max(512, num_samples)))
     assert np.bincount(ids, minlength=num_samples).max() <= -(-len(ids) // num_samples)

@@ -11,7 +11,14 @@ from threading import Barrier
 import pytest
 from processes import environment, free_port
 
-from distgan.distributed.launch_env import choose_gpu, ignored, local_rank, node_rank, settle, together
+from distgan.distributed.launch_env import (
+    choose_gpu,
+    ignored_settings,
+    init_rank_env,
+    local_rank,
+    node_rank,
+    run_on_all,
+)
 from distgan.errors import ConfigError, DataError, DistganError, MachineError
 
 STEP = {"SLURM_STEP_ID": "0", "SLURM_NTASKS": "4", "SLURM_PROCID": "3", "SLURM_LOCALID": "1", "SLURM_GTIDS": "2,3"}
@@ -20,7 +27,7 @@ MEETING = {"MASTER_ADDR": "node1", "MASTER_PORT": "1"}
 
 def test_a_task_of_a_step_is_a_rank() -> None:
     found = STEP | MEETING
-    assert settle(found) == 4
+    assert init_rank_env(found) == 4
     assert [found[name] for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")] == ["3", "1", "4", "2"]
 
 
@@ -29,7 +36,7 @@ def test_a_task_of_a_step_is_a_rank() -> None:
 def test_local_rank_is_the_number_of_a_gpu_that_the_rank_sees(visible: str | None, num: int, local: str) -> None:
     """However few those are: one's own by number, UUID, MIG or cgroup, or some of them (--gpu-bind)."""
     found = STEP | MEETING | {"SLURM_LOCALID": "5"} | ({} if visible is None else {"CUDA_VISIBLE_DEVICES": visible})
-    settle(found)
+    init_rank_env(found)
     for _ in range(2):  # a process may open its world twice
         choose_gpu(num, found)
         assert (found["LOCAL_RANK"], local_rank(found), node_rank(found)) == (local, int(local), 5)
@@ -51,14 +58,14 @@ def test_a_process_without_a_launcher_has_no_number_to_choose_by() -> None:
     ],
 )
 def test_what_is_no_task_among_several(variables: dict[str, str], size: int) -> None:
-    assert settle(variables) == size
+    assert init_rank_env(variables) == size
 
 
 def test_launches_that_would_start_something_else_are_refused() -> None:
     with pytest.raises(MachineError, match="srun tasks need MASTER_ADDR"):
-        settle(dict(STEP))
+        init_rank_env(dict(STEP))
     with pytest.raises(MachineError, match="starts a single process"):
-        settle(MEETING | {"ACCELERATE_USE_CPU": "true"})
+        init_rank_env(MEETING | {"ACCELERATE_USE_CPU": "true"})
 
 
 def on_ranks(functions: list[Callable[[], int]]) -> list[int | DistganError]:
@@ -73,7 +80,7 @@ def on_ranks(functions: list[Callable[[], int]]) -> list[int | DistganError]:
             return list(told)
 
         try:
-            return together(functions[rank], gather)
+            return run_on_all(functions[rank], gather)
         except DistganError as error:
             return error
 
@@ -151,7 +158,7 @@ def test_ranks_that_do_not_meet_are_told_why(rank: str, is_taken: bool, told: st
 )
 def test_what_a_launcher_left_over_is_named_with_the_way_out(variables: dict[str, str], told: str) -> None:
     with pytest.raises(MachineError, match=told) as found:
-        settle(variables)
+        init_rank_env(variables)
     assert "`unset " in str(found.value)
     assert len(str(found.value).splitlines()) == 1
 
@@ -159,8 +166,8 @@ def test_what_a_launcher_left_over_is_named_with_the_way_out(variables: dict[str
 @pytest.mark.parametrize("name", ["FSDP", "DEEPSPEED", "MEGATRON_LM", "PARALLELISM_CONFIG"])
 def test_other_ways_to_train_are_refused(name: str) -> None:
     with pytest.raises(ConfigError, match=f"ACCELERATE_USE_{name}=true"):
-        settle({f"ACCELERATE_USE_{name}": "true"})
-    assert settle({f"ACCELERATE_USE_{name}": "false"}) == 1
+        init_rank_env({f"ACCELERATE_USE_{name}": "true"})
+    assert init_rank_env({f"ACCELERATE_USE_{name}": "false"}) == 1
 
 
 @pytest.mark.parametrize(
@@ -175,6 +182,6 @@ def test_other_ways_to_train_are_refused(name: str) -> None:
     ],
 )
 def test_settings_of_accelerate_that_are_not_used_are_told(variables: dict, precision: str, told: list[str]) -> None:
-    lines = ignored(precision, variables)
+    lines = ignored_settings(precision, variables)
     assert len(lines) == len(told)
     assert all(text in line for text, line in zip(told, lines))

@@ -17,8 +17,8 @@ from distgan.cli.main import main
 from distgan.data import index_cache
 from distgan.data.dataset import Dataset
 from distgan.data.shard_urls import find_shards
-from distgan.distributed.preemption import EXIT_CODES, asked, listening
-from distgan.storage.byte_ranges import Source
+from distgan.distributed.preemption import EXIT_CODES, handle_signals, stop_requested
+from distgan.storage.byte_ranges import ByteRangeReader
 
 SIGNALS = [signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM, signal.SIGHUP, signal.SIGINT]
 BUSY = """
@@ -28,14 +28,14 @@ from distgan.cli.main import main
 from distgan.data import shard_index as index
 from distgan.data.dataset import Dataset
 from distgan.data.shard_urls import find_shards
-from distgan.storage.byte_ranges import Source
-from distgan.distributed.preemption import asked, listening
-with listening():
+from distgan.storage.byte_ranges import ByteRangeReader
+from distgan.distributed.preemption import stop_requested, handle_signals
+with handle_signals():
     print("ready", flush=True)
     {then}
 """
 FOR_EVER = 'hashlib.pbkdf2_hmac("sha256", b"", b"", 2**31 - 1)'  # in C, as when waiting for ranks that hang
-A_LINE = "sys.stdin.readline(); print(asked() or 'nothing', flush=True)"
+A_LINE = "sys.stdin.readline(); print(stop_requested() or 'nothing', flush=True)"
 
 
 @contextmanager
@@ -61,32 +61,32 @@ def own_handlers() -> Iterator[None]:
 
 @pytest.mark.parametrize("number", SIGNALS)
 def test_a_signal_asks(number: signal.Signals) -> None:
-    with listening():
-        assert asked() == ""
+    with handle_signals():
+        assert stop_requested() == ""
         os.kill(os.getpid(), number)
-        assert asked() == ("interrupted" if number == signal.SIGINT else "preempted")
+        assert stop_requested() == ("interrupted" if number == signal.SIGINT else "preempted")
     assert signal.set_wakeup_fd(-1) == -1
     assert signal.getsignal(signal.SIGINT) == signal.default_int_handler
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_IGN  # sent again, it must not change the code
 
 
 def test_without_a_signal_all_is_as_before() -> None:
-    with listening():
+    with handle_signals():
         pass
     assert [signal.getsignal(number) for number in SIGNALS] == [signal.default_int_handler] * len(SIGNALS)
 
 
 def test_a_person_wins_over_a_scheduler() -> None:
-    with listening():
+    with handle_signals():
         os.kill(os.getpid(), signal.SIGTERM)
         os.kill(os.getpid(), signal.SIGINT)
-        assert asked() == "interrupted"
+        assert stop_requested() == "interrupted"
 
 
 def test_only_a_third_interrupt_leaves_at_once_and_the_second_one_says_so(tmp_path: Path) -> None:
     mark = tmp_path / "mark"
     register = "from distgan.distributed import preemption; "
-    register += f"preemption.before_leaving(lambda: open({str(mark)!r}, 'w').close()); "
+    register += f"preemption.call_on_forced_exit(lambda: open({str(mark)!r}, 'w').close()); "
     with listener(register + FOR_EVER, stderr=subprocess.PIPE) as process:
         for number, told in (
             (signal.SIGINT, "distgan: SIGINT: stops after this step"),
@@ -104,8 +104,8 @@ def test_only_a_third_interrupt_leaves_at_once_and_the_second_one_says_so(tmp_pa
 
 
 def test_what_hangs_while_leaving_does_not_keep_the_process() -> None:
-    hangs = "import time; from distgan.distributed import preemption; preemption.LEAVING_SEC = 0.2"
-    register = f"{hangs}; preemption.before_leaving(lambda: time.sleep(600)); "
+    hangs = "import time; from distgan.distributed import preemption; preemption.FORCED_EXIT_SEC = 0.2"
+    register = f"{hangs}; preemption.call_on_forced_exit(lambda: time.sleep(600)); "
     with listener(register + FOR_EVER) as process:
         while process.poll() is None:  # where the machine is busy, several signals may come as one
             process.send_signal(signal.SIGINT)
@@ -148,7 +148,7 @@ def test_a_stop_while_shards_are_indexed_is_obeyed(tmp_path: Path, monkeypatch: 
         opened.append(url)
         if len(opened) == 2:
             os.kill(os.getpid(), signal.SIGUSR1)
-            while not asked():  # the main thread hears it
+            while not stop_requested():  # the main thread hears it
                 time.sleep(0.01)
         return original(url, *others)
 
@@ -157,7 +157,9 @@ def test_a_stop_while_shards_are_indexed_is_obeyed(tmp_path: Path, monkeypatch: 
     assert len(opened) == 2 < len(list(shards.glob("*.tar")))
     assert status(run)["state"] == "preempted"
     monkeypatch.undo()
-    assert Dataset(find_shards(str(shards)), Source()).num_samples == 1797  # what comes afterwards was not asked
+    assert (
+        Dataset(find_shards(str(shards)), ByteRangeReader()).num_samples == 1797
+    )  # what comes afterwards was not asked
 
 
 def test_a_signal_is_answered_at_once() -> None:

@@ -31,7 +31,7 @@ import torch
 from PIL import Image
 from streams import make_stream
 
-from distgan.config.batch_plan import batch_plan
+from distgan.config.batch_plan import make_batch_plan
 from distgan.config.load import load
 from distgan.data import shard_index
 from distgan.data.dataset import Dataset, DatasetOptions
@@ -39,13 +39,13 @@ from distgan.data.decode import decode, fit
 from distgan.data.encode import SAVE, PackOptions
 from distgan.data.pack import pack
 from distgan.data.shard_urls import find_shards
-from distgan.data.shuffle import Layout, Plan
+from distgan.data.shuffle import ShuffleLayout, ShuffleOrder
 from distgan.data.synthetic import jpegs, write_shards
 from distgan.metrics import frechet
 from distgan.metrics.frechet import Moments
-from distgan.storage.byte_ranges import Source
+from distgan.storage.byte_ranges import ByteRangeReader
 from distgan.tools.bench.bench import ADDED, HOST, bench
-from distgan.tools.bench.harness import running, workplace
+from distgan.tools.bench.harness import running_trainer, temporary_run
 
 DCGAN = """
 data: {shards: synthetic, resolution: 64, prefetch: 1}
@@ -100,14 +100,14 @@ def bench_index(folder: Path) -> None:
         with tarfile.open(path) as archive:
             archive.getmembers()
 
-    pairs = compare(names, lambda: shard_index.build(path, Source()))
+    pairs = compare(names, lambda: shard_index.build(path, ByteRangeReader()))
     report("index: tarfile.getmembers over ours, 20,000 samples", ratios(pairs), ">= 5")
 
 
 def bench_plan(folder: Path) -> None:
     for num, wanted in ((1_280_000, "< 50 ms"), (100_000_000, "< 2000 ms")):
         counts = np.full(num // 10_000, 10_000)
-        run = lambda counts=counts: Plan(counts, Layout(256, 64, 64), 0).ids(np.arange(256))  # noqa: E731
+        run = lambda counts=counts: ShuffleOrder(counts, ShuffleLayout(256, 64, 64), 0).ids(np.arange(256))  # noqa: E731
         times = [1000 * timed(run) for _ in range(4)][1:]
         report(f"plan and first batch: {num:,} samples", times, wanted, "ms")
 
@@ -122,12 +122,12 @@ def bench_loader_at(folder: Path, side: int, num: int, wanted: str) -> None:
     from torch.utils.data import DataLoader
 
     urls = made_up_shards(folder / f"{side}", num, side)
-    data = Dataset(urls, Source(), DatasetOptions(labels=True), cache_dir=folder)
-    layout = Layout.choose(data.num_samples, data.mean_bytes, 64)
+    data = Dataset(urls, ByteRangeReader(), DatasetOptions(labels=True), cache_dir=folder)
+    layout = ShuffleLayout.choose(data.num_samples, data.mean_bytes, 64)
     files, buffer = jpegs(num, side), np.empty((side, side, 3), np.uint8)
 
     def ours(threads: int = 1) -> None:
-        stream = make_stream(data, Plan(data.counts, layout, 0), batch=64, resolution=side, threads=threads)
+        stream = make_stream(data, ShuffleOrder(data.counts, layout, 0), batch=64, resolution=side, threads=threads)
         for _ in range(num // 64):
             next(stream)
         stream.close()
@@ -146,7 +146,7 @@ def bench_loader_at(folder: Path, side: int, num: int, wanted: str) -> None:
         batches = torch.multiprocessing.get_context("fork").Queue(4)
 
         def work() -> None:
-            stream = make_stream(data, Plan(data.counts, layout, 0), batch=64, resolution=side, threads=1)
+            stream = make_stream(data, ShuffleOrder(data.counts, layout, 0), batch=64, resolution=side, threads=1)
             for _ in range(num // 64):
                 batches.put(torch.from_numpy(next(stream).images.copy()))
             batches.put(None)
@@ -214,10 +214,10 @@ def bench_peer(folder: Path, rounds: int = 50) -> None:
     more = ["model.G.norm=batch", "model.D.norm=batch", f"run.dir={folder / 'run'}"]
     for i, data in enumerate(jpegs(400, 64)):
         (folder / f"{i:05d}.jpg").write_bytes(data)
-    with workplace(load(str(config), more)) as (settings, world):
-        spread = batch_plan(settings, world.size)
-        with running(settings, world, spread) as trainer:
-            example = dcgan_example(trainer.G, trainer.D, sorted(folder.glob("*.jpg")), spread.batch)
+    with temporary_run(load(str(config), more)) as (settings, world):
+        batch_plan = make_batch_plan(settings, world.size)
+        with running_trainer(settings, world, batch_plan) as trainer:
+            example = dcgan_example(trainer.G, trainer.D, sorted(folder.glob("*.jpg")), batch_plan.batch)
             pairs = compare(trainer.train_iteration, lambda: next(example), rounds, clock=time.perf_counter)
     report("peer: images a second over those of the PyTorch DCGAN example", [b / a for a, b in pairs], ">= 1.0")
 
@@ -226,7 +226,7 @@ def bench_peer(folder: Path, rounds: int = 50) -> None:
 IMPORTS = "import torch, torch._dynamo, accelerate, webdataset, distgan.training.trainer"
 FIRST_STEP = """
 import sys
-from distgan.tools.bench.harness import running, workplace
+from distgan.tools.bench.harness import running_trainer, temporary_run
 from distgan.config.load import load
 from distgan.config.validate import batch_plan
 with workplace(load(sys.argv[1])) as (config, world), running(config, world, batch_plan(config, 1)) as trainer:

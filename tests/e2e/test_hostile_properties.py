@@ -20,7 +20,7 @@ from distgan.config.schema import Config
 from distgan.data import archives, tar
 from distgan.errors import ConfigError, DataError
 from distgan.storage.array_file import WHOLE, ArrayFile
-from distgan.storage.byte_ranges import Source
+from distgan.storage.byte_ranges import ByteRangeReader
 
 SAME_FOLDER = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60)
 CHANGES = st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.integers(0, 255)), max_size=6)
@@ -71,7 +71,7 @@ def test_a_changed_tar_names_places_in_itself_or_is_damaged(
                 assert 0 <= first < at <= at + length <= len(data)
                 assert len(name) <= tar.MAX_NAME
                 members.append((name, kind, first, at, length))
-        except tar.Damage as damage:
+        except tar.TarError as damage:
             return members, str(damage)
         return members, ""
 
@@ -236,7 +236,7 @@ def test_an_answer_gives_the_bytes_asked_for_or_an_error(
     pieces = np.split(np.frombuffer(sent, np.uint8), np.cumsum(sizes)[:-1])
     body = b"".join(b"%x\r\n%s\r\n" % (len(piece), piece.tobytes()) for piece in pieces if len(piece)) + b"0\r\n\r\n"
     answers[:] = [head.encode() + b"\r\n" + (body if is_chunked else sent)]
-    source = Source(timeout_sec=0.2)
+    source = ByteRangeReader(timeout_sec=0.2)
     try:
         assert source.read(f"http://127.0.0.1:{port}/a.tar", 0, len(WANTED)) == WANTED
     except DataError as error:

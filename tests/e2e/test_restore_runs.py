@@ -21,12 +21,12 @@ from distgan.data.decode import DecodeOptions
 from distgan.data.encode import PackOptions
 from distgan.data.image_grid import to_uint8
 from distgan.data.pack import pack
-from distgan.data.pack_inputs import Wanted
+from distgan.data.pack_inputs import ListingOptions
 from distgan.data.shard_urls import find_shards
 from distgan.data.shuffle import held_out
 from distgan.errors import ConfigError
 from distgan.inference.restore import RestoreOptions, restore
-from distgan.storage.byte_ranges import Source
+from distgan.storage.byte_ranges import ByteRangeReader
 
 OWN = [
     "model={family: restore, conditional: false, G: {width: 8, max_width: 16, residual: true}, D: {width: 8}}",
@@ -70,7 +70,7 @@ def test_a_run_shows_and_measures_pictures_that_it_never_trained_on(tmp_path: Pa
     # Two rows of two triples: degraded, restored and clean held-out pictures, spread over the set.
     grid = np.asarray(Image.open(next((tmp_path / "run" / "samples").glob("fakes-*1.800.png"))))
     assert grid.shape == (2 * 16, 2 * 3 * 16, 3)
-    data = Dataset(find_shards(str(digits)), Source())
+    data = Dataset(find_shards(str(digits)), ByteRangeReader())
     for number, (row, column) in enumerate([(0, 0), (0, 1), (1, 0), (1, 1)]):
         clean = grid[16 * row : 16 * row + 16, 48 * column + 32 : 48 * column + 48]
         held = held_out(data.num_samples, 70)[number * 70 // 4]
@@ -97,7 +97,7 @@ def test_two_ranks_measure_what_one_does_and_go_on_where_it_stopped(tmp_path: Pa
 
 
 def test_pairs_train_like_degraded_pictures_and_resume(tmp_path: Path, config: Path, digits: Path) -> None:
-    data = Dataset(find_shards(str(digits)), Source())
+    data = Dataset(find_shards(str(digits)), ByteRangeReader())
     for n in range(80):
         clean = data.read(n, DecodeOptions(16))
         for side, pixels in (("clean", clean), ("degraded", clean // 2 + 40)):
@@ -108,7 +108,7 @@ def test_pairs_train_like_degraded_pictures_and_resume(tmp_path: Path, config: P
         str(tmp_path / "clean"),
         str(tmp_path / "pairs"),
         PackOptions(),
-        Wanted(degraded=str(tmp_path / "degraded")),
+        ListingOptions(degraded=str(tmp_path / "degraded")),
         workers=1,
     )
     own = [OWN[0], OWN[1], f"data={{shards: {tmp_path / 'pairs'}, holdout: 9, flip: true}}", "sample.every=60"]

@@ -16,7 +16,7 @@ from distgan.config.load import load, to_yaml
 from distgan.config.records import without_secrets
 from distgan.errors import DataError
 from distgan.storage.backends import RefusedError
-from distgan.storage.byte_ranges import Source
+from distgan.storage.byte_ranges import ByteRangeReader
 from distgan.storage.urls import public, public_text
 
 CANARY = "CaNaRy7"
@@ -84,7 +84,7 @@ def test_what_a_driver_says_is_shown_without_secrets(kind: type[Exception], capl
         def size(self, url: str) -> int:
             raise kind(f"cannot open {url}: bucket {CANARY}/x@bucket, query sig=T{CANARY}")
 
-    source = Source(timeout_sec=0.1)
+    source = ByteRangeReader(timeout_sec=0.1)
     source._remote["s3"] = Driver()
     with caplog.at_level(logging.WARNING), pytest.raises(DataError, match=r"s3://bucket/0\.tar") as caught:
         source.size(url)

@@ -20,9 +20,9 @@ from torch import Tensor, nn
 
 from distgan.cli.main import main
 from distgan.data.image_grid import to_uint8
-from distgan.storage.run_dir import RunFolder
+from distgan.storage.run_dir import RunDir
 from distgan.training import trainer
-from distgan.training.sample_grids import Gallery
+from distgan.training.sample_grids import SampleGrids
 from distgan.training.schedulers import OptimizerRates, Schedulers
 
 
@@ -331,10 +331,10 @@ def test_a_full_disk_is_told_wherever_it_is_met(
     def full(*_: object, **__: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    status, told = RunFolder.status, []
-    monkeypatch.setattr(RunFolder, where, full)
+    status, told = RunDir.status, []
+    monkeypatch.setattr(RunDir, where, full)
     monkeypatch.setattr(
-        RunFolder, "status", lambda *a, **k: full() if a[1] == "failed" else told.append(status(*a, **k))
+        RunDir, "write_status", lambda *a, **k: full() if a[1] == "failed" else told.append(status(*a, **k))
     )
     assert train(config, tmp_path / "run", "train.images=240") == 5
     error = capsys.readouterr().err
@@ -456,13 +456,13 @@ def test_wandb_gets_rows_and_pictures_offline(tmp_path: Path, config: Path, monk
 
 def test_the_worst_real_images_come_first(tmp_path: Path, config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
-    original = Gallery.judged
+    original = SampleGrids.judged
 
-    def judged(self: Gallery, G: nn.Module, D: nn.Module, reals: Tensor, *scores: Tensor) -> None:
+    def judged(self: SampleGrids, G: nn.Module, D: nn.Module, reals: Tensor, *scores: Tensor) -> None:
         original(self, G, D, reals, *scores)
         seen.append((reals, scores[0]))
 
-    monkeypatch.setattr(Gallery, "judged", judged)
+    monkeypatch.setattr(SampleGrids, "log_worst_reals", judged)
     assert train(config, tmp_path / "run", "train.images=120", "sample.every=120", "wandb.histograms=true") == 0
     ((reals, scores),) = seen
     picture = np.asarray(Image.open(tmp_path / "run" / "samples" / "worst-reals.png"))

@@ -13,7 +13,7 @@ from distgan.data.encode import PackOptions
 from distgan.data.pack import pack
 from distgan.data.shard_urls import find_shards
 from distgan.errors import DataError
-from distgan.storage.byte_ranges import Source
+from distgan.storage.byte_ranges import ByteRangeReader
 
 
 def packed(tmp_path: Path, name: str, classes: list[str]) -> str:
@@ -27,7 +27,7 @@ def packed(tmp_path: Path, name: str, classes: list[str]) -> str:
 
 
 def opened(*shards: str) -> Dataset:
-    return Dataset(find_shards(shards), Source(), DatasetOptions(labels=True))
+    return Dataset(find_shards(shards), ByteRangeReader(), DatasetOptions(labels=True))
 
 
 @pytest.mark.parametrize("second", [["c10", "c30"], ["c20", "c30", "c40"], ["c30", "c20", "c10"]])
@@ -49,7 +49,9 @@ def test_without_names_nothing_is_guessed(tmp_path: Path) -> None:
     card.write_text(json.dumps({"classes": None}))
     with pytest.raises(DataError, match="which of them are the same"):
         opened(first, second)
-    assert not Dataset(find_shards([first, second]), Source()).class_names  # without labels, nothing is to be matched
+    assert not Dataset(
+        find_shards([first, second]), ByteRangeReader()
+    ).class_names  # without labels, nothing is to be matched
     (Path(first) / "dataset.json").unlink()
     card.unlink()
     assert opened(first, second).class_counts == [6, 6]  # other people's shards in two folders: the numbers count

@@ -13,18 +13,18 @@ from shards import write_shards
 
 from distgan.data.dataset import Dataset
 from distgan.data.decode import DecodeOptions
-from distgan.data.pack_inputs import list_source
+from distgan.data.pack_inputs import list_inputs
 from distgan.data.shard_urls import find_shards
 from distgan.distributed.process_group import World
 from distgan.errors import ConfigError, DataError
 from distgan.evaluation.image_sets import Images, ListedImages, ShardImages, draw_labels
-from distgan.evaluation.measure import StopAsked, check_metrics, extract, known_reals, measure
+from distgan.evaluation.measure import StopRequested, check_metrics, extract, measure, measure_reference
 from distgan.metrics import frechet, reference_stats
 from distgan.metrics.extractors import Extractor, open_extractor
 from distgan.metrics.frechet import Moments
 from distgan.metrics.reference_stats import Reference, load_statistics
 from distgan.metrics.registry import value_name
-from distgan.storage.byte_ranges import Source
+from distgan.storage.byte_ranges import ByteRangeReader
 
 
 class Arrays:
@@ -44,7 +44,7 @@ def noise(num: int, seed: int = 0, low: int = 0, high: int = 256) -> Arrays:
 
 
 def shard_images(folder: Path, resolution: int = 16) -> ShardImages:
-    dataset = Dataset(find_shards(str(folder)), Source())
+    dataset = Dataset(find_shards(str(folder)), ByteRangeReader())
     return ShardImages(dataset, DecodeOptions(resolution, max_pixels=10**6), threads=2)
 
 
@@ -113,12 +113,12 @@ def test_real_statistics_are_made_once_for_each_of_their_conditions(
     cases = [("a", 16, toy), ("a", 16, toy), ("b", 16, toy), ("a", 32, toy), ("a", 16, bicubic), ("a", 16, toy)]
     for folder, resolution, extractor in cases:
         rounds = []
-        real = known_reals(
+        real = measure_reference(
             world,
             extractor,
             shard_images(tmp_path / folder, resolution),
             keep=50,
-            poll=lambda rounds=rounds: rounds.append(1),
+            check_stop=lambda rounds=rounds: rounds.append(1),
             cache=cache,
         )
         looked.append(len(rounds))
@@ -127,40 +127,42 @@ def test_real_statistics_are_made_once_for_each_of_their_conditions(
     assert [bool(rounds) for rounds in looked] == [True, False, True, True, True, False]
     for path in cache.iterdir():  # torn by a crash, or by another disk
         path.write_bytes(path.read_bytes()[:-100])
-    real = known_reals(world, toy, shard_images(tmp_path / "a"), keep=50, poll=lambda: looked.append(1), cache=cache)
+    real = measure_reference(
+        world, toy, shard_images(tmp_path / "a"), keep=50, check_stop=lambda: looked.append(1), cache=cache
+    )
     assert looked[-1] == 1
     assert real.features.gaussian.num == 63
 
 
 def test_damaged_real_images_are_left_out_or_too_many(tmp_path: Path, world: World, toy: Extractor) -> None:
     write_shards(tmp_path / "some", [100], damaged=[7])
-    real = known_reals(world, toy, shard_images(tmp_path / "some"), keep=99, poll=no_poll, cache=tmp_path)
-    assert (real.features.gaussian.num, real.num_damaged) == (99, 1)
+    real = measure_reference(world, toy, shard_images(tmp_path / "some"), keep=99, check_stop=no_poll, cache=tmp_path)
+    assert (real.features.gaussian.num, real.num_corrupt) == (99, 1)
     assert 7 not in real.numbers
     write_shards(tmp_path / "many", [100], damaged=[7, 8])
     with pytest.raises(DataError, match="2 of 100 real images are corrupt"):
-        known_reals(world, toy, shard_images(tmp_path / "many"), keep=99, poll=no_poll, cache=tmp_path)
+        measure_reference(world, toy, shard_images(tmp_path / "many"), keep=99, check_stop=no_poll, cache=tmp_path)
 
 
 def test_a_stop_leaves_at_once(world: World, toy: Extractor) -> None:
     rounds = []
 
-    def poll() -> None:
+    def check_stop() -> None:
         rounds.append(1)
         if len(rounds) == 2:
-            raise StopAsked
+            raise StopRequested
 
-    with pytest.raises(StopAsked):
-        extract(world, toy, noise(640), 640, poll)
+    with pytest.raises(StopRequested):
+        extract(world, toy, noise(640), 640, check_stop)
     assert len(rounds) == 2
 
 
 def test_what_a_number_hides_is_told(world: World, toy: Extractor) -> None:
     real = known(world, toy, noise(100, 1))
-    found = measure(world, toy, real, noise(20, 2), ["fd"], poll=no_poll)
+    found = measure(world, toy, real, noise(20, 2), ["fd"], check_stop=no_poll)
     assert "20 generated images for 32 features: the Fréchet distance is mostly bias" in found.warnings[0]
     grey = Arrays(noise(100, 3).read(np.arange(100)).pixels[..., :1].repeat(3, axis=3))
-    assert measure(world, toy, real, grey, ["fd"], poll=no_poll).warnings == [
+    assert measure(world, toy, real, grey, ["fd"], check_stop=no_poll).warnings == [
         "all images are gray, and the real ones are not"
     ]
 
@@ -176,12 +178,12 @@ def test_features_that_are_not_finite_give_no_value_and_a_word(world: World, toy
             features[3, 5] = float("nan")
             return features, logits
 
-    found = measure(world, Broken(), real, images, ["fd", "kid", "pr"], poll=no_poll)
+    found = measure(world, Broken(), real, images, ["fd", "kid", "pr"], check_stop=no_poll)
     assert all(np.isnan(value) for value, _ in found.values.values())
     assert set(found.values) == {"fd", "kid", "kid_subset_std", "precision_k3", "recall_k3"}
     assert "2 of 100 images have features that are not finite" in found.warnings[0]
     with pytest.raises(DataError, match="not finite"):
-        known_reals(world, Broken(), FromArrays(images), keep=10, poll=no_poll, cache=Path("/nonexistent"))
+        measure_reference(world, Broken(), FromArrays(images), keep=10, check_stop=no_poll, cache=Path("/nonexistent"))
 
 
 class FromArrays(Arrays):
@@ -236,7 +238,7 @@ def test_statistics_of_other_tools_are_read_and_nothing_else(tmp_path: Path, wor
     found = load_statistics(tmp_path / "other.npz", toy.identity, 32, 16)
     assert not found.has_points
     images = noise(100, 2)
-    values = [measure(world, toy, one, images, ["fd"], poll=no_poll).values["fd"][0] for one in (found, real)]
+    values = [measure(world, toy, one, images, ["fd"], check_stop=no_poll).values["fd"][0] for one in (found, real)]
     assert values[0] == pytest.approx(values[1], rel=1e-12)
     np.savez(tmp_path / "small.npz", mu=mean[:3], sigma=cov[:3, :3])
     np.savez(tmp_path / "images.npz", images=mean)
@@ -262,27 +264,27 @@ def test_pictures_of_a_folder_are_taken_as_they_are(tmp_path: Path) -> None:
 
     for i in range(5):
         Image.fromarray(np.full((16, 16), 40 * i, np.uint8)).save(tmp_path / f"{i}.png")
-    images = ListedImages(list_source(str(tmp_path)), threads=2)
+    images = ListedImages(list_inputs(str(tmp_path)), threads=2)
     assert (images.num, images.resolution) == (5, 16)
     found = images.read(np.array([1, 4]))
     assert found.pixels[:, 0, 0].tolist() == [[40] * 3, [160] * 3]
     assert found.labels is None
     Image.fromarray(np.zeros((16, 20), np.uint8)).save(tmp_path / "9.png")
     with pytest.raises(DataError, match=r"9.png has 20x16 pixels, the first image is square with 16"):
-        ListedImages(list_source(str(tmp_path)), threads=2).read(np.arange(6))
+        ListedImages(list_inputs(str(tmp_path)), threads=2).read(np.arange(6))
     (tmp_path / "9.png").write_bytes((tmp_path / "1.png").read_bytes()[:44])
     with pytest.raises(DataError, match=f"{tmp_path}/9.png: corrupt.*: no image is skipped.*distgan pack"):
-        ListedImages(list_source(str(tmp_path)), threads=2).read(np.arange(6))
+        ListedImages(list_inputs(str(tmp_path)), threads=2).read(np.arange(6))
     Image.fromarray(np.zeros((10_000, 10_001), np.uint8)).save(tmp_path / "9.png")
     with pytest.raises(DataError, match=f"{tmp_path}/9.png: too many pixels .more than 100,000,000.: "):
-        ListedImages(list_source(str(tmp_path)), threads=2).read(np.arange(6))
+        ListedImages(list_inputs(str(tmp_path)), threads=2).read(np.arange(6))
 
 
 def test_a_picture_in_an_archive_that_cannot_be_read_is_named_with_its_archive(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
         archive.writestr("in/0.png", b"")
     with pytest.raises(DataError, match=f"{tmp_path}/a.zip: in/0.png: empty file: "):
-        ListedImages(list_source(str(tmp_path / "a.zip")), threads=2)
+        ListedImages(list_inputs(str(tmp_path / "a.zip")), threads=2)
 
 
 def test_labels_follow_their_policy() -> None:

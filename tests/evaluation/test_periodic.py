@@ -11,7 +11,7 @@ from runs import audit, make_digits, metrics, status, weights, write_config
 
 from distgan.cli.main import main
 from distgan.evaluation import periodic
-from distgan.evaluation.measure import Extracted, Measured
+from distgan.evaluation.measure import ExtractedFeatures, Measurement
 from distgan.storage import checkpoint_folder
 
 TOY = ("eval.extractor=toy", "eval.num_images=150", "eval.every=120")
@@ -99,9 +99,9 @@ def test_the_best_checkpoint_is_kept(
     told = iter(values)
     names = {"fd": ["fd"], "is": ["is"], "pr": ["precision_k3", "recall_k3"]}[metric]
 
-    def measured(*_: object, **__: object) -> Measured:
+    def measured(*_: object, **__: object) -> Measurement:
         value = next(told)
-        return Measured(dict.fromkeys(names, (value, 0.0)), [], 0.0, Extracted(150, 0, 0, 0))
+        return Measurement(dict.fromkeys(names, (value, 0.0)), [], 0.0, ExtractedFeatures(150, 0, 0, 0))
 
     monkeypatch.setattr(periodic, "measure", measured)
     run = tmp_path / "run"

@@ -14,10 +14,10 @@ from distgan.cli.main import main
 from distgan.data.synthetic import write_shards
 from distgan.errors import ConfigError
 from distgan.evaluation.evaluate import _class_counts
-from distgan.evaluation.target import open_subject
+from distgan.evaluation.target import open_target
 from distgan.inference.export import card
 from distgan.inference.generate import GenerateOptions, generate, parse_labels
-from distgan.inference.trained_generator import Generator
+from distgan.inference.trained_generator import TrainedGenerator
 from distgan.metrics.frechet import Gaussian
 from distgan.metrics.per_class import class_distances, probe_accuracies, share_classes
 from distgan.metrics.registry import Features
@@ -110,12 +110,12 @@ def test_a_generator_draws_the_classes_it_saw_alone(path: Path, tmp_path: Path) 
 
 def test_evaluations_of_a_generator_draw_the_classes_it_saw_alone(path: Path) -> None:
     own = ["eval.num_images=100", "eval.labels=uniform", "eval.reference=unused.npz"]
-    subject = open_subject(str(path), own, torch.device("cpu"))
+    subject = open_target(str(path), own, torch.device("cpu"))
     assert subject.origin["weights"] == "average of G, half-life 500 images"  # of the training, in an export too
     drawn = subject.images(0, _class_counts(subject, None, None)).labels
     assert set(drawn.tolist()) == {0, 2}
     with pytest.raises(ConfigError, match="class 3 has no image in the training data"):
-        open_subject(str(path), [*own, "eval.labels=0,3"], torch.device("cpu"))
+        open_target(str(path), [*own, "eval.labels=0,3"], torch.device("cpu"))
 
 
 @pytest.mark.parametrize(
@@ -127,7 +127,7 @@ def test_evaluations_of_a_generator_draw_the_classes_it_saw_alone(path: Path) ->
     ],
 )
 def test_to_ask_for_a_class_without_images_is_an_error(
-    path: Path, ask: Callable[[Generator], object], told: str
+    path: Path, ask: Callable[[TrainedGenerator], object], told: str
 ) -> None:
     with pytest.raises((ValueError, ConfigError), match=told):
         ask(load_generator(path, "cpu"))

@@ -18,9 +18,9 @@ from streams import make_stream
 
 from distgan.data import pixels, tar
 from distgan.data.dataset import Dataset
-from distgan.data.shuffle import Layout, Plan
+from distgan.data.shuffle import ShuffleLayout, ShuffleOrder
 from distgan.metrics.reference_stats import load_statistics
-from distgan.storage.byte_ranges import Source
+from distgan.storage.byte_ranges import ByteRangeReader
 
 MIB = 2**20
 GOOD = image_bytes(numbered_pixels(5))
@@ -65,12 +65,12 @@ def training_on(path: Path) -> Callable[[], str]:
     """Read it as training does, which replaces what cannot be decoded and says so."""
 
     def run() -> str:
-        source = Source()
+        source = ByteRangeReader()
         dataset = Dataset([str(path)], source)
-        plan = Plan(dataset.counts, Layout.choose(dataset.num_samples, dataset.mean_bytes, 2), seed=0)
+        plan = ShuffleOrder(dataset.counts, ShuffleLayout.choose(dataset.num_samples, dataset.mean_bytes, 2), seed=0)
         with make_stream(dataset, plan, batch=2, resolution=16, max_corrupt_fraction=0.5) as stream:
             assert next(stream).num_replaced == 1
-            bad = stream.newly_damaged()
+            bad = stream.pop_corrupt()
         source.close()
         assert [(one["key"], one["reason"]) for one in bad] == [("bad", "a file of more than 512 MiB")], bad
         return "quarantined"
@@ -79,7 +79,7 @@ def training_on(path: Path) -> Callable[[], str]:
 
 
 def looking_at(path: Path) -> Callable[[], None]:
-    return lambda: pixels.look(Dataset([str(path)], Source()), "center", 10**8) and None
+    return lambda: pixels.look(Dataset([str(path)], ByteRangeReader()), "center", 10**8) and None
 
 
 def reading(path: Path) -> Callable[[], None]:

@@ -19,7 +19,7 @@ import runs
 from hostile import Case, command
 from shards import write_shards
 
-from distgan.config.batch_plan import batch_plan
+from distgan.config.batch_plan import make_batch_plan
 from distgan.config.load import load as load_config
 from distgan.data import dataset_card, find_labels, index_cache, labels, shard_index
 from distgan.distributed.process_group import World
@@ -27,8 +27,8 @@ from distgan.errors import DataError
 from distgan.evaluation.reference import load_statistics
 from distgan.inference.loading import load_generator
 from distgan.storage import checkpoint_folder
-from distgan.storage.byte_ranges import Source
-from distgan.storage.run_dir import RunFolder
+from distgan.storage.byte_ranges import ByteRangeReader
+from distgan.storage.run_dir import RunDir
 from distgan.tools.report.page import report
 from distgan.training.trainer import Trainer
 
@@ -89,12 +89,15 @@ def indexes(folder: Path) -> Iterator[Case]:
     """Beside a good shard: whatever it is, the samples that are found are those of the shard."""
     shard = write_shards(folder, [5])[0]
     path, cache = Path(f"{shard}.index"), folder / "cache"
-    good = index_cache.load(shard, Source(), cache)
+    good = index_cache.load(shard, ByteRangeReader(), cache)
 
     def read(make: Callable[[], object]) -> None:
         remove(path)
         make()
-        for found in (index_cache.summary(shard, Source(), cache), index_cache.load(shard, Source(), cache).summary()):
+        for found in (
+            index_cache.summary(shard, ByteRangeReader(), cache),
+            index_cache.load(shard, ByteRangeReader(), cache).summary(),
+        ):
             assert found["digest"] == good.digest and found["size"] == good.size
         shutil.rmtree(cache, ignore_errors=True)
 
@@ -304,7 +307,7 @@ def resumed(folder: Path) -> Iterator[Case]:
     path = folder / "copies" / good.name
     state = json.loads((good / "state.json").read_text())
     settings = load_config(str(config), [*more, f"run.dir={folder / 'run'}", "wandb.mode=disabled"])
-    trainer = Trainer(settings, World(), batch_plan(settings, 1), RunFolder(settings.run.dir))
+    trainer = Trainer(settings, World(), make_batch_plan(settings, 1), RunDir(settings.run.dir))
 
     def read(change: Callable[[], object]) -> None:
         remove(path.parent)
@@ -314,7 +317,7 @@ def resumed(folder: Path) -> Iterator[Case]:
         now, schedulers = trainer.state, trainer.schedulers
         assert min(now.images, now.iterations, now.train_sec, now.num_replaced) >= 0
         schedulers.step_hyperparams(now.images), schedulers.row(now.images)
-        trainer.step.meter.flush()
+        trainer.step.stats.flush()
         assert trainer.checkpointer.layout.lanes > 0
 
     fields = [name for name in state if name not in ("config", "torch", "compile", "ranks", "threads", "micro-batch")]
@@ -323,7 +326,7 @@ def resumed(folder: Path) -> Iterator[Case]:
     for name, bad in forged(state, fields, every=5):
         yield Case(f"resume: {name}", lambda bad=bad: read(lambda: forge(path, state=bad)), REFUSED_OR_RIGHT)
     for what, rows in (("ragged", [[1.0], [1.0, 2.0]]), ("nothing", []), ("empty", [[]]), ("short", [[1.0]])):
-        bad = state | {"meter": rows}
+        bad = state | {"stats": rows}
         yield Case(f"resume: meter {what}", lambda bad=bad: read(lambda: forge(path, state=bad)), REFUSED_OR_RIGHT)
 
     def without(name: str) -> None:
@@ -356,8 +359,8 @@ def statistics(folder: Path) -> Iterator[Case]:
         "version": 1,
         "origin": {"extractor": "toy", "resolution": 16},
         "num": 40,
-        "num_damaged": 0,
-        "num_grey": 0,
+        "num_corrupt": 0,
+        "num_gray": 0,
     }
     good = {"mu": points.mean(0).astype(np.float64), "sigma": sigma, "root": (vectors * values**0.5) @ vectors.T}
     good |= {"points": points, "labels": np.zeros(0, np.int64), "numbers": np.arange(40)}
@@ -414,7 +417,7 @@ def run_folders(folder: Path) -> Iterator[Case]:
         assert "THE SECRET" not in page and secret.read_text() == "THE SECRET"
         return "skipped" if any(line.startswith("warning: ") for line in lines) else "right"
 
-    def told(run: RunFolder) -> None:
+    def told(run: RunDir) -> None:
         run.read_status(), run.evaluations(), run.rewind(500)
         run.open(["distgan"])
         run.add_metrics({}), run.add_evaluation({}), run.note_changes({}), run.close()
@@ -459,7 +462,7 @@ def run_folders(folder: Path) -> Iterator[Case]:
                 remove(path / file)
                 make()
                 try:
-                    told(RunFolder(path))
+                    told(RunDir(path))
                 finally:
                     assert secret.read_text() == "THE SECRET"
 

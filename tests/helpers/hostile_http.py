@@ -10,7 +10,7 @@ from hostile import Case
 
 from distgan.data import index_cache
 from distgan.errors import DataError
-from distgan.storage.byte_ranges import Source
+from distgan.storage.byte_ranges import ByteRangeReader
 
 LENGTH = 1000
 RIGHT = bytes(i % 251 for i in range(LENGTH))
@@ -89,7 +89,7 @@ ANSWERS: dict[str, tuple[Answer, tuple[str, ...]]] = {
 
 def _reading(port: int) -> Callable[[], None]:
     def run() -> None:
-        source = Source(timeout_sec=1.5)
+        source = ByteRangeReader(timeout_sec=1.5)
         try:
             assert source.read(f"http://127.0.0.1:{port}/a.tar", 0, LENGTH) == RIGHT
         finally:
@@ -102,7 +102,7 @@ def _indexed() -> None:
     """The size of an index says nothing about how much of it is asked for."""
     size = b"HTTP/1.1 206 OK\r\nContent-Range: bytes 0-0/1000000000000000\r\n" + CHUNKED
     port = _served(_endless(size, _chunk(MIB)))
-    source = Source(timeout_sec=1.5)
+    source = ByteRangeReader(timeout_sec=1.5)
     try:
         index_cache.load(f"http://127.0.0.1:{port}/a.tar", source, Path("/nonexistent"))
     finally:

@@ -20,8 +20,8 @@ from streams import make_stream
 from distgan.data import shard_index, tar
 from distgan.data.dataset import Dataset, DatasetOptions
 from distgan.data.shard_urls import find_shards
-from distgan.data.shuffle import Layout, Plan
-from distgan.storage.byte_ranges import Source
+from distgan.data.shuffle import ShuffleLayout, ShuffleOrder
+from distgan.storage.byte_ranges import ByteRangeReader
 
 CLASSES, SIDE, BATCH = 1000, 32, 256
 
@@ -58,10 +58,12 @@ def memory_mb(name: str) -> float:
 
 def main(folder: str, batches: int, start: int) -> dict[str, float]:
     before, began = memory_mb("VmRSS"), time.process_time()
-    data = Dataset(find_shards(folder), Source(), DatasetOptions(labels=True))
+    data = Dataset(find_shards(folder), ByteRangeReader(), DatasetOptions(labels=True))
     opened = time.process_time()
-    layout = Layout.choose(data.num_samples, data.mean_bytes, BATCH)
-    stream = make_stream(data, Plan(data.counts, layout, 0), batch=BATCH, resolution=SIDE, start=start, threads=1)
+    layout = ShuffleLayout.choose(data.num_samples, data.mean_bytes, BATCH)
+    stream = make_stream(
+        data, ShuffleOrder(data.counts, layout, 0), batch=BATCH, resolution=SIDE, start=start, threads=1
+    )
     next(stream)
     first = time.process_time()
     for _ in range(batches - 1):

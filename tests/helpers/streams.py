@@ -7,14 +7,14 @@ import numpy as np
 from distgan.data.dataset import Dataset, RankInfo
 from distgan.data.decode import DecodeOptions
 from distgan.data.loader import Stream, StreamOptions
-from distgan.data.shuffle import Plan
+from distgan.data.shuffle import ShuffleOrder
 
 DECODE = ("filter", "crop", "max_pixels", "scaled")
 
 
 def make_stream(
     data: Dataset,
-    plan: Plan,
+    plan: ShuffleOrder,
     *,
     batch: int = 8,
     resolution: int = 16,

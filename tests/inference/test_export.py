@@ -17,7 +17,7 @@ from distgan.cli.main import main
 from distgan.errors import DataError
 from distgan.inference import export as exports
 from distgan.inference.export import export
-from distgan.inference.trained_generator import Generator
+from distgan.inference.trained_generator import TrainedGenerator
 from distgan.models import MODELS
 from distgan.storage import checkpoint
 
@@ -43,7 +43,7 @@ def inputs(num: int, classes: int, side: int = 0) -> tuple[Tensor, ...]:
     return (*pictures, torch.randn(num, 8, generator=drawn), *labels)
 
 
-def any_generator(run: Path) -> Generator:
+def any_generator(run: Path) -> TrainedGenerator:
     return load_generator(run, "cpu", restores=None)
 
 

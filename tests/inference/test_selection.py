@@ -8,10 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from distgan.errors import ConfigError
-from distgan.inference.selection import Choice, Drawn
+from distgan.inference.selection import GeneratedImage, SampleSelection
 
 CHOICES = st.builds(
-    lambda num, size, classes, share, balance: Choice(
+    lambda num, size, classes, share, balance: SampleSelection(
         num * max(1, classes) if balance else num, size, tuple(range(classes)), share, balance and classes > 0
     ),
     num=st.integers(1, 300),
@@ -23,7 +23,7 @@ CHOICES = st.builds(
 
 
 @given(CHOICES)
-def test_groups_follow_one_another_and_hold_all_images(choice: Choice) -> None:
+def test_groups_follow_one_another_and_hold_all_images(choice: SampleSelection) -> None:
     groups = range(choice.num_groups)
     assert sum(choice.size(group) for group in groups) == choice.num
     numbers = [number for group in groups for number in choice.candidates(group)]
@@ -36,12 +36,14 @@ def test_groups_follow_one_another_and_hold_all_images(choice: Choice) -> None:
 
 
 @given(CHOICES, st.integers(0, 2**32 - 1), st.integers(1, 50))
-def test_the_best_of_a_group_are_kept_in_whatever_portions_they_come(choice: Choice, seed: int, portion: int) -> None:
+def test_the_best_of_a_group_are_kept_in_whatever_portions_they_come(
+    choice: SampleSelection, seed: int, portion: int
+) -> None:
     numbers = choice.candidates(choice.num_groups - 1)
     scores = np.random.default_rng(seed).integers(0, 40, len(numbers)).tolist()  # with equal ones among them
     picture = np.zeros((1, 1, 3), np.uint8)
-    drawn = [Drawn(i, choice.label(i), picture, score) for i, score in zip(numbers, scores)]
-    held: list[Drawn] = []
+    drawn = [GeneratedImage(i, choice.label(i), picture, score) for i, score in zip(numbers, scores)]
+    held: list[GeneratedImage] = []
     for start in range(0, len(drawn), portion):
         held = choice.best(choice.num_groups - 1, held + drawn[start : start + portion])
     size = choice.size(choice.num_groups - 1)
@@ -58,21 +60,21 @@ def test_the_best_of_a_group_are_kept_in_whatever_portions_they_come(choice: Cho
 
 
 def test_classes_are_taken_in_turn() -> None:
-    choice = Choice(7, 4, classes=(3, 8, 9))
+    choice = SampleSelection(7, 4, classes=(3, 8, 9))
     assert choice.labels(range(7)) == [3, 8, 9, 3, 8, 9, 3]
     assert [choice.label(i) for i in range(7)] == choice.labels(range(7))
-    assert Choice(7, 4).labels(range(7)) is None
+    assert SampleSelection(7, 4).labels(range(7)) is None
 
 
 def test_shares_that_floats_miss_take_no_image_more() -> None:
-    assert len(Choice(7, 7, share=0.7).candidates(0)) == 10
-    assert len(Choice(3, 3, share=0.1).candidates(0)) == 30
+    assert len(SampleSelection(7, 7, share=0.7).candidates(0)) == 10
+    assert len(SampleSelection(3, 3, share=0.1).candidates(0)) == 30
 
 
 def test_equally_many_that_cannot_be_are_refused() -> None:
     with pytest.raises(ConfigError, match="10 images cannot be spread evenly over 3 classes: choose --num 9 or 12"):
-        Choice(10, 4, classes=(0, 1, 2), balance=True)
+        SampleSelection(10, 4, classes=(0, 1, 2), balance=True)
     with pytest.raises(ConfigError, match=r"choose --num 3$"):
-        Choice(2, 4, classes=(0, 1, 2), balance=True)
+        SampleSelection(2, 4, classes=(0, 1, 2), balance=True)
     with pytest.raises(ConfigError, match="trained without classes"):
-        Choice(10, 4, balance=True)
+        SampleSelection(10, 4, balance=True)

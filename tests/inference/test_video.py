@@ -13,7 +13,7 @@ from distgan.inference import video
 
 def test_the_way_passes_the_stops_on_great_circles() -> None:
     keyframes = torch.nn.functional.normalize(torch.randn(4, 6, generator=torch.Generator().manual_seed(0)), dim=1) * 3
-    way = video.path(keyframes, 40)
+    way = video.slerp_path(keyframes, 40)
     assert torch.allclose(way[::10], keyframes, atol=1e-6)
     assert torch.allclose(way.norm(dim=1), torch.full((40,), 3.0), atol=1e-5)  # a straight line would come nearer to 0
     following = torch.cat([way[1:], way[:1]])
@@ -26,14 +26,14 @@ def test_the_way_passes_the_stops_on_great_circles() -> None:
 
 def test_latents_without_a_circle_through_them_are_joined_by_a_line() -> None:
     z = torch.tensor([[1.0, 0.0], [1.0, 0.0], [-1.0, 0.0]])
-    way = video.path(z, 6)
+    way = video.slerp_path(z, 6)
     assert way.tolist() == [[1, 0], [1, 0], [1, 0], [0, 0], [-1, 0], [0, 0]]
 
 
 @pytest.mark.parametrize("num", [5, 7, 48])
 def test_any_number_of_frames_is_spread_evenly(num: int) -> None:
     angles = torch.tensor([0.0, 2.0, 4.0]) * torch.pi / 3
-    way = video.path(
+    way = video.slerp_path(
         torch.stack([angles.cos(), angles.sin()], dim=1), num
     )  # keyframes on a circle: the way is the circle
     expected = torch.arange(num) * 2 * torch.pi / num

@@ -9,7 +9,7 @@ from finite_differences import check_r1
 from torch import nn
 
 from distgan.models import r3gan
-from distgan.models.epilogue import Tail
+from distgan.models.epilogue import Epilogue
 
 
 def small(resolution: int, num_classes: int, **settings: object) -> tuple[r3gan.Generator, r3gan.Discriminator]:
@@ -224,7 +224,7 @@ def test_label_embeddings_start_like_a_linear_layer_over_one_hot_labels() -> Non
 @pytest.mark.parametrize("num_classes", [0, 3])
 def test_a_minibatch_layer_sits_before_the_head(num_classes: int) -> None:
     torch.manual_seed(0)
-    D = r3gan.Discriminator(16, num_classes, [4], 1, 2, tail=functools.partial(Tail, minibatch="stddev"))
+    D = r3gan.Discriminator(16, num_classes, [4], 1, 2, epilogue=functools.partial(Epilogue, minibatch="stddev"))
     images, labels = torch.randn(4, 3, 16, 16), torch.arange(4) % 3 if num_classes else None
     logits, features = D(images, labels, features=True)
     assert features[-1].shape == (4, 4, 4, 4)

@@ -13,7 +13,7 @@ from torch.nn.utils import parametrize
 from distgan.losses.gradient_penalty import squared_gradient
 from distgan.models import resnet
 from distgan.models import spectral_norm as spectral
-from distgan.models.epilogue import Tail
+from distgan.models.epilogue import Epilogue
 
 
 def small(
@@ -177,9 +177,9 @@ def test_spectral_norm_makes_the_largest_singular_value_one() -> None:
         nn.Linear,
         nn.Embedding,
     }
-    for norm, weight in spectral.normalised(D):
+    for norm, weight in spectral.spectral_norm_layers(D):
         for _ in range(300):
-            norm.advance(weight)
+            norm.power_iteration_step(weight)
     for layer in layers:
         largest = torch.linalg.svdvals(layer.weight.detach().flatten(1))[0].item()
         assert largest == pytest.approx(1, abs=1e-3)
@@ -203,8 +203,8 @@ def test_only_advance_moves_the_power_iteration() -> None:
     before = {name: vector.clone() for name, vector in vectors.items()}
     D(images, labels)
     assert all(torch.equal(vectors[name], before[name]) for name in vectors)
-    for norm, weight in spectral.normalised(D):
-        norm.advance(weight)
+    for norm, weight in spectral.spectral_norm_layers(D):
+        norm.power_iteration_step(weight)
     assert any(not torch.equal(vectors[name], before[name]) for name in vectors)
     other = resnet.Discriminator(16, 3, width=8)
     other.load_state_dict(D.state_dict())
@@ -216,8 +216,8 @@ def test_a_step_of_the_iteration_between_forward_and_backward_does_not_matter() 
     _, D = small(16, 3)
     twin, images, labels = copy.deepcopy(D), torch.randn(2, 3, 16, 16), torch.tensor([0, 2])
     logits = D(images, labels)
-    for norm, weight in spectral.normalised(D):
-        norm.advance(weight)
+    for norm, weight in spectral.spectral_norm_layers(D):
+        norm.power_iteration_step(weight)
     logits.sum().backward()
     twin(images, labels).sum().backward()
     assert all(torch.equal(p.grad, q.grad) for p, q in zip(D.parameters(), twin.parameters()))
@@ -297,7 +297,7 @@ def test_batch_norm_can_become_that_across_ranks() -> None:
 @pytest.mark.parametrize("resolution", [32, 64])
 def test_a_minibatch_layer_sits_before_the_head(resolution: int) -> None:
     torch.manual_seed(0)
-    D = resnet.Discriminator(resolution, 3, width=8, tail=functools.partial(Tail, minibatch="stddev")).eval()
+    D = resnet.Discriminator(resolution, 3, width=8, epilogue=functools.partial(Epilogue, minibatch="stddev")).eval()
     images, labels = torch.randn(4, 3, resolution, resolution), torch.arange(4) % 3
     assert D.head.in_features == D.embed.embedding_dim + 1
     others = torch.cat([images[:1], 9 * images[1:]])

@@ -23,7 +23,7 @@ from distgan.data.shard_index import build, scan
 from distgan.errors import DataError
 from distgan.storage import backends
 from distgan.storage import byte_ranges as module
-from distgan.storage.byte_ranges import CHUNK, Source
+from distgan.storage.byte_ranges import CHUNK, ByteRangeReader
 from distgan.storage.urls import is_local, local_path, public, public_text
 
 BYTES = np.random.default_rng(0).bytes(5 * CHUNK + 1234)
@@ -36,12 +36,12 @@ def server() -> Iterator[RangeServer]:
 
 
 @pytest.fixture
-def open_source() -> Iterator[Callable[..., Source]]:
+def open_source() -> Iterator[Callable[..., ByteRangeReader]]:
     """Sources that are closed after the test."""
-    sources: list[Source] = []
+    sources: list[ByteRangeReader] = []
 
-    def make(**options: float) -> Source:
-        sources.append(Source(**options))
+    def make(**options: float) -> ByteRangeReader:
+        sources.append(ByteRangeReader(**options))
         return sources[-1]
 
     yield make
@@ -74,7 +74,7 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
 RANGES = [(0, 1), (0, len(BYTES)), (CHUNK - 1, 2), (CHUNK, CHUNK), (3, 3 * CHUNK), (len(BYTES) - 1, 1), (5, 0)]
 
 
-def test_every_kind_of_address_gives_the_same_bytes(url: str, open_source: Callable[..., Source]) -> None:
+def test_every_kind_of_address_gives_the_same_bytes(url: str, open_source: Callable[..., ByteRangeReader]) -> None:
     source = open_source()
     assert source.size(url) == len(BYTES)
     for start, length in RANGES:
@@ -83,7 +83,7 @@ def test_every_kind_of_address_gives_the_same_bytes(url: str, open_source: Calla
     assert source.retries == 0
 
 
-def test_many_threads_read_the_same_bytes(url: str, open_source: Callable[..., Source]) -> None:
+def test_many_threads_read_the_same_bytes(url: str, open_source: Callable[..., ByteRangeReader]) -> None:
     source, rng = open_source(cache_bytes=2 * CHUNK), np.random.default_rng(1)
     ranges = [(int(a), int(b)) for a, b in zip(rng.integers(0, 3 * CHUNK, 200), rng.integers(1, 2 * CHUNK, 200))]
     with ThreadPoolExecutor(8) as pool:
@@ -93,7 +93,9 @@ def test_many_threads_read_the_same_bytes(url: str, open_source: Callable[..., S
 
 @pytest.mark.parametrize("read", ["read", "cached"])
 @pytest.mark.parametrize("start", [len(BYTES) - 1, len(BYTES)])
-def test_reads_beyond_the_end_are_refused(read: str, start: int, url: str, open_source: Callable[..., Source]) -> None:
+def test_reads_beyond_the_end_are_refused(
+    read: str, start: int, url: str, open_source: Callable[..., ByteRangeReader]
+) -> None:
     with pytest.raises(DataError, match=r"a\.tar"):
         getattr(open_source(timeout_sec=0.1), read)(url, start, 10)
 
@@ -101,7 +103,7 @@ def test_reads_beyond_the_end_are_refused(read: str, start: int, url: str, open_
 # Local files.
 
 
-def test_missing_and_forbidden_files(tmp_path: Path, open_source: Callable[..., Source]) -> None:
+def test_missing_and_forbidden_files(tmp_path: Path, open_source: Callable[..., ByteRangeReader]) -> None:
     source = open_source()
     for action in (source.size, lambda url: source.read(url, 0, 1), lambda url: source.cached(url, 0, 1)):
         with pytest.raises(DataError, match=r"none\.tar: No such file"):
@@ -111,7 +113,7 @@ def test_missing_and_forbidden_files(tmp_path: Path, open_source: Callable[..., 
     source.prefetch(f"{tmp_path}/none.tar", 0, 10)  # a hint: the read will tell
 
 
-def test_a_file_that_shrinks_is_an_error_at_once(tmp_path: Path, open_source: Callable[..., Source]) -> None:
+def test_a_file_that_shrinks_is_an_error_at_once(tmp_path: Path, open_source: Callable[..., ByteRangeReader]) -> None:
     path, source = tmp_path / "a.tar", open_source()
     path.write_bytes(BYTES)
     assert source.size(str(path)) == len(BYTES)
@@ -120,7 +122,7 @@ def test_a_file_that_shrinks_is_an_error_at_once(tmp_path: Path, open_source: Ca
         source.read(str(path), 50, 100)
 
 
-def test_more_files_than_are_kept_open(tmp_path: Path, open_source: Callable[..., Source]) -> None:
+def test_more_files_than_are_kept_open(tmp_path: Path, open_source: Callable[..., ByteRangeReader]) -> None:
     paths = [tmp_path / f"{i}.tar" for i in range(150)]
     for i, path in enumerate(paths):
         path.write_bytes(bytes([i]))
@@ -131,7 +133,7 @@ def test_more_files_than_are_kept_open(tmp_path: Path, open_source: Callable[...
         assert len(os.listdir("/proc/self/fd")) - before <= 128
 
 
-def test_few_file_descriptors_do(tmp_path: Path, open_source: Callable[..., Source]) -> None:
+def test_few_file_descriptors_do(tmp_path: Path, open_source: Callable[..., ByteRangeReader]) -> None:
     """Where no more files can be opened, those that are open are given up for the next one."""
     paths = [tmp_path / f"{i}.tar" for i in range(20)]
     for i, path in enumerate(paths):
@@ -158,7 +160,11 @@ def test_few_file_descriptors_do(tmp_path: Path, open_source: Callable[..., Sour
 
 @pytest.mark.parametrize(("number", "retried"), [(errno.EIO, True), (errno.ESTALE, True), (errno.EACCES, False)])
 def test_faults_of_a_file_system_are_retried_if_they_may_pass(
-    number: int, retried: bool, tmp_path: Path, open_source: Callable[..., Source], monkeypatch: pytest.MonkeyPatch
+    number: int,
+    retried: bool,
+    tmp_path: Path,
+    open_source: Callable[..., ByteRangeReader],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     path, source, faults = tmp_path / "a.tar", open_source(), iter([1, 1])
     path.write_bytes(BYTES)
@@ -197,7 +203,7 @@ PASSING = {
 
 @pytest.mark.parametrize("name", PASSING)
 def test_passing_faults_end_in_the_right_bytes(
-    name: str, server: RangeServer, open_source: Callable[..., Source]
+    name: str, server: RangeServer, open_source: Callable[..., ByteRangeReader]
 ) -> None:
     url = f"{server.address}{'/moved' if name == 'redirect' else ''}/a.tar"
     for read in ("read", "cached"):
@@ -208,7 +214,9 @@ def test_passing_faults_end_in_the_right_bytes(
         assert source.retries == len(PASSING[name])
 
 
-def test_a_cut_answer_is_continued_where_it_ended(server: RangeServer, open_source: Callable[..., Source]) -> None:
+def test_a_cut_answer_is_continued_where_it_ended(
+    server: RangeServer, open_source: Callable[..., ByteRangeReader]
+) -> None:
     source = open_source()
     server.fail(["cut 1000", "503", "cut 24"])
     source.read(f"{server.address}/a.tar", 0, 5000)
@@ -229,7 +237,7 @@ def test_a_cut_answer_is_continued_where_it_ended(server: RangeServer, open_sour
 )
 @pytest.mark.parametrize("read", ["read", "cached"])
 def test_lasting_faults_are_told_at_once(
-    fault: str, message: str, read: str, server: RangeServer, open_source: Callable[..., Source]
+    fault: str, message: str, read: str, server: RangeServer, open_source: Callable[..., ByteRangeReader]
 ) -> None:
     url, source = f"{server.address}/a.tar", open_source()
     source.size(url)
@@ -243,7 +251,7 @@ def test_lasting_faults_are_told_at_once(
 @pytest.mark.parametrize("fault", ["503", "cut 0", "reset", "stall 10", "trickle", "short 1"])
 @pytest.mark.parametrize("read", ["read", "cached"])
 def test_faults_that_stay_end_at_the_deadline(
-    fault: str, read: str, server: RangeServer, open_source: Callable[..., Source]
+    fault: str, read: str, server: RangeServer, open_source: Callable[..., ByteRangeReader]
 ) -> None:
     url, source = f"{server.address}/a.tar", open_source(timeout_sec=0.5)
     source.size(url)
@@ -253,7 +261,7 @@ def test_faults_that_stay_end_at_the_deadline(
 
 
 def test_a_fault_does_not_start_the_clock_again(
-    open_source: Callable[..., Source], monkeypatch: pytest.MonkeyPatch
+    open_source: Callable[..., ByteRangeReader], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """By a clock that stands still between two events."""
     now, source = [0.0], open_source(timeout_sec=1)
@@ -275,7 +283,7 @@ def test_a_fault_does_not_start_the_clock_again(
 
 
 def test_a_stall_that_passes_is_waited_out(
-    server: RangeServer, open_source: Callable[..., Source], monkeypatch: pytest.MonkeyPatch
+    server: RangeServer, open_source: Callable[..., ByteRangeReader], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     url, source = f"{server.address}/a.tar", open_source(timeout_sec=20)
     monkeypatch.setattr(module, "STALL_SEC", 0.2)
@@ -284,7 +292,7 @@ def test_a_stall_that_passes_is_waited_out(
     assert source.retries >= 1  # on a busy machine, a good answer may stall too
 
 
-def test_no_server(open_source: Callable[..., Source]) -> None:
+def test_no_server(open_source: Callable[..., ByteRangeReader]) -> None:
     with RangeServer({}) as gone:
         address = gone.address
     with pytest.raises(DataError, match="not readable within") as caught:
@@ -293,7 +301,7 @@ def test_no_server(open_source: Callable[..., Source]) -> None:
 
 
 def test_a_server_that_does_not_answer_is_told_once_and_waited_for_once(
-    open_source: Callable[..., Source],
+    open_source: Callable[..., ByteRangeReader],
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
     tmp_path: Path,
@@ -314,7 +322,7 @@ def test_a_server_that_does_not_answer_is_told_once_and_waited_for_once(
 
 @pytest.mark.parametrize("read", ["read", "cached"])
 def test_a_file_that_changed_its_size_is_an_error_at_once(
-    read: str, server: RangeServer, open_source: Callable[..., Source]
+    read: str, server: RangeServer, open_source: Callable[..., ByteRangeReader]
 ) -> None:
     url, source = f"{server.address}/a.tar", open_source()
     source.expect(url, len(BYTES))
@@ -323,7 +331,9 @@ def test_a_file_that_changed_its_size_is_an_error_at_once(
         getattr(source, read)(url, 0, 10)
 
 
-def test_index_of_a_served_shard(server: RangeServer, open_source: Callable[..., Source], own_cache: Path) -> None:
+def test_index_of_a_served_shard(
+    server: RangeServer, open_source: Callable[..., ByteRangeReader], own_cache: Path
+) -> None:
     shard = numbered_shard(range(40), size=64)
     server.files |= {"/000.tar": shard, "/001.tar": shard, "/001.tar.index": scan(shard, len(shard)).to_bytes()}
     source, url = open_source(), f"{server.address}/000.tar"
@@ -340,7 +350,9 @@ def test_index_of_a_served_shard(server: RangeServer, open_source: Callable[...,
     assert server.ranges == [size, *headers]  # kept in the cache; the first and the last sample lie there still
 
 
-def test_a_large_header_walk_reads_each_byte_once(server: RangeServer, open_source: Callable[..., Source]) -> None:
+def test_a_large_header_walk_reads_each_byte_once(
+    server: RangeServer, open_source: Callable[..., ByteRangeReader]
+) -> None:
     shard = tar_bytes((f"{i:05d}.jpg", BYTES[: 50_000 + i]) for i in range(400))
     server.files["/big.tar"] = shard
     assert len(build(f"{server.address}/big.tar", open_source()).first) == 400
@@ -351,7 +363,7 @@ def test_a_large_header_walk_reads_each_byte_once(server: RangeServer, open_sour
 # The cache of remote bytes.
 
 
-def test_neighbouring_chunks_are_one_request(server: RangeServer, open_source: Callable[..., Source]) -> None:
+def test_neighbouring_chunks_are_one_request(server: RangeServer, open_source: Callable[..., ByteRangeReader]) -> None:
     url, source = f"{server.address}/a.tar", open_source()
     source.expect(url, len(BYTES))
     source.prefetch(url, 100, 3 * CHUNK)
@@ -367,7 +379,7 @@ def test_neighbouring_chunks_are_one_request(server: RangeServer, open_source: C
 
 
 def test_a_gap_in_the_cache_is_filled_by_its_own_request(
-    server: RangeServer, open_source: Callable[..., Source]
+    server: RangeServer, open_source: Callable[..., ByteRangeReader]
 ) -> None:
     url, source = f"{server.address}/a.tar", open_source()
     source.expect(url, len(BYTES))
@@ -377,7 +389,9 @@ def test_a_gap_in_the_cache_is_filled_by_its_own_request(
     assert sorted(r[1:] for r in server.ranges) == sorted(expected)
 
 
-def test_readers_of_one_chunk_share_one_request(server: RangeServer, open_source: Callable[..., Source]) -> None:
+def test_readers_of_one_chunk_share_one_request(
+    server: RangeServer, open_source: Callable[..., ByteRangeReader]
+) -> None:
     url, source = f"{server.address}/a.tar", open_source()
     source.expect(url, len(BYTES))
     server.fail(["503"])  # gives the others time to come
@@ -387,7 +401,7 @@ def test_readers_of_one_chunk_share_one_request(server: RangeServer, open_source
 
 
 def test_the_cache_forgets_what_was_not_used_for_longest(
-    server: RangeServer, open_source: Callable[..., Source]
+    server: RangeServer, open_source: Callable[..., ByteRangeReader]
 ) -> None:
     url, source = f"{server.address}/a.tar", open_source(cache_bytes=3 * CHUNK)
     source.expect(url, len(BYTES))
@@ -396,12 +410,14 @@ def test_the_cache_forgets_what_was_not_used_for_longest(
     assert [start // CHUNK for _, start, _ in server.ranges] == [0, 1, 2, 3, 1]
 
 
-def test_a_read_larger_than_the_cache_is_right(server: RangeServer, open_source: Callable[..., Source]) -> None:
+def test_a_read_larger_than_the_cache_is_right(
+    server: RangeServer, open_source: Callable[..., ByteRangeReader]
+) -> None:
     source = open_source(cache_bytes=0)
     assert source.cached(f"{server.address}/a.tar", 10, len(BYTES) - 20) == BYTES[10:-10]
 
 
-def test_connections_are_used_again(server: RangeServer, open_source: Callable[..., Source]) -> None:
+def test_connections_are_used_again(server: RangeServer, open_source: Callable[..., ByteRangeReader]) -> None:
     url, source = f"{server.address}/a.tar", open_source()
     source.expect(url, len(BYTES))
     for start in range(0, 5000, 100):
@@ -410,7 +426,7 @@ def test_connections_are_used_again(server: RangeServer, open_source: Callable[.
     assert server.connections == 1
 
 
-def test_an_error_is_kept_for_nobody(server: RangeServer, open_source: Callable[..., Source]) -> None:
+def test_an_error_is_kept_for_nobody(server: RangeServer, open_source: Callable[..., ByteRangeReader]) -> None:
     url, source = f"{server.address}/a.tar", open_source()
     source.expect(url, len(BYTES))
     server.fail(["404"])
@@ -420,7 +436,7 @@ def test_an_error_is_kept_for_nobody(server: RangeServer, open_source: Callable[
 
 
 def test_an_unforeseen_error_reaches_the_reader(
-    server: RangeServer, open_source: Callable[..., Source], monkeypatch: pytest.MonkeyPatch
+    server: RangeServer, open_source: Callable[..., ByteRangeReader], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A reader never waits for a chunk that nobody will bring."""
     url, source = f"{server.address}/a.tar", open_source()
@@ -438,7 +454,7 @@ def test_close_wakes_the_readers(server: RangeServer, monkeypatch: pytest.Monkey
     """Whoever waits for bytes when a source is closed gets an error, and no thread of the source stays behind."""
     monkeypatch.setattr(module, "PAUSE_SEC", 20)
     before = set(threading.enumerate())
-    url, source = f"{server.address}/a.tar", Source(connections=1, timeout_sec=30)
+    url, source = f"{server.address}/a.tar", ByteRangeReader(connections=1, timeout_sec=30)
     source.expect(url, len(BYTES))
     server.fail(itertools.repeat("503"))
     with ThreadPoolExecutor(4) as pool:
@@ -461,7 +477,7 @@ def test_close_wakes_the_readers(server: RangeServer, monkeypatch: pytest.Monkey
 # fsspec.
 
 
-def test_missing_object_and_unknown_protocol(open_source: Callable[..., Source]) -> None:
+def test_missing_object_and_unknown_protocol(open_source: Callable[..., ByteRangeReader]) -> None:
     source = open_source()
     with pytest.raises(DataError, match=r"memory://test/none\.tar"):
         source.size("memory://test/none.tar")
@@ -470,7 +486,9 @@ def test_missing_object_and_unknown_protocol(open_source: Callable[..., Source])
     assert source.retries == 0
 
 
-def test_faults_of_a_driver_are_retried(open_source: Callable[..., Source], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_faults_of_a_driver_are_retried(
+    open_source: Callable[..., ByteRangeReader], monkeypatch: pytest.MonkeyPatch
+) -> None:
     files = fsspec.filesystem("memory")
     files.pipe_file("/test/a.tar", BYTES)
     faults = iter([RuntimeError("driver"), TimeoutError("driver"), KeyError("driver")])

@@ -52,7 +52,7 @@ def test_a_damaged_checkpoint_is_passed_over_with_a_word(tmp_path: Path, file: s
         path.write_bytes(data)
     else:
         path.write_bytes(data[: len(data) // 2] if damage == "cut" else b"")
-    with pytest.raises(checkpoint.DamagedError):
+    with pytest.raises(checkpoint.CorruptCheckpointError):
         checkpoint.load(new)
     found, refused = checkpoint_folder.newest_good(tmp_path)
     assert found == old

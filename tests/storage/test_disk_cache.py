@@ -19,8 +19,8 @@ from range_server import RangeServer
 
 from distgan.errors import DataError
 from distgan.storage import byte_ranges as source_module
-from distgan.storage.byte_ranges import Source
-from distgan.storage.disk_cache import CHECKSUM, EMPTIED, NodeCache
+from distgan.storage.byte_ranges import ByteRangeReader
+from distgan.storage.disk_cache import CHECKSUM, EMPTIED, DiskCache
 
 CHUNK = 1000
 BYTES = np.random.default_rng(0).bytes(20 * CHUNK + 123)
@@ -35,7 +35,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[RangeServer]:
 
 def read(folder: Path, url: str, start: int = 0, length: int = len(BYTES), limit: int = 10**6) -> bytes:
     """What a process that begins now gets."""
-    source = Source(disk=NodeCache(folder, limit))
+    source = ByteRangeReader(disk=DiskCache(folder, limit))
     source.expect(url, len(BYTES))
     try:
         return source.cached(url, start, length)
@@ -106,7 +106,7 @@ def test_damaged_files_are_fetched_again(damage: str, tmp_path: Path, server: Ra
 
 
 def test_a_shard_of_another_size_is_another_shard(tmp_path: Path) -> None:
-    cache = NodeCache(tmp_path, 10**6)
+    cache = DiskCache(tmp_path, 10**6)
     cache.store("http://h/a.tar", 5000, 0, BYTES[:CHUNK])
     assert cache.load("http://h/a.tar", 5000, 0, CHUNK) == BYTES[:CHUNK]
     assert cache.load("http://h/a.tar", 5001, 0, CHUNK) is None
@@ -116,7 +116,7 @@ def test_a_shard_of_another_size_is_another_shard(tmp_path: Path) -> None:
 
 def test_the_limit_holds_and_what_was_used_last_stays(tmp_path: Path) -> None:
     limit = 40 * (CHUNK + CHECKSUM)
-    cache, most = NodeCache(tmp_path, limit), 0
+    cache, most = DiskCache(tmp_path, limit), 0
     for number in range(200):
         cache.store("u", 10**6, number, BYTES[number:][:CHUNK])
         assert cache.load("u", 10**6, 0, CHUNK) == BYTES[:CHUNK]  # always used again
@@ -130,8 +130,8 @@ def test_the_limit_holds_and_what_was_used_last_stays(tmp_path: Path) -> None:
 
 
 def test_a_disk_that_is_full_is_told_once(tmp_path: Path, server: RangeServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    url, cache = f"{server.address}/a.tar", NodeCache(tmp_path, 10**6)
-    source, write = Source(disk=cache), Path.write_bytes
+    url, cache = f"{server.address}/a.tar", DiskCache(tmp_path, 10**6)
+    source, write = ByteRangeReader(disk=cache), Path.write_bytes
 
     def full(path: Path, data: bytes) -> int:
         write(path, data[: len(data) // 2])
@@ -146,10 +146,10 @@ def test_a_disk_that_is_full_is_told_once(tmp_path: Path, server: RangeServer, m
     source.close()
     while any(thread.is_alive() for thread in source._pool._threads):
         time.sleep(0.001)
-    (told,) = cache.news()
+    (told,) = cache.pop_warnings()
     assert "No space left" in told
     assert "data.cache_dir" in told
-    assert cache.news() == []
+    assert cache.pop_warnings() == []
     assert [path.stat().st_size for path in tmp_path.rglob("*") if path.is_file() and path.stat().st_size] == [
         CHUNK + CHECKSUM
     ]
@@ -159,15 +159,15 @@ def test_a_disk_that_is_full_is_told_once(tmp_path: Path, server: RangeServer, m
 def test_a_folder_that_cannot_be_made_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(DataError, match=r"data\.cache_dir=.*file"):
-        NodeCache(tmp_path / "file" / "cache", 100)
+        DiskCache(tmp_path / "file" / "cache", 100)
 
 
 WRITER = """
 import sys
 from pathlib import Path
 import numpy as np
-from distgan.storage.disk_cache import NodeCache
-cache, rng = NodeCache(Path(sys.argv[1]), int(sys.argv[2])), np.random.default_rng(int(sys.argv[3]))
+from distgan.storage.disk_cache import DiskCache
+cache, rng = DiskCache(Path(sys.argv[1]), int(sys.argv[2])), np.random.default_rng(int(sys.argv[3]))
 print("ready", flush=True)
 while True:
     number = int(rng.integers(0, 300))
@@ -176,7 +176,7 @@ while True:
     assert data in (None, expected), number
     if data is None:
         cache.store("u", 10**6, number, expected)
-    assert cache.news() == []
+    assert cache.pop_warnings() == []
 """
 
 
@@ -211,7 +211,7 @@ def test_processes_share_it_and_may_be_killed(tmp_path: Path) -> None:
         for writer in writers:
             writer.kill()
             writer.communicate()
-    cache = NodeCache(folder, limit)
+    cache = DiskCache(folder, limit)
     found = {n: cache.load("u", 10**6, n, 1000) for n in range(300)}
     assert sum(data is not None for data in found.values()) > 20
     assert all(data in (None, np.random.default_rng(n).bytes(1000)) for n, data in found.items())
@@ -220,7 +220,7 @@ def test_processes_share_it_and_may_be_killed(tmp_path: Path) -> None:
 def test_the_limit_holds_while_a_process_that_makes_room_is_held_up(tmp_path: Path) -> None:
     """However many write meanwhile: each only its part, and again once the way is free."""
     limit, chunk = 1000 * (100 + CHECKSUM), BYTES[:100]
-    caches = [NodeCache(tmp_path, limit) for _ in range(16)]
+    caches = [DiskCache(tmp_path, limit) for _ in range(16)]
     for i in range(2000):
         caches[i % 16].store("u", 10**6, i, chunk)
     with open(tmp_path / ".lock", "a") as lock:
@@ -232,26 +232,26 @@ def test_the_limit_holds_while_a_process_that_makes_room_is_held_up(tmp_path: Pa
         fcntl.flock(lock, fcntl.LOCK_UN)
     caches[0].store("u", 10**6, 5999, chunk)
     assert caches[0].load("u", 10**6, 5999, len(chunk)) == chunk
-    assert all(cache.news() == [] for cache in caches)
+    assert all(cache.pop_warnings() == [] for cache in caches)
 
 
 def test_what_killed_processes_left_is_removed(tmp_path: Path) -> None:
-    cache = NodeCache(tmp_path, 10**6)
+    cache = DiskCache(tmp_path, 10**6)
     cache.store("u", 10**6, 0, BYTES[:CHUNK])
     (folder,) = (path for path in tmp_path.iterdir() if path.is_dir())
     old, new = folder / ".1-3e8.77.abcd", folder / ".2-3e8.78.abcd"
     for path in (old, new):
         path.write_bytes(b"x")
     os.utime(old, (0, 0))
-    NodeCache(tmp_path, 10**6).store("u", 10**6, 1, BYTES[:CHUNK])
+    DiskCache(tmp_path, 10**6).store("u", 10**6, 1, BYTES[:CHUNK])
     assert new.exists()
     assert not old.exists()
 
 
 def test_many_threads_get_the_right_bytes(tmp_path: Path, server: RangeServer) -> None:
     url, rng = f"{server.address}/a.tar", np.random.default_rng(1)
-    disk = NodeCache(tmp_path, 8 * CHUNK)
-    source = Source(cache_bytes=0, disk=disk)
+    disk = DiskCache(tmp_path, 8 * CHUNK)
+    source = ByteRangeReader(cache_bytes=0, disk=disk)
     source.expect(url, len(BYTES))
     ranges = [(int(a), int(b)) for a, b in zip(rng.integers(0, 15 * CHUNK, 200), rng.integers(1, 5 * CHUNK, 200))]
     with ThreadPoolExecutor(8) as pool:

@@ -28,10 +28,10 @@ from distgan.metrics import reference_stats, weights
 from distgan.metrics.weights import find_weights
 from distgan.storage import atomic, home
 from distgan.storage.atomic import aside, replace_file, replacing
-from distgan.storage.disk_cache import NodeCache
+from distgan.storage.disk_cache import DiskCache
 from distgan.storage.home import default_cache_dir, user_path
 from distgan.storage.printable import flush_stdout, show
-from distgan.storage.run_dir import RunFolder
+from distgan.storage.run_dir import RunDir
 
 PACKAGE = Path(__file__).parents[2] / "distgan"
 CONTENT = b"so many weights" * 1000
@@ -87,7 +87,7 @@ def test_all_that_is_written_has_the_rights_that_the_umask_leaves(
         assert main(words) == 0, words
     find_shards("pipe:echo", allow_pipe=True)
     download(monkeypatch)
-    NodeCache(own_cache / "node", 10**6).store("http://host/0.tar", 3, 0, b"abc")
+    DiskCache(own_cache / "node", 10**6).store("http://host/0.tar", 3, 0, b"abc")
     made = [out, *out.rglob("*"), own_cache, *own_cache.rglob("*")]
     assert {"model.safetensors", "G.safetensors", "000.tar.index", "dataset.json", "pipes", "metrics"} <= {
         path.name for path in made
@@ -131,7 +131,7 @@ def test_no_link_that_somebody_planted_is_followed(
     run.mkdir()
     (run / ".lock").symlink_to(victim)
     with pytest.raises(MachineError, match="a link, not a file of its own"):
-        RunFolder(run).open([])
+        RunDir(run).open([])
     assert victim.read_text() == "precious"
 
 
@@ -190,7 +190,7 @@ def test_what_a_killed_process_left_goes_with_the_next_write(tmp_path: Path) -> 
     foreign = {".a.part", "mine.12345678-1-1234567812345678.part"}
     assert left == {"c", *kept, other_host.name, *foreign}
     os.utime(other_host, (time.time() - 300,) * 2)
-    RunFolder(tmp_path).open([])  # which no other run has now
+    RunDir(tmp_path).open([])  # which no other run has now
     assert {path.name for path in tmp_path.iterdir() if path.is_file()} - foreign == {
         "c",
         *kept,

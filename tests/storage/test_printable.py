@@ -20,9 +20,9 @@ from shards import image_bytes, numbered_pixels, tar_bytes
 from distgan.cli.main import main
 from distgan.errors import ConfigError, DataError
 from distgan.storage.printable import printable, public_line, show
-from distgan.storage.run_dir import RunFolder
+from distgan.storage.run_dir import RunDir
 from distgan.tracking.console import Lines
-from distgan.tracking.wandb_logger import WandbRun
+from distgan.tracking.wandb_logger import WandbLogger
 
 PACKAGE = Path(__file__).parents[2] / "distgan"
 HOSTILE = "a\x1b]0;t\x07\r\x9b31m\u202e\u2028\nFORGED"
@@ -107,7 +107,7 @@ def test_no_command_shows_or_logs_more_than_text(
     images = np.zeros((4, 8, 8, 3), np.uint8)
     np.savez(arrays, images=images, labels=np.array([0, 1, 0, 1]), label_names=np.array([HOSTILE, "b"]))
     statistics = tmp_path / "statistics.npz"
-    header = {"version": 1, "num": 9, "num_damaged": 0, "num_grey": 0, "origin": {"extractor": HOSTILE}}
+    header = {"version": 1, "num": 9, "num_corrupt": 0, "num_gray": 0, "origin": {"extractor": HOSTILE}}
     empty = {name: np.zeros(0) for name in ("points", "labels", "numbers")}
     np.savez(
         statistics, mu=np.zeros(32), sigma=np.eye(32), root=np.eye(32), header=np.array(json.dumps(header)), **empty
@@ -184,22 +184,22 @@ def test_what_nobody_foresaw_is_only_shown(capsys: pytest.CaptureFixture) -> Non
 
 
 def test_a_failure_is_recorded_as_text(tmp_path: Path) -> None:
-    folder = RunFolder(tmp_path)
-    folder.tell_failure(DataError(HOSTILE), 0, 1)
+    folder = RunDir(tmp_path)
+    folder.record_failure(DataError(HOSTILE), 0, 1)
     assert folder.read_status()["reason"] == f"DataError: {printable(HOSTILE)}"
 
 
 def test_an_alert_is_text() -> None:
-    class Fence:
-        def do(self, name: str, call: object) -> None:
+    class BackgroundWorker:
+        def submit(self, name: str, call: object) -> None:
             call()
 
     class Run:
         def alert(self, *values: object) -> None:
             self.told = values[:2]
 
-    sender = WandbRun.__new__(WandbRun)
-    sender._fence, sender._run = Fence(), Run()
+    sender = WandbLogger.__new__(WandbLogger)
+    sender._worker, sender._run = BackgroundWorker(), Run()
     sender.alert("Failed", f"{HOSTILE} at https://u:p@h/x?s=S", "ERROR")
     assert sender._run.told == ("Failed", f"{printable(HOSTILE)} at https://h/x")
 

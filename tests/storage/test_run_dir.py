@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from distgan.errors import MachineError
-from distgan.storage.run_dir import RunFolder
+from distgan.storage.run_dir import RunDir
 
 
 def row(images: int) -> dict[str, float]:
@@ -20,9 +20,9 @@ def images_of(path: Path) -> list[int]:
 
 
 def test_a_second_live_run_is_kept_out(tmp_path: Path) -> None:
-    folder = RunFolder(tmp_path / "run")
+    folder = RunDir(tmp_path / "run")
     folder.open(["distgan", "train"])
-    code = f"from distgan.storage.run_dir import RunFolder; RunFolder({str(tmp_path / 'run')!r}).open([])"
+    code = f"from distgan.storage.run_dir import RunDir; RunDir({str(tmp_path / 'run')!r}).open([])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert "is in use by a live run (process" in done.stderr
     del folder  # the lock goes with its owner, whatever way that ends
@@ -36,21 +36,21 @@ def test_a_folder_that_cannot_be_made_is_told(tmp_path: Path) -> None:
     (tmp_path / "run" / "samples").write_text("")
     for path, file in (("file", "file"), ("file/run/1", "file"), ("run", "run/samples")):
         with pytest.raises(MachineError, match=f"run.dir={tmp_path}/{path}: {tmp_path}/{file} is a file: choose ano"):
-            RunFolder(tmp_path / path).open([])
+            RunDir(tmp_path / path).open([])
 
 
 def test_lines_after_the_checkpoint_are_taken_back_and_kept_aside(tmp_path: Path) -> None:
-    folder = RunFolder(tmp_path)
+    folder = RunDir(tmp_path)
     for images in (100, 200, 300, 400):
         folder.add_metrics(row(images))
     with open(folder.metrics, "a") as file:
         file.write('{"Progress/ima')  # a crash cut this line
-    assert folder.rewind(200) == 400
+    assert folder.truncate_after(200) == 400
     assert images_of(folder.metrics) == [100, 200]
     orphans = (tmp_path / "metrics.orphan-200.jsonl").read_text().splitlines()
     assert [json.loads(line)["Progress/images"] for line in orphans[:2]] == [300, 400]
     folder.add_metrics(row(300))
-    assert folder.rewind(300) == 400  # what was once logged is remembered
+    assert folder.truncate_after(300) == 400  # what was once logged is remembered
     assert images_of(folder.metrics) == [100, 200, 300]
 
 
@@ -59,7 +59,7 @@ def test_audit_lines_from_the_checkpoint_on_are_taken_back(tmp_path: Path) -> No
     for rank in (0, 1):
         lines = [json.dumps({"position": p, "shard": "s", "key": "k"}) for p in range(rank, 10, 2)]
         (tmp_path / "audit" / f"rank{rank}.jsonl").write_text("\n".join(lines) + "\n")
-    RunFolder(tmp_path).rewind(4)
+    RunDir(tmp_path).truncate_after(4)
     positions = [
         json.loads(line)["position"]
         for path in (tmp_path / "audit").iterdir()
@@ -69,17 +69,17 @@ def test_audit_lines_from_the_checkpoint_on_are_taken_back(tmp_path: Path) -> No
 
 
 def test_status_is_replaced_as_a_whole(tmp_path: Path) -> None:
-    folder = RunFolder(tmp_path)
+    folder = RunDir(tmp_path)
     assert folder.read_status() == {}
-    folder.status("running", images=5)
-    folder.status("finished", images=9)
+    folder.write_status("running", images=5)
+    folder.write_status("finished", images=9)
     assert {k: v for k, v in folder.read_status().items() if k != "time"} == {"state": "finished", "images": 9}
     assert [p.name for p in tmp_path.iterdir()] == ["status.json"]
 
 
 def test_every_start_leaves_its_environment(tmp_path: Path) -> None:
     for command in (["distgan", "train", "a.yaml"], ["distgan", "train", "a.yaml", "x=b c"]):
-        folder = RunFolder(tmp_path)
+        folder = RunDir(tmp_path)
         folder.open(command)
         del folder
     starts = json.loads((tmp_path / "environment.json").read_text())["starts"]

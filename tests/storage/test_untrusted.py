@@ -28,7 +28,7 @@ from distgan.storage.untrusted import (
 
 ANY_JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
-    lambda inner: st.lists(inner) | st.dictionaries(st.text() | st.sampled_from(["images", "layout", "meter"]), inner),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text() | st.sampled_from(["images", "layout", "stats"]), inner),
     max_leaves=12,
 )
 

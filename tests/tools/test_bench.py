@@ -15,19 +15,19 @@ from runs import write_config
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from distgan.cli.main import main
-from distgan.config.batch_plan import batch_plan
+from distgan.config.batch_plan import make_batch_plan
 from distgan.config.load import load
 from distgan.config.schema import Config
 from distgan.data import shard_index
 from distgan.data.synthetic import write_shards
 from distgan.errors import ConfigError
 from distgan.models import MODELS
-from distgan.storage.byte_ranges import Source
+from distgan.storage.byte_ranges import ByteRangeReader
 from distgan.tools.bench import bench as measured
 from distgan.tools.bench import scaling
-from distgan.tools.bench.bare_loop import DLoss, GLoss, refuse_more
+from distgan.tools.bench.bare_loop import DLoss, GLoss, check_supported
 from distgan.tools.bench.bench import bench
-from distgan.tools.bench.harness import running, until_left, workplace
+from distgan.tools.bench.harness import endless, running_trainer, temporary_run
 from distgan.tools.bench.table import Row
 from distgan.training.discriminator import AugmentedDiscriminator
 from distgan.training.objectives import DiscriminatorLoss, GeneratorLoss
@@ -120,9 +120,9 @@ def test_the_bare_loop_minimises_what_a_run_does(loss: str) -> None:
 
 
 def test_the_bare_loop_says_what_it_lacks(config: Path) -> None:
-    refuse_more(load(str(config)))
+    check_supported(load(str(config)))
     with pytest.raises(ConfigError, match=r"has no augment\.pipe=ada; compare with augment\.pipe=none"):
-        refuse_more(load(str(config), ["augment.pipe=ada"]))
+        check_supported(load(str(config), ["augment.pipe=ada"]))
 
 
 @pytest.mark.parametrize(
@@ -183,9 +183,9 @@ class Syncs(TorchDispatchMode):
 
 def count_syncs(config: Config, monkeypatch: pytest.MonkeyPatch, iterations: int) -> Counter[str]:
     with contextlib.ExitStack() as stack:
-        config, world = stack.enter_context(workplace(config))
+        config, world = stack.enter_context(temporary_run(config))
         syncs = stack.enter_context(Syncs())
-        with running(config, world, batch_plan(config, 1)) as trainer:
+        with running_trainer(config, world, make_batch_plan(config, 1)) as trainer:
             trainer.train_iteration()
             syncs.found.clear()
             for name in ("cpu", "numpy", "tolist"):  # which on a CPU dispatch nothing
@@ -235,21 +235,21 @@ def test_the_count_of_waits_can_fail(config: Path, monkeypatch: pytest.MonkeyPat
 def test_a_timeline_tells_phases_apart() -> None:
     timeline = Timeline(torch.device("cpu"))
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.ones(1))])
-    timeline.watch("optimizer", optimizer)
+    timeline.time_optimizer("optimizer", optimizer)
     for name, seconds in (("one", 0.02), ("two", 0.01), ("one", 0.02)):
         timeline.phase(name)
         time.sleep(seconds)
         optimizer.step()
-    found = timeline.take()
+    found = timeline.pop()
     assert {name: num for name, (_, num) in found.items()} == {"one": 2, "two": 1, "optimizer": 3}
     assert found["one"][0] >= 0.04 and found["two"][0] >= 0.01
     assert found["optimizer"][0] < sum(found[name][0] for name in ("one", "two"))
-    assert timeline.take() == {}
+    assert timeline.pop() == {}
 
 
 def test_made_up_shards_are_good_ones(tmp_path: Path) -> None:
     write_shards(tmp_path / "shards", 30, 16, classes=7)
-    found = [shard_index.build(str(path), Source()) for path in sorted((tmp_path / "shards").glob("*.tar"))]
+    found = [shard_index.build(str(path), ByteRangeReader()) for path in sorted((tmp_path / "shards").glob("*.tar"))]
     assert sum(one.summary()["samples"] for one in found) == 30
     assert not any(one.summary()["defects"] for one in found)
     assert np.bincount(np.concatenate([one.label for one in found])).tolist() == [5, 5, 4, 4, 4, 4, 4]
@@ -257,7 +257,7 @@ def test_made_up_shards_are_good_ones(tmp_path: Path) -> None:
 
 def test_a_measured_run_neither_ends_nor_writes(config: Path, tmp_path: Path) -> None:
     settings = ["train.max_minutes=1", "data.audit=true", "train.images=10", "eval.every=10"]
-    found = until_left(load(str(config), settings), tmp_path)
+    found = endless(load(str(config), settings), tmp_path)
     assert found.train.images == found.checkpoint.every == 2**60
     assert found.sample.every == found.eval.every == found.train.max_minutes == 0
     assert (found.data.audit, found.wandb.mode) == (False, "disabled")

@@ -6,9 +6,13 @@ import pytest
 
 from distgan.distributed.process_group import World
 from distgan.tools import preflight as preflight_module
-from distgan.tools.preflight import Found, preflight, report
+from distgan.tools.preflight import PreflightResult, preflight, report
 
-GOOD = [Found("a", "CPU", 0.1, True), Found("b", "CPU", 0.1, True, 0.5), Found("c", "CPU", 0.1, True, 0.6)]
+GOOD = [
+    PreflightResult("a", "CPU", 0.1, True),
+    PreflightResult("b", "CPU", 0.1, True, 0.5),
+    PreflightResult("c", "CPU", 0.1, True, 0.6),
+]
 
 
 def test_good_hosts_pass() -> None:
@@ -18,7 +22,7 @@ def test_good_hosts_pass() -> None:
 
 
 def test_a_slow_or_wrong_host_is_named() -> None:
-    more = [*GOOD, Found("d", "CPU", 0.1, True, 0.5)]
+    more = [*GOOD, PreflightResult("d", "CPU", 0.1, True, 0.5)]
     for change, told in (
         ({"product_sec": 0.3}, "d computes 3.0 times as slowly"),
         ({"exchange_sec": 2.0}, "d exchanges data 3.3 times as slowly"),
@@ -49,8 +53,8 @@ def test_connections_are_made_before_they_are_timed(monkeypatch: pytest.MonkeyPa
         monkeypatch.setattr(preflight_module.socket, "gethostname", lambda host=host: host)
         connected.clear()
         monkeypatch.setattr(world, "rank", rank)
-        monkeypatch.setattr(world, "gather", lambda item, host=host: list("abc") if item == host else [item])
-        monkeypatch.setattr(world, "exchange", exchange)
+        monkeypatch.setattr(world, "all_gather_object", lambda item, host=host: list("abc") if item == host else [item])
+        monkeypatch.setattr(world, "ping_pong", exchange)
         (found,) = preflight(world)
         assert found.exchange_sec == (0.5 if rank else None)
 

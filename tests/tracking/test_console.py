@@ -7,8 +7,8 @@ import time
 import pytest
 
 from distgan.distributed import watchdog
-from distgan.distributed.watchdog import Watch
-from distgan.tracking.alerts import TROUBLES, Alerts
+from distgan.distributed.watchdog import Watchdog
+from distgan.tracking.alerts import ALERT_RULES, Alerts
 from distgan.tracking.console import ERASE, LIVE, TICK, Console, has_colours
 
 
@@ -64,7 +64,7 @@ def test_a_long_phase_gives_signs_of_life(monkeypatch: pytest.MonkeyPatch, caplo
     """Also one that reports again and again, as an evaluation does."""
     monkeypatch.setattr(watchdog, "HEARTBEAT_SEC", 0.2)
     with caplog.at_level("INFO", "distgan"):
-        guard = Watch(0.4, lambda error: None)
+        guard = Watchdog(0.4, lambda error: None)
         for _ in range(30):
             guard.phase("evaluating")
             time.sleep(0.02)
@@ -72,11 +72,11 @@ def test_a_long_phase_gives_signs_of_life(monkeypatch: pytest.MonkeyPatch, caplo
     assert "still evaluating, for 0 s" in [record.message for record in caplog.records]
 
 
-@pytest.mark.parametrize("trouble", TROUBLES, ids=lambda trouble: trouble.key)
+@pytest.mark.parametrize("trouble", ALERT_RULES, ids=lambda trouble: trouble.key)
 def test_a_trouble_is_told_once_until_it_was_gone(trouble: object) -> None:
     alerts, bad, good = Alerts(), {trouble.key: trouble.above * 1.005}, {trouble.key: trouble.above}
-    told = [alerts.look(bad) for _ in range(3 * trouble.lines)]
+    told = [alerts.check(bad) for _ in range(3 * trouble.lines)]
     assert [i for i, found in enumerate(told, 1) if found] == [trouble.lines]
     assert told[trouble.lines - 1][0][0] == trouble.title
-    assert not alerts.look(good)
-    assert sum(bool(alerts.look(bad)) for _ in range(trouble.lines)) == 1
+    assert not alerts.check(good)
+    assert sum(bool(alerts.check(bad)) for _ in range(trouble.lines)) == 1

@@ -20,9 +20,9 @@ from processes import WORKERS, environment, free_port, output, ranks, run_ranks,
 from runs import make_digits, status, write_config
 
 from distgan.config.schema import Wandb
-from distgan.storage.run_dir import RunFolder
+from distgan.storage.run_dir import RunDir
 from distgan.tracking import wandb_logger
-from distgan.tracking.wandb_logger import WandbRun, start_wandb
+from distgan.tracking.wandb_logger import WandbLogger, start_wandb
 from distgan.tracking.wandb_mode import mode_of_environment
 
 
@@ -50,9 +50,9 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeWandb]:
 
 def start(
     folder: Path, config: dict | None = None, on_stop: Callable[[], None] = lambda: None, **settings: object
-) -> WandbRun | None:
+) -> WandbLogger | None:
     (folder / "wandb").mkdir(parents=True, exist_ok=True)
-    return start_wandb(Wandb(**settings), RunFolder(folder), config or {}, "abcd", on_stop)
+    return start_wandb(Wandb(**settings), RunDir(folder), config or {}, "abcd", on_stop)
 
 
 def inspect(run: Path) -> list[dict]:
@@ -152,7 +152,7 @@ def test_checkpoints_become_artifacts_by_policy(policy: str, num: int, tmp_path:
         path.mkdir(parents=True)
         for name in ("G.safetensors", "G_ema.safetensors"):
             (path / name).write_bytes(b"w" * 100_000)
-        run.checkpoint(path, images, is_best)
+        run.log_checkpoint(path, images, is_best)
     run.finish(0, {}, 30)
     found = [record for record in inspect(folder) if "artifact" in json.dumps(record)[:200]]
     assert len(found) == num

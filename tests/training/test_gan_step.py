@@ -149,7 +149,7 @@ def test_pairs_bring_their_degraded_pictures_along_and_both_are_mirrored() -> No
 
 def test_g_s_loss_is_what_d_says_and_the_weighted_distance() -> None:
     batch = a_batch()
-    row = one_restoring_step(ImageToImageOptions(RECIPE, "l2", 7.0), batch, StepHyperparams()).meter.flush()
+    row = one_restoring_step(ImageToImageOptions(RECIPE, "l2", 7.0), batch, StepHyperparams()).stats.flush()
     real = scaled(batch)
     fake = 0.5 * degrade(real, batch.seeds, RECIPE)
     assert row["Loss/pixel"] == pytest.approx(7 * (fake - real).square().mean().item(), rel=1e-5)
@@ -161,7 +161,7 @@ def test_features_are_matched_with_those_of_each_picture_s_own_clean_one() -> No
     batch = a_batch()
     row = one_restoring_step(
         ImageToImageOptions(RECIPE), batch, StepHyperparams(), feature_matching=3.0, group=0
-    ).meter.flush()
+    ).stats.flush()
     real = scaled(batch)
     fake = 0.5 * degrade(real, batch.seeds, RECIPE)
     assert row["Loss/fm"] == pytest.approx(3 * (fake - real).square().mean().item(), rel=1e-5)
@@ -191,7 +191,7 @@ def test_penalties_are_of_the_gradient_in_the_image_alone() -> None:
     batch = a_batch()
     row = one_restoring_step(
         ImageToImageOptions(RECIPE, conditional_D=True), batch, StepHyperparams(r1=2.0, gp=3.0)
-    ).meter.flush()
+    ).stats.flush()
     assert row["Loss/r1"] == pytest.approx(48 / 96**2, rel=1e-5)
     assert row["Loss/gp"] == pytest.approx(3 * (48**0.5 / 96 - 1) ** 2, rel=1e-5)
 
@@ -210,6 +210,6 @@ def test_of_parts_the_score_is_reported() -> None:
     means = [images.mean((1, 2, 3)) + 1 for images in (scaled(batch), batch.z_d.view(-1, 3, 4, 4))]
     for mean, seen in zip(means, zip(*told)):
         torch.testing.assert_close(torch.cat(seen), mean)
-    row = step.meter.flush()
+    row = step.stats.flush()
     assert row["Logits/real_mean"] == pytest.approx(means[0].mean().item(), rel=1e-5)
     assert row["Logits/real_minus_fake"] == pytest.approx((means[0].mean() - means[1].mean()).item(), rel=1e-4)

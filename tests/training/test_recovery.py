@@ -63,7 +63,7 @@ def _after_four_steps(kind: str, value: float, passes: int, bad_at: int) -> list
             bad.z_d[4] = bad.z_g[4] = value
             step.d_step(bad, opt_d, StepHyperparams())
             step.g_step(bad, opt_g, StepHyperparams())
-            assert step.meter.skipped()[0] == 2
+            assert step.stats.skipped()[0] == 2
         step.d_step(a_batch(number), opt_d, StepHyperparams())
         step.g_step(a_batch(number), opt_g, StepHyperparams())
     return [G.state_dict(), D.state_dict(), opt_g.state_dict()["state"], opt_d.state_dict()["state"]]

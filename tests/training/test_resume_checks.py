@@ -15,7 +15,7 @@ from runs import make_digits, untrained, write_config
 from distgan.cli.main import main
 from distgan.config.schema import Optimizer as OptimizerSettings
 from distgan.errors import DataError
-from distgan.evaluation.target import open_subject
+from distgan.evaluation.target import open_target
 from distgan.models import MODELS
 from distgan.storage import checkpoint, checkpoint_folder
 from distgan.training import factory
@@ -206,7 +206,7 @@ def test_commands_say_which_checkpoint_they_take_and_take_the_best(
             assert main(command) == 0
             assert caplog.text.count("checkpoint: ") == caplog.text.count(told) == 1, caplog.text
         caplog.clear()
-        open_subject(str(path), ["eval.reference=none.npz"], torch.device("cpu"))
+        open_target(str(path), ["eval.reference=none.npz"], torch.device("cpu"))
         assert caplog.text.count("checkpoint: ") == caplog.text.count(told) == 1, caplog.text
 
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from distgan.distributed.process_group import World
 from distgan.training import training_stats
-from distgan.training.training_stats import Meter
+from distgan.training.training_stats import TrainingStats
 
 
 def reports(num: int, size: int = 4) -> list[tuple[dict[str, Tensor], Tensor, Tensor, Tensor]]:
@@ -24,7 +24,7 @@ def reports(num: int, size: int = 4) -> list[tuple[dict[str, Tensor], Tensor, Te
     return found
 
 
-def put_down(into: Meter, given: list[tuple[dict[str, Tensor], Tensor, Tensor, Tensor]]) -> None:
+def put_down(into: TrainingStats, given: list[tuple[dict[str, Tensor], Tensor, Tensor, Tensor]]) -> None:
     for losses, real, fake, g in given:
         into.add_d(losses, real, fake)
         into.add_g({"Loss/G_adv": g, "Loss/G": g})
@@ -32,7 +32,7 @@ def put_down(into: Meter, given: list[tuple[dict[str, Tensor], Tensor, Tensor, T
 
 def test_means_are_those_of_all_images(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(training_stats, "COMPACT", 7)  # several times in between
-    found, given = Meter(World()), reports(30)
+    found, given = TrainingStats(World()), reports(30)
     put_down(found, given)
     row = found.flush()
     real, fake = torch.cat([g[1] for g in given]).double(), torch.cat([g[2] for g in given]).double()
@@ -59,7 +59,7 @@ def test_a_line_means_the_same_whatever_number_of_steps_it_covers() -> None:
     one = torch.tensor(1.0)
     for first in range(3):
         for num in range(1, 8):
-            found = Meter(World())
+            found = TrainingStats(World())
             for i in range(first, first + num):
                 losses = {"Loss/D_adv": one} | ({"Loss/r1": 2 * one} if i % 3 == 0 else {})
                 found.add_d(losses | {"Loss/D": sum(losses.values())}, torch.ones(4), torch.zeros(4))
@@ -71,18 +71,18 @@ def test_a_line_means_the_same_whatever_number_of_steps_it_covers() -> None:
 
 
 def test_sums_of_another_version_are_left_behind() -> None:
-    found = Meter(World())
+    found = TrainingStats(World())
     put_down(found, reports(3))
     found.load_state([[1.0, 2.0]])
     put_down(found, reports(5))
-    again = Meter(World())
+    again = TrainingStats(World())
     put_down(again, reports(5))
     assert found.flush() == again.flush()
 
 
 def test_a_stop_in_between_changes_no_bit() -> None:
     given = reports(40)
-    whole, before, after = Meter(World()), Meter(World()), Meter(World())
+    whole, before, after = TrainingStats(World()), TrainingStats(World()), TrainingStats(World())
     put_down(whole, given)
     put_down(before, given[:13])
     after.load_state(before.state())
@@ -91,7 +91,7 @@ def test_a_stop_in_between_changes_no_bit() -> None:
 
 
 def test_what_is_not_finite_is_counted_and_left_out_of_the_means() -> None:
-    found, nan = Meter(World()), torch.tensor(float("nan"))
+    found, nan = TrainingStats(World()), torch.tensor(float("nan"))
     bad = {"Loss/D_adv": nan, "Loss/D": nan, "Loss/r1": nan}
     found.add_d(bad, torch.ones(2), torch.full((2,), float("inf")))
     found.add_update("D", nan)

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from distgan.config.batch_plan import batch_plan
+from distgan.config.batch_plan import make_batch_plan
 from distgan.config.load import load
 from distgan.config.schema import Config, restores
 from distgan.data.dataset import Dataset
@@ -30,7 +30,7 @@ from distgan.training import factory
 from distgan.training.gan_step import GanStep
 from distgan.training.schedulers import Schedulers
 from distgan.training.step_inputs import LatentSampler
-from distgan.training.timing import D_STEP, G_STEP, Stopwatch
+from distgan.training.timing import D_STEP, G_STEP, PhaseTimer
 from distgan.training.trainer import Trainer
 from distgan.transforms import degrade
 
@@ -85,11 +85,11 @@ def trainer_of(config: Config, dataset: Dataset, counts: fakecuda.Counts) -> Tra
         mock.patch.object(factory, "open_dataset", lambda config, **_: dataset),
         mock.patch("distgan.training.trainer.copy", another),
     ):
-        trainer = Trainer(config, world, batch_plan(config, 1), None, on_phase=lambda name: None)
-    trainer.watch = types.SimpleNamespace(phase=lambda name: None)
+        trainer = Trainer(config, world, make_batch_plan(config, 1), None, on_phase=lambda name: None)
+    trainer.watchdog = types.SimpleNamespace(phase=lambda name: None)
     trainer.tracker = types.SimpleNamespace(progress=lambda images: None)
-    trainer.audit = None
-    trainer.stopwatch = Stopwatch(world, 0.0, 0)
+    trainer.sample_log = None
+    trainer.timer = PhaseTimer(world, 0.0, 0)
     pairs = restores(config) and not config.restore.degrade
     trainer.stream = Batches(config, dataset.num_classes, pairs)
     trainer._tick = lambda measured: None  # lines of metrics may wait

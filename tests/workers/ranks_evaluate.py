@@ -14,15 +14,18 @@ from distgan.data.decode import DecodeOptions
 from distgan.data.shard_urls import find_shards
 from distgan.distributed.process_group import World
 from distgan.evaluation.image_sets import GeneratedImages, ShardImages, draw_labels
-from distgan.evaluation.measure import known_reals, measure
+from distgan.evaluation.measure import measure, measure_reference
 from distgan.metrics.extractors import open_extractor
 from distgan.models import MODELS
-from distgan.storage.byte_ranges import Source
+from distgan.storage.byte_ranges import ByteRangeReader
 
 shards, cache, out, num = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3]), int(sys.argv[4])
 world = World()
 dataset = Dataset(
-    find_shards(shards), Source(), DatasetOptions(labels=True), RankInfo(world.rank, world.size, world.gather)
+    find_shards(shards),
+    ByteRangeReader(),
+    DatasetOptions(labels=True),
+    RankInfo(world.rank, world.size, world.all_gather_object),
 )
 torch.manual_seed(0)
 G = MODELS["dcgan"].generator(16, 8, 10, width=4, max_width=16, norm="none", embedding=4)
@@ -37,16 +40,16 @@ class Counted(ShardImages):
         return super().read(numbers)
 
 
-def poll() -> None:
+def check_stop() -> None:
     global polls
     polls += 1
 
 
 images = Counted(dataset, DecodeOptions(16, max_pixels=10**6), threads=1)
-real = known_reals(world, extractor, images, keep=300, poll=poll, cache=cache)
-seen = sorted(number for numbers in world.gather(reads) for number in numbers)
+real = measure_reference(world, extractor, images, keep=300, check_stop=check_stop, cache=cache)
+seen = sorted(number for numbers in world.all_gather_object(reads) for number in numbers)
 fakes = GeneratedImages(G, 8, 16, seed=3, num=num, labels=draw_labels("empirical", 3, num, dataset.class_counts))
-found = measure(world, extractor, real, fakes, ["fd", "kid", "is", "pr", "dc"], poll=poll)
+found = measure(world, extractor, real, fakes, ["fd", "kid", "is", "pr", "dc"], check_stop=check_stop)
 if world.is_main:
     told = {"values": {name: value for name, (value, _) in found.values.items()}, "polls": polls, "reads": seen}
     told |= {"num": found.extracted.num, "num_real": real.features.gaussian.num, "num_kept": len(real.numbers)}

@@ -65,9 +65,9 @@ def main(first: int) -> None:
             step.d_step(batch, optimizers[1], now)
             step.g_step(batch, optimizers[0], now)
         case = f"{family}, {loss}, bf16={bf16}"
-        assert step.meter.flush()["Optim/skipped_steps"] == 0, case
+        assert step.stats.flush()["Optim/skipped_steps"] == 0, case
         assert digest(G) != started, case
-        ends = world.gather((digest(G), digest(D)))
+        ends = world.all_gather_object((digest(G), digest(D)))
         assert len(set(ends)) == 1, f"{case}: ranks differ"
     world.close()
 

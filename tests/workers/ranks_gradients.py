@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from distgan.distributed.process_group import World
 from distgan.losses.adversarial import LOSSES
 from distgan.models import MODELS
-from distgan.models.epilogue import Tail
+from distgan.models.epilogue import Epilogue
 from distgan.training.gan_step import GanStep
 from distgan.training.step_inputs import ImageToImageOptions, LatentSampler, StepBatch, StepHyperparams, StepOptions
 from distgan.transforms.degrade_spec import parse
@@ -59,7 +59,7 @@ def steps(
     loss: str,
     name: str,
     now: StepHyperparams,
-    tail: dict,
+    epilogue: dict,
     more: dict,
     family: str = "dcgan",
 ) -> dict[str, torch.Tensor]:
@@ -67,7 +67,11 @@ def steps(
     torch.manual_seed(0)
     g, d = SMALL[family]
     G = MODELS[family].generator(RESOLUTION, Z_DIM, CLASSES, **g, embedding=3).double()
-    D = MODELS[family].discriminator(RESOLUTION, CLASSES, **d, tail=functools.partial(Tail, **tail)).double()
+    D = (
+        MODELS[family]
+        .discriminator(RESOLUTION, CLASSES, **d, epilogue=functools.partial(Epilogue, **epilogue))
+        .double()
+    )
     step = GanStep(world, G, D, StepOptions(loss, accumulation_steps=passes, dtype=torch.float64, **more))
     step.warm_up_ddp_buckets(len(batch.images) // passes, RESOLUTION, Z_DIM, CLASSES)
     sent = {"D": [0], "G": [0]}
@@ -82,7 +86,7 @@ def steps(
         for net, module in (("D", D), ("G", G)):
             assert sent[net][0] == sum(p.numel() for p in module.parameters()), (loss, name, net, sent)
     found = {f"{loss}/{name}/diversity": torch.tensor(step.diversity())} if passes == 1 else {}  # it is of one pass
-    found[f"{loss}/{name}/report"] = torch.tensor(list(step.meter.flush().values()))
+    found[f"{loss}/{name}/report"] = torch.tensor(list(step.stats.flush().values()))
     for net, recorder in (("D", of_d), ("G", of_g)):
         found |= {f"{loss}/{name}/{net}.{key}": gradient for key, gradient in recorder.gradients.items()}
     return found
@@ -101,9 +105,9 @@ def main(out: str, passes: int) -> None:
             results |= steps(world, batch, passes, loss, penalty, StepHyperparams(*weights), {}, {})
     everything = StepHyperparams(r1=2.0, instance_noise=0.2, augment_p=0.7)
     for minibatch in ("stddev", "discrimination"):
-        tail = {"minibatch": minibatch, "group": 2, "dropout": 0.3}
+        epilogue = {"minibatch": minibatch, "group": 2, "dropout": 0.3}
         more = {"feature_matching": 3.0, "group": 2, "augment": "ada", "flip": True, "label_smoothing": 0.1}
-        results |= steps(world, batch, passes, "non_saturating", minibatch, everything, tail, more)
+        results |= steps(world, batch, passes, "non_saturating", minibatch, everything, epilogue, more)
     for family in ("r3gan", "resnet"):
         results |= steps(world, batch, passes, "rpgan", family, StepHyperparams(r1=2.0, r2=3.0), {}, {}, family)
     restoring = ImageToImageOptions(parse(RECIPE, RESOLUTION), "charbonnier", 10.0, conditional_D=True)

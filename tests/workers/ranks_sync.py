@@ -30,7 +30,7 @@ def gradients(world: World, passes: int = 2) -> torch.Tensor:
     wrapped = world.prepare(model)
     x = torch.randn(SEEN, WIDTH, generator=torch.Generator().manual_seed(1)).chunk(world.size)[world.rank]
     for number, part in enumerate(x.chunk(passes), 1):
-        with world.synchronising(wrapped, last=number == passes):
+        with world.grad_sync(wrapped, last=number == passes):
             wrapped(part.to(world.device)).square().mean().div(passes).backward()
     world.average_gradients(model.parameters())
     return torch.stack([weight.grad for weight in model.parameters()])

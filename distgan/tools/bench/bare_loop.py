@@ -31,7 +31,7 @@ WITHOUT = {
 }
 
 
-def refuse_more(config: Config) -> None:
+def check_supported(config: Config) -> None:
     """Raise ConfigError where a config asks for more than the loop does."""
     if restores(config):
         raise ConfigError("--baseline bare: the bare loop makes images of noise, and model.family=restore does not")
@@ -68,7 +68,7 @@ class BareLoop:
             for number, (real, labels) in enumerate(parts, 1):
                 with torch.no_grad(), autocast(real, self._bf16):
                     fake = self.G(self._latents(real), labels).float()
-                with self._world.synchronising(self._d_loss, last=number == self._passes):
+                with self._world.grad_sync(self._d_loss, last=number == self._passes):
                     loss = self._d_loss(real, fake, labels, is_due) / self._passes
                     loss.backward()
                 self._sums[0] += loss.detach()
@@ -78,7 +78,7 @@ class BareLoop:
             self._steps += 1
         self.D.requires_grad_(False)
         for number, (real, labels) in enumerate(parts, 1):
-            with self._world.synchronising(self._g_loss, last=number == self._passes):
+            with self._world.grad_sync(self._g_loss, last=number == self._passes):
                 loss = self._g_loss(self._latents(real), real, labels) / self._passes
                 loss.backward()
             self._sums[1] += loss.detach()
@@ -103,7 +103,7 @@ class BareLoop:
             self._copied = torch.cuda.Event()
             self._copied.record()
         real = images.permute(0, 3, 1, 2).float() / 127.5 - 1
-        labels = self._world.send(batch.labels) if self._conditional else None
+        labels = self._world.to_device(batch.labels) if self._conditional else None
         none = [None] * self._passes
         return list(zip(real.chunk(self._passes), none if labels is None else labels.chunk(self._passes)))
 

@@ -10,14 +10,14 @@ from functools import partial
 import numpy as np
 import torch
 
-from distgan.config.batch_plan import BatchPlan, batch_plan
+from distgan.config.batch_plan import BatchPlan, make_batch_plan
 from distgan.config.decode_options import decode_options
 from distgan.config.schema import Augment, Balance, Config, restores
 from distgan.data.decode import decode_into
 from distgan.distributed.process_group import World
 from distgan.models.networks import num_weights
-from distgan.tools.bench.bare_loop import BareLoop, null_nets, refuse_more
-from distgan.tools.bench.harness import running, workplace
+from distgan.tools.bench.bare_loop import BareLoop, check_supported, null_nets
+from distgan.tools.bench.harness import running_trainer, temporary_run
 from distgan.tools.bench.table import Row
 from distgan.tools.bench.traffic import bytes_reduced
 from distgan.tools.bench.turns import Phases, Slice, Turns
@@ -53,28 +53,30 @@ def bench(config: Config, images: int = 0, against: Sequence[str] = (), rounds: 
             "alone", every rank by itself at the same time, without the others.
     """
     if "bare" in against:
-        refuse_more(config)
-    with workplace(config) as (config, world):
-        return Bench(config, world, batch_plan(config, world.size), rounds).measure(images, against)
+        check_supported(config)
+    with temporary_run(config) as (config, world):
+        return Bench(config, world, make_batch_plan(config, world.size), rounds).measure(images, against)
 
 
 class Bench:
     """One measurement; a figure is the median over rounds, with the lowest and the highest."""
 
-    def __init__(self, config: Config, world: World, spread: BatchPlan, rounds: int) -> None:
-        self.config, self.world, self.spread, self.rounds = config, world, spread, rounds
+    def __init__(self, config: Config, world: World, batch_plan: BatchPlan, rounds: int) -> None:
+        self.config, self.world, self.batch_plan, self.rounds = config, world, batch_plan, rounds
         self.turns = Turns(world, rounds, config.data.prefetch)
-        self.images = spread.batch * config.train.n_critic  # of an iteration
+        self.images = batch_plan.batch * config.train.n_critic  # of an iteration
 
     def measure(self, images: int, against: Sequence[str]) -> list[Row]:
         """Return the rows of the table; see `bench` for the arguments."""
         timeline = Timeline(self.world.device)
         with contextlib.ExitStack() as stack:
-            trainer = stack.enter_context(running(self.config, self.world, self.spread, on_phase=timeline.phase))
+            trainer = stack.enter_context(
+                running_trainer(self.config, self.world, self.batch_plan, on_phase=timeline.phase)
+            )
             for net, optimizer in (("D", trainer.opt_D), ("G", trainer.opt_G)):
-                timeline.watch(f"optimizer of {net}", optimizer)
+                timeline.time_optimizer(f"optimizer of {net}", optimizer)
             num = self.turns.warm_up(trainer.train_iteration, images, self.images)
-            memory = self.world.gather(peak_memory(self.world.device))  # before the references take theirs
+            memory = self.world.all_gather_object(peak_memory(self.world.device))  # before the references take theirs
             sides: dict[str, Callable[[], object]] = {"run": trainer.train_iteration}
             if "alone" in against:
                 sides["alone"] = stack.enter_context(self._alone()).train_iteration
@@ -96,7 +98,7 @@ class Bench:
     def _speed(self, slices: list[list[Slice]], num: int) -> list[Row]:
         walls = [max(one.wall_sec for one in of_ranks) for of_ranks in slices]
         total = [num * self.images / wall for wall in walls]
-        steps = f"{self.config.train.n_critic} D step(s), one G step, {self.spread.passes} pass(es)"
+        steps = f"{self.config.train.n_critic} D step(s), one G step, {self.batch_plan.passes} pass(es)"
         return [
             Row("images per second", "img/s", total),
             Row("images per second and rank", "img/s", [x / self.world.size for x in total]),
@@ -147,7 +149,7 @@ class Bench:
         for net, step in steps.items():
             sent, weights = bytes_reduced(step), num_weights(getattr(trainer, net))
             flat = torch.zeros(weights, device=self.world.device)
-            times = [self.turns.seconds(partial(self.world.sum, flat)) for _ in range(self.rounds + 1)][1:]
+            times = [self.turns.seconds(partial(self.world.all_reduce_sum, flat)) for _ in range(self.rounds + 1)][1:]
             rows += [
                 Row(f"all-reduced in a {net} step", "MB", [sent / 1e6]),
                 Row(f"all-reduced in a {net} step, over the bytes of {net}", "x", [sent / (4 * weights)]),
@@ -207,8 +209,8 @@ class Bench:
                 on_nan="fail",
             ),
         )
-        spread = batch_plan(plain, self.world.size)
-        with quiet(), running(plain, self.world, spread, null_nets) as trainer:
+        batch_plan = make_batch_plan(plain, self.world.size)
+        with quiet(), running_trainer(plain, self.world, batch_plan, null_nets) as trainer:
             slices = self._beside_bare(trainer, NULL_ITERATIONS, self.rounds)
         ours, theirs = (
             [1000 * of_ranks[0].host_sec / NULL_ITERATIONS for of_ranks in slices[side]] for side in ("run", "bare")
@@ -221,10 +223,10 @@ class Bench:
     @contextlib.contextmanager
     def _alone(self) -> Iterator[Trainer]:
         """Open each rank's share as a run of its own."""
-        world, rank = self.world.alone(), self.world.rank
-        train = replace(self.config.train, batch=self.spread.batch // self.world.size)
+        world, rank = self.world.single_rank(), self.world.rank
+        train = replace(self.config.train, batch=self.batch_plan.batch // self.world.size)
         config = replace(self.config, train=train, run=replace(self.config.run, dir=f"{self.config.run.dir}-{rank}"))
-        with running(config, world, batch_plan(config, 1)) as trainer:
+        with running_trainer(config, world, make_batch_plan(config, 1)) as trainer:
             yield trainer
 
     def _beside_bare(self, trainer: Trainer, num: int, rounds: int) -> dict[str, list[list[Slice]]]:

@@ -13,7 +13,7 @@ from distgan.config.schema import Config
 from distgan.data.synthetic import write_shards
 from distgan.distributed import launch_env
 from distgan.distributed.process_group import World
-from distgan.storage.run_dir import RunFolder
+from distgan.storage.run_dir import RunDir
 from distgan.training.factory import build_nets
 from distgan.training.run import open_world
 from distgan.training.trainer import Trainer
@@ -23,10 +23,10 @@ FOREVER = 2**60
 
 
 @contextlib.contextmanager
-def workplace(config: Config) -> Iterator[tuple[Config, World]]:
+def temporary_run(config: Config) -> Iterator[tuple[Config, World]]:
     """Open the ranks, and make the config into one that runs in a folder that is gone afterwards."""
     world = open_world(config)
-    folder = Path(tempfile.gettempdir()) / f"distgan-bench-{world.broadcast(secrets.token_hex(6))}"
+    folder = Path(tempfile.gettempdir()) / f"distgan-bench-{world.broadcast_object(secrets.token_hex(6))}"
     writes = launch_env.node_rank() == 0  # on every node
     try:
         if config.data.shards == [SYNTHETIC]:
@@ -35,7 +35,7 @@ def workplace(config: Config) -> Iterator[tuple[Config, World]]:
                 num = 4 * max(config.train.batch, 256)
                 write_shards(folder / "shards", num, config.data.resolution, config.data.classes or 10)
             world.barrier()
-        yield until_left(config, folder / "run"), world
+        yield endless(config, folder / "run"), world
         world.barrier()
     finally:
         if writes:
@@ -43,7 +43,7 @@ def workplace(config: Config) -> Iterator[tuple[Config, World]]:
     world.close()
 
 
-def until_left(config: Config, folder: Path) -> Config:
+def endless(config: Config, folder: Path) -> Config:
     """Return the config of the same run, which neither ends nor saves nor draws samples."""
     return replace(
         config,
@@ -58,18 +58,18 @@ def until_left(config: Config, folder: Path) -> Config:
 
 
 @contextlib.contextmanager
-def running(
+def running_trainer(
     config: Config,
     world: World,
-    spread: BatchPlan,
+    batch_plan: BatchPlan,
     make_nets: Callable = build_nets,
     on_phase: Callable[[str], None] = lambda name: None,
 ) -> Iterator[Trainer]:
     """Open a trainer that is ready for its first iteration."""
-    folder = RunFolder(config.run.dir)
-    world.on_main(lambda: folder.open(["distgan", "bench"]))
+    folder = RunDir(config.run.dir)
+    world.run_on_main(lambda: folder.open(["distgan", "bench"]))
     try:
-        trainer = Trainer(config, world, spread, folder, make_nets, on_phase)
+        trainer = Trainer(config, world, batch_plan, folder, make_nets, on_phase)
         trainer.resume()
         trainer.setup()
         try:

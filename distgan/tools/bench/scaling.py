@@ -16,11 +16,11 @@ from pathlib import Path
 
 import torch
 
-from distgan.config.batch_plan import batch_plan
+from distgan.config.batch_plan import make_batch_plan
 from distgan.config.schema import Config
 from distgan.distributed.process_group import World
 from distgan.errors import ConfigError, MachineError
-from distgan.tools.bench.harness import running, workplace
+from distgan.tools.bench.harness import running_trainer, temporary_run
 from distgan.tools.bench.table import Row
 from distgan.training.timing import peak_memory
 
@@ -89,7 +89,7 @@ def sweep(config: Config, images: int) -> list[Row]:
     """Measure the speed of one rank by micro-batch, in turns; those that do not fit into memory are left out."""
     speeds: dict[int, list[float]] = {micro: [] for micro in _micro_batches(config)}
     memory: dict[int, float] = {}
-    with workplace(config) as (config, world):
+    with temporary_run(config) as (config, world):
         if world.size > 1:
             raise ConfigError("--sweep measures one rank: start one process")
         for number in range(ROUNDS):
@@ -123,7 +123,7 @@ def _micro_batches(config: Config) -> list[int]:
     found, micro = [], config.train.batch
     while micro >= 1:
         with contextlib.suppress(ConfigError):
-            batch_plan(replace(config, train=replace(config.train, micro_batch=micro)), 1)
+            make_batch_plan(replace(config, train=replace(config.train, micro_batch=micro)), 1)
             found.append(micro)
         micro = micro // 2 if micro % 2 == 0 else 0
     return found
@@ -132,7 +132,7 @@ def _micro_batches(config: Config) -> list[int]:
 def _speed(config: Config, world: World, images: int) -> tuple[float, float]:
     """Return images per second, and peak memory of a GPU in GB."""
     images_of_iteration = config.train.batch * config.train.n_critic
-    with running(config, world, batch_plan(config, 1)) as trainer:
+    with running_trainer(config, world, make_batch_plan(config, 1)) as trainer:
         for _ in range(WARM_UP):
             trainer.train_iteration()
         started, num = _now(world), math.ceil(images / images_of_iteration)

@@ -21,16 +21,16 @@ class Row:
     def record(self) -> dict[str, object]:
         """Return the row for JSON."""
         low, high = min(self.figures), max(self.figures)
-        spread = {"median": self.median, "low": low, "high": high}
-        return {"name": self.name, "unit": self.unit, **spread, "figures": self.figures}
+        batch_plan = {"median": self.median, "low": low, "high": high}
+        return {"name": self.name, "unit": self.unit, **batch_plan, "figures": self.figures}
 
     @property
     def median(self) -> float:
         return statistics.median(self.figures)
 
     def __str__(self) -> str:
-        spread = f"[{min(self.figures):.4g} .. {max(self.figures):.4g}]" if len(self.figures) > 1 else ""
-        return f"{self.name:64s} {self.median:>10.4g} {self.unit:9s} {spread}".rstrip()
+        batch_plan = f"[{min(self.figures):.4g} .. {max(self.figures):.4g}]" if len(self.figures) > 1 else ""
+        return f"{self.name:64s} {self.median:>10.4g} {self.unit:9s} {batch_plan}".rstrip()
 
 
 def report(rows: Sequence[Row], world: int, as_json: bool) -> list[str]:

@@ -47,7 +47,7 @@ class Turns:
         num = round(SLICE_SEC * WARM_UP / (time.perf_counter() - started))
         if images:
             num = math.ceil(images / images_of_iteration / self.rounds)
-        return self.world.broadcast(max(2, min(num, 1000)))
+        return self.world.broadcast_object(max(2, min(num, 1000)))
 
     def take(
         self, sides: Mapping[str, Callable[[], object]], num: int, *, rounds: int = 0, timeline: Timeline | None = None
@@ -72,7 +72,7 @@ class Turns:
         for number in range(rounds or self.rounds):
             for side in list(sides)[:: -1 if number % 2 else 1]:
                 own, found = self._slice(sides[side], lead, num, timeline)
-                slices[side].append(self.world.gather(own))
+                slices[side].append(self.world.all_gather_object(own))
                 phases += [found] if side == first else []
         return slices, phases
 
@@ -100,14 +100,14 @@ class Turns:
             iterate()
         self._wait_for_device()
         self.world.barrier()
-        timeline.take()
+        timeline.pop()
         wall_sec, host_sec = -time.perf_counter(), -time.thread_time()
         for _ in range(num):
             iterate()
         host_sec += time.thread_time()
         self._wait_for_device()
         wall_sec += time.perf_counter()
-        found = timeline.take()
+        found = timeline.pop()
         self.wait_for_loaders()
         return Slice(wall_sec, (cpu_sec + time.process_time()) * num / (num + lead), host_sec), found
 

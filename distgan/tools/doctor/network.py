@@ -19,7 +19,7 @@ def launcher() -> Iterator[Finding]:
     """Tell what the launcher of this process said; the environment is left as it is."""
     environment = dict(os.environ)
     try:
-        size = launch_env.settle(environment)
+        size = launch_env.init_rank_env(environment)
     except DistganError as error:
         yield Finding("ranks", FAIL, str(error))
         return

@@ -1,5 +1,6 @@
 """What can go wrong for a user, by exit code. A message says what, where, and the way out."""
 
+from enum import IntEnum
 from pathlib import Path
 
 OTHERS_END = "onnection"  # what libraries say where another rank is gone
@@ -59,11 +60,30 @@ class MachineError(DistganError):
     exit_code = 5
 
 
-class StoppedError(DistganError):
-    """A request to stop that came before there was anything to save; `reason` is a key of `preemption.EXIT_CODES`."""
+class StopReason(IntEnum):
+    """Why a run stops; where ranks differ, the greater one wins."""
 
-    def __init__(self, reason: str) -> None:
-        super().__init__(f"{reason} before the first step: nothing to save")
+    NONE = 0  # it goes on
+    FINISHED = 1
+    PREEMPTED = 2
+    INTERRUPTED = 3
+
+    @property
+    def word(self) -> str:
+        """The reason as status.json, the log and W&B have it."""
+        return self.name.lower()
+
+    @property
+    def exit_code(self) -> int:
+        """The exit code of a process that stops for it; 75 is EX_TEMPFAIL: try again later."""
+        return {"FINISHED": 0, "PREEMPTED": 75, "INTERRUPTED": 130}[self.name]
+
+
+class StoppedError(DistganError):
+    """A request to stop that came before there was anything to save."""
+
+    def __init__(self, reason: StopReason) -> None:
+        super().__init__(f"{reason.word} before the first step: nothing to save")
         self.reason = reason
 
 

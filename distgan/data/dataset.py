@@ -19,7 +19,7 @@ from distgan.data.open_shards import ALONE, LabelCounts, RankInfo, open_shards, 
 from distgan.data.sample_parts import DatasetOptions, SampleParts, choose_parts
 from distgan.data.shard_index import BAD_LABEL, MAX_CLASSES, IndexHead, key_of
 from distgan.data.shuffle import held_out
-from distgan.errors import DataError
+from distgan.errors import DataError, StopReason
 from distgan.rng import host_rng
 from distgan.storage.byte_ranges import ByteRangeReader
 from distgan.storage.home import default_cache_dir
@@ -71,7 +71,7 @@ class Dataset:
         urls: The shards, as `find_shards` returns them.
         ranks: Ranks share the work of opening the shards.
         cache_dir: Where indexes lie that cannot be next to their shards; None: the user's cache.
-        should_stop: Returns why to stop, or "". It is called before each shard: many without an index take long.
+        should_stop: Returns why to stop, if at all. It is called before each shard: many without an index take long.
 
     Raises:
         DataError: for anything that would make the set other than what its shards seem to promise.
@@ -86,7 +86,7 @@ class Dataset:
         ranks: RankInfo = ALONE,
         *,
         cache_dir: Path | None = None,
-        should_stop: Callable[[], str] = lambda: "",
+        should_stop: Callable[[], StopReason] = lambda: StopReason.NONE,
     ) -> None:
         self.urls, self.source = list(urls), source
         self.labels, self.pairs, self.num_held_out = options.labels, options.pairs, options.num_held_out

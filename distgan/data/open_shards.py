@@ -10,7 +10,7 @@ import numpy as np
 
 from distgan.data import dataset_card, index_cache
 from distgan.data.shard_index import MAX_CLASSES, IndexHead, label_counts
-from distgan.errors import DataError, StoppedError, with_hint
+from distgan.errors import DataError, StoppedError, StopReason, with_hint
 from distgan.storage.byte_ranges import ByteRangeReader
 from distgan.storage.urls import is_local, public
 
@@ -58,7 +58,7 @@ class _Failure:
     """Why the summary of a shard is not there."""
 
     error: str = ""
-    stopped: str = ""
+    stopped: StopReason = StopReason.NONE
 
 
 @dataclass
@@ -79,7 +79,7 @@ def open_shards(
     *,
     join_classes: bool,
     ranks: RankInfo,
-    should_stop: Callable[[], str],
+    should_stop: Callable[[], StopReason],
 ) -> OpenedShards:
     """Read the summaries of all shards, each rank those of its share.
 
@@ -106,7 +106,7 @@ def open_shards(
     _require_agreement(shares)
     all_results = [shares[i % ranks.size].results[i // ranks.size] for i in range(len(urls))]
     if reasons := {result.stopped for result in all_results if isinstance(result, _Failure) and result.stopped}:
-        raise StoppedError(min(reasons))  # a person's wish wins, on every rank
+        raise StoppedError(max(reasons))  # a person's wish wins, on every rank
     heads: list[IndexHead] = []
     for url, result in zip(urls, all_results):
         if isinstance(result, _Failure):
@@ -117,7 +117,7 @@ def open_shards(
 
 
 def _read_head(
-    url: str, source: ByteRangeReader, cache_dir: Path, should_stop: Callable[[], str]
+    url: str, source: ByteRangeReader, cache_dir: Path, should_stop: Callable[[], StopReason]
 ) -> IndexHead | _Failure:
     """Return the summary of a shard, or why it is not there."""
     if reason := should_stop():

@@ -16,8 +16,8 @@ from collections.abc import Collection
 
 import psutil
 
-from distgan.distributed.preemption import EXIT_CODES, LAUNCHER, stop_signals
-from distgan.errors import MachineError, with_hint
+from distgan.distributed.preemption import LAUNCHER, stop_signals
+from distgan.errors import MachineError, StopReason, with_hint
 from distgan.storage.printable import open_streams, public_line
 
 
@@ -60,7 +60,8 @@ def _pass_on(numbers: Collection[signal.Signals]) -> None:
         ranks = [process for process in psutil.Process().children() if _leads_a_session(process.pid)]
         if not ranks:
             _say(f"{signal.Signals(number).name}: no rank runs, nothing to save")
-            os._exit(EXIT_CODES["interrupted" if number == signal.SIGINT else "preempted"])  # main may wait in C
+            reason = StopReason.INTERRUPTED if number == signal.SIGINT else StopReason.PREEMPTED
+            os._exit(reason.exit_code)  # main may wait in C
         for process in ranks:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.send_signal(number)

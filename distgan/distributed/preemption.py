@@ -11,14 +11,14 @@ import threading
 from collections.abc import Callable, Iterator
 
 from distgan.distributed import launch_env
+from distgan.errors import StopReason
 
-EXIT_CODES = {"finished": 0, "preempted": 75, "interrupted": 130}  # 75: EX_TEMPFAIL, try again later
 CHECK_SEC = 0.2
 LAUNCHER = "DISTGAN_LAUNCHER"  # its process, in the environment of the ranks
 FORCED_EXIT_SEC = 5  # for what is written down before a process ends at once
 
-_reasons: list[str] = []  # a signal handler has nowhere else to put them
-_past_reasons: list[str] = []  # those of the run that is over
+_reasons: list[StopReason] = []  # a signal handler has nowhere else to put them
+_past_reasons: list[StopReason] = []  # those of the run that is over
 _on_forced_exit: list[Callable[[], None]] = []
 _launchers: list[int] = []  # the process of the launcher that this rank must not outlive
 
@@ -48,7 +48,7 @@ def handle_signals() -> Iterator[None]:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, before)  # what came while this process started arrives now
             yield
     finally:
-        came = bool(set(_reasons) - {"finished"})
+        came = bool(set(_reasons) - {StopReason.FINISHED})
         _past_reasons.extend(_reasons)
         _reasons.clear()  # what this process does next was not asked to stop
         _launchers.clear()
@@ -66,7 +66,7 @@ def exit_on_signal(waits_for: str) -> Iterator[None]:
         while not done.wait(CHECK_SEC):
             if reason := stop_requested():
                 os.write(2, f"distgan: asked to stop while waiting for {waits_for}\n".encode())
-                os._exit(EXIT_CODES[reason])
+                os._exit(reason.exit_code)
 
     watcher = threading.Thread(target=watch, name="distgan-wait", daemon=True)
     watcher.start()
@@ -82,19 +82,21 @@ def call_on_forced_exit(write: Callable[[], None]) -> None:
     _on_forced_exit.append(write)
 
 
-def request_stop(reason: str) -> None:
-    """Ask the run to stop, as a signal would; `reason` is a key of EXIT_CODES."""
+def request_stop(reason: StopReason) -> None:
+    """Ask the run to stop, as a signal would."""
     _reasons.append(reason)
 
 
-def stop_requested() -> str:
-    """Return why the run should stop: a key of EXIT_CODES, or "". The user's Ctrl-C wins.
+def stop_requested() -> StopReason:
+    """Return why the run should stop, if it should. The user's Ctrl-C wins.
 
     Ranks whose launcher was killed are orphans that nobody could stop any more: they are preempted too.
     """
     if _launchers and os.getppid() != _launchers[0]:
-        request_stop("preempted")
-    return "interrupted" if "interrupted" in _reasons else _reasons[0] if _reasons else ""
+        request_stop(StopReason.PREEMPTED)
+    if StopReason.INTERRUPTED in _reasons:
+        return StopReason.INTERRUPTED
+    return _reasons[0] if _reasons else StopReason.NONE
 
 
 def had_request() -> bool:
@@ -107,7 +109,7 @@ def _on_signal(number: int, frame: object) -> None:
 
 
 def _record_signal(number: int) -> None:
-    _reasons.append("interrupted" if number == signal.SIGINT else "preempted")
+    _reasons.append(StopReason.INTERRUPTED if number == signal.SIGINT else StopReason.PREEMPTED)
 
 
 @contextlib.contextmanager
@@ -156,4 +158,4 @@ def _exit_without_saving() -> None:
         writer = threading.Thread(target=write, daemon=True)
         writer.start()
         writer.join(FORCED_EXIT_SEC)  # a file system that hangs must not keep the process
-    os._exit(EXIT_CODES["interrupted"])
+    os._exit(StopReason.INTERRUPTED.exit_code)

@@ -38,7 +38,7 @@ CheckStop = Callable[[], None]  # called by all ranks in each round; raises Stop
 class StopRequested(Exception):
     """A stop was requested during an evaluation, which is abandoned; raised on all ranks at once.
 
-    Its argument is the reason, a key of `preemption.EXIT_CODES`.
+    Its argument is the StopReason.
     """
 
 

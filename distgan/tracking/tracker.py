@@ -12,7 +12,7 @@ from distgan.config.records import for_records, to_dict
 from distgan.config.schema import Config
 from distgan.data import image_grid
 from distgan.distributed import preemption
-from distgan.errors import DistganError, DivergedError
+from distgan.errors import DistganError, DivergedError, StopReason
 from distgan.storage.run_dir import RunDir
 from distgan.tracking.alerts import Alerts
 from distgan.tracking.console import LIVE, TICK, console_line, evaluation_line
@@ -43,7 +43,9 @@ class Tracker:
             told = for_records(config)
             folder.write_config(to_yaml(told))
             known = to_dict(told) | {"environment": folder.start}
-            self._wandb = start_wandb(told.wandb, folder, known, wandb_id, lambda: preemption.request_stop("finished"))
+            self._wandb = start_wandb(
+                told.wandb, folder, known, wandb_id, lambda: preemption.request_stop(StopReason.FINISHED)
+            )
 
     def log_images(self, name: str, file: str, pictures: list[np.ndarray], columns: int) -> None:
         """Save a grid of images among the samples; W&B gets it with the next row."""
@@ -127,15 +129,15 @@ class Tracker:
             if self._wandb is not None:
                 self._wandb.alert(title, text, level)
 
-    def finish(self, reason: str, images: int) -> None:
+    def finish(self, reason: StopReason, images: int) -> None:
         """The run has ended as it should, or was asked to; its checkpoint is written."""
         log.info("", extra=LIVE)
         if self._wandb is not None:
             if self._evaluated:  # made after the last row, which has taken that step
                 self._wandb.log(images + 1, self._evaluated, {}, {})
-            if reason == "preempted":
+            if reason == StopReason.PREEMPTED:
                 self._wandb.alert("Preempted", f"saved at {images} images; the same command resumes from there", "WARN")
-            self._wandb.finish(preemption.EXIT_CODES[reason], {"images": images, "state": reason}, FINISH_SEC)
+            self._wandb.finish(reason.exit_code, {"images": images, "state": reason.word}, FINISH_SEC)
 
     def fail(self, error: Exception, images: int) -> None:
         """The run has failed; the command line will say why."""

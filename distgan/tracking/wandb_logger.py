@@ -20,7 +20,7 @@ import numpy as np
 from PIL import Image
 
 from distgan.config.schema import Wandb
-from distgan.distributed import preemption
+from distgan.errors import StopReason
 from distgan.metrics.names import better
 from distgan.storage.formatting import one_line
 from distgan.storage.printable import public_line
@@ -116,7 +116,7 @@ class WandbLogger:
 
         def end() -> None:
             self._run.summary.update(summary)
-            if exit_code == preemption.EXIT_CODES["preempted"]:
+            if exit_code == StopReason.PREEMPTED.exit_code:
                 self._run.mark_preempting()
             self._run.finish(exit_code=exit_code)
 

@@ -44,7 +44,7 @@ def train(config: Config) -> int:
         reason = stopped.reason
         log.info(str(stopped))
         if world.is_main:
-            _record_end(folder, "preempted", reason, world.size)
+            _record_end(folder, "preempted", reason.word, world.size)
     except Exception as error:
         log.debug("the run failed", exc_info=error)
         failure = error if isinstance(error, DistganError) else FailedError.of(error, world.rank, folder.path)
@@ -53,7 +53,7 @@ def train(config: Config) -> int:
     finally:
         folder.close()
     world.close()
-    return preemption.EXIT_CODES[reason]
+    return reason.exit_code
 
 
 def _record_end(folder: RunDir, state: str, reason: str, world: int) -> None:

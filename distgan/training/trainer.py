@@ -20,7 +20,7 @@ from distgan.data.sample_log import SampleLog
 from distgan.distributed import preemption
 from distgan.distributed.process_group import World
 from distgan.distributed.watchdog import Watchdog
-from distgan.errors import DataError, DivergedError, MachineError
+from distgan.errors import DataError, DivergedError, MachineError, StopReason
 from distgan.evaluation.measure import StopRequested
 from distgan.evaluation.periodic import PeriodicEvaluation
 from distgan.storage import checkpoint_folder
@@ -42,7 +42,6 @@ log = logging.getLogger("distgan")
 EARLY = 20  # iterations after which the log says how fast the run is
 SLOW_SEC = 3  # where the first iteration takes longer, the log says so at once
 POLL_SEC = 0.5  # how often ranks agree on whether to stop
-STOP_REASONS = ("", "finished", "preempted", "interrupted")  # where ranks differ, the later one wins
 
 
 class Trainer:
@@ -91,19 +90,19 @@ class Trainer:
         self._poll_every = self._steps_to_poll = 1
         self._copied: torch.cuda.Event | None = None
 
-    def train(self) -> str:
-        """Train until done or asked to stop. Returns the reason, a key of `preemption.EXIT_CODES`."""
+    def train(self) -> StopReason:
+        """Train until done or asked to stop. Returns the reason."""
         self.resume()
         if self._is_done() and not self._evaluation_pending():
             log.info(f"{self.folder.path} is finished at {self.state.images} images: nothing to do")
-            return "finished"
+            return StopReason.FINISHED
         self._describe()
         self.setup()
         try:
             self._describe_pixels()
             if self.state.images == 0:
                 self._log_first_samples()
-            reason = self._run_pending_evaluation() if self._evaluation_pending() else ""
+            reason = self._run_pending_evaluation() if self._evaluation_pending() else StopReason.NONE
             if self.config.train.on_nan == "rollback" and not checkpoint_folder.newest_first(self.folder.checkpoints):
                 self._save()  # to have something to go back to
             started, first_images = time.perf_counter(), self.state.images
@@ -123,8 +122,8 @@ class Trainer:
         self._finish(reason)
         return reason
 
-    def train_iteration(self) -> str:
-        """Run the D steps, the G step and all that is due after them. Returns why to stop now, or ""."""
+    def train_iteration(self) -> StopReason:
+        """Run the D steps, the G step and all that is due after them. Returns why to stop now, if at all."""
         before = self.state.images
         for _ in range(self.schedulers.num_d_steps()):
             batch = self.next_batch()
@@ -138,11 +137,11 @@ class Trainer:
         self.tracker.update_progress(self.state.images)
         return self._run_what_is_due(before)
 
-    def _run_what_is_due(self, before: int) -> str:
+    def _run_what_is_due(self, before: int) -> StopReason:
         """Evaluate, draw samples, log metrics and save, in this order, where an interval ended in this iteration."""
         config, images = self.config, self.state.images
-        reason = "finished" if images >= config.train.images else self._stop_reason()
-        is_finished = reason == "finished"
+        reason = StopReason.FINISHED if images >= config.train.images else self._stop_reason()
+        is_finished = reason == StopReason.FINISHED
         sampling = config.sample.every and (is_finished or self._passed(config.sample.every, before))
         evaluating = self.evaluation is not None and (is_finished or self._passed(config.eval.every, before))
         is_best = False
@@ -212,15 +211,15 @@ class Trainer:
     def _open_sample_log(self) -> SampleLog | None:
         return SampleLog(self.folder.path / "audit", self.world.rank, self.dataset) if self.config.data.audit else None
 
-    def _finish(self, reason: str) -> None:
+    def _finish(self, reason: StopReason) -> None:
         """Record how the run ended; the checkpoint is written."""
-        state = "finished" if reason == "finished" else "preempted"
+        state = "finished" if reason == StopReason.FINISHED else "preempted"
         self._write_status(
-            state, reason=reason, checkpoint=checkpoint_folder.newest_first(self.folder.checkpoints)[0].name
+            state, reason=reason.word, checkpoint=checkpoint_folder.newest_first(self.folder.checkpoints)[0].name
         )
         self.tracker.finish(reason, self.state.images)
         log.info(
-            f"{reason} at {self.state.images} images after {self.timer.total_sec / 60:.1f} min: {self.folder.path}"
+            f"{reason.word} at {self.state.images} images after {self.timer.total_sec / 60:.1f} min: {self.folder.path}"
         )
 
     # The parts of an iteration.
@@ -282,20 +281,22 @@ class Trainer:
     def _is_out_of_time(self, train_sec: float) -> bool:
         return 0 < self.config.train.max_minutes * 60 <= train_sec
 
-    def _stop_reason(self) -> str:
-        """Why to stop now, the same on every rank. Ranks agree on it twice a second, not in each step."""
-        reason = preemption.stop_requested() or ("finished" if self._is_out_of_time(self.timer.total_sec) else "")
+    def _stop_reason(self) -> StopReason:
+        """Return why to stop now, the same on every rank. Ranks agree on it twice a second, not in each step."""
+        reason = preemption.stop_requested()
+        if not reason and self._is_out_of_time(self.timer.total_sec):
+            reason = StopReason.FINISHED
         if self.world.size == 1:
             return reason
         self._steps_to_poll -= 1
         if self._steps_to_poll > 0:
-            return ""
+            return StopReason.NONE
         self._steps_to_poll = self._poll_every
-        return STOP_REASONS[self.world.all_reduce_max(STOP_REASONS.index(reason))]
+        return StopReason(self.world.all_reduce_max(reason))
 
     # Evaluations, samples, metrics, checkpoints.
 
-    def _evaluate(self, reason: str) -> tuple[str, bool]:
+    def _evaluate(self, reason: StopReason) -> tuple[StopReason, bool]:
         """Evaluate the average generator. Returns why to stop then, and whether this is the best one so far.
 
         A run that is asked to stop meanwhile stops, and repeats the evaluation when it is resumed.
@@ -305,7 +306,7 @@ class Trainer:
         try:
             row = self.evaluation.run(self.G_ema, self.state.images, self._check_stop_of_evaluation)
         except StopRequested as asked:
-            self.state.evaluation_pending = asked.args[0] != "finished"
+            self.state.evaluation_pending = asked.args[0] != StopReason.FINISHED
             return asked.args[0], False
         self.state.evaluation_pending = False
         self.state.eval_sec += row["Perf/eval_sec"]
@@ -316,15 +317,15 @@ class Trainer:
 
     def _check_stop_of_evaluation(self) -> None:
         self._phase("evaluating")
-        if number := self.world.all_reduce_max(STOP_REASONS.index(preemption.stop_requested())):
-            raise StopRequested(STOP_REASONS[number])
+        if reason := StopReason(self.world.all_reduce_max(preemption.stop_requested())):
+            raise StopRequested(reason)
 
     def _evaluation_pending(self) -> bool:
         return self.evaluation is not None and self.state.evaluation_pending
 
-    def _run_pending_evaluation(self) -> str:
+    def _run_pending_evaluation(self) -> StopReason:
         """Run the evaluation that a stop interrupted. Returns why to stop then."""
-        reason, is_best = self._evaluate("finished" if self._is_done() else "")
+        reason, is_best = self._evaluate(StopReason.FINISHED if self._is_done() else StopReason.NONE)
         self._save(is_best)
         return reason
 

@@ -17,7 +17,8 @@ from distgan.cli.main import main
 from distgan.data import index_cache
 from distgan.data.dataset import Dataset
 from distgan.data.shard_urls import find_shards
-from distgan.distributed.preemption import EXIT_CODES, handle_signals, stop_requested
+from distgan.distributed.preemption import handle_signals, stop_requested
+from distgan.errors import StopReason
 from distgan.storage.byte_ranges import ByteRangeReader
 
 SIGNALS = [signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM, signal.SIGHUP, signal.SIGINT]
@@ -35,7 +36,7 @@ with handle_signals():
     {then}
 """
 FOR_EVER = 'hashlib.pbkdf2_hmac("sha256", b"", b"", 2**31 - 1)'  # in C, as when waiting for ranks that hang
-A_LINE = "sys.stdin.readline(); print(stop_requested() or 'nothing', flush=True)"
+A_LINE = "sys.stdin.readline(); print(stop_requested().word, flush=True)"
 
 
 @contextmanager
@@ -62,9 +63,9 @@ def own_handlers() -> Iterator[None]:
 @pytest.mark.parametrize("number", SIGNALS)
 def test_a_signal_asks(number: signal.Signals) -> None:
     with handle_signals():
-        assert stop_requested() == ""
+        assert stop_requested() == StopReason.NONE
         os.kill(os.getpid(), number)
-        assert stop_requested() == ("interrupted" if number == signal.SIGINT else "preempted")
+        assert stop_requested() == (StopReason.INTERRUPTED if number == signal.SIGINT else StopReason.PREEMPTED)
     assert signal.set_wakeup_fd(-1) == -1
     assert signal.getsignal(signal.SIGINT) == signal.default_int_handler
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_IGN  # sent again, it must not change the code
@@ -80,7 +81,7 @@ def test_a_person_wins_over_a_scheduler() -> None:
     with handle_signals():
         os.kill(os.getpid(), signal.SIGTERM)
         os.kill(os.getpid(), signal.SIGINT)
-        assert stop_requested() == "interrupted"
+        assert stop_requested() == StopReason.INTERRUPTED
 
 
 def test_only_a_third_interrupt_leaves_at_once_and_the_second_one_says_so(tmp_path: Path) -> None:
@@ -99,7 +100,7 @@ def test_only_a_third_interrupt_leaves_at_once_and_the_second_one_says_so(tmp_pa
             if told:
                 assert process.stderr.readline() == "\n"
                 assert told in process.stderr.readline()
-        assert process.wait(30) == EXIT_CODES["interrupted"]
+        assert process.wait(30) == StopReason.INTERRUPTED.exit_code
         assert mark.exists()
 
 
@@ -110,10 +111,10 @@ def test_what_hangs_while_leaving_does_not_keep_the_process() -> None:
         while process.poll() is None:  # where the machine is busy, several signals may come as one
             process.send_signal(signal.SIGINT)
             time.sleep(0.2)
-        assert process.returncode == EXIT_CODES["interrupted"]
+        assert process.returncode == StopReason.INTERRUPTED.exit_code
 
 
-@pytest.mark.parametrize(("hangup", "told"), [("SIG_DFL", "preempted"), ("SIG_IGN", "nothing")])
+@pytest.mark.parametrize(("hangup", "told"), [("SIG_DFL", "preempted"), ("SIG_IGN", "none")])
 def test_a_terminal_that_closes_asks_but_not_under_nohup(hangup: str, told: str) -> None:
     with listener(A_LINE, hangup) as process:
         process.send_signal(signal.SIGHUP)
@@ -168,3 +169,9 @@ def test_a_signal_is_answered_at_once() -> None:
         process.send_signal(signal.SIGINT)
         assert process.stderr.readline() == "\n"
         assert process.stderr.readline() == "distgan: SIGINT: stops after this step\n"
+
+
+def test_reasons_have_the_words_and_exit_codes_that_scripts_rely_on() -> None:
+    found = {reason.word: reason.exit_code for reason in StopReason if reason}
+    assert found == {"finished": 0, "preempted": 75, "interrupted": 130}
+    assert max(StopReason) == StopReason.INTERRUPTED  # where ranks differ, the user's Ctrl-C wins

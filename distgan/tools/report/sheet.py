@@ -83,18 +83,18 @@ def write(sheet: Sheet, file: Path, kind: str) -> None:
 def _image(sheet: Sheet) -> Image.Image:
     image = Image.new("RGB", (sheet.width * SCALE, sheet.height * SCALE), PAPER)
     pen = ImageDraw.Draw(image)
-    _write(pen, sheet.title, GAP, GAP + 8, "ls", 16)
+    _write(pen, sheet.title, (GAP, GAP + 8), "ls", 16)
     for key in sheet.keys:
         image.paste(_dot(key.color), (key.x * SCALE, key.y * SCALE))
-        _write(pen, key.name, key.x + 14, key.y + 8, "ls", 11, SOFT)
+        _write(pen, key.name, (key.x + 14, key.y + 8), "ls", 11, SOFT)
     for placed in sheet.charts:
         chart, x, y = placed.chart, placed.x, placed.y
         image.paste(_curves(chart), (x * SCALE, y * SCALE))
-        _write(pen, placed.title, x, y, "ls", 13)
+        _write(pen, placed.title, (x, y), "ls", 13)
         for tick, text in chart.y_ticks:
-            _write(pen, text, x + chart.left - 6, y + tick + 3, "rs", 10, SOFT)
+            _write(pen, text, (x + chart.left - 6, y + tick + 3), "rs", 10, SOFT)
         for tick, text in chart.x_ticks:
-            _write(pen, text, x + tick, y + chart.bottom + 16, "ms", 10, SOFT)
+            _write(pen, text, (x + tick, y + chart.bottom + 16), "ms", 10, SOFT)
     return image
 
 
@@ -122,7 +122,9 @@ def _dot(color: str) -> Image.Image:
     return image.reduce(FINE)
 
 
-def _write(pen: ImageDraw.ImageDraw, text: str, x: float, y: float, anchor: str, size: int, color: str = INK) -> None:
-    """Write a line of text; what is not ASCII, which Pillow's own font lacks, as escapes."""
+def _write(
+    pen: ImageDraw.ImageDraw, text: str, at: tuple[float, float], anchor: str, size: int, color: str = INK
+) -> None:
+    """Write a line of text at (x, y); what is not ASCII, which Pillow's own font lacks, as escapes."""
     shown = text.encode("ascii", "backslashreplace").decode()
-    pen.text((x * SCALE, y * SCALE), shown, color, ImageFont.load_default(size * SCALE), anchor)
+    pen.text((at[0] * SCALE, at[1] * SCALE), shown, color, ImageFont.load_default(size * SCALE), anchor)

@@ -1,1 +1,1 @@
-"""From image files to batches: `pack` writes shards, `plan` orders their samples, `stream` reads them."""
+"""Turn image files into batches: `pack` writes shards, `shuffle` orders their samples, `loader` reads them."""

@@ -38,7 +38,7 @@ class Card(TypedDict, total=False):
 def read(shards: str) -> Card:
     """Return the card next to a local shard, or in a folder of shards; {} where there is none.
 
-    A data set needs no card: fields that cannot be used are told and left out.
+    A data set needs no card: fields that cannot be used are left out, with a warning.
     """
     if not is_local(shards):
         return {}

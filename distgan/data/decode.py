@@ -1,4 +1,4 @@
-"""Image bytes -> RGB uint8, by one rule for every format and decoder.
+"""Decode image bytes to RGB uint8, by one rule for every format and decoder.
 
 JPEG goes through libjpeg-turbo directly, which gives Pillow's bits for gray and color (CMYK may differ by one level of
 255), does not hold Python's lock, and refuses corrupt data; everything else goes through Pillow. What a file is, its

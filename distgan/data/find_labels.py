@@ -1,4 +1,4 @@
-"""Where the class of an image is written: one rule for folders and archives.
+"""Find where the class of each image is written: one rule for folders and archives.
 
 What is asked for counts. Else the first of these that there is: a table (`dataset.json`), a `cls` part next to each
 image, the folders, the archives. What was assumed is told; what cannot be used is refused.

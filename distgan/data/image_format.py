@@ -1,4 +1,4 @@
-"""Which files are images: by suffix and first bytes, up to what size, and opened by which of Pillow's readers."""
+"""Formats of images: known by suffix and first bytes, bounded in size, opened by chosen readers of Pillow."""
 
 import io
 import re

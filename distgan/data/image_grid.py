@@ -1,4 +1,4 @@
-"""Images in -1..1 -> uint8 -> a grid -> a PNG."""
+"""Lay out images in -1..1 as one grid, and write it as a PNG."""
 
 from collections.abc import Sequence
 from pathlib import Path

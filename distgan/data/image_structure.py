@@ -1,4 +1,4 @@
-"""What makes a small image slow to read, found in its bytes before a decoder sees them.
+"""Refuse small images that are slow to read, by their bytes, before a decoder sees them.
 
 JPEG: ITU-T T.81, annex B; each scan of a progressive image touches all of it. PNG: chunks, which Pillow reads one by
 one in Python, as it does the blocks of a GIF, numbers written as text (PPM), and runs (BMP).
@@ -25,10 +25,10 @@ def jpeg_objection(data: bytes) -> tuple[str, bool]:
         if at < size and data[at] == 0xFF and data[at + 1] in _LONG:  # nearly always
             kind, length, at = data[at + 1], data[at + 2] << 8 | data[at + 3], at + 2
         else:
-            found = _MARKER.search(data, at)
-            if found is None:
+            marker = _MARKER.search(data, at)
+            if marker is None:
                 return "", False  # the decoder says what is wrong
-            kind, at = found[1][0], found.end()
+            kind, at = marker[1][0], marker.end()
             if kind in _ALONE:
                 continue
             length = int.from_bytes(data[at : at + 2], "big")
@@ -46,12 +46,12 @@ def _num_scans(data: bytes, at: int) -> int:
     """Count the scans of a JPEG to its end, one of which ends before byte `at`; many where much is between them."""
     scans = 1
     for _ in range(MAX_SEGMENTS):
-        found = _MARKER.search(data, at)
-        if found is None or found[1][0] == 0xD9:
+        marker = _MARKER.search(data, at)
+        if marker is None or marker[1][0] == 0xD9:
             return scans
-        at = found.end()
-        if found[1][0] not in _ALONE:
-            scans += found[1][0] == 0xDA
+        at = marker.end()
+        if marker[1][0] not in _ALONE:
+            scans += marker[1][0] == 0xDA
             at += int.from_bytes(data[at : at + 2], "big")
     return MAX_SCANS + 1
 

@@ -1,4 +1,4 @@
-"""Plan and shards -> batches of decoded images, read and decoded ahead by threads.
+"""Batches of decoded images in the plan's order, read and decoded ahead by threads.
 
 The stream is a function of one number, the position where it starts: batch after batch it walks through the plan's
 endless order, and each rank takes its slice of every global batch. Threads suffice, since reading and decoding let go

@@ -1,4 +1,4 @@
-"""Images in a folder, an archive, an array file or existing shards -> WebDataset shards of one image size.
+"""Pack images of a folder, an archive, an array file or shards as WebDataset shards of one image size.
 
 The work is spread over processes, the order is not: the same source and options give byte-identical shards.
 """

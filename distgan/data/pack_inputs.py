@@ -1,4 +1,4 @@
-"""What `pack` packs: images in folders, zip and tar archives, .npz arrays, WebDataset shards."""
+"""List what `pack` packs: images in folders, zip and tar archives, .npz arrays, WebDataset shards."""
 
 import itertools
 import os

@@ -1,4 +1,4 @@
-"""What `pack` did: counts while it works, lines for a person afterwards."""
+"""Report what `pack` did: counts while it works, lines for a person afterwards."""
 
 import os
 from collections import Counter

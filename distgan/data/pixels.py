@@ -1,4 +1,4 @@
-"""What becomes of a data set's pixels: the values that are stored, and how much of the images is cut away."""
+"""Report what becomes of a data set's pixels: the values that are stored, and how much is cut away."""
 
 import math
 from collections import Counter

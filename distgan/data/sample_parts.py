@@ -1,4 +1,4 @@
-"""Which samples of a data set are used, told by the parts that they have."""
+"""Choose which samples of a data set are used, by the parts that they have."""
 
 from collections import Counter
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""Which shards there are: folders, globs, expressions, addresses and commands -> addresses of shards."""
+"""Find shards: folders, globs, expressions, addresses and commands -> addresses of shards."""
 
 import difflib
 import glob
@@ -55,14 +55,14 @@ def _expand(item: str, hint: bool = True) -> list[str]:
             return [url for part in parts for url in _expand(part, hint=False)]
     if item.startswith("pipe:") or not is_local(item):
         return [item]
-    found = sorted(glob.glob(os.path.join(glob.escape(path), "*.tar") if os.path.isdir(path) else path))
-    found = [path for path in found if not path.endswith(".tar.index")]  # a glob such as data/* finds ours too
-    if not found:
+    paths = sorted(glob.glob(os.path.join(glob.escape(path), "*.tar") if os.path.isdir(path) else path))
+    paths = [path for path in paths if not path.endswith(".tar.index")]  # a glob such as data/* finds ours too
+    if not paths:
         meant = _meant(path) if hint else ""
         raise DataError(f"data.shards: no shard matches {item!r} (seen from {os.getcwd()}){meant}")
-    if special := [path for path in found if os.path.exists(path) and not os.path.isfile(path)]:
+    if special := [path for path in paths if os.path.exists(path) and not os.path.isfile(path)]:
         raise DataError(f"data.shards: {special[0]} is not a regular file")
-    return found
+    return paths
 
 
 def _meant(path: str) -> str:

@@ -28,12 +28,12 @@ def write_shards(folder: Path, num: int, side: int, classes: int = 10) -> None:
 
 def jpegs(num: int, side: int) -> list[bytes]:
     """Return random walks in color with some noise, as compressible as photographs; 200 different ones."""
-    rng, found = np.random.default_rng(0), []
+    rng, files = np.random.default_rng(0), []
     for _ in range(min(num, DIFFERENT)):
         walk = rng.normal(size=(side, side, 3)).cumsum(0).cumsum(1)
         walk -= walk.min((0, 1))
         noisy = 230 * walk / walk.max((0, 1)) + rng.normal(scale=6, size=walk.shape)
         out = io.BytesIO()
         Image.fromarray(noisy.clip(0, 255).astype(np.uint8)).save(out, "JPEG", quality=90)
-        found.append(out.getvalue())
-    return list(itertools.islice(itertools.cycle(found), num))
+        files.append(out.getvalue())
+    return list(itertools.islice(itertools.cycle(files), num))

@@ -39,7 +39,7 @@ def locate(path: str | Path) -> Path:
     if is_exported(folder):
         return folder
     where = checkpoint_folder.find(folder)
-    log.info(checkpoint_folder.told(folder, where))
+    log.info(checkpoint_folder.describe(folder, where))
     return where
 
 

@@ -123,10 +123,10 @@ class ArrayFile:
                 if info.file_size > FREE + RATIO * min(info.compress_size, self._size):
                     raise ValueError(f"it inflates to more than {RATIO:,} times its size")
                 with self._open(name) as file:
-                    start, found = _header(file)
-                if prod(found[1]) * found[0].itemsize > info.file_size - start:
-                    raise ValueError(f"{_shown(*found[:2])} in {info.file_size - start:,} bytes")
-                self._layouts[name] = found
+                    start, layout = _header(file)
+                if prod(layout[1]) * layout[0].itemsize > info.file_size - start:
+                    raise ValueError(f"{_shown(*layout[:2])} in {info.file_size - start:,} bytes")
+                self._layouts[name] = layout
         return self._layouts[name]
 
     def _describe(self, name: str) -> str:

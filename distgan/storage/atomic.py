@@ -75,16 +75,16 @@ def sweep(folder: Path, older_sec: float = 24 * 3600) -> None:
     except OSError:  # to be told by whoever writes there
         return
     for name in names:
-        if (found := _PART.fullmatch(name)) and _is_abandoned(folder / name, found, older_sec):
+        if (match := _PART.fullmatch(name)) and _is_abandoned(folder / name, match, older_sec):
             shutil.rmtree(folder / name, ignore_errors=True)
             with contextlib.suppress(OSError):
                 (folder / name).unlink()
 
 
-def _is_abandoned(path: Path, found: re.Match[str], older_sec: float) -> bool:
+def _is_abandoned(path: Path, match: re.Match[str], older_sec: float) -> bool:
     try:
-        if found[1] == _host():
-            os.kill(int(found[2]), 0)
+        if match[1] == _host():
+            os.kill(int(match[2]), 0)
             return False
         return time.time() - path.lstat().st_mtime > older_sec
     except (ProcessLookupError, OverflowError):

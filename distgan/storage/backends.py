@@ -1,4 +1,4 @@
-"""How an address is read: local files, http(s), and whatever fsspec knows (s3://, gs://, memory:// ...)."""
+"""Read an address: local files, http(s), and whatever fsspec knows (s3://, gs://, memory:// ...)."""
 
 import errno
 import io

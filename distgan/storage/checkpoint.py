@@ -177,9 +177,9 @@ def shapes_of(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
 
 def require_shapes(tensors: Mapping[str, Tensor], wanted: dict[str, tuple[int, ...]], what: str) -> None:
     """Refuse tensors of another network. Raises DataError, which names the first that differs."""
-    found = shapes_of(tensors)
-    if differ := sorted(name for name in found.keys() | wanted if found.get(name) != wanted.get(name)):
-        has, needs = (str(list(shapes[differ[0]])) if differ[0] in shapes else "nothing" for shapes in (found, wanted))
+    given = shapes_of(tensors)
+    if differ := sorted(name for name in given.keys() | wanted if given.get(name) != wanted.get(name)):
+        has, needs = (str(list(shapes[differ[0]])) if differ[0] in shapes else "nothing" for shapes in (given, wanted))
         raise DataError(
             f"{what}: the weights are not of the network that is described there: {differ[0]} is {has} instead of "
             f"{needs}, and {len(differ) - 1} more"

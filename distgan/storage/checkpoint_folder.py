@@ -53,11 +53,11 @@ def find(path: Path) -> Path:
             f"{path} is what `distgan export` wrote: a generator alone, without the discriminator and the optimizers "
             "that resuming needs. Name the run that it was made of, or one of its checkpoints"
         )
-    found, refused = newest_good(path if newest_first(path) else path / "checkpoints")
-    if found is not None:
+    newest, refused = newest_good(path if newest_first(path) else path / "checkpoints")
+    if newest is not None:
         for reason in refused:
             log.warning(f"skipping a corrupt checkpoint: {reason}")
-        return found
+        return newest
     if refused:
         raise DataError(f"{path}: no good checkpoint there; {'; '.join(refused)}")
     if not path.exists():
@@ -72,7 +72,7 @@ def find(path: Path) -> Path:
     )
 
 
-def told(path: Path, found: Path) -> str:
+def describe(path: Path, found: Path) -> str:
     """Return a line that says which checkpoint `find` took for `path`, and why."""
     why = "named" if found == path else "the best one" if names_best(path) else "the newest good one"
     return f"checkpoint: {found}, after {read_state(found)['images']:,} images ({why})"
@@ -158,7 +158,7 @@ def require_left(folder: Path, resume: str, images: int, max_minutes: float) -> 
 def prune(folder: Path, keep_last: int, keep_every: int) -> None:
     """Remove all but the newest `keep_last`, the first at or after each multiple of `keep_every` images, and the best.
 
-    The best is what `record_best` was told.
+    The best is the one that `record_best` wrote last.
     """
     best = read_best(folder).get("checkpoint")
     paths = newest_first(folder)[::-1]
@@ -181,9 +181,9 @@ def read_best(folder: Path) -> dict:
         return {}
 
 
-def record_best(folder: Path, told: dict | None) -> None:
+def record_best(folder: Path, best: dict | None) -> None:
     """Write best.json, or remove it."""
-    if told is None:
+    if best is None:
         (folder / "best.json").unlink(missing_ok=True)
-    elif told != read_best(folder):
-        replace_file(folder / "best.json", json.dumps(told) + "\n")
+    elif best != read_best(folder):
+        replace_file(folder / "best.json", json.dumps(best) + "\n")

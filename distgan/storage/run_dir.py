@@ -1,4 +1,4 @@
-"""The folder of a run: its files, and what happens to them when a run is taken up again."""
+"""The folder of a run: its files, and what becomes of them when the run is resumed."""
 
 import fcntl
 import io

@@ -1,4 +1,4 @@
-"""What manifest.json and state.json of a checkpoint hold, as its readers may rely on it."""
+"""Schemas of manifest.json and state.json of a checkpoint, for their readers to rely on."""
 
 from typing import Annotated, TypedDict
 

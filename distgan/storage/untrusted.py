@@ -189,7 +189,7 @@ class Like:
     """A pattern that all of a text must match, and what that is for a person."""
 
     pattern: str
-    told: str
+    description: str
 
 
 Count = Annotated[int, Between(0, 2**53)]
@@ -223,10 +223,10 @@ def parse(schema: type[T], value: object, where: object) -> T:
 def _fit(hint: Any, value: object, field: str) -> object:
     origin, arguments = get_origin(hint), get_args(hint)
     if origin is Annotated:
-        found = _fit(arguments[0], value, field)
+        fitted = _fit(arguments[0], value, field)
         for bound in arguments[1:]:
-            _require(bound, found, field)
-        return found
+            _require(bound, fitted, field)
+        return fitted
     if origin in (Union, types.UnionType):
         return _fit_any(arguments, value, field)
     if origin is Literal:
@@ -266,17 +266,17 @@ def _fit_fields(schema: Any, values: dict[str, object], field: str) -> object:
             raise MisfitError(field, unknown[0], f"no other fields than {', '.join(hints)}")
     if missing := [name for name in hints if name in required and name not in values]:
         raise MisfitError(f"{field}.{missing[0]}", None, "it to be there")
-    found = {name: _fit(hints[name], value, f"{field}.{name}") for name, value in values.items() if name in hints}
+    fitted = {name: _fit(hints[name], value, f"{field}.{name}") for name, value in values.items() if name in hints}
     if is_typed_dict(schema):
-        return {**values, **found}
+        return {**values, **fitted}
     for f in fields(schema):
         low, high = (f.metadata.get(name) for name in ("low", "high"))
-        if f.name in found and (low is not None or high is not None):
+        if f.name in fitted and (low is not None or high is not None):
             bound = Between(-math.inf if low is None else low, math.inf if high is None else high)
-            value = found[f.name]
+            value = fitted[f.name]
             for number in value if isinstance(value, list) else [value]:
                 _require(bound, number, f"{field}.{f.name}")
-    return schema(**found)
+    return schema(**fitted)
 
 
 @functools.cache
@@ -289,11 +289,11 @@ def _of_type(hint: Any, value: object, field: str) -> Any:
     is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
     fits = {int: is_number and isinstance(value, int), float: is_number, type(None): value is None}
     if not fits.get(hint, isinstance(value, hint) if hint not in fits else False):
-        raise MisfitError(field, value, TOLD.get(hint, getattr(hint, "__name__", str(hint))))
+        raise MisfitError(field, value, TYPE_NAMES.get(hint, getattr(hint, "__name__", str(hint))))
     return value
 
 
-TOLD = {
+TYPE_NAMES = {
     bool: "true or false",
     int: "a whole number",
     float: "a number",
@@ -312,7 +312,7 @@ def _require(bound: object, value: Any, field: str) -> None:
         if len(value) > bound.num:
             raise MisfitError(field, value, f"at most {bound.num:,} of them")
     elif isinstance(bound, Like) and not re.fullmatch(bound.pattern, value):
-        raise MisfitError(field, value, bound.told)
+        raise MisfitError(field, value, bound.description)
 
 
 def _shown_key(key: str) -> str:

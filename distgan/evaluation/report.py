@@ -207,11 +207,11 @@ def memorization(evaluation: Evaluation, path: Path | None) -> dict:
         "whole_training_set": len(real.numbers) == real.features.gaussian.num,
     }
     if path is not None:
-        pictures = [picture for i, j in near.closest(PAIRS) for picture in pair(i, j)]
+        tiles = [tile for i, j in near.closest(PAIRS) for tile in pair(i, j)]
         target = path.with_suffix(".closest.png")
         target.parent.mkdir(parents=True, exist_ok=True)
         result["picture"] = str(target)
-        image_grid.save_png(target, image_grid.grid(pictures, 2 * COLUMNS))
+        image_grid.save_png(target, image_grid.grid(tiles, 2 * COLUMNS))
     return result
 
 

@@ -38,8 +38,10 @@ class RestorationEval:
         They are training images if none are held out.
         """
         held_out = range(self._dataset.num_samples, self._dataset.num_samples + self._dataset.num_held_out)
-        batch_plan = [held_out[i * len(held_out) // num] for i in range(num)]
-        numbers = batch_plan if held_out else self._dataset.fixed_samples(num, 0)
+        if held_out:
+            numbers = [held_out[i * len(held_out) // num] for i in range(num)]
+        else:
+            numbers = self._dataset.fixed_samples(num, 0)
         columns = zip(self._degraded(numbers), self._restored(G, numbers), self._clean(numbers))
         return [np.concatenate(triple, axis=1) for triple in columns]
 
@@ -90,11 +92,11 @@ class RestorationEval:
         return np.stack(list(sampling.Sampler(G, self._z_dim, 0).pixels(latents, labels, read_degraded)))
 
 
-def _tensor(pictures: np.ndarray) -> Tensor:
+def _tensor(images: np.ndarray) -> Tensor:
     """Permute uint8 [n, R, R, 3] to [n, 3, R, R]."""
-    return torch.from_numpy(pictures).permute(0, 3, 1, 2)
+    return torch.from_numpy(images).permute(0, 3, 1, 2)
 
 
-def _psnr_and_ssim(pictures: Tensor, clean: Tensor) -> np.ndarray:
+def _psnr_and_ssim(restored: Tensor, clean: Tensor) -> np.ndarray:
     """Return PSNR and SSIM of each image; float64 [n, 2]."""
-    return torch.stack([psnr(pictures, clean).clamp(max=BEST_DB), ssim(pictures, clean)], 1).numpy()
+    return torch.stack([psnr(restored, clean).clamp(max=BEST_DB), ssim(restored, clean)], 1).numpy()

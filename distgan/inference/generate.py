@@ -104,7 +104,7 @@ def generate(path: str, out: str, options: GenerateOptions, rank: int = 0, world
         # Class folders, as `distgan pack` reads them.
         subfolder = folder if image.label is None else folder / f"{image.label:03d}"
         subfolder.mkdir(exist_ok=True)
-        image_grid.save_png(subfolder / f"{image.number:08d}.png", image.picture)
+        image_grid.save_png(subfolder / f"{image.number:08d}.png", image.pixels)
     return f"{options.num} images: {target}"
 
 
@@ -122,8 +122,8 @@ def draw_group(
     """
     numbers = selection.candidates(group)
     if score is None:
-        pictures = G.pictures(numbers, seed, selection.labels(numbers))
-        yield from (GeneratedImage(i, selection.label(i), picture) for i, picture in zip(numbers, pictures))
+        for i, pixels in zip(numbers, G.pictures(numbers, seed, selection.labels(numbers))):
+            yield GeneratedImage(i, selection.label(i), pixels)
         return
     best: list[GeneratedImage] = []
     first = numbers.start // G.chunk * G.chunk
@@ -137,9 +137,9 @@ def draw_group(
             raise DataError(
                 f"the scores of images {chunk.start} to {chunk.stop - 1} are not finite: --keep-best needs them"
             )
-        for i, value, picture in zip(chunk, scores.tolist(), image_grid.to_uint8(images)):
+        for i, value, pixels in zip(chunk, scores.tolist(), image_grid.to_uint8(images)):
             if i in numbers:
-                best.append(GeneratedImage(i, selection.label(i), picture, value))
+                best.append(GeneratedImage(i, selection.label(i), pixels, value))
         best = selection.best(group, best)
     yield from best
 

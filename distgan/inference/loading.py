@@ -67,11 +67,11 @@ def load_generator(
     G = TrainedGenerator(net, spec, origin)
     if restores is not None and restores != G.restores:
         noise = f"makes images of noise (model.family={spec.family}): leave --input out"
-        pictures = (
+        restoring = (
             "restores images: `distgan generate --input FOLDER` names those to restore, "
             "and programs take `load_generator(path, restores=True)`"
         )
-        raise ConfigError(f"{folder}: this generator {noise if restores else pictures}")
+        raise ConfigError(f"{folder}: this generator {noise if restores else restoring}")
     _require_arguments(net, ["pictures", "z", "labels"] if G.restores else ["z", "labels"], spec.family)
     _load_weights(net, weights, folder)
     net.to(_device_or_default(device)).eval().requires_grad_(False)

@@ -136,12 +136,12 @@ class Restorer:
 
     def _rows(self, chunk: list[tuple[int, InputEntry]]) -> Iterator[Row]:
         """Yield the images that can be read, restored."""
-        pictures: dict[int, tuple[np.ndarray, np.ndarray | None]] = {}
+        readable: dict[int, tuple[np.ndarray, np.ndarray | None]] = {}
         classes: list[int] = []
         for number, entry in chunk:
             try:
                 clean = self._read(entry) if entry.degraded else None
-                pictures[number] = (self._read(entry.degraded or entry), clean)
+                readable[number] = (self._read(entry.degraded or entry), clean)
             except (CorruptImage, OSError) as reason:
                 self._skipped[str(reason)] += 1
                 continue
@@ -153,12 +153,12 @@ class Restorer:
                 )
 
         def read_degraded(numbers: list[int]) -> np.ndarray:
-            return np.stack([pictures[number][0] for number in numbers])
+            return np.stack([readable[number][0] for number in numbers])
 
         labels = classes if self._G.num_classes else None
-        restored = self._G.sampler(self._seed).pixels(list(pictures), labels, read_degraded)
-        for (number, (degraded, clean)), picture in zip(pictures.items(), restored):
-            yield Row(number, degraded, picture, clean)
+        restored = self._G.sampler(self._seed).pixels(list(readable), labels, read_degraded)
+        for (number, (degraded, clean)), image in zip(readable.items(), restored):
+            yield Row(number, degraded, image, clean)
 
     def _read(self, entry: InputEntry) -> np.ndarray:
         content = read_entry(entry)

@@ -180,7 +180,7 @@ def _write_shard(folder: Path, group: int, images: Iterable[GeneratedImage], poo
 def _encoded(image: GeneratedImage) -> tuple[int | None, bytes]:
     """Return an image's class, and its sample as bytes of a tar."""
     file = io.BytesIO()
-    Image.fromarray(image.picture).save(file, format="PNG", compress_level=1)
+    Image.fromarray(image.pixels).save(file, format="PNG", compress_level=1)
     parts = {"png": file.getvalue()}
     if image.label is not None:
         parts["cls"] = b"%d" % image.label

@@ -59,10 +59,10 @@ def frames(
             del tiles[:tiles_per_frame]
 
 
-def save(target: Path, pictures: Iterator[np.ndarray], fps: float) -> None:
+def save(target: Path, images: Iterator[np.ndarray], fps: float) -> None:
     """Write a video completely or not at all: an endless WebP, or an MP4, by the file's suffix."""
     with replacing(target) as part:
-        (_save_mp4 if target.suffix.lower() == ".mp4" else _save_webp)(part, pictures, fps)
+        (_save_mp4 if target.suffix.lower() == ".mp4" else _save_webp)(part, images, fps)
 
 
 def require_writer(target: Path) -> None:
@@ -78,8 +78,8 @@ def require_writer(target: Path) -> None:
             ) from None
 
 
-def _save_webp(part: Path, pictures: Iterator[np.ndarray], fps: float) -> None:
-    first, *others = [Image.fromarray(picture) for picture in pictures]
+def _save_webp(part: Path, images: Iterator[np.ndarray], fps: float) -> None:
+    first, *others = [Image.fromarray(frame) for frame in images]
     ends = [round(1000 * (i + 1) / fps) for i in range(len(others) + 1)]  # in whole milliseconds, without drift
     duration = [end - start for start, end in zip([0, *ends], ends)]
     small = first.width * first.height <= LOSSLESS_PIXELS
@@ -87,14 +87,14 @@ def _save_webp(part: Path, pictures: Iterator[np.ndarray], fps: float) -> None:
     first.save(part, format="WEBP", save_all=True, append_images=others, duration=duration, loop=0, **settings)
 
 
-def _save_mp4(part: Path, pictures: Iterator[np.ndarray], fps: float) -> None:
+def _save_mp4(part: Path, images: Iterator[np.ndarray], fps: float) -> None:
     import av
 
     with av.open(str(part), "w", format="mp4") as file:
-        first = next(pictures)
+        first = next(images)
         stream = file.add_stream("libx264", rate=Fraction(fps).limit_denominator(1000))
         stream.height, stream.width = first.shape[:2]
         stream.pix_fmt, stream.options = "yuv420p", {"crf": "16"}
-        for picture in itertools.chain([first], pictures):
-            file.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        for frame in itertools.chain([first], images):
+            file.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
         file.mux(stream.encode())

@@ -74,7 +74,7 @@ def test_a_run_shows_and_measures_pictures_that_it_never_trained_on(tmp_path: Pa
     for number, (row, column) in enumerate([(0, 0), (0, 1), (1, 0), (1, 1)]):
         clean = grid[16 * row : 16 * row + 16, 48 * column + 32 : 48 * column + 48]
         held = held_out(data.num_samples, 70)[number * 70 // 4]
-        assert np.array_equal(clean, data.read(int(held), 16, "lanczos", "center"))
+        assert np.array_equal(clean, data.read(int(held), DecodeOptions(16)))
     keys = {line.split('"key": ')[1] for line in (tmp_path / "run" / "audit" / "rank0.jsonl").read_text().splitlines()}
     assert len(keys) == 1797 - 70  # the second epoch has begun
     assert not keys & {f'"{n:08d}"}}' for n in held_out(1797, 70)}

@@ -18,7 +18,7 @@ _HOMES = {"load_generator": "distgan.inference.loading", "open_stream": "distgan
 
 
 def __getattr__(name: str) -> object:
-    """What is public, looked up on first use: `import distgan` needs no torch."""
+    """Look up a public name on first use: `import distgan` needs no torch."""
     if name not in _HOMES:
         raise AttributeError(f"module 'distgan' has no attribute {name!r}")
     return getattr(import_module(_HOMES[name]), name)

@@ -18,7 +18,7 @@ from distgan.storage.byte_ranges import ByteRangeReader
 
 
 def train(config: str | Path, *overrides: str) -> int:
-    """Train as `distgan train CONFIG key=value ...` does, and go on with a run that was stopped.
+    """Train as `distgan train CONFIG key=value ...` does, and resume a run that was stopped.
 
     To be called in the main thread, since signals ask it to save and stop; by all ranks, where a launcher started many.
 
@@ -26,7 +26,7 @@ def train(config: str | Path, *overrides: str) -> int:
         0 finished, 75 saved on a signal, 130 saved on Ctrl-C.
 
     Raises:
-        ConfigError, DataError, DivergedError, MachineError: of `distgan.errors`; their messages are for a person.
+        ConfigError, DataError, DivergedError, MachineError: of `distgan.errors`; their messages are human-readable.
     """
     if not isinstance(config, (str, Path)) or not all(isinstance(one, str) for one in overrides):
         raise ConfigError('train takes a file and settings as words: train("a.yaml", "train.batch=64", "run.dir=a")')
@@ -60,7 +60,7 @@ def open_stream(
 
     The stream is closed at the end of the `with`, or by `close()`.
 
-    A batch's arrays are overwritten after the next one was taken. Stopped after n batches, the stream goes on exactly
+    A batch's arrays are overwritten after the next one was taken. Stopped after n batches, the stream continues exactly
     where it was with `start=n * batch`; on each of several ranks it gives that rank's share of the same global batch.
 
     Args:

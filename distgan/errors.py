@@ -20,7 +20,7 @@ HINTS_AMONG_RANKS = (
 class DistganError(Exception):
     """Base of the errors whose message is enough: the command line prints it without a traceback.
 
-    Most errors befall all ranks alike, and rank 0 tells; one that befell a single rank knows it.
+    Most errors occur on all ranks alike, and rank 0 reports them; one of a single rank knows its rank.
     """
 
     exit_code = 1
@@ -88,19 +88,19 @@ class StoppedError(DistganError):
 
 
 def of_kind(kind: str, text: str) -> DistganError:
-    """The error of another rank, of which the name of its class and its message came over."""
-    known = {cls.__name__: cls for cls in DistganError.__subclasses__()}
-    return known[kind](text) if kind in known else MachineError(f"{kind}: {text}")
+    """Return another rank's error, from the name of its class and its message."""
+    kinds = {cls.__name__: cls for cls in DistganError.__subclasses__()}
+    return kinds[kind](text) if kind in kinds else MachineError(f"{kind}: {text}")
 
 
 def with_hint(text: str, among_ranks: bool = False) -> str:
-    """A message of the system or a library, with the way out where it is a known one.
+    """Return a message of the system or a library, with the fix where it is known.
 
     Args:
         among_ranks: Whether it may be about the ranks' own connections.
     """
-    known = (*HINTS, *HINTS_AMONG_RANKS) if among_ranks else HINTS
-    hint = next((f" ({hint})" for mark, hint in known if mark in text), "")
+    hints = (*HINTS, *HINTS_AMONG_RANKS) if among_ranks else HINTS
+    hint = next((f" ({hint})" for mark, hint in hints if mark in text), "")
     return text[:300] + hint
 
 
@@ -109,7 +109,7 @@ class FailedError(DistganError):
 
     @classmethod
     def of(cls, error: Exception, rank: int, folder: Path) -> DistganError:
-        """What a rank says of an error that nobody foresaw."""
+        """Wrap an unexpected error of a rank."""
         text = " ".join(str(error).split())
         file = "log.txt" if rank == 0 else f"logs/rank_{rank:05d}.txt"
         kind = MachineError if isinstance(error, OSError) or OTHERS_END in text else cls

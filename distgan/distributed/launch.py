@@ -68,7 +68,7 @@ def _pass_on(numbers: Collection[signal.Signals]) -> None:
 
 
 def _leads_a_session(process: int) -> bool:
-    """Whether a child is a rank: torch gives each a session of its own, which a terminal's Ctrl-C does not reach."""
+    """Return whether a child is a rank: torch gives each a session of its own, out of reach of a terminal's Ctrl-C."""
     try:
         return os.getsid(process) == process
     except ProcessLookupError:
@@ -76,7 +76,7 @@ def _leads_a_session(process: int) -> bool:
 
 
 def _is_news(record: logging.LogRecord) -> bool:
-    """Whether torch says what no rank has said: why one ended, and that the others do too, is told by themselves."""
+    """Return whether a line of torch says more than the ranks do: each reports its own end."""
     return not str(record.msg).startswith(("failed (exitcode", "Sending process"))
 
 

@@ -55,21 +55,21 @@ def init_rank_env(environment: MutableMapping[str, str] = os.environ) -> int:
 
 
 def _size(environment: MutableMapping[str, str]) -> int:
-    """The number of ranks; raises MachineError for variables of a launcher that are not whole."""
-    found = {name: environment[name] for name in RANK_VARIABLES if name in environment}
-    way_out = f"without a launcher, `unset {' '.join(found)}`; with several ranks, start them by launch/*.sh"
-    for name, value in found.items():
+    """Return the number of ranks; raise MachineError where a launcher's variables are incomplete."""
+    variables = {name: environment[name] for name in RANK_VARIABLES if name in environment}
+    fix = f"without a launcher, `unset {' '.join(variables)}`; with several ranks, start them by launch/*.sh"
+    for name, value in variables.items():
         if not (value.isascii() and value.isdecimal()):
-            raise MachineError(f"{name}={value!r} is not a whole number: {way_out}")
-    size = int(found.get("WORLD_SIZE", "1"))
-    if size == 1 and not {"RANK", "LOCAL_RANK"} & found.keys():
+            raise MachineError(f"{name}={value!r} is not a whole number: {fix}")
+    size = int(variables.get("WORLD_SIZE", "1"))
+    if size == 1 and not {"RANK", "LOCAL_RANK"} & variables.keys():
         return 1
     needed = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
     if missing := [name for name in needed if not environment.get(name)]:
-        told = " ".join(f"{name}={value}" for name, value in found.items())
-        raise MachineError(f"{told} is set in the environment, but no {' and no '.join(missing)}: {way_out}")
-    if int(found["RANK"]) >= size:
-        raise MachineError(f"RANK={found['RANK']}: with WORLD_SIZE={size} it is below {size}: {way_out}")
+        shown = " ".join(f"{name}={value}" for name, value in variables.items())
+        raise MachineError(f"{shown} is set in the environment, but no {' and no '.join(missing)}: {fix}")
+    if int(variables["RANK"]) >= size:
+        raise MachineError(f"RANK={variables['RANK']}: with WORLD_SIZE={size} it is below {size}: {fix}")
     return size
 
 

@@ -1,7 +1,7 @@
 """Requests to stop: signals set a flag, the training loop acts on it.
 
 Imported before torch, so that a signal during the slow start is not lost. USR1 and USR2 are what schedulers send before
-a time limit, TERM is preemption or a launcher going down, HUP is a terminal that closes, INT is a person.
+a time limit, TERM is preemption or a launcher going down, HUP is a terminal that closes, INT is Ctrl-C.
 """
 
 import contextlib
@@ -24,7 +24,7 @@ _launchers: list[int] = []  # the process of the launcher that this rank must no
 
 
 def stop_signals() -> list[signal.Signals]:
-    """The signals that ask a run to stop."""
+    """Return the signals that ask a run to stop."""
     always = [signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM, signal.SIGINT]
     return always if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN else [*always, signal.SIGHUP]
 
@@ -115,28 +115,28 @@ def _record_signal(number: int) -> None:
 @contextlib.contextmanager
 def _listen_in_a_thread() -> Iterator[None]:
     """Python runs handlers in the main thread, which may be in C, waiting for ranks that hang: a thread hears too."""
-    hears, tells = os.pipe()
-    os.set_blocking(tells, False)
-    before = signal.set_wakeup_fd(tells, warn_on_full_buffer=False)
-    listener = threading.Thread(target=_listen, args=(hears,), name="distgan-stop", daemon=True)
+    read_end, write_end = os.pipe()
+    os.set_blocking(write_end, False)
+    before = signal.set_wakeup_fd(write_end, warn_on_full_buffer=False)
+    listener = threading.Thread(target=_listen, args=(read_end,), name="distgan-stop", daemon=True)
     listener.start()
     try:
         yield
     finally:
         signal.set_wakeup_fd(before)
-        os.close(tells)
+        os.close(write_end)
         listener.join()
-        os.close(hears)
+        os.close(read_end)
 
 
-def _listen(hears: int) -> None:
-    is_first, num_ints, told = launch_env.rank() == 0, 0, False
-    while byte := os.read(hears, 1):  # the number of a signal; nothing once the other end is closed
+def _listen(read_end: int) -> None:
+    is_first, num_ints, has_answered = launch_env.rank() == 0, 0, False
+    while byte := os.read(read_end, 1):  # the number of a signal; nothing once the other end is closed
         if signal.getsignal(byte[0]) is _on_signal:
             _record_signal(byte[0])
-            if is_first and not told:
+            if is_first and not has_answered:
                 _write_line(f"{signal.Signals(byte[0]).name}: stops after this step")
-            told = True
+            has_answered = True
         if byte[0] != signal.SIGINT:
             continue
         num_ints += 1

@@ -95,7 +95,7 @@ class World:
         self._flat, self._bf16_gradients = sync == "flat", bf16_gradients
 
     def single_rank(self) -> "World":
-        """This rank as the only one of a world of its own, next to the one that it shares."""
+        """Return a world of this rank alone; the shared one stays as it is."""
         own = copy.copy(self)
         own.rank, own.size, own.is_main, own._flat = 0, 1, True, False
         return own
@@ -120,11 +120,11 @@ class World:
         return wrapped
 
     def grad_sync(self, module: nn.Module, last: bool) -> contextlib.AbstractContextManager:
-        """Around a forward and its backward: gradients are reduced over the ranks in the last pass only."""
+        """Let gradients be reduced over the ranks in the last pass only; a context for a forward and its backward."""
         return contextlib.nullcontext() if last or self._flat else self._accelerator.no_sync(module)
 
     def average_gradients(self, weights: Iterable[nn.Parameter]) -> None:
-        """With sync="flat": give all ranks the mean of their gradients. DDP has done so by now."""
+        """Give all ranks the mean of their gradients, with sync="flat". (DDP has done so by now.)"""
         if self.size == 1 or not self._flat:
             return
         gradients = [weight.grad for weight in weights if weight.grad is not None]
@@ -134,20 +134,20 @@ class World:
             gradient.copy_(part.view_as(gradient))
 
     def all_reduce_sum(self, tensor: Tensor) -> Tensor:
-        """The sum over all ranks, in place."""
+        """Sum a tensor over all ranks, in place, and return it."""
         if self.size > 1:
             dist.all_reduce(tensor)
         return tensor
 
     def all_reduce_max(self, number: int) -> int:
-        """The largest of the ranks' numbers; the host waits for it."""
+        """Return the largest of the ranks' numbers; the host waits for it."""
         box = torch.tensor([number], device=self.device)
         if self.size > 1:
             dist.all_reduce(box, dist.ReduceOp.MAX)
         return int(box)
 
     def ping_pong(self, other: int, num: int) -> float:
-        """Seconds for `num` float32 numbers to go from rank `other` to rank 0 and back; called by all ranks."""
+        """Time `num` float32 numbers from rank `other` to rank 0 and back, in seconds; called by all ranks."""
         numbers = torch.ones(num, device=self.device)
         self.barrier()
         started = time.perf_counter()
@@ -171,12 +171,12 @@ class World:
             buffer.copy_(mean.view_as(buffer))
 
     def to_device(self, array: np.ndarray) -> Tensor:
-        """An array on this rank's device, which the host does not wait for."""
+        """Copy an array to this rank's device; the host does not wait for it."""
         tensor = torch.from_numpy(array)
         return tensor.pin_memory().to(self.device, non_blocking=True) if self.device.type == "cuda" else tensor
 
     def all_gather_object(self, item: T) -> list[T]:
-        """What each rank passed, in rank order, on every rank."""
+        """Return what each rank passed, in rank order, on every rank."""
         if self.size == 1:
             return [item]
         items: list = [None] * self.size
@@ -184,10 +184,10 @@ class World:
         return items
 
     def gather_tensors(self, tensor: Tensor) -> list[Tensor]:
-        """What each rank passed, in rank order, on rank 0's CPU; nothing elsewhere. Only the first size may differ."""
+        """Return each rank's tensor, in rank order, on rank 0's CPU; [] elsewhere. Only the first size may differ."""
         if self.size == 1:
             return [tensor.cpu()]
-        found = [tensor.cpu()] if self.is_main else []
+        parts = [tensor.cpu()] if self.is_main else []
         for rank, length in enumerate(self.all_gather_object(len(tensor))):
             if rank == 0 or length == 0:
                 continue
@@ -196,8 +196,8 @@ class World:
             elif self.is_main:
                 theirs = tensor.new_empty((length, *tensor.shape[1:]), device=self.device)
                 dist.recv(theirs, rank)
-                found.append(theirs.cpu())
-        return found
+                parts.append(theirs.cpu())
+        return parts
 
     def broadcast_object(self, item: T) -> T:
         """Rank 0's item, on every rank."""
@@ -227,14 +227,14 @@ class World:
         return launch_env.run_on_all(function, self.all_gather_object)
 
     def require_same_on_all_ranks(self, **values: object) -> None:
-        """Raise MachineError where ranks differ in one of these, naming the first that does."""
-        told = self.all_gather_object((socket.gethostname(), values))
-        for rank, (host, theirs) in enumerate(told):
+        """Raise MachineError where ranks differ in one of these values, naming the first that does."""
+        of_ranks = self.all_gather_object((socket.gethostname(), values))
+        for rank, (host, theirs) in enumerate(of_ranks):
             for name, value in theirs.items():
-                if value != told[0][1][name]:
+                if value != of_ranks[0][1][name]:
                     raise MachineError(
-                        f"rank {rank} on {host} has another {name} than rank 0 on {told[0][0]} "
-                        f"({value}, not {told[0][1][name]}): start all ranks alike"
+                        f"rank {rank} on {host} has another {name} than rank 0 on {of_ranks[0][0]} "
+                        f"({value}, not {of_ranks[0][1][name]}): start all ranks alike"
                     )
 
     def barrier(self) -> None:
@@ -249,7 +249,7 @@ class World:
 
 
 def _average_rounded(size: int, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
-    """A DDP communication hook that sends bfloat16; torch's own refuses gloo, which can do it by now."""
+    """Average a DDP bucket in bfloat16: a communication hook. (Torch's own refuses gloo, which supports it by now.)"""
     share = bucket.buffer().div(size).bfloat16()
     future = dist.all_reduce(share, async_op=True).get_future()
     return future.then(lambda done: bucket.buffer().copy_(done.value()[0]))

@@ -13,7 +13,7 @@ GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 
 def key(seed: int, *words: str | int) -> np.uint64:
-    """The 64-bit key of a purpose, e.g. `key(seed, "z", "D")`. Different words give unrelated streams."""
+    """Return the 64-bit key of a purpose, e.g. `key(seed, "z", "D")`. Different words give unrelated streams."""
     text = "/".join([str(int(seed)), *map(str, words)])
     return np.uint64(int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little"))
 
@@ -28,12 +28,12 @@ def bits(keys: np.uint64 | np.ndarray, index: int | np.ndarray) -> np.ndarray:
 
 
 def permutation(keys: np.uint64, n: int) -> np.ndarray:
-    """A permutation of 0..n-1; int64 [n]."""
+    """Return a permutation of 0..n-1; int64 [n]."""
     return np.argsort(bits(keys, np.arange(n)), kind="stable")
 
 
 def uniform(keys: np.uint64, index: np.ndarray) -> np.ndarray:
-    """One number in [0, 1) for each index, on a grid of 2^-24; float32, the shape of `index`."""
+    """Draw one number in [0, 1) for each index, on a grid of 2^-24; float32, the shape of `index`."""
     return (bits(keys, index) >> np.uint64(40)).astype(np.float32) * np.float32(2**-24)
 
 

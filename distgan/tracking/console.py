@@ -47,13 +47,13 @@ class Lines(logging.Formatter):
 
 
 def traceback_lines(error: BaseException) -> list[str]:
-    """What Python would show of an error, to stand below a line that says what it is about."""
+    """Return an error's traceback as Python shows it, to follow a line that names the error."""
     text = "".join(traceback.format_exception(error)).rstrip("\n")
     return [f"  {public_line(line)}" for line in text.split("\n")]
 
 
 class LogFile(logging.FileHandler):
-    """A file that training goes on without, where it cannot be opened any more. The live line is not for it."""
+    """A log file that training continues without, where it cannot be written any more. The live line is not for it."""
 
     def emit(self, record: logging.LogRecord) -> None:
         if getattr(record, "shown", "") == "live":
@@ -69,7 +69,7 @@ class Console(logging.StreamHandler):
 
     def __init__(self, stream: TextIO) -> None:
         super().__init__(stream)
-        self._is_live, self._has_colours = is_terminal(stream), has_colours(stream)
+        self._is_live, self._has_colors = is_terminal(stream), has_colors(stream)
         self._line = ""
 
     def emit(self, record: logging.LogRecord) -> None:
@@ -82,7 +82,7 @@ class Console(logging.StreamHandler):
             text = self.format(record)
             if shown:
                 self._line, text = text, ""
-            elif self._has_colours and record.levelno >= logging.WARNING:
+            elif self._has_colors and record.levelno >= logging.WARNING:
                 text = YELLOW + text + PLAIN
             width = shutil.get_terminal_size().columns
             self.stream.write(ERASE + (text + "\n" if text else "") + self._line[: width - 1])
@@ -92,19 +92,19 @@ class Console(logging.StreamHandler):
 
 
 def is_terminal(stream: TextIO) -> bool:
-    """Whether a line can be written over there."""
+    """Return whether the stream is a terminal, where a line can be rewritten."""
     return stream.isatty() and os.environ.get("TERM", "") != "dumb"
 
 
-def has_colours(stream: TextIO) -> bool:
-    """By https://no-color.org and its opposite, FORCE_COLOR; else where there is a terminal."""
+def has_colors(stream: TextIO) -> bool:
+    """Return whether to use colors: as NO_COLOR (https://no-color.org) or FORCE_COLOR say, else on a terminal."""
     if os.environ.get("NO_COLOR"):
         return False
     return bool(os.environ.get("FORCE_COLOR")) or is_terminal(stream)
 
 
 def console_line(row: dict[str, float], total_images: int, max_minutes: float = 0.0) -> str:
-    """A tick for a person: progress, speed, losses, D's verdicts, where time and memory went."""
+    """Format a line of metrics for the console: progress, speed, losses, D's accuracy, time and memory."""
     images, minutes = row["Progress/images"], row["Perf/total_hours"] * 60
     left_sec = max(0, total_images - images) / 1000 * row["Perf/sec_per_kimg"]
     if max_minutes:
@@ -128,15 +128,15 @@ def console_line(row: dict[str, float], total_images: int, max_minutes: float = 
 
 
 def evaluation_line(row: dict[str, float | None], is_best: bool) -> str:
-    """An evaluation for a person."""
+    """Format an evaluation for the console."""
     values = {name.removeprefix("Metrics/"): value for name, value in row.items() if name.startswith("Metrics/")}
-    told = "  ".join(f"{name} {'not finite' if value is None else f'{value:.4g}'}" for name, value in values.items())
+    listed = "  ".join(f"{name} {'not finite' if value is None else f'{value:.4g}'}" for name, value in values.items())
     spent = f"{row['Perf/eval_sec']:.1f} s, {row['Perf/eval_pct']:.1f}% of the time so far"
-    return f"kimg {row['Progress/kimg']:.1f} evaluated ({spent}): {told}{', the best so far' if is_best else ''}"
+    return f"kimg {row['Progress/kimg']:.1f} evaluated ({spent}): {listed}{', the best so far' if is_best else ''}"
 
 
 def duration(seconds: float) -> str:
-    """In the two largest units, for a person."""
+    """Format a duration in its two largest units."""
     minutes = int(seconds // 60)
     if minutes < 60:
         return f"{minutes}m {int(seconds) % 60:02d}s"

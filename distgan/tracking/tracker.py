@@ -28,7 +28,7 @@ class Tracker:
     """Writes down what a run reports; on ranks other than 0, does nothing.
 
     Args:
-        wandb_id: Of the W&B run that is taken up again, or of a new one.
+        wandb_id: Of the W&B run to resume, or of a new one.
         logged_images: The last image count ever logged: a resumed run's rows up to there are equal, and W&B has them.
     """
 
@@ -40,11 +40,11 @@ class Tracker:
         self._last_metric = ""
         self._row_at = self._shown_at = 0.0
         if is_main:
-            told = for_records(config)
-            folder.write_config(to_yaml(told))
-            known = to_dict(told) | {"environment": folder.start}
+            recorded = for_records(config)
+            folder.write_config(to_yaml(recorded))
+            settings = to_dict(recorded) | {"environment": folder.start}
             self._wandb = start_wandb(
-                told.wandb, folder, known, wandb_id, lambda: preemption.request_stop(StopReason.FINISHED)
+                recorded.wandb, folder, settings, wandb_id, lambda: preemption.request_stop(StopReason.FINISHED)
             )
 
     def log_images(self, name: str, file: str, pictures: list[np.ndarray], columns: int) -> None:
@@ -54,23 +54,25 @@ class Tracker:
             image_grid.save_png(self._folder.samples / file, self._grids[name])
 
     def log_histogram(self, name: str, values: np.ndarray) -> None:
-        """Of numbers, for W&B alone; what is not finite is left out."""
+        """Keep a histogram of numbers, for W&B only; values that are not finite are left out."""
         self._histograms[name] = np.histogram(values[np.isfinite(values)], bins=64)
 
     def log_evaluation(self, row: dict[str, float | None], is_best: bool) -> None:
-        """An evaluation, as a line of evals.jsonl; W&B gets it with the next row."""
+        """Write an evaluation as a line of evals.jsonl; W&B gets it with the next row."""
         if not self._is_main:
             return
         self._folder.add_evaluation(row)
         log.info(evaluation_line(row, is_best))
         self._evaluated = {name: math.nan if value is None else value for name, value in row.items()}
-        told = {name.removeprefix("Metrics/"): x for name, x in self._evaluated.items() if name.startswith("Metrics/")}
-        self._last_metric = next((f" | {name} {value:.4g}" for name, value in told.items()), "")
+        metrics = {
+            name.removeprefix("Metrics/"): x for name, x in self._evaluated.items() if name.startswith("Metrics/")
+        }
+        self._last_metric = next((f" | {name} {value:.4g}" for name, value in metrics.items()), "")
         if is_best and self._wandb is not None and row["Progress/images"] >= self.logged_images:
             self._wandb.alert("New best", evaluation_line(row, is_best), "INFO")
 
     def log_restoration(self, images: int, values: dict[str, float]) -> None:
-        """What was measured of images that were just drawn, if anything: a line of evals.jsonl too."""
+        """Write metrics of restored samples, if there are any, as a line of evals.jsonl."""
         if not self._is_main or not values:
             return
         row = {"Progress/images": images, "Progress/kimg": images / 1000}
@@ -80,7 +82,7 @@ class Tracker:
         self._last_metric = f" | psnr {values['Restoration/psnr']:.4g}"
 
     def log_metrics(self, images: int, values: dict[str, float]) -> None:
-        """All that is due at this moment, as one line on each way."""
+        """Write a line of metrics to the console, metrics.jsonl and W&B, with images and evaluations since the last."""
         if not self._is_main:
             return
         row = {"Progress/images": images, "Progress/kimg": images / 1000}
@@ -118,19 +120,19 @@ class Tracker:
         log.info(line, extra=LIVE)
 
     def log_checkpoint(self, path: Path, images: int, is_best: bool = False) -> None:
-        """A checkpoint was written; W&B gets what wandb.checkpoints says, but not once more after a resume."""
+        """Send W&B a new checkpoint as wandb.checkpoints says, but not once more after a resume."""
         if self._wandb is not None and images >= self.logged_images:
             self._wandb.log_checkpoint(path, images, is_best)
 
     def alert(self, title: str, text: str, level: str = "WARN") -> None:
-        """Something that a person should see: on the console, and by W&B where they asked for it there."""
+        """Show a warning on the console, and by W&B where alerts are enabled."""
         if self._is_main:
             log.warning(f"{title} {text}")
             if self._wandb is not None:
                 self._wandb.alert(title, text, level)
 
     def finish(self, reason: StopReason, images: int) -> None:
-        """The run has ended as it should, or was asked to; its checkpoint is written."""
+        """End the records of a run that finished or was asked to stop; its checkpoint is written."""
         log.info("", extra=LIVE)
         if self._wandb is not None:
             if self._evaluated:  # made after the last row, which has taken that step
@@ -140,7 +142,7 @@ class Tracker:
             self._wandb.finish(reason.exit_code, {"images": images, "state": reason.word}, FINISH_SEC)
 
     def fail(self, error: Exception, images: int) -> None:
-        """The run has failed; the command line will say why."""
+        """End the records of a run that failed; the command line reports the error."""
         log.info("", extra=LIVE)
         if self._wandb is not None:
             title = "Diverged" if isinstance(error, DivergedError) else "Failed"

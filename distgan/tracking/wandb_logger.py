@@ -1,7 +1,7 @@
 """A run on W&B: rows, images, alerts, checkpoints. The only door to wandb.
 
 Fenced: whatever happens to the client, its side process, the network or the server, one line says so and training goes
-on. Offline, all of it lies in the run folder until `wandb sync` sends it.
+on. Offline, all of it is in the run folder until `wandb sync` sends it.
 """
 
 import contextlib
@@ -34,12 +34,12 @@ log = logging.getLogger("distgan")
 
 INIT_SEC, START_SEC = 20, 150  # for a server to take the run; for all that a start may try
 CALL_SEC = 120  # for one row or file
-FINISH_SEC = 120  # for what is left; what does not arrive lies in the run folder
+FINISH_SEC = 120  # for what is left; what does not arrive is in the run folder
 ALERT_EVERY_SEC = 60  # of one title
 
 
 class WandbLogger:
-    """What a run tells W&B. Nothing here raises or waits, but for `finish`."""
+    """Sends a run's records to W&B. Nothing here raises or waits, but for `finish`."""
 
     def __init__(self, run: object, worker: BackgroundWorker, policy: str, keep: Path) -> None:
         """`policy` is `wandb.checkpoints`; `keep` is a folder for what is still to be sent."""
@@ -53,7 +53,7 @@ class WandbLogger:
         grids: dict[str, np.ndarray],
         histograms: dict[str, tuple[np.ndarray, np.ndarray]],
     ) -> None:
-        """A row, at a larger image count than the last one.
+        """Send a row, at a larger image count than the last one.
 
         Args:
             grids: Images by log key, uint8 [H, W, 3].
@@ -69,7 +69,7 @@ class WandbLogger:
                 self._run.define_metric(name, step_metric="Progress/kimg", summary=f"{best.__name__},last")
         self._defined |= values.keys()
         with tempfile.TemporaryDirectory() as folder:  # of files that the client copies while it logs
-            media = {name: wandb.Histogram(np_histogram=found) for name, found in histograms.items()}
+            media = {name: wandb.Histogram(np_histogram=counts) for name, counts in histograms.items()}
             for i, (name, pixels) in enumerate(grids.items()):
                 # Files, because the client takes up to a second to make a PNG of a grid, and rescales no floats.
                 Image.fromarray(pixels).save(f"{folder}/{i}.jpg", quality=92, subsampling=0)
@@ -82,7 +82,7 @@ class WandbLogger:
         self._worker.submit("alert", lambda: self._run.alert(title, text, level, ALERT_EVERY_SEC))
 
     def log_checkpoint(self, path: Path, images: int, is_best: bool) -> None:
-        """A checkpoint was written; what becomes of it is `wandb.checkpoints`'s to say."""
+        """Send a checkpoint, as `wandb.checkpoints` says."""
         if self._policy in ("reference", "all") or (self._policy == "best" and is_best):
             files = [path / "G_ema.safetensors"] if self._policy == "best" else sorted(path.iterdir())
             if self._policy != "reference":
@@ -101,7 +101,7 @@ class WandbLogger:
         self._run.log_artifact(artifact, aliases=["latest", path.name, *(["best"] if is_best else [])])
 
     def _kept(self, file: Path, name: str) -> Path:
-        """A second name for a file, since the checkpoint may be let go before the client has sent it."""
+        """Give a file a second name, since the checkpoint may be deleted before the client has sent it."""
         kept = self._keep / name / file.name
         try:
             kept.parent.mkdir(parents=True, exist_ok=True)
@@ -126,7 +126,7 @@ class WandbLogger:
 
 
 def end_side_process() -> None:
-    """Kill the client's own process; what it was given lies in the run folder."""
+    """Kill the client's own process; what it was given is in the run folder."""
     import psutil
     import wandb
 
@@ -210,7 +210,7 @@ def _start(
 
 
 def _key_problem(wandb: ModuleType) -> str:
-    """What is wrong with the API key, or empty; neither asks for one nor waits for the server to check it."""
+    """Return what is wrong with the API key, or ""; neither asks for one nor waits for the server to check it."""
     try:
         return "" if wandb.login(prompt=False, verify=False) else "no API key"
     except Exception as error:  # a key of another form
@@ -235,8 +235,8 @@ def _init(
         "x_stats_track_process_tree": True,
         "silent": True,
     }
-    known = wandb.Settings.model_fields  # names that begin with x_ come and go
-    words, sys.argv = sys.argv, [public(word) for word in sys.argv]  # which the client sends
+    supported = wandb.Settings.model_fields  # names that begin with x_ come and go
+    arguments, sys.argv = sys.argv, [public(word) for word in sys.argv]  # which the client sends
     hidden = {name: os.environ.pop(name) for name in list(os.environ) if CREDENTIAL.match(name)}
     try:
         run = wandb.init(
@@ -251,10 +251,10 @@ def _init(
             config=config,
             id=run_id,
             resume="allow",
-            settings=wandb.Settings(**{name: value for name, value in wanted.items() if name in known}),
+            settings=wandb.Settings(**{name: value for name, value in wanted.items() if name in supported}),
         )
     finally:
-        sys.argv = words
+        sys.argv = arguments
         os.environ.update(hidden)
     run.define_metric("Progress/kimg", hidden=True)
     run.define_metric("*", step_metric="Progress/kimg")

@@ -28,7 +28,7 @@ log = logging.getLogger("distgan")
 
 @dataclass
 class TrainState:
-    """What a run counts. One line of metrics or one checkpoint tells it whole."""
+    """What a run counts; all of it is saved in each checkpoint."""
 
     images: int = 0  # real images consumed so far: the clock of everything, and the position in the stream
     iterations: int = 0
@@ -65,7 +65,7 @@ class Checkpointer:
         self._nets, self._optimizers, self._meter, self._controls = nets, optimizers, stats, controls
 
     def save(self, folder: Path) -> Path:
-        """Write a checkpoint, let go of old ones; called by all ranks. Of one rank's own, only sums are kept."""
+        """Write a checkpoint and delete old ones; called by all ranks. Of what a rank has alone, only sums are kept."""
         stats, controls = self._meter.state(), self._controls.state()
         counts = vars(self.state) | {"num_replaced": self._world.all_gather_object(self.state.num_replaced)}
         self._world.barrier()  # the lines of metrics and audit that this checkpoint counts on are written
@@ -117,13 +117,13 @@ class Checkpointer:
         counts = counts if len(counts) == self._world.size else [sum(counts)] + [0] * self._world.size
         self.state.num_replaced = counts[self._world.rank]
         self.layout = ShuffleLayout(**state["layout"])
-        # A class counts as seen once any data of the run had images of it. Older checkpoints do not tell.
+        # A class counts as seen once any data of the run had images of it. Older checkpoints do not say.
         before = state.get("unseen", self._unseen if state["fingerprint"] == self._fingerprint else [])
         self._unseen = sorted(set(self._unseen).intersection(before))
         return state
 
     def conditions(self) -> dict[str, object]:
-        """What may change the last bits of a sum."""
+        """Return the conditions that may change the last bits of a sum."""
         return {
             "ranks": self._world.size,
             "micro-batch": self._micro_batch,
@@ -139,7 +139,7 @@ class Checkpointer:
             raise DataError(f"{path}: {damage}") from None
 
     def _expected(self, state: SavedState, path: Path) -> checkpoint.Shapes:
-        """The shapes of the networks' tensors, once the state is known to be one of this run."""
+        """Return the shapes of the networks' tensors; raise where the state is not one of this run."""
         check_same_run(self._config, state, self._fingerprint, self._num_classes, path)
         return {name: checkpoint.shapes_of(net.state_dict()) for name, net in self._nets.items()}
 
@@ -151,9 +151,9 @@ def load_optimizer(
     net: nn.Module,
     tensors: dict[str, torch.Tensor],
 ) -> bool:
-    """Take up an optimizer as a checkpoint has it; returns whether it goes on.
+    """Load an optimizer's state from a checkpoint; returns whether there was one to load.
 
-    One of another kind, or one that was saved before its first step, begins anew.
+    One of another kind, or one that was saved before its first step, starts from zero.
     """
     kept = {key.rpartition("/")[2] for key in tensors}
     if kept == factory.optimizer_slots(settings):
@@ -169,7 +169,7 @@ def load_optimizer(
 
 
 def check_same_run(config: Config, state: SavedState, fingerprint: str, num_classes: int, path: Path) -> None:
-    """Refuse to go on with other data or with settings that change the training, unless the config allows it; with
+    """Refuse to resume with other data or with settings that change the training, unless the config allows it; with
     other networks always."""
     require_resumable(state, path)
     if state["fingerprint"] != fingerprint and not config.run.allow_data_change:
@@ -200,16 +200,15 @@ def check_same_run(config: Config, state: SavedState, fingerprint: str, num_clas
 
 
 def changed_settings(config: Config, state: SavedState, fingerprint: str) -> dict[str, tuple]:
-    """Settings of a run that are not those of the checkpoint that it goes on from, as key -> (old, new).
+    """Return the settings that differ from those of the checkpoint that a run resumes from, as key -> (old, new).
 
-    Where and how a single start runs (run.*) is no setting of the training. Other data may lie under the same address:
-    its fingerprint is one of them.
+    Settings of a single start (run.*) do not count. Other data may be at the same address: the fingerprint counts.
     """
-    found = changes(from_dict(state["config"]), for_records(config))
-    told = {key: values for part in found for key, values in part.items() if not key.startswith("run.")}
-    return told | ({} if state["fingerprint"] == fingerprint else {"data": (state["fingerprint"], fingerprint)})
+    free_and_refused = changes(from_dict(state["config"]), for_records(config))
+    changed = {key: values for part in free_and_refused for key, values in part.items() if not key.startswith("run.")}
+    return changed | ({} if state["fingerprint"] == fingerprint else {"data": (state["fingerprint"], fingerprint)})
 
 
 def difference_lines(changed: dict[str, tuple]) -> list[str]:
-    """For a person, what `changed_settings` found."""
+    """Format what `changed_settings` returned."""
     return [f"changed since the checkpoint: {key}: {old!r} -> {new!r}" for key, (old, new) in changed.items()]

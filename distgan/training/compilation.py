@@ -15,7 +15,7 @@ SMALLER = "or set train.compile=off"
 
 
 def compiled(function: Callable[..., Any], device: torch.device, backend: str = "inductor") -> Callable[..., Any]:
-    """The compiled form of a function or a module, as one graph without breaks; it is compiled when it is called.
+    """Return a function or module to be compiled at its first call, as one graph without breaks.
 
     A module stays as it is, its parameters and their names too.
 
@@ -31,12 +31,12 @@ def compiled(function: Callable[..., Any], device: torch.device, backend: str = 
 
 
 def require_compiler(device: torch.device) -> None:
-    """A C++ compiler for the CPU; Triton, and a C compiler, for a GPU."""
+    """Raise MachineError without a C++ compiler (CPU), or without Triton and a C compiler (GPU)."""
     if device.type == "cuda" and importlib.util.find_spec("triton") is None:
         raise MachineError(f"train.compile needs Triton on a GPU: pip install triton, {SMALLER}")
     plusplus = os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")
     plain = [os.environ.get("CC", ""), "cc", "gcc", "clang"]
-    found = shutil.which(plusplus) if device.type == "cpu" else any(map(shutil.which, filter(None, plain)))
-    if not found:
+    is_there = shutil.which(plusplus) if device.type == "cpu" else any(map(shutil.which, filter(None, plain)))
+    if not is_there:
         what = f"a C++ compiler ({plusplus} is not there)" if device.type == "cpu" else "a C compiler"
         raise MachineError(f"train.compile needs {what}: install g++, set CXX or CC to another one, {SMALLER}")

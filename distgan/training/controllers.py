@@ -56,7 +56,7 @@ class Ada:
         self.p = min(max(self.p + direction * images / self.speed_images, 0.0), self.p_max)
 
     def state(self) -> dict[str, float]:
-        """For a checkpoint."""
+        """Return what a checkpoint keeps."""
         return {"p": self.p}
 
     def load_state(self, state: dict[str, float]) -> None:

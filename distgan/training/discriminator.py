@@ -92,8 +92,8 @@ class AugmentedDiscriminator:
     ) -> tuple[Tensor, list[Tensor]]:
         """Return logits, and D's features where they are asked for."""
         numbers = self._random_numbers(images, batch.seeds, tag, hp)
-        found = self._forward(images, batch.labels, *numbers, batch.condition, features)
-        return found if features else (found, [])
+        result = self._forward(images, batch.labels, *numbers, batch.condition, features)
+        return result if features else (result, [])
 
     def gradient_penalty(self, real: Tensor, fake: Tensor, batch: MicroBatch) -> Tensor:
         """Return E (||dD/dx|| - 1)^2 between real images and fakes, without augmentation (Gulrajani et al. 2017)."""

@@ -5,7 +5,7 @@ from torch import nn
 
 
 def decay(images: int, batch: int, half_life: float, ramp_up: float) -> float:
-    """How much of the average is kept after `batch` more images than the run's `images`.
+    """Return the share of the average that is kept after `batch` more images than the run's `images`.
 
     While the run is young the half-life is `ramp_up` of its length, so that the first weights are soon forgotten
     (Karras et al. 2019, StyleGAN2's training loop). A `ramp_up` of 0 switches that off.
@@ -30,7 +30,7 @@ def copy_buffers(average: nn.Module, net: nn.Module) -> None:
 
 @torch.no_grad()
 def distance(average: nn.Module, net: nn.Module) -> float:
-    """How far the average's weights are from the net's, as a share of the latter's norm."""
+    """Return the distance of the average's weights from the net's, as a share of the latter's norm."""
     ours, theirs = list(average.parameters()), list(net.parameters())
     apart, size = (
         torch.stack(torch._foreach_norm(values)).norm() for values in (torch._foreach_sub(ours, theirs), theirs)

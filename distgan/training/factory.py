@@ -30,7 +30,7 @@ from distgan.transforms import degrade_spec
 
 
 def open_dataset(config: Config, ranks: RankInfo = ALONE) -> Dataset:
-    """The data set of a run. Raises DataError where it is not what the config asks for."""
+    """Open the data set of a run. Raises DataError where it is not what the config asks for."""
     data = config.data
     disk = DiskCache(user_path(data.cache_dir), int(data.cache_dir_gb * 10**9)) if data.cache_dir else None
     source = ByteRangeReader(timeout_sec=data.timeout_sec, cache_bytes=data.cache_mb * 2**20, disk=disk)
@@ -53,7 +53,7 @@ def open_dataset(config: Config, ranks: RankInfo = ALONE) -> Dataset:
 
 
 def choose_layout(config: Config, dataset: Dataset) -> ShuffleLayout:
-    """The constants of the data order, for a run that starts."""
+    """Choose the constants of the data order, for a run that starts."""
     data, chosen = config.data, ShuffleLayout.choose(dataset.num_samples, dataset.mean_bytes, config.train.batch)
     return ShuffleLayout(
         data.shuffle_lanes or chosen.lanes, data.shuffle_block or chosen.block, data.shuffle_window or chosen.window
@@ -61,7 +61,7 @@ def choose_layout(config: Config, dataset: Dataset) -> ShuffleLayout:
 
 
 def build_plan(config: Config, dataset: Dataset, layout: ShuffleLayout) -> ShuffleOrder:
-    """The order of the samples."""
+    """Return the order of the samples."""
     if config.data.balance == "none":
         return ShuffleOrder(dataset.counts, layout, config.train.seed)
     balanced = BalancedOrder(dataset.read_labels(), config.train.seed)
@@ -77,7 +77,7 @@ def open_stream(
     start: int,
     draw: Callable[[np.ndarray], tuple[np.ndarray, ...]],
 ) -> Stream:
-    """This rank's batches from position `start` on, in memory that copies to its device without waiting."""
+    """Open this rank's batches from position `start` on, in memory that copies to its device without waiting."""
     data, pinned = config.data, world.device.type == "cuda"
     options = StreamOptions(
         batch_plan.batch,
@@ -97,7 +97,7 @@ def build_nets(config: Config, num_classes: int) -> tuple[nn.Module, nn.Module]:
 
 
 def build_optimizer(settings: OptimizerSettings, net: nn.Module) -> torch.optim.Optimizer:
-    """The fused form where there is one, which is several times faster, on the CPU too."""
+    """Build an optimizer; its fused form where there is one, which is several times faster, on the CPU too."""
     beta1, beta2 = (float(beta) for beta in settings.betas)
     adam = {"betas": (beta1, beta2), "eps": settings.eps, "fused": True}
     kinds: dict[str, Callable] = {
@@ -109,7 +109,7 @@ def build_optimizer(settings: OptimizerSettings, net: nn.Module) -> torch.optim.
     optimizer = kinds[settings.name](net.parameters(), lr=settings.lr[0])
     if settings.name == "sgd" and beta1:
         # The fused form makes these in its first step and fills them there, unless that step is skipped: then it would
-        # go on from whatever was in memory. From zeros, the first step is the same.
+        # continue from whatever was in memory. From zeros, the first step is the same.
         for weight in net.parameters():
             optimizer.state[weight]["momentum_buffer"] = torch.zeros_like(weight)
     return optimizer
@@ -154,7 +154,7 @@ def image_to_image_options(config: Config) -> ImageToImageOptions:
 
 
 def batches_ahead(config: Config, batch_plan: BatchPlan) -> int:
-    """How many batches each rank makes ahead: more of small ones, to bridge the same gap."""
+    """Return how many batches each rank decodes ahead: more of small ones, to bridge the same gap."""
     batch_bytes = batch_plan.batch // batch_plan.world * 3 * config.data.resolution**2
     return config.data.prefetch or max(2, min(16, config.data.prefetch_mb * 2**20 // batch_bytes))
 
@@ -162,7 +162,7 @@ def batches_ahead(config: Config, batch_plan: BatchPlan) -> int:
 def describe(
     config: Config, batch_plan: BatchPlan, dataset: Dataset, layout: ShuffleLayout, G: nn.Module, D: nn.Module
 ) -> list[str]:
-    """What a run will do, for a person."""
+    """Describe what a run will do, in lines for the log."""
     train = config.train
     classes = f" of {dataset.num_classes} classes" if dataset.num_classes else ""
     order = f"lanes {layout.lanes}, block {layout.block}, window {layout.window}"

@@ -138,7 +138,7 @@ class GanStep:
     def warm_up_ddp_buckets(self, num: int, resolution: int, z_dim: int, num_classes: int) -> None:
         """Run two backwards that change nothing, before any state is loaded.
 
-        DDP lays out its buckets anew after its first backward, and from three ranks on the order of a sum depends on
+        DDP rebuilds its buckets after its first backward, and from three ranks on the order of a sum depends on
         the layout: without this, a resumed run would differ from the unbroken one in the last bits of its first step.
         """
         if self.world.size == 1:
@@ -169,7 +169,7 @@ class GanStep:
             yield MicroBatch(part_z, part.labels, part.seeds, real, condition), number == num
 
     def _backward(self, loss: Tensor) -> None:
-        """A loss that is not finite makes its gradients so; thus their sum over the ranks tells every rank."""
+        """Run a backward. A loss that is not finite makes the gradients so, and their sum over the ranks shows it."""
         value = loss.detach()
         one = value - value + 1  # or NaN
         num = self.options.accumulation_steps

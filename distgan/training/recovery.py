@@ -39,7 +39,7 @@ def resume(config: Config, world: World, folder: RunDir, checkpointer: Checkpoin
 
 
 def roll_back(config: Config, world: World, folder: RunDir, checkpointer: Checkpointer) -> int:
-    """Load the newest checkpoint, to go on with noise that was not tried yet. Returns as `resume` does."""
+    """Load the newest checkpoint, and continue with noise that was not tried yet. Returns as `resume` does."""
     path = world.run_on_main(lambda: checkpoint_folder.find(folder.path))
     number = checkpointer.state.num_rollbacks + 1
     checkpointer.load(path)
@@ -49,7 +49,7 @@ def roll_back(config: Config, world: World, folder: RunDir, checkpointer: Checkp
 
 
 def may_roll_back(config: Config, checkpointer: Checkpointer) -> bool:
-    """Whether a run that diverged goes back to a checkpoint, rather than ending."""
+    """Return whether a run that diverged rolls back to a checkpoint, rather than ending."""
     return config.train.on_nan == "rollback" and checkpointer.state.num_rollbacks < config.train.nan_limit
 
 

@@ -58,12 +58,12 @@ def train(config: Config) -> int:
 
 def _record_end(folder: RunDir, state: str, reason: str, world: int) -> None:
     """Leave in status.json how the run ended, next to what it says of how far it came."""
-    known = {k: v for k, v in folder.read_status().items() if k in ("images", "total_images", "checkpoint")}
-    folder.write_status(state, **known, reason=reason, world=world)
+    progress = {k: v for k, v in folder.read_status().items() if k in ("images", "total_images", "checkpoint")}
+    folder.write_status(state, **progress, reason=reason, world=world)
 
 
 def open_world(config: Config) -> World:
-    """This process among the ranks that were launched."""
+    """Join the ranks that were launched."""
     return World(
         timeout_sec=config.run.timeout_sec + 2 * GRACE_SEC,  # a rank that hangs has its own word before that
         deterministic=config.train.deterministic,
@@ -79,6 +79,6 @@ def digest(data: bytes) -> str:
 
 
 def digest_of_code() -> str:
-    """Of the package that runs here."""
+    """Return the digest of the package that runs here."""
     files = sorted(Path(__file__).parent.parent.rglob("*.py"))
     return digest(b"\0".join(path.read_bytes() for path in files))

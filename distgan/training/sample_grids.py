@@ -21,7 +21,7 @@ from distgan.transforms.augment import NUM_DRAWS, augment
 
 
 class SampleGrids:
-    """Grids of one layout, so that all of a run's can be laid next to each other."""
+    """Logs grids of images in one layout, so that a run's grids can be compared side by side."""
 
     def __init__(self, config: Config, dataset: Dataset, tracker: Tracker) -> None:
         self._config, self._dataset, self._tracker = config, dataset, tracker
@@ -37,11 +37,11 @@ class SampleGrids:
             self._triples = max(1, self._columns // 3)  # to a row
 
     def log_reals(self) -> None:
-        """Real images as the networks see them."""
+        """Log real images as the networks see them."""
         self._show("Samples/reals", "reals.png", self._real_pictures())
 
     def log_fakes(self, G_ema: nn.Module, images: int) -> None:
-        """Of the generator at that image count."""
+        """Log images of the average generator at that image count."""
         z_dim, seed = self._config.model.z_dim, self._config.train.seed
         name = f"fakes-{self._kimg(images)}.png"
         if self._held_out is not None:
@@ -52,11 +52,11 @@ class SampleGrids:
             self._show("Samples/fakes_ema", name, list(sampler.pixels(range(self._num), self._labels)))
 
     def measure(self, G_ema: nn.Module, world: World) -> dict[str, float]:
-        """What its images are worth, by log key; called by all ranks. So far, only restored ones are measured."""
+        """Return metrics of restored images by log key, {} of a network that restores none; called by all ranks."""
         return self._held_out.measure(G_ema, world) if self._held_out is not None else {}
 
     def log_diagnostics(self, G: nn.Module, p: float, images: int) -> None:
-        """Of the generator itself, where it is not its average; and real images augmented as D sees them, at `p`."""
+        """Log images of the generator itself, and real images augmented as D sees them, at probability `p`."""
         config = self._config
         if config.ema.half_life and self._held_out is None:
             sampler = sampling.Sampler(G, config.model.z_dim, config.train.seed)
@@ -72,7 +72,7 @@ class SampleGrids:
     def log_worst_reals(
         self, G: nn.Module, D: nn.Module, reals: Tensor, real_scores: Tensor, fake_scores: Tensor
     ) -> None:
-        """The real images of one pass that D takes for the least real, first the worst; and histograms where wanted.
+        """Log the real images of one pass with D's lowest scores, the lowest first; and histograms where enabled.
 
         What stands there again and again is worth a look: corrupt, or none of the data set's kind.
         """
@@ -82,8 +82,8 @@ class SampleGrids:
             values = {"logits_real": real_scores, "logits_fake": fake_scores}
             for name, net in (("G", G), ("D", D)):
                 values[f"norms_{name}"] = torch.stack(torch._foreach_norm(list(net.parameters())))
-            for name, found in values.items():
-                self._tracker.log_histogram(f"Hist/{name}", found.detach().float().cpu().numpy())
+            for name, numbers in values.items():
+                self._tracker.log_histogram(f"Hist/{name}", numbers.detach().float().cpu().numpy())
 
     def _real_pictures(self) -> list[np.ndarray]:
         if not self._reals:

@@ -19,7 +19,7 @@ PENALTIES = ("r1", "r2", "gp")  # keys of the config's loss
 
 @dataclass(frozen=True)
 class OptimizerRates:
-    """Learning rate and betas of one optimizer, at one moment."""
+    """Learning rate and betas of one optimizer at one image count."""
 
     lr: float
     betas: tuple[float, float]
@@ -41,9 +41,9 @@ class Schedulers:
         self._verdicts = {name: torch.zeros(3, dtype=torch.float64, device=world.device) for name in self._intervals()}
 
     def _intervals(self) -> dict[str, int]:
-        """How often the controllers that there are look, in images."""
-        found = {"augment": self._config.augment.interval} if self._ada else {}
-        return found | ({"balance": self._config.balance.every} if self._balance else {})
+        """Return the intervals of the controllers in use, in images."""
+        intervals = {"augment": self._config.augment.interval} if self._ada else {}
+        return intervals | ({"balance": self._config.balance.every} if self._balance else {})
 
     def num_d_steps(self) -> int:
         """D steps to the next G step."""
@@ -83,7 +83,7 @@ class Schedulers:
         )
 
     def ema_decay(self, images: int, step_images: int) -> float:
-        """For the iteration that begins at `images` and takes `step_images` of them."""
+        """Return the average's decay for the iteration that begins at `images` and takes `step_images` of them."""
         half_life = self._at(images, self._config.ema.half_life)
         return ema.decay(images, step_images, half_life, self._config.ema.ramp_up)
 
@@ -91,15 +91,17 @@ class Schedulers:
         return value_at(images, ends, self._config.train.schedule_images, self._config.train.schedule_shape)
 
     def observe(self, real_logits: Tensor, fake_logits: Tensor) -> None:
-        """One pass of a D step; its logits, [B] each. Nothing waits for the device."""
+        """Take the logits of one pass of a D step, [B] each. Nothing waits for the device."""
         if self._verdicts:
-            told = torch.stack([(real_logits > fake_logits).double().sum(), real_logits.sign().double().sum()])
-            seen = torch.cat([told.new_full((1,), len(real_logits)), told.flip(0)])  # no copy of a number from the host
+            counts = torch.stack([(real_logits > fake_logits).double().sum(), real_logits.sign().double().sum()])
+            seen = torch.cat(
+                [counts.new_full((1,), len(real_logits)), counts.flip(0)]
+            )  # no copy of a number from the host
             for verdicts in self._verdicts.values():
                 verdicts += seen
 
     def update(self, before: int, images: int) -> None:
-        """After a D step that brought the run from `before` to `images`: controllers that are due look and act."""
+        """Update the controllers that are due, after a D step that brought the run from `before` to `images`."""
         for name, every in self._intervals().items():
             if images // every > before // every:
                 seen, signs, right = self._world.all_reduce_sum(self._verdicts[name].clone()).tolist()
@@ -110,7 +112,7 @@ class Schedulers:
                     self._balance.update(right / seen if self._config.balance.signal == "acc" else signs / seen)
 
     def row(self, images: int) -> dict[str, float]:
-        """For a line of metrics, by log key."""
+        """Return the values for a line of metrics, by log key."""
         g, d = self.lr_and_betas("G", images), self.lr_and_betas("D", images)
         row = {"Optim/lr_G": g.lr, "Optim/lr_D": d.lr}
         if self._config.augment.pipe != "none":
@@ -120,13 +122,13 @@ class Schedulers:
         return row
 
     def state(self) -> dict:
-        """For a checkpoint; called by all ranks."""
+        """Return what a checkpoint keeps; called by all ranks."""
         verdicts = {name: self._world.all_reduce_sum(sums.clone()).tolist() for name, sums in self._verdicts.items()}
         controllers = {"augment": self._ada, "balance": self._balance}
         return {"verdicts": verdicts} | {name: one.state() for name, one in controllers.items() if one}
 
     def load_state(self, state: dict) -> None:
-        """Undo `state`, on any number of ranks; controllers that were not there begin anew."""
+        """Undo `state`, on any number of ranks; controllers that were not there start from zero."""
         for name, controller in (("augment", self._ada), ("balance", self._balance)):
             if controller and name in state:
                 controller.load_state(state[name])

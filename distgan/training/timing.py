@@ -1,4 +1,4 @@
-"""Where a run's time goes."""
+"""Timers of a run: training time, phases of the loop, and ranks that are slow."""
 
 import contextlib
 import resource
@@ -17,12 +17,12 @@ from distgan.distributed.process_group import World
 # The phases of the loop. What is none of these is maintenance.
 D_STEP, G_STEP = "in a step of D", "in a step of G"
 TRAINING = ("waiting for data", D_STEP, G_STEP, "averaging weights", "between two iterations")
-SLOW, SLOW_INTERVALS = 0.3, 2  # a rank costs the others this share of their time, in so many laps in a row
+SLOW, SLOW_INTERVALS = 0.3, 2  # a rank costs the others this share of their time, in so many intervals in a row
 
 
 @dataclass
 class Interval:
-    """What one rank has to say of a lap."""
+    """One rank's interval between two lines of metrics."""
 
     host: str
     total_sec: float
@@ -33,23 +33,23 @@ class Interval:
 
 
 class PhaseTimer:
-    """Training time of a run, and of the lap since the last line of metrics.
+    """Measures a run's training time, and the interval since the last line of metrics.
 
     Args:
-        total_sec: Training time before this start, of a run that is taken up again.
+        total_sec: Training time before this start, of a run that is resumed.
         images: The clock at this start.
     """
 
     def __init__(self, world: World, total_sec: float, images: int) -> None:
         self._world, self._before_sec, self._started = world, total_sec, time.perf_counter()
-        self._lap_started, self._lap_images = self._started, images
+        self._interval_started, self._interval_images = self._started, images
         self._wait_sec = self._work_sec = 0.0
         self._events: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
-        self._slow_laps, self._slow_rank = 0, -1
+        self._slow_intervals, self._slow_rank = 0, -1
         self._timeline = Timeline(world.device)
 
     def phase(self, name: str) -> None:
-        """The loop begins to do something else."""
+        """Begin a phase of the loop."""
         self._timeline.phase(name)
 
     @property
@@ -58,14 +58,14 @@ class PhaseTimer:
 
     @contextlib.contextmanager
     def data_wait(self) -> Iterator[None]:
-        """Around what waits for data."""
+        """Time what waits for data, within this context."""
         started = time.perf_counter()
         yield
         self._wait_sec += time.perf_counter() - started
 
     @contextlib.contextmanager
     def compute(self) -> Iterator[None]:
-        """Around work of the device that is the same on every rank and waits for no other one."""
+        """Time work of the device that is the same on every rank and waits for no other rank, within this context."""
         if self._world.device.type == "cuda":
             span = (torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True))
             span[0].record()
@@ -78,10 +78,10 @@ class PhaseTimer:
             self._work_sec += time.perf_counter() - started
 
     def interval(self, images: int) -> tuple[dict[str, float], str]:
-        """Speed, waiting and memory since the last lap, over all ranks: the same on each.
+        """Return speed, waiting and memory since the last call, over all ranks: the same on each.
 
         Returns:
-            The numbers by log key, and a word on a rank that the others have been waiting for, or "".
+            The numbers by log key, and a warning about a rank that the others have been waiting for, or "".
         """
         now = time.perf_counter()
         if self._events:
@@ -89,15 +89,15 @@ class PhaseTimer:
             self._work_sec = sum(start.elapsed_time(end) for start, end in self._events) / 1000
         mine = Interval(
             socket.gethostname(),
-            now - self._lap_started,
+            now - self._interval_started,
             self._wait_sec,
             self._work_sec,
             phases(self._timeline.pop()),
             peak_memory(self._world.device),
         )
         intervals = self._world.all_gather_object(mine)
-        num, seconds = images - self._lap_images, intervals[0].total_sec  # rank 0's clock
-        self._lap_started, self._lap_images, self._events = now, images, []
+        num, seconds = images - self._interval_images, intervals[0].total_sec  # rank 0's clock
+        self._interval_started, self._interval_images, self._events = now, images, []
         self._wait_sec = self._work_sec = 0.0
         rank, skew = slowest_rank(intervals)
         row = {
@@ -113,11 +113,11 @@ class PhaseTimer:
         return row, self._straggler_warning(rank, skew, intervals)
 
     def _straggler_warning(self, rank: int, skew: float, intervals: list[Interval]) -> str:
-        """Once, when the same rank was the slowest by far for some laps in a row."""
+        """Return a warning, once, when the same rank was the slowest by far for some intervals in a row; else ""."""
         is_slow = skew > SLOW
-        self._slow_laps = self._slow_laps + 1 if is_slow and rank == self._slow_rank else int(is_slow)
+        self._slow_intervals = self._slow_intervals + 1 if is_slow and rank == self._slow_rank else int(is_slow)
         self._slow_rank = rank
-        if self._slow_laps != SLOW_INTERVALS:
+        if self._slow_intervals != SLOW_INTERVALS:
             return ""
         slow = intervals[rank]
         return (
@@ -127,7 +127,7 @@ class PhaseTimer:
 
 
 def slowest_rank(intervals: list[Interval]) -> tuple[int, float]:
-    """The rank that the others wait for most, and the share of the time that this costs them.
+    """Return the rank that the others wait for most, and the share of the time that this costs them.
 
     A rank is behind by what it waits longer for data than the median rank, and what it takes longer for the same work.
     """
@@ -146,7 +146,7 @@ def slowest_rank(intervals: list[Interval]) -> tuple[int, float]:
 
 
 def phases(spent: dict[str, tuple[float, int]]) -> dict[str, float]:
-    """Where a rank's time went, by log key, from a timeline's seconds and counts."""
+    """Return a rank's time by log key, from a timeline's seconds and counts."""
     row = {}
     for name, phase in (("Perf/step_ms_D", D_STEP), ("Perf/step_ms_G", G_STEP)):
         seconds, num = spent.get(phase, (0.0, 0))
@@ -179,27 +179,27 @@ class Timeline:
         self._spans: list[tuple[str, float | torch.cuda.Event, float | torch.cuda.Event]] = []
 
     def phase(self, name: str) -> None:
-        """A phase begins, and the one before it is over."""
+        """Begin a phase, and end the one before it."""
         self._phases.append((name, self._now()))
 
     def time_optimizer(self, name: str, optimizer: torch.optim.Optimizer) -> None:
-        """Time the optimizer's steps too, which lie within phases."""
+        """Time the optimizer's steps too, which are within phases."""
         started: list[float | torch.cuda.Event] = []
         optimizer.register_step_pre_hook(lambda *_: started.append(self._now()))
         optimizer.register_step_post_hook(lambda *_: self._spans.append((name, started.pop(), self._now())))
 
     def pop(self) -> dict[str, tuple[float, int]]:
-        """Seconds and number of each phase and span since the last call. The phase that goes on is ended here."""
+        """Return seconds and number of each phase and span since the last call, and end the current phase."""
         self.phase("")
         if self._on_gpu:
             torch.cuda.synchronize()
-        found: dict[str, tuple[float, int]] = defaultdict(lambda: (0.0, 0))
+        totals: dict[str, tuple[float, int]] = defaultdict(lambda: (0.0, 0))
         between = [(name, start, end) for (name, start), (_, end) in zip(self._phases, self._phases[1:]) if name]
         for name, start, end in between + self._spans:
             seconds = start.elapsed_time(end) / 1000 if self._on_gpu else end - start
-            found[name] = (found[name][0] + seconds, found[name][1] + 1)
+            totals[name] = (totals[name][0] + seconds, totals[name][1] + 1)
         self._phases, self._spans = [], []
-        return dict(found)
+        return dict(totals)
 
     def _now(self) -> float | torch.cuda.Event:
         if not self._on_gpu:

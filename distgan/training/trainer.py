@@ -272,7 +272,7 @@ class Trainer:
     # When to stop, and what is due.
 
     def _passed(self, every: int, before: int) -> bool:
-        """Whether a multiple of `every` images lies in the iteration that began at `before`."""
+        """Return whether a multiple of `every` images is in the iteration that began at `before`."""
         return every > 0 and self.state.images // every > before // every
 
     def _is_done(self) -> bool:
@@ -362,10 +362,10 @@ class Trainer:
         return recovery.check_skipped(self.config, self.checkpointer, *self.step.stats.skipped())
 
     def _report_corrupt(self) -> None:
-        """Log what the stream found wrong with the data since the last call."""
-        corrupt = [one for found in self.world.all_gather_object(self.stream.pop_corrupt()) for one in found]
-        for one in self.folder.record_corrupt(corrupt) if self.world.is_main else ():
-            log.warning("corrupt sample {key!r} in {shard}: {reason}; another takes its place".format(**one))
+        """Log the corrupt samples and the warnings of the stream since the last call."""
+        corrupt = [sample for samples in self.world.all_gather_object(self.stream.pop_corrupt()) for sample in samples]
+        for sample in self.folder.record_corrupt(corrupt) if self.world.is_main else ():
+            log.warning("corrupt sample {key!r} in {shard}: {reason}; another takes its place".format(**sample))
         for line in self.stream.pop_warnings():
             log.warning(line)
 
@@ -427,7 +427,7 @@ class Trainer:
             log.warning(f"warning: {line}")
 
     def _report_first_iteration(self, before: int, seconds: float) -> None:
-        """Where the first iteration of this start is slow, say what to expect."""
+        """Log what to expect, where the first iteration of this start is slow."""
         if seconds > SLOW_SEC:
             num = self.state.images - before
             left_sec = (self.config.train.images - self.state.images) / num * seconds
@@ -437,7 +437,7 @@ class Trainer:
             )
 
     def _report_pace(self) -> None:
-        """Before the first line of metrics, say how fast the run is; where nothing is finite, it ends here."""
+        """Log the speed before the first line of metrics; a run in which nothing is finite ends here."""
         self._check_skipped()
         speed = self.state.images / (self.timer.total_sec - self.state.eval_sec)
         left = duration((self.config.train.images - self.state.images) / speed)

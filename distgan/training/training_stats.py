@@ -38,7 +38,7 @@ NAMES = (
 
 
 class TrainingStats:
-    """What D's and G's steps reported since the last tick, on this rank's device.
+    """Collects what D's and G's steps report between two ticks, on this rank's device.
 
     Sums are taken in float64, where those of float32 numbers of similar size are exact. So their grouping does not
     matter, and a run that was stopped between two ticks shows the same means as an unbroken one. What is not finite is
@@ -56,7 +56,7 @@ class TrainingStats:
         self._norms: dict[str, list[Tensor]] = {net: [] for net in NETS}
 
     def add_d_pass(self, losses: dict[str, Tensor], real_logits: Tensor, fake_logits: Tensor) -> None:
-        """One pass of a D step: its losses by log key, scalars, and its logits, [B] each; without gradients."""
+        """Take one pass of a D step: its losses by log key, scalars, and its logits, [B] each; without gradients."""
         for name, value in losses.items():
             self._losses[name].append(value)
         self._logits.append((real_logits, fake_logits))
@@ -64,12 +64,12 @@ class TrainingStats:
             self._compact()
 
     def add_g_pass(self, losses: dict[str, Tensor]) -> None:
-        """One pass of a G step: its losses by log key, scalars without gradients."""
+        """Take one pass of a G step: its losses by log key, scalars without gradients."""
         for name, value in losses.items():
             self._losses[name].append(value)
 
     def add_update(self, net: str, norm: Tensor) -> None:
-        """One step of an optimizer: the norm of all ranks' gradient. Where it is not finite, the step was not taken."""
+        """Take one optimizer step: the norm of all ranks' gradient. Where it is not finite, the step was skipped."""
         if self._world.is_main:
             self._norms[net].append(norm)
 
@@ -88,7 +88,7 @@ class TrainingStats:
         self._clear()
 
     def _totals(self, put_down: dict[str, list[Tensor]]) -> tuple[Tensor, Tensor, Tensor]:
-        """Of each name, the sum of the finite values, their number, and the number of the others."""
+        """Return each name's sum of finite values, their number, and the number of the others."""
         sums, good = [], []
         for values in put_down.values():
             stacked = torch.stack(values).double() if values else self._sums.new_zeros(0)
@@ -103,15 +103,15 @@ class TrainingStats:
         return dict(zip(NAMES, self._world.all_reduce_sum(self._sums.clone()).tolist()))
 
     def skipped(self) -> tuple[int, str]:
-        """How many steps were skipped since the last flush, and why, for a person; the same on every rank."""
+        """Return how many steps were skipped since the last flush, and why, in words; the same on every rank."""
         sums = self._of_all_ranks()
         steps = {net: int(sums[f"skipped {net}"]) for net in NETS}
-        told = " and ".join(f"{num} step(s) of {net}" for net, num in steps.items() if num)
+        steps_text = " and ".join(f"{num} step(s) of {net}" for net, num in steps.items() if num)
         causes = ", ".join(f"{name} {int(sums[f'bad {name}'])} times" for name in LOSSES if sums[f"bad {name}"])
-        return sum(steps.values()), f"{told} not taken, since not finite: {causes or 'the gradient'}"
+        return sum(steps.values()), f"{steps_text} not taken, since not finite: {causes or 'the gradient'}"
 
     def flush(self, penalties: Collection[str] = (), keep: bool = False) -> dict[str, float]:
-        """Means over the images of all ranks since the last flush, by log key; the same on every rank.
+        """Return means over the images of all ranks since the last flush, by log key; the same on every rank.
 
         Each term's mean is over the passes that had it, and a loss is the sum of its terms' means: so both mean the
         same whatever number of steps a line covers, where some terms are applied in every few steps only. A term that
@@ -141,7 +141,7 @@ class TrainingStats:
         return row | {"Optim/skipped_steps": sum(sums[f"skipped {net}"] for net in NETS)}
 
     def state(self) -> list[list[float]]:
-        """The sums of every rank, so that a run stopped between two ticks loses nothing of the next line."""
+        """Return the sums of every rank, so that a run stopped between two ticks loses nothing of the next line."""
         self._compact()
         return self._world.all_gather_object(self._sums.tolist())
 

@@ -9,7 +9,7 @@ import pytest
 from distgan.distributed import watchdog
 from distgan.distributed.watchdog import Watchdog
 from distgan.tracking.alerts import ALERT_RULES, Alerts
-from distgan.tracking.console import ERASE, LIVE, TICK, Console, has_colours
+from distgan.tracking.console import ERASE, LIVE, TICK, Console, has_colors
 
 
 class Terminal(io.StringIO):
@@ -52,12 +52,12 @@ def test_elsewhere_lines_are_lines(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_colours_are_as_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert has_colours(Terminal())
-    assert not has_colours(io.StringIO())
+    assert has_colors(Terminal())
+    assert not has_colors(io.StringIO())
     monkeypatch.setenv("FORCE_COLOR", "1")
-    assert has_colours(io.StringIO())
+    assert has_colors(io.StringIO())
     monkeypatch.setenv("NO_COLOR", "1")
-    assert not has_colours(Terminal())
+    assert not has_colors(Terminal())
 
 
 def test_a_long_phase_gives_signs_of_life(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:

@@ -418,9 +418,9 @@ def run_folders(folder: Path) -> Iterator[Case]:
         return "skipped" if any(line.startswith("warning: ") for line in lines) else "right"
 
     def told(run: RunDir) -> None:
-        run.read_status(), run.evaluations(), run.rewind(500)
+        run.read_status(), run.evaluations(), run.truncate_after(500)
         run.open(["distgan"])
-        run.add_metrics({}), run.add_evaluation({}), run.note_changes({}), run.close()
+        run.add_metrics({}), run.add_evaluation({}), run.record_changes({}), run.close()
 
     status = {"state": "running", "total_images": 10, "images": 5, "world": 1, "reason": "", "time": "now"}
     environment = {"starts": [{"time": "t", "host": "h", "command": "c", "packages": {}, "variables": {}}]}

@@ -26,8 +26,8 @@ def reports(num: int, size: int = 4) -> list[tuple[dict[str, Tensor], Tensor, Te
 
 def put_down(into: TrainingStats, given: list[tuple[dict[str, Tensor], Tensor, Tensor, Tensor]]) -> None:
     for losses, real, fake, g in given:
-        into.add_d(losses, real, fake)
-        into.add_g({"Loss/G_adv": g, "Loss/G": g})
+        into.add_d_pass(losses, real, fake)
+        into.add_g_pass({"Loss/G_adv": g, "Loss/G": g})
 
 
 def test_means_are_those_of_all_images(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -62,7 +62,7 @@ def test_a_line_means_the_same_whatever_number_of_steps_it_covers() -> None:
             found = TrainingStats(World())
             for i in range(first, first + num):
                 losses = {"Loss/D_adv": one} | ({"Loss/r1": 2 * one} if i % 3 == 0 else {})
-                found.add_d(losses | {"Loss/D": sum(losses.values())}, torch.ones(4), torch.zeros(4))
+                found.add_d_pass(losses | {"Loss/D": sum(losses.values())}, torch.ones(4), torch.zeros(4))
             row = found.flush({"Loss/r1"}, keep=True)
             has_penalty = any(i % 3 == 0 for i in range(first, first + num))
             told = {name: value for name, value in row.items() if name.startswith("Loss/")}
@@ -93,12 +93,12 @@ def test_a_stop_in_between_changes_no_bit() -> None:
 def test_what_is_not_finite_is_counted_and_left_out_of_the_means() -> None:
     found, nan = TrainingStats(World()), torch.tensor(float("nan"))
     bad = {"Loss/D_adv": nan, "Loss/D": nan, "Loss/r1": nan}
-    found.add_d(bad, torch.ones(2), torch.full((2,), float("inf")))
+    found.add_d_pass(bad, torch.ones(2), torch.full((2,), float("inf")))
     found.add_update("D", nan)
     good = {"Loss/D_adv": torch.tensor(2.0), "Loss/D": torch.tensor(3.0), "Loss/r1": torch.tensor(1.0)}
-    found.add_d(good, torch.ones(2), torch.full((2,), -1.0))
+    found.add_d_pass(good, torch.ones(2), torch.full((2,), -1.0))
     found.add_update("D", torch.tensor(5.0))
-    found.add_g({"Loss/G_adv": torch.tensor(2.0), "Loss/G": torch.tensor(2.0)})
+    found.add_g_pass({"Loss/G_adv": torch.tensor(2.0), "Loss/G": torch.tensor(2.0)})
     found.add_update("G", torch.tensor(7.0))
     num, told = found.skipped()
     assert num == 1

@@ -107,16 +107,8 @@ class ByteRangeReader:
             return self.read(url, start, length)
         if start + length > self.size(url):
             raise DataError(f"{public(url)}: ends before byte {start + length}")
-        self.prefetch(url, start, length)
-        first = start // CHUNK
-        pieces = []
-        for number in range(first, (start + length - 1) // CHUNK + 1):
-            with self._lock:
-                chunk = self._chunks.get((url, number))
-            # A chunk is missing only when the cache is too small for all that is being read at this moment.
-            begin = number * CHUNK
-            pieces.append(chunk.result() if chunk else self.read(url, begin, min(CHUNK, self.size(url) - begin)))
-        return b"".join(pieces)[start - first * CHUNK :][:length]
+        data = b"".join(chunk.result() for chunk in self._chunks_of(url, start, length))
+        return data[start % CHUNK :][:length]
 
     def prefetch(self, url: str, start: int, length: int) -> None:
         """Ask for bytes ahead of their use: the system reads local files ahead, background threads others."""
@@ -124,23 +116,33 @@ class ByteRangeReader:
             with contextlib.suppress(OSError, RefusedError):  # the read itself will tell
                 self._local.read_ahead(url, start, length)
             return
+        self._chunks_of(url, start, length)
+
+    def _chunks_of(self, url: str, start: int, length: int) -> list[Future]:
+        """Return the chunks that hold these bytes, in order; those that nobody has asked for are fetched from now on.
+
+        A reader waits for these very chunks: those that the cache forgets meanwhile still come, and a fetch that has
+        failed by then still tells its error.
+        """
         size = self.size(url)
         with self._lock:
             if self._closed.is_set():
                 raise DataError(f"{public(url)}: the source is closed")
             self._pool = self._pool or ThreadPoolExecutor(self._connections, thread_name_prefix="distgan-fetch")
             missing: list[int] = []
-            for number in range(start // CHUNK, (start + length - 1) // CHUNK + 1):
+            wanted = range(start // CHUNK, (start + length - 1) // CHUNK + 1)
+            for number in wanted:
                 if (url, number) in self._chunks:
                     self._chunks.move_to_end((url, number))
                 else:
                     missing.append(number)
                     self._chunks[url, number] = Future()
-            runs = [{n: self._chunks[url, n] for n in run} for run in _runs(missing)]
+            chunks = {number: self._chunks[url, number] for number in wanted}
             while len(self._chunks) > self._max_chunks:
                 self._chunks.popitem(last=False)
-            for chunks in runs:
-                self._pool.submit(self._fetch, url, size, chunks)
+            for run in _runs(missing):
+                self._pool.submit(self._fetch, url, size, {number: chunks[number] for number in run})
+        return list(chunks.values())
 
     def close(self) -> None:
         """Stop reading remote shards; whoever waits for their bytes gets an error."""

@@ -15,6 +15,7 @@ from types import SimpleNamespace
 import fsspec
 import numpy as np
 import pytest
+from processes import wait_for
 from range_server import RangeServer
 from shards import numbered_shard, tar_bytes
 
@@ -433,6 +434,31 @@ def test_an_error_is_kept_for_nobody(server: RangeServer, open_source: Callable[
     with pytest.raises(DataError, match="404"):
         source.cached(url, 0, 10)
     assert source.cached(url, 0, 10) == BYTES[:10]
+
+
+def test_a_fetch_that_fails_at_once_still_tells_its_reader(
+    server: RangeServer, open_source: Callable[..., ByteRangeReader]
+) -> None:
+    """A busy machine may let a reader go on only when the chunk that it asked for has failed and is forgotten."""
+    url, source = f"{server.address}/a.tar", open_source()
+    source.expect(url, len(BYTES))
+    server.fail(["404"])
+    reader, lock, asked = threading.current_thread(), source._lock, threading.Event()
+
+    class Delaying:
+        def __enter__(self) -> None:
+            lock.acquire()
+
+        def __exit__(self, *_: object) -> None:
+            lock.release()
+            if threading.current_thread() is reader and not asked.is_set():
+                asked.set()
+                wait_for(lambda: server.ranges and not source._chunks)
+
+    source._lock = Delaying()
+    with pytest.raises(DataError, match="404"):
+        source.cached(url, 0, 10)
+    assert len(server.ranges) == 1
 
 
 def test_an_unforeseen_error_reaches_the_reader(

@@ -1,13 +1,21 @@
 """What every test has: a cache of its own, and no deadline, since a busy machine is no failure of the code."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
+from processes import SHARED_SERVER, start_fork_server
 
 settings.register_profile("distgan", deadline=None)
 settings.load_profile("distgan")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """One server forks the ranks of all of xdist's workers."""
+    if getattr(config.option, "numprocesses", None):  # none in a worker
+        os.environ[SHARED_SERVER] = start_fork_server()
 
 
 @pytest.fixture(autouse=True)

@@ -2,10 +2,13 @@
 
 Started by `processes.py`, once for each process of pytest. A client connects to the socket that it names, sends one
 line of JSON (command, environment, log, cwd, umask), and reads the rank's process id and, in the end, its exit code.
-The server ends with its standard input. Its ranks are what `python COMMAND` would be, but for the seconds of importing.
+The server ends with its standard input. Its ranks are what `python COMMAND` would be, but for the seconds of importing,
+and for those of taking all that was imported apart again at the end.
 """
 
+import atexit
 import contextlib
+import gc
 import json
 import os
 import runpy
@@ -14,6 +17,8 @@ import signal
 import socket
 import sys
 import tempfile
+import threading
+import traceback
 
 import accelerate  # noqa: F401
 import torch
@@ -103,8 +108,33 @@ def become(request: dict) -> None:
         runpy.run_path(first, run_name="__main__")
 
 
+def leave(code: object) -> None:
+    """End this process as Python would with `SystemExit(code)`, but leave its modules to the system."""
+    if code is not None and not isinstance(code, int):
+        print(code, file=sys.stderr)
+        code = 1
+    threading._shutdown()  # waits for the threads that are no daemons
+    atexit._run_exitfuncs()
+    try:
+        sys.stdout.flush()
+        sys.stderr.flush()
+    except (OSError, ValueError):
+        code = 120
+    os._exit(code or 0)
+
+
 if __name__ == "__main__":
     # A fork keeps no thread but the one that forks, and no CUDA context.
     assert len(os.listdir("/proc/self/task")) == 1
     assert not torch.cuda.is_initialized()
-    become(serve(sys.argv[1]))
+    gc.collect()
+    gc.freeze()  # a rank that looked through all of this for garbage would make its own copy of it
+    request = serve(sys.argv[1])
+    try:
+        become(request)
+    except SystemExit as left:
+        leave(left.code)
+    except Exception:
+        traceback.print_exc()
+        leave(1)
+    leave(0)

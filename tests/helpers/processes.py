@@ -76,12 +76,14 @@ class Forked:
 Process = subprocess.Popen | Forked
 
 
-@functools.cache
-def fork_server() -> str:
-    """The socket of this process's server, which ends with it."""
+SHARED_SERVER = "PYTEST_FORK_SERVER"  # the variable that tells xdist's workers which server is theirs
+
+
+def start_fork_server() -> str:
+    """Start a server, which ends with this process; returns its socket, which is there once the server has begun."""
     folder = tempfile.mkdtemp(prefix="ranks-")
-    address, told = f"{folder}/socket", f"{folder}/log"
-    with open(told, "wb") as output:
+    address = f"{folder}/socket"
+    with open(f"{folder}/log", "wb") as output:
         server = subprocess.Popen(
             [sys.executable, str(Path(__file__).with_name("fork_server.py")), address],
             env=environment(),
@@ -96,10 +98,16 @@ def fork_server() -> str:
         shutil.rmtree(folder)
 
     atexit.register(end)
-    deadline = time.monotonic() + 120
-    while not os.path.exists(address):
-        assert server.poll() is None and time.monotonic() < deadline, Path(told).read_text()
-        time.sleep(0.02)
+    return address
+
+
+@functools.cache
+def fork_server() -> str:
+    """The socket of the server of all workers, which conftest.py starts, or else of this process's own."""
+    address = os.environ.get(SHARED_SERVER) or start_fork_server()
+    log = Path(address).with_name("log")
+    wait_for(lambda: os.path.exists(address) or "Traceback" in log.read_text(), 120, log.read_text)
+    assert os.path.exists(address), log.read_text()
     return address
 
 

@@ -61,7 +61,7 @@ class ShuffleOrder:
     A sample id counts samples through the shards in their order: 0 .. num_samples - 1.
 
     Args:
-        samples: For epochs that do not hold every sample once (see `classes.Balanced`): the samples of an epoch, as
+        samples: For epochs that do not hold every sample once (see `BalancedOrder`): the samples of an epoch, as
             many as `counts` adds up to.
     """
 

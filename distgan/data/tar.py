@@ -81,7 +81,7 @@ def members(data: Bytes, size: int, start: int = 0) -> Iterator[tuple[str, str, 
     because an index of a large data set is made of hundreds of millions of them.
 
     Raises:
-        Damage: where the archive is cut, not a tar, or continues after its end marker.
+        TarError: where the archive is cut, not a tar, or continues after its end marker.
     """
     for magic, program in COMPRESSED.items():
         if start == 0 and data[0 : len(magic)] == magic:

@@ -4,28 +4,28 @@ import logging
 from pathlib import Path
 
 from distgan.config.schema import Config
-from distgan.data.dataset import Dataset
-from distgan.distributed.process_group import World
 from distgan.errors import DivergedError
 from distgan.storage import checkpoint_folder
 from distgan.storage.run_dir import RunDir
-from distgan.training.checkpointer import Checkpointer, changed_settings, difference_lines
+from distgan.training.checkpointer import changed_settings, difference_lines
+from distgan.training.learner import Learner
 
 log = logging.getLogger("distgan")
 
 
-def resume(config: Config, world: World, folder: RunDir, checkpointer: Checkpointer, dataset: Dataset) -> int:
+def resume(learner: Learner, folder: RunDir) -> int:
     """Load the last checkpoint, if there is one, on all ranks.
 
     Returns:
         The image count of the last line of metrics that is kept: that of a run is cut where its checkpoint stands.
     """
+    config, world, checkpointer = learner.config, learner.world, learner.checkpointer
     path, is_own = world.run_on_main(lambda: checkpoint_folder.choose(folder.checkpoints, config.run.resume))
     if path is not None:
         saved = checkpointer.load(path)
         checkpointer.state.wandb_id = saved["wandb_id"] if is_own else checkpointer.state.wandb_id
         log.info(f"resuming from {path}, at {checkpointer.state.images} images")
-        if changed := changed_settings(config, saved, dataset.fingerprint):
+        if changed := changed_settings(config, saved, learner.dataset.fingerprint):
             for line in difference_lines(changed):
                 log.info(line)
             world.run_on_main(lambda: folder.record_changes(changed))
@@ -38,31 +38,36 @@ def resume(config: Config, world: World, folder: RunDir, checkpointer: Checkpoin
     return logged_images
 
 
-def roll_back(config: Config, world: World, folder: RunDir, checkpointer: Checkpointer) -> int:
+def roll_back(learner: Learner, folder: RunDir) -> int:
     """Load the newest checkpoint, and continue with noise that was not tried yet. Returns as `resume` does."""
+    world, checkpointer = learner.world, learner.checkpointer
     path = world.run_on_main(lambda: checkpoint_folder.find(folder.path))
     number = checkpointer.state.num_rollbacks + 1
     checkpointer.load(path)
     checkpointer.state.num_rollbacks = number
-    log.warning(f"rolling back to {path.name} with other noise ({number} of at most {config.train.nan_limit} times)")
+    log.warning(
+        f"rolling back to {path.name} with other noise ({number} of at most {learner.config.train.nan_limit} times)"
+    )
     return world.run_on_main(lambda: folder.truncate_after(checkpointer.state.images))
 
 
-def may_roll_back(config: Config, checkpointer: Checkpointer) -> bool:
+def may_roll_back(learner: Learner) -> bool:
     """Return whether a run that diverged rolls back to a checkpoint, rather than ending."""
-    return config.train.on_nan == "rollback" and checkpointer.state.num_rollbacks < config.train.nan_limit
+    train = learner.config.train
+    return train.on_nan == "rollback" and learner.state.num_rollbacks < train.nan_limit
 
 
-def check_skipped(config: Config, checkpointer: Checkpointer, num: int, described: str) -> int:
+def check_skipped(learner: Learner) -> int:
     """Return the number of steps skipped since the last line of metrics.
 
     Raises:
         DivergedError: There are more of them than the config allows.
     """
-    train = config.train
-    if num == 0 or (train.on_nan == "skip" and checkpointer.state.num_skipped + num <= train.nan_limit):
+    train, state = learner.config.train, learner.state
+    num, reason = learner.step.stats.skipped()
+    if num == 0 or (train.on_nan == "skip" and state.num_skipped + num <= train.nan_limit):
         return num
-    raise DivergedError(f"after {checkpointer.state.images} images: {described}")
+    raise DivergedError(f"after {state.images} images: {reason}")
 
 
 def hint(config: Config, checkpoints: Path) -> str:

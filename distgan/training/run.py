@@ -9,13 +9,16 @@ import torch
 from distgan.config.batch_plan import make_batch_plan
 from distgan.config.load import to_yaml
 from distgan.config.schema import Config
+from distgan.config.validate import warnings
 from distgan.distributed import launch_env, preemption
 from distgan.distributed.process_group import World
 from distgan.distributed.watchdog import GRACE_SEC
-from distgan.errors import DistganError, FailedError, StoppedError
+from distgan.errors import DistganError, FailedError, StoppedError, StopReason
 from distgan.storage.checkpoint_folder import require_left
 from distgan.storage.run_dir import RunDir, command_line
 from distgan.tracking.console import start_logging
+from distgan.training import factory, recovery
+from distgan.training.learner import Learner
 from distgan.training.trainer import Trainer
 
 log = logging.getLogger("distgan")
@@ -39,7 +42,7 @@ def train(config: Config) -> int:
         if world.is_main:
             for line in launch_env.ignored_settings(config.train.precision):
                 log.warning(f"warning: {line}")
-        reason = Trainer(config, world, batch_plan, folder).train()
+        reason = _train(Learner(config, world, batch_plan), folder)
     except StoppedError as stopped:
         reason = stopped.reason
         log.info(str(stopped))
@@ -54,6 +57,20 @@ def train(config: Config) -> int:
         folder.close()
     world.close()
     return reason.exit_code
+
+
+def _train(learner: Learner, folder: RunDir) -> StopReason:
+    """Resume and train; a run that is finished already is left as it is."""
+    config, logged_images = learner.config, recovery.resume(learner, folder)
+    if learner.is_done and not (config.eval.every and learner.state.evaluation_pending):
+        log.info(f"{folder.path} is finished at {learner.state.images} images: nothing to do")
+        return StopReason.FINISHED
+    for line in factory.describe(config, learner.batch_plan, learner.dataset, learner.layout, learner.G, learner.D):
+        log.info(line)
+    if learner.world.is_main:
+        for line in warnings(config, learner.batch_plan):
+            log.warning(f"warning: {line}")
+    return Trainer(learner, folder, logged_images).train()
 
 
 def _record_end(folder: RunDir, state: str, reason: str, world: int) -> None:

@@ -2,17 +2,10 @@
 
 import logging
 
-from torch import nn
-
-from distgan.config.batch_plan import BatchPlan
-from distgan.config.schema import Config
-from distgan.distributed.process_group import World
 from distgan.tracking.system_metrics import SystemMetrics
 from distgan.tracking.tracker import Tracker
 from distgan.training import ema
-from distgan.training.checkpointer import TrainState
-from distgan.training.gan_step import GanStep
-from distgan.training.schedulers import Schedulers
+from distgan.training.learner import Learner
 from distgan.training.timing import PhaseTimer
 
 log = logging.getLogger("distgan")
@@ -23,42 +16,33 @@ POOR, POOR_LINES = 0.05, 5  # so little diversity, in so many lines in a row, is
 class Ticker:
     """Gathers the metrics of a tick on all ranks."""
 
-    def __init__(
-        self,
-        config: Config,
-        world: World,
-        batch_plan: BatchPlan,
-        step: GanStep,
-        schedulers: Schedulers,
-        G_ema: nn.Module,
-        dataset_size: int,
-    ) -> None:
-        self._config, self._world, self._batch_plan = config, world, batch_plan
-        self._step, self._schedulers, self._G_ema, self._dataset_size = step, schedulers, G_ema, dataset_size
-        self._system = SystemMetrics(world) if config.run.log_system_metrics else None
+    def __init__(self, learner: Learner) -> None:
+        self._learner, self._config, self._world = learner, learner.config, learner.world
+        self._system = SystemMetrics(self._world) if self._config.run.log_system_metrics else None
         self._poor_lines = 0  # in a row, in which G's images hardly differ
 
     def row(
-        self, state: TrainState, timer: PhaseTimer, tracker: Tracker, ema_decay: float, num_skipped: int, *, keep: bool
+        self, timer: PhaseTimer, tracker: Tracker, ema_decay: float, num_skipped: int, *, keep: bool
     ) -> dict[str, float]:
         """Return the line of metrics since the last one, the same on every rank. With `keep`, the next one covers it
         too."""
+        learner, state = self._learner, self._learner.state
         if num_skipped:
             log.warning(
                 f"steps skipped, since loss or gradient were not finite: {state.num_skipped + num_skipped} of at most "
                 f"{self._config.train.nan_limit}"
             )
-        row = self._step.stats.flush(self._schedulers.penalties(state.images), keep)
+        row = learner.step.stats.flush(learner.schedulers.penalties(state.images), keep)
         speed, slow_rank = timer.interval(state.images)
         if slow_rank:
             log.warning(slow_rank)
         row |= {
-            "Progress/epoch": state.images / self._dataset_size,
-            "Progress/d_steps": state.images // self._batch_plan.batch,
+            "Progress/epoch": state.images / learner.dataset.num_samples,
+            "Progress/d_steps": state.images // learner.batch_plan.batch,
             "Progress/g_steps": state.iterations,
             "Progress/ema_beta": ema_decay,
-            "EMA/rel_distance": ema.distance(self._G_ema, self._step.G),
-            **self._schedulers.row(state.images),
+            "EMA/rel_distance": ema.distance(learner.G_ema, learner.step.G),
+            **learner.schedulers.row(state.images),
             "Diversity/fake_over_real": self._diversity(tracker),
             "Optim/rollbacks": state.num_rollbacks,
             "Data/replaced": sum(self._world.all_gather_object(state.num_replaced)),
@@ -71,7 +55,7 @@ class Ticker:
         return row
 
     def _diversity(self, tracker: Tracker) -> float:
-        diversity = self._step.diversity()
+        diversity = self._learner.step.diversity()
         self._poor_lines = self._poor_lines + 1 if diversity < POOR else 0
         if self._poor_lines == POOR_LINES:
             tracker.alert(

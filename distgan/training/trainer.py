@@ -1,6 +1,5 @@
 """The training loop."""
 
-import copy
 import faulthandler
 import logging
 import sys
@@ -8,17 +7,11 @@ import time
 from collections.abc import Callable
 
 import torch
-from torch import nn
 
-from distgan.config.batch_plan import BatchPlan
-from distgan.config.schema import Config
-from distgan.config.validate import warnings
 from distgan.data import pixels
-from distgan.data.dataset import RankInfo
 from distgan.data.loader import Stream
 from distgan.data.sample_log import SampleLog
 from distgan.distributed import preemption
-from distgan.distributed.process_group import World
 from distgan.distributed.watchdog import Watchdog
 from distgan.errors import DataError, DivergedError, MachineError, StopReason
 from distgan.evaluation.measure import StopRequested
@@ -29,10 +22,8 @@ from distgan.storage.run_dir import RunDir
 from distgan.tracking.console import duration
 from distgan.tracking.tracker import Tracker
 from distgan.training import ema, factory, recovery
-from distgan.training.checkpointer import Checkpointer
-from distgan.training.gan_step import GanStep
+from distgan.training.learner import Learner
 from distgan.training.sample_grids import SampleGrids
-from distgan.training.schedulers import OptimizerRates, Schedulers
 from distgan.training.step_inputs import LatentSampler, StepBatch
 from distgan.training.tick import Ticker
 from distgan.training.timing import D_STEP, G_STEP, PhaseTimer
@@ -45,59 +36,37 @@ POLL_SEC = 0.5  # how often ranks agree on whether to stop
 
 
 class Trainer:
-    """The objects of a run, and its loop.
+    """Runs the training of a learner: what it reads and writes, and the loop.
 
     Args:
-        build_nets: Builds G and D from the config and the number of classes. Networks of no family are possible too.
+        logged_images: The image count of the last line of metrics that earlier starts left.
         on_phase: Called with the name of each phase of the loop when it begins.
     """
 
     def __init__(
-        self,
-        config: Config,
-        world: World,
-        batch_plan: BatchPlan,
-        folder: RunDir,
-        build_nets: Callable[[Config, int], tuple[nn.Module, nn.Module]] = factory.build_nets,
-        on_phase: Callable[[str], None] = lambda name: None,
+        self, learner: Learner, folder: RunDir, logged_images: int, on_phase: Callable[[str], None] = lambda name: None
     ) -> None:
-        self.config, self.world, self.batch_plan, self.folder = config, world, batch_plan, folder
-        self._on_phase, self._tick_images = on_phase, config.train.tick or max(1000, 32 * batch_plan.batch)
-
-        self.dataset = factory.open_dataset(config, RankInfo(world.rank, world.size, world.all_gather_object))
-        self.num_classes = self.dataset.num_classes
-        self.G, self.D = build_nets(config, self.num_classes)
-        self.G_ema = copy.deepcopy(self.G).eval().requires_grad_(False).to(world.device)
-        self.schedulers = Schedulers(config, world)
-        options = factory.step_options(config, batch_plan)
-        self.step = GanStep(world, self.G, self.D, options, on_logits=self.schedulers.observe)
-        self.opt_G = factory.build_optimizer(config.optim.G, self.G)
-        self.opt_D = factory.build_optimizer(config.optim.D, self.D)
-        self.checkpointer = Checkpointer(
-            config,
-            world,
-            batch_plan.micro_batch,
-            factory.choose_layout(config, self.dataset),
-            self.dataset,
-            {"G": self.G, "D": self.D, "G_ema": self.G_ema},
-            {"G": self.opt_G, "D": self.opt_D},
-            self.step.stats,
-            self.schedulers,
-        )
-        self.state = self.checkpointer.state
-        self.evaluation = PeriodicEvaluation(config, world, self.dataset, folder) if config.eval.every else None
+        config, world = learner.config, learner.world
+        self.learner, self.config, self.world, self.folder = learner, config, world, folder
+        self.batch_plan, self.dataset, self.state = learner.batch_plan, learner.dataset, learner.state
+        self._on_phase, self._tick_images = on_phase, config.train.tick or max(1000, 32 * self.batch_plan.batch)
         self.ema_decay = 0.0
         self._poll_every = self._steps_to_poll = 1
         self._copied: torch.cuda.Event | None = None
 
+        self.evaluation = PeriodicEvaluation(config, world, self.dataset, folder) if config.eval.every else None
+        self._record_best()
+        self.timer = PhaseTimer(world, self.state.train_sec, self.state.images)
+        self.tracker = Tracker(config, folder, world.is_main, self.state.wandb_id, logged_images)
+        self.sample_grids = SampleGrids(config, self.dataset, self.tracker)
+        self._ticker = Ticker(learner)
+        self._write_status("running")
+        self.sample_log = self._open_sample_log()
+        self.stream = self.open_stream()
+        self.watchdog = Watchdog(config.run.timeout_sec, self._report_hang)
+
     def train(self) -> StopReason:
         """Train until done or asked to stop. Returns the reason."""
-        self.resume()
-        if self._is_done() and not self._evaluation_pending():
-            log.info(f"{self.folder.path} is finished at {self.state.images} images: nothing to do")
-            return StopReason.FINISHED
-        self._describe()
-        self.setup()
         try:
             self._describe_pixels()
             if self.state.images == 0:
@@ -123,16 +92,17 @@ class Trainer:
         return reason
 
     def train_iteration(self) -> StopReason:
-        """Run the D steps, the G step and all that is due after them. Returns why to stop now, if at all."""
+        """Run the D steps, the G step and all that is due after them. Returns why to stop now."""
         before = self.state.images
-        for _ in range(self.schedulers.num_d_steps()):
+        for _ in range(self.learner.schedulers.num_d_steps()):
             batch = self.next_batch()
-            self._d_step(batch)
-            self.state.images += self.batch_plan.batch
-            self.schedulers.update(self.state.images - self.batch_plan.batch, self.state.images)
-        # In the G step, and for the average, schedules stand where the iteration began (as in StyleGAN2 and R3GAN).
-        self._g_step(batch, before)
-        self._average_weights(before)
+            self._phase(D_STEP)
+            self.learner.d_step(batch, self.timer.compute)
+        self._phase(G_STEP)
+        self.learner.g_step(batch, before)
+        self._phase("averaging weights")
+        self.ema_decay = self.learner.average_weights(before)
+        self._phase("between two iterations")
         self.state.iterations += 1
         self.tracker.update_progress(self.state.images)
         return self._run_what_is_due(before)
@@ -149,8 +119,8 @@ class Trainer:
             reason, is_best = self._evaluate(reason)
         saving = self._passed(config.checkpoint.every, before) or is_best or bool(reason)
         if sampling or saving:
-            self.world.average_batch_norm_stats(self.G, self.D)
-            ema.copy_buffers(self.G_ema, self.G)
+            self.world.average_batch_norm_stats(self.learner.G, self.learner.D)
+            ema.copy_buffers(self.learner.G_ema, self.learner.G)
         if sampling:
             self.tracker.log_restoration(images, self._log_samples())
         # Neither samples nor checkpoints cut a line of metrics short. The line of a run that ends before one is due
@@ -166,33 +136,7 @@ class Trainer:
             self._save(is_best)
         return reason
 
-    # Setting up and closing.
-
-    def resume(self) -> None:
-        """Become what the last checkpoint holds, if there is one."""
-        model, data = self.config.model, self.config.data
-        self.step.warm_up_ddp_buckets(self.batch_plan.micro_batch, data.resolution, model.z_dim, self.num_classes)
-        self._logged_images = recovery.resume(self.config, self.world, self.folder, self.checkpointer, self.dataset)
-        self._record_best()
-        self.timer = PhaseTimer(self.world, self.state.train_sec, self.state.images)
-
-    def setup(self) -> None:
-        """Open what a run reads and writes."""
-        self.tracker = Tracker(self.config, self.folder, self.world.is_main, self.state.wandb_id, self._logged_images)
-        self.sample_grids = SampleGrids(self.config, self.dataset, self.tracker)
-        self._ticker = Ticker(
-            self.config,
-            self.world,
-            self.batch_plan,
-            self.step,
-            self.schedulers,
-            self.G_ema,
-            self.dataset.num_samples,
-        )
-        self._write_status("running")
-        self.sample_log = self._open_sample_log()
-        self.stream = self.open_stream()
-        self.watchdog = Watchdog(self.config.run.timeout_sec, self._report_hang)
+    # Opening and closing.
 
     def close(self) -> None:
         """Stop the watchdog and the loader."""
@@ -205,7 +149,7 @@ class Trainer:
         sampler = LatentSampler(self.config.train.seed, self.config.model.z_dim, self.state.num_rollbacks)
         draw = sampler if with_noise else lambda positions: ()
         return factory.open_stream(
-            self.config, self.world, self.batch_plan, self.dataset, self.checkpointer.layout, self.state.images, draw
+            self.config, self.world, self.batch_plan, self.dataset, self.learner.layout, self.state.images, draw
         )
 
     def _open_sample_log(self) -> SampleLog | None:
@@ -244,25 +188,8 @@ class Trainer:
         if self.world.device.type == "cuda":
             self._copied = torch.cuda.Event()
             self._copied.record()
-        labels = self.world.to_device(batch.labels) if self.num_classes else None
+        labels = self.world.to_device(batch.labels) if self.learner.num_classes else None
         return StepBatch(images, labels, *map(self.world.to_device, batch.drawn), degraded)
-
-    def _d_step(self, batch: StepBatch) -> None:
-        self._phase(D_STEP)
-        images = self.state.images
-        set_rates(self.opt_D, self.schedulers.lr_and_betas("D", images))
-        self.step.d_step(batch, self.opt_D, self.schedulers.step_hyperparams(images), self.timer.compute)
-
-    def _g_step(self, batch: StepBatch, images: int) -> None:
-        self._phase(G_STEP)
-        set_rates(self.opt_G, self.schedulers.lr_and_betas("G", images))
-        self.step.g_step(batch, self.opt_G, self.schedulers.step_hyperparams(images))
-
-    def _average_weights(self, before: int) -> None:
-        self._phase("averaging weights")
-        self.ema_decay = self.schedulers.ema_decay(before, self.state.images - before)
-        ema.update(self.G_ema, self.G, self.ema_decay)
-        self._phase("between two iterations")
 
     def _phase(self, name: str) -> None:
         self.watchdog.phase(name)
@@ -275,16 +202,10 @@ class Trainer:
         """Return whether a multiple of `every` images is in the iteration that began at `before`."""
         return every > 0 and self.state.images // every > before // every
 
-    def _is_done(self) -> bool:
-        return self.state.images >= self.config.train.images or self._is_out_of_time(self.state.train_sec)
-
-    def _is_out_of_time(self, train_sec: float) -> bool:
-        return 0 < self.config.train.max_minutes * 60 <= train_sec
-
     def _stop_reason(self) -> StopReason:
         """Return why to stop now, the same on every rank. Ranks agree on it twice a second, not in each step."""
         reason = preemption.stop_requested()
-        if not reason and self._is_out_of_time(self.timer.total_sec):
+        if not reason and self.learner.is_out_of_time(self.timer.total_sec):
             reason = StopReason.FINISHED
         if self.world.size == 1:
             return reason
@@ -301,10 +222,10 @@ class Trainer:
 
         A run that is asked to stop meanwhile stops, and repeats the evaluation when it is resumed.
         """
-        ema.copy_buffers(self.G_ema, self.G)
-        self.world.average_batch_norm_stats(self.G_ema)  # of the copy: training continues with its own
+        ema.copy_buffers(self.learner.G_ema, self.learner.G)
+        self.world.average_batch_norm_stats(self.learner.G_ema)  # of the copy: training continues with its own
         try:
-            row = self.evaluation.run(self.G_ema, self.state.images, self._check_stop_of_evaluation)
+            row = self.evaluation.run(self.learner.G_ema, self.state.images, self._check_stop_of_evaluation)
         except StopRequested as asked:
             self.state.evaluation_pending = asked.args[0] != StopReason.FINISHED
             return asked.args[0], False
@@ -325,7 +246,7 @@ class Trainer:
 
     def _run_pending_evaluation(self) -> StopReason:
         """Run the evaluation that a stop interrupted. Returns why to stop then."""
-        reason, is_best = self._evaluate(StopReason.FINISHED if self._is_done() else StopReason.NONE)
+        reason, is_best = self._evaluate(StopReason.FINISHED if self.learner.is_done else StopReason.NONE)
         self._save(is_best)
         return reason
 
@@ -334,23 +255,23 @@ class Trainer:
             self._phase("drawing samples")
             self.sample_grids.log_reals()
             if self.config.sample.every:
-                self.sample_grids.log_fakes(self.G_ema, 0)
+                self.sample_grids.log_fakes(self.learner.G_ema, 0)
             self.tracker.flush_images(0)
 
     def _log_samples(self) -> dict[str, float]:
         """Draw the generator's current images. Returns their metrics."""
         self._phase("drawing samples")
         if self.world.is_main:
-            images = self.state.images
-            self.sample_grids.log_fakes(self.G_ema, images)
-            self.sample_grids.log_diagnostics(self.G, self.schedulers.augment_p(images), images)
-            self.sample_grids.log_worst_reals(self.G, self.D, *self.step.last_scores())
-        return self.sample_grids.measure(self.G_ema, self.world)
+            learner, images = self.learner, self.state.images
+            self.sample_grids.log_fakes(learner.G_ema, images)
+            self.sample_grids.log_diagnostics(learner.G, learner.schedulers.augment_p(images), images)
+            self.sample_grids.log_worst_reals(learner.G, learner.D, *learner.step.last_scores())
+        return self.sample_grids.measure(self.learner.G_ema, self.world)
 
     def _tick(self, keep: bool) -> None:
         """Log one line of metrics. With `keep`, the next one covers it too."""
         self._phase("gathering metrics")
-        row = self._ticker.row(self.state, self.timer, self.tracker, self.ema_decay, self._check_skipped(), keep=keep)
+        row = self._ticker.row(self.timer, self.tracker, self.ema_decay, self._check_skipped(), keep=keep)
         steps_per_sec = row["Perf/img_per_sec"] / self.batch_plan.batch  # the same on every rank
         self._poll_every = max(1, min(1000, int(POLL_SEC * steps_per_sec)))
         self._steps_to_poll = min(self._steps_to_poll, self._poll_every)  # a line of metrics delays no poll
@@ -359,7 +280,7 @@ class Trainer:
         self._write_status("running")
 
     def _check_skipped(self) -> int:
-        return recovery.check_skipped(self.config, self.checkpointer, *self.step.stats.skipped())
+        return recovery.check_skipped(self.learner)
 
     def _report_corrupt(self) -> None:
         """Log the corrupt samples and the warnings of the stream since the last call."""
@@ -376,7 +297,7 @@ class Trainer:
             self.sample_log.flush()
         self._report_corrupt()
         self.state.train_sec = self.timer.total_sec
-        path = self.checkpointer.save(self.folder.checkpoints)
+        path = self.learner.checkpointer.save(self.folder.checkpoints)
         self._record_best()
         self.tracker.log_checkpoint(path, self.state.images, is_best)
 
@@ -386,7 +307,7 @@ class Trainer:
 
     def _roll_back(self, error: DivergedError) -> None:
         """Return to the newest checkpoint, with other noise; or raise where the config does not allow it."""
-        if not recovery.may_roll_back(self.config, self.checkpointer):
+        if not recovery.may_roll_back(self.learner):
             raise DivergedError(f"{error}. {recovery.hint(self.config, self.folder.checkpoints)}") from error
         self.tracker.alert("Not finite", f"{error}")
         self._phase("rolling back to a checkpoint")
@@ -394,7 +315,7 @@ class Trainer:
         self.stream.close()
         if self.sample_log is not None:
             self.sample_log.close()
-        self.tracker.logged_images = recovery.roll_back(self.config, self.world, self.folder, self.checkpointer)
+        self.tracker.logged_images = recovery.roll_back(self.learner, self.folder)
         self.timer = PhaseTimer(self.world, train_sec, self.state.images)
         self.sample_log = self._open_sample_log()
         self.stream = self.open_stream()
@@ -407,14 +328,6 @@ class Trainer:
             self.folder.write_status(
                 state, images=self.state.images, total_images=total, world=self.world.size, **values
             )
-
-    def _describe(self) -> None:
-        layout = self.checkpointer.layout
-        for line in factory.describe(self.config, self.batch_plan, self.dataset, layout, self.G, self.D):
-            log.info(line)
-        if self.world.is_main:
-            for line in warnings(self.config, self.batch_plan):
-                log.warning(f"warning: {line}")
 
     def _describe_pixels(self) -> None:
         """Report what becomes of the images' pixels; a few are read, so a server that hangs is noticed here too."""
@@ -453,11 +366,3 @@ class Trainer:
         self.folder.record_failure(error.on_rank(rank), rank, self.world.size)
         with open(self.folder.path / "logs" / f"rank_{rank:05d}.stacks.txt", "w") as file:
             faulthandler.dump_traceback(file, all_threads=True)
-
-
-def set_rates(optimizer: torch.optim.Optimizer, rates: OptimizerRates) -> None:
-    """Set an optimizer's learning rate, and its betas if it has them."""
-    for group in optimizer.param_groups:
-        group["lr"] = rates.lr
-        if "betas" in group:
-            group["betas"] = rates.betas

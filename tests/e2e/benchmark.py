@@ -217,7 +217,9 @@ def bench_peer(folder: Path, rounds: int = 50) -> None:
     with temporary_run(load(str(config), more)) as (settings, world):
         batch_plan = make_batch_plan(settings, world.size)
         with running_trainer(settings, world, batch_plan) as trainer:
-            example = dcgan_example(trainer.G, trainer.D, sorted(folder.glob("*.jpg")), batch_plan.batch)
+            example = dcgan_example(
+                trainer.learner.G, trainer.learner.D, sorted(folder.glob("*.jpg")), batch_plan.batch
+            )
             pairs = compare(trainer.train_iteration, lambda: next(example), rounds, clock=time.perf_counter)
     report("peer: images a second over those of the PyTorch DCGAN example", [b / a for a, b in pairs], ">= 1.0")
 
@@ -228,8 +230,9 @@ FIRST_STEP = """
 import sys
 from distgan.tools.bench.harness import running_trainer, temporary_run
 from distgan.config.load import load
-from distgan.config.validate import batch_plan
-with workplace(load(sys.argv[1])) as (config, world), running(config, world, batch_plan(config, 1)) as trainer:
+from distgan.config.batch_plan import make_batch_plan
+with temporary_run(load(sys.argv[1])) as (config, world), \
+        running_trainer(config, world, make_batch_plan(config, 1)) as trainer:
     trainer.train_iteration()
 """
 SINCE_START = "import psutil, time; print(time.time() - psutil.Process().create_time())"

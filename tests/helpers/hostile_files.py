@@ -30,7 +30,7 @@ from distgan.storage import checkpoint_folder
 from distgan.storage.byte_ranges import ByteRangeReader
 from distgan.storage.run_dir import RunDir
 from distgan.tools.report.page import report
-from distgan.training.trainer import Trainer
+from distgan.training.learner import Learner
 
 DEEP: list = []
 for _ in range(200):
@@ -307,18 +307,18 @@ def resumed(folder: Path) -> Iterator[Case]:
     path = folder / "copies" / good.name
     state = json.loads((good / "state.json").read_text())
     settings = load_config(str(config), [*more, f"run.dir={folder / 'run'}", "wandb.mode=disabled"])
-    trainer = Trainer(settings, World(), make_batch_plan(settings, 1), RunDir(settings.run.dir))
+    learner = Learner(settings, World(), make_batch_plan(settings, 1))
 
     def read(change: Callable[[], object]) -> None:
         remove(path.parent)
         shutil.copytree(good, path)
         change()
-        trainer.checkpointer.load(path)
-        now, schedulers = trainer.state, trainer.schedulers
+        learner.checkpointer.load(path)
+        now, schedulers = learner.state, learner.schedulers
         assert min(now.images, now.iterations, now.train_sec, now.num_replaced) >= 0
         schedulers.step_hyperparams(now.images), schedulers.row(now.images)
-        trainer.step.stats.flush()
-        assert trainer.checkpointer.layout.lanes > 0
+        learner.step.stats.flush()
+        assert learner.layout.lanes > 0
 
     fields = [name for name in state if name not in ("config", "torch", "compile", "ranks", "threads", "micro-batch")]
     fields += [f"layout.{name}" for name in state["layout"]] + ["controls.verdicts", "controls.augment.p"]

@@ -28,9 +28,10 @@ from distgan.data.synthetic import write_shards
 from distgan.distributed.process_group import World
 from distgan.training import factory
 from distgan.training.gan_step import GanStep
+from distgan.training.learner import Learner
 from distgan.training.schedulers import Schedulers
 from distgan.training.step_inputs import LatentSampler
-from distgan.training.timing import D_STEP, G_STEP, PhaseTimer
+from distgan.training.timing import D_STEP, G_STEP
 from distgan.training.trainer import Trainer
 from distgan.transforms import degrade
 
@@ -76,22 +77,27 @@ class Batches:
 
 
 def trainer_of(config: Config, dataset: Dataset, counts: fakecuda.Counts) -> Trainer:
-    """A trainer without folder and watch, whose device is a GPU that is not there."""
+    """A trainer without records and watchdog, whose device is a GPU that is not there."""
     world = World()
     world.device = DEVICE
     # A fake network cannot be copied; another one of the same config is as good, since there are no values.
     another = types.SimpleNamespace(deepcopy=lambda net: factory.build_nets(config, dataset.num_classes)[0])
     with (
         mock.patch.object(factory, "open_dataset", lambda config, **_: dataset),
-        mock.patch("distgan.training.trainer.copy", another),
+        mock.patch("distgan.training.learner.copy", another),
     ):
-        trainer = Trainer(config, world, make_batch_plan(config, 1), None, on_phase=lambda name: None)
-    trainer.watchdog = types.SimpleNamespace(phase=lambda name: None)
-    trainer.tracker = types.SimpleNamespace(progress=lambda images: None)
-    trainer.sample_log = None
-    trainer.timer = PhaseTimer(world, 0.0, 0)
-    pairs = restores(config) and not config.restore.degrade
-    trainer.stream = Batches(config, dataset.num_classes, pairs)
+        learner = Learner(config, world, make_batch_plan(config, 1))
+    stream = Batches(config, dataset.num_classes, restores(config) and not config.restore.degrade)
+    with (
+        mock.patch(
+            "distgan.training.trainer.Tracker", lambda *_: types.SimpleNamespace(update_progress=lambda images: None)
+        ),
+        mock.patch("distgan.training.trainer.SampleGrids", lambda *_: None),
+        mock.patch("distgan.training.trainer.Watchdog", lambda *_: types.SimpleNamespace(phase=lambda name: None)),
+        mock.patch.object(Trainer, "_write_status", lambda *_: None),
+        mock.patch.object(Trainer, "open_stream", lambda self: stream),
+    ):
+        trainer = Trainer(learner, None, 0)
     trainer._tick = lambda measured: None  # lines of metrics may wait
     return trainer
 

@@ -47,13 +47,13 @@ class BareLoop:
 
     def __init__(self, trainer: Trainer) -> None:
         config, self._world, self._stream = trainer.config, trainer.world, trainer.open_stream(with_noise=False)
-        self._conditional, self._z_dim = trainer.num_classes > 0, config.model.z_dim
+        self._conditional, self._z_dim = trainer.learner.num_classes > 0, config.model.z_dim
         self._n_critic, self._lazy, self._steps = config.train.n_critic, config.loss.penalty_interval, 0
         self._passes, self._bf16 = trainer.batch_plan.passes, config.train.precision == "bf16"
-        self.G, self.D = (copy.deepcopy(net) for net in (trainer.G, trainer.D))
+        self.G, self.D = (copy.deepcopy(net) for net in (trainer.learner.G, trainer.learner.D))
         self._average = copy.deepcopy(self.G).requires_grad_(False)
         self._opt_G, self._opt_D = (build_optimizer(*of) for of in ((config.optim.G, self.G), (config.optim.D, self.D)))
-        strengths = trainer.schedulers.step_hyperparams(0)
+        strengths = trainer.learner.schedulers.step_hyperparams(0)
         penalties = {"r1": strengths.r1, "r2": strengths.r2, "gp": strengths.gp}
         self._d_loss = self._world.prepare(DLoss(self.D, config.loss.name, penalties, self._bf16))
         self._g_loss = self._world.prepare(GLoss(self.G, self.D, config.loss.name, self._bf16))

@@ -73,7 +73,7 @@ class Bench:
             trainer = stack.enter_context(
                 running_trainer(self.config, self.world, self.batch_plan, on_phase=timeline.phase)
             )
-            for net, optimizer in (("D", trainer.opt_D), ("G", trainer.opt_G)):
+            for net, optimizer in (("D", trainer.learner.opt_D), ("G", trainer.learner.opt_G)):
                 timeline.time_optimizer(f"optimizer of {net}", optimizer)
             num = self.turns.warm_up(trainer.train_iteration, images, self.images)
             memory = self.world.all_gather_object(peak_memory(self.world.device))  # before the references take theirs
@@ -118,14 +118,14 @@ class Bench:
 
     def _penalties(self, trainer: Trainer) -> list[Row]:
         """Return what each penalty adds to a D step in which it is applied."""
-        due = trainer.schedulers.step_hyperparams(0)
+        due = trainer.learner.schedulers.step_hyperparams(0)
         none = replace(due, r1=0.0, r2=0.0, gp=0.0)
         kinds = {name: replace(none, **{name: getattr(due, name)}) for name in ("r1", "r2", "gp") if getattr(due, name)}
         batch = trainer.next_batch()
         times: dict[str, list[float]] = {name: [] for name in ("none", *kinds)}
         for number in range(-1 if kinds else self.rounds, self.rounds):
             for name, now in {"none": none, **kinds}.items():
-                seconds = self.turns.seconds(partial(trainer.step.d_step, batch, trainer.opt_D, now))
+                seconds = self.turns.seconds(partial(trainer.learner.step.d_step, batch, trainer.learner.opt_D, now))
                 times[name] += [seconds] if number >= 0 else []
         return [
             Row(
@@ -140,10 +140,10 @@ class Bench:
         """Return bytes that this rank gives into all-reduces, and the time of an all-reduce of as many alone."""
         if self.world.size == 1:
             return []
-        batch, now = trainer.next_batch(), trainer.schedulers.step_hyperparams(0)
+        batch, now = trainer.next_batch(), trainer.learner.schedulers.step_hyperparams(0)
         steps = {
-            "D": lambda: trainer.step.d_step(batch, trainer.opt_D, now),
-            "G": lambda: trainer.step.g_step(batch, trainer.opt_G, now),
+            "D": lambda: trainer.learner.step.d_step(batch, trainer.learner.opt_D, now),
+            "G": lambda: trainer.learner.step.g_step(batch, trainer.learner.opt_G, now),
         }
         rows = []
         for net, step in steps.items():

@@ -15,6 +15,7 @@ from distgan.distributed import launch_env
 from distgan.distributed.process_group import World
 from distgan.storage.run_dir import RunDir
 from distgan.training.factory import build_nets
+from distgan.training.learner import Learner
 from distgan.training.run import open_world
 from distgan.training.trainer import Trainer
 
@@ -69,9 +70,7 @@ def running_trainer(
     folder = RunDir(config.run.dir)
     world.run_on_main(lambda: folder.open(["distgan", "bench"]))
     try:
-        trainer = Trainer(config, world, batch_plan, folder, make_nets, on_phase)
-        trainer.resume()
-        trainer.setup()
+        trainer = Trainer(Learner(config, world, batch_plan, make_nets), folder, 0, on_phase)
         try:
             yield trainer
         finally:

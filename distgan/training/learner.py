@@ -1,0 +1,100 @@
+"""What a run trains: data set, networks, optimizers, schedules and counters. A checkpoint holds their state."""
+
+import copy
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+
+import torch
+from torch import nn
+
+from distgan.config.batch_plan import BatchPlan
+from distgan.config.schema import Config
+from distgan.data.dataset import RankInfo
+from distgan.data.shuffle import ShuffleLayout
+from distgan.distributed.process_group import World
+from distgan.training import ema, factory
+from distgan.training.checkpointer import Checkpointer
+from distgan.training.gan_step import GanStep
+from distgan.training.schedulers import OptimizerRates, Schedulers
+from distgan.training.step_inputs import StepBatch
+
+
+class Learner:
+    """A GAN and all that its updates depend on, on one rank.
+
+    Args:
+        build_nets: Builds G and D from the config and the number of classes. Networks of no family are possible too.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        world: World,
+        batch_plan: BatchPlan,
+        build_nets: Callable[[Config, int], tuple[nn.Module, nn.Module]] = factory.build_nets,
+    ) -> None:
+        self.config, self.world, self.batch_plan = config, world, batch_plan
+        self.dataset = factory.open_dataset(config, RankInfo(world.rank, world.size, world.all_gather_object))
+        self.num_classes = self.dataset.num_classes
+        self.G, self.D = build_nets(config, self.num_classes)
+        self.G_ema = copy.deepcopy(self.G).eval().requires_grad_(False).to(world.device)
+        self.schedulers = Schedulers(config, world)
+        options = factory.step_options(config, batch_plan)
+        self.step = GanStep(world, self.G, self.D, options, on_logits=self.schedulers.observe)
+        self.opt_G = factory.build_optimizer(config.optim.G, self.G)
+        self.opt_D = factory.build_optimizer(config.optim.D, self.D)
+        self.checkpointer = Checkpointer(
+            config,
+            world,
+            batch_plan.micro_batch,
+            factory.choose_layout(config, self.dataset),
+            self.dataset,
+            {"G": self.G, "D": self.D, "G_ema": self.G_ema},
+            {"G": self.opt_G, "D": self.opt_D},
+            self.step.stats,
+            self.schedulers,
+        )
+        self.state = self.checkpointer.state
+        resolution, z_dim = config.data.resolution, config.model.z_dim
+        self.step.warm_up_ddp_buckets(batch_plan.micro_batch, resolution, z_dim, self.num_classes)
+
+    def d_step(self, batch: StepBatch, around_fakes: Callable[[], AbstractContextManager]) -> None:
+        """Train D on the next real images; the clock moves past them."""
+        before = self.state.images
+        set_rates(self.opt_D, self.schedulers.lr_and_betas("D", before))
+        self.step.d_step(batch, self.opt_D, self.schedulers.step_hyperparams(before), around_fakes)
+        self.state.images += self.batch_plan.batch
+        self.schedulers.update(before, self.state.images)
+
+    def g_step(self, batch: StepBatch, images: int) -> None:
+        """Train G, with schedules as they were at `images`: where the iteration began (as in StyleGAN2 and R3GAN)."""
+        set_rates(self.opt_G, self.schedulers.lr_and_betas("G", images))
+        self.step.g_step(batch, self.opt_G, self.schedulers.step_hyperparams(images))
+
+    def average_weights(self, images: int) -> float:
+        """Move the average toward G, after the iteration that began at `images`. Returns the share of it that stays."""
+        keep = self.schedulers.ema_decay(images, self.state.images - images)
+        ema.update(self.G_ema, self.G, keep)
+        return keep
+
+    @property
+    def layout(self) -> ShuffleLayout:
+        """The constants of the data order, which a resumed run takes from its checkpoint."""
+        return self.checkpointer.layout
+
+    @property
+    def is_done(self) -> bool:
+        """Whether all images of the run are consumed, or all its minutes."""
+        return self.state.images >= self.config.train.images or self.is_out_of_time(self.state.train_sec)
+
+    def is_out_of_time(self, train_sec: float) -> bool:
+        """Return whether `train_sec` seconds of training are as many as the run may take."""
+        return 0 < self.config.train.max_minutes * 60 <= train_sec
+
+
+def set_rates(optimizer: torch.optim.Optimizer, rates: OptimizerRates) -> None:
+    """Set an optimizer's learning rate, and its betas if it has them."""
+    for group in optimizer.param_groups:
+        group["lr"] = rates.lr
+        if "betas" in group:
+            group["betas"] = rates.betas

@@ -83,7 +83,7 @@ def trainer_of(config: Config, dataset: Dataset, counts: fakecuda.Counts) -> Tra
     # A fake network cannot be copied; another one of the same config is as good, since there are no values.
     another = types.SimpleNamespace(deepcopy=lambda net: factory.build_nets(config, dataset.num_classes)[0])
     with (
-        mock.patch.object(factory, "open_dataset", lambda config, **_: dataset),
+        mock.patch.object(factory, "open_dataset", lambda config, *_: dataset),
         mock.patch("distgan.training.learner.copy", another),
     ):
         learner = Learner(config, world, make_batch_plan(config, 1))
@@ -190,7 +190,7 @@ def _scale_by_a_look(self: GanStep, pixels: torch.Tensor, seeds: torch.Tensor) -
 OBSERVE, SCALED, CACHED_TABLE = Schedulers.observe, GanStep._scaled, degrade._on_device
 FAULTS = {
     "": (Schedulers, "observe", OBSERVE),
-    "memory that is not pinned": (World, "send", _send_unpinned),
+    "memory that is not pinned": (World, "to_device", _send_unpinned),
     "a number of the host": (Schedulers, "observe", _observe_by_numbers),
     "a table of the host": (degrade, "_on_device", degrade._on_device.__wrapped__),
     "one launch more": (GanStep, "_scaled", _scale_once_more),

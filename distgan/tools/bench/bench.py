@@ -147,7 +147,7 @@ class Bench:
         }
         rows = []
         for net, step in steps.items():
-            sent, weights = bytes_reduced(step), num_weights(getattr(trainer, net))
+            sent, weights = bytes_reduced(step), num_weights(getattr(trainer.learner, net))
             flat = torch.zeros(weights, device=self.world.device)
             times = [self.turns.seconds(partial(self.world.all_reduce_sum, flat)) for _ in range(self.rounds + 1)][1:]
             rows += [

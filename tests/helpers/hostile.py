@@ -1,7 +1,7 @@
 """Hostile inputs, each tried within bounds: what a case may take, and what may come of it.
 
-A corpus is a module with `cases(folder) -> Iterable[Case]`. `outcomes(corpus, folder)` runs its cases one after the
-other in a child process that has imported everything once, and returns what came of each:
+A corpus is a module with `cases(folder, share) -> Iterable[Case]`. `outcomes(corpus, folder)` runs its cases one after
+the other in a child process that has imported everything once, and returns what came of each:
 
     right         it ran, and the case's own checks hold
     refused       one line, with the exit code of its kind
@@ -26,10 +26,12 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TypeVar
 
+T = TypeVar("T")
 GOOD = ("right", "refused", "skipped", "quarantined")
 PROCESSES = ("subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "os.fork", "os.forkpty", "pty.spawn")
 MAKING_SEC = 200  # that a corpus may take to make a case
@@ -57,6 +59,19 @@ class Case:
     cpu_sec: int = 10
     wall_sec: int = 60
     programs: tuple[str, ...] = ()
+
+
+class Share:
+    """How much of a corpus is tried: all of it, or a part that has every kind of fault and is the same each time."""
+
+    def __init__(self, whole: bool) -> None:
+        self.whole = whole
+        self._lists = 0
+
+    def of(self, items: Iterable[T], every: int = 4) -> Sequence[T]:
+        """All items, or every n-th, from one place further on in each list: another list has what this one lacks."""
+        self._lists += 1
+        return [item for i, item in enumerate(items) if self.whole or i % every == self._lists % every]
 
 
 @dataclass(frozen=True)
@@ -97,11 +112,14 @@ def command(*words: object) -> str:
     return out.getvalue() + err.getvalue()
 
 
-def outcomes(corpus: str, folder: Path) -> list[Outcome]:
-    """Run all cases of a corpus in a child, which is replaced by another one where it had to be killed."""
+def outcomes(corpus: str, folder: Path, whole: bool = True) -> list[Outcome]:
+    """Run the cases of a corpus, or a share of them, in a child.
+
+    Another one replaces it where it had to be killed.
+    """
     found: list[Outcome] = []
     while True:
-        more, ended = _outcomes_from(corpus, folder, len(found))
+        more, ended = _outcomes_from(corpus, folder, whole, len(found))
         found += more
         if ended:
             return found
@@ -112,9 +130,9 @@ def bad(found: Iterable[Outcome]) -> str:
     return "\n".join(f"{one.name}: {one.word}: {one.text}" for one in found if not one.good)
 
 
-def _outcomes_from(corpus: str, folder: Path, first: int) -> tuple[list[Outcome], bool]:
+def _outcomes_from(corpus: str, folder: Path, whole: bool, first: int) -> tuple[list[Outcome], bool]:
     """Outcomes from case `first` on, and whether that was all; not so where the child had to be killed."""
-    words = [sys.executable, __file__, corpus, str(folder), str(first)]
+    words = [sys.executable, __file__, corpus, str(folder), "whole" if whole else "share", str(first)]
     # Each thread's arena would take 64 MB of address space, which has nothing to do with the input.
     environment = os.environ | {"MALLOC_ARENA_MAX": "1", "OMP_NUM_THREADS": "1", "WANDB_MODE": "disabled"}
     environment["DISTGAN_CACHE"] = str(folder / "cache")
@@ -158,14 +176,15 @@ def _outcomes_from(corpus: str, folder: Path, first: int) -> tuple[list[Outcome]
 # The child.
 
 
-def _serve(corpus: str, folder: Path, first: int) -> None:
+def _serve(corpus: str, folder: Path, whole: bool, first: int) -> None:
     tell = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)  # what a library prints goes to the log
     started: list[str] = []
     programs = ["*"]  # that may start now
     sys.addaudithook(lambda event, arguments: _watch(event, arguments, started, programs))
     (folder / f"from-{first}").mkdir(parents=True)
-    for number, case in enumerate(importlib.import_module(corpus).cases(folder / f"from-{first}")):
+    cases = importlib.import_module(corpus).cases(folder / f"from-{first}", Share(whole))
+    for number, case in enumerate(cases):
         if number < first:
             continue
         tell.write(json.dumps({"begins": case.name, "wall_sec": case.wall_sec}) + "\n")
@@ -243,4 +262,4 @@ def _refusal(text: str, exit_code: int) -> tuple[str, str]:
 
 if __name__ == "__main__":
     sys.modules["hostile"] = sys.modules["__main__"]  # so that the corpus makes cases of this very module
-    _serve(sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]))
+    _serve(sys.argv[1], Path(sys.argv[2]), sys.argv[3] == "whole", int(sys.argv[4]))

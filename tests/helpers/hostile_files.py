@@ -16,7 +16,7 @@ from pathlib import Path
 import made_runs
 import numpy as np
 import runs
-from hostile import Case, command
+from hostile import Case, Share, command
 from shards import write_shards
 
 from distgan.config.batch_plan import make_batch_plan
@@ -40,13 +40,13 @@ TEXTS = ("", "null", "[]", "{}", "5", '"x"', "{", '{"a": NaN}', "[1e999]", "9" *
 REFUSED_OR_RIGHT = ("refused 2", "refused 3", "right")
 
 
-def cases(folder: Path) -> Iterator[Case]:
-    """All of them, reader by reader."""
+def cases(folder: Path, share: Share) -> Iterator[Case]:
+    """All readers, one after the other."""
     for make in (indexes, cards, generators, exports, best, resumed, statistics, run_folders, tables):
-        yield from make(folder / make.__name__)
+        yield from make(folder / make.__name__, share)
 
 
-def forged(good: dict, fields: list[str], every: int = 1) -> Iterator[tuple[str, dict]]:
+def forged(share: Share, good: dict, fields: list[str], every: int = 1) -> Iterator[tuple[str, dict]]:
     """A mapping with each of some fields (with dots between keys) gone, or of one of VALUES.
 
     Args:
@@ -54,7 +54,7 @@ def forged(good: dict, fields: list[str], every: int = 1) -> Iterator[tuple[str,
     """
     for number, field in enumerate(fields):
         *outer, last = field.split(".")
-        for i, value in enumerate([KeyError, *VALUES[number % every :: every]]):
+        for i, value in share.of(enumerate([KeyError, *VALUES[number % every :: every]])):
             bad = copy.deepcopy(good)
             inner = bad
             for name in outer:
@@ -85,7 +85,7 @@ def remove(path: Path) -> None:
 # Data.
 
 
-def indexes(folder: Path) -> Iterator[Case]:
+def indexes(folder: Path, share: Share) -> Iterator[Case]:
     """Beside a good shard: whatever it is, the samples that are found are those of the shard."""
     shard = write_shards(folder, [5])[0]
     path, cache = Path(f"{shard}.index"), folder / "cache"
@@ -102,11 +102,11 @@ def indexes(folder: Path) -> Iterator[Case]:
         shutil.rmtree(cache, ignore_errors=True)
 
     head = copy.deepcopy(good.summary())
-    made = [(name, bad) for name, bad in forged(head, list(head)) if not name.startswith(("digest", "defects"))]
+    made = [(name, bad) for name, bad in forged(share, head, list(head)) if not name.startswith(("digest", "defects"))]
     made += [("two kinds, one count", head | {"kinds": [["png"], ["cls"]]}), ("no parts", head | {"kinds": [[]]})]
     for name, bad in made:
         yield Case(f"index: {name}", lambda bad=bad: read(lambda: path.write_bytes(index_of(bad, good))))
-    for text in TEXTS:
+    for text in share.of(TEXTS):
         yield Case(f"index: head {text[:20]}", lambda text=text: read(lambda: path.write_bytes(index_of(text, good))))
     for name in ("first", "kind", "label", "offset", "length"):
         for value in (2**31, 60_000, -3 if name == "label" else 65_535):
@@ -114,7 +114,7 @@ def indexes(folder: Path) -> Iterator[Case]:
             getattr(changed, name)[:] = min(value, np.iinfo(getattr(changed, name).dtype).max)
             data = changed.to_bytes()
             yield Case(f"index: {name} {value}", lambda data=data: read(lambda: path.write_bytes(data)))
-    for name, make in no_files(path):
+    for name, make in share.of(no_files(path), 3):
         yield Case(f"index: {name}", lambda make=make: read(make))
 
 
@@ -127,7 +127,7 @@ def index_of(head: object, good: shard_index.ShardIndex) -> bytes:
     return data + zlib.crc32(data).to_bytes(4, "little")
 
 
-def cards(folder: Path) -> Iterator[Case]:
+def cards(folder: Path, share: Share) -> Iterator[Case]:
     """What of a card cannot be used is passed over."""
     shard = write_shards(folder, [2])[0]
     path = folder / "dataset.json"
@@ -143,17 +143,17 @@ def cards(folder: Path) -> Iterator[Case]:
         assert about == "classes" or "classes" not in card or names == ["a", "b"], names
         return "right" if card == good else "skipped"
 
-    for name, bad in forged(good, list(good)):
+    for name, bad in forged(share, good, list(good)):
         yield Case(
             f"card: {name}", lambda bad=bad, name=name: read(lambda: path.write_text(json.dumps(bad)), name.split()[0])
         )
-    for text in TEXTS:
+    for text in share.of(TEXTS):
         yield Case(f"card: {text[:20]}", lambda text=text: read(lambda: path.write_text(text)))
-    for name, make in no_files(path):
+    for name, make in share.of(no_files(path), 3):
         yield Case(f"card: {name}", lambda make=make: read(make))
 
 
-def tables(folder: Path) -> Iterator[Case]:
+def tables(folder: Path, share: Share) -> Iterator[Case]:
     """Label tables: a class for each picture, or refused."""
 
     def read(data: bytes) -> None:
@@ -169,7 +169,7 @@ def tables(folder: Path) -> Iterator[Case]:
     for i, row in enumerate(rows):
         data = json.dumps({"labels": row}).encode()
         yield Case(f"table: row {i}", lambda data=data: read(data), ("right", "refused 3"))
-    for text in TEXTS:
+    for text in share.of(TEXTS):
         yield Case(f"table: {text[:20]}", lambda text=text: read(text.encode()), ("right", "refused 3"))
 
 
@@ -187,7 +187,7 @@ def forge(path: Path, state: object = None, manifest: object = None) -> None:
         (path / "manifest.json").write_text(manifest if isinstance(manifest, str) else json.dumps(manifest))
 
 
-def generators(folder: Path) -> Iterator[Case]:
+def generators(folder: Path, share: Share) -> Iterator[Case]:
     """Checkpoints to draw from: they give finite images, or are refused."""
     good = max((runs.untrained(folder / "run", unseen=[1]) / "checkpoints").glob("step-*"))
     state, manifest = (json.loads((good / name).read_text()) for name in ("state.json", "manifest.json"))
@@ -205,10 +205,10 @@ def generators(folder: Path) -> Iterator[Case]:
 
     fields = ["images", "num_classes", "unseen", "revision", "config", "config.data", "config.data.resolution"]
     fields += ["config.model", "config.model.family", "config.model.z_dim", "config.model.G", "config.model.G.width"]
-    for name, bad in forged(state, fields, every=5):
+    for name, bad in forged(share, state, fields, every=5):
         change = lambda path, bad=bad: forge(path, state=bad)  # noqa: E731
         yield Case(f"generator: {name}", lambda change=change: read(change), REFUSED_OR_RIGHT)
-    for text in TEXTS:
+    for text in share.of(TEXTS):
         change = lambda path, text=text: forge(path, state=text)  # noqa: E731
         yield Case(f"generator: state {text[:20]}", lambda change=change: read(change), ("refused 3",))
         change = lambda path, text=text: forge(path, manifest=text)  # noqa: E731
@@ -228,7 +228,7 @@ def generators(folder: Path) -> Iterator[Case]:
         allowed = REFUSED_OR_RIGHT if name.startswith("opt") else ("refused 3",)
         yield Case(f"generator: manifest: {name}", lambda change=change: read(change), allowed)
     for file in ("manifest.json", "state.json", "G_ema.safetensors"):
-        for name, make in no_files(folder / "spare" / file):
+        for name, make in share.of(no_files(folder / "spare" / file), 3):
             (folder / "spare").mkdir(exist_ok=True)
 
             def put(path: Path, make: Callable[[], object] = make, file: str = file) -> None:
@@ -255,7 +255,7 @@ def safetensors(header: dict) -> bytes:
     return len(text).to_bytes(8, "little") + text + bytes(4)
 
 
-def exports(folder: Path) -> Iterator[Case]:
+def exports(folder: Path, share: Share) -> Iterator[Case]:
     """Exported generators, likewise."""
     good = folder / "good"
     command("export", runs.untrained(folder / "run", unseen=[1]), good)
@@ -275,21 +275,21 @@ def exports(folder: Path) -> Iterator[Case]:
         *(f"origin.{name}" for name in told["origin"]),
     ]
     fields += ["generator.settings.width", "origin.config.train", "origin.config.ema.half_life", "weights.sha256"]
-    for name, bad in forged(told, fields, every=2):
+    for name, bad in forged(share, told, fields, every=2):
         text = json.dumps(bad)
         yield Case(
             f"export: {name}",
             lambda text=text: read(lambda: (path / "config.json").write_text(text)),
             REFUSED_OR_RIGHT,
         )
-    for text in TEXTS:
+    for text in share.of(TEXTS):
         yield Case(
             f"export: {text[:20]}",
             lambda text=text: read(lambda: (path / "config.json").write_text(text)),
             ("refused 3",),
         )
     for file in ("config.json", "model.safetensors"):
-        for name, make in no_files(path / file):
+        for name, make in share.of(no_files(path / file), 3):
             yield Case(
                 f"export: {file} is {name}",
                 lambda make=make, file=file: read(lambda: (remove(path / file), make())),
@@ -297,7 +297,7 @@ def exports(folder: Path) -> Iterator[Case]:
             )
 
 
-def resumed(folder: Path) -> Iterator[Case]:
+def resumed(folder: Path, share: Share) -> Iterator[Case]:
     """Checkpoints that a run goes on from: it becomes what they hold, or refuses them."""
     shards = runs.make_digits(folder / "data")
     more = ["augment.pipe=ada", "augment.target=0.6", "balance.adapt=d_lr", "train.images=24", "sample.every=0"]
@@ -323,7 +323,7 @@ def resumed(folder: Path) -> Iterator[Case]:
     fields = [name for name in state if name not in ("config", "torch", "compile", "ranks", "threads", "micro-batch")]
     fields += [f"layout.{name}" for name in state["layout"]] + ["controls.verdicts", "controls.augment.p"]
     fields += ["controls.balance.level", "controls.verdicts.augment", "config.run", "config.optim"]
-    for name, bad in forged(state, fields, every=5):
+    for name, bad in forged(share, state, fields, every=5):
         yield Case(f"resume: {name}", lambda bad=bad: read(lambda: forge(path, state=bad)), REFUSED_OR_RIGHT)
     for what, rows in (("ragged", [[1.0], [1.0, 2.0]]), ("nothing", []), ("empty", [[]]), ("short", [[1.0]])):
         bad = state | {"stats": rows}
@@ -347,7 +347,7 @@ def resumed(folder: Path) -> Iterator[Case]:
         )
 
 
-def statistics(folder: Path) -> Iterator[Case]:
+def statistics(folder: Path, share: Share) -> Iterator[Case]:
     """Statistics of real images: a Gaussian, or refused."""
     folder.mkdir()
     path, dim = folder / "real.npz", 4
@@ -387,9 +387,9 @@ def statistics(folder: Path) -> Iterator[Case]:
             yield Case(f"statistics: {name} {what}", lambda bad=good | {name: array}: read(bad), ("refused 3",))
         rest = {k: v for k, v in good.items() if k != name}
         yield Case(f"statistics: no {name}", lambda rest=rest: read(rest), ("refused 3",))
-    for name, bad in forged(header, [*header, "origin.extractor", "origin.resolution"]):
+    for name, bad in forged(share, header, [*header, "origin.extractor", "origin.resolution"]):
         yield Case(f"statistics: {name}", lambda bad=bad: read(good, bad), REFUSED_OR_RIGHT)
-    for text in TEXTS:
+    for text in share.of(TEXTS):
         yield Case(f"statistics: header {text[:20]}", lambda text=text: read(good, text), ("refused 3",))
 
     def read_other(make: Callable[[], object]) -> None:
@@ -397,11 +397,11 @@ def statistics(folder: Path) -> Iterator[Case]:
         make()
         load_statistics(path, "toy", dim, 16)
 
-    for name, make in no_files(path):
+    for name, make in share.of(no_files(path), 3):
         yield Case(f"statistics: {name}", lambda make=make: read_other(make), ("refused 3",))
 
 
-def run_folders(folder: Path) -> Iterator[Case]:
+def run_folders(folder: Path, share: Share) -> Iterator[Case]:
     """Run folders of others: the report shows what can be read, nothing else, and writes over nothing else."""
     row = {"Progress/images": 1000, "Progress/kimg": 1, "Loss/D": 1.0, "Metrics/fd": 5.0}
     good = made_runs.make_run(folder / "good", [row] * 2, evals=[row], grids=1)
@@ -425,17 +425,17 @@ def run_folders(folder: Path) -> Iterator[Case]:
     status = {"state": "running", "total_images": 10, "images": 5, "world": 1, "reason": "", "time": "now"}
     environment = {"starts": [{"time": "t", "host": "h", "command": "c", "packages": {}, "variables": {}}]}
     for file, content in (("status.json", status), ("environment.json", environment)):
-        for name, bad in forged(content, list(content), every=3):
+        for name, bad in forged(share, content, list(content), every=3):
             text = json.dumps(bad)
             yield Case(f"report: {name}", lambda text=text, file=file: read(lambda: (path / file).write_text(text)))
     for file in ("metrics.jsonl", "evals.jsonl"):
-        for name, bad in forged(row, list(row), every=3):
+        for name, bad in forged(share, row, list(row), every=3):
             text = json.dumps(row) + "\n" + json.dumps(bad) + "\n"
             yield Case(
                 f"report: {file}: {name}", lambda text=text, file=file: read(lambda: (path / file).write_text(text))
             )
     files = ("status.json", "environment.json", "metrics.jsonl", "evals.jsonl", "config.yaml")
-    for file, text in itertools.product(files, TEXTS[::3]):
+    for file, text in [(file, text) for file in files for text in share.of(TEXTS[::3])]:
         yield Case(
             f"report: {file}: {text[:20]}", lambda text=text, file=file: read(lambda: (path / file).write_text(text))
         )
@@ -444,7 +444,8 @@ def run_folders(folder: Path) -> Iterator[Case]:
             f"report: config {text[:30]}", lambda text=text: read(lambda: (path / "config.yaml").write_text(text))
         )
     for file in (*files, "log.txt", "samples/reals.png", ".lock"):
-        for name, make in (*no_files(path / file), ("a link", lambda file=file: (path / file).symlink_to(secret))):
+        made = (*no_files(path / file), ("a link", lambda file=file: (path / file).symlink_to(secret)))
+        for name, make in share.of(made, 3):
             yield Case(
                 f"report: {file} is {name}", lambda make=make, file=file: read(lambda: (remove(path / file), make()))
             )
@@ -454,7 +455,7 @@ def run_folders(folder: Path) -> Iterator[Case]:
     )
     for file in (".lock", "metrics.jsonl", "evals.jsonl", "status.json", "environment.json"):
         made = (*no_files(path / file), ("a link", lambda file=file: (path / file).symlink_to(secret)))
-        for name, make in made:
+        for name, make in share.of(made, 3):
 
             def go_on(make: Callable[[], object] = make, file: str = file) -> None:
                 remove(path)
@@ -473,7 +474,7 @@ def link(path: Path) -> None:
     path.symlink_to("/usr/share")
 
 
-def best(folder: Path) -> Iterator[Case]:
+def best(folder: Path, share: Share) -> Iterator[Case]:
     """best.json names a checkpoint of its own folder."""
     run = runs.untrained(folder / "run")
     path = run / "checkpoints" / "best.json"

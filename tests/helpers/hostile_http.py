@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
-from hostile import Case
+from hostile import Case, Share
 
 from distgan.data import index_cache
 from distgan.errors import DataError
@@ -19,7 +19,7 @@ CHUNKED = b"Transfer-Encoding: chunked\r\n\r\n"
 Answer = Callable[[], Iterable[bytes]]  # what is sent after each request, until the other side closes
 
 
-def cases(folder: Path) -> Iterator[Case]:
+def cases(folder: Path, share: Share) -> Iterator[Case]:
     """A server each, which ends with the process."""
     for name, (answer, allowed) in ANSWERS.items():
         yield Case(name, _reading(_served(answer)), allowed, memory_mb=256, wall_sec=30)

@@ -6,12 +6,12 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from hostile import Case, command
+from hostile import Case, Share, command
 
 from distgan.errors import DataError
 
 
-def cases(folder: Path) -> Iterator[Case]:
+def cases(folder: Path, share: Share) -> Iterator[Case]:
     """Each is named by the word that it must be given, before a dash."""
     yield Case("right", lambda: None)
     yield Case("skipped", lambda: "skipped")

@@ -38,7 +38,7 @@ def lines_of(run: Path) -> int:
 def test_a_server_that_fails_all_the_time_changes_nothing(tmp_path: Path) -> None:
     """503, answers cut within a member and on a boundary, resets; the samples are those of the files themselves."""
     digits = make_digits(tmp_path / "digits", shard_mb=2)
-    own = [str(write_config(tmp_path / "tiny.yaml", digits)), "train.images=480", "data.audit=true"]
+    own = [str(write_config(tmp_path / "tiny.yaml", digits)), "train.images=240", "data.audit=true"]
     train(1, tmp_path / "log-files", *own, f"run.dir={tmp_path / 'files'}")
     rng = random.Random(5)
     kinds = ["503", "cut 100", "cut 51200", "reset", "short 70000", "500"]
@@ -122,7 +122,7 @@ def test_a_rank_that_is_killed_ends_the_others(tmp_path: Path, config: Path, vic
 
 def test_a_killed_wandb_is_told_and_missed_by_nobody(tmp_path: Path, config: Path) -> None:
     run, log = tmp_path / "run", tmp_path / "log"
-    command = ["-m", "distgan", "train", str(config), "train.images=1800", f"run.dir={run}"]
+    command = ["-m", "distgan", "train", str(config), "train.images=1200", f"run.dir={run}"]
     with ranks(1, command, log, WANDB_MODE="offline") as (process,):
         wait_for(lambda: lines_of(run) >= 1, told=lambda: output(log))
         found = [pid for pid in children(process.pid) if b"wandb-core" in Path(f"/proc/{pid}/cmdline").read_bytes()]
@@ -143,7 +143,7 @@ def children(pid: int) -> list[int]:
 
 def test_a_console_that_closes_is_not_missed(tmp_path: Path, config: Path) -> None:
     run = tmp_path / "run"
-    command = [sys.executable, "-m", "distgan", "train", str(config), "train.images=600", f"run.dir={run}"]
+    command = [sys.executable, "-m", "distgan", "train", str(config), "train.images=240", f"run.dir={run}"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment())
     process.stdout.readline()
     process.stdout.close()
@@ -151,7 +151,7 @@ def test_a_console_that_closes_is_not_missed(tmp_path: Path, config: Path) -> No
     assert process.stderr.read() == b""
     process.stderr.close()
     assert status(run)["state"] == "finished"
-    assert "finished at 600 images" in (run / "log.txt").read_text()
+    assert "finished at 240 images" in (run / "log.txt").read_text()
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounts a small disk, as root")
@@ -184,14 +184,14 @@ def test_a_run_folder_that_is_read_only(tmp_path: Path, config: Path, when: str)
 def test_too_few_file_descriptors_are_told_or_do(tmp_path: Path, config: Path, limit: int) -> None:
     """Never a hang, never a traceback; and what was saved is good."""
     run, log = tmp_path / "run", tmp_path / "log"
-    script = f"ulimit -n {limit}; exec {sys.executable} -m distgan train {config} train.images=600 run.dir={run}"
+    script = f"ulimit -n {limit}; exec {sys.executable} -m distgan train {config} train.images=120 run.dir={run}"
     done = subprocess.run(["bash", "-c", script], env=environment(), capture_output=True, text=True, timeout=90)
     assert done.returncode in (0, 3, 5), done.stderr
     if done.returncode:
         assert "Too many open files" in done.stderr
         assert "ulimit -n" in done.stderr
     assert "Traceback" not in done.stderr
-    train(1, log, str(config), "train.images=600", f"run.dir={run}")
+    train(1, log, str(config), "train.images=120", f"run.dir={run}")
 
 
 @pytest.mark.slow

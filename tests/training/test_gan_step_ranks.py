@@ -10,29 +10,36 @@ from safetensors.torch import load_file
 SCRIPT = str(WORKERS / "ranks_gradients.py")
 
 
-def gradients(folder: Path, world: int, passes: int) -> list[dict[str, torch.Tensor]]:
+def gradients(folder: Path, world: int, passes: int, pairs: str) -> list[dict[str, torch.Tensor]]:
     """What each rank found."""
     out, log = folder / f"gradients-{world}-{passes}", folder / f"log-{world}-{passes}"
-    assert run_ranks(world, [SCRIPT, str(out), str(passes)], log) == [0] * world, output(log, world)
+    assert run_ranks(world, [SCRIPT, str(out), str(passes), pairs], log) == [0] * world, output(log, world)
     return [load_file(f"{out}.{rank}") for rank in range(world)]
 
 
 @pytest.fixture(scope="module")
 def reference(tmp_path_factory: pytest.TempPathFactory) -> dict[str, torch.Tensor]:
     """One rank, one pass over the whole batch."""
-    return gradients(tmp_path_factory.mktemp("one"), 1, 1)[0]
+    return gradients(tmp_path_factory.mktemp("one"), 1, 1, "some")[0]
+
+
+@pytest.fixture(scope="module")
+def whole_reference(tmp_path_factory: pytest.TempPathFactory) -> dict[str, torch.Tensor]:
+    """Likewise, of all pairs of a loss and a penalty."""
+    return gradients(tmp_path_factory.mktemp("one"), 1, 1, "all")[0]
 
 
 @pytest.mark.multi
 @pytest.mark.parametrize(
-    ("world", "passes"),
-    [pytest.param(1, 2, marks=pytest.mark.slow), pytest.param(2, 1, marks=pytest.mark.slow), (2, 2)],
+    ("world", "passes", "pairs"),
+    [(2, 2, "some"), *(pytest.param(*size, "all", marks=pytest.mark.slow) for size in ((1, 2), (2, 1), (2, 2)))],
 )
 def test_gradients_equal_those_of_one_rank(
-    tmp_path: Path, reference: dict[str, torch.Tensor], world: int, passes: int
+    tmp_path: Path, world: int, passes: int, pairs: str, request: pytest.FixtureRequest
 ) -> None:
     """Relative to the largest gradient of each tensor; for every loss and penalty (the script counts the traffic)."""
-    found = gradients(tmp_path, world, passes)
+    reference = request.getfixturevalue("reference" if pairs == "some" else "whole_reference")
+    found = gradients(tmp_path, world, passes, pairs)
     for name, expected in reference.items():
         scale = expected.abs().max().item() or 1.0
         for rank in found:

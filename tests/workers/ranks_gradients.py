@@ -1,6 +1,7 @@
 """One rank of test_step_ranks: the gradients of one D and one G step for every loss and penalty, in float64.
 
-Usage: ranks_gradients.py OUT PASSES; under RANK and WORLD_SIZE where there are several.
+Usage: ranks_gradients.py OUT PASSES all|some; under RANK and WORLD_SIZE where there are several. `some` are all
+penalties with two losses, and one with each of the others.
 """
 
 import functools
@@ -92,7 +93,7 @@ def steps(
     return found
 
 
-def main(out: str, passes: int) -> None:
+def main(out: str, passes: int, pairs: str) -> None:
     world = World()
     share = BATCH // world.size
     mine = np.arange(world.rank * share, (world.rank + 1) * share)
@@ -100,8 +101,10 @@ def main(out: str, passes: int) -> None:
     z_d, z_g, seeds = map(torch.from_numpy, LatentSampler(0, Z_DIM)(1000 + mine))
     batch = StepBatch(images[mine].to(torch.uint8), torch.from_numpy(mine % CLASSES), z_d.double(), z_g.double(), seeds)
     results = {}
-    for loss in LOSSES:
-        for penalty, weights in PENALTIES.items():
+    for i, loss in enumerate(LOSSES):
+        for j, (penalty, weights) in enumerate(PENALTIES.items()):
+            if pairs == "some" and loss not in ("hinge", "rpgan") and j != i % len(PENALTIES):
+                continue
             results |= steps(world, batch, passes, loss, penalty, StepHyperparams(*weights), {}, {})
     everything = StepHyperparams(r1=2.0, instance_noise=0.2, augment_p=0.7)
     for minibatch in ("stddev", "discrimination"):
@@ -120,4 +123,4 @@ def main(out: str, passes: int) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]))
+    main(sys.argv[1], int(sys.argv[2]), sys.argv[3])

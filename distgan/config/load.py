@@ -5,7 +5,9 @@ itself, the overrides. Every setting is merged by itself, so that all mistakes o
 with the file or override that it stands in.
 """
 
+import copy
 import difflib
+import functools
 import io
 import json
 import os
@@ -96,7 +98,7 @@ def load_to_evaluate(layers: Sequence[tuple[str, dict]], overrides: Sequence[str
 def _merged(layers: Sequence[tuple[str, dict]], own: Sequence[tuple[str, dict]], told: str) -> Config:
     """Return the defaults with layers of values on top, bounds not checked; `own` come from the command line."""
     schema = dict(leaves(Config))
-    config = OmegaConf.structured(Config)
+    config = _defaults()
     mistakes: list[str] = []
     given: set[str] = set()
     nets: dict[str, tuple[str, object]] = {}  # the networks' own settings: key -> (layer, value)
@@ -146,6 +148,17 @@ def _merged(layers: Sequence[tuple[str, dict]], own: Sequence[tuple[str, dict]],
     return result
 
 
+@functools.cache
+def _schema() -> DictConfig:
+    """Return the schema as OmegaConf has it, which takes a while to make."""
+    return OmegaConf.structured(Config)
+
+
+def _defaults() -> DictConfig:
+    """Return a config of defaults, for its caller to change."""
+    return copy.deepcopy(_schema())
+
+
 def from_dict(values: dict, where: object = "saved config") -> Config:
     """Return the config that `records.to_dict` gave these values, without rights that only the command line gives.
 
@@ -158,7 +171,7 @@ def from_dict(values: dict, where: object = "saved config") -> Config:
     require_own_names(values, str(where))
     _require_resolved(values, str(where))
     try:
-        result: Config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), values))  # type: ignore[assignment]
+        result: Config = OmegaConf.to_object(OmegaConf.merge(_defaults(), values))  # type: ignore[assignment]
     except (OmegaConfBaseException, ValueError, TypeError) as error:
         raise ConfigError(f"this config is of another version of distgan: {_first_line(error)}") from None
     for name in PERSONAL:
@@ -198,10 +211,11 @@ def _require_resolved(values: object, told: str) -> None:
 
 def to_yaml(config: Config) -> str:
     """Return the whole config as YAML that `load` reads back to an equal one."""
-    text = OmegaConf.to_yaml(OmegaConf.structured(config))
+    values = OmegaConf.structured(config)
+    text = OmegaConf.to_yaml(values)
     if all(map(str.isprintable, text.split("\n"))):
         return text
-    return yaml.dump(OmegaConf.to_container(OmegaConf.structured(config)), Dumper=_Escaped, sort_keys=False)
+    return yaml.dump(OmegaConf.to_container(values), Dumper=_Escaped, sort_keys=False)
 
 
 class _Escaped(yaml.SafeDumper):

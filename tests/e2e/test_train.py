@@ -337,7 +337,7 @@ def test_a_full_disk_is_told_wherever_it_is_met(
     def full(*_: object, **__: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    status, told = RunDir.status, []
+    status, told = RunDir.write_status, []
     monkeypatch.setattr(RunDir, where, full)
     monkeypatch.setattr(
         RunDir, "write_status", lambda *a, **k: full() if a[1] == "failed" else told.append(status(*a, **k))
@@ -462,7 +462,7 @@ def test_wandb_gets_rows_and_pictures_offline(tmp_path: Path, config: Path, monk
 
 def test_the_worst_real_images_come_first(tmp_path: Path, config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
-    original = SampleGrids.judged
+    original = SampleGrids.log_worst_reals
 
     def judged(self: SampleGrids, G: nn.Module, D: nn.Module, reals: Tensor, *scores: Tensor) -> None:
         original(self, G, D, reals, *scores)

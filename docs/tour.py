@@ -38,7 +38,11 @@ config = place / "digits.yaml"
 config.write_text(
     """
 data: {resolution: 32}
-model: {conditional: true, z_dim: 64, G: {width: 16, max_width: 128}, D: {width: 16, max_width: 128}}
+model:
+  conditional: true
+  z_dim: 64
+  G: {base_channels: 16, max_channels: 128}
+  D: {base_channels: 16, max_channels: 128}
 loss: {name: rpgan, r1: 0.2, r2: 0.2, penalty_interval: 4}
 optim: {G: {lr: 1e-3}, D: {lr: 1e-3}}
 ema: {half_life: 5k}

@@ -9,29 +9,31 @@ from distgan.storage.untrusted import parse
 
 @dataclass
 class DcganGenerator:
-    width: int = key(64, "channels at half the resolution; they double as the side halves", low=1, high=2**14)
-    max_width: int = key(512, "bound on the channels", low=1, high=2**14)
+    base_channels: int = key(64, "channels at half the resolution; they double as the side halves", low=1, high=2**14)
+    max_channels: int = key(512, "bound on the channels", low=1, high=2**14)
     norm: Literal["none", "batch"] = key("none", "batch norm, or none")
-    embedding: int = key(64, "numbers that a class label becomes", low=1, high=2**14)
+    embed_dim: int = key(64, "numbers that a class label becomes", low=1, high=2**14)
 
 
 @dataclass
 class DcganDiscriminator:
-    width: int = key(64, "channels at half the resolution; they double as the side halves", low=1, high=2**14)
-    max_width: int = key(512, "bound on the channels", low=1, high=2**14)
+    base_channels: int = key(64, "channels at half the resolution; they double as the side halves", low=1, high=2**14)
+    max_channels: int = key(512, "bound on the channels", low=1, high=2**14)
     norm: Literal["none", "batch"] = key("none", "batch norm, or none")
 
 
 @dataclass
 class HourglassGenerator:
-    width: int = key(128, "channels at the widest sides; 2 and 4 times as many further in", low=1, high=2**12)
+    base_channels: int = key(128, "channels at the widest sides; 2 and 4 times as many further in", low=1, high=2**12)
     norm: Literal["none", "batch"] = key("batch", "batch norm as in the article, or none")
-    embedding: int = key(64, "numbers that a class label becomes", low=1, high=2**14)
+    embed_dim: int = key(64, "numbers that a class label becomes", low=1, high=2**14)
 
 
 @dataclass
 class HourglassDiscriminator:
-    width: int = key(128, "channels of the first two stages; 2, 2 and 4 times as many in the others", low=1, high=2**12)
+    base_channels: int = key(
+        128, "channels of the first two stages; 2, 2 and 4 times as many in the others", low=1, high=2**12
+    )
     norm: Literal["none", "batch"] = key("batch", "batch norm as in the article, or none")
 
 
@@ -42,7 +44,7 @@ class R3ganGenerator:
     )
     blocks: int = key(2, "residual blocks at each side", low=1, high=64)
     group_width: int = key(8, "channels of a group of the grouped convolutions", low=1, high=2**14)
-    embedding: int = key(64, "numbers that a class label becomes", low=1, high=2**14)
+    embed_dim: int = key(64, "numbers that a class label becomes", low=1, high=2**14)
 
 
 @dataclass
@@ -56,36 +58,36 @@ class R3ganDiscriminator:
 
 @dataclass
 class ResnetGenerator:
-    width: int = key(256, "channels; above 32 pixels, those at a quarter of the resolution", low=4, high=2**13)
+    base_channels: int = key(256, "channels; above 32 pixels, those at a quarter of the resolution", low=4, high=2**13)
     norm: Literal["none", "batch", "conditional"] = key("batch", "batch norm, one with gain and bias by class, or none")
     attention: int = key(0, "side of the block that self-attention follows; 0: none", low=0, high=1024)
-    embedding: int = key(128, "numbers that a class label becomes", low=1, high=2**14)
+    embed_dim: int = key(128, "numbers that a class label becomes", low=1, high=2**14)
 
 
 @dataclass
 class ResnetDiscriminator:
-    width: int = key(128, "channels; above 32 pixels, twice those of the first block", low=2, high=2**13)
-    spectral: bool = key(True, "spectral norm on every weight")
+    base_channels: int = key(128, "channels; above 32 pixels, twice those of the first block", low=2, high=2**13)
+    spectral_norm: bool = key(True, "spectral norm on every weight")
     attention: int = key(0, "side of the block that self-attention follows; 0: none", low=0, high=1024)
 
 
 @dataclass
 class RestoreGenerator:
-    width: int = key(64, "channels at half the resolution; they double as the side halves", low=1, high=2**14)
-    max_width: int = key(512, "bound on the channels", low=1, high=2**14)
+    base_channels: int = key(64, "channels at half the resolution; they double as the side halves", low=1, high=2**14)
+    max_channels: int = key(512, "bound on the channels", low=1, high=2**14)
     norm: Literal["none", "batch"] = key("none", "batch norm, or none")
     skips: bool = key(False, "skip connections from the encoder to the decoder at each side")
     residual: bool = key(
         False, "add the decoder's output to the degraded image, instead of using it as the restored image"
     )
     noise: bool = key(False, "append z to the image's code, so that one image has many restorations")
-    embedding: int = key(64, "numbers that a class label becomes", low=1, high=2**14)
+    embed_dim: int = key(64, "numbers that a class label becomes", low=1, high=2**14)
 
 
 @dataclass
 class RestoreDiscriminator:
-    width: int = key(64, "channels at half the resolution; they double as the side halves", low=1, high=2**14)
-    max_width: int = key(512, "bound on the channels", low=1, high=2**14)
+    base_channels: int = key(64, "channels at half the resolution; they double as the side halves", low=1, high=2**14)
+    max_channels: int = key(512, "bound on the channels", low=1, high=2**14)
     norm: Literal["none", "batch"] = key("none", "batch norm, or none")
     paired: bool = key(False, "show D the degraded image too")
     patches: int = key(1, "logits to a side: 1 is one for the whole image, 8 are 8 x 8 for its parts", low=1, high=512)

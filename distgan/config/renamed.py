@@ -33,6 +33,12 @@ RENAMED = {
     "train.ramp_shape": "train.schedule_shape",
     "train.sync": "train.grad_sync",
 }  # old key -> new key
+RENAMED_NETWORK_SETTINGS = {
+    "embedding": "embed_dim",
+    "max_width": "max_channels",
+    "spectral": "spectral_norm",
+    "width": "base_channels",
+}  # of model.G and model.D: old key -> new key
 RENAMED_VALUES = {
     ("data.crop", "squeeze"): "stretch",
     ("loss.name", "leastsquares"): "lsgan",
@@ -61,6 +67,9 @@ def new_name(key: str, value: object = None) -> str:
     loss.label_smoothing"; empty where nothing was renamed."""
     if key in RENAMED:
         return f"{key} is now {RENAMED[key]}"
+    net, _, last = key.rpartition(".")
+    if net in ("model.G", "model.D") and last in RENAMED_NETWORK_SETTINGS:
+        return f"{key} is now {net}.{RENAMED_NETWORK_SETTINGS[last]}"
     new = RENAMED_VALUES.get((key, value)) if isinstance(value, str) else None
     return f"{key}={value} is now {key}={new}" if new else ""
 

@@ -22,20 +22,27 @@ class Generator(nn.Module):
     Args:
         resolution: R, a power of two.
         num_classes: 0 for an unconditional generator; else an embedding of the label is appended to z.
-        width: Channels of the last hidden stage, at half the resolution.
-        max_width: Upper bound on the channels of the other stages.
+        base_channels: Channels of the last hidden stage, at half the resolution.
+        max_channels: Upper bound on the channels of the other stages.
         norm: "none" or "batch".
-        embedding: Length of the vector that a class label is mapped to.
+        embed_dim: Length of the vector that a class label is mapped to.
     """
 
     def __init__(
-        self, resolution: int, z_dim: int, num_classes: int, width: int, max_width: int, norm: str, embedding: int
+        self,
+        resolution: int,
+        z_dim: int,
+        num_classes: int,
+        base_channels: int,
+        max_channels: int,
+        norm: str,
+        embed_dim: int,
     ) -> None:
         super().__init__()
-        self.embed = nn.Embedding(num_classes, embedding) if num_classes else None
+        self.embed = nn.Embedding(num_classes, embed_dim) if num_classes else None
         sides = [2**i for i in range(2, resolution.bit_length() - 1)]  # 4, 8 ... R / 2
-        channels = [min(max_width, width * resolution // (2 * side)) for side in sides]
-        z_dim += embedding if num_classes else 0
+        channels = [min(max_channels, base_channels * resolution // (2 * side)) for side in sides]
+        z_dim += embed_dim if num_classes else 0
         layers = [_stage(nn.ConvTranspose2d(z_dim, channels[0], 4, bias=norm == "none"), z_dim, norm, nn.ReLU())]
         for before, after in itertools.pairwise(channels):
             up = nn.ConvTranspose2d(before, after, 4, 2, 1, bias=norm == "none")
@@ -61,14 +68,14 @@ class Discriminator(nn.Module):
         self,
         resolution: int,
         num_classes: int,
-        width: int,
-        max_width: int,
+        base_channels: int,
+        max_channels: int,
         norm: str,
         epilogue: MakeEpilogue = Epilogue,
     ) -> None:
         super().__init__()
         sides = [2**i for i in range(resolution.bit_length() - 2, 1, -1)]  # R / 2 ... 8, 4
-        channels = [3] + [min(max_width, width * resolution // (2 * side)) for side in sides]
+        channels = [3] + [min(max_channels, base_channels * resolution // (2 * side)) for side in sides]
         self.stages = nn.ModuleList()
         for i, (before, after) in enumerate(itertools.pairwise(channels)):
             bare = i == 0 or norm == "none"  # the paper leaves the first stage without batch norm

@@ -1,7 +1,7 @@
 """The hourglass GAN of "GANs Architecture in Detail (Part 3)", a Keras article, with or without classes.
 
 G projects z straight to R x R x 3, takes that down to R / 8 by strided convolutions and up again by transposed ones; D
-halves the side five times. With `norm="batch"`, 128 pixels and the default width these are the article's networks:
+halves the side five times. With `norm="batch"`, 128 pixels and the default channels these are the article's networks:
 Keras' "same" padding, batch norm and initial weights (D's, which it does not state, are as G's). They differ from it in
 that D gives a logit, where the article has a sigmoid, and in what is optional: classes, other resolutions and widths,
 and `norm="none"`. That leaves batch norm out, with biases in its place and weights scaled so that signals neither grow
@@ -30,7 +30,7 @@ class _Row(NamedTuple):
     """A row of the article's tables: a convolution and the layers that follow it."""
 
     transposed: bool
-    channels: int  # in units of `width`
+    channels: int  # in units of `base_channels`
     stride: int
     norm: bool
     activation: bool
@@ -93,8 +93,8 @@ class Generator(nn.Module):
     Args:
         resolution: R, a multiple of 8.
         num_classes: 0 for an unconditional generator; else an embedding of the label is appended to z.
-        width: Channels at the widest sides; twice and four times as many further in.
-        embedding: Length of the vector that a class label is mapped to.
+        base_channels: Channels at the widest sides; twice and four times as many further in.
+        embed_dim: Length of the vector that a class label is mapped to.
         norm: "none" or "batch".
 
     Raises:
@@ -106,20 +106,20 @@ class Generator(nn.Module):
         resolution: int,
         z_dim: int,
         num_classes: int,
-        width: int = 128,
-        embedding: int = 64,
+        base_channels: int = 128,
+        embed_dim: int = 64,
         norm: str = "batch",
     ) -> None:
         super().__init__()
         _check(resolution, 8, "generator")
         self.resolution = resolution
-        self.embed = nn.Embedding(num_classes, embedding) if num_classes else None
-        z_dim += embedding if num_classes else 0
+        self.embed = nn.Embedding(num_classes, embed_dim) if num_classes else None
+        z_dim += embed_dim if num_classes else 0
         dense = nn.Linear(z_dim, resolution * resolution * 3, bias=False)
         self.dense = _init_weights(dense, z_dim, norm, nn.init.xavier_uniform_)
-        out = TransposedConv(width, 3, stride=1, bias=True)
-        _init_weights(out, width * _taps(resolution, resolution) ** 2, norm, nn.init.xavier_uniform_)
-        stages = _stages(_GENERATOR, resolution, width, norm)
+        out = TransposedConv(base_channels, 3, stride=1, bias=True)
+        _init_weights(out, base_channels * _taps(resolution, resolution) ** 2, norm, nn.init.xavier_uniform_)
+        stages = _stages(_GENERATOR, resolution, base_channels, norm)
         self.layers = nn.Sequential(*stages, nn.Sequential(out, nn.Tanh()))
 
     def forward(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
@@ -138,7 +138,7 @@ class Discriminator(nn.Module):
     Args:
         resolution: R, a multiple of 32.
         num_classes: 0 for an unconditional discriminator.
-        width: Channels of the first two stages; the next two have twice, the last four times as many.
+        base_channels: Channels of the first two stages; the next two have twice, the last four times as many.
         norm: "none" or "batch".
         epilogue: Makes the epilogue before the dense layer.
 
@@ -150,14 +150,14 @@ class Discriminator(nn.Module):
         self,
         resolution: int,
         num_classes: int,
-        width: int = 128,
+        base_channels: int = 128,
         norm: str = "batch",
         epilogue: MakeEpilogue = Epilogue,
     ) -> None:
         super().__init__()
         _check(resolution, 32, "discriminator")
-        channels, side = _DISCRIMINATOR[-1].channels * width, resolution // 32
-        self.stages = nn.ModuleList(_stages(_DISCRIMINATOR, resolution, width, norm))
+        channels, side = _DISCRIMINATOR[-1].channels * base_channels, resolution // 32
+        self.stages = nn.ModuleList(_stages(_DISCRIMINATOR, resolution, base_channels, norm))
         self.epilogue = epilogue(channels, side)
         num = (channels + self.epilogue.extra) * side**2
         self.head = _init_weights(nn.Linear(num, 1), num * ACTIVATED, norm, nn.init.xavier_uniform_)
@@ -181,12 +181,12 @@ class Discriminator(nn.Module):
         return (logits, outputs) if features else logits
 
 
-def _stages(rows: tuple[_Row, ...], side: int, width: int, norm: str) -> list[nn.Sequential]:
+def _stages(rows: tuple[_Row, ...], side: int, base_channels: int, norm: str) -> list[nn.Sequential]:
     """Return the convolutions of a table; the first gets three channels of `side` x `side` with second moment one."""
     stages, before, moment = [], 3, 1.0
     for row in rows:
         kind = TransposedConv if row.transposed else Conv
-        conv = kind(before, row.channels * width, row.stride, bias=row.norm and norm == "none")
+        conv = kind(before, row.channels * base_channels, row.stride, bias=row.norm and norm == "none")
         after_side = side * row.stride if row.transposed else side // row.stride
         _init_weights(conv, before * _taps(side, after_side) ** 2 * moment, norm, _he_normal)
         layers: list[nn.Module] = [conv]

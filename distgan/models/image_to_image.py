@@ -28,12 +28,12 @@ class Generator(nn.Module):
         resolution: R, a power of two.
         z_dim: Z, the length of an image's code.
         num_classes: 0 for an unconditional generator; else an embedding of the label is appended to the code.
-        width: Channels at half the resolution; they double as the side halves.
-        max_width: Upper bound on the channels.
+        base_channels: Channels at half the resolution; they double as the side halves.
+        max_channels: Upper bound on the channels.
         norm: "none" or "batch".
         skips, residual: See the module.
         noise: Whether z is appended to the code; else z is ignored.
-        embedding: Length of the vector that a class label is mapped to.
+        embed_dim: Length of the vector that a class label is mapped to.
     """
 
     def __init__(
@@ -41,24 +41,24 @@ class Generator(nn.Module):
         resolution: int,
         z_dim: int,
         num_classes: int,
-        width: int,
-        max_width: int,
+        base_channels: int,
+        max_channels: int,
         norm: str,
         skips: bool,
         residual: bool,
         noise: bool,
-        embedding: int,
+        embed_dim: int,
     ) -> None:
         super().__init__()
         self.skips, self.residual, self.noise = skips, residual, noise
-        self.embed = nn.Embedding(num_classes, embedding) if num_classes else None
-        channels = _channels(resolution, 4, width, max_width)  # at R / 2 ... 8, 4
+        self.embed = nn.Embedding(num_classes, embed_dim) if num_classes else None
+        channels = _channels(resolution, 4, base_channels, max_channels)  # at R / 2 ... 8, 4
         self.down = nn.ModuleList()
         for i, (before, after) in enumerate(itertools.pairwise([3, *channels])):
             self.down.append(_stage(nn.Conv2d(before, after, 4, 2, 1), 16 * before, norm, bare=i == 0))
         # Not "code", a name that torch's graphs of modules keep for themselves: it could not be exported.
         self.encode = _stage(nn.Conv2d(channels[-1], z_dim, 4), 16 * channels[-1], "none")
-        coded = z_dim * (2 if noise else 1) + (embedding if num_classes else 0)
+        coded = z_dim * (2 if noise else 1) + (embed_dim if num_classes else 0)
         self.up = nn.ModuleList([_stage(nn.ConvTranspose2d(coded, channels[-1], 4), coded, norm)])
         times = 2 if skips else 1
         for before, after in itertools.pairwise(reversed(channels)):
@@ -95,7 +95,7 @@ class Discriminator(nn.Module):
     (projection, Miyato and Koyama 2018).
 
     Args:
-        resolution, num_classes, width, max_width, norm: As for `Generator`.
+        resolution, num_classes, base_channels, max_channels, norm: As for `Generator`.
         paired: Whether D is shown the degraded image too; then images are [B, 6, R, R], the degraded one second.
         patches: Logits along a side: 1, or a power of two from 4 to R / 2; P is its square.
         epilogue: Makes the epilogue before the head.
@@ -105,8 +105,8 @@ class Discriminator(nn.Module):
         self,
         resolution: int,
         num_classes: int,
-        width: int,
-        max_width: int,
+        base_channels: int,
+        max_channels: int,
         norm: str,
         paired: bool,
         patches: int,
@@ -115,7 +115,7 @@ class Discriminator(nn.Module):
         super().__init__()
         self.paired = paired
         side = 4 if patches == 1 else patches
-        channels = [6 if paired else 3, *_channels(resolution, side, width, max_width)]
+        channels = [6 if paired else 3, *_channels(resolution, side, base_channels, max_channels)]
         self.stages = nn.ModuleList()
         for i, (before, after) in enumerate(itertools.pairwise(channels)):
             self.stages.append(_stage(nn.Conv2d(before, after, 4, 2, 1), 16 * before, norm, bare=i == 0))
@@ -143,10 +143,10 @@ class Discriminator(nn.Module):
         return (logits, outputs) if features else logits
 
 
-def _channels(resolution: int, last: int, width: int, max_width: int) -> list[int]:
+def _channels(resolution: int, last: int, base_channels: int, max_channels: int) -> list[int]:
     """Return the channels at the sides R / 2, R / 4 ... `last`."""
     sides = [2**i for i in range(resolution.bit_length() - 2, last.bit_length() - 2, -1)]
-    return [min(max_width, width * resolution // (2 * side)) for side in sides]
+    return [min(max_channels, base_channels * resolution // (2 * side)) for side in sides]
 
 
 def _stage(conv: nn.Conv2d | nn.ConvTranspose2d, fan: float, norm: str, bare: bool = False) -> nn.Sequential:

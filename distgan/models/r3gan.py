@@ -28,7 +28,7 @@ class Generator(nn.Module):
         widths: Channels of the stages from 4 x 4 upwards; further stages have as many as the last one.
         blocks: Residual blocks of each stage.
         group_width: Channels in a group of the 3 x 3 convolutions, counted before the block doubles them.
-        embedding: Length of the vector that a class label is mapped to.
+        embed_dim: Length of the vector that a class label is mapped to.
 
     Raises:
         ValueError: A width is not a multiple of `group_width`.
@@ -42,15 +42,15 @@ class Generator(nn.Module):
         widths: Sequence[int] = (768,),
         blocks: int = 2,
         group_width: int = 8,
-        embedding: int = 64,
+        embed_dim: int = 64,
     ) -> None:
         super().__init__()
         widths = _widths(resolution, widths, group_width)
         num_blocks = blocks * len(widths)
-        self.embed = nn.Embedding(num_classes, embedding) if num_classes else None
+        self.embed = nn.Embedding(num_classes, embed_dim) if num_classes else None
         if self.embed is not None:  # the authors' linear layer over one-hot labels: fan-in is the number of classes
             nn.init.normal_(self.embed.weight, std=num_classes**-0.5)
-        z_dim += embedding if num_classes else 0
+        z_dim += embed_dim if num_classes else 0
         self.dense = init_fan_in(nn.Linear(z_dim, widths[0], bias=False))
         self.basis = nn.Parameter(torch.randn(widths[0], 4, 4))
         stages = [_blocks(widths[0], blocks, group_width, num_blocks)]

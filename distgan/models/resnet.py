@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from distgan.models.epilogue import Epilogue, MakeEpilogue
-from distgan.models.spectral_norm import spectral_norm
+from distgan.models.spectral_norm import add_spectral_norm
 from distgan.models.weight_init import init_fan_in
 
 LARGEST_UNIFORM = 32  # resolution up to which all blocks are equally wide
@@ -22,7 +22,7 @@ LARGEST_UNIFORM = 32  # resolution up to which all blocks are equally wide
 # Gains of the initial weights, which let G do without norm: with `RELU` after each ReLU and `HALF` on either path of a
 # block, every block passes on the second moment of its input, and the last tanh gets a second moment of about one.
 # SNGAN's own Glorot weights have other scales; batch and spectral norm remove most of the difference, but not that of
-# G's dense layer, which starts four times larger here at SNGAN's width and which the first shortcut sees unchanged.
+# G's dense layer, which starts four times larger here at SNGAN's channels and which the first shortcut sees unchanged.
 RELU = math.sqrt(2)  # restores the half of the second moment that ReLU removes (He et al. 2015)
 HALF = math.sqrt(1 / 2)  # the two paths of a block start with half of the second moment each, so their sum keeps it
 
@@ -33,12 +33,13 @@ class Generator(nn.Module):
     Args:
         resolution: R, a power of two.
         num_classes: 0 for an unconditional generator.
-        width: Channels. Above 32 pixels, those at a quarter of the resolution: at R / s there are min(s, 16) / 4 times
-            as many, e.g. 1024 at sides 4 and 8, then 512, 256, 128 and 64 for R = 128 and width 256.
+        base_channels: Channels. Above 32 pixels, those at a quarter of the resolution: at R / s there are
+            min(s, 16) / 4 times as many, e.g. 1024 at sides 4 and 8, then 512, 256, 128 and 64 for R = 128 and 256
+            base channels.
         norm: "batch"; "conditional", with gain and bias made from the class (needs classes); or "none", which treats
             each image by itself, so that the update does not depend on how a batch is spread over ranks.
         attention: Side of the block that self-attention follows, 8 ... R; 0 for none.
-        embedding: Length of the vector that a class label is mapped to. It is appended to z; with `norm="conditional"`,
+        embed_dim: Length of the vector that a class label is mapped to. It is appended to z; with `norm="conditional"`,
             all norms share it instead.
 
     Raises:
@@ -50,26 +51,26 @@ class Generator(nn.Module):
         resolution: int,
         z_dim: int,
         num_classes: int,
-        width: int = 256,
+        base_channels: int = 256,
         norm: str = "batch",
         attention: int = 0,
-        embedding: int = 128,
+        embed_dim: int = 128,
     ) -> None:
         super().__init__()
         if norm == "conditional" and not num_classes:
             raise ValueError("norm=conditional makes batch norm's gain and bias from the class, and there are none")
         sides = [2**i for i in range(2, resolution.bit_length())]  # 4, 8 ... R
         _check_attention(attention, sides[1:])
-        channels = [_generator_channels(resolution, side, width) for side in sides]
-        self.embed = nn.Embedding(num_classes, embedding) if num_classes else None
+        channels = [_generator_channels(resolution, side, base_channels) for side in sides]
+        self.embed = nn.Embedding(num_classes, embed_dim) if num_classes else None
         self.appends = num_classes > 0 and norm != "conditional"
-        z_dim += embedding if self.appends else 0
+        z_dim += embed_dim if self.appends else 0
         self.dense = init_fan_in(nn.Linear(z_dim, channels[0] * 4 * 4))
         self.blocks = nn.ModuleList(
-            GeneratorBlock(before, after, norm, embedding, with_attention=side == attention)
+            GeneratorBlock(before, after, norm, embed_dim, with_attention=side == attention)
             for (before, after), side in zip(itertools.pairwise(channels), sides[1:])
         )
-        self.norm = Norm(channels[-1], norm, embedding)
+        self.norm = Norm(channels[-1], norm, embed_dim)
         self.out = init_fan_in(nn.Conv2d(channels[-1], 3, 3, padding=1), RELU)
 
     def forward(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
@@ -93,10 +94,10 @@ class Discriminator(nn.Module):
     Args:
         resolution: R, a power of two.
         num_classes: 0 for an unconditional discriminator.
-        width: Channels. Above 32 pixels, twice those of the first block: block i, counted from 0, has min(2^i, 16) / 2
-            times as many, e.g. 64, 128, 256, 512 and 1024 for R = 64 and width 128. All of these halve the side but
-            the last, which stays at 4.
-        spectral: Whether every weight is divided by its largest singular value.
+        base_channels: Channels. Above 32 pixels, twice those of the first block: block i, counted from 0, has
+            min(2^i, 16) / 2 times as many, e.g. 64, 128, 256, 512 and 1024 for R = 64 and 128 base channels. All of
+            these halve the side but the last, which stays at 4.
+        spectral_norm: Whether every weight is divided by its largest singular value.
         attention: Side of the block that self-attention follows, the first of several with that side; 0 for none.
         epilogue: Makes the epilogue before the head.
 
@@ -108,15 +109,15 @@ class Discriminator(nn.Module):
         self,
         resolution: int,
         num_classes: int,
-        width: int = 128,
-        spectral: bool = True,
+        base_channels: int = 128,
+        spectral_norm: bool = True,
         attention: int = 0,
         epilogue: MakeEpilogue = Epilogue,
     ) -> None:
         super().__init__()
         uniform = resolution <= LARGEST_UNIFORM
         num, num_down = (4, 2) if uniform else (resolution.bit_length() - 2, resolution.bit_length() - 3)
-        channels = [3] + [width if uniform else width * min(2**i, 16) // 2 for i in range(num)]
+        channels = [3] + [base_channels if uniform else base_channels * min(2**i, 16) // 2 for i in range(num)]
         sides = [resolution >> min(i + 1, num_down) for i in range(num)]
         _check_attention(attention, sides)
         at = sides.index(attention) if attention else -1
@@ -127,14 +128,14 @@ class Discriminator(nn.Module):
         self.epilogue = epilogue(channels[-1], sides[-1])
         into_head = channels[-1] + self.epilogue.extra
         # No pixel is negative after ReLU, so their sum grows as their number. Spectral norm sets the scale by itself.
-        gain = 1.0 if spectral else RELU / sides[-1] ** 2
+        gain = 1.0 if spectral_norm else RELU / sides[-1] ** 2
         self.head = init_fan_in(nn.Linear(into_head, 1), gain)
         self.embed = nn.Embedding(num_classes, channels[-1]) if num_classes else None
         if self.embed is not None:
             init_fan_in(self.embed, gain)
-        if spectral:
+        if spectral_norm:
             for part in (self.blocks, self.head, self.embed):
-                spectral_norm(part)
+                add_spectral_norm(part)
 
     def forward(
         self, images: Tensor, labels: Tensor | None = None, features: bool = False
@@ -151,12 +152,12 @@ class Discriminator(nn.Module):
 
 
 class GeneratorBlock(nn.Module):
-    """A residual block of G: [B, before, H, W] and the class's code [B, embedding] or None -> [B, after, 2 H, 2 W]."""
+    """A residual block of G: [B, before, H, W] and the class's code [B, embed_dim] or None -> [B, after, 2 H, 2 W]."""
 
-    def __init__(self, before: int, after: int, norm: str, embedding: int, with_attention: bool = False) -> None:
+    def __init__(self, before: int, after: int, norm: str, embed_dim: int, with_attention: bool = False) -> None:
         super().__init__()
         bias = norm == "none"  # it is the same for all pixels of a channel, and batch norm subtracts it again
-        self.norms = nn.ModuleList(Norm(channels, norm, embedding) for channels in (before, after))
+        self.norms = nn.ModuleList(Norm(channels, norm, embed_dim) for channels in (before, after))
         self.first = init_fan_in(nn.Conv2d(before, after, 3, padding=1, bias=bias), RELU)
         self.second = init_fan_in(nn.Conv2d(after, after, 3, padding=1, bias=bias), RELU * HALF)
         self.shortcut = init_fan_in(nn.Conv2d(before, after, 1, bias=bias), HALF)
@@ -194,7 +195,7 @@ class DiscriminatorBlock(nn.Module):
 
 
 class Norm(nn.Module):
-    """Batch norm of [B, C, H, W], plain or conditional on a class's code [B, embedding], or no norm.
+    """Batch norm of [B, C, H, W], plain or conditional on a class's code [B, embed_dim], or no norm.
 
     The conditional form is BigGAN's: gain 1 + A code and bias B code, where all norms of a network share the codes.
 
@@ -202,14 +203,14 @@ class Norm(nn.Module):
         norm: "batch", "conditional" or "none".
     """
 
-    def __init__(self, channels: int, norm: str, embedding: int) -> None:
+    def __init__(self, channels: int, norm: str, embed_dim: int) -> None:
         super().__init__()
         # A plain module of torch, so that its conversion to batch norm across ranks finds it.
         self.norm = nn.Identity() if norm == "none" else nn.BatchNorm2d(channels, affine=norm == "batch")
         is_conditional = norm == "conditional"
         # Classes start a tenth apart: near the plain norm, but with a gradient for the codes.
-        self.gain = init_fan_in(nn.Linear(embedding, channels, bias=False), 0.1) if is_conditional else None
-        self.bias = init_fan_in(nn.Linear(embedding, channels, bias=False), 0.1) if is_conditional else None
+        self.gain = init_fan_in(nn.Linear(embed_dim, channels, bias=False), 0.1) if is_conditional else None
+        self.bias = init_fan_in(nn.Linear(embed_dim, channels, bias=False), 0.1) if is_conditional else None
 
     def forward(self, x: Tensor, code: Tensor | None) -> Tensor:
         x = self.norm(x)
@@ -242,9 +243,9 @@ class SelfAttention(nn.Module):
         return x + self.gain * self.out(mixed.unflatten(2, x.shape[2:]))
 
 
-def _generator_channels(resolution: int, side: int, width: int) -> int:
+def _generator_channels(resolution: int, side: int, base_channels: int) -> int:
     """Return G's channels at a side."""
-    return width if resolution <= LARGEST_UNIFORM else width * min(resolution // side, 16) // 4
+    return base_channels if resolution <= LARGEST_UNIFORM else base_channels * min(resolution // side, 16) // 4
 
 
 def _check_attention(attention: int, sides: list[int]) -> None:

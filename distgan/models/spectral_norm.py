@@ -43,7 +43,7 @@ class SpectralNorm(nn.Module):
         self.u.copy_(F.normalize(torch.mv(rows, self.v), dim=0))
 
 
-def spectral_norm(net: nn.Module | None) -> None:
+def add_spectral_norm(net: nn.Module | None) -> None:
     """Add spectral norm to every convolution, dense layer and embedding of a network."""
     for layer in list(net.modules()) if net is not None else []:
         if isinstance(layer, nn.Conv2d | nn.Linear | nn.Embedding):

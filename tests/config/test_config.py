@@ -39,11 +39,11 @@ def test_defaults_file_and_overrides_in_that_order(basic: Path) -> None:
 def test_a_chain_of_bases_is_merged_deepest_first(tmp_path: Path) -> None:
     (tmp_path / "models").mkdir()
     (tmp_path / "root.yaml").write_text(BASIC + "train: {batch: 8, seed: 1}\n")
-    (tmp_path / "models" / "small.yaml").write_text("model: {G: {width: 8}}\ntrain: {seed: 2}\n")
+    (tmp_path / "models" / "small.yaml").write_text("model: {G: {base_channels: 8}}\ntrain: {seed: 2}\n")
     (tmp_path / "mine.yaml").write_text("base: [root.yaml, models/small.yaml]\ntrain: {images: 5k}\n")
     config = load(str(tmp_path / "mine.yaml"))
     assert (config.train.batch, config.train.seed, config.train.images) == (8, 2, 5000)
-    assert config.model.G["width"] == 8
+    assert config.model.G["base_channels"] == 8
 
 
 def test_a_circle_of_bases_is_told(tmp_path: Path) -> None:
@@ -104,7 +104,7 @@ def test_all_mistakes_of_all_layers_are_told_at_once(tmp_path: Path) -> None:
         ("data.resolution=4", "data.resolution=4: must be from 8 to 1024"),
         ("train.n_critic=0", "train.n_critic=0: must be from 1 to 1000"),
         ("optim.G.betas=[0,1.5]", "optim.G.betas=1.5: must be from 0 to 0.999999"),
-        ("model.G.width=0", "model.G.width=0: must be from 1 to 16384"),
+        ("model.G.base_channels=0", "model.G.base_channels=0: must be from 1 to 16384"),
         ("ema.half_life=-1", "ema.half_life=-1.0: must be at least 0"),
         ("ema.half_life=[0,x]", "'x' is not a number of images"),
         ("train.images=.inf", "inf is not a number of images: write 25000, 25k or 1.5M"),
@@ -166,7 +166,7 @@ def test_a_missing_file_is_told_with_a_near_one(basic: Path) -> None:
 
 
 def test_the_snapshot_reads_back_to_an_equal_config(basic: Path, tmp_path: Path) -> None:
-    config = load(str(basic), ["loss.r1=[1,0.1]", "model.G.width=12", "wandb.tags=[a,b]", "run.dir=/r"])
+    config = load(str(basic), ["loss.r1=[1,0.1]", "model.G.base_channels=12", "wandb.tags=[a,b]", "run.dir=/r"])
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "config.yaml").write_text(to_yaml(config))
     assert load(str(tmp_path / "run" / "config.yaml")) == config
@@ -183,11 +183,12 @@ def test_a_permitted_variable_is_filled_in(basic: Path, monkeypatch: pytest.Monk
 def test_changes_separates_what_a_resumed_run_may_change(basic: Path) -> None:
     old = load(str(basic))
     new = load(
-        str(basic), ["train.images=2M", "data.decode_threads=3", "optim.G.lr=1e-3", "model.G.width=8", "train.seed=4"]
+        str(basic),
+        ["train.images=2M", "data.decode_threads=3", "optim.G.lr=1e-3", "model.G.base_channels=8", "train.seed=4"],
     )
     free, refused = changes(old, new)
     assert set(free) == {"train.images", "data.decode_threads"}
-    assert refused == {"optim.G.lr": ([2e-4], [1e-3]), "model.G.width": (64, 8), "train.seed": (0, 4)}
+    assert refused == {"optim.G.lr": ([2e-4], [1e-3]), "model.G.base_channels": (64, 8), "train.seed": (0, 4)}
 
 
 @pytest.mark.parametrize("world", [1, 2, 3, 4, 6, 12])

@@ -71,7 +71,7 @@ def test_how_two_configs_differ(basic: Path) -> None:
     old, new = load(str(basic)), load(str(basic), ["train.batch=32", "train.images=2M", "model.family=r3gan"])
     before, after = "\n".join(diff(old, new)).split("may change when a run is resumed:\n")
     assert re.search(r"^  train.batch +64 +-> +32$", before, re.M)
-    assert re.search(r"^  model.G.width +64 +-> +\(none\)$", before, re.M)
+    assert re.search(r"^  model.G.base_channels +64 +-> +\(none\)$", before, re.M)
     assert after.split() == ["train.images", "1000000", "->", "2000000"]
     assert diff(old, old) == ["no difference"]
 

@@ -3,6 +3,7 @@
 import argparse
 import hashlib
 import json
+from dataclasses import fields
 from pathlib import Path
 from typing import Literal, get_args, get_origin
 
@@ -13,8 +14,9 @@ from distgan.cli.main import build_parser, main
 from distgan.config.docs import help_keys
 from distgan.config.fields import leaves
 from distgan.config.load import from_dict, load, load_to_evaluate, to_yaml
+from distgan.config.model_schema import FAMILIES
 from distgan.config.records import to_dict
-from distgan.config.renamed import RENAMED, RENAMED_OPTIONS, RENAMED_VALUES, new_name
+from distgan.config.renamed import RENAMED, RENAMED_NETWORK_SETTINGS, RENAMED_OPTIONS, RENAMED_VALUES, new_name
 from distgan.config.schema import Config
 from distgan.errors import ConfigError
 from distgan.inference.loading import load_generator
@@ -66,6 +68,27 @@ def test_an_old_name_gives_one_line_wherever_it_is(tmp_path: Path, named: tuple[
         assert told.startswith(f"here: an earlier version of distgan wrote this ({line}): use that version to resume")
 
 
+@pytest.mark.parametrize(("old", "new"), RENAMED_NETWORK_SETTINGS.items())
+def test_an_old_setting_of_a_network_gives_one_line(tmp_path: Path, old: str, new: str) -> None:
+    assert any(new in names and old not in names for family in FAMILIES.values() for names in map(field_names, family))
+    path, line = tmp_path / "faces.yaml", f"model.D.{old} is now model.D.{new}"
+    path.write_text(BASIC)
+    for override in (f"model.D.{old}=8", f"model.D={{{old}: 8}}"):
+        with pytest.raises(ConfigError) as in_override:
+            load(str(path), [override])
+        assert str(in_override.value).splitlines() == [f"override 1 '{override}': {line}"]
+    saved = to_dict(load(str(path)))
+    saved["model"]["D"] = {old: 8}
+    with pytest.raises(ConfigError) as in_checkpoint:
+        from_dict(saved, "here")
+    (told,) = str(in_checkpoint.value).splitlines()
+    assert told.startswith(f"here: an earlier version of distgan wrote this ({line}): use that version to resume")
+
+
+def field_names(schema: type) -> set[str]:
+    return {field.name for field in fields(schema)}
+
+
 def test_help_on_an_old_key_gives_its_new_name() -> None:
     for old, new in RENAMED.items():
         with pytest.raises(ConfigError, match=f"^{old} is now {new}$"):
@@ -112,6 +135,11 @@ def test_a_checkpoint_and_an_export_of_an_earlier_version_are_refused_in_one_lin
     told["origin"]["config"] = with_old_name(told["origin"]["config"], "data.crop", "squeeze")
     description.write_text(json.dumps(told))
     with pytest.raises(ConfigError, match=r"an earlier version .*data\.crop=squeeze is now data\.crop=stretch"):
+        load_generator(out)
+    told["origin"]["config"]["data"]["crop"] = "center"
+    told["origin"]["config"]["model"]["G"] = told["generator"]["settings"] = {"width": 8}
+    description.write_text(json.dumps(told))
+    with pytest.raises(ConfigError, match=r"an earlier version .*model\.G\.width is now model\.G\.base_channels"):
         load_generator(out)
 
 

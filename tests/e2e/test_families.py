@@ -27,22 +27,22 @@ OWN = {
         "optim.D.beta2=[0.9,0.99]",
     ],
     "resnet": [
-        "model.G={width: 8, norm: conditional}",
-        "model.D={width: 8}",
+        "model.G={base_channels: 8, norm: conditional}",
+        "model.D={base_channels: 8}",
         "loss.name=hinge",
         "loss.r1=0",
         "loss.r2=0",
     ],
     "hourglass": [
-        "model.G.width=4",
-        "model.D={width: 4, norm: none}",
+        "model.G.base_channels=4",
+        "model.D={base_channels: 4, norm: none}",
         "loss.name=wasserstein",
         "loss.gp=10",
         "train.n_critic=2",
     ],
     "restore": [
-        "model.G={width: 8, max_width: 16, skips: true, residual: true, noise: true}",
-        "model.D={width: 8, max_width: 16, paired: true, patches: 8}",
+        "model.G={base_channels: 8, max_channels: 16, skips: true, residual: true, noise: true}",
+        "model.D={base_channels: 8, max_channels: 16, paired: true, patches: 8}",
         "restore={degrade: [{blur: [0.5, 1]}, {noise: [5, 30], p: 0.5}, {jpeg: 50}], pixel_weight: 10}",
         "loss={name: non_saturating, feature_matching: 1}",
         "augment={pipe: diffaugment, p: 0.3}",
@@ -50,7 +50,8 @@ OWN = {
         "sample={every: 36, columns: 6}",
     ],
     "dcgan": [
-        "model={minibatch_layer: discrimination, D: {width: 8, max_width: 16}, G: {width: 8, max_width: 16}}",
+        "model.minibatch_layer=discrimination",
+        *(f"model.{net}={{base_channels: 8, max_channels: 16}}" for net in "GD"),
         "model.dropout=0.2",
         "model.minibatch_group_size=4",
         "loss={name: non_saturating, feature_matching: 1, label_smoothing: 0.1}",
@@ -66,7 +67,9 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("data")
     path = write_config(folder / "tiny.yaml", make_digits(folder / "digits", resolution=32), resolution=32)
     text = path.read_text()
-    path.write_text(text.replace("  G: {width: 8, max_width: 16}\n  D: {width: 8, max_width: 16}\n", ""))
+    path.write_text(
+        text.replace("  G: {base_channels: 8, max_channels: 16}\n  D: {base_channels: 8, max_channels: 16}\n", "")
+    )
     return path
 
 

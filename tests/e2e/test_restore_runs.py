@@ -29,7 +29,8 @@ from distgan.inference.restore import RestoreOptions, restore
 from distgan.storage.byte_ranges import ByteRangeReader
 
 OWN = [
-    "model={family: restore, conditional: false, G: {width: 8, max_width: 16, residual: true}, D: {width: 8}}",
+    "model={family: restore, conditional: false}",
+    "model={G: {base_channels: 8, max_channels: 16, residual: true}, D: {base_channels: 8}}",
     "loss.name=non_saturating",
     "restore={pixel_weight: 10, degrade: [{noise: [10, 40]}, {box: 0.3, p: 0.5}]}",
     "data.holdout=70",
@@ -45,7 +46,11 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def config(tmp_path: Path, digits: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("WANDB_MODE", "disabled")
     path = write_config(tmp_path / "tiny.yaml", digits)
-    path.write_text(path.read_text().replace("  G: {width: 8, max_width: 16}\n  D: {width: 8, max_width: 16}\n", ""))
+    path.write_text(
+        path.read_text().replace(
+            "  G: {base_channels: 8, max_channels: 16}\n  D: {base_channels: 8, max_channels: 16}\n", ""
+        )
+    )
     return path
 
 
@@ -126,7 +131,11 @@ def test_pairs_train_like_degraded_pictures_and_resume(tmp_path: Path, config: P
 def trained(tmp_path_factory: pytest.TempPathFactory, digits: Path) -> Path:
     folder = tmp_path_factory.mktemp("trained")
     path = write_config(folder / "tiny.yaml", digits)
-    path.write_text(path.read_text().replace("  G: {width: 8, max_width: 16}\n  D: {width: 8, max_width: 16}\n", ""))
+    path.write_text(
+        path.read_text().replace(
+            "  G: {base_channels: 8, max_channels: 16}\n  D: {base_channels: 8, max_channels: 16}\n", ""
+        )
+    )
     assert train(path, folder / "run", *OWN, "train.images=24", "sample.every=0", "wandb.mode=disabled") == 0
     return folder / "run"
 
@@ -213,7 +222,7 @@ def test_what_cannot_be_restored_is_refused_with_the_way_out(
     ):
         assert main([*command, *more]) == 2
         assert told in capsys.readouterr().err
-    noise = [f"model.{net}={{width: 8, max_width: 16}}" for net in "GD"]
+    noise = [f"model.{net}={{base_channels: 8, max_channels: 16}}" for net in "GD"]
     assert train(config, tmp_path / "noise", *noise, "train.images=12", "sample.every=0") == 0
     capsys.readouterr()
     assert main(["generate", str(tmp_path / "noise"), "--input", str(digits), "--out", str(tmp_path / "x")]) == 2

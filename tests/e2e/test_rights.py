@@ -135,7 +135,7 @@ def test_of_the_environment_a_config_reads_named_harmless_variables_alone(
     file = tmp_path / "c.yaml"
     for name in ("SLURM_JWT", "WANDB_API_KEY", "AWS_SECRET_ACCESS_KEY", "SLURM_", "slurm_job_id", "SLURM_JOB_ID2"):
         monkeypatch.setenv(name, "CANARY")
-        for key in ("wandb: {notes: X}", "model: {G: {width: X}}", "train: {seed: X}"):
+        for key in ("wandb: {notes: X}", "model: {G: {base_channels: X}}", "train: {seed: X}"):
             file.write_text("data: {shards: x, resolution: 8}\n" + key.replace("X", f"'${{oc.env:{name}}}'"))
             with pytest.raises(ConfigError, match="may not read the environment variable") as caught:
                 load(str(file))

@@ -195,8 +195,8 @@ def test_other_settings_or_other_data_are_refused_unless_allowed(
     assert train(config, run, "train.images=120") == 0
     assert train(config, run, "train.images=240", "train.seed=9") == 2
     assert "train.seed was 0, is 9" in capsys.readouterr().err
-    assert train(config, run, "train.images=240", "model.G.width=16", "run.allow_config_change=true") == 2
-    assert "the checkpoint is of other networks: model.G.width was 8, is 16" in capsys.readouterr().err
+    assert train(config, run, "train.images=240", "model.G.base_channels=16", "run.allow_config_change=true") == 2
+    assert "the checkpoint is of other networks: model.G.base_channels was 8, is 16" in capsys.readouterr().err
     other = shutil.copytree(digits, tmp_path / "other")
     assert train(config, run, "train.images=240", f"data.shards={other}") == 0  # the same data elsewhere
     (other / "000000.tar").unlink()
@@ -276,7 +276,7 @@ def test_every_shipped_config_takes_a_step(tmp_path: Path, path: Path, monkeypat
         f"data.shards={shards}",
         "train.n_critic=1",
     ]
-    narrow = {"width": 4, "max_width": 8, "widths": [8]}
+    narrow = {"base_channels": 4, "max_channels": 8, "widths": [8]}
     small += [f"model.{net}.{key}={narrow[key]}" for net in "GD" for key in getattr(full.model, net) if key in narrow]
     overrides = [*small, "train.images=4", "sample.rows=1", "sample.columns=2"]
     assert train(path, tmp_path / "run", *overrides) == 0

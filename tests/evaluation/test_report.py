@@ -174,7 +174,7 @@ def test_statistics_written_once_serve_again(tmp_path: Path, run: Path, capsys: 
         ),
         (("eval.extractor=vgg",), 2, "eval.extractor"),
         (("data.resolution=32",), 2, "the generator makes images of 16 pixels"),
-        (("model.G.width=16",), 2, "an evaluation takes overrides of eval.* and data.* only"),
+        (("model.G.base_channels=16",), 2, "an evaluation takes overrides of eval.* and data.* only"),
         (("eval.reference=/nowhere/*.tar",), 3, "no shard matches"),
         (("eval.reference=/nowhere.npz",), 3, "No such file"),
     ],

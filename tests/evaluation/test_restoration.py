@@ -21,7 +21,15 @@ from distgan.transforms.degrade_spec import parse
 def test_grids_show_held_out_images_or_training_images_where_none_are(tmp_path: Path, holdout: int) -> None:
     write_shards(tmp_path / "set", [40])
     data = Dataset(find_shards(str(tmp_path / "set")), ByteRangeReader(), DatasetOptions(num_held_out=holdout))
-    how = {"width": 2, "max_width": 4, "norm": "none", "embedding": 4, "skips": False, "residual": True, "noise": False}
+    how = {
+        "base_channels": 2,
+        "max_channels": 4,
+        "norm": "none",
+        "embed_dim": 4,
+        "skips": False,
+        "residual": True,
+        "noise": False,
+    }
     torch.manual_seed(0)
     G, decode = MODELS["restore"].generator(16, 4, 0, **how), DecodeOptions(16)
     triples = RestorationEval(data, parse([{"noise": 25}], 16), decode, 4).triples(G, 6)

@@ -204,7 +204,13 @@ def generators(folder: Path, share: Share) -> Iterator[Case]:
             shutil.rmtree(path.parent)
 
     fields = ["images", "num_classes", "unseen", "revision", "config", "config.data", "config.data.resolution"]
-    fields += ["config.model", "config.model.family", "config.model.z_dim", "config.model.G", "config.model.G.width"]
+    fields += [
+        "config.model",
+        "config.model.family",
+        "config.model.z_dim",
+        "config.model.G",
+        "config.model.G.base_channels",
+    ]
     for name, bad in forged(share, state, fields, every=5):
         change = lambda path, bad=bad: forge(path, state=bad)  # noqa: E731
         yield Case(f"generator: {name}", lambda change=change: read(change), REFUSED_OR_RIGHT)
@@ -274,7 +280,12 @@ def exports(folder: Path, share: Share) -> Iterator[Case]:
         *(f"generator.{name}" for name in told["generator"]),
         *(f"origin.{name}" for name in told["origin"]),
     ]
-    fields += ["generator.settings.width", "origin.config.train", "origin.config.ema.half_life", "weights.sha256"]
+    fields += [
+        "generator.settings.base_channels",
+        "origin.config.train",
+        "origin.config.ema.half_life",
+        "weights.sha256",
+    ]
     for name, bad in forged(share, told, fields, every=2):
         text = json.dumps(bad)
         yield Case(

@@ -27,8 +27,8 @@ CONFIG = """
 model:
   conditional: true
   z_dim: 8
-  G: {width: 8, max_width: 16}
-  D: {width: 8, max_width: 16}
+  G: {base_channels: 8, max_channels: 16}
+  D: {base_channels: 8, max_channels: 16}
 loss: {r1: 1, r2: 1, penalty_interval: 2}
 optim: {G: {lr: 1e-3}, D: {lr: 1e-3}}
 ema: {half_life: 500}

@@ -22,11 +22,11 @@ from distgan.models import MODELS
 from distgan.storage import checkpoint
 
 SMALL = {
-    "dcgan": ["model.G={width: 4, max_width: 16, norm: batch}"],
+    "dcgan": ["model.G={base_channels: 4, max_channels: 16, norm: batch}"],
     "r3gan": ["model.G.widths=[8]"],
-    "resnet": ["model.G={width: 8, norm: conditional, attention: 8}"],  # "batch" without classes
-    "hourglass": ["model.G.width=4"],
-    "restore": ["model.G={width: 4, max_width: 16, noise: true}"],
+    "resnet": ["model.G={base_channels: 8, norm: conditional, attention: 8}"],  # "batch" without classes
+    "hourglass": ["model.G.base_channels=4"],
+    "restore": ["model.G={base_channels: 4, max_channels: 16, noise: true}"],
 }
 
 
@@ -121,7 +121,7 @@ def test_the_card_states_what_a_user_must_know(tmp_path: Path) -> None:
 def test_one_that_restores_and_looks_at_no_latents_is_not_given_any(tmp_path: Path, kind: str) -> None:
     if kind == "onnx":
         pytest.importorskip("onnxruntime", reason="ONNX is not installed (pip install 'distgan[onnx]')")
-    more = ["model.family=restore", "model.G={width: 4, max_width: 16}", "loss={r1: 0, r2: 0}"]
+    more = ["model.family=restore", "model.G={base_channels: 4, max_channels: 16}", "loss={r1: 0, r2: 0}"]
     run = untrained(tmp_path / "run", *more, "model.conditional=false", classes=0)
     export(str(run), str(tmp_path / "mine"), kind)
     card = exports.card(any_generator(run), kind, "mine")

@@ -15,7 +15,7 @@ from distgan.models import MODELS
 
 def generator(num_classes: int = 3) -> nn.Module:
     torch.manual_seed(0)
-    return MODELS["dcgan"].generator(16, 8, num_classes, width=4, max_width=16, norm="none", embedding=4)
+    return MODELS["dcgan"].generator(16, 8, num_classes, base_channels=4, max_channels=16, norm="none", embed_dim=4)
 
 
 def test_a_picture_does_not_depend_on_which_others_are_asked_for() -> None:
@@ -37,7 +37,7 @@ def test_a_picture_does_not_depend_on_which_others_are_asked_for() -> None:
 def test_a_restored_picture_does_not_depend_on_how_many_are_asked_for(classes: int) -> None:
     """Each is made of the degraded picture of its own number, with or without classes."""
     torch.manual_seed(0)
-    how = {"width": 4, "max_width": 16, "norm": "none", "embedding": 4}
+    how = {"base_channels": 4, "max_channels": 16, "norm": "none", "embed_dim": 4}
     G = MODELS["restore"].generator(16, 8, classes, **how, skips=True, residual=True, noise=True)
 
     def read(numbers: list[int]) -> np.ndarray:

@@ -135,7 +135,7 @@ def test_a_damaged_export_is_refused(tmp_path: Path, run: Path) -> None:
 
     def other_family(text: bytes) -> bytes:
         told = json.loads(text)
-        told["generator"] |= {"family": "hourglass", "settings": {"width": 8}}
+        told["generator"] |= {"family": "hourglass", "settings": {"base_channels": 8}}
         return json.dumps(told).encode()
 
     cut = damaged("cut", "model.safetensors", lambda data: data[:-1])
@@ -160,7 +160,7 @@ def test_a_damaged_export_is_refused(tmp_path: Path, run: Path) -> None:
 
 def test_a_checkpoint_of_another_family_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = untrained(tmp_path / "run")
-    rewritten(run, family="hourglass", G={"width": 8, "embedding": 4, "norm": "none"}, D={"width": 8})
+    rewritten(run, family="hourglass", G={"base_channels": 8, "embed_dim": 4, "norm": "none"}, D={"base_channels": 8})
     with pytest.raises(DataError, match="the weights are not of the network that is described there"):
         load_generator(run)
     rewritten(run, family="future")

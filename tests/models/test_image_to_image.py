@@ -6,17 +6,17 @@ from torch import Tensor, nn
 
 from distgan.models.image_to_image import Discriminator, Generator
 
-PLAIN = {"skips": False, "residual": False, "noise": False, "norm": "none", "embedding": 3}
+PLAIN = {"skips": False, "residual": False, "noise": False, "norm": "none", "embed_dim": 3}
 
 
 def generator(resolution: int = 32, classes: int = 0, **settings: object) -> Generator:
     torch.manual_seed(0)
-    return Generator(resolution, 10, classes, **{"width": 4, "max_width": 16, **PLAIN, **settings})
+    return Generator(resolution, 10, classes, **{"base_channels": 4, "max_channels": 16, **PLAIN, **settings})
 
 
 def discriminator(resolution: int = 32, classes: int = 0, **settings: object) -> Discriminator:
     torch.manual_seed(0)
-    own = {"width": 4, "max_width": 16, "norm": "none", "paired": False, "patches": 1}
+    own = {"base_channels": 4, "max_channels": 16, "norm": "none", "paired": False, "patches": 1}
     return Discriminator(resolution, classes, **own | settings)
 
 
@@ -98,8 +98,8 @@ def test_the_degraded_picture_matters_to_a_paired_d() -> None:
 
 def test_signals_neither_grow_nor_fade_at_128_pixels() -> None:
     for skips in (False, True):
-        G = generator(128, width=8, max_width=64, skips=skips)
+        G = generator(128, base_channels=8, max_channels=64, skips=skips)
         restored = G(pictures(4, 128), torch.zeros(4, 10))
         assert 0.2 < restored.std() < 0.95
-    logits = discriminator(128, width=8, max_width=64)(torch.randn(16, 3, 128, 128))
+    logits = discriminator(128, base_channels=8, max_channels=64)(torch.randn(16, 3, 128, 128))
     assert 0.1 < logits.std() < 3

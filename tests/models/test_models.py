@@ -14,11 +14,14 @@ from distgan.models import MODELS
 
 RESOLUTIONS = (16, 32, 64, 128, 256)
 SMALL = {
-    "dcgan": ({"width": 4, "max_width": 16}, {"width": 4, "max_width": 16}),
+    "dcgan": ({"base_channels": 4, "max_channels": 16}, {"base_channels": 4, "max_channels": 16}),
     "r3gan": ({"widths": [8], "blocks": 1, "group_width": 2}, {"widths": [8], "blocks": 1, "group_width": 2}),
-    "resnet": ({"width": 8, "norm": "none"}, {"width": 8}),
-    "hourglass": ({"width": 4, "norm": "none"}, {"width": 4, "norm": "none"}),
-    "restore": ({"width": 4, "max_width": 16, "skips": True, "noise": True}, {"width": 4, "max_width": 16}),
+    "resnet": ({"base_channels": 8, "norm": "none"}, {"base_channels": 8}),
+    "hourglass": ({"base_channels": 4, "norm": "none"}, {"base_channels": 4, "norm": "none"}),
+    "restore": (
+        {"base_channels": 4, "max_channels": 16, "skips": True, "noise": True},
+        {"base_channels": 4, "max_channels": 16},
+    ),
 }
 
 
@@ -102,7 +105,7 @@ def test_the_class_matters(family: str) -> None:
 def test_signals_neither_grow_nor_fade_in_a_deep_norm_free_dcgan() -> None:
     """The second moment after each stage of D stays within a factor of two, and logits start of order one."""
     torch.manual_seed(0)
-    D = MODELS["dcgan"].discriminator(256, 0, width=32, max_width=256, norm="none")
+    D = MODELS["dcgan"].discriminator(256, 0, base_channels=32, max_channels=256, norm="none")
     logits, features = D(torch.randn(8, 3, 256, 256).clamp(-1, 1), features=True)
     moments = [f.square().mean().item() for f in features]
     assert max(moments) / min(moments) < 2
@@ -111,8 +114,8 @@ def test_signals_neither_grow_nor_fade_in_a_deep_norm_free_dcgan() -> None:
 
 def test_dcgan_64_with_batch_norm_is_the_paper_s() -> None:
     """Radford et al. 2016: 100 -> 1024/512/256/128 -> 3 in the paper's figure; 64 base channels in its code."""
-    G = MODELS["dcgan"].generator(64, 100, 0, width=64, max_width=512, norm="batch", embedding=1)
-    D = MODELS["dcgan"].discriminator(64, 0, width=64, max_width=512, norm="batch")
+    G = MODELS["dcgan"].generator(64, 100, 0, base_channels=64, max_channels=512, norm="batch", embed_dim=1)
+    D = MODELS["dcgan"].discriminator(64, 0, base_channels=64, max_channels=512, norm="batch")
     # transposed convolutions without bias, batch norm's two vectors each, and the last one with its bias
     assert (
         sum(p.numel() for p in G.parameters())

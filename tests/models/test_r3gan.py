@@ -16,7 +16,7 @@ def small(resolution: int, num_classes: int, **settings: object) -> tuple[r3gan.
     """G and D with few channels."""
     torch.manual_seed(0)
     own = {"widths": [8, 8, 4], "blocks": 1, "group_width": 2, **settings}
-    G = r3gan.Generator(resolution, 5, num_classes, embedding=3, **own)
+    G = r3gan.Generator(resolution, 5, num_classes, embed_dim=3, **own)
     return G, r3gan.Discriminator(resolution, num_classes, **own)
 
 
@@ -216,7 +216,7 @@ def test_label_embeddings_start_like_a_linear_layer_over_one_hot_labels() -> Non
     """Standard deviation 1 / sqrt(classes) in G; in D divided by sqrt(channels) too."""
     torch.manual_seed(0)
     own = {"widths": [64], "blocks": 1, "group_width": 8}
-    G, D = r3gan.Generator(8, 16, 100, embedding=64, **own), r3gan.Discriminator(8, 100, **own)
+    G, D = r3gan.Generator(8, 16, 100, embed_dim=64, **own), r3gan.Discriminator(8, 100, **own)
     assert G.embed.weight.std().item() == pytest.approx(100**-0.5, rel=0.05)
     assert D.embed.weight.std().item() == pytest.approx(6400**-0.5, rel=0.05)
 

@@ -22,8 +22,10 @@ def small(
     """G and D with few channels. No block of G has the side 4."""
     torch.manual_seed(0)
     of_g = max(attention, 8) if attention else 0
-    G = resnet.Generator(resolution, 5, num_classes, width=8, norm=norm, attention=of_g, embedding=3)
-    return G, resnet.Discriminator(resolution, num_classes, width=8, spectral=spectral, attention=attention)
+    G = resnet.Generator(resolution, 5, num_classes, base_channels=8, norm=norm, attention=of_g, embed_dim=3)
+    return G, resnet.Discriminator(
+        resolution, num_classes, base_channels=8, spectral_norm=spectral, attention=attention
+    )
 
 
 def num_weights(net: nn.Module) -> int:
@@ -93,9 +95,9 @@ def test_what_cannot_be_is_refused() -> None:
     with pytest.raises(ValueError, match="norm=conditional"):
         resnet.Generator(32, 5, 0, norm="conditional")
     with pytest.raises(ValueError, match=r"attention=4: .* one of 8, 16, 32"):
-        resnet.Generator(32, 5, 0, width=8, attention=4)
+        resnet.Generator(32, 5, 0, base_channels=8, attention=4)
     with pytest.raises(ValueError, match=r"attention=32: .* one of 16, 8$"):
-        resnet.Discriminator(32, 0, width=8, attention=32)
+        resnet.Discriminator(32, 0, base_channels=8, attention=32)
 
 
 @pytest.mark.parametrize(("num_classes", "norm"), [(0, "batch"), (3, "batch"), (3, "conditional"), (3, "none")])
@@ -150,7 +152,7 @@ def test_the_logit_is_a_dense_layer_and_a_projection() -> None:
 @pytest.mark.parametrize("resolution", [32, 256])
 def test_signals_neither_grow_nor_fade_without_norm(resolution: int) -> None:
     torch.manual_seed(0)
-    G, moments = resnet.Generator(resolution, 64, 0, width=32, norm="none"), []
+    G, moments = resnet.Generator(resolution, 64, 0, base_channels=32, norm="none"), []
     for block in G.blocks:
         block.register_forward_hook(lambda _block, _inputs, out: moments.append(out.square().mean().item()))
     with torch.no_grad():
@@ -158,7 +160,7 @@ def test_signals_neither_grow_nor_fade_without_norm(resolution: int) -> None:
     assert min(moments) > 0.3
     assert max(moments) < 3
     assert 0.2 < images.std() < 0.8
-    D = resnet.Discriminator(resolution, 3, width=32, spectral=False)
+    D = resnet.Discriminator(resolution, 3, base_channels=32, spectral_norm=False)
     smooth = nn.functional.interpolate(torch.randn(8, 3, 4, 4), size=(resolution, resolution), mode="bilinear")
     with torch.no_grad():
         logits, features = D(smooth, torch.arange(8) % 3, features=True)
@@ -206,7 +208,7 @@ def test_only_advance_moves_the_power_iteration() -> None:
     for norm, weight in spectral.spectral_norm_layers(D):
         norm.power_iteration_step(weight)
     assert any(not torch.equal(vectors[name], before[name]) for name in vectors)
-    other = resnet.Discriminator(16, 3, width=8)
+    other = resnet.Discriminator(16, 3, base_channels=8)
     other.load_state_dict(D.state_dict())
     assert torch.equal(D(images, labels), other(images, labels))
 
@@ -273,7 +275,7 @@ def test_the_shortcut_of_d_sees_what_the_block_was_given(halves: bool) -> None:
 
 def test_conditional_norm_is_its_formula() -> None:
     torch.manual_seed(0)
-    layer = resnet.Norm(6, "conditional", embedding=3).double()
+    layer = resnet.Norm(6, "conditional", embed_dim=3).double()
     x, code = 2 + 3 * torch.randn(5, 6, 4, 4, dtype=torch.float64), torch.randn(5, 3, dtype=torch.float64)
     mean, variance = x.mean((0, 2, 3)), x.var((0, 2, 3), correction=0)
     for b, found in enumerate(layer(x, code)):
@@ -297,7 +299,9 @@ def test_batch_norm_can_become_that_across_ranks() -> None:
 @pytest.mark.parametrize("resolution", [32, 64])
 def test_a_minibatch_layer_sits_before_the_head(resolution: int) -> None:
     torch.manual_seed(0)
-    D = resnet.Discriminator(resolution, 3, width=8, epilogue=functools.partial(Epilogue, minibatch="stddev")).eval()
+    D = resnet.Discriminator(
+        resolution, 3, base_channels=8, epilogue=functools.partial(Epilogue, minibatch="stddev")
+    ).eval()
     images, labels = torch.randn(4, 3, resolution, resolution), torch.arange(4) % 3
     assert D.head.in_features == D.embed.embedding_dim + 1
     others = torch.cat([images[:1], 9 * images[1:]])

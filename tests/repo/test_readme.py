@@ -21,7 +21,7 @@ pytestmark = pytest.mark.timeout(1200)  # dozens of commands, one after another,
 
 PROGRAMS = ("distgan", "launch/local.sh")
 LINE = r"^    ((?:\w+=\S+ )*(?:(?:distgan|python|pip) |(?:\./)?(?:launch|tests|slurm)/\w+\.).*)$"
-NETS = ["model.G.width=8", "model.D.width=8"]
+NETS = ["model.G.base_channels=8", "model.D.base_channels=8"]
 TOY = ["eval.extractor=toy"]  # after what a command asks for: half a minute of an extractor's work each
 EXTRACTORS = pytest.mark.parametrize(
     "more", [pytest.param(TOY, id="toy"), pytest.param([], marks=pytest.mark.slow, id="real")]

@@ -95,8 +95,8 @@ def test_two_ranks_send_each_gradient_once(config: Path, scratch: Path, tmp_path
 def test_the_bare_loop_minimises_what_a_run_does(loss: str) -> None:
     """Both losses, and the gradients of all penalties, on the same images."""
     torch.manual_seed(0)
-    G = MODELS["dcgan"].generator(16, 6, 3, width=4, max_width=8, norm="none", embedding=3)
-    D = MODELS["dcgan"].discriminator(16, 3, width=4, max_width=8, norm="none")
+    G = MODELS["dcgan"].generator(16, 6, 3, base_channels=4, max_channels=8, norm="none", embed_dim=3)
+    D = MODELS["dcgan"].discriminator(16, 3, base_channels=4, max_channels=8, norm="none")
     real, fake, z = torch.randn(4, 3, 16, 16), torch.randn(4, 3, 16, 16), torch.randn(4, 6)
     labels, seeds = torch.tensor([0, 1, 2, 0]), torch.arange(4)
     discriminator, options = AugmentedDiscriminator(D), StepOptions(loss)
@@ -216,7 +216,13 @@ def count_syncs(config: Config, monkeypatch: pytest.MonkeyPatch, iterations: int
             "train.micro_batch=6",
         ],
         ["model.family=r3gan", "model.G.widths=[8]", "model.D.widths=[8]", "train.precision=bf16"],
-        ["model.family=resnet", "model.G.width=4", "model.D.width=4", "loss.name=wasserstein", "loss.weight_clip=0.1"],
+        [
+            "model.family=resnet",
+            "model.G.base_channels=4",
+            "model.D.base_channels=4",
+            "loss.name=wasserstein",
+            "loss.weight_clip=0.1",
+        ],
     ],
 )
 def test_the_host_waits_for_nothing_between_two_lines_of_metrics(

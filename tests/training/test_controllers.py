@@ -15,7 +15,7 @@ SIDE = 16
 CONFIG = """
 data: {{shards: {shards}, resolution: 16}}
 run: {{dir: {run}}}
-model: {{z_dim: 64, G: {{width: 16, max_width: 128}}, D: {{width: 16, max_width: 128}}}}
+model: {{z_dim: 64, G: {{base_channels: 16, max_channels: 128}}, D: {{base_channels: 16, max_channels: 128}}}}
 loss: {{name: minimax}}
 optim: {{G: {{lr: 1e-3}}, D: {{lr: 8e-3}}}}
 ema: {{half_life: 2k}}

@@ -52,8 +52,8 @@ def test_a_bad_step_leaves_everything_as_it_was(
 def _after_four_steps(kind: str, value: float, passes: int, bad_at: int) -> list[dict]:
     """State of networks and optimizers; before step `bad_at`, there is one with this value among its latents."""
     torch.manual_seed(0)
-    sizes = {"width": 4, "max_width": 8, "norm": "batch"}
-    G = MODELS["dcgan"].generator(16, 4, 0, **sizes, embedding=1)
+    sizes = {"base_channels": 4, "max_channels": 8, "norm": "batch"}
+    G = MODELS["dcgan"].generator(16, 4, 0, **sizes, embed_dim=1)
     D = MODELS["dcgan"].discriminator(16, 0, **sizes)
     step = GanStep(World(), G, D, StepOptions("hinge", accumulation_steps=passes, restore_buffers=True))
     opt_g, opt_d = (build_optimizer(Optimizer(name=kind, betas=(0.5, 0.9)), net) for net in (G, D))

@@ -29,7 +29,7 @@ GAMMA, LR, BETA2, HALF_LIFE = (2.0, 0.2), (2e-3, 5e-4), (0.9, 0.99), (0.0, 100.0
 def networks() -> tuple[nn.Module, nn.Module]:
     torch.manual_seed(0)
     own = {"widths": [8], "blocks": 1, "group_width": 2}
-    G = r3gan.Generator(16, Z_DIM, CLASSES, embedding=3, **own)
+    G = r3gan.Generator(16, Z_DIM, CLASSES, embed_dim=3, **own)
     D = r3gan.Discriminator(16, CLASSES, **own)
     for block in (module for net in (G, D) for module in net.modules() if isinstance(module, r3gan.Block)):
         nn.init.normal_(block.project.weight, std=0.1)  # so that every weight has a gradient from the first step on

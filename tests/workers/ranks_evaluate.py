@@ -28,7 +28,7 @@ dataset = Dataset(
     RankInfo(world.rank, world.size, world.all_gather_object),
 )
 torch.manual_seed(0)
-G = MODELS["dcgan"].generator(16, 8, 10, width=4, max_width=16, norm="none", embedding=4)
+G = MODELS["dcgan"].generator(16, 8, 10, base_channels=4, max_channels=16, norm="none", embed_dim=4)
 extractor = open_extractor("toy")
 reads: list[int] = []
 polls = 0

@@ -20,16 +20,24 @@ from distgan.transforms.degrade_spec import Step as Degradation
 
 SMALL = {  # settings of G and of D, and a resolution
     "dcgan": (
-        {"width": 4, "max_width": 8, "norm": "batch", "embedding": 3},
-        {"width": 4, "max_width": 8, "norm": "none"},
+        {"base_channels": 4, "max_channels": 8, "norm": "batch", "embed_dim": 3},
+        {"base_channels": 4, "max_channels": 8, "norm": "none"},
         16,
     ),
     "r3gan": 2 * ({"widths": [4], "blocks": 1, "group_width": 2},) + (16,),
-    "resnet": ({"width": 8, "norm": "conditional"}, {"width": 4}, 16),
-    "hourglass": ({"width": 4}, {"width": 4}, 32),
+    "resnet": ({"base_channels": 8, "norm": "conditional"}, {"base_channels": 4}, 16),
+    "hourglass": ({"base_channels": 4}, {"base_channels": 4}, 32),
     "restore": (
-        {"width": 4, "max_width": 8, "norm": "none", "skips": True, "residual": False, "noise": False, "embedding": 3},
-        {"width": 4, "max_width": 8, "norm": "none", "paired": True, "patches": 4},
+        {
+            "base_channels": 4,
+            "max_channels": 8,
+            "norm": "none",
+            "skips": True,
+            "residual": False,
+            "noise": False,
+            "embed_dim": 3,
+        },
+        {"base_channels": 4, "max_channels": 8, "norm": "none", "paired": True, "patches": 4},
         16,
     ),
 }

@@ -21,12 +21,12 @@ from distgan.transforms.degrade_spec import parse
 
 BATCH, RESOLUTION, Z_DIM, CLASSES = 8, 16, 6, 3
 SMALL = {  # settings of G and of D
-    "dcgan": 2 * ({"width": 4, "max_width": 8, "norm": "none"},),
+    "dcgan": 2 * ({"base_channels": 4, "max_channels": 8, "norm": "none"},),
     "r3gan": 2 * ({"widths": [4], "blocks": 1, "group_width": 2},),
-    "resnet": ({"width": 4, "norm": "none"}, {"width": 4, "attention": 8}),
+    "resnet": ({"base_channels": 4, "norm": "none"}, {"base_channels": 4, "attention": 8}),
     "restore": (
-        {"width": 4, "max_width": 8, "norm": "none", "skips": True, "residual": True, "noise": True},
-        {"width": 4, "max_width": 8, "norm": "none", "paired": True, "patches": 4},
+        {"base_channels": 4, "max_channels": 8, "norm": "none", "skips": True, "residual": True, "noise": True},
+        {"base_channels": 4, "max_channels": 8, "norm": "none", "paired": True, "patches": 4},
     ),
 }
 RECIPE = [{"blur": [0.3, 1]}, {"shot": [10, 90]}, {"jpeg": [20, 80], "p": 0.5}, {"strokes": [0.05, 0.1]}]
@@ -67,7 +67,7 @@ def steps(
     """What D's and G's step find, by name."""
     torch.manual_seed(0)
     g, d = SMALL[family]
-    G = MODELS[family].generator(RESOLUTION, Z_DIM, CLASSES, **g, embedding=3).double()
+    G = MODELS[family].generator(RESOLUTION, Z_DIM, CLASSES, **g, embed_dim=3).double()
     D = (
         MODELS[family]
         .discriminator(RESOLUTION, CLASSES, **d, epilogue=functools.partial(Epilogue, **epilogue))

@@ -1,6 +1,7 @@
 # Sourced by the scripts here and by tests/run.sh: makes .venv beside this folder where it is missing or out of date,
 # and puts it first on the PATH.
 
+export PYTHONDONTWRITEBYTECODE=  # else every process compiles what it imports anew
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 stamp=$root/.venv/installed
 if ! cat "$root/pyproject.toml" "$root/constraints.txt" | cmp -s - "$stamp"; then
@@ -11,7 +12,9 @@ if ! cat "$root/pyproject.toml" "$root/constraints.txt" | cmp -s - "$stamp"; the
   fi
   echo "installing into $root/.venv (a few minutes, once)"
   [ -x "$root/.venv/bin/python" ] || "$host" -m venv "$root/.venv"
-  "$root/.venv/bin/python" -m pip install --quiet --disable-pip-version-check -e "$root[dev]" -c "$root/constraints.txt"
+  # what is imported is compiled then; most of it never is
+  "$root/.venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-compile \
+    -e "$root[dev]" -c "$root/constraints.txt"
   cat "$root/pyproject.toml" "$root/constraints.txt" >"$stamp"
 fi
 export PATH=$root/.venv/bin:$PATH PYTHON=$root/.venv/bin/python

@@ -3,7 +3,6 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source launch/environment.sh
-export PYTHONDONTWRITEBYTECODE=  # else every process compiles the package and the tests anew
 
 ruff check .
 ruff format --check .

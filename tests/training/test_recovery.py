@@ -17,7 +17,7 @@ from distgan.training.factory import build_optimizer
 from distgan.training.gan_step import GanStep
 from distgan.training.step_inputs import LatentSampler, StepBatch, StepHyperparams, StepOptions
 
-FAULT = [str(WORKERS / "nan_run.py"), "500"]  # within the iteration that ends at 504 images
+FAULT = [str(WORKERS / "nan_run.py"), "260"]  # within the iteration that ends at 264 images
 
 
 def a_batch(number: int) -> StepBatch:
@@ -83,25 +83,25 @@ def last_row(run: Path) -> dict[str, float]:
 def test_a_run_fails_before_it_saves_anything(tmp_path: Path, config: Path) -> None:
     """By default. One rank alone meets the fault, and all end alike; the config of the last line would go on."""
     run, log = tmp_path / "run", tmp_path / "log"
-    own = ["train", str(config), "train.images=960", f"run.dir={run}"]
+    own = ["train", str(config), "train.images=480", f"run.dir={run}"]
     assert run_ranks(2, [*FAULT, "1", *own], log) == [4, 4], output(log, 2)
     told = output(log)
     assert "1 step(s) of D and 1 step(s) of G not taken, since not finite: Loss/D 1 times" in told
-    assert "step-000000000480" in told
+    assert "step-000000000240" in told
     assert "train.on_nan=skip or rollback" in told
     assert status(run)["state"] == "failed"
-    assert max((run / "checkpoints").glob("step-*")).name == "step-000000000480"
-    assert last_row(run)["Progress/images"] == 480
+    assert max((run / "checkpoints").glob("step-*")).name == "step-000000000240"
+    assert last_row(run)["Progress/images"] == 240
 
 
 @pytest.mark.multi
 def test_a_run_that_skips_goes_on(tmp_path: Path, config: Path) -> None:
     run, log = tmp_path / "run", tmp_path / "log"
-    own = ["train", str(config), "train.images=600", f"run.dir={run}", "train.on_nan=skip", "train.nan_limit=2"]
+    own = ["train", str(config), "train.images=360", f"run.dir={run}", "train.on_nan=skip", "train.nan_limit=2"]
     assert run_ranks(2, [*FAULT, "1", *own], log) == [0, 0], output(log, 2)
     assert "not finite: 2 of at most 2" in output(log)
     rows = {row["Progress/images"]: row["Optim/skipped_steps"] for row in metrics(run)}
-    assert rows[600] == 2
+    assert rows[360] == 2
     assert sum(rows.values()) == 2
     less = [*own, "train.nan_limit=1", f"run.dir={tmp_path / 'less'}"]
     assert run_ranks(2, [*FAULT, "1", *less], log) == [4, 4]
@@ -110,18 +110,20 @@ def test_a_run_that_skips_goes_on(tmp_path: Path, config: Path) -> None:
 
 @pytest.mark.multi
 @pytest.mark.parametrize(
-    "every", [pytest.param("120", marks=pytest.mark.slow), "100k"]
+    ("every", "fault_at"), [pytest.param("120", "200", marks=pytest.mark.slow), ("100k", "100")]
 )  # with the latter, back to the start
-def test_a_run_that_rolls_back_goes_on_with_other_noise(tmp_path: Path, config: Path, every: str) -> None:
-    whole, log, fault = tmp_path / "whole", tmp_path / "log", [FAULT[0], "200"]
-    own = ["train", str(config), "train.images=600", "data.audit=true", f"checkpoint.every={every}"]
+def test_a_run_that_rolls_back_goes_on_with_other_noise(
+    tmp_path: Path, config: Path, every: str, fault_at: str
+) -> None:
+    whole, log, fault = tmp_path / "whole", tmp_path / "log", [FAULT[0], fault_at]
+    own = ["train", str(config), "train.images=360", "data.audit=true", f"checkpoint.every={every}"]
     own += ["train.on_nan=rollback", "train.tick=60"]
     assert run_ranks(2, [*fault, "2", *own, f"run.dir={whole}"], log) == [0, 0], output(log, 2)
     assert output(log).count("with other noise (") == 2  # the second attempt is no better
     rows = metrics(whole)
     assert [row["Progress/images"] for row in rows] == sorted({row["Progress/images"] for row in rows})
     assert last_row(whole)["Optim/rollbacks"] == 2
-    assert sorted(audit(whole)) == list(range(600))
+    assert sorted(audit(whole)) == list(range(360))
 
     # Stopped after the rollbacks and taken up again, it is the same run.
     broken = tmp_path / "broken"
@@ -140,7 +142,7 @@ def test_a_run_that_rolls_back_goes_on_with_other_noise(tmp_path: Path, config: 
 @pytest.mark.multi
 def test_rollbacks_end_at_their_limit(tmp_path: Path, config: Path) -> None:
     run, log = tmp_path / "run", tmp_path / "log"
-    own = ["train", str(config), "train.images=960", f"run.dir={run}", "train.on_nan=rollback", "train.nan_limit=1"]
+    own = ["train", str(config), "train.images=480", f"run.dir={run}", "train.on_nan=rollback", "train.nan_limit=1"]
     assert run_ranks(1, [*FAULT, "9", *own], log) == [4]
     assert "a larger train.nan_limit" in output(log)
     assert status(run)["state"] == "failed"

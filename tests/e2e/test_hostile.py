@@ -23,6 +23,7 @@ CORPORA = {  # how many cases there are at least: in the share, and in all
 }
 
 
+@pytest.mark.multi
 @pytest.mark.parametrize("whole", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["share", "whole"])
 @pytest.mark.parametrize("corpus", CORPORA)
 def test_a_corpus_is_read_within_bounds(corpus: str, whole: bool, tmp_path: Path) -> None:

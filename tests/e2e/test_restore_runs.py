@@ -122,7 +122,7 @@ def test_pairs_train_like_degraded_pictures_and_resume(tmp_path: Path, config: P
         assert train(config, tmp_path / "parts", *own, f"train.images={images}") == 0
     assert weights(tmp_path / "parts") == weights(tmp_path / "whole")
     assert measured(tmp_path / "parts") == measured(tmp_path / "whole")
-    held = [data.read(int(n), 16, "lanczos", "center").astype(float) for n in held_out(80, 9)]
+    held = [data.read(int(n), DecodeOptions(16)).astype(float) for n in held_out(80, 9)]
     expected = np.mean([10 * np.log10(255**2 / np.square(x // 2 + 40 - x).mean()) for x in held])
     assert measured(tmp_path / "whole")[0]["Restoration/psnr_degraded"] == pytest.approx(expected, rel=1e-5)
 

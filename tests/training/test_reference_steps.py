@@ -18,9 +18,9 @@ from distgan.models import r3gan
 from distgan.training import ema
 from distgan.training.factory import build_optimizer
 from distgan.training.gan_step import GanStep
+from distgan.training.learner import set_rates
 from distgan.training.schedulers import Schedulers
 from distgan.training.step_inputs import LatentSampler, StepBatch, StepOptions
-from distgan.training.trainer import set_rates
 
 BATCH, STEPS, CLASSES, Z_DIM, RAMP = 8, 8, 3, 6, 48  # the last two steps come after the ramp
 GAMMA, LR, BETA2, HALF_LIFE = (2.0, 0.2), (2e-3, 5e-4), (0.9, 0.99), (0.0, 100.0)

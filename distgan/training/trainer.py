@@ -12,6 +12,7 @@ from distgan.data import pixels
 from distgan.data.loader import Stream
 from distgan.data.sample_log import SampleLog
 from distgan.distributed import preemption
+from distgan.distributed.stop_agreement import StopAgreement
 from distgan.distributed.watchdog import Watchdog
 from distgan.errors import DataError, DivergedError, MachineError, StopReason
 from distgan.evaluation.measure import StopRequested
@@ -19,9 +20,8 @@ from distgan.evaluation.periodic import PeriodicEvaluation
 from distgan.storage import checkpoint_folder
 from distgan.storage.printable import public_line, show
 from distgan.storage.run_dir import RunDir
-from distgan.tracking.console import duration
 from distgan.tracking.tracker import Tracker
-from distgan.training import ema, factory, recovery
+from distgan.training import ema, factory, pace, recovery
 from distgan.training.learner import Learner
 from distgan.training.sample_grids import SampleGrids
 from distgan.training.step_inputs import LatentSampler, StepBatch
@@ -29,10 +29,6 @@ from distgan.training.tick import Ticker
 from distgan.training.timing import D_STEP, G_STEP, PhaseTimer
 
 log = logging.getLogger("distgan")
-
-EARLY = 20  # iterations after which the log says how fast the run is
-SLOW_SEC = 3  # where the first iteration takes longer, the log says so at once
-POLL_SEC = 0.5  # how often ranks agree on whether to stop
 
 
 class Trainer:
@@ -51,7 +47,7 @@ class Trainer:
         self.batch_plan, self.dataset, self.state = learner.batch_plan, learner.dataset, learner.state
         self._on_phase, self._tick_images = on_phase, config.train.tick or max(1000, 32 * self.batch_plan.batch)
         self.ema_decay = 0.0
-        self._poll_every = self._steps_to_poll = 1
+        self._stop_agreement = StopAgreement(world)
         self._copied: torch.cuda.Event | None = None
 
         self.evaluation = PeriodicEvaluation(config, world, self.dataset, folder) if config.eval.every else None
@@ -130,7 +126,7 @@ class Trainer:
             self._tick(keep=not is_due)
         elif sampling or evaluating:
             self.tracker.flush_images(images)
-        if self.state.iterations == EARLY:
+        if self.state.iterations == pace.EARLY:
             self._report_pace()
         if saving:
             self._save(is_best)
@@ -203,17 +199,11 @@ class Trainer:
         return every > 0 and self.state.images // every > before // every
 
     def _stop_reason(self) -> StopReason:
-        """Return why to stop now, the same on every rank. Ranks agree on it twice a second, not in each step."""
-        reason = preemption.stop_requested()
-        if not reason and self.learner.is_out_of_time(self.timer.total_sec):
-            reason = StopReason.FINISHED
-        if self.world.size == 1:
-            return reason
-        self._steps_to_poll -= 1
-        if self._steps_to_poll > 0:
-            return StopReason.NONE
-        self._steps_to_poll = self._poll_every
-        return StopReason(self.world.all_reduce_max(reason))
+        """Return why to stop now, the same on every rank."""
+        own = preemption.stop_requested()
+        if not own and self.learner.is_out_of_time(self.timer.total_sec):
+            own = StopReason.FINISHED
+        return self._stop_agreement.reason(own)
 
     # Evaluations, samples, metrics, checkpoints.
 
@@ -271,16 +261,13 @@ class Trainer:
     def _tick(self, keep: bool) -> None:
         """Log one line of metrics. With `keep`, the next one covers it too."""
         self._phase("gathering metrics")
-        row = self._ticker.row(self.timer, self.tracker, self.ema_decay, self._check_skipped(), keep=keep)
-        steps_per_sec = row["Perf/img_per_sec"] / self.batch_plan.batch  # the same on every rank
-        self._poll_every = max(1, min(1000, int(POLL_SEC * steps_per_sec)))
-        self._steps_to_poll = min(self._steps_to_poll, self._poll_every)  # a line of metrics delays no poll
+        row = self._ticker.row(
+            self.timer, self.tracker, self.ema_decay, recovery.check_skipped(self.learner), keep=keep
+        )
+        self._stop_agreement.set_pace(row["Perf/img_per_sec"] / self.batch_plan.batch)
         self._report_corrupt()
         self.tracker.log_metrics(self.state.images, row)
         self._write_status("running")
-
-    def _check_skipped(self) -> int:
-        return recovery.check_skipped(self.learner)
 
     def _report_corrupt(self) -> None:
         """Log the corrupt samples and the warnings of the stream since the last call."""
@@ -292,7 +279,7 @@ class Trainer:
 
     def _save(self, is_best: bool = False) -> None:
         self._phase("writing a checkpoint")
-        self._check_skipped()
+        recovery.check_skipped(self.learner)
         if self.sample_log is not None:
             self.sample_log.flush()
         self._report_corrupt()
@@ -340,24 +327,15 @@ class Trainer:
             log.warning(f"warning: {line}")
 
     def _report_first_iteration(self, before: int, seconds: float) -> None:
-        """Log what to expect, where the first iteration of this start is slow."""
-        if seconds > SLOW_SEC:
-            num = self.state.images - before
-            left_sec = (self.config.train.images - self.state.images) / num * seconds
-            on_cpu = "; on a CPU, start with one of configs/*-small.yaml" if self.world.device.type == "cpu" else ""
-            log.info(
-                f"the first {num} images took {seconds:.0f} s: at that pace, all take {duration(left_sec)}{on_cpu}"
-            )
+        left, on_cpu = self.config.train.images - self.state.images, self.world.device.type == "cpu"
+        if line := pace.first_iteration(self.state.images - before, seconds, left, on_cpu=on_cpu):
+            log.info(line)
 
     def _report_pace(self) -> None:
         """Log the speed before the first line of metrics; a run in which nothing is finite ends here."""
-        self._check_skipped()
-        speed = self.state.images / (self.timer.total_sec - self.state.eval_sec)
-        left = duration((self.config.train.images - self.state.images) / speed)
-        log.info(
-            f"{EARLY} iterations, {self.state.images} images: {speed:.3g} images/s, {left} left; a line of metrics "
-            f"comes every {self._tick_images} images"
-        )
+        recovery.check_skipped(self.learner)
+        train_sec, left = self.timer.total_sec - self.state.eval_sec, self.config.train.images - self.state.images
+        log.info(pace.early(self.state.images, train_sec, left, self._tick_images))
 
     def _report_hang(self, error: MachineError) -> None:
         """Report on the console first, then in files, which a disk that hangs may prevent."""

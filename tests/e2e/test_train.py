@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from distgan.cli.main import main
 from distgan.data.image_grid import to_uint8
 from distgan.storage.run_dir import RunDir
-from distgan.training import trainer
+from distgan.training import pace
 from distgan.training.sample_grids import SampleGrids
 from distgan.training.schedulers import OptimizerRates, Schedulers
 
@@ -486,7 +486,7 @@ def test_load_of_nodes_is_logged_where_it_is_asked_for(tmp_path: Path, config: P
 def test_a_run_whose_first_step_is_slow_says_what_to_expect(
     tmp_path: Path, config: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(trainer, "SLOW_SEC", 0)
+    monkeypatch.setattr(pace, "SLOW_SEC", 0)
     assert train(config, tmp_path / "run", "train.images=120") == 0
     (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("the first 12 images took")]
     assert line.endswith("; on a CPU, start with one of configs/*-small.yaml")

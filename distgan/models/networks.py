@@ -1,6 +1,7 @@
 """Build G and D of plain arguments, count their weights, and call G."""
 
 import functools
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -12,7 +13,7 @@ from distgan.models.epilogue import Epilogue
 from distgan.rng import host_rng
 
 
-def run_generator(G: nn.Module, z: Tensor, condition: Tensor | None, labels: Tensor | None) -> Tensor:
+def run_generator(G: Callable[..., Tensor], z: Tensor, condition: Tensor | None, labels: Tensor | None) -> Tensor:
     """Return G's images of latents [B, Z], and of a condition where G starts from one; [B, 3, R, R] in -1..1."""
     return G(z, labels) if condition is None else G(condition, z, labels)
 

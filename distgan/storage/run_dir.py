@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 
@@ -126,7 +127,7 @@ class RunDir:
         with open_to_append(self.metrics) as file:
             file.write(json.dumps(row) + "\n")
 
-    def add_evaluation(self, row: dict[str, float | None]) -> None:
+    def add_evaluation(self, row: Mapping[str, float | None]) -> None:
         """Append a line to evals.jsonl."""
         with open_to_append(self.evals) as file:
             file.write(json.dumps(row) + "\n")

@@ -30,7 +30,8 @@ class SystemMetrics:
             "gpu_pct": gpu_percent(self._gpu),
         }
         self._last, self._sent = now, sent
-        of_ranks, row = self._world.all_gather_object(mine), {}
+        of_ranks = self._world.all_gather_object(mine)
+        row: dict[str, float] = {}
         for node in range(0, self._world.size, self._world.local_size):
             node_rows, number = of_ranks[node : node + self._world.local_size], node // self._world.local_size
             row |= {f"System/node{number}_{name}": value for name, value in node_rows[0].items() if value is not None}

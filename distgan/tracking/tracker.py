@@ -16,7 +16,7 @@ from distgan.errors import DistganError, DivergedError, StopReason
 from distgan.storage.run_dir import RunDir
 from distgan.tracking.alerts import Alerts
 from distgan.tracking.console import LIVE, TICK, console_line, evaluation_line
-from distgan.tracking.wandb_logger import FINISH_SEC, start_wandb
+from distgan.tracking.wandb_logger import FINISH_SEC, WandbLogger, start_wandb
 
 log = logging.getLogger("distgan")
 
@@ -34,8 +34,11 @@ class Tracker:
 
     def __init__(self, config: Config, folder: RunDir, is_main: bool, wandb_id: str, logged_images: int) -> None:
         self._folder, self._is_main, self.logged_images = folder, is_main, logged_images
-        self._train, self._grids, self._histograms, self._evaluated = config.train, {}, {}, {}
-        self._wandb, self._alerts = None, Alerts()
+        self._train, self._alerts = config.train, Alerts()
+        self._wandb: WandbLogger | None = None
+        self._grids: dict[str, np.ndarray] = {}
+        self._histograms: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+        self._evaluated: dict[str, float] = {}
         self._last_row: dict[str, float] = {}
         self._last_metric = ""
         self._row_at = self._shown_at = 0.0
@@ -68,7 +71,7 @@ class Tracker:
             name.removeprefix("Metrics/"): x for name, x in self._evaluated.items() if name.startswith("Metrics/")
         }
         self._last_metric = next((f" | {name} {value:.4g}" for name, value in metrics.items()), "")
-        if is_best and self._wandb is not None and row["Progress/images"] >= self.logged_images:
+        if is_best and self._wandb is not None and (row["Progress/images"] or 0) >= self.logged_images:
             self._wandb.alert("New best", evaluation_line(row, is_best), "INFO")
 
     def log_restoration(self, images: int, values: dict[str, float]) -> None:

@@ -15,6 +15,7 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
@@ -29,6 +30,9 @@ from distgan.storage.urls import public
 from distgan.tracking.background_worker import BackgroundWorker
 from distgan.tracking.wandb_mode import mode_of_environment
 
+if TYPE_CHECKING:
+    from wandb import Run
+
 CREDENTIAL = re.compile("SLURM_.*(JWT|TOKEN|KEY|SECRET|PASS)")  # the client records and sends all of SLURM_*
 log = logging.getLogger("distgan")
 
@@ -41,7 +45,7 @@ ALERT_EVERY_SEC = 60  # of one title
 class WandbLogger:
     """Sends a run's records to W&B. Nothing here raises or waits, but for `finish`."""
 
-    def __init__(self, run: object, worker: BackgroundWorker, policy: str, keep: Path) -> None:
+    def __init__(self, run: "Run", worker: BackgroundWorker, policy: str, keep: Path) -> None:
         """`policy` is `wandb.checkpoints`; `keep` is a folder for what is still to be sent."""
         self._run, self._worker, self._policy, self._keep = run, worker, policy, keep
         self._defined: set[str] = set()
@@ -69,7 +73,8 @@ class WandbLogger:
                 self._run.define_metric(name, step_metric="Progress/kimg", summary=f"{best.__name__},last")
         self._defined |= values.keys()
         with tempfile.TemporaryDirectory() as folder:  # of files that the client copies while it logs
-            media = {name: wandb.Histogram(np_histogram=counts) for name, counts in histograms.items()}
+            media: dict[str, wandb.Histogram | wandb.Image] = {}
+            media |= {name: wandb.Histogram(np_histogram=counts) for name, counts in histograms.items()}
             for i, (name, pixels) in enumerate(grids.items()):
                 # Files, because the client takes up to a second to make a PNG of a grid, and rescales no floats.
                 Image.fromarray(pixels).save(f"{folder}/{i}.jpg", quality=92, subsampling=0)
@@ -178,7 +183,7 @@ def _start(
     asked: str,
     on_stop: Callable[[], None],
     worker: BackgroundWorker,
-) -> object:
+) -> "Run":
     for name, value in {
         "WANDB_SILENT": "true",  # what there is to say is said here, in a line
         "WANDB_DATA_DIR": str(folder.path / "wandb"),  # not in the user's home, which may be small
@@ -225,7 +230,7 @@ def _init(
     run_id: str,
     mode: str | None,
     on_stop: Callable[[], None],
-) -> object:
+) -> "Run":
     wanted = {
         "x_transaction_log_flush_interval": 1,  # a killed run loses a second of its record instead of fifteen
         "init_timeout": INIT_SEC,

@@ -1,5 +1,7 @@
 """Controllers that read D's logits: adaptive augmentation, and a balance of D and G."""
 
+from distgan.storage import saved_state
+
 
 class Balance:
     """A level from 0 to 1 that rises while D is too strong and falls while it is too weak.
@@ -25,12 +27,12 @@ class Balance:
     def state(self) -> dict[str, float]:
         return {"level": self.level}
 
-    def load_state(self, state: dict[str, float]) -> None:
+    def load_state(self, state: saved_state.Balance) -> None:
         self.level = state["level"]
 
 
 class Ada:
-    """Adaptive probability of augmentation: as much as keeps D from knowing the real images by heart.
+    """Adaptive probability of augmentation: as much as keeps D from memorizing the real images.
 
     The mean sign of D's logits on real images, r_t in Karras et al. 2020 (section 3, eq. 1), rises with overfitting.
     Where it lies above the target p grows, below it p shrinks, at a pace that goes from 0 to 1 in `speed_images`.
@@ -59,6 +61,6 @@ class Ada:
         """Return what a checkpoint keeps."""
         return {"p": self.p}
 
-    def load_state(self, state: dict[str, float]) -> None:
+    def load_state(self, state: saved_state.Ada) -> None:
         """Undo `state`; a bound that was lowered since then holds."""
         self.p = min(state["p"], self.p_max)

@@ -1,7 +1,6 @@
 """D behind its augmentation: logits and gradient penalties. Compilation, bfloat16 and double backward stay in here."""
 
 import contextlib
-import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -13,8 +12,6 @@ from distgan.models.epilogue import Epilogue
 from distgan.rng import device_rng
 from distgan.training.step_inputs import MicroBatch, StepHyperparams
 from distgan.transforms.augment import NUM_DRAWS, augment
-
-Logits = Tensor | tuple[Tensor, list[Tensor]]  # with `features`, those too
 
 
 @dataclass(frozen=True)
@@ -62,7 +59,7 @@ class AugmentedDiscriminator:
         self._sees_condition, self._compiles_penalties = sees_condition, compile == "all"
         self._epilogues = [module for module in D.modules() if isinstance(module, Epilogue)]
         self._forward = self._augmented if compile == "off" else compiled(self._augmented)
-        self._penalty = compiled(self._squared_gradient) if self._compiles_penalties else None
+        self._penalty = compiled(self._squared_gradient) if self._compiles_penalties else self._squared_gradient
         self._gp = compiled(self._distance_from_one) if self._compiles_penalties else None
 
     def evaluate(
@@ -76,24 +73,23 @@ class AugmentedDiscriminator:
             squares, logits = self._penalty(*inputs)
             return Evaluation(logits, lambda: squares)
         if penalize and not self._bf16:
-            logits = self._augmented(*inputs)
+            logits, _ = self._augmented(*inputs)
             return Evaluation(logits, lambda: gradient_penalty.squared_gradient(logits, images))
 
         def in_float32() -> Tensor:  # for which D sees the images once more
             self.set_dropout_seeds(batch.seeds, tag)
             if self._compiles_penalties:
                 return self._penalty(*inputs)[0]
-            return gradient_penalty.squared_gradient(self._augmented(*inputs), images)
+            return gradient_penalty.squared_gradient(self._augmented(*inputs)[0], images)
 
-        return Evaluation(self._forward(*inputs), in_float32)
+        return Evaluation(self._forward(*inputs)[0], in_float32)
 
     def logits_and_features(
         self, images: Tensor, batch: MicroBatch, tag: str, hp: StepHyperparams, *, features: bool
     ) -> tuple[Tensor, list[Tensor]]:
         """Return logits, and D's features where they are asked for."""
         numbers = self._random_numbers(images, batch.seeds, tag, hp)
-        result = self._forward(images, batch.labels, *numbers, batch.condition, features)
-        return result if features else (result, [])
+        return self._forward(images, batch.labels, *numbers, batch.condition, features)
 
     def gradient_penalty(self, real: Tensor, fake: Tensor, batch: MicroBatch) -> Tensor:
         """Return E (||dD/dx|| - 1)^2 between real images and fakes, without augmentation (Gulrajani et al. 2017)."""
@@ -101,15 +97,21 @@ class AugmentedDiscriminator:
         mix = device_rng.uniform(batch.seeds, "mix", 1).flatten()
         if self._gp is not None:
             return self._gp(real, fake, batch.labels, mix, batch.condition)
-        D = functools.partial(self.forward_plain, condition=batch.condition)
+
+        def D(x: Tensor, labels: Tensor | None) -> Tensor:
+            return self.forward_plain(x, labels, condition=batch.condition)[0]
+
         return gradient_penalty.gradient_penalty(D, real, fake, batch.labels, mix)
 
     def forward_plain(
         self, images: Tensor, labels: Tensor | None, features: bool = False, condition: Tensor | None = None
-    ) -> Logits:
-        """Return D's logits of images as they are."""
-        x = torch.cat([images, condition.to(images.dtype)], 1) if self._sees_condition else images
-        return self.D(x, labels, features=True) if features else self.D(x, labels)
+    ) -> tuple[Tensor, list[Tensor]]:
+        """Return D's logits of images as they are, and its features where they are asked for."""
+        x = images
+        if self._sees_condition:
+            assert condition is not None
+            x = torch.cat([images, condition.to(images.dtype)], 1)
+        return self.D(x, labels, features=True) if features else (self.D(x, labels), [])
 
     def set_dropout_seeds(self, seeds: Tensor, tag: str) -> None:
         """Set which images D's dropout is about to see: its masks are a function of their seeds."""
@@ -121,7 +123,8 @@ class AugmentedDiscriminator:
     ) -> tuple[Tensor | None, Tensor | float, Tensor | None]:
         """Draw for an evaluation: numbers and probability of the augmentation, and the noise."""
         self.set_dropout_seeds(seeds, tag)
-        draws, p, noise = None, hp.augment_p, None
+        draws, noise = None, None
+        p: Tensor | float = hp.augment_p
         if self._augment != "none":
             draws = device_rng.uniform(seeds, f"augment {tag}", NUM_DRAWS[self._augment])
             if self._forward != self._augmented:  # a graph is made for one number, but for any value of a tensor
@@ -140,10 +143,10 @@ class AugmentedDiscriminator:
         noise: Tensor | None,
         condition: Tensor | None,
         features: bool = False,
-    ) -> Logits:
+    ) -> tuple[Tensor, list[Tensor]]:
         x = images if draws is None else augment(images, draws, self._augment, p, self._color)
         x = x if noise is None else x + noise
-        if self._sees_condition and draws is not None:
+        if condition is not None and self._sees_condition and draws is not None:
             condition = augment(condition, draws, self._augment, p, self._color)
         return self.forward_plain(x, labels, features, condition)
 
@@ -156,8 +159,8 @@ class AugmentedDiscriminator:
         noise: Tensor | None,
         condition: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
-        def D(x: Tensor) -> Logits:
-            return self._augmented(x, labels, draws, p, noise, condition)
+        def D(x: Tensor) -> Tensor:
+            return self._augmented(x, labels, draws, p, noise, condition)[0]
 
         gradient, logits = gradient_penalty.traced_gradient(D, images)
         return gradient_penalty.mean_square(gradient), logits
@@ -167,7 +170,7 @@ class AugmentedDiscriminator:
     ) -> Tensor:
         between = gradient_penalty.between(real, fake, mix)
         gradient, _ = gradient_penalty.traced_gradient(
-            lambda x: self.forward_plain(x, labels, condition=condition), between
+            lambda x: self.forward_plain(x, labels, condition=condition)[0], between
         )
         return gradient_penalty.distance_from_one(gradient)
 

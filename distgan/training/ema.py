@@ -31,7 +31,8 @@ def copy_buffers(average: nn.Module, net: nn.Module) -> None:
 @torch.no_grad()
 def distance(average: nn.Module, net: nn.Module) -> float:
     """Return the distance of the average's weights from the net's, as a share of the latter's norm."""
-    ours, theirs = list(average.parameters()), list(net.parameters())
+    ours: list[torch.Tensor] = list(average.parameters())
+    theirs: list[torch.Tensor] = list(net.parameters())
     apart, size = (
         torch.stack(torch._foreach_norm(values)).norm() for values in (torch._foreach_sub(ours, theirs), theirs)
     )

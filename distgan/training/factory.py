@@ -99,12 +99,14 @@ def build_nets(config: Config, num_classes: int) -> tuple[nn.Module, nn.Module]:
 def build_optimizer(settings: OptimizerSettings, net: nn.Module) -> torch.optim.Optimizer:
     """Build an optimizer; its fused form where there is one, which is several times faster, on the CPU too."""
     beta1, beta2 = (float(beta) for beta in settings.betas)
-    adam = {"betas": (beta1, beta2), "eps": settings.eps, "fused": True}
+    betas, eps = (beta1, beta2), settings.eps
     kinds: dict[str, Callable] = {
-        "adam": functools.partial(torch.optim.Adam, **adam),
-        "adamw": functools.partial(torch.optim.AdamW, weight_decay=settings.weight_decay, **adam),
+        "adam": functools.partial(torch.optim.Adam, betas=betas, eps=eps, fused=True),
+        "adamw": functools.partial(
+            torch.optim.AdamW, betas=betas, eps=eps, weight_decay=settings.weight_decay, fused=True
+        ),
         "sgd": functools.partial(torch.optim.SGD, momentum=beta1, fused=True),
-        "rmsprop": functools.partial(torch.optim.RMSprop, alpha=beta2, eps=settings.eps, momentum=beta1, foreach=True),
+        "rmsprop": functools.partial(torch.optim.RMSprop, alpha=beta2, eps=eps, momentum=beta1, foreach=True),
     }
     optimizer = kinds[settings.name](net.parameters(), lr=settings.lr[0])
     if settings.name == "sgd" and beta1:

@@ -89,6 +89,7 @@ class GanStep:
                 self._backward(result.loss)
             self.stats.add_d_pass(result.terms, result.real_scores, result.fake_scores)
             self._on_logits(result.real_scores, result.fake_scores)
+            assert micro.real is not None
             self._last = (micro, micro.real.detach(), fake.detach(), result.real_scores, result.fake_scores)
         self._update("D", optimizer, buffers)
         if self.options.weight_clip:
@@ -182,7 +183,8 @@ class GanStep:
         norm = torch.linalg.vector_norm(torch.stack(norms))
         is_bad = norm - norm != 0  # infinite or NaN
         if optimizer.defaults.get("fused"):
-            optimizer.found_inf = is_bad.float()  # what fused optimizers look at before they change anything
+            # What fused optimizers look at before they change anything.
+            optimizer.found_inf = is_bad.float()  # type: ignore[attr-defined]
             optimizer.step()
         elif not is_bad:  # for this the host waits
             optimizer.step()

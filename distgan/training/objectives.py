@@ -34,9 +34,10 @@ class DiscriminatorLoss(nn.Module):
 
     def forward(self, batch: MicroBatch, fake: Tensor, hp: StepHyperparams) -> DiscriminatorResult:
         """Compute the loss of `batch.real` and `fake`, [B, 3, R, R] in -1..1 each."""
-        D = self.discriminator
+        D, real = self.discriminator, batch.real
+        assert real is not None
         with autocast(fake, self.bf16):
-            on_real = D.evaluate(batch.real, batch, "real", hp, penalize=hp.r1 > 0)
+            on_real = D.evaluate(real, batch, "real", hp, penalize=hp.r1 > 0)
             on_fake = D.evaluate(fake, batch, "fake", hp, penalize=hp.r2 > 0)
         real_logits, fake_logits = as_float32(on_real.logits), as_float32(on_fake.logits)
         adversarial = self.loss.d(real_logits, fake_logits, **self.smoothing)
@@ -46,7 +47,7 @@ class DiscriminatorLoss(nn.Module):
         if hp.r2 > 0:
             penalties["Loss/r2"] = hp.r2 / 2 * on_fake.squared_gradient()
         if hp.gp > 0:
-            penalties["Loss/gp"] = hp.gp * D.gradient_penalty(batch.real, fake, batch)
+            penalties["Loss/gp"] = hp.gp * D.gradient_penalty(real, fake, batch)
         total = sum(penalties.values(), adversarial)
 
         # A lazy penalty is logged as what it adds to the loss on average over all steps.
@@ -83,11 +84,13 @@ class GeneratorLoss(nn.Module):
         """Compute the loss. Returns it, and its terms by log key, detached."""
         D, options = self.discriminator, self.options
         features = options.feature_matching > 0
-        real_logits, real_features = None, []
+        real_logits: Tensor | None = None
+        real_features: list[Tensor] = []
         with autocast(batch.z, options.bf16):
             fake = run_generator(self._generator[0], batch.z, batch.condition, batch.labels)
             fake_logits, fake_features = D.logits_and_features(fake, batch, "G's fake", hp, features=features)
             if self.loss.paired or features:
+                assert batch.real is not None
                 with torch.no_grad():
                     real_logits, real_features = D.logits_and_features(
                         batch.real, batch, "G's real", hp, features=features
@@ -98,6 +101,7 @@ class GeneratorLoss(nn.Module):
         if features:
             terms["Loss/fm"] = options.feature_matching * feature_matching(real_features, fake_features, self.group)
         if to_image := options.image_to_image:
+            assert batch.real is not None
             terms["Loss/pixel"] = to_image.pixel_weight * PIXEL[to_image.pixel_loss](as_float32(fake), batch.real)
         adversarial, *others = terms.values()
         total = sum(others, adversarial)

@@ -29,9 +29,10 @@ def resume(learner: Learner, folder: RunDir) -> int:
             for line in difference_lines(changed):
                 log.info(line)
             world.run_on_main(lambda: folder.record_changes(changed))
+        before = dict(saved)
         for what, value in checkpointer.conditions().items():
-            if saved.get(what, value) != value:
-                log.info(f"{what}: {saved[what]} before, {value} now: same samples and noise, other last bits of sums")
+            if before.get(what, value) != value:
+                log.info(f"{what}: {before[what]} before, {value} now: same samples and noise, other last bits of sums")
     logged_images = world.run_on_main(lambda: folder.truncate_after(checkpointer.state.images))
     if path is None and logged_images:
         log.warning(f"the previous start reached {logged_images} images but saved no checkpoint: starting from scratch")

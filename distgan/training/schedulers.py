@@ -10,6 +10,7 @@ from torch import Tensor
 from distgan.config.schema import Config, Optimizer
 from distgan.distributed.process_group import World
 from distgan.losses.gradient_penalty import is_due
+from distgan.storage.saved_state import Controls
 from distgan.training import ema
 from distgan.training.controllers import Ada, Balance
 from distgan.training.step_inputs import StepHyperparams
@@ -45,11 +46,16 @@ class Schedulers:
         intervals = {"augment": self._config.augment.interval} if self._ada else {}
         return intervals | ({"balance": self._config.balance.every} if self._balance else {})
 
+    @property
+    def _balance_level(self) -> float:
+        """How far D is held back, 0..1."""
+        return self._balance.level if self._balance else 0.0
+
     def num_d_steps(self) -> int:
         """D steps to the next G step."""
         steps = self._config.train.n_critic
         if self._config.balance.adapt == "d_steps":
-            steps = max(1, round(steps * self._config.balance.max_factor**-self._balance.level))
+            steps = max(1, round(steps * self._config.balance.max_factor**-self._balance_level))
         return steps
 
     def step_hyperparams(self, images: int) -> StepHyperparams:
@@ -70,14 +76,14 @@ class Schedulers:
         if augment.pipe == "none":
             return 0.0
         if self._config.balance.adapt == "augment":
-            return augment.p_max * self._balance.level
+            return augment.p_max * self._balance_level
         return self._ada.p if self._ada else self._at(images, augment.p)
 
     def lr_and_betas(self, net: str, images: int) -> OptimizerRates:
         settings: Optimizer = getattr(self._config.optim, net)
         lr = self._at(images, settings.lr) * warm_up(images, self._config.optim.warmup)
         if net == "D" and self._config.balance.adapt == "d_lr":
-            lr *= self._config.balance.max_factor**-self._balance.level
+            lr *= self._config.balance.max_factor**-self._balance_level
         return OptimizerRates(
             lr, (settings.betas[0], self._at(images, settings.beta2) if settings.beta2 else settings.betas[1])
         )
@@ -106,9 +112,9 @@ class Schedulers:
             if images // every > before // every:
                 seen, signs, right = self._world.all_reduce_sum(self._verdicts[name].clone()).tolist()
                 self._verdicts[name].zero_()
-                if seen and name == "augment":
+                if seen and name == "augment" and self._ada:
                     self._ada.update(signs / seen, int(seen))
-                elif seen:
+                elif seen and name == "balance" and self._balance:
                     self._balance.update(right / seen if self._config.balance.signal == "acc" else signs / seen)
 
     def row(self, images: int) -> dict[str, float]:
@@ -127,13 +133,16 @@ class Schedulers:
         controllers = {"augment": self._ada, "balance": self._balance}
         return {"verdicts": verdicts} | {name: one.state() for name, one in controllers.items() if one}
 
-    def load_state(self, state: dict) -> None:
+    def load_state(self, state: Controls) -> None:
         """Undo `state`, on any number of ranks; controllers that were not there start from zero."""
-        for name, controller in (("augment", self._ada), ("balance", self._balance)):
-            if controller and name in state:
-                controller.load_state(state[name])
+        if self._ada and "augment" in state:
+            self._ada.load_state(state["augment"])
+        if self._balance and "balance" in state:
+            self._balance.load_state(state["balance"])
+        for name, verdicts in self._verdicts.items():
+            if name in state:
                 sums = torch.tensor(state["verdicts"][name], dtype=torch.float64)
-                self._verdicts[name].copy_(sums if self._world.is_main else torch.zeros_like(sums))
+                verdicts.copy_(sums if self._world.is_main else torch.zeros_like(sums))
 
 
 def value_at(images: int, ends: Sequence[float], ramp: int, shape: str) -> float:

@@ -196,7 +196,7 @@ class Timeline:
         totals: dict[str, tuple[float, int]] = defaultdict(lambda: (0.0, 0))
         between = [(name, start, end) for (name, start), (_, end) in zip(self._phases, self._phases[1:]) if name]
         for name, start, end in between + self._spans:
-            seconds = start.elapsed_time(end) / 1000 if self._on_gpu else end - start
+            seconds = seconds_between(start, end)
             totals[name] = (totals[name][0] + seconds, totals[name][1] + 1)
         self._phases, self._spans = [], []
         return dict(totals)
@@ -207,3 +207,12 @@ class Timeline:
         event = torch.cuda.Event(enable_timing=True)
         event.record()
         return event
+
+
+def seconds_between(start: float | torch.cuda.Event, end: float | torch.cuda.Event) -> float:
+    """Return the seconds from one moment to another, of the host's clock or of the device's."""
+    if isinstance(start, float) and isinstance(end, float):
+        return end - start
+    assert not isinstance(start, float)
+    assert not isinstance(end, float)
+    return start.elapsed_time(end) / 1000

@@ -177,15 +177,16 @@ class Trainer:
         self.state.num_replaced += batch.num_replaced
         if self.sample_log is not None:
             self.sample_log.write(batch)
-        images, degraded = (
-            None if pixels is None else torch.from_numpy(pixels).to(self.world.device, non_blocking=True)
-            for pixels in (batch.images, batch.degraded)
-        )
+        images = torch.from_numpy(batch.images).to(self.world.device, non_blocking=True)
+        degraded = None
+        if batch.degraded is not None:
+            degraded = torch.from_numpy(batch.degraded).to(self.world.device, non_blocking=True)
         if self.world.device.type == "cuda":
             self._copied = torch.cuda.Event()
             self._copied.record()
         labels = self.world.to_device(batch.labels) if self.learner.num_classes else None
-        return StepBatch(images, labels, *map(self.world.to_device, batch.drawn), degraded)
+        z_d, z_g, seeds = map(self.world.to_device, batch.drawn)
+        return StepBatch(images, labels, z_d, z_g, seeds, degraded)
 
     def _phase(self, name: str) -> None:
         self.watchdog.phase(name)
@@ -212,17 +213,19 @@ class Trainer:
 
         A run that is asked to stop meanwhile stops, and repeats the evaluation when it is resumed.
         """
+        assert self.evaluation is not None
+        evaluation = self.evaluation
         ema.copy_buffers(self.learner.G_ema, self.learner.G)
         self.world.average_batch_norm_stats(self.learner.G_ema)  # of the copy: training continues with its own
         try:
-            row = self.evaluation.run(self.learner.G_ema, self.state.images, self._check_stop_of_evaluation)
+            row = evaluation.run(self.learner.G_ema, self.state.images, self._check_stop_of_evaluation)
         except StopRequested as asked:
             self.state.evaluation_pending = asked.args[0] != StopReason.FINISHED
             return asked.args[0], False
         self.state.evaluation_pending = False
-        self.state.eval_sec += row["Perf/eval_sec"]
+        self.state.eval_sec += row["Perf/eval_sec"] or 0.0
         row["Perf/eval_pct"] = 100 * self.state.eval_sec / self.timer.total_sec
-        is_best = self.world.run_on_main(lambda: self.evaluation.is_best(row))
+        is_best = self.world.run_on_main(lambda: evaluation.is_best(row))
         self.tracker.log_evaluation(row, is_best)
         return reason, is_best
 

@@ -6,9 +6,11 @@ from pathlib import Path
 
 from distgan.config.batch_plan import make_batch_plan
 from distgan.config.load import load
-from distgan.data.dataset import Dataset, DatasetOptions, RankInfo
+from distgan.data.dataset import Dataset
 from distgan.data.decode import DecodeOptions
 from distgan.data.loader import Stream, StreamOptions
+from distgan.data.open_shards import RankInfo
+from distgan.data.sample_parts import DatasetOptions
 from distgan.data.shard_urls import find_shards
 from distgan.data.shuffle import ShuffleLayout, ShuffleOrder
 from distgan.distributed.launch_env import init_rank_env

@@ -137,7 +137,7 @@ def _spec(config: Config, state: SavedState) -> Spec:
     )
 
 
-def _origin(where: Path, config: dict, images: int) -> dict:
+def _origin(where: Path, config: dict[str, object], images: int) -> dict[str, object]:
     """Return the origin of a generator for files that are passed on, without paths of this machine."""
     values = to_dict(without_secrets(from_dict(config)))
     data = values["data"] | {"shards": [os.path.basename(os.path.normpath(url)) for url in values["data"]["shards"]]}

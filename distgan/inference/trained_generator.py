@@ -3,7 +3,7 @@
 import inspect
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -62,7 +62,7 @@ class TrainedGenerator:
         chunk: Images of one forward.
     """
 
-    def __init__(self, net: nn.Module, spec: Spec, origin: dict) -> None:
+    def __init__(self, net: nn.Module, spec: Spec, origin: dict[str, Any]) -> None:
         self.net, self.spec, self.origin = net, spec, origin
         self.restores = "pictures" in inspect.signature(net.forward).parameters
         self.resolution, self.z_dim, self.num_classes = spec.resolution, spec.z_dim, spec.num_classes
@@ -102,7 +102,8 @@ class TrainedGenerator:
             return self.images(range(z), seed, labels)
         if z.ndim != 2 or z.shape[1] != self.z_dim:
             raise ValueError(f"latents of shape {list(z.shape)}: this generator takes [B, {self.z_dim}]")
-        return self.net(z.to(self.device, torch.float32), self._class_tensor(labels, len(z)))
+        images: Tensor = self.net(z.to(self.device, torch.float32), self._class_tensor(labels, len(z)))
+        return images
 
     @torch.no_grad()
     def restore(self, pictures: Tensor, labels: Labels = None, *, seed: int = 0) -> Tensor:
@@ -122,7 +123,8 @@ class TrainedGenerator:
             raise ValueError(f"images of shape {list(pictures.shape)}: this generator takes [B, 3, {side}, {side}]")
         classes = self._class_tensor(labels, len(pictures))
         z = sampling.latents(seed, range(len(pictures)), self.z_dim).to(self.device)
-        return self.net(pictures.to(self.device, torch.float32), z, classes)
+        images: Tensor = self.net(pictures.to(self.device, torch.float32), z, classes)
+        return images
 
     def images(self, numbers: Sequence[int], seed: int = 0, labels: Labels = None) -> Tensor:
         """Return the images of some numbers, [B, 3, R, R] in -1..1.

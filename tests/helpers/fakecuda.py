@@ -22,6 +22,7 @@ import torch
 from processes import ROOT, WORKERS, environment
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from unordered import is_refused
 
 import distgan
 
@@ -129,6 +130,7 @@ class Counts(TorchDispatchMode):
         self.launches, self.copies = 0, 0
         self.waits: Counter[str] = Counter()
         self.mixes: Counter[str] = Counter()
+        self.refused: set[str] = set()  # by train.deterministic=strict
 
     def wait(self, what: str) -> None:
         """Something made the host wait; it is put down under the place in the package that did it."""
@@ -141,6 +143,8 @@ class Counts(TorchDispatchMode):
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         name = func.overloadpacket.__name__
+        if is_refused(func, args):
+            self.refused.add(name)
         given = [x for x in tree_leaves((args, kwargs)) if isinstance(x, torch.Tensor)]
         on_gpu = any(x.device.type == "cuda" for x in given)
         if name == "_local_scalar_dense":

@@ -10,6 +10,7 @@ import pytest
 import scipy.linalg
 import torch
 from torch import Tensor
+from unordered import Refused
 
 from distgan.metrics import frechet, inception_score, kid, precision_recall
 from distgan.metrics.frechet import Gaussian, Moments
@@ -243,3 +244,21 @@ def test_the_config_knows_the_metrics() -> None:
 def test_values_have_their_names(real: Tensor) -> None:
     for metric in METRICS.values():
         assert tuple(metric.values(features(real), features(real[:300]), False)) == metric.names
+
+
+def test_no_metric_ends_a_deterministic_run() -> None:
+    def features(seed: int) -> Features:
+        made = points(60, seed)
+        logits = torch.from_numpy(np.random.RandomState(seed).standard_normal((60, 10)))
+        labels = torch.arange(60) % 3
+        gaussian = Moments.of(made).gaussian()
+        return Features(gaussian, made, logits, labels, frechet.root(gaussian.cov))
+
+    real, fake = features(1), features(2)
+    with Refused() as refused:
+        for metric in METRICS.values():
+            metric.values(real, fake, True)
+    assert refused.names == set()
+    with Refused() as refused:
+        real.points.kthvalue(2, dim=1), real.points.median(dim=1), real.points.cumsum(0), torch.arange(3).cumsum(0)
+    assert refused.names == {"kthvalue", "median", "cumsum"}

@@ -59,6 +59,7 @@ def complaints(case: Case, told: dict) -> list[str]:
         return [told["error"]]
     wrong = [f"the host waits: {what}, {num} times" for what, num in told["waits"].items() if what != EVENT]
     wrong += [f"{name} mixes tensors of the host and the device" for name in told["mixes"]]
+    wrong += [f"train.deterministic=strict refuses {name}" for name in told["refused"]]
     if told["copies"] != told["arrays"]:
         wrong.append(f"{told['copies']} copies that nobody waits for, of {told['arrays']} arrays of the batches")
     return wrong + over_budget(case, told)

@@ -131,7 +131,7 @@ def count(config: Config) -> dict:
     CACHED_TABLE.cache_clear()  # its tensors are of this mode
     found = {name: max(launches) for name, launches in steps.items()}
     copies = {"copies": counts.copies, "arrays": trainer.stream.num_arrays}
-    told = copies | {"waits": counts.waits, "mixes": counts.mixes}
+    told = copies | {"waits": counts.waits, "mixes": counts.mixes, "refused": sorted(counts.refused)}
     return found | told
 
 

@@ -1,4 +1,4 @@
-"""What the commands do, for programs of one's own: `from distgan import train, open_stream`."""
+"""Train and read shards from your own program: `from distgan import train, open_stream`."""
 
 import contextlib
 from collections.abc import Sequence
@@ -54,7 +54,7 @@ def open_stream(
     world: int = 1,
     threads: int = 2,
 ) -> Stream:
-    """Endless batches of shards in the order in which a run would see them, for any training loop.
+    """Open endless batches of shards in the order in which a run would see them, for any training loop.
 
         with open_stream("data/faces", batch=64, resolution=128) as stream:
             for batch in stream:                     # batch.images: uint8 [64, 128, 128, 3]; batch.labels: int64 [64]

@@ -1,4 +1,4 @@
-"""What can go wrong for a user, by exit code. A message says what, where, and the way out."""
+"""Errors for users, by exit code. A message says what is wrong, where, and how to fix it."""
 
 from enum import IntEnum
 from pathlib import Path
@@ -55,27 +55,27 @@ class DivergedError(DistganError):
 
 
 class MachineError(DistganError):
-    """The machine is in the way: disk full, a folder in use, ranks that are not what the launcher promised."""
+    """The machine prevents the run: disk full, a folder in use, ranks that are not what the launcher promised."""
 
     exit_code = 5
 
 
 class StopReason(IntEnum):
-    """Why a run stops; where ranks differ, the greater one wins."""
+    """The reason why a run stops; where ranks differ, the greater one wins."""
 
-    NONE = 0  # it goes on
+    NONE = 0  # it continues
     FINISHED = 1
     PREEMPTED = 2
     INTERRUPTED = 3
 
     @property
     def word(self) -> str:
-        """The reason as status.json, the log and W&B have it."""
+        """Return the reason as status.json, the log and W&B have it."""
         return self.name.lower()
 
     @property
     def exit_code(self) -> int:
-        """The exit code of a process that stops for it; 75 is EX_TEMPFAIL: try again later."""
+        """Return the exit code of a process that stops for it; 75 is EX_TEMPFAIL: try again later."""
         return {"FINISHED": 0, "PREEMPTED": 75, "INTERRUPTED": 130}[self.name]
 
 
@@ -105,7 +105,7 @@ def with_hint(text: str, among_ranks: bool = False) -> str:
 
 
 class FailedError(DistganError):
-    """Anything else that ended a run; the traceback is in the rank's log."""
+    """Any other error that ended a run; the traceback is in the rank's log."""
 
     @classmethod
     def of(cls, error: Exception, rank: int, folder: Path) -> DistganError:

@@ -1,4 +1,4 @@
-"""What the parsers of the commands share."""
+"""Parse arguments: the parser and the options that several commands share."""
 
 import argparse
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""`distgan evaluate`, `generate` and `export`: what is made of a trained generator."""
+"""`distgan evaluate`, `generate` and `export`: use a trained generator."""
 
 import argparse
 
@@ -68,10 +68,10 @@ def _evaluate(options: argparse.Namespace) -> int:
             show(*selfcheck.table(lines))
     elif options.watch:
 
-        def tell(report: dict) -> None:
+        def show_report(report: dict) -> None:
             show(report["subject"]["checkpoint"], *table(report), "")
 
-        num = watch.watch_checkpoints(world, options.target, options.overrides, chosen, tell)
+        num = watch.watch_checkpoints(world, options.target, options.overrides, chosen, show_report)
         if world.is_main:
             show(f"the run has ended, {num} checkpoint(s) measured")
     else:

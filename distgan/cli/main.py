@@ -1,4 +1,4 @@
-"""The entry point: words to a command, errors to lines and exit codes."""
+"""The entry point: run a command, and turn errors into one line and an exit code."""
 
 import argparse
 import difflib

@@ -1,4 +1,4 @@
-"""How a global batch is spread over ranks, passes and micro-batches."""
+"""Spread the global batch over ranks, passes and micro-batches."""
 
 import math
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ class BatchPlan:
 
 
 def make_batch_plan(config: Config, world: int) -> BatchPlan:
-    """Spread train.batch over `world` ranks. Raises ConfigError that tells what would fit."""
+    """Spread train.batch over `world` ranks. Raises ConfigError, which lists batches that fit."""
     batch, expected = config.train.batch, config.run.expected_world_size
     if expected and expected != world:
         raise ConfigError(f"{world} rank(s) started, run.expected_world_size={expected} wanted")

@@ -1,4 +1,4 @@
-"""How a config says that images are decoded."""
+"""Read the options of decoding from a config."""
 
 from distgan.config.schema import Data
 from distgan.data.decode import DecodeOptions

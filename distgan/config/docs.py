@@ -1,4 +1,4 @@
-"""What the settings mean, for a person: `distgan config --help-keys`, docs/config.md, and how two configs differ."""
+"""Explain the settings: `distgan config --help-keys`, docs/config.md, and how two configs differ."""
 
 from collections.abc import Iterator
 from dataclasses import Field, dataclass

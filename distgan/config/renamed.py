@@ -1,4 +1,4 @@
-"""What earlier versions named otherwise: settings, options and log keys. Old names do not work, and give one line."""
+"""Names of settings, options and log keys in earlier versions. Old names do not work: the error gives the new one."""
 
 from collections.abc import Iterable
 

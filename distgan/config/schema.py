@@ -1,7 +1,7 @@
 """Every setting of a run: what it means, its default and its bounds.
 
 The dataclasses are the schema: `load` fills them from YAML and `key=value`, and refuses what is not here. This module
-imports neither torch nor OmegaConf, so that mistakes are told at once.
+imports neither torch nor OmegaConf, so that errors are reported at once.
 """
 
 from dataclasses import dataclass, field
@@ -319,7 +319,7 @@ class Config:
 
 
 def best_metric(settings: Eval) -> str:
-    """Return the metric by which the best checkpoint is chosen; empty where none of those measured tells."""
+    """Return the metric by which the best checkpoint is chosen; empty where none is measured that could decide."""
     return settings.best_metric or next((name for name in settings.metrics if EVAL_METRICS[name]), "")
 
 

@@ -1,6 +1,6 @@
-"""Which settings go together: mistakes, each with the way out, and what works but may not be meant.
+"""Validate settings together: errors, each with its fix, and warnings of what works but may not be meant.
 
-Like the schema, without torch and OmegaConf, so that mistakes are told at once.
+Like the schema, without torch and OmegaConf, so that errors are reported at once.
 """
 
 import math
@@ -19,7 +19,7 @@ LEAST_RESOLUTION = {"hourglass": 32, "restore": 16}  # of a family that cannot d
 
 
 def config_errors(config: Config) -> list[str]:
-    """Return settings that exclude one another or cannot work, each with the way out."""
+    """Return settings that exclude one another or cannot work, each with its fix."""
     checks = (_check_data, _check_networks, _check_loss, _check_augment_and_balance, _check_train, _check_restore)
     return [line for check in checks for line in check(config)] + eval_errors(config.eval)
 
@@ -117,7 +117,7 @@ def _check_restore(config: Config) -> Iterator[str]:
             "eval.every compares images that G makes of noise with real ones; what is restored is measured by PSNR and "
             "SSIM, on data.holdout images at every sample.every: set eval.every=0"
         )
-    if config.data.resolution:  # else that is told already
+    if config.data.resolution:  # else that is reported already
         try:
             degrade_spec.parse(config.restore.degrade, config.data.resolution)
         except ValueError as error:

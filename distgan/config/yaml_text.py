@@ -1,6 +1,6 @@
-"""YAML as it was typed: every scalar as text, within bounds, and what is wrong with it without a word of its content.
+"""YAML as it was typed: every scalar as text, within bounds, with errors that do not show its content.
 
-A config may name any file as its `base:`, so that a message which showed what stands there would show any file.
+A config may name any file as its `base:`, so that a message which showed its content would show any file.
 """
 
 import functools

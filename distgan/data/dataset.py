@@ -1,4 +1,4 @@
-"""Shards as one data set: what they hold, and where each sample lies."""
+"""Shards as one data set: their samples, classes and offsets."""
 
 import hashlib
 import itertools
@@ -49,7 +49,7 @@ class SampleLocations:
 
     @property
     def pictures(self) -> list[tuple[np.ndarray, np.ndarray]]:
-        """Offsets and lengths of the image parts and, of pairs, of the degraded images."""
+        """Return offsets and lengths of the image parts and, of pairs, of the degraded images."""
         clean = (self.offset, self.length)
         if self.degraded_offset is None or self.degraded_length is None:
             return [clean]
@@ -57,7 +57,7 @@ class SampleLocations:
 
 
 class Dataset:
-    """What a run reads: the usable samples of its shards, numbered 0 .. num_samples - 1 in the shards' order.
+    """The data set of a run: the usable samples of its shards, numbered 0 .. num_samples - 1 in the shards' order.
 
     Those that are held out come after, as num_samples .. num_samples + num_held_out - 1.
 

@@ -16,7 +16,7 @@ log = logging.getLogger("distgan")
 
 
 class Card(TypedDict, total=False):
-    """What is read of a card; other tools' files of that name may have fields of their own."""
+    """The fields of a card that are read; other tools' files of that name may have fields of their own."""
 
     samples: Count
     resolution: Annotated[int, Between(1, 2**20)] | None

@@ -51,7 +51,7 @@ class DecodedImage:
 
 @dataclass(frozen=True)
 class DecodeOptions:
-    """How images of any size become square and of one size.
+    """The rule by which images of any size become square and of one size.
 
     Attributes:
         resolution: Side in pixels.

@@ -22,7 +22,7 @@ SAVE: dict[str, tuple[str, dict[str, int]]] = {  # Pillow's name of a format, an
 
 @dataclass(frozen=True)
 class PackOptions:
-    """How each image is stored.
+    """The format of stored images.
 
     Attributes:
         resolution: Side in pixels; 0 keeps each image's own size.
@@ -64,7 +64,7 @@ class PackOptions:
 
 @dataclass
 class StoredImage:
-    """What became of one image: its bytes (and those of its degraded form), or the reason why it is left out."""
+    """The result of encoding one image: its bytes (and those of its degraded form), or why it is left out."""
 
     data: bytes = b""
     degraded: bytes = b""

@@ -1,4 +1,4 @@
-"""Classes by where images lie: the folder at some level of their paths, or the archive that holds them."""
+"""Classes by the paths of images: the folder at some level of their paths, or the archive that holds them."""
 
 import os
 import re

@@ -51,7 +51,7 @@ class Batch:
 
     @property
     def buffers(self) -> list[np.ndarray]:
-        """The images and, of pairs, the degraded ones."""
+        """Return the images and, of pairs, the degraded ones."""
         return [self.images] if self.degraded is None else [self.images, self.degraded]
 
 
@@ -61,7 +61,7 @@ def _pageable(shape: tuple[int, ...]) -> np.ndarray:
 
 @dataclass(frozen=True)
 class StreamOptions:
-    """How batches are made.
+    """Options of a stream of batches.
 
     Attributes:
         batch: Images of a global batch; every rank gets batch / world size of them.

@@ -38,7 +38,7 @@ ALONE = RankInfo()
 
 @dataclass(frozen=True)
 class OpenedShards:
-    """What all ranks know of the shards.
+    """The summary of the shards, equal on all ranks.
 
     Attributes:
         heads: The summary of each shard, without its labels.
@@ -55,7 +55,7 @@ class OpenedShards:
 
 @dataclass(frozen=True)
 class _Failure:
-    """Why the summary of a shard is not there."""
+    """The reason why the summary of a shard is missing."""
 
     error: str = ""
     stopped: StopReason = StopReason.NONE
@@ -63,7 +63,7 @@ class _Failure:
 
 @dataclass
 class _Share:
-    """What one rank tells the others; `problem` ends the work of all."""
+    """The message of one rank to the others; `problem` ends the work of all."""
 
     names: list[str]
     class_names: list[str] = field(default_factory=list)

@@ -44,7 +44,7 @@ NO_PICTURES = {
 
 @dataclass(frozen=True)
 class ListingOptions:
-    """Which images and labels of a source are asked for.
+    """Options that select images and labels of a source.
 
     Attributes:
         labels: Whether there shall be labels.

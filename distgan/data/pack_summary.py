@@ -1,4 +1,4 @@
-"""Report what `pack` did: counts while it works, lines for a person afterwards."""
+"""Report what `pack` did: counts while it works, readable lines afterwards."""
 
 import os
 from collections import Counter
@@ -12,7 +12,7 @@ UNLABELED = "without a label"
 
 @dataclass
 class PackSummary:
-    """What `pack` did; the card of the data set holds the same.
+    """The result of `pack`; the card of the data set holds the same.
 
     Attributes:
         samples: How many were written.

@@ -34,7 +34,7 @@ class Pixels:
 
     @property
     def cut_away(self) -> float:
-        """The mean share of the area that is cropped."""
+        """Return the mean share of the area that is cropped."""
         return self.sum_cut_away / max(1, self.num)
 
     def add_values(self, values: Range | None, is_usable: bool = True) -> None:

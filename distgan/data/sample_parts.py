@@ -11,7 +11,7 @@ from distgan.errors import DataError
 
 @dataclass(frozen=True)
 class DatasetOptions:
-    """What is asked of a data set's samples.
+    """Requirements on a data set's samples.
 
     Attributes:
         labels: Whether every sample must have a class label.

@@ -1,4 +1,4 @@
-"""Index a shard: where each sample's bytes lie, in a small file next to it: `000000.tar` -> `000000.tar.index`.
+"""Index a shard: the offsets of each sample's bytes, in a small file next to it: `000000.tar` -> `000000.tar.index`.
 
 Any plain tar that WebDataset reads is accepted; the index is made on first use, and put into a cache folder when the
 shard's own folder cannot be written. A sample is a run of members with one key, as in `webdataset.group_by_keys`:

@@ -1,4 +1,4 @@
-"""Map each global position p to the sample that stands there. Integers only: no files, no ranks, no state.
+"""Map each global position p to a sample. Integers only: no files, no ranks, no state.
 
 One endless order over epochs: position p belongs to epoch p // N, and every epoch holds every sample exactly once.
 An epoch is laid out in three steps, so that the order is well shuffled and the reads stay nearly sequential:

@@ -1,4 +1,4 @@
-"""Tar headers, read and written: where each member's bytes lie.
+"""Tar headers, read and written: the offsets of each member's bytes.
 
 USTAR, GNU and PAX archives are read as `tarfile` reads them, about seven times faster, and stricter: an archive that
 is cut, zeroed inside or lacks its end marker is reported, where tarfile-based readers end silently.
@@ -30,7 +30,7 @@ COMPRESSED = {
 
 
 class Bytes(Protocol):
-    """What a scan reads from: `mmap` fits, and so does a window that slides over a remote file."""
+    """The bytes of a tar that a scan reads: `mmap` fits, and so does a window that slides over a remote file."""
 
     def __getitem__(self, at: slice) -> bytes: ...
 

@@ -149,7 +149,7 @@ def _listen(read_end: int) -> None:
 
 
 def _write_line(text: str) -> None:
-    """Straight to the descriptor, since the main thread may hold any lock. The terminal has just written ^C."""
+    """Write to the descriptor itself, since the main thread may hold any lock. The terminal has just written ^C."""
     os.write(2, f"\ndistgan: {text}\n".encode())
 
 

@@ -200,7 +200,7 @@ class World:
         return parts
 
     def broadcast_object(self, item: T) -> T:
-        """Rank 0's item, on every rank."""
+        """Return rank 0's item, on every rank."""
         if self.size == 1:
             return item
         box = [item]

@@ -29,7 +29,7 @@ from distgan.tracking.console import duration
 
 log = logging.getLogger("distgan")
 
-TELL_SEC = 20  # between two lines of progress
+REPORT_SEC = 20  # between two lines of progress
 GRAY_LEVELS = 16  # largest difference of channels in an image without color
 
 CheckStop = Callable[[], None]  # called by all ranks in each round; raises StopRequested on all of them, or on none
@@ -43,7 +43,7 @@ class StopRequested(Exception):
 
 
 def never_stop() -> None:
-    """Continue: a command is ended by its signals alone."""
+    """Do nothing: signals alone end a command."""
 
 
 @dataclass
@@ -128,14 +128,14 @@ def extract(
 
 def _with_progress(rounds: Iterable[Images | None], num: int, world: World) -> Iterator[Images | None]:
     """Yield the same rounds, and log the progress periodically."""
-    started = told = time.monotonic()
+    started = reported = time.monotonic()
     done = 0
     for share in rounds:
         yield share
         done += world.size * len(share.numbers) if share is not None else 0
         now = time.monotonic()
-        if world.is_main and 0 < done < num and now - told > TELL_SEC:
-            told = now
+        if world.is_main and 0 < done < num and now - reported > REPORT_SEC:
+            reported = now
             log.info(f"{done:,} of {num:,} images seen, {duration((now - started) / done * (num - done))} to go")
 
 

@@ -94,18 +94,18 @@ class Evaluation:
 
     @property
     def real(self) -> Reference:
-        """Statistics of the real images, on rank 0."""
+        """Return statistics of the real images, on rank 0."""
         assert self.reference is not None
         return self.reference
 
     @property
     def extracted(self) -> ExtractedFeatures:
-        """Numbers of images of the last seed."""
+        """Return the numbers of images of the last seed."""
         return self.measured[-1].extracted
 
     @property
     def features(self) -> Features:
-        """Features of the images of the last seed, on rank 0."""
+        """Return features of the images of the last seed, on rank 0."""
         assert self.extracted.features is not None
         return self.extracted.features
 

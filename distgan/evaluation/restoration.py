@@ -1,4 +1,4 @@
-"""Evaluate an image-to-image generator on held-out images: grids to look at, PSNR and SSIM."""
+"""Evaluate an image-to-image generator on held-out images: grids, PSNR and SSIM."""
 
 from collections.abc import Sequence
 

@@ -42,7 +42,7 @@ class Line(NamedTuple):
 
     @property
     def holds(self) -> bool:
-        """True if the two agree."""
+        """Return whether the two agree."""
         return abs(self.computed - self.expected) <= self.tolerance
 
 

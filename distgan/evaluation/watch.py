@@ -15,7 +15,7 @@ from distgan.storage.run_dir import RunDir
 
 log = logging.getLogger("distgan")
 
-LOOK_SEC = 5.0  # between two looks at the run
+POLL_SEC = 5.0  # between two checks for new checkpoints
 OVER = ("finished", "failed")  # states of a run that saves no more checkpoints; a preempted one will be resumed
 
 
@@ -24,8 +24,8 @@ def watch_checkpoints(
     run: str,
     overrides: Sequence[str],
     options: EvaluateOptions,
-    tell: Callable[[dict], None],
-    look_sec: float = LOOK_SEC,
+    show_report: Callable[[dict], None],
+    poll_sec: float = POLL_SEC,
 ) -> int:
     """Measure the checkpoints of a run, oldest first, as they are saved; called by all ranks. Returns their number.
 
@@ -33,7 +33,7 @@ def watch_checkpoints(
     stopped. It returns when the run has ended and all checkpoints are measured.
 
     Args:
-        tell: Shows a report, on rank 0.
+        show_report: Shows a report, on rank 0.
     """
     folder = RunDir(run)
     if not folder.checkpoints.is_dir():
@@ -49,7 +49,7 @@ def watch_checkpoints(
         if not name and is_over:
             return num
         if not name:
-            time.sleep(look_sec)
+            time.sleep(poll_sec)
             continue
         seen.add(name)
         try:
@@ -61,7 +61,7 @@ def watch_checkpoints(
             continue
         num += 1
         if world.is_main:
-            tell(report)
+            show_report(report)
 
 
 def _next(checkpoints: Path, seen: set[str]) -> str:

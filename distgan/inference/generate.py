@@ -32,7 +32,7 @@ class GenerateOptions:
         num: Number of images, or frames of a video.
         labels: Classes that the images take in turn, "0,3" or "0-9"; empty for all learned. A grid has a row for each.
         columns: Columns of a grid, or of a video's classes; None for a row per class, or a square.
-        share: Share of the images made to keep, those with the best scores (see `Choice`).
+        share: Share of the images made to keep, those with the best scores (see `SampleSelection`).
         filter_by: Name of the score, one of `scoring.SCORES`.
         balance: Whether all classes have the same number of images.
         shard_images: Images of a shard; 0 for a number by the resolution.
@@ -69,7 +69,7 @@ class GenerateOptions:
 
     @property
     def is_file(self) -> bool:
-        """True if the result is one file, not a set of images."""
+        """Return whether the result is one file, not a set of images."""
         return self.kind in ("grid", "video")
 
 

@@ -63,12 +63,12 @@ class SampleSelection:
 
     @property
     def num_groups(self) -> int:
-        """Number of groups."""
+        """Return the number of groups."""
         return -(-self.num // self.group_size)
 
     @property
     def num_candidates(self) -> int:
-        """Number of images to be made in all groups."""
+        """Return the number of images to be made in all groups."""
         return self.candidates(self.num_groups - 1).stop
 
     def size(self, group: int) -> int:

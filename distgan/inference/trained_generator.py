@@ -71,12 +71,12 @@ class TrainedGenerator:
 
     @property
     def device(self) -> torch.device:
-        """Device of the weights, on which images are made."""
+        """Return the device of the weights, on which images are made."""
         return next(self.net.parameters()).device
 
     @property
     def half_life(self) -> str:
-        """Half-life of the average in images, as text; of a schedule the first and the last one."""
+        """Return the half-life of the average in images, as text; of a schedule the first and the last one."""
         half_life = self.origin["config"]["ema"]["half_life"]
         values = half_life if isinstance(half_life, list) else [half_life]  # older checkpoints have a number
         return " to ".join(f"{value:,.0f}" for value in values)

@@ -25,14 +25,14 @@ class Epilogue(nn.Module):
 
     Attributes:
         seeds: int64 [B], one for each image of the current pass; set by the caller of the network.
-        look: Name of the current pass; other names draw other features.
+        tag: Name of the current pass; other names draw other features.
     """
 
     def __init__(self, channels: int, side: int, minibatch: str = "none", group: int = 0, dropout: float = 0.0) -> None:
         super().__init__()
         self.group, self.rate = group, dropout
         self.seeds: Tensor | None = None
-        self.look = ""
+        self.tag = ""
         kinds: dict[str, type[MinibatchStdDev | MinibatchDiscrimination] | None] = {
             "none": None,
             "stddev": MinibatchStdDev,
@@ -53,7 +53,7 @@ class Epilogue(nn.Module):
 
     def _drop(self, x: Tensor, seeds: Tensor) -> Tensor:
         """Set features to zero by each image's seed and scale up the others (Srivastava et al. 2014)."""
-        kept = device_rng.uniform(seeds, f"dropout {self.look}", x[0].numel()).view_as(x) >= self.rate
+        kept = device_rng.uniform(seeds, f"dropout {self.tag}", x[0].numel()).view_as(x) >= self.rate
         return x * kept / (1 - self.rate)
 
 

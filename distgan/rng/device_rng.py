@@ -1,4 +1,4 @@
-"""Random numbers made on the device, as a function of each image's seed; the device's half of `keyed`.
+"""Random numbers made on the device, as a function of each image's seed; the device's half of `host_rng`.
 
 Every image of a batch carries one 64-bit seed, made on the host from (seed, position). What is drawn for it depends on
 that seed and the purpose alone: not on ranks, on batches or on what was drawn before.
@@ -15,7 +15,7 @@ GOLDEN, FIRST, SECOND = (int(x) - 2**64 for x in (0x9E3779B97F4A7C15, 0xBF58476D
 
 
 def bits(seeds: Tensor, purpose: str, num: int) -> Tensor:
-    """`num` random 64-bit integers for each seed: int64 [B] -> int64 [B, num]; SplitMix64, as in `keyed.bits`."""
+    """Return `num` random 64-bit integers for each seed: int64 [B] -> int64 [B, num]; SplitMix64, as in `host_rng`."""
     key = int(host_rng.key(0, purpose).view("int64"))
     x = seeds[:, None] * GOLDEN + key
     x = _mixed(x) + torch.arange(num, device=seeds.device) * GOLDEN

@@ -72,7 +72,7 @@ def sweep(folder: Path, older_sec: float = 24 * 3600) -> None:
     """Remove what killed processes left in a folder: at once those of this host, of others what is so old."""
     try:
         names = os.listdir(folder)
-    except OSError:  # to be told by whoever writes there
+    except OSError:  # to be reported by whoever writes there
         return
     for name in names:
         if (match := _PART.fullmatch(name)) and _is_abandoned(folder / name, match, older_sec):

@@ -30,7 +30,7 @@ class RefusedError(Exception):
 
 
 class Backend(Protocol):
-    """How one kind of address is read. Both raise RefusedError for good, OSError for a fault worth a retry."""
+    """A reader of one kind of address. Both methods raise RefusedError for good, OSError for a fault worth a retry."""
 
     def size(self, url: str) -> int:
         """Return the bytes of a whole file."""

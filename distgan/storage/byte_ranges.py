@@ -78,7 +78,7 @@ class ByteRangeReader:
         self._sizes[url] = size
 
     def read(self, url: str, start: int, length: int) -> bytes:
-        """Read bytes start .. start + length of a shard, from where it lies."""
+        """Read bytes start .. start + length of a shard, from its file or server."""
         if length == 0:
             return b""
         if is_local(url):
@@ -113,7 +113,7 @@ class ByteRangeReader:
     def prefetch(self, url: str, start: int, length: int) -> None:
         """Ask for bytes ahead of their use: the system reads local files ahead, background threads others."""
         if is_local(url):
-            with contextlib.suppress(OSError, RefusedError):  # the read itself will tell
+            with contextlib.suppress(OSError, RefusedError):  # the read itself will raise it
                 self._local.read_ahead(url, start, length)
             return
         self._chunks_of(url, start, length)
@@ -122,7 +122,7 @@ class ByteRangeReader:
         """Return the chunks that hold these bytes, in order; those that nobody has asked for are fetched from now on.
 
         A reader waits for these very chunks: those that the cache forgets meanwhile still come, and a fetch that has
-        failed by then still tells its error.
+        failed by then still raises its error.
         """
         size = self.size(url)
         with self._lock:

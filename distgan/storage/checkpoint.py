@@ -41,7 +41,7 @@ class CorruptCheckpointError(Exception):
 
 
 def save(folder: Path, images: int, tensors: Tensors, state: dict) -> Path:
-    """Write a checkpoint into `folder`; returns where it lies.
+    """Write a checkpoint into `folder`; returns its path.
 
     Raises:
         DivergedError: a value is not finite; nothing is written.
@@ -100,7 +100,7 @@ def load(path: Path, expected: Callable[[SavedState], Shapes] | None = None) -> 
 
 
 def verify(path: Path) -> None:
-    """See that a checkpoint is whole, without room for its tensors. Raises CorruptCheckpointError."""
+    """Check that a checkpoint is complete, without memory for its tensors. Raises CorruptCheckpointError."""
     with _telling_damage(path):
         for name, entry in _described(path)[0].items():
             with open_regular(path / name, follow_links=False) as file:

@@ -93,7 +93,7 @@ def read_state(path: Path) -> SavedState:
 
 
 def choose(folder: Path, resume: str, *, looking: bool = False) -> tuple[Path | None, bool]:
-    """Return where a run with its checkpoints in `folder` goes on from, and whether that one is its own.
+    """Return the checkpoint that a run with checkpoints in `folder` resumes from, and whether it is its own.
 
     Args:
         resume: "auto", the newest good one; "never", none, which needs a folder without any; or a path: one of the
@@ -136,7 +136,7 @@ def require_left(folder: Path, resume: str, images: int, max_minutes: float) -> 
     """Refuse to begin a run of so many images or minutes from a checkpoint of another one that has had them.
 
     Raises:
-        ConfigError: with the way out; before anything is written.
+        ConfigError: With the fix; before anything is written.
     """
     if resume in ("auto", "never") or newest_good(folder)[0] is not None:
         return

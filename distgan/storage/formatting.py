@@ -1,4 +1,4 @@
-"""Numbers, sizes, alternatives, errors and tables as a person reads them."""
+"""Numbers, sizes, alternatives, errors and tables as readable text."""
 
 from collections.abc import Sequence
 

@@ -7,7 +7,7 @@ from distgan.storage.untrusted import AtMost, Between, Count, Like, Name, Positi
 
 Classes = Annotated[int, Between(0, 1_000_000)]
 Seconds = Annotated[float, Between(0, 1e12)]
-FILE_NAME = r"\w[\w-]{0,100}\.(safetensors|json)"  # a plain name: no folder, no way out of the checkpoint
+FILE_NAME = r"\w[\w-]{0,100}\.(safetensors|json)"  # a plain name: no folder, no path out of the checkpoint
 STEP_NAME = r"step-\d{12}"
 # What W&B refuses in an id would end the run later.
 WandbId = Annotated[str, Like(r"[^/\\#?%:\s\x00-\x1f]{1,128}", "an id of a W&B run")]
@@ -38,7 +38,7 @@ class Balance(TypedDict):
 
 
 class Controls(TypedDict, total=False):
-    """Of the controllers that there are, what they saw and came to."""
+    """The state of the controllers, and the sums of logits that they have not used yet."""
 
     verdicts: dict[str, list[float]]
     augment: Ada
@@ -72,7 +72,7 @@ class SavedState(_Always, total=False):
 
 
 class Best(TypedDict):
-    """best.json, which tells the best checkpoint."""
+    """best.json, which names the best checkpoint."""
 
     checkpoint: Annotated[str, Like(STEP_NAME, "the name of a checkpoint")]
 

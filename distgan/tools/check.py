@@ -1,4 +1,4 @@
-"""What a config would do, without doing it: shards, batch plan, networks, disk, W&B."""
+"""Report what a config would do, without training: shards, batch plan, networks, disk, W&B."""
 
 import os
 import shutil

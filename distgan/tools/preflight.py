@@ -1,4 +1,4 @@
-"""Two minutes before a long job: are all ranks there, do sums over them come out right, and is a host slow?
+"""Test the machines before a long job: all ranks answer, sums over them are correct, and no host is slow.
 
     srun python -m distgan.tools.preflight        (slurm/check.sbatch), or any other launcher
 
@@ -26,11 +26,11 @@ SLOW = 1.5  # times the median
 
 @dataclass(frozen=True)
 class PreflightResult:
-    """What one rank found out about its host.
+    """The measurements of one rank on its host.
 
     Attributes:
         product_sec: For one product of matrices.
-        right: Whether the sum over all ranks came out right.
+        right: Whether the sum over all ranks was correct.
         exchange_sec: For sending NUMBERS to rank 0 and back; None where that is rank 0's own host.
         sum_sec: For adding NUMBERS over all ranks; None where there is one.
     """
@@ -88,7 +88,7 @@ def _time_sum(world: World) -> float | None:
 
 
 def report(found: list[PreflightResult]) -> tuple[list[str], list[str]]:
-    """Return lines for a person, one for each host and one for all; and what is wrong."""
+    """Return readable lines, one for each host and one for all; and what is wrong."""
     product = statistics.median(rank.product_sec for rank in found)
     exchanges = [rank.exchange_sec for rank in found if rank.exchange_sec is not None]
     exchange = statistics.median(exchanges) if exchanges else 0.0

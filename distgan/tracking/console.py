@@ -1,4 +1,4 @@
-"""What a run looks like in a terminal: one live line there, plain lines everywhere else, and all of it in a file."""
+"""Show a run in a terminal: one live line there, plain lines everywhere else, and all of it in a file."""
 
 import logging
 import os
@@ -17,7 +17,7 @@ YELLOW, PLAIN, ERASE = "\x1b[33m", "\x1b[0m", "\r\x1b[2K"
 
 
 def start_logging(folder: Path, rank: int) -> None:
-    """Rank 0 speaks on the console and in log.txt; the others, of warnings only, in logs/rank_<r>.txt.
+    """Set up logging: rank 0 to the console and log.txt, the others to logs/rank_<r>.txt, warnings only.
 
     Debug messages, such as tracebacks, go to the file alone.
     """

@@ -1,4 +1,4 @@
-"""Where a run's numbers and images go: the console, log.txt, metrics.jsonl and W&B. metrics.jsonl is the truth."""
+"""Write a run's numbers and images to the console, log.txt, metrics.jsonl and W&B. metrics.jsonl is the truth."""
 
 import logging
 import math
@@ -25,7 +25,7 @@ FAILED_SEC = 20  # for W&B to hear of a failure; a launcher gives a rank half a 
 
 
 class Tracker:
-    """Writes down what a run reports; on ranks other than 0, does nothing.
+    """Writes what a run reports; on ranks other than 0, does nothing.
 
     Args:
         wandb_id: Of the W&B run to resume, or of a new one.

@@ -1,4 +1,4 @@
-"""What W&B's own variables ask for, read before anything heavy is imported."""
+"""Read W&B's own variables, before anything heavy is imported."""
 
 from collections.abc import Mapping
 

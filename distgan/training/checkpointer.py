@@ -1,4 +1,4 @@
-"""All that the rest of a run depends on, to a checkpoint and back."""
+"""Save the complete training state in a checkpoint, and load it."""
 
 import logging
 import os
@@ -28,7 +28,7 @@ log = logging.getLogger("distgan")
 
 @dataclass
 class TrainState:
-    """What a run counts; all of it is saved in each checkpoint."""
+    """The counts of a run; all of it is saved in each checkpoint."""
 
     images: int = 0  # real images consumed so far: the clock of everything, and the position in the stream
     iterations: int = 0
@@ -37,7 +37,7 @@ class TrainState:
     num_replaced: int = 0  # images that took the place of corrupt ones, since the last line, on this rank
     train_sec: float = 0.0
     eval_sec: float = 0.0  # of that, for evaluations
-    evaluation_pending: bool = False  # a stop was asked for in the middle of it
+    evaluation_pending: bool = False  # a stop was requested in the middle of it
     wandb_id: str = field(default_factory=lambda: os.environ.get("WANDB_RUN_ID") or secrets.token_hex(4))
 
 
@@ -95,11 +95,11 @@ class Checkpointer:
         return self._world.run_on_main(write)
 
     def load(self, path: Path) -> SavedState:
-        """Become what a checkpoint holds, on all ranks; returns its conditions. The W&B run stays as it is.
+        """Load a checkpoint, on all ranks; returns its state. The W&B run stays as it is.
 
         Raises:
-            DataError: it is corrupt, or was trained on other shards.
-            ConfigError: it is of other networks or settings.
+            DataError: It is corrupt, or was trained on other shards.
+            ConfigError: It is of other networks or settings.
         """
         tensors, state = self._world.run_on_all(lambda: self._read(path))
         for name, net in self._nets.items():

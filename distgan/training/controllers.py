@@ -20,7 +20,7 @@ class Balance:
         self.level = 0.0
 
     def update(self, value: float) -> None:
-        """Look at what is watched, e.g. the share of pairs that D orders correctly."""
+        """Update the level by the signal, e.g. the share of pairs that D orders correctly."""
         direction = (value > self.high) - (value < self.low)
         self.level = min(1.0, max(0.0, self.level + direction * self.step))
 
@@ -35,7 +35,7 @@ class Ada:
     """Adaptive probability of augmentation: as much as keeps D from memorizing the real images.
 
     The mean sign of D's logits on real images, r_t in Karras et al. 2020 (section 3, eq. 1), rises with overfitting.
-    Where it lies above the target p grows, below it p shrinks, at a pace that goes from 0 to 1 in `speed_images`.
+    Where it is above the target p grows, below it p shrinks, at a pace that goes from 0 to 1 in `speed_images`.
     Arithmetic of the host on what all ranks share, hence the same p on all of them.
 
     Attributes:

@@ -65,7 +65,7 @@ class AugmentedDiscriminator:
     def evaluate(
         self, images: Tensor, batch: MicroBatch, tag: str, hp: StepHyperparams, *, penalize: bool
     ) -> Evaluation:
-        """Evaluate images [B, 3, R, R] in -1..1. With `penalize`, their squared gradient can be asked for."""
+        """Evaluate images [B, 3, R, R] in -1..1. With `penalize`, their squared gradient can be computed."""
         images.requires_grad_(penalize and not self._compiles_penalties)
         inputs = (images, batch.labels, *self._random_numbers(images, batch.seeds, tag, hp), batch.condition)
 
@@ -87,7 +87,7 @@ class AugmentedDiscriminator:
     def logits_and_features(
         self, images: Tensor, batch: MicroBatch, tag: str, hp: StepHyperparams, *, features: bool
     ) -> tuple[Tensor, list[Tensor]]:
-        """Return logits, and D's features where they are asked for."""
+        """Return logits, and D's features where `features` is set."""
         numbers = self._random_numbers(images, batch.seeds, tag, hp)
         return self._forward(images, batch.labels, *numbers, batch.condition, features)
 
@@ -106,7 +106,7 @@ class AugmentedDiscriminator:
     def forward_plain(
         self, images: Tensor, labels: Tensor | None, features: bool = False, condition: Tensor | None = None
     ) -> tuple[Tensor, list[Tensor]]:
-        """Return D's logits of images as they are, and its features where they are asked for."""
+        """Return D's logits of images as they are, and its features where `features` is set."""
         x = images
         if self._sees_condition:
             assert condition is not None
@@ -116,7 +116,7 @@ class AugmentedDiscriminator:
     def set_dropout_seeds(self, seeds: Tensor, tag: str) -> None:
         """Set which images D's dropout is about to see: its masks are a function of their seeds."""
         for epilogue in self._epilogues:
-            epilogue.seeds, epilogue.look = seeds, tag
+            epilogue.seeds, epilogue.tag = seeds, tag
 
     def _random_numbers(
         self, images: Tensor, seeds: Tensor, tag: str, hp: StepHyperparams

@@ -23,7 +23,7 @@ def update(average: nn.Module, net: nn.Module, keep: float) -> None:
 
 @torch.no_grad()
 def copy_buffers(average: nn.Module, net: nn.Module) -> None:
-    """Batch norm's running statistics are averages already: they are copied."""
+    """Copy batch norm's running statistics, which are averages already."""
     for mean, buffer in zip(average.buffers(), net.buffers()):
         mean.copy_(buffer)
 

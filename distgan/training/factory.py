@@ -118,7 +118,7 @@ def build_optimizer(settings: OptimizerSettings, net: nn.Module) -> torch.optim.
 
 
 def optimizer_slots(settings: OptimizerSettings) -> set[str]:
-    """Names of what such an optimizer keeps for each weight, once it has made a step."""
+    """Return the names of what such an optimizer keeps for each weight, once it has made a step."""
     momentum = {"momentum_buffer"} if settings.betas[0] else set()
     return {
         "adam": {"step", "exp_avg", "exp_avg_sq"},

@@ -73,7 +73,7 @@ class GanStep:
         hp: StepHyperparams,
         around_fakes: Callable[[], contextlib.AbstractContextManager] = contextlib.nullcontext,
     ) -> None:
-        """Train D to tell the real images of this batch from as many fakes.
+        """Train D to distinguish the real images of this batch from as many fakes.
 
         Args:
             around_fakes: Context in which fakes are made, which is work without communication.
@@ -203,7 +203,7 @@ class GanStep:
         return real, degrade(real, batch.seeds, self.options.image_to_image.degrade)
 
     def _scaled(self, pixels: Tensor, seeds: Tensor) -> Tensor:
-        """uint8 [B, R, R, 3] -> [B, 3, R, R] in -1..1."""
+        """Map uint8 [B, R, R, 3] to [B, 3, R, R] in -1..1."""
         images = pixels.permute(0, 3, 1, 2).to(self.options.dtype) / 127.5 - 1
         if not self.options.flip:
             return images

@@ -1,4 +1,4 @@
-"""What a run trains: data set, networks, optimizers, schedules and counters. A checkpoint holds their state."""
+"""The data set, networks, optimizers, schedules and counters of a run. A checkpoint holds their state."""
 
 import copy
 from collections.abc import Callable
@@ -79,16 +79,16 @@ class Learner:
 
     @property
     def layout(self) -> ShuffleLayout:
-        """The constants of the data order, which a resumed run takes from its checkpoint."""
+        """Return the constants of the data order, which a resumed run takes from its checkpoint."""
         return self.checkpointer.layout
 
     @property
     def is_done(self) -> bool:
-        """Whether all images of the run are consumed, or all its minutes."""
+        """Return whether all images of the run are consumed, or all its minutes."""
         return self.state.images >= self.config.train.images or self.is_out_of_time(self.state.train_sec)
 
     def is_out_of_time(self, train_sec: float) -> bool:
-        """Return whether `train_sec` seconds of training are as many as the run may take."""
+        """Return whether `train_sec` seconds of training reach the limit of the run."""
         return 0 < self.config.train.max_minutes * 60 <= train_sec
 
 

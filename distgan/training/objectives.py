@@ -1,4 +1,4 @@
-"""What D minimizes and what G minimizes: the two modules that DDP wraps."""
+"""The losses of D and of G, as the two modules that DDP wraps."""
 
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -15,7 +15,7 @@ from distgan.training.step_inputs import MicroBatch, StepHyperparams, StepOption
 
 
 class DiscriminatorResult(NamedTuple):
-    """The D loss, its terms by log key, and D's scores of real images and fakes, [B] each; all but it detached."""
+    """The D loss, its terms by log key, and D's scores of real images and fakes, [B] each, all three detached."""
 
     loss: Tensor
     terms: dict[str, Tensor]

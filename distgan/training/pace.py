@@ -1,4 +1,4 @@
-"""What the log says of a run's speed before its first line of metrics."""
+"""Describe a run's speed in the log, before its first line of metrics."""
 
 from distgan.tracking.console import duration
 

@@ -1,4 +1,4 @@
-"""Resume and rollback: a run becomes what one of its checkpoints holds."""
+"""Resume a run from one of its checkpoints, or roll it back to one."""
 
 import logging
 from pathlib import Path
@@ -17,7 +17,7 @@ def resume(learner: Learner, folder: RunDir) -> int:
     """Load the last checkpoint, if there is one, on all ranks.
 
     Returns:
-        The image count of the last line of metrics that is kept: that of a run is cut where its checkpoint stands.
+        The image count of the last line of metrics that is kept: later lines are removed.
     """
     config, world, checkpointer = learner.config, learner.world, learner.checkpointer
     path, is_own = world.run_on_main(lambda: checkpoint_folder.choose(folder.checkpoints, config.run.resume))

@@ -1,4 +1,4 @@
-"""The images of a run: real images, and what the average generator makes of latents that stay the same.
+"""Log sample grids: real images, and images of the average generator for latents that stay the same.
 
 Of a generator that restores: degraded | restored | clean, of images that it was not trained on.
 """
@@ -96,5 +96,5 @@ class SampleGrids:
         self._tracker.log_images(key, name, pictures, self._columns)
 
     def _kimg(self, images: int) -> str:
-        """Thousands of images, in file names; with more digits only where grids come closer than that."""
+        """Return thousands of images, in file names; with more digits only where grids come closer than that."""
         return f"{images // 1000:06d}" if self._config.sample.every >= 1000 else f"{images / 1000:010.3f}"

@@ -48,11 +48,11 @@ class Schedulers:
 
     @property
     def _balance_level(self) -> float:
-        """How far D is held back, 0..1."""
+        """Return how far D is held back, 0..1."""
         return self._balance.level if self._balance else 0.0
 
     def num_d_steps(self) -> int:
-        """D steps to the next G step."""
+        """Return the number of D steps before the next G step."""
         steps = self._config.train.n_critic
         if self._config.balance.adapt == "d_steps":
             steps = max(1, round(steps * self._config.balance.max_factor**-self._balance_level))
@@ -71,7 +71,7 @@ class Schedulers:
         return {f"Loss/{name}" for name in PENALTIES if self._at(images, getattr(self._config.loss, name)) > 0}
 
     def augment_p(self, images: int) -> float:
-        """Probability of each augmentation."""
+        """Return the probability of each augmentation."""
         augment = self._config.augment
         if augment.pipe == "none":
             return 0.0

@@ -1,4 +1,4 @@
-"""What a step gets: a batch on the device, the numbers drawn for it, and the hyperparameters of the moment."""
+"""The inputs of a step: a batch on the device, the numbers drawn for it, and the hyperparameters of the moment."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

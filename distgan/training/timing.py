@@ -58,7 +58,7 @@ class PhaseTimer:
 
     @contextlib.contextmanager
     def data_wait(self) -> Iterator[None]:
-        """Time what waits for data, within this context."""
+        """Time waiting for data, within this context."""
         started = time.perf_counter()
         yield
         self._wait_sec += time.perf_counter() - started
@@ -155,7 +155,7 @@ def phases(spent: dict[str, tuple[float, int]]) -> dict[str, float]:
 
 
 def peak_memory(device: torch.device) -> dict[str, float]:
-    """Peak of this process's memory, and of its GPU's since the last call, in GB, by log key."""
+    """Return the peak of this process's memory, and of its GPU's since the last call, in GB, by log key."""
     unit = 1 if sys.platform == "darwin" else 1024  # bytes there, KiB elsewhere
     peak = {"Resources/cpu_mem_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9}
     if device.type == "cuda":

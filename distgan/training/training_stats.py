@@ -1,4 +1,4 @@
-"""Means of what the steps report. A step only puts its tensors down: nothing waits for a GPU before a tick."""
+"""Average what the steps report. A step only stores its tensors: nothing waits for a GPU before a tick."""
 
 import logging
 import math

@@ -52,12 +52,12 @@ def test_dropout_is_a_function_of_each_image_s_seed() -> None:
     seeds, epilogue = torch.arange(8) * 12345, Epilogue(3, 4, dropout=0.25)
     images = torch.ones(8, 3, 4, 4)
     assert torch.equal(epilogue(images), images)  # nobody said which images these are
-    epilogue.seeds, epilogue.look = seeds, "real"
+    epilogue.seeds, epilogue.tag = seeds, "real"
     whole = epilogue(images)
     assert whole.unique().tolist() == pytest.approx([0, 4 / 3])
     epilogue.seeds = seeds[4:]
     assert torch.equal(epilogue(images[4:]), whole[4:])
-    epilogue.seeds, epilogue.look = seeds, "fake"
+    epilogue.seeds, epilogue.tag = seeds, "fake"
     assert not torch.equal(epilogue(images), whole)
     assert torch.equal(epilogue.eval()(images), images)
     many = torch.ones(2000, 3, 4, 4)

@@ -1,7 +1,7 @@
-"""What `distgan bench` measures a run against: the shortest loop that makes the same updates, and the least networks.
+"""The references of `distgan bench`: the shortest loop that makes the same updates, and the least networks.
 
 The loop takes images from a stream of its own and latents from torch's generator. It sums up the losses and keeps the
-average generator. It has no schedules, controllers, norms, checkpoints or stops, and looks at nothing.
+average generator. It has no schedules, controllers, norms, checkpoints or stops, and reads nothing back.
 """
 
 import copy
@@ -112,7 +112,7 @@ class BareLoop:
 
 
 class DLoss(nn.Module):
-    """What D minimizes; `penalties` are weights by name, for the steps in which they are due."""
+    """The loss of D; `penalties` are weights by name, for the steps in which they are due."""
 
     def __init__(self, D: nn.Module, loss: str, penalties: dict[str, float], bf16: bool) -> None:
         super().__init__()
@@ -136,7 +136,7 @@ class DLoss(nn.Module):
 
 
 class GLoss(nn.Module):
-    """What G minimizes; D keeps its weights."""
+    """The loss of G; D keeps its weights."""
 
     def __init__(self, G: nn.Module, D: nn.Module, loss: str, bf16: bool) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""How fast a run is, and where its time goes: the real trainer, measured next to references in one process."""
+"""Measure how fast a run is, and where its time goes: the real trainer, measured next to references in one process."""
 
 import contextlib
 import logging

@@ -1,4 +1,4 @@
-"""Where a trainer is measured: the ranks, a folder that is gone afterwards, made-up data, and a run without an end."""
+"""Set up a trainer to be measured: the ranks, a temporary folder, made-up data, and a run without an end."""
 
 import contextlib
 import secrets

@@ -1,4 +1,4 @@
-"""What a measurement found: rows of figures, as a table or for a program."""
+"""The result of a measurement: rows of figures, as a table or for a program."""
 
 import json
 import statistics

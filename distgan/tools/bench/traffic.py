@@ -1,4 +1,4 @@
-"""What a loop sends to other ranks: for `distgan bench`."""
+"""Count what a loop sends to other ranks, for `distgan bench`."""
 
 from collections.abc import Callable
 

@@ -17,7 +17,7 @@ Phases = dict[str, tuple[float, int]]  # seconds and number, by phase
 
 @dataclass(frozen=True)
 class Slice:
-    """What one rank's clocks say of some iterations."""
+    """Times of some iterations, by one rank's clocks."""
 
     wall_sec: float
     cpu_sec: float  # of all threads of the process, the loader's included, with the iterations that led in
@@ -86,7 +86,7 @@ class Turns:
         return time.perf_counter() - started
 
     def wait_for_loaders(self) -> None:
-        """Wait until the loaders' threads have made all that they make ahead, as this process's CPU time tells."""
+        """Wait until the loaders' threads have made all that they make ahead, as this process's CPU time shows."""
         last = -1.0
         while not self._on_gpu and time.process_time() - last > REST_SEC / 10:
             last = time.process_time()

@@ -1,6 +1,6 @@
-"""What this machine offers a run, and what is wrong with it: `distgan doctor`.
+"""`distgan doctor`: report what this machine offers a run, and what is wrong with it.
 
-Every look is by itself: where one fails, its line says so and the others go on. Nothing is changed, nothing is sent.
+Each check is independent: where one fails, its line says so and the others continue. Nothing is changed or sent.
 """
 
 import json
@@ -35,13 +35,13 @@ def examine() -> list[Finding]:
     for name, look in LOOKS:
         try:
             found += list(look())
-        except Exception as error:  # a machine may lack anything; the other looks go on, and this one is told
+        except Exception as error:  # a machine may lack anything; the other checks continue, and this one is reported
             found.append(Finding(name, WARN, f"could not be checked ({one_line(error)})"))
     return found
 
 
 def report(found: list[Finding]) -> list[str]:
-    """Return lines for a person; a cure stands under what it cures."""
+    """Return readable lines; a fix is below what it fixes."""
     width = max(len(one.name) for one in found)
     lines = []
     for one in found:

@@ -1,4 +1,4 @@
-"""What a look at the machine gives."""
+"""The result of one check of the machine."""
 
 from dataclasses import dataclass
 
@@ -7,7 +7,7 @@ OK, WARN, FAIL = "ok", "warn", "fail"
 
 @dataclass(frozen=True)
 class Finding:
-    """One line: what was looked at, ok, warn or fail, what was found, and the cure."""
+    """One line: what was checked, ok, warn or fail, what was found, and the cure."""
 
     name: str
     state: str

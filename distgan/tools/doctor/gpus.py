@@ -1,4 +1,4 @@
-"""GPUs: what the driver knows, and whether this torch can use it."""
+"""Check GPUs: what the driver lists, and whether this torch can use it."""
 
 import os
 import shutil

@@ -1,4 +1,4 @@
-"""This host: memory between processes, limits, cores, disks."""
+"""Check this host: memory between processes, limits, cores, disks."""
 
 import fcntl
 import os

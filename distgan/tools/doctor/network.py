@@ -1,4 +1,4 @@
-"""The ranks, and what lies between them."""
+"""Check the ranks, and the network between them."""
 
 import os
 import socket

@@ -1,4 +1,4 @@
-"""Python, and the packages that distgan needs."""
+"""Check Python, and the packages that distgan needs."""
 
 import platform
 import re

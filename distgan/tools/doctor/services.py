@@ -1,4 +1,4 @@
-"""W&B and SLURM."""
+"""Check W&B and SLURM."""
 
 import importlib.util
 import netrc
@@ -61,7 +61,7 @@ def wandb_mode(wanted: str) -> tuple[str, str]:
 
 
 def _netrc(hosts: Sequence[str]) -> str:
-    """Return where a key for one of these hosts lies, or ""."""
+    """Return the place of a key for one of these hosts, or ""."""
     path = user_path(os.environ.get("NETRC") or "~/.netrc")
     try:
         known = netrc.netrc(path).hosts

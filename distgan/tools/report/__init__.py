@@ -1,1 +1,1 @@
-"""What a run wrote, shown: curves of one or several runs, and a run as one HTML page."""
+"""Show what a run wrote: curves of one or several runs, and a run as one HTML page."""

@@ -1,4 +1,4 @@
-"""Which curves of a run are shown, which stand together, and how few points are enough."""
+"""Choose the curves of a run that are shown, those on one pair of axes, and the number of points."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

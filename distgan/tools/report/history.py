@@ -1,6 +1,6 @@
-"""A run's records read back, for plots and reports: of runs that still go on, were killed, or are of another version.
+"""Read a run's records, for plots and reports: of runs that still train, were killed, or are of another version.
 
-What cannot be read is passed over and told, since an image of the rest is what its user came for.
+Records that cannot be read are skipped with a warning, so that the rest is shown.
 """
 
 import fcntl
@@ -25,12 +25,12 @@ class Series:
 
 @dataclass(frozen=True)
 class History:
-    """What a run folder tells.
+    """The records of a run folder.
 
     Attributes:
         rows, evals: Lines of metrics.jsonl and evals.jsonl that can be read and say at which image they stand.
         status: status.json, or {}.
-        problems: What was passed over, for a person.
+        problems: What was skipped, as readable lines.
     """
 
     path: Path
@@ -94,7 +94,7 @@ def kimg(row: Row) -> float:
 
 
 def read_mapping(path: Path, problems: list[str]) -> Row:
-    """Read a small JSON file; {} where there is none, or where it is no mapping, which is told."""
+    """Read a small JSON file; {} where there is none, or with a warning where it is not a mapping."""
     try:
         found = read_json(path, follow_links=False, allow_nan=True)
         return parse(dict[str, object], found, path)
@@ -127,7 +127,7 @@ def _rows(path: Path, problems: list[str]) -> list[Row]:
 
 
 def _row(line: bytes) -> Row | None:
-    """Return what a line tells; None where it cannot be read, or does not say at which image it stands."""
+    """Return the values of a line; None where it cannot be read, or has no image count."""
     try:
         row = parse(dict[str, object], json_of(line, "line", allow_nan=True), "line")
     except DataError:

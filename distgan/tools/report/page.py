@@ -37,7 +37,7 @@ NOT_HELD = (
 
 
 def report(path: str, out: str = "") -> list[str]:
-    """Write the report of a run; returns lines for a person.
+    """Write the report of a run; returns readable lines.
 
     Args:
         out: An .html file; empty: report.html in the run's folder.
@@ -184,7 +184,7 @@ def _config_text(run: History) -> str:
 
 
 def _data(settings: Config | None) -> list[tuple[str, str]]:
-    """Return the card of the data set, where it still lies where the run read it."""
+    """Return the card of the data set, if it is still where the run read it."""
     if settings is None or not settings.data.shards:
         return []
     shards = [public(url) for url in settings.data.shards]

@@ -18,11 +18,11 @@ MAX_PANELS = 300
 
 
 def plot(paths: Sequence[str], out: str = "", keys: Sequence[str] = ()) -> list[str]:
-    """Draw the curves of runs into one file; returns lines for a person.
+    """Draw the curves of runs into one file; returns readable lines.
 
     Args:
         out: A .png or .svg; empty: plots/curves.png in the run's folder, or curves.png here where there are several.
-        keys: Log keys to draw; none: those that tell how training goes.
+        keys: Log keys to draw; none: those of the report.
 
     Raises:
         ConfigError: for what is no run, has no numbers yet, or lacks these keys.

@@ -1,4 +1,4 @@
-"""Templates filled in: the only door to Jinja2, with every value escaped."""
+"""Fill in templates: the only door to Jinja2, with every value escaped."""
 
 from functools import cache
 from pathlib import Path

@@ -37,7 +37,7 @@ class Placed:
 
 @dataclass(frozen=True)
 class Sheet:
-    """All that is drawn, in pixels."""
+    """Everything on the sheet, in pixels."""
 
     title: str
     keys: list[Key]

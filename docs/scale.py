@@ -2,24 +2,25 @@
 
 Usage: python docs/scale.py [key=value ...]; the tables of docs/scale.md are its output, and its keys are below.
 
-Everything here is arithmetic. Sizes of networks and batches are those of configs/; rates of machines are assumptions,
-to be replaced by what `distgan bench` and `distgan.tools.preflight` say of yours.
+Everything here is arithmetic. Sizes of networks and batches are those of configs/; launches of an iteration are counted
+(tests/helpers/fakecuda_launches.json); rates of machines are assumptions, to be replaced by what `distgan bench` and
+`distgan.tools.preflight` say of yours.
 """
 
 import math
 import sys
 
-NETS = {  # weights of G and D in millions, GFLOP of G's and D's forward on one image, side, batch, R1 and R2
-    "dcgan64": (3.6, 2.8, 0.209, 0.208, 64, 128, False),
-    "r3gan-cifar10": (20.8, 21.3, 14.0, 14.0, 32, 512, True),
-    "r3gan-ffhq64": (22.4, 22.4, 26.1, 26.1, 64, 256, True),
-    "r3gan-256": (23.1, 23.0, 57.6, 57.6, 256, 256, True),
+NETS = {  # weights of G and D in millions, GFLOP of G's and D's forward on one image, side, batch, R1 and R2, launches
+    "dcgan64": (3.6, 2.8, 0.209, 0.208, 64, 128, False, 190),
+    "r3gan-cifar10": (20.8, 21.3, 14.0, 14.0, 32, 512, True, 11_152),
+    "r3gan-ffhq64": (22.4, 22.4, 26.1, 26.1, 64, 256, True, 12_175),
+    "r3gan-256": (23.1, 23.0, 57.6, 57.6, 256, 256, True, 13_819),
 }
 ASSUMED = {
     "node": 8.0,  # GPUs of a node
     "tflops": 120.0,  # that a GPU reaches on large local batches
     "half": 8.0,  # images of a local batch at which it reaches half of that
-    "host_ms": 12.0,  # that the host needs to start the kernels of an iteration: the least it can take
+    "launch_us": 10.0,  # of the host for each launch, in eager torch with autograd: the least that an iteration takes
     "inside_gb": 300.0,  # GB/s between the GPUs of a node
     "outside_gb": 45.0,  # GB/s of each GPU's own share of the network
     "latency_us": 15.0,  # of one message between nodes
@@ -29,7 +30,7 @@ ASSUMED = {
     "bytes": 4.0,  # of a gradient's number; 2 with train.grad_compression=bf16
     "weak": 0.0,  # 1: the batch grows with the GPUs, from the config's own on 8
     "samples": 1e9,  # of the data set
-    "block": 64.0,  # neighbours that are read together
+    "block": 64.0,  # neighbors that are read together
     "shard_samples": 1e4,
     "decode": 2900.0,  # images of 256 px that a core decodes in a second
     "disk_gb": 1.0,  # GB/s at which a checkpoint is written
@@ -49,9 +50,9 @@ def iteration_gflop(net: str) -> float:
     D's step: the fakes, then real and fake through D forth and back; with R1 and R2, to the images and back through
     that too. G's step: G forth and back, D forth and back to the images, and D on the real images for R3GAN's pairs.
     """
-    _, _, g, d, _, _, penalised = NETS[net]
-    d_step = g + 2 * d * (3 + (3 if penalised else 0))
-    return d_step + 3 * g + 2 * d + (d if penalised else 0)
+    _, _, g, d, _, _, penalized, _ = NETS[net]
+    d_step = g + 2 * d * (3 + (3 if penalized else 0))
+    return d_step + 3 * g + 2 * d + (d if penalized else 0)
 
 
 def ring_sec(num_bytes: float, ranks: float, gb: float, latency_us: float) -> float:
@@ -77,13 +78,14 @@ def all_reduce_sec(num_bytes: float, gpus: int, a: dict[str, float]) -> dict[str
 
 def step(net: str, gpus: int, a: dict[str, float]) -> dict[str, float | str]:
     """Milliseconds of an iteration and of its parts."""
-    g, d, _, _, _, batch, _ = NETS[net]
+    g, d, _, _, _, batch, _, launches = NETS[net]
     batch = batch * gpus / 8 if a["weak"] else batch
     local = batch / gpus
     if local < 1:
         return {"gpus": gpus, "local": local}
     rate = a["tflops"] * 1e12 * local / (local + a["half"])
-    compute = max(local * iteration_gflop(net) * 1e9 / rate, a["host_ms"] / 1e3)
+    host = launches * a["launch_us"] * 1e-6
+    compute = max(local * iteration_gflop(net) * 1e9 / rate, host)
     slowest = compute * (1 + a["jitter"] * math.sqrt(2 * math.log(gpus)))
     travel = all_reduce_sec((g + d) * 1e6 * a["bytes"], gpus, a)
     shape = min(travel, key=travel.get)
@@ -93,7 +95,7 @@ def step(net: str, gpus: int, a: dict[str, float]) -> dict[str, float | str]:
     )  # the last bucket of each net has nothing to hide behind
     total = slowest + seen
     parts = {
-        "starting kernels": a["host_ms"] / 1e3 >= compute,
+        "starting kernels": host >= compute,
         "too few images each": local < a["half"],
         "gradients": seen > 0.1 * total,
     }

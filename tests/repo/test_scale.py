@@ -1,5 +1,6 @@
 """The model behind docs/scale.md: the closed forms that it rests on, and that the page shows what it says."""
 
+import json
 import runpy
 from pathlib import Path
 
@@ -32,3 +33,8 @@ def test_the_page_shows_the_tables_of_the_script() -> None:
     page = (DOCS / "scale.md").read_text().splitlines()
     missing = [line for line in MODEL["main"]([]).splitlines() if line not in page]
     assert missing == []
+
+
+def test_launches_are_those_that_were_counted() -> None:
+    counted = json.loads((DOCS.parent / "tests" / "helpers" / "fakecuda_launches.json").read_text())
+    assert {net: row[-1] for net, row in MODEL["NETS"].items()} == {net: sum(counted[net]) for net in MODEL["NETS"]}

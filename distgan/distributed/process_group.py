@@ -187,17 +187,13 @@ class World:
         """Return each rank's tensor, in rank order, on rank 0's CPU; [] elsewhere. Only the first size may differ."""
         if self.size == 1:
             return [tensor.cpu()]
-        parts = [tensor.cpu()] if self.is_main else []
-        for rank, length in enumerate(self.all_gather_object(len(tensor))):
-            if rank == 0 or length == 0:
-                continue
-            if self.rank == rank:
-                dist.send(tensor.to(self.device).contiguous(), 0)
-            elif self.is_main:
-                theirs = tensor.new_empty((length, *tensor.shape[1:]), device=self.device)
-                dist.recv(theirs, rank)
-                parts.append(theirs.cpu())
-        return parts
+        # One gather of tensors of one size: NCCL would build a communicator of its own for each pair that sends.
+        lengths = self.all_gather_object(len(tensor))
+        padded = tensor.new_zeros((max(lengths), *tensor.shape[1:]), device=self.device)
+        padded[: len(tensor)] = tensor
+        parts = [torch.empty_like(padded) for _ in lengths] if self.is_main else None
+        dist.gather(padded, parts, dst=0)
+        return [part[:length].cpu() for part, length in zip(parts, lengths)] if parts is not None else []
 
     def broadcast_object(self, item: T) -> T:
         """Return rank 0's item, on every rank."""

@@ -23,7 +23,7 @@ def add_command(commands: Commands, name: str, body: Body, help: str, *examples:
     """Add a command; returns its parser.
 
     Args:
-        body: Runs the command, and imports what it needs itself, so that a typo is told without waiting for torch.
+        body: Runs the command, and imports what it needs itself, so that a typo is reported without waiting for torch.
         examples: Command lines that its help ends with.
     """
     epilog = "\n  ".join([f"example{'s' if len(examples) > 1 else ''}:", *examples])

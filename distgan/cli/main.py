@@ -38,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _show_error(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    """Show an error that nobody foresaw as text, in place of Python's own traceback."""
+    """Show an unexpected error as text, in place of Python's own traceback."""
     show(f"distgan: {kind.__name__}, which was not expected", *traceback_lines(error), file=sys.stderr)
 
 

@@ -32,7 +32,7 @@ def log_to_stderr() -> None:
 
 
 def written(code: int) -> int:
-    """Return the exit code of a command that is through: another one where stdout lacks what it was told."""
+    """Return the exit code of a finished command: another one where stdout did not receive all of its output."""
     if not (reason := flush_stdout()):
         return code
     show(f"distgan: stdout: {reason}: not all was written there; the work itself is done", file=sys.stderr)

@@ -37,7 +37,7 @@ def _train(options: argparse.Namespace) -> int:
     if options.dry_run:
         return _check(options)
     with handle_signals():
-        world = init_rank_env()  # first, since it tells which rank this is, and rank 0 alone prints
+        world = init_rank_env()  # first: rank 0 alone prints, and this sets the rank
         config = load(options.config, options.overrides)
         make_batch_plan(config, world)
 

@@ -1,7 +1,7 @@
 """YAML files and `key=value` -> Config. The only door to OmegaConf.
 
 Layers are merged in this order, each over the last: the schema's defaults, the files of the `base:` chain, the file
-itself, the overrides. Every setting is merged by itself, so that all mistakes of all layers are told at once, each
+itself, the overrides. Every setting is merged by itself, so that all mistakes of all layers are reported at once, each
 with the file or override that it stands in.
 """
 
@@ -178,7 +178,7 @@ def from_dict(values: dict, where: object = "saved config") -> Config:
         section, _, key = name.rpartition(".")
         setattr(getattr(result, section), key, is_granted_by_environment(name))
     if result.model.family not in FAMILIES:
-        return result  # whose networks nobody here can build, as is told where they are
+        return result  # of networks that this version cannot build, which is reported where they are built
     try:
         for net in "GD":
             settings = net_settings(result.model.family, net, getattr(result.model, net), f"model.{net}")

@@ -24,10 +24,10 @@ def to_dict(config: Config) -> dict:
 
 
 def for_records(config: Config) -> Config:
-    """Return a config as a run's records keep it: without secrets, and without the permission to go on with other
+    """Return a config as a run's records keep it: without secrets, and without the permission to continue with other
     settings or data, which is given for one start."""
-    told = without_secrets(config)
-    return replace(told, run=replace(told.run, allow_config_change=False, allow_data_change=False))
+    cleaned = without_secrets(config)
+    return replace(cleaned, run=replace(cleaned.run, allow_config_change=False, allow_data_change=False))
 
 
 def without_secrets(config: Config) -> Config:

@@ -101,7 +101,7 @@ def tar_names(path: Path, skipped: list[Skipped], allow_corrupt: bool = False) -
                 raise OSError("an empty file")
             names.extend((name, (offset, length)) for name, offset, length in _files(data, size, skipped))
     except (tar.TarError, OSError) as damage:
-        _damaged(path, damage, skipped, allow_corrupt)
+        _report_corrupt(path, damage, skipped, allow_corrupt)
     return names
 
 
@@ -118,7 +118,7 @@ def unpacked(
             for name, offset, size in _files(data, sys.maxsize, skipped):
                 yield name, size, functools.partial(_first_bytes, path, data, offset, size)
     except tar.TarError as damage:
-        _damaged(path, damage, skipped, allow_corrupt)
+        _report_corrupt(path, damage, skipped, allow_corrupt)
 
 
 def _first_bytes(path: Path, data: tar.Bytes, offset: int, size: int, length: int) -> bytes:
@@ -135,7 +135,7 @@ def read_span(path: str, span: Span, length: int) -> bytes:
         return os.pread(file.fileno(), min(length, span[1]), span[0])
 
 
-def _damaged(path: Path, damage: Exception, skipped: list[Skipped], allow_corrupt: bool) -> None:
+def _report_corrupt(path: Path, damage: Exception, skipped: list[Skipped], allow_corrupt: bool) -> None:
     """Raise DataError for an archive that is corrupt; where that is allowed, it is listed among what is skipped."""
     reason = (
         f"corrupt: {damage}" if isinstance(damage, tar.TarError) else getattr(damage, "strerror", "") or str(damage)

@@ -48,7 +48,7 @@ class SampleLocations:
     degraded_length: np.ndarray | None = None
 
     @property
-    def pictures(self) -> list[tuple[np.ndarray, np.ndarray]]:
+    def image_parts(self) -> list[tuple[np.ndarray, np.ndarray]]:
         """Return offsets and lengths of the image parts and, of pairs, of the degraded images."""
         clean = (self.offset, self.length)
         if self.degraded_offset is None or self.degraded_length is None:
@@ -70,7 +70,7 @@ class Dataset:
     Args:
         urls: The shards, as `find_shards` returns them.
         ranks: Ranks share the work of opening the shards.
-        cache_dir: Where indexes lie that cannot be next to their shards; None: the user's cache.
+        cache_dir: Folder of indexes that cannot be next to their shards; None: the user's cache.
         should_stop: Returns why to stop, if at all. It is called before each shard: many without an index take long.
 
     Raises:
@@ -127,7 +127,7 @@ class Dataset:
         return shard, ids - (self._ends[shard] - self.counts[shard])
 
     def located(self, shard: int) -> SampleLocations:
-        """Return where the usable samples of a shard lie."""
+        """Return the offsets of the usable samples of a shard."""
         return self._open(shard)[0]
 
     def read_labels(self) -> np.ndarray:
@@ -135,7 +135,7 @@ class Dataset:
         return np.concatenate([self.located(shard).label for shard in range(len(self.urls))])
 
     def fixed_samples(self, num: int, seed: int, labels: Sequence[int] | None = None) -> list[int]:
-        """Return some samples by a fixed choice, of the given classes where there are enough of them at hand."""
+        """Return some samples by a fixed choice, of the given classes where the data set has enough of them."""
         bits = host_rng.bits(host_rng.key(seed, "examples"), np.arange(64 * num))
         drawn = list(dict.fromkeys((bits % np.uint64(self.num_samples)).astype(int).tolist()))
         if labels is None:
@@ -149,7 +149,7 @@ class Dataset:
     def read(self, sample: int, options: DecodeOptions, degraded: bool = False) -> np.ndarray:
         """Read one image, uint8 [R, R, 3]; white where it is corrupt. Of a pair, either."""
         shard, located, place = self._find(sample)
-        offset, length = located.pictures[degraded]
+        offset, length = located.image_parts[degraded]
         out = np.empty((options.resolution, options.resolution, 3), np.uint8)
         try:
             check_bytes(int(length[place]))
@@ -162,7 +162,7 @@ class Dataset:
     def stored(self, sample: int) -> list[bytes]:
         """Read the bytes of a sample's image, or of both images of a pair. Raises CorruptImage for too many."""
         shard, located, place = self._find(sample)
-        spans = [(int(offset[place]), int(length[place])) for offset, length in located.pictures]
+        spans = [(int(offset[place]), int(length[place])) for offset, length in located.image_parts]
         for _, length in spans:
             check_bytes(length)
         return [self.source.cached(self.urls[shard], *span) for span in spans]
@@ -179,7 +179,7 @@ class Dataset:
         return int(located.label[place])
 
     def _find(self, sample: int) -> tuple[int, SampleLocations, int]:
-        """Return the shard of a sample, the list that it stands in, used or held out, and its place there."""
+        """Return the shard of a sample, the list that it is in, used or held out, and its place there."""
         if sample < self.num_samples:
             shards, places = self.shard_of(np.array([sample]))
             return int(shards[0]), self.located(int(shards[0])), int(places[0])

@@ -101,10 +101,10 @@ def decode(
     with contextlib.ExitStack() as own:
         if not data.startswith(JPEG):
             return _decode_with_pillow(data, max_pixels, background, value_range, measure, hold or own)
-        picture = _decode_jpeg(data, max_pixels, least, hold or own)
+        decoded = _decode_jpeg(data, max_pixels, least, hold or own)
         if value_range is not None:
-            picture.pixels = to_levels(picture.pixels, value_range)
-        return picture
+            decoded.pixels = to_levels(decoded.pixels, value_range)
+        return decoded
 
 
 def _decode_with_pillow(
@@ -120,7 +120,7 @@ def _decode_with_pillow(
         raise CorruptImage(reason)
     try:
         silence_pillow()
-        data = image_structure.first_picture(data)
+        data = image_structure.first_image(data)
         image = open_image(data)
         _check_size(*image.size, max_pixels)
         hold.enter_context(_memory.reserve(PIXEL_BYTES * image.width * image.height))

@@ -108,17 +108,17 @@ def _encode_one(entry: InputEntry, options: PackOptions) -> StoredImage:
     """Read, decode, fit and encode one image."""
     with contextlib.ExitStack() as hold:  # the memory that it takes, until it is encoded
         try:
-            picture = _read_picture(entry, options, hold)
+            decoded = _read_image(entry, options, hold)
         except TooLarge:
             return StoredImage(skipped=f"more than --max-pixels {options.max_pixels}")
         except CorruptImage as reason:
             return StoredImage(skipped=str(reason), values=reason.values)
         except OSError as error:
             return StoredImage(skipped=f"unreadable ({error.strerror or error})")
-        return _fit_and_save(picture, options)
+        return _fit_and_save(decoded, options)
 
 
-def _read_picture(entry: InputEntry, options: PackOptions, hold: contextlib.ExitStack) -> DecodedImage:
+def _read_image(entry: InputEntry, options: PackOptions, hold: contextlib.ExitStack) -> DecodedImage:
     """Read and decode one image. Raises TooLarge, CorruptImage or OSError."""
     content = read_entry(entry)
     if isinstance(content, bytes):
@@ -135,9 +135,9 @@ def _read_picture(entry: InputEntry, options: PackOptions, hold: contextlib.Exit
     return DecodedImage(content if options.range is None else to_levels(content, options.range))
 
 
-def _fit_and_save(picture: DecodedImage, options: PackOptions) -> StoredImage:
+def _fit_and_save(decoded: DecodedImage, options: PackOptions) -> StoredImage:
     """Bring a decoded image to its size, and encode it."""
-    pixels, notes, cut_away = picture.pixels, picture.notes, 0.0
+    pixels, notes, cut_away = decoded.pixels, decoded.notes, 0.0
     height, width = pixels.shape[:2]
     if options.resolution:
         cut_away = cropped(width, height, options.crop)
@@ -157,6 +157,6 @@ def _fit_and_save(picture: DecodedImage, options: PackOptions) -> StoredImage:
         size=(pixels.shape[1], pixels.shape[0]),
         shape=(width, height),
         notes=notes,
-        values=picture.values,
+        values=decoded.values,
         cut_away=cut_away,
     )

@@ -47,39 +47,39 @@ def is_table(name: str) -> bool:
     return name.rpartition("/")[2] == TABLE
 
 
-def find_labels(files: Sequence[File], pictures: Sequence[int], spec: str = "") -> Labels:
+def find_labels(files: Sequence[File], image_numbers: Sequence[int], spec: str = "") -> Labels:
     """Return the classes of the images of a source, whose numbers among its files are given."""
     tables = [number for number, file in enumerate(files) if is_table(file.name)]
-    if not pictures:
+    if not image_numbers:
         return Labels(used=set(tables))
-    names = [files[number].name for number in pictures]
+    names = [files[number].name for number in image_numbers]
     if spec in ("", "table") and tables:
-        labels = _from_tables(files, pictures, tables)
+        labels = _from_tables(files, image_numbers, tables)
     elif spec == "table":
         raise DataError(f"--label table: there is no {TABLE}")
-    elif part_of(spec) and (beside := _beside(files, pictures, part_of(spec))):
-        labels = _from_parts(files, pictures, beside, spec)
+    elif part_of(spec) and (beside := _beside(files, image_numbers, part_of(spec))):
+        labels = _from_parts(files, image_numbers, beside, spec)
     elif spec and part_of(spec):
         raise DataError(f"--label {spec}: no image has a part of the same name with the suffix .{part_of(spec)}")
     elif spec == "archives":
-        labels = from_archives([files[number].archive for number in pictures], pictures)
+        labels = from_archives([files[number].archive for number in image_numbers], image_numbers)
     elif spec:
-        labels = from_level(names, pictures, int(spec.partition(":")[2] or 0) or None)
+        labels = from_level(names, image_numbers, int(spec.partition(":")[2] or 0) or None)
     else:
-        labels = from_folders(names, pictures)
-        archives = [files[number].archive for number in pictures]
-        if labels.classes is None and not labels.lacking and len(files) == len(pictures):
-            labels = from_archives(archives, pictures, sure=False)
+        labels = from_folders(names, image_numbers)
+        archives = [files[number].archive for number in image_numbers]
+        if labels.classes is None and not labels.lacking and len(files) == len(image_numbers):
+            labels = from_archives(archives, image_numbers, sure=False)
     labels.used |= set(tables)
     return labels
 
 
-def _from_tables(files: Sequence[File], pictures: Sequence[int], tables: Sequence[int]) -> Labels:
+def _from_tables(files: Sequence[File], image_numbers: Sequence[int], tables: Sequence[int]) -> Labels:
     """Read {"labels": [["00000/img00000000.png", 6], ...]}: names count from the table's folder, or the top."""
     values: dict[tuple[str, str], object] = {}
     without = ""
     for number in tables:
-        table, rows = files[number], _rows(files[number], max(MAX_TABLE, MAX_ROW * len(pictures)))
+        table, rows = files[number], _rows(files[number], max(MAX_TABLE, MAX_ROW * len(image_numbers)))
         if rows is None:
             without = table.name
             continue
@@ -95,16 +95,16 @@ def _from_tables(files: Sequence[File], pictures: Sequence[int], tables: Sequenc
             lacking=f"{without or files[tables[0]].name} has none",
             assumed=[f"the folders are not classes, since there is a {TABLE}: {SAY_OTHERWISE}"],
         )
-    keys = [(files[number].archive, files[number].name) for number in pictures]
+    keys = [(files[number].archive, files[number].name) for number in image_numbers]
     if missing := [name for key in keys if key not in values for name in key[1:]]:
         raise DataError(
             f"{files[tables[0]].name} has no label for {missing[0]} and {len(missing) - 1:,} more of "
-            f"{len(pictures):,} images (null says that an image has none); {SAY_OTHERWISE}"
+            f"{len(image_numbers):,} images (null says that an image has none); {SAY_OTHERWISE}"
         )
     classes, numbers = as_classes([values[key] for key in keys], lambda i: f"{TABLE}: the label of {keys[i][1]}")
     if classes is None:
         return Labels(lacking=f"all are null in {TABLE}")
-    return labels_of(classes, numbers, pictures, files[tables[0]].name)
+    return labels_of(classes, numbers, image_numbers, files[tables[0]].name)
 
 
 def _rows(table: File, most: int) -> list[tuple[str, object]] | None:
@@ -125,7 +125,7 @@ def _rows(table: File, most: int) -> list[tuple[str, object]] | None:
     return [(name.replace("\\", "/").removeprefix("./"), value) for name, value in rows]
 
 
-def _beside(files: Sequence[File], pictures: Sequence[int], part: str) -> dict[int, int]:
+def _beside(files: Sequence[File], image_numbers: Sequence[int], part: str) -> dict[int, int]:
     """Return, for images that have it, the file of the same name, cut at a dot, with the suffix `part`."""
     ending = f".{part}"
     parts = {
@@ -134,7 +134,7 @@ def _beside(files: Sequence[File], pictures: Sequence[int], part: str) -> dict[i
         if file.name.lower().endswith(ending)
     }
     beside: dict[int, int] = {}
-    for number in pictures if parts else ():
+    for number in image_numbers if parts else ():
         stem = files[number].name
         while "." in stem.rpartition("/")[2]:
             stem = stem.rpartition(".")[0]
@@ -144,7 +144,7 @@ def _beside(files: Sequence[File], pictures: Sequence[int], part: str) -> dict[i
     return beside
 
 
-def _from_parts(files: Sequence[File], pictures: Sequence[int], beside: dict[int, int], spec: str) -> Labels:
+def _from_parts(files: Sequence[File], image_numbers: Sequence[int], beside: dict[int, int], spec: str) -> Labels:
     """Read the label of each image from the file next to it."""
     part, _, key = spec.partition(":")
     part = part or "cls"
@@ -157,8 +157,8 @@ def _from_parts(files: Sequence[File], pictures: Sequence[int], beside: dict[int
         return Labels(lacking=f"{origin} have none", used=set(beside.values()), parts=True)
     labels = labels_of(classes, numbers, labeled, origin)
     labels.used, labels.parts = set(beside.values()), True
-    if not spec and (without := [files[number].name for number in pictures if number not in beside]):
-        reason = f"{len(without):,} of {len(pictures):,} images, such as {without[0]}, have no cls part"
+    if not spec and (without := [files[number].name for number in image_numbers if number not in beside]):
+        reason = f"{len(without):,} of {len(image_numbers):,} images, such as {without[0]}, have no cls part"
         return Labels(lacking=f"{reason}; --label cls packs the others alone", used=labels.used, parts=True)
     if shared := len(beside) - len(labels.used):
         if spec == "":
@@ -203,10 +203,10 @@ def _value(file: File, key: str) -> object:
     return text
 
 
-def left_out(files: Sequence[File], pictures: Sequence[int], used: set[int]) -> Iterator[tuple[str, int]]:
+def left_out(files: Sequence[File], image_numbers: Sequence[int], used: set[int]) -> Iterator[tuple[str, int]]:
     """Yield the suffixes of parts that are neither images nor labels, and how many there are of each."""
     counts: dict[str, int] = {}
-    used_or_image = used.union(pictures)
+    used_or_image = used.union(image_numbers)
     for number, file in enumerate(files):
         if number not in used_or_image:
             suffix = file.name.rpartition("/")[2].partition(".")[2].lower()

@@ -21,7 +21,7 @@ def _split(names: Sequence[str]) -> tuple[list[list[str]], int]:
     return folders, len(os.path.commonprefix(folders))  # noqa: RUF071 (of lists it takes whole elements)
 
 
-def from_folders(names: Sequence[str], pictures: Sequence[int]) -> Labels:
+def from_folders(names: Sequence[str], image_numbers: Sequence[int]) -> Labels:
     """Take folders as classes: the first in which the paths of the images differ, below train/ and val/."""
     _refuse_masks(names)
     folders, depth = _split(names)
@@ -30,16 +30,16 @@ def from_folders(names: Sequence[str], pictures: Sequence[int]) -> Labels:
     tops = {folder[depth] for folder in folders if len(folder) > depth}
     if len(tops) > 1 and {top.lower() for top in tops} <= SPLITS:
         splits = " and ".join(f"{top}/" for top in sorted(tops))
-        labels = from_level(names, pictures, depth + 2, below=splits)
+        labels = from_level(names, image_numbers, depth + 2, below=splits)
         labels.assumed.append(
             f"{splits} are parts of one data set, not classes, and all are packed: name one of them as the source to "
             f"pack it alone; --label folders:{depth + 1} takes them as classes"
         )
         return labels
-    return from_level(names, pictures, None)
+    return from_level(names, image_numbers, None)
 
 
-def from_level(names: Sequence[str], pictures: Sequence[int], level: int | None, below: str = "") -> Labels:
+def from_level(names: Sequence[str], image_numbers: Sequence[int], level: int | None, below: str = "") -> Labels:
     """Take the folder at a level, 1 at the top, as the class; None: the first at which the paths differ."""
     folders, depth = _split(names)
     at = depth if level is None else level - 1
@@ -55,7 +55,7 @@ def from_level(names: Sequence[str], pictures: Sequence[int], level: int | None,
         where += f" in {'/'.join(folders[0][:at])}/"
     elif level is not None and not below:
         where += f" at level {level}"
-    return labels_of(classes, (number[folder[at]] for folder in folders), pictures, where)
+    return labels_of(classes, (number[folder[at]] for folder in folders), image_numbers, where)
 
 
 def _refuse_masks(names: Sequence[str]) -> None:
@@ -82,7 +82,7 @@ def _refuse_masks(names: Sequence[str]) -> None:
         )
 
 
-def from_archives(archives: Sequence[str], pictures: Sequence[int], sure: bool = True) -> Labels:
+def from_archives(archives: Sequence[str], image_numbers: Sequence[int], sure: bool = True) -> Labels:
     """Take each archive as a class, unless their names look like those of shards."""
     classes = sorted(set(archives), key=number_order)
     if classes == [""] or (len(classes) < 2 and not sure):
@@ -101,7 +101,7 @@ def from_archives(archives: Sequence[str], pictures: Sequence[int], sure: bool =
     labels = labels_of(
         bare if len(set(bare)) == len(bare) else classes,
         (number[name] for name in archives),
-        pictures,
+        image_numbers,
         "the names of the archives",
     )
     if not sure:

@@ -27,14 +27,14 @@ def to_uint8(images: Tensor) -> np.ndarray:
     return scaled.permute(0, 2, 3, 1).cpu().numpy()
 
 
-def grid(pictures: Sequence[np.ndarray], columns: int) -> np.ndarray:
+def grid(images: Sequence[np.ndarray], columns: int) -> np.ndarray:
     """Lay images row by row in one; uint8 [rows * H, columns * W, 3], missing ones white."""
-    height, width = pictures[0].shape[:2]
-    rows = -(-len(pictures) // columns)
+    height, width = images[0].shape[:2]
+    rows = -(-len(images) // columns)
     canvas = np.full((rows * height, columns * width, 3), 255, np.uint8)
-    for i, picture in enumerate(pictures):
+    for i, image in enumerate(images):
         top, left = i // columns * height, i % columns * width
-        canvas[top : top + height, left : left + width] = picture
+        canvas[top : top + height, left : left + width] = image
     return canvas
 
 

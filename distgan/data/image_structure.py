@@ -72,6 +72,6 @@ def objection(data: bytes) -> str:
     return ""
 
 
-def first_picture(data: bytes) -> bytes:
+def first_image(data: bytes) -> bytes:
     """Return the bytes of a file that are read for its first image."""
     return data[:GIF_BYTES] if data.startswith(b"GIF8") and len(data) > GIF_BYTES else data

@@ -101,9 +101,9 @@ def number_order(name: str) -> tuple[int, str]:
     return (int(name) if name.isdecimal() and len(name) <= MAX_CLASS_NAME else -1, name)
 
 
-def labels_of(classes: list[str] | None, numbers: Iterable[int], pictures: Sequence[int], origin: str) -> Labels:
+def labels_of(classes: list[str] | None, numbers: Iterable[int], image_numbers: Sequence[int], origin: str) -> Labels:
     """Return the labels of images whose classes are known; none without names of classes."""
-    return Labels(classes, dict(zip(pictures, numbers)), origin) if classes else Labels()
+    return Labels(classes, dict(zip(image_numbers, numbers)), origin) if classes else Labels()
 
 
 # A table.

@@ -1,4 +1,4 @@
-"""Batches of decoded images in the plan's order, read and decoded ahead by threads.
+"""Batches of decoded images in the shuffled order, read and decoded ahead by threads.
 
 The stream is a function of one number, the position where it starts: batch after batch it walks through the plan's
 endless order, and each rank takes its slice of every global batch. Threads suffice, since reading and decoding let go
@@ -80,7 +80,7 @@ class StreamOptions:
 
 
 class Stream(Iterator[Batch]):
-    """Endless batches of a data set in the plan's order, until it is closed, as by `with`.
+    """Endless batches of a data set in the shuffled order, until it is closed, as by `with`.
 
     Attributes:
         bad: What is wrong with samples that were found corrupt.
@@ -142,7 +142,7 @@ class Stream(Iterator[Batch]):
     def __next__(self) -> Batch:
         if self._stopping:
             raise ValueError("the stream is closed")
-        if self._error is not None:  # the batch that it befell is not passed over
+        if self._error is not None:  # the batch that it concerns is not skipped
             raise self._error
         if self._taken is not None:
             self._free.put(self._taken)
@@ -201,7 +201,7 @@ class Stream(Iterator[Batch]):
                     batch._tasks.append(self._pool.submit(self._fill, batch, part, shards, places))
                 batch.drawn = self._draw(positions)
                 self._ready.put(batch)
-        except BaseException as error:  # told to whoever asks for the next batch
+        except BaseException as error:  # raised by the next call of `next`
             self._ready.put(error)
 
     def _read_ahead(self, positions: np.ndarray) -> None:
@@ -221,8 +221,8 @@ class Stream(Iterator[Batch]):
         cuts = np.flatnonzero((np.diff(shards) != 0) | (np.diff(places) != 1)) + 1
         for shard, run in zip(shards[np.r_[0, cuts]], np.split(places, cuts)):
             located = self.dataset.located(int(shard))
-            start = min(int(offset[run[0]]) for offset, _ in located.pictures)
-            stop = max(int(offset[run[-1]]) + int(length[run[-1]]) for offset, length in located.pictures)
+            start = min(int(offset[run[0]]) for offset, _ in located.image_parts)
+            stop = max(int(offset[run[-1]]) + int(length[run[-1]]) for offset, length in located.image_parts)
             self.dataset.source.prefetch(self.dataset.urls[shard], start, stop - start)
 
     def _fill(self, batch: Batch, part: range, shards: list[int], places: list[int]) -> int:
@@ -242,7 +242,7 @@ class Stream(Iterator[Batch]):
             return None
         located, url = self.dataset.located(shard), self.dataset.urls[shard]
         try:
-            for (offset, length), images in zip(located.pictures, batch.buffers):
+            for (offset, length), images in zip(located.image_parts, batch.buffers):
                 check_bytes(int(length[place]))
                 data = self.dataset.source.cached(url, int(offset[place]), int(length[place]))
                 if decode_into(data, images[i], self._decode):
@@ -266,7 +266,7 @@ class Stream(Iterator[Batch]):
         raise DataError(f"no good sample among the {self.dataset.num_samples} of the data set")
 
     def _record_corrupt(self, sample: int, reason: str) -> None:
-        """Keep in mind that a sample is corrupt. Raises DataError where too many are."""
+        """Record that a sample is corrupt. Raises DataError where too many are."""
         with self._lock:
             self.bad[sample] = reason
             if len(self.bad) <= self._max_bad:

@@ -84,7 +84,7 @@ def open_shards(
     """Read the summaries of all shards, each rank those of its share.
 
     Args:
-        cache_dir: Where indexes lie that cannot be next to their shards.
+        cache_dir: Folder of indexes that cannot be next to their shards.
         join_classes: Whether to match the classes of sets that were packed apart.
 
     Raises:

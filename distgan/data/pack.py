@@ -144,26 +144,26 @@ def _write(listing: InputListing, folder: Path, options: PackOptions, shard_byte
             for name, reason in listing.skipped:
                 _skip(summary, skipped, name, reason)
             for chunk, stored in _in_order(pool, chunks, options, depth=4 * workers):
-                for entry, picture in zip(chunk, stored):
+                for entry, result in zip(chunk, stored):
                     bar.update()
-                    summary.notes.update(picture.notes)
-                    summary.pixels.add_values(picture.values, not picture.skipped)
-                    reason = picture.skipped
+                    summary.notes.update(result.notes)
+                    summary.pixels.add_values(result.values, not result.skipped)
+                    reason = result.skipped
                     if listing.classes and entry.label < 0:
                         reason = reason or UNLABELED
                     if reason:
                         _skip(summary, skipped, entry.name, reason)
                         continue
-                    parts = {options.image: picture.data}
-                    if picture.degraded:
-                        parts = {f"clean.{options.image}": picture.data, f"degraded.{options.image}": picture.degraded}
+                    parts = {options.image: result.data}
+                    if result.degraded:
+                        parts = {f"clean.{options.image}": result.data, f"degraded.{options.image}": result.degraded}
                     if listing.classes:
                         parts["cls"] = b"%d" % entry.label
                         summary.class_counts[entry.label] += 1
                     shards.add(f"{summary.samples:08d}", parts)
                     summary.samples += 1
-                    summary.sizes[picture.size] += 1
-                    summary.pixels.add_crop(picture.cut_away)
+                    summary.sizes[result.size] += 1
+                    summary.pixels.add_crop(result.cut_away)
     except BrokenProcessPool:
         raise MachineError("a process of `pack` was killed (out of memory?): try fewer --workers") from None
     finally:

@@ -151,7 +151,7 @@ def _suffix(name: str) -> str:
     return suffix.lower() if dot and base else ""
 
 
-def _is_picture(file: File, part: str) -> bool:
+def _is_image(file: File, part: str) -> bool:
     """Return whether a file is an image: by the suffix where it is known, else by the first bytes."""
     if part:
         return file.name.lower().endswith(f".{part}")
@@ -167,7 +167,7 @@ def _is_picture(file: File, part: str) -> bool:
 def _listing(items: Sequence[Item], wanted: ListingOptions, skipped: list[Skipped]) -> InputListing:
     """Put labels to images. Of samples in several parts, and where a part is named, images alone are taken."""
     files = [item.file for item in items]
-    pictures = [number for number, file in enumerate(files) if _is_picture(file, wanted.part)]
+    pictures = [number for number, file in enumerate(files) if _is_image(file, wanted.part)]
     if wanted.part and not pictures:
         raise DataError(f"--image-part {wanted.part}: no file has this suffix; the first is {files[0].name}")
     labels = Labels(used={number for number, file in enumerate(files) if is_table(file.name)})
@@ -310,7 +310,9 @@ def _list_shards(urls: Sequence[str], wanted: ListingOptions) -> InputListing:
             located = data.located(number)
             for i, label in enumerate(located.label.tolist()):
                 name = f"{os.path.basename(public(url))}[{i}]"
-                one, *degraded = (part(name, label, url, offset[i], length[i]) for offset, length in located.pictures)
+                one, *degraded = (
+                    part(name, label, url, offset[i], length[i]) for offset, length in located.image_parts
+                )
                 yield replace(one, degraded=degraded[0]) if degraded else one
 
     def part(name: str, label: int, url: str, start: int, length: int) -> InputEntry:

@@ -19,7 +19,7 @@ class PackSummary:
         classes, class_counts: Names of the classes and samples of each; None and [] without labels.
         sizes, notes: How many images have which width and height, and which change was made to how many.
         skipped: How many images were left out, by reason.
-        examples: The first image that each reason befell.
+        examples: The first image of each reason.
         lacking, origin, assumed: Why there are no labels, where they come from, and what was assumed.
         shards: Name, bytes, samples and sha256 of each shard.
         range: Values that became black and white, where a range was given.
@@ -50,7 +50,7 @@ def tally(summary: PackSummary, before: str) -> str:
 
 
 def report(summary: PackSummary, out: str, seconds: float) -> list[str]:
-    """Return the summary as lines for a person."""
+    """Return the summary as readable lines."""
     total = sum(shard["bytes"] for shard in summary.shards)
     size = "x".join(map(str, summary.sizes.most_common(1)[0][0])) if len(summary.sizes) == 1 else "of their own sizes"
     lines = [f"{summary.samples:,} images {size} in {len(summary.shards)} shard(s), {total / 1e6:,.1f} MB: {out}"]

@@ -51,7 +51,7 @@ class Pixels:
         self.most_cut_away = max(self.most_cut_away, share)
 
     def facts(self, value_range: Range | None = None) -> list[str]:
-        """Return lines for a person."""
+        """Return readable lines."""
         lines = []
         if self.values is not None and not self.needs_range:
             lines.append(describe_range(self.values, value_range))
@@ -139,7 +139,7 @@ def report(dataset: Dataset, crop: str, max_pixels: int) -> tuple[list[str], lis
     """Return what was done to the pixels of a data set when it was packed, and what would be done in training.
 
     Returns:
-        Lines for a person, and warnings.
+        Readable lines, and warnings.
     """
     lines: list[str] = []
     warnings: list[str] = []

@@ -33,7 +33,7 @@ _META = re.compile(r"__[^/]*__($|/)")
 
 
 class IndexHead(TypedDict):
-    """The summary of a shard, as it stands at the head of its index."""
+    """The summary of a shard, at the head of its index."""
 
     size: Count
     samples: Count
@@ -173,7 +173,7 @@ def scan(data: tar.Bytes, size: int) -> ShardIndex:
     kinds: dict[tuple[str, ...], int] = {}
     keys: dict[str, None] = {}  # a set that keeps its order
     defects: list[str] = []
-    key, first, label = "", 0, NO_LABEL  # of the sample at hand
+    key, first, label = "", 0, NO_LABEL  # of the current sample
     suffixes: dict[str, None] = {}
     offset, length = columns["offset"], columns["length"]
 
@@ -211,9 +211,9 @@ def scan(data: tar.Bytes, size: int) -> ShardIndex:
             if suffix == "cls":
                 label = _label(data[body : body + min(size_of_part, 32)])
         finish()
-    except tar.TarError as damage:
-        defects.append(str(damage))
-        finish(whole=False)  # the sample at hand may lack parts
+    except tar.TarError as error:
+        defects.append(str(error))
+        finish(whole=False)  # the current sample may lack parts
 
     if len(kinds) >= 2**16:
         raise DataError(
@@ -263,7 +263,7 @@ def build(url: str, source: ByteRangeReader) -> ShardIndex:
 
 
 def key_of(url: str, source: ByteRangeReader, first: int) -> str:
-    """Return the key of the sample whose first header lies at byte `first`, often at hand since its image was read."""
+    """Return the key of the sample whose first header is at byte `first`, often in memory since its image was read."""
     size = source.size(url)
     name, *_ = next(tar.members(ReadAhead(source.cached, url, size, ahead=512), size, first))
     match = _NAME.match(name)

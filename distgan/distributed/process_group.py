@@ -54,7 +54,7 @@ class World:
             with preemption.exit_on_signal("the other ranks"):
                 self._accelerator = Accelerator(
                     cpu=torch.backends.mps.is_available(),  # which has no float64, and no second rank
-                    mixed_precision="no",  # autocast stands in the losses, so that penalties can stay in float32
+                    mixed_precision="no",  # autocast is in the losses, so that penalties can stay in float32
                     kwargs_handlers=[
                         DistributedDataParallelKwargs(gradient_as_bucket_view=True, bucket_cap_mb=bucket_mb),
                         # Accelerate passes on what differs from its own 600 s, and gloo's default is half an hour.

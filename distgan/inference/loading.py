@@ -111,8 +111,8 @@ def _read_checkpoint(folder: Path) -> tuple[Path, checkpoint.Tensors, Config, Sa
     where = checkpoint_folder.find(folder)
     try:
         tensors, state = checkpoint.load(where)
-    except CorruptCheckpointError as damage:
-        raise DataError(f"{where}: {damage}") from None
+    except CorruptCheckpointError as error:
+        raise DataError(f"{where}: {error}") from None
     if missing := [name for name in ("G", "D", "G_ema") if name not in tensors]:
         raise DataError(f"{where}: {missing[0]}.safetensors is missing")
     config = from_dict(state["config"], where)

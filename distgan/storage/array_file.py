@@ -152,7 +152,7 @@ class ArrayFile:
 
 
 def _header(file: IO[bytes]) -> tuple[int, tuple[np.dtype, tuple[int, ...], bool]]:
-    """Return how many bytes an array's header has, and the type, shape and order that it tells."""
+    """Return how many bytes an array's header has, and its type, shape and order."""
     version = np.lib.format.read_magic(file)
     if version not in ((1, 0), (2, 0)):
         raise ValueError(f"version {version} of the format")

@@ -62,7 +62,7 @@ def save(folder: Path, images: int, tensors: Tensors, state: dict) -> Path:
         manifest["state.json"] = _write(part / "state.json", json.dumps(state, indent=1).encode())
         _write(part / "manifest.json", json.dumps(manifest, indent=1).encode())
         _sync_folder(part)
-        if final.exists():  # a corrupt one that a resumed run has come to again
+        if final.exists():  # a corrupt one that a resumed run has reached again
             shutil.rmtree(final)
         part.rename(final)
         _sync_folder(folder)

@@ -27,8 +27,8 @@ def newest_good(folder: Path) -> tuple[Path | None, list[str]]:
         try:
             verify(path)
             return path, refused
-        except CorruptCheckpointError as damage:
-            refused.append(f"{path.name}: {damage}")
+        except CorruptCheckpointError as error:
+            refused.append(f"{path.name}: {error}")
     return None, refused
 
 
@@ -92,14 +92,14 @@ def read_state(path: Path) -> SavedState:
         raise DataError(f"{path}: state.json is missing: name another checkpoint") from None
 
 
-def choose(folder: Path, resume: str, *, looking: bool = False) -> tuple[Path | None, bool]:
+def choose(folder: Path, resume: str, *, dry_run: bool = False) -> tuple[Path | None, bool]:
     """Return the checkpoint that a run with checkpoints in `folder` resumes from, and whether it is its own.
 
     Args:
         resume: "auto", the newest good one; "never", none, which needs a folder without any; or a path: one of the
             run's own takes it back to there (newer ones are set aside), any other is where a new run begins. What was
-            trained with the same path since then is gone on with, as by "auto": the same command goes on.
-        looking: Whether to leave everything as it is.
+            trained with the same path since then is resumed, as by "auto": the same command continues.
+        dry_run: Whether to change nothing.
     """
     own, refused = newest_good(folder)
     for reason in refused:
@@ -114,7 +114,7 @@ def choose(folder: Path, resume: str, *, looking: bool = False) -> tuple[Path | 
             return (own, True) if own else (wanted, False)
         if own is not None and _began_at(own) == resume:
             return own, True
-        if looking:
+        if dry_run:
             return wanted, True
         times = 1 + len({path.name.split("-")[1] for path in folder.glob("aside-*")})
         for newer in newest_first(folder):

@@ -31,7 +31,7 @@ def one_of(values: Sequence[object]) -> str:
 
 
 def table(rows: Sequence[Sequence[str]], align: str = "") -> list[str]:
-    """Return lines in which the cells of each column stand below one another.
+    """Return lines in which the cells of each column are aligned.
 
     Args:
         align: "<" or ">" for each column; those beyond it are "<".

@@ -13,7 +13,7 @@ log = logging.getLogger("distgan")
 
 
 def user_path(path: str | Path) -> Path:
-    """Return a path in which ~ stands for a home folder. Raises ConfigError where that is not known."""
+    """Return a path in which ~ is replaced by the home folder. Raises ConfigError where that is not known."""
     try:
         return Path(path).expanduser()
     except RuntimeError:

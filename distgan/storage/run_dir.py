@@ -1,4 +1,4 @@
-"""The folder of a run: its files, and what becomes of them when the run is resumed."""
+"""The folder of a run: its files, and what a resumed run keeps of them."""
 
 import fcntl
 import io
@@ -51,7 +51,7 @@ class RunDir:
         self.start: dict[str, object] = {}  # this one's environment, once the folder is open
 
     def open(self, command: list[str]) -> None:
-        """Create the folder, keep other live runs out of it, and note the environment."""
+        """Create the folder, keep other live runs out of it, and record the environment."""
         try:
             for folder in (self.path, self.samples, self.checkpoints, self.path / "logs"):
                 folder.mkdir(parents=True, exist_ok=True)
@@ -84,7 +84,7 @@ class RunDir:
         lock.flush()
 
     def close(self) -> None:
-        """Let another run in."""
+        """Unlock the folder for another run."""
         if self._lock is not None:
             self._lock.close()
 
@@ -105,7 +105,7 @@ class RunDir:
         replace_file(self.path / "status.json", json.dumps(record, indent=1) + "\n")
 
     def record_failure(self, error: DistganError, rank: int, world: int) -> None:
-        """Write the cause to status.json. A rank that only saw another one go leaves that one's cause as it is."""
+        """Write the cause to status.json. A rank that ends because another one ended keeps the other's cause."""
         if rank not in (0, error.rank):
             return
         if OTHERS_END in str(error) and self.read_status().get("state") == "failed":
@@ -148,7 +148,7 @@ class RunDir:
         return new
 
     def truncate_after(self, images: int) -> int:
-        """Take back what was written after `images`, since a resumed run writes it again.
+        """Remove what was written after `images`, since a resumed run writes it again.
 
         Lines of metrics and evaluations that are taken back are kept in metrics.orphan-<images>.jsonl and
         evals.orphan-<images>.jsonl. Returns the last image count of any line of metrics ever written.

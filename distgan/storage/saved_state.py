@@ -90,7 +90,7 @@ def parse_manifest(value: object, where: object) -> dict[str, File]:
 
 
 def require_resumable(state: SavedState, where: object) -> None:
-    """Refuse a state from which a run cannot go on. Raises DataError."""
+    """Refuse a state that a run cannot resume from. Raises DataError."""
     if missing := [name for name in TO_RESUME if name not in state]:
         raise DataError(f"{where}: state.json: {missing[0]}: got nothing, expected it to be there")
     stats, controls = state["stats"], state["controls"]

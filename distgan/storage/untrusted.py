@@ -1,7 +1,7 @@
 """Files that others wrote are data: regular files of a bounded size, JSON of a bounded depth, values by a schema.
 
 Whoever reads a checkpoint, a run folder, a card, an index or statistics reads them through here. What is not as it
-should be is a `DataError` of one line. A file that is not there raises `FileNotFoundError`, for its reader to judge.
+should be is a `DataError` of one line. A file that is not there raises `FileNotFoundError`, for its reader to handle.
 """
 
 import errno
@@ -186,7 +186,7 @@ class AtMost:
 
 @dataclass(frozen=True)
 class Like:
-    """A pattern that all of a text must match, and what that is for a person."""
+    """A pattern that all of a text must match, and its readable name."""
 
     pattern: str
     description: str

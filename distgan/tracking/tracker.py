@@ -50,10 +50,10 @@ class Tracker:
                 recorded.wandb, folder, settings, wandb_id, lambda: preemption.request_stop(StopReason.FINISHED)
             )
 
-    def log_images(self, name: str, file: str, pictures: list[np.ndarray], columns: int) -> None:
+    def log_images(self, name: str, file: str, images: list[np.ndarray], columns: int) -> None:
         """Save a grid of images among the samples; W&B gets it with the next row."""
         if self._is_main:
-            self._grids[name] = image_grid.grid(pictures, columns)
+            self._grids[name] = image_grid.grid(images, columns)
             image_grid.save_png(self._folder.samples / file, self._grids[name])
 
     def log_histogram(self, name: str, values: np.ndarray) -> None:

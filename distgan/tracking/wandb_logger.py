@@ -234,7 +234,7 @@ def _init(
     wanted = {
         "x_transaction_log_flush_interval": 1,  # a killed run loses a second of its record instead of fifteen
         "init_timeout": INIT_SEC,
-        "finish_timeout": FINISH_SEC - 10,  # before the fence would say that it hangs
+        "finish_timeout": FINISH_SEC - 10,  # before the background worker reports a hang
         "finish_timeout_raises": True,
         "stop_fn": on_stop,  # else the web page's button raises KeyboardInterrupt in the middle of a step
         "x_stats_track_process_tree": True,

@@ -54,7 +54,7 @@ class Checkpointer:
         nets: dict[str, nn.Module],
         optimizers: dict[str, torch.optim.Optimizer],
         stats: TrainingStats,
-        controls: Schedulers,
+        schedulers: Schedulers,
     ) -> None:
         """`optimizers` has the names of the networks they train."""
         self.state, self.layout = TrainState(), layout
@@ -62,11 +62,11 @@ class Checkpointer:
         self._num_classes, self._fingerprint = dataset.num_classes, dataset.fingerprint
         self._class_names = dataset.class_names
         self._unseen = [label for label, count in enumerate(dataset.class_counts) if not count]
-        self._nets, self._optimizers, self._meter, self._controls = nets, optimizers, stats, controls
+        self._nets, self._optimizers, self._stats, self._schedulers = nets, optimizers, stats, schedulers
 
     def save(self, folder: Path) -> Path:
         """Write a checkpoint and delete old ones; called by all ranks. Of what a rank has alone, only sums are kept."""
-        stats, controls = self._meter.state(), self._controls.state()
+        stats, controls = self._stats.state(), self._schedulers.state()
         counts = vars(self.state) | {"num_replaced": self._world.all_gather_object(self.state.num_replaced)}
         self._world.barrier()  # the lines of metrics and audit that this checkpoint counts on are written
         tensors = {name: net.state_dict() for name, net in self._nets.items()}
@@ -109,8 +109,8 @@ class Checkpointer:
             if f"opt_{name}" not in tensors:
                 raise DataError(f"{path}: opt_{name}.safetensors is missing")
             load_optimizer(name, settings, optimizer, self._nets[name], tensors[f"opt_{name}"])
-        self._meter.load_state(state["stats"])
-        self._controls.load_state(state["controls"])
+        self._stats.load_state(state["stats"])
+        self._schedulers.load_state(state["controls"])
         for name in vars(self.state).keys() - {"num_replaced", "wandb_id"}:
             setattr(self.state, name, state.get(name, getattr(self.state, name)))
         counts = state["num_replaced"]
@@ -135,8 +135,8 @@ class Checkpointer:
     def _read(self, path: Path) -> tuple[checkpoint.Tensors, SavedState]:
         try:
             return checkpoint.load(path, lambda state: self._expected(state, path))
-        except checkpoint.CorruptCheckpointError as damage:
-            raise DataError(f"{path}: {damage}") from None
+        except checkpoint.CorruptCheckpointError as error:
+            raise DataError(f"{path}: {error}") from None
 
     def _expected(self, state: SavedState, path: Path) -> checkpoint.Shapes:
         """Return the shapes of the networks' tensors; raise where the state is not one of this run."""

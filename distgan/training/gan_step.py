@@ -98,7 +98,7 @@ class GanStep:
     def g_step(self, batch: StepBatch, optimizer: torch.optim.Optimizer, hp: StepHyperparams) -> None:
         """Train G to make images that D takes for real.
 
-        Where the loss looks at real images, they are those of the last D step.
+        Where the loss uses real images, they are those of the last D step.
         """
         buffers = [buffer.clone() for buffer in self._restored_buffers]
         self.D.requires_grad_(False)
@@ -183,7 +183,7 @@ class GanStep:
         norm = torch.linalg.vector_norm(torch.stack(norms))
         is_bad = norm - norm != 0  # infinite or NaN
         if optimizer.defaults.get("fused"):
-            # What fused optimizers look at before they change anything.
+            # What fused optimizers read before they change anything.
             optimizer.found_inf = is_bad.float()  # type: ignore[attr-defined]
             optimizer.step()
         elif not is_bad:  # for this the host waits

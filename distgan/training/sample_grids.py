@@ -38,7 +38,7 @@ class SampleGrids:
 
     def log_reals(self) -> None:
         """Log real images as the networks see them."""
-        self._show("Samples/reals", "reals.png", self._real_pictures())
+        self._show("Samples/reals", "reals.png", self._real_images())
 
     def log_fakes(self, G_ema: nn.Module, images: int) -> None:
         """Log images of the average generator at that image count."""
@@ -62,19 +62,19 @@ class SampleGrids:
             sampler = sampling.Sampler(G, config.model.z_dim, config.train.seed)
             self._show("Samples/fakes_raw", "raw.png", list(sampler.pixels(range(self._num), self._labels)))
         if config.augment.pipe != "none":
-            reals = torch.from_numpy(np.stack(self._real_pictures())).permute(0, 3, 1, 2) / 127.5 - 1
+            reals = torch.from_numpy(np.stack(self._real_images())).permute(0, 3, 1, 2) / 127.5 - 1
             draws = device_rng.uniform(
                 torch.arange(self._num) + images, "augment gallery", NUM_DRAWS[config.augment.pipe]
             )
-            pictures = list(image_grid.to_uint8(augment(reals, draws, config.augment.pipe, p, config.augment.color)))
-            self._show("Samples/reals_augmented", "reals-augmented.png", pictures)
+            augmented = list(image_grid.to_uint8(augment(reals, draws, config.augment.pipe, p, config.augment.color)))
+            self._show("Samples/reals_augmented", "reals-augmented.png", augmented)
 
     def log_worst_reals(
         self, G: nn.Module, D: nn.Module, reals: Tensor, real_scores: Tensor, fake_scores: Tensor
     ) -> None:
         """Log the real images of one pass with D's lowest scores, the lowest first; and histograms where enabled.
 
-        What stands there again and again is worth a look: corrupt, or none of the data set's kind.
+        Check images that are there again and again: they may be corrupt, or not of the data set's kind.
         """
         worst = real_scores.argsort()[: self._num]
         self._show("Samples/worst_reals", "worst-reals.png", list(image_grid.to_uint8(reals[worst])))
@@ -85,15 +85,15 @@ class SampleGrids:
             for name, numbers in values.items():
                 self._tracker.log_histogram(f"Hist/{name}", numbers.detach().float().cpu().numpy())
 
-    def _real_pictures(self) -> list[np.ndarray]:
+    def _real_images(self) -> list[np.ndarray]:
         if not self._reals:
             options = decode_options(self._config.data)
             numbers = self._dataset.fixed_samples(self._num, self._config.train.seed, self._labels)
             self._reals = [self._dataset.read(n, options) for n in numbers]
         return self._reals
 
-    def _show(self, key: str, name: str, pictures: list[np.ndarray]) -> None:
-        self._tracker.log_images(key, name, pictures, self._columns)
+    def _show(self, key: str, name: str, images: list[np.ndarray]) -> None:
+        self._tracker.log_images(key, name, images, self._columns)
 
     def _kimg(self, images: int) -> str:
         """Return thousands of images, in file names; with more digits only where grids come closer than that."""

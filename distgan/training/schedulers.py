@@ -38,8 +38,8 @@ class Schedulers:
         augment, balance = config.augment, config.balance
         self._ada = Ada(augment.target, augment.speed, augment.p_max) if augment.target else None
         self._balance = Balance(balance.low, balance.high, balance.max_factor, balance.step) if balance.adapt else None
-        # Since a controller last looked: images, the sum of D's signs on real ones, pairs in the right order.
-        self._verdicts = {name: torch.zeros(3, dtype=torch.float64, device=world.device) for name in self._intervals()}
+        # Since the last update of a controller: images, the sum of D's signs on real ones, pairs in the right order.
+        self._sign_sums = {name: torch.zeros(3, dtype=torch.float64, device=world.device) for name in self._intervals()}
 
     def _intervals(self) -> dict[str, int]:
         """Return the intervals of the controllers in use, in images."""
@@ -67,7 +67,7 @@ class Schedulers:
         return StepHyperparams(r1, r2, gp, noise, self.augment_p(images), loss.penalty_interval)
 
     def penalties(self, images: int) -> set[str]:
-        """Log keys of the penalties that are in use."""
+        """Return log keys of the penalties that are in use."""
         return {f"Loss/{name}" for name in PENALTIES if self._at(images, getattr(self._config.loss, name)) > 0}
 
     def augment_p(self, images: int) -> float:
@@ -97,21 +97,21 @@ class Schedulers:
         return value_at(images, ends, self._config.train.schedule_images, self._config.train.schedule_shape)
 
     def observe(self, real_logits: Tensor, fake_logits: Tensor) -> None:
-        """Take the logits of one pass of a D step, [B] each. Nothing waits for the device."""
-        if self._verdicts:
+        """Count the logits of one pass of a D step, [B] each. Nothing waits for the device."""
+        if self._sign_sums:
             counts = torch.stack([(real_logits > fake_logits).double().sum(), real_logits.sign().double().sum()])
             seen = torch.cat(
                 [counts.new_full((1,), len(real_logits)), counts.flip(0)]
             )  # no copy of a number from the host
-            for verdicts in self._verdicts.values():
-                verdicts += seen
+            for sums in self._sign_sums.values():
+                sums += seen
 
     def update(self, before: int, images: int) -> None:
         """Update the controllers that are due, after a D step that brought the run from `before` to `images`."""
         for name, every in self._intervals().items():
             if images // every > before // every:
-                seen, signs, right = self._world.all_reduce_sum(self._verdicts[name].clone()).tolist()
-                self._verdicts[name].zero_()
+                seen, signs, right = self._world.all_reduce_sum(self._sign_sums[name].clone()).tolist()
+                self._sign_sums[name].zero_()
                 if seen and name == "augment" and self._ada:
                     self._ada.update(signs / seen, int(seen))
                 elif seen and name == "balance" and self._balance:
@@ -129,9 +129,9 @@ class Schedulers:
 
     def state(self) -> dict:
         """Return what a checkpoint keeps; called by all ranks."""
-        verdicts = {name: self._world.all_reduce_sum(sums.clone()).tolist() for name, sums in self._verdicts.items()}
+        sign_sums = {name: self._world.all_reduce_sum(sums.clone()).tolist() for name, sums in self._sign_sums.items()}
         controllers = {"augment": self._ada, "balance": self._balance}
-        return {"verdicts": verdicts} | {name: one.state() for name, one in controllers.items() if one}
+        return {"verdicts": sign_sums} | {name: one.state() for name, one in controllers.items() if one}
 
     def load_state(self, state: Controls) -> None:
         """Undo `state`, on any number of ranks; controllers that were not there start from zero."""
@@ -139,10 +139,10 @@ class Schedulers:
             self._ada.load_state(state["augment"])
         if self._balance and "balance" in state:
             self._balance.load_state(state["balance"])
-        for name, verdicts in self._verdicts.items():
+        for name, kept in self._sign_sums.items():
             if name in state:
                 sums = torch.tensor(state["verdicts"][name], dtype=torch.float64)
-                verdicts.copy_(sums if self._world.is_main else torch.zeros_like(sums))
+                kept.copy_(sums if self._world.is_main else torch.zeros_like(sums))
 
 
 def value_at(images: int, ends: Sequence[float], ramp: int, shape: str) -> float:

@@ -47,7 +47,7 @@ class MicroBatch:
     Attributes:
         z: Latents of this step's fakes, [B, Z].
         labels, seeds: As in `StepBatch`.
-        real: Real images, [B, 3, R, R] in -1..1; None where the step does not look at any.
+        real: Real images, [B, 3, R, R] in -1..1; None where the step uses none.
         condition: What G makes its images of, besides latents: degraded images, [B, 3, R, R] in -1..1, or None.
     """
 

@@ -141,7 +141,7 @@ class Trainer:
         self.dataset.source.close()
 
     def open_stream(self, with_noise: bool = True) -> Stream:
-        """Open the batches from where the run stands. Without the noise of steps, they are images and labels alone."""
+        """Open the batches from the run's position on. Without the noise of steps, they are images and labels alone."""
         sampler = LatentSampler(self.config.train.seed, self.config.model.z_dim, self.state.num_rollbacks)
         draw = sampler if with_noise else lambda positions: ()
         return factory.open_stream(

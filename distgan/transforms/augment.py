@@ -25,7 +25,7 @@ from torch import Tensor
 NUM_DRAWS: dict[str, int] = {"flip": 1, "diffaugment": 12, "ada": 28, "ada-cutout": 31}
 
 
-def augment(images: Tensor, draws: Tensor, pipe: str, p: Tensor | float = 1.0, colour: float = 1.0) -> Tensor:
+def augment(images: Tensor, draws: Tensor, pipe: str, p: Tensor | float = 1.0, color: float = 1.0) -> Tensor:
     """Return augmented images for D; twice differentiable in `images`, with the same shape and type.
 
     Args:
@@ -36,7 +36,7 @@ def augment(images: Tensor, draws: Tensor, pipe: str, p: Tensor | float = 1.0, c
             "ada" is the pipe that Karras et al. call bgc, "ada-cutout" adds their cutout.
         p: Probability of each operation, 0..1. The host does not wait for the value of a tensor of no dimensions. With
             0 the images are returned unchanged.
-        colour: Operations on color have `colour` times the probability p; 0.5 in R3GAN (Huang et al. 2024).
+        color: Operations on color have `color` times the probability p; 0.5 in R3GAN (Huang et al. 2024).
     """
     assert draws.shape == (len(images), NUM_DRAWS[pipe]), f"{tuple(draws.shape)} draws for {pipe}"
     assert draws.dtype in (torch.float32, torch.float64), f"{draws.dtype} is too coarse to draw in"
@@ -44,12 +44,12 @@ def augment(images: Tensor, draws: Tensor, pipe: str, p: Tensor | float = 1.0, c
     if pipe == "flip":
         x = torch.where(draws[:, :, None, None] < p / 2, x.flip(3), x)
     elif pipe == "diffaugment":
-        x = _jitter(x, draws[:, :6], p * colour)
+        x = _jitter(x, draws[:, :6], p * color)
         x = _translate(x, draws[:, 6:9], p)
         x = _cut_out_whole(x, draws[:, 9:], p)
     else:
         x = _move(x, draws[:, :18], p)
-        x = _recolour(x, draws[:, 18:28], p * colour)
+        x = _recolor(x, draws[:, 18:28], p * color)
         if pipe == "ada-cutout":
             x = _cut_out(x, draws[:, 28:], p)
     return x.to(images.dtype)
@@ -98,7 +98,7 @@ def _jitter(images: Tensor, draws: Tensor, p: Tensor | float) -> Tensor:
     return x + (x - mean) * contrast
 
 
-def _recolour(images: Tensor, draws: Tensor, p: Tensor | float) -> Tensor:
+def _recolor(images: Tensor, draws: Tensor, p: Tensor | float) -> Tensor:
     """Apply ADA's brightness, contrast, luma flip, hue rotation and saturation, as one matrix for each image."""
     matrix = _colour_matrix(draws, p).to(images.dtype)[..., None, None]  # [B, 3, 4, 1, 1]
     r, g, b = images.split(1, 1)  # a matrix product would round in bf16 under autocast, and in TF32 where that is on

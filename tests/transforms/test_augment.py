@@ -110,7 +110,7 @@ def test_colour_is_a_factor_of_the_probability_of_operations_on_colour_alone(pip
     colourless = draws.clone()
     colourless[:, :6] = LAST if pipe == "diffaugment" else 0.3
     colourless[:, 18:] = LAST
-    assert torch.equal(augment(images, draws, pipe, 0.5, colour=0.5), augment(images, colourless, pipe, 0.5))
+    assert torch.equal(augment(images, draws, pipe, 0.5, color=0.5), augment(images, colourless, pipe, 0.5))
     assert not torch.equal(augment(images, draws, pipe, 0.5), augment(images, colourless, pipe, 0.5))
 
 

@@ -83,7 +83,7 @@ class Bench:
             slices, phases = self.turns.take(sides, num, timeline=timeline)
             over_bare = self._over_bare(trainer, num) if "bare" in against else []
             rows = self._speed(slices["run"], num)
-            rows += self._parts(phases, num)
+            rows += self._parts(phases)
             rows += self._penalties(trainer)
             rows += [
                 Row(f"peak memory, {name}", "GB", [max(one[key] for one in memory)])
@@ -105,7 +105,7 @@ class Bench:
             Row(f"an iteration: {steps}", "ms", [1000 * wall / num for wall in walls]),
         ]
 
-    def _parts(self, phases: list[Phases], num: int) -> list[Row]:
+    def _parts(self, phases: list[Phases]) -> list[Row]:
         """Return the time of each phase on rank 0; waiting for others in an all-reduce is part of a step."""
         rows = []
         for label, phase in PHASES.items():

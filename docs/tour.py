@@ -1,11 +1,11 @@
 """A tour of distgan from Python, in cells: open it as a notebook (VS Code, Jupytext), or run it from top to bottom.
 
 python docs/tour.py            # some minutes on a CPU, and leaves all it makes in ./tour
-python docs/tour.py 2k         # a look: too few images for digits that can be read
+python docs/tour.py 2k         # a quick run: too few images for digits that can be read
 """
 
 # %% [markdown]
-# # Digits, from pictures to a generator and back
+# # Digits, from images to a generator and back
 #
 # The package brings 1,797 scanned digits along, so nothing has to be fetched. First they become WebDataset shards,
 # which is what `distgan pack` does with any folder, archive or `.npz` file.
@@ -31,7 +31,7 @@ main(["pack", str(digits), str(place / "digits"), "--resolution", "32", "--worke
 # ## Training
 #
 # `distgan.train` is `distgan train`: a config, and settings that win over it. Run this cell again after you
-# interrupted it, and it goes on where it stood, to the bit.
+# interrupted it, and it resumes where it was, bit for bit.
 
 # %%
 config = place / "digits.yaml"
@@ -54,7 +54,7 @@ wandb: {mode: disabled}
 )
 run = place / "run"
 if distgan.train(config, f"data.shards={place / 'digits'}", f"run.dir={run}", f"train.images={IMAGES}") != 0:
-    sys.exit("interrupted: run this again, and it goes on")
+    sys.exit("interrupted: run this again to resume")
 
 # %% [markdown]
 # ## The generator
@@ -70,7 +70,7 @@ assert torch.equal(fakes[:5], G(5, seed=1, labels=labels[:5]))
 
 
 def grid(images: torch.Tensor, columns: int) -> Image.Image:
-    """[B, 3, R, R] in -1..1 -> one picture."""
+    """[B, 3, R, R] in -1..1 -> one image."""
     pixels = (images * 127.5 + 127.5).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).numpy()
     rows = [np.concatenate(pixels[i : i + columns], axis=1) for i in range(0, len(pixels), columns)]
     return Image.fromarray(np.concatenate(rows))
@@ -91,7 +91,7 @@ grid(walk, 8).resize((640, 240), Image.Resampling.NEAREST).save(place / "walk.pn
 # ## The stream in a loop of your own
 #
 # `open_stream` gives the batches that a run would see: every image once per epoch, in an order that is a function of
-# the seed, and stopped after n batches it goes on exactly there. Here it feeds a linear classifier, which then reads
+# the seed, and stopped after n batches it resumes exactly there. Here it feeds a linear classifier, which then reads
 # the generated digits.
 
 # %%

@@ -5,7 +5,7 @@
 set -euo pipefail
 
 export ACCELERATE_USE_CPU=true OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
-# A mistake in the config is told by one process, at once.
+# A mistake in the config is reported by one process, at once.
 case " $* " in *" --"*) ;; *) "${PYTHON:-python}" -m distgan config --ranks "${PROCESSES:-2}" "$@" >/dev/null ;; esac
 exec "${PYTHON:-python}" -m distgan.distributed.launch --multi_gpu --num_processes "${PROCESSES:-2}" --gpu_ids all \
   --num_machines 1 --machine_rank 0 --main_process_port 0 --same_network --rdzv_backend static \

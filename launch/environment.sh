@@ -1,7 +1,7 @@
 # Sourced by the scripts here and by tests/run.sh: makes .venv beside this folder where it is missing or out of date,
 # and puts it first on the PATH.
 
-export PYTHONDONTWRITEBYTECODE=  # else every process compiles what it imports anew
+export PYTHONDONTWRITEBYTECODE=  # else every process compiles again what it imports
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 stamp=$root/.venv/installed
 if ! cat "$root/pyproject.toml" "$root/constraints.txt" | cmp -s - "$stamp"; then

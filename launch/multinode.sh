@@ -8,7 +8,7 @@ set -euo pipefail
 
 python=${PYTHON:-python}
 gpus=${GPUS:-$("$python" -c 'import torch; print(torch.cuda.device_count())')}
-case $NODES$NODE$gpus in # bash runs code that stands in a number's place in arithmetic
+case $NODES$NODE$gpus in # bash runs code in place of a number in arithmetic
   *[!0-9]*) printf 'NODES=%q NODE=%q GPUS=%q: not all are numbers\n' "$NODES" "$NODE" "$gpus" >&2; exit 2 ;;
 esac
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}

@@ -35,7 +35,7 @@ def _add_evaluate(commands: Commands) -> None:
         "--seeds", type=int, default=3, help="number of evaluations, each of eval.num_images images (default 3)"
     )
     parser.add_argument("--out", default="", help="file of the report (default: in the run's evaluations/)")
-    parser.add_argument("--memorization", action="store_true", help="look for copies of training images")
+    parser.add_argument("--memorization", action="store_true", help="search for copies of training images")
     parser.add_argument(
         "--holdout", default="", metavar="SHARDS", help="for --memorization: images that were not trained on"
     )

@@ -95,7 +95,7 @@ def load_to_evaluate(layers: Sequence[tuple[str, dict]], overrides: Sequence[str
     return result
 
 
-def _merged(layers: Sequence[tuple[str, dict]], own: Sequence[tuple[str, dict]], told: str) -> Config:
+def _merged(layers: Sequence[tuple[str, dict]], own: Sequence[tuple[str, dict]], origin: str) -> Config:
     """Return the defaults with layers of values on top, bounds not checked; `own` come from the command line."""
     schema = dict(leaves(Config))
     config = _defaults()
@@ -144,7 +144,7 @@ def _merged(layers: Sequence[tuple[str, dict]], own: Sequence[tuple[str, dict]],
     try:
         result: Config = OmegaConf.to_object(config)  # type: ignore[assignment]  # of a structured config
     except OmegaConfBaseException as error:
-        raise ConfigError(f"{told}: {error.full_key or ''}: {_first_line(error)}") from None
+        raise ConfigError(f"{origin}: {error.full_key or ''}: {_first_line(error)}") from None
     return result
 
 
@@ -196,17 +196,17 @@ def require_own_names(values: dict, where: str) -> None:
         raise ConfigError(f"{where}: {line}")
 
 
-def _require_resolved(values: object, told: str) -> None:
+def _require_resolved(values: object, origin: str) -> None:
     """Refuse interpolations in what a run wrote, which has none: they could read what is not theirs."""
     if isinstance(values, dict):
         for name, value in values.items():
-            _require_resolved(name, told)
-            _require_resolved(value, told)
+            _require_resolved(name, origin)
+            _require_resolved(value, origin)
     elif isinstance(values, list):
         for value in values:
-            _require_resolved(value, told)
+            _require_resolved(value, origin)
     elif isinstance(values, str) and "${" in values:
-        raise ConfigError(f"{told}: {values!r}: a saved config has no ${{...}} in it: this one was altered")
+        raise ConfigError(f"{origin}: {values!r}: a saved config has no ${{...}} in it: this one was altered")
 
 
 def to_yaml(config: Config) -> str:

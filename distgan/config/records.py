@@ -41,7 +41,7 @@ def without_secrets(config: Config) -> Config:
 
 
 def _public_prose(text: str) -> str:
-    """Return words such as wandb.notes, which go on after an address, without its secrets."""
+    """Return words such as wandb.notes, which continue after an address, without its secrets."""
     return public(text) if "pipe:" in text else public_text(text)
 
 

@@ -37,14 +37,14 @@ def read(file: Path, *, follow_links: bool = True) -> str:
 
 
 def texts(text: str) -> object:
-    """Return a document with each scalar as it stands there. Raises YAMLError, or ValueError for a number of no use."""
+    """Return a document with each scalar as it is written. Raises YAMLError, or ValueError for a number of no use."""
     document = yaml.load(text, Loader=_TEXTS)
     _require_short(document, set())
     return document
 
 
 def problem(error: Exception) -> str:
-    """Return what is wrong and where, but not what stands there."""
+    """Return what is wrong and where, but not its content."""
     if isinstance(error, yaml.MarkedYAMLError):
         mark = error.problem_mark or error.context_mark
         where = f" in line {mark.line + 1}, column {mark.column + 1}" if mark else ""
@@ -82,7 +82,7 @@ def as_typed(values: dict, texts: Any, prefix: str = "") -> dict:
     """Return values as YAML reads them, but a setting that is a text as it was typed: `no` is no False, and `007` no 7.
 
     Args:
-        texts: The same document, with each scalar as it stands there.
+        texts: The same document, with each scalar as it is written.
     """
     result = dict(values)
     for name, value in values.items():

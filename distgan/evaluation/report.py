@@ -40,7 +40,7 @@ class EvaluateOptions:
         out: File of the report; empty for one in the run's evaluations/.
         statistics: File for the statistics of the real images; empty for none.
         holdout: Shards that were not trained on, for `memorization`.
-        memorization: Whether to look for copies of training images.
+        memorization: Whether to search for copies of training images.
     """
 
     seeds: int = 3

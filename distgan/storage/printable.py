@@ -55,7 +55,7 @@ def open_streams() -> None:
 
 
 def flush_stdout() -> str:
-    """Write what is left for stdout; returns why not all arrived there, empty too where nobody reads on (`| head`)."""
+    """Write what is left for stdout; returns the error, or "" where there is none or the reader left (`| head`)."""
     try:
         sys.stdout.flush()
     except OSError as error:

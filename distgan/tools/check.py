@@ -28,7 +28,7 @@ from distgan.training.checkpointer import changed_settings, check_same_run, diff
 
 def check(config: Config, batch_plan: BatchPlan) -> tuple[list[str], list[str]]:
     """Return lines that describe the run, and warnings. Raises what the run would raise before its first step."""
-    config = replace(config, data=replace(config.data, allow_pipe=False))  # a look at a config runs no command of it
+    config = replace(config, data=replace(config.data, allow_pipe=False))  # a check runs no command of the config
     dataset = factory.open_dataset(config)
     G, D = factory.build_nets(config, dataset.num_classes)
     lines = factory.describe(config, batch_plan, dataset, factory.choose_layout(config, dataset), G, D)
@@ -60,18 +60,18 @@ def _card(config: Config, dataset: Dataset) -> tuple[list[str], list[str]]:
     """Return what the data set's own card says, and what of it does not go with the config."""
     found = dataset_card.read(dataset.urls[0])
     facts = [f"{name} {value}" for name, value in dataset_card.facts(found) if name not in ("images", "classes")]
-    told = []
+    warned = []
     stored, classes = found.get("resolution"), found.get("classes")
     if isinstance(stored, int) and stored != config.data.resolution:
         how, wanted = "enlarged" if stored < config.data.resolution else "reduced", config.data.resolution
-        told.append(
+        warned.append(
             f"the images are stored at {stored} x {stored} and would be {how} to data.resolution={wanted} each time; "
             f"`distgan pack SOURCE OUT --resolution {wanted}` does it once"
         )
     if isinstance(classes, list) and len(classes) > 1 and not config.model.conditional:
-        told.append(f"the data set has {len(classes)} classes, which model.conditional=false does not use")
+        warned.append(f"the data set has {len(classes)} classes, which model.conditional=false does not use")
     where = public(os.path.dirname(dataset.urls[0]))
-    return ([f"data set card: {where}: {', '.join(facts)}"] if found else []), told
+    return ([f"data set card: {where}: {', '.join(facts)}"] if found else []), warned
 
 
 def _disk(config: Config, checkpoint_bytes: int, num_classes: int) -> tuple[list[str], list[str]]:
@@ -130,6 +130,6 @@ def _earlier(config: Config, dataset: Dataset) -> list[str]:
 
 
 def _wandb(config: Config) -> str:
-    mode, told = wandb_mode(config.wandb.mode)
+    mode, chosen = wandb_mode(config.wandb.mode)
     whose = f"{config.wandb.entity}/" if config.wandb.entity else ""
-    return f"wandb: {told}" + (f", project {whose}{config.wandb.project}" if mode not in ("disabled", "none") else "")
+    return f"wandb: {chosen}" + (f", project {whose}{config.wandb.project}" if mode not in ("disabled", "none") else "")

@@ -53,7 +53,7 @@ def traceback_lines(error: BaseException) -> list[str]:
 
 
 class LogFile(logging.FileHandler):
-    """A log file that training continues without, where it cannot be written any more. The live line is not for it."""
+    """A log file; where it cannot be written any more, training continues without it. It has no live line."""
 
     def emit(self, record: logging.LogRecord) -> None:
         if getattr(record, "shown", "") == "live":

@@ -21,7 +21,7 @@ from distgan.tracking.wandb_logger import FINISH_SEC, WandbLogger, start_wandb
 log = logging.getLogger("distgan")
 
 LIVE_SEC = 0.2  # from one move of the live line to the next
-FAILED_SEC = 20  # for W&B to hear of a failure; a launcher gives a rank half a minute
+FAILED_SEC = 20  # for sending a failure to W&B; a launcher gives a rank half a minute
 
 
 class Tracker:

@@ -117,7 +117,7 @@ class WandbLogger:
         return kept
 
     def finish(self, exit_code: int, summary: dict[str, object], limit_sec: float) -> None:
-        """Send what is left; what does not arrive in so many seconds stays in the run folder."""
+        """Send what is left; what does not arrive within the time limit stays in the run folder."""
 
         def end() -> None:
             self._run.summary.update(summary)

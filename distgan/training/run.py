@@ -74,7 +74,7 @@ def _train(learner: Learner, folder: RunDir) -> StopReason:
 
 
 def _record_end(folder: RunDir, state: str, reason: str, world: int) -> None:
-    """Leave in status.json how the run ended, next to what it says of how far it came."""
+    """Write to status.json how the run ended, and keep its progress there."""
     progress = {k: v for k, v in folder.read_status().items() if k in ("images", "total_images", "checkpoint")}
     folder.write_status(state, **progress, reason=reason, world=world)
 

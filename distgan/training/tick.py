@@ -10,7 +10,7 @@ from distgan.training.timing import PhaseTimer
 
 log = logging.getLogger("distgan")
 
-POOR, POOR_LINES = 0.05, 5  # so little diversity, in so many lines in a row, is reported
+POOR, POOR_LINES = 0.05, 5  # diversity below this, in this number of lines in a row, is reported
 
 
 class Ticker:

@@ -17,7 +17,7 @@ from distgan.distributed.process_group import World
 # The phases of the loop. What is none of these is maintenance.
 D_STEP, G_STEP = "in a step of D", "in a step of G"
 TRAINING = ("waiting for data", D_STEP, G_STEP, "averaging weights", "between two iterations")
-SLOW, SLOW_INTERVALS = 0.3, 2  # a rank costs the others this share of their time, in so many intervals in a row
+SLOW, SLOW_INTERVALS = 0.3, 2  # a rank costs the others this share of their time, in this number of intervals in a row
 
 
 @dataclass

@@ -31,8 +31,8 @@ NULL_SIDE, NULL_BATCH, NULL_ITERATIONS = 8, 16, 50
 LOADED_IMAGES = 256
 HOST, ADDED = "host time of an iteration with networks of one weight", "  of it, more than a bare loop takes"
 MEMORY = (("process", "Resources/cpu_mem_gb"), ("GPU", "Resources/gpu_mem_peak_gb"))
-SPANS = ("optimizer of D", "optimizer of G")  # which lie within phases
-PHASES = {  # label: the loop's own word
+SPANS = ("optimizer of D", "optimizer of G")  # which are within phases
+PHASES = {  # label: the loop's name of the phase
     "D step": "in a step of D",
     "  its optimizer": "optimizer of D",
     "G step": "in a step of G",

@@ -48,7 +48,7 @@ def endless(config: Config, folder: Path) -> Config:
     """Return the config of the same run, which neither ends nor saves nor draws samples."""
     return replace(
         config,
-        run=replace(config.run, dir=str(folder), resume="never", timeout_sec=10**6),  # it stands still in turns
+        run=replace(config.run, dir=str(folder), resume="never", timeout_sec=10**6),  # it waits for its turn
         data=replace(config.data, audit=False),
         train=replace(config.train, images=FOREVER, max_minutes=0.0),
         sample=replace(config.sample, every=0),

@@ -21,7 +21,7 @@ def torch_build() -> Iterator[Finding]:
 
 
 def cards() -> Iterator[Finding]:
-    """Compare the driver with torch, then look at each card that torch sees."""
+    """Compare the driver with torch, then check each card that torch sees."""
     torch = _torch()
     if isinstance(torch, Exception):
         return

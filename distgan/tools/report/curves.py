@@ -10,7 +10,7 @@ from distgan.tools.report.history import History, Series
 
 COLORS = ("#2f6fde", "#d9622b", "#2a9d6a", "#b8478f", "#8a6d3b", "#5b5fc7", "#c03a3a", "#3d8ea5")
 HUGE = 1e300  # so that differences of numbers stay finite
-POINTS = 800  # of a curve, which is more than an image's pixels can tell apart
+POINTS = 800  # of a curve, which is more than an image's pixels can show
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ def names(runs: Sequence[History]) -> list[str]:
 
 
 def thinned(series: Series, points: int = POINTS) -> Series:
-    """Return at most so many points of a series that look the same: the least and the greatest of each stretch."""
+    """Return at most `points` points of a series that draw the same curve: the extremes of each stretch."""
     num = len(series.values)
     if num <= points:
         return series
@@ -86,6 +86,6 @@ def thinned(series: Series, points: int = POINTS) -> Series:
 
 
 def drawable(curve: Series, above: float = -HUGE) -> Series:
-    """Return the points that lie between `above` and HUGE."""
+    """Return the points between `above` and HUGE."""
     kept = [(at, value) for at, value in zip(curve.kimg, curve.values) if above < value < HUGE]
     return Series([at for at, _ in kept], [value for _, value in kept])

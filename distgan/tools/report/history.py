@@ -88,7 +88,7 @@ def read(path: str | Path) -> History:
 
 
 def kimg(row: Row) -> float:
-    """Return the thousands of images at which a row stands."""
+    """Return the thousands of images of a row."""
     images, thousands = _number(row.get("Progress/images")), _number(row.get("Progress/kimg"))
     return images / 1000 if images is not None else (thousands or 0.0)
 

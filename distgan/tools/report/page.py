@@ -110,7 +110,7 @@ def _state(run: History) -> tuple[str, str]:
 
 
 def _tiles(run: History) -> list[tuple[str, str]]:
-    """Return the few numbers that stand at the top."""
+    """Return the few numbers at the top of the page."""
     found: list[tuple[str, str]] = []
     images, total = run.last("Progress/images"), run.status.get("total_images")
     if images is not None:

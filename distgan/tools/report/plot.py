@@ -50,12 +50,12 @@ def plot(paths: Sequence[str], out: str = "", keys: Sequence[str] = ()) -> list[
             write(sheet, part, kind)
     except OSError as error:
         raise MachineError(f"{target}: {error.strerror}; choose another place by --out") from None
-    told = [f"warning: {problem}" for run in runs for problem in run.problems]
-    told += [f"warning: {path} has no metrics yet" for path, run in zip(paths, runs) if not run.log_keys()]
+    lines = [f"warning: {problem}" for run in runs for problem in run.problems]
+    lines += [f"warning: {path} has no metrics yet" for path, run in zip(paths, runs) if not run.log_keys()]
     for key in keys:
         if lacking := [name for run, name in zip(runs, called) if not run.series(key).values]:
-            told.append(f"warning: {key} is not in {', '.join(lacking)}")
-    return [*told, f"{len(sheet.charts)} panel(s) of {len(runs)} run(s): {target}"]
+            lines.append(f"warning: {key} is not in {', '.join(lacking)}")
+    return [*lines, f"{len(sheet.charts)} panel(s) of {len(runs)} run(s): {target}"]
 
 
 def _by_panel(run: History, shown: Sequence[Panel]) -> Iterator[tuple[str, Chart]]:

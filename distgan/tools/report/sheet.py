@@ -27,7 +27,7 @@ class Key:
 
 @dataclass(frozen=True)
 class Placed:
-    """A chart on a sheet: x, y are those of its upper left corner; its title stands above."""
+    """A chart on a sheet: x, y are those of its upper left corner; its title is above."""
 
     title: str
     chart: Chart

@@ -1,15 +1,15 @@
 // Sliders choose which grid of a figure is shown.
 for (const slider of document.querySelectorAll('input[type="range"]')) {
-  const figure = slider.parentElement, pictures = figure.querySelectorAll("img"), told = figure.querySelector("output");
+  const figure = slider.parentElement, images = figure.querySelectorAll("img"), label = figure.querySelector("output");
   slider.addEventListener("input", () => {
-    pictures.forEach((picture, i) => { picture.hidden = i !== Number(slider.value); });
-    told.textContent = pictures[slider.value].dataset.kimg + " kimg";
+    images.forEach((image, i) => { image.hidden = i !== Number(slider.value); });
+    label.textContent = images[slider.value].dataset.kimg + " kimg";
   });
 }
 
 // The pointer over a chart reads its curves there, from the places of their points.
 for (const chart of document.querySelectorAll("svg.chart")) {
-  const [told, ...values] = chart.parentElement.querySelectorAll("output"), cursor = chart.querySelector(".cursor");
+  const [label, ...values] = chart.parentElement.querySelectorAll("output"), cursor = chart.querySelector(".cursor");
   const { left, right, top, bottom, x0, x1, y0, y1, log } =
     Object.fromEntries(Object.entries(chart.dataset).map(([name, value]) => [name, Number(value)]));
   const curves = [...chart.querySelectorAll("polyline")].map((line) => ({
@@ -30,11 +30,11 @@ for (const chart of document.querySelectorAll("svg.chart")) {
     cursor.setAttribute("visibility", "visible");
     const kimg = (x0 + ((at - left) / (right - left)) * (x1 - x0)).toPrecision(4) + " kimg";
     const read = curves.map(({ points }) => value(nearest(points, at)[1]).toPrecision(3));
-    told.textContent = values.length ? kimg : `${read[0]} at ${kimg}`;
+    label.textContent = values.length ? kimg : `${read[0]} at ${kimg}`;
     curves.forEach(({ name }, i) => { if (values.length) values[names.indexOf(name)].textContent = read[i]; });
   });
   chart.addEventListener("pointerleave", () => {
     cursor.setAttribute("visibility", "hidden");
-    for (const place of [told, ...values]) place.textContent = "";
+    for (const place of [label, ...values]) place.textContent = "";
   });
 }

@@ -18,7 +18,7 @@ Labels = Tensor | Sequence[int] | int | None  # a class for each image, one for 
 
 @dataclass(frozen=True)
 class Spec:
-    """What a generator is, apart from its weights and its training; an exported one must keep the bounds.
+    """The description of a generator, without its weights and its training; an exported one must keep the bounds.
 
     Attributes:
         family: A key of `distgan.models.MODELS`.

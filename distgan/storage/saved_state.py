@@ -95,7 +95,7 @@ def require_resumable(state: SavedState, where: object) -> None:
         raise DataError(f"{where}: state.json: {missing[0]}: got nothing, expected it to be there")
     stats, controls = state["stats"], state["controls"]
     if not stats or len({len(sums) for sums in stats}) > 1:
-        raise DataError(f"{where}: state.json: meter: got {len(stats)} rows, expected some of one length")
+        raise DataError(f"{where}: state.json: stats: got {len(stats)} rows, expected some of one length")
     for name in ("augment", "balance"):
         if name in controls and len(controls.get("verdicts", {}).get(name, ())) != 3:
             raise DataError(f"{where}: state.json: controls.verdicts.{name}: expected three numbers")

@@ -25,7 +25,7 @@ from distgan.config import yaml_text
 from distgan.config.fields import default_of, leaves
 from distgan.config.model_schema import FAMILIES, net_settings
 from distgan.config.permissions import PERSONAL, how_to_grant, is_granted_by_environment, read_environment
-from distgan.config.renamed import earlier_version, new_name
+from distgan.config.renamed import earlier_version, new_last_part, new_name
 from distgan.config.schema import Config
 from distgan.config.units import convert
 from distgan.config.validate import config_errors, eval_errors, out_of_bounds
@@ -127,8 +127,16 @@ def _merged(layers: Sequence[tuple[str, dict]], own: Sequence[tuple[str, dict]],
             if name.startswith(("model.G.", "model.D.")):
                 nets[name] = (layer, value)
                 continue
+            if name in ("model.G", "model.D") and value not in ({}, None):
+                mistakes.append(
+                    f"{layer}: {name}: is a group of settings, not a value: set one of its keys, such as "
+                    f"{name}.{next(leaves(FAMILIES[config.model.family]['GD'.index(name[-1])]))[0]}"
+                )
+                continue
             given.add(name)
             if mistake := _put(config, name, value, schema):
+                if mistake.startswith("Key ") and "Did you mean" not in mistake:
+                    mistake += _other_places(name, schema, config.model.family)
                 mistakes.append(f"{layer}: {name}: {mistake}")
 
     for name in PERSONAL:
@@ -311,12 +319,21 @@ def _put(config: DictConfig, name: str, value: object, schema: dict[str, Field])
         OmegaConf.update(config, name, convert(value, schema.get(name)), merge=False)
         return ""
     except (OmegaConfBaseException, ValueError, TypeError) as error:
-        text = _first_line(error, value)
-        if name not in schema and not group and "Did you mean" not in text:
-            last = {known.rpartition(".")[2]: known for known in schema}
-            near = difflib.get_close_matches(name.rpartition(".")[2], last, n=1, cutoff=0.7)
-            text += f". Did you mean: {last[near[0]]!r}?" if near else ""
-        return text
+        if name in schema and value is None:
+            return "has no value: give one, or leave the setting out"
+        return _first_line(error, value)
+
+
+def _other_places(name: str, schema: dict[str, Field], family: str) -> str:
+    """Return the sentence that names the settings whose last part is, or nearly is, that of an unknown name."""
+    nets = [f"model.{net}.{key}" for net, own in zip("GD", FAMILIES[family]) for key, _ in leaves(own)]
+    last = name.rpartition(".")[2]
+    last = new_last_part(last) or last
+    places = [known for known in [*schema, *nets] if known.rpartition(".")[2] == last]
+    if not places:
+        by_last_part = {known.rpartition(".")[2]: known for known in schema}
+        places = [by_last_part[near] for near in difflib.get_close_matches(last, by_last_part, n=1, cutoff=0.7)]
+    return f". Did you mean: {' or '.join(map(repr, places))}?" if places else ""
 
 
 def _resolve(config: DictConfig) -> list[str]:

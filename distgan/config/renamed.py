@@ -74,6 +74,12 @@ def new_name(key: str, value: object = None) -> str:
     return f"{key}={value} is now {key}={new}" if new else ""
 
 
+def new_last_part(last: str) -> str:
+    """Return what an old name's last part is now, such as base_channels for width; "" where it is no old name."""
+    old = {key.rpartition(".")[2]: new.rpartition(".")[2] for key, new in RENAMED.items()}
+    return (old | RENAMED_NETWORK_SETTINGS).get(last, "")
+
+
 def earlier_version(settings: Iterable[tuple[str, object]]) -> str:
     """Return one line about settings (keys with dots, values) that an earlier version of distgan saved; empty where
     all names are of this version."""

@@ -104,14 +104,20 @@ class RunDir:
         record = {"state": state, **values, "time": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
         replace_file(self.path / "status.json", json.dumps(record, indent=1) + "\n")
 
+    def record_end(self, state: str, reason: str, world: int) -> None:
+        """Write to status.json how a start ended, and keep its progress there, which may be of an earlier start."""
+        progress = {k: v for k, v in self.read_status().items() if k in ("images", "total_images", "checkpoint")}
+        self.write_status(state, **progress, reason=reason, world=world)
+
     def record_failure(self, error: DistganError, rank: int, world: int) -> None:
-        """Write the cause to status.json. A rank that ends because another one ended keeps the other's cause."""
+        """Write the cause to status.json, and keep its progress there. A rank that ends because another one ended keeps
+        the other's cause."""
         if rank not in (0, error.rank):
             return
         if OTHERS_END in str(error) and self.read_status().get("state") == "failed":
             return
         try:
-            self.write_status("failed", reason=public_line(f"{type(error).__name__}: {error}"), world=world)
+            self.record_end("failed", public_line(f"{type(error).__name__}: {error}"), world)
         except OSError as problem:
             log.warning(f"{self.path}: status.json could not be written: {problem.strerror}")
 

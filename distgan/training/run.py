@@ -14,7 +14,7 @@ from distgan.distributed import launch_env, preemption
 from distgan.distributed.process_group import World
 from distgan.distributed.watchdog import GRACE_SEC
 from distgan.errors import DistganError, FailedError, StoppedError, StopReason
-from distgan.storage.checkpoint_folder import require_left
+from distgan.storage.checkpoint_folder import newest_first, require_left
 from distgan.storage.run_dir import RunDir, command_line
 from distgan.tracking.console import start_logging
 from distgan.training import factory, recovery
@@ -36,7 +36,7 @@ def train(config: Config) -> int:
     world.run_on_main(lambda: require_left(folder.checkpoints, config.run.resume, length.images, length.max_minutes))
     world.run_on_main(lambda: folder.open(command_line()))
     if world.is_main:
-        preemption.call_on_forced_exit(lambda: _record_end(folder, "failed", "interrupted without saving", world.size))
+        preemption.call_on_forced_exit(lambda: folder.record_end("failed", "interrupted without saving", world.size))
     try:
         start_logging(folder.path, world.rank)
         if world.is_main:
@@ -47,7 +47,7 @@ def train(config: Config) -> int:
         reason = stopped.reason
         log.info(str(stopped))
         if world.is_main:
-            _record_end(folder, "preempted", reason.word, world.size)
+            folder.record_end("preempted", reason.word, world.size)
     except Exception as error:
         log.debug("the run failed", exc_info=error)
         failure = error if isinstance(error, DistganError) else FailedError.of(error, world.rank, folder.path)
@@ -60,10 +60,21 @@ def train(config: Config) -> int:
 
 
 def _train(learner: Learner, folder: RunDir) -> StopReason:
-    """Resume and train; a run that is finished already is left as it is."""
+    """Resume and train; a run that is finished already stays so, and status.json says it."""
     config, logged_images = learner.config, recovery.resume(learner, folder)
     if learner.is_done and not (config.eval.every and learner.state.evaluation_pending):
         log.info(f"{folder.path} is finished at {learner.state.images} images: nothing to do")
+        if (
+            learner.world.is_main and folder.read_status().get("state") != "finished"
+        ):  # as after a start that was refused
+            folder.write_status(
+                "finished",
+                images=learner.state.images,
+                total_images=config.train.images,
+                world=learner.world.size,
+                reason=StopReason.FINISHED.word,
+                checkpoint=newest_first(folder.checkpoints)[0].name,
+            )
         return StopReason.FINISHED
     for line in factory.describe(config, learner.batch_plan, learner.dataset, learner.layout, learner.G, learner.D):
         log.info(line)
@@ -71,12 +82,6 @@ def _train(learner: Learner, folder: RunDir) -> StopReason:
         for line in warnings(config, learner.batch_plan):
             log.warning(f"warning: {line}")
     return Trainer(learner, folder, logged_images).train()
-
-
-def _record_end(folder: RunDir, state: str, reason: str, world: int) -> None:
-    """Write to status.json how the run ended, and keep its progress there."""
-    progress = {k: v for k, v in folder.read_status().items() if k in ("images", "total_images", "checkpoint")}
-    folder.write_status(state, **progress, reason=reason, world=world)
 
 
 def open_world(config: Config) -> World:

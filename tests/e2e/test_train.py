@@ -75,6 +75,13 @@ def test_what_a_run_leaves_behind(tmp_path: Path, config: Path, capsys: pytest.C
     assert capsys.readouterr().out == (run / "log.txt").read_text()
     assert train(run, run) == 0  # the run folder is a config too
     assert "nothing to do" in capsys.readouterr().out
+    before = status(run)
+    assert train(run, run, "model.z_dim=3") == 2
+    refused = status(run)
+    assert refused["state"] == "failed" and "of other networks" in refused["reason"]
+    assert all(refused[key] == before[key] for key in ("images", "total_images", "checkpoint"))
+    assert train(run, run) == 0
+    assert status(run) | {"time": ""} == before | {"time": ""}
 
 
 def test_lines_of_metrics_come_at_ticks_alone(tmp_path: Path, config: Path) -> None:

@@ -1,8 +1,7 @@
 """YAML files and `key=value` -> Config. The only door to OmegaConf.
 
 Layers are merged in this order, each over the last: the schema's defaults, the files of the `base:` chain, the file
-itself, the overrides. Every setting is merged by itself, so that all mistakes of all layers are reported at once, each
-with the file or override that it stands in.
+itself, the overrides. Every setting is merged by itself: all mistakes are reported at once, each with its place.
 """
 
 import copy
@@ -25,11 +24,13 @@ from distgan.config import yaml_text
 from distgan.config.fields import default_of, leaves
 from distgan.config.model_schema import FAMILIES, net_settings
 from distgan.config.permissions import PERSONAL, how_to_grant, is_granted_by_environment, read_environment
-from distgan.config.renamed import earlier_version, new_last_part, new_name
+from distgan.config.records import flat
+from distgan.config.renamed import earlier_version, new_name
 from distgan.config.schema import Config
+from distgan.config.suggestions import other_places
 from distgan.config.units import convert
 from distgan.config.validate import config_errors, eval_errors, out_of_bounds
-from distgan.config.yaml_text import as_typed, text_settings
+from distgan.config.yaml_text import EscapedDumper, as_typed, text_settings
 from distgan.errors import ConfigError, DataError
 from distgan.storage.home import user_path
 from distgan.storage.urls import public, public_text
@@ -102,9 +103,9 @@ def _merged(layers: Sequence[tuple[str, dict]], own: Sequence[tuple[str, dict]],
     mistakes: list[str] = []
     given: set[str] = set()
     nets: dict[str, tuple[str, object]] = {}  # the networks' own settings: key -> (layer, value)
-    granted = {name: value for _, values in own for name, value in _flat(values) if name in PERSONAL}
+    granted = {name: value for _, values in own for name, value in flat(values) if name in PERSONAL}
     for i, (layer, values) in enumerate([*layers, *own]):
-        for name, value in _flat(values):
+        for name, value in flat(values):
             if not _KEY.fullmatch(name):  # it may be a line of any file
                 mistakes.append(f"{layer}: a key of {len(name):,} characters, which is not the name of a setting")
                 continue
@@ -136,7 +137,7 @@ def _merged(layers: Sequence[tuple[str, dict]], own: Sequence[tuple[str, dict]],
             given.add(name)
             if mistake := _put(config, name, value, schema):
                 if mistake.startswith("Key ") and "Did you mean" not in mistake:
-                    mistake += _other_places(name, schema, config.model.family)
+                    mistake += other_places(name, schema, config.model.family)
                 mistakes.append(f"{layer}: {name}: {mistake}")
 
     for name in PERSONAL:
@@ -200,7 +201,7 @@ def from_dict(values: dict, where: object = "saved config") -> Config:
 
 def require_own_names(values: dict, where: str) -> None:
     """Refuse settings that a version with other names saved. Raises ConfigError."""
-    if line := earlier_version(_flat(values)):
+    if line := earlier_version(flat(values)):
         raise ConfigError(f"{where}: {line}")
 
 
@@ -223,14 +224,7 @@ def to_yaml(config: Config) -> str:
     text = OmegaConf.to_yaml(values)
     if all(map(str.isprintable, text.split("\n"))):
         return text
-    return yaml.dump(OmegaConf.to_container(values), Dumper=_Escaped, sort_keys=False)
-
-
-class _Escaped(yaml.SafeDumper):
-    """Writes texts in quotes, with escapes for all but ASCII."""
-
-
-_Escaped.add_representer(str, lambda dumper, text: dumper.represent_scalar("tag:yaml.org,2002:str", text, style='"'))
+    return yaml.dump(OmegaConf.to_container(values), Dumper=EscapedDumper, sort_keys=False)
 
 
 def _files(file: Path, chain: tuple[Path, ...], read: list[Path], is_saved: bool = False) -> Iterator[tuple[str, dict]]:
@@ -297,15 +291,6 @@ def _override_layers(overrides: Sequence[str]) -> Iterator[tuple[str, dict]]:
             raise ConfigError(f"{layer}: {yaml_text.problem(error)}") from None
 
 
-def _flat(values: dict, prefix: str = "") -> Iterator[tuple[str, object]]:
-    """Yield leaves by dotted key; lists and empty mappings are leaves."""
-    for name, value in values.items():
-        if isinstance(value, dict) and value:
-            yield from _flat(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", value
-
-
 def _put(config: DictConfig, name: str, value: object, schema: dict[str, Field]) -> str:
     """Merge a setting into `config`. Returns why it cannot be merged, or ""."""
     group = [known for known in schema if known.startswith(name + ".")]
@@ -322,18 +307,6 @@ def _put(config: DictConfig, name: str, value: object, schema: dict[str, Field])
         if name in schema and value is None:
             return "has no value: give one, or leave the setting out"
         return _first_line(error, value)
-
-
-def _other_places(name: str, schema: dict[str, Field], family: str) -> str:
-    """Return the sentence that names the settings whose last part is, or nearly is, that of an unknown name."""
-    nets = [f"model.{net}.{key}" for net, own in zip("GD", FAMILIES[family]) for key, _ in leaves(own)]
-    last = name.rpartition(".")[2]
-    last = new_last_part(last) or last
-    places = [known for known in [*schema, *nets] if known.rpartition(".")[2] == last]
-    if not places:
-        by_last_part = {known.rpartition(".")[2]: known for known in schema}
-        places = [by_last_part[near] for near in difflib.get_close_matches(last, by_last_part, n=1, cutoff=0.7)]
-    return f". Did you mean: {' or '.join(map(repr, places))}?" if places else ""
 
 
 def _resolve(config: DictConfig) -> list[str]:

@@ -1,7 +1,7 @@
 """Configs as records keep them: plain values, without secrets, and how two of them differ."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, fields, is_dataclass, replace
 from typing import Any
 
@@ -54,3 +54,12 @@ def _map_texts(value: Any, shown: Callable[[str], str]) -> Any:
     if isinstance(value, dict):
         return {name: _map_texts(inner, shown) for name, inner in value.items()}
     return [_map_texts(inner, shown) for inner in value] if isinstance(value, list) else value
+
+
+def flat(values: dict, prefix: str = "") -> Iterator[tuple[str, object]]:
+    """Yield leaves by dotted key; lists and empty mappings are leaves."""
+    for name, value in values.items():
+        if isinstance(value, dict) and value:
+            yield from flat(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value

@@ -1,7 +1,6 @@
 """Every setting of a run: what it means, its default and its bounds.
 
-The dataclasses are the schema: `load` fills them from YAML and `key=value`, and refuses what is not here. This module
-imports neither torch nor OmegaConf, so that errors are reported at once.
+`load` fills these dataclasses from YAML and `key=value`. Neither torch nor OmegaConf is imported here.
 """
 
 from dataclasses import dataclass, field

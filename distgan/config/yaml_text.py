@@ -97,3 +97,12 @@ def as_typed(values: dict, texts: Any, prefix: str = "") -> dict:
             ends = zip(value, text) if isinstance(value, list) else [(value, text)]
             result[name] = [typed if isinstance(typed, str) and not isinstance(x, str) else x for x, typed in ends]
     return result
+
+
+class EscapedDumper(yaml.SafeDumper):
+    """Writes texts in quotes, with escapes for all but ASCII."""
+
+
+EscapedDumper.add_representer(
+    str, lambda dumper, text: dumper.represent_scalar("tag:yaml.org,2002:str", text, style='"')
+)

@@ -46,6 +46,7 @@ TORCH_FREE = {
     "cli.training",
     "config.model_schema",
     "config.schema",
+    "config.suggestions",
     "config.load",
     "config.docs",
     "config.fields",

@@ -1,0 +1,20 @@
+"""Suggestions for keys that no setting has."""
+
+import difflib
+from dataclasses import Field
+
+from distgan.config.fields import leaves
+from distgan.config.model_schema import FAMILIES
+from distgan.config.renamed import new_last_part
+
+
+def other_places(name: str, schema: dict[str, Field], family: str) -> str:
+    """Return the sentence that names the settings whose last part is, or nearly is, that of an unknown name."""
+    nets = [f"model.{net}.{key}" for net, own in zip("GD", FAMILIES[family]) for key, _ in leaves(own)]
+    last = name.rpartition(".")[2]
+    last = new_last_part(last) or last
+    places = [known for known in [*schema, *nets] if known.rpartition(".")[2] == last]
+    if not places:
+        by_last_part = {known.rpartition(".")[2]: known for known in schema}
+        places = [by_last_part[near] for near in difflib.get_close_matches(last, by_last_part, n=1, cutoff=0.7)]
+    return f". Did you mean: {' or '.join(map(repr, places))}?" if places else ""

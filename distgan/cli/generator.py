@@ -87,7 +87,7 @@ def _add_generate(commands: Commands) -> None:
         commands,
         "generate",
         _generate,
-        "images from a trained generator (no network family here has truncation)",
+        "images from a trained generator",
         "distgan generate runs/faces --num 64 --as grid --out faces.png",
         "distgan generate runs/faces --num 50000 --as shards --out data/made --keep-best 0.5",
         "distgan generate runs/faces --num 250 --as video --out walk.webp",

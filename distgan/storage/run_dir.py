@@ -25,6 +25,7 @@ from distgan.storage.urls import public
 log = logging.getLogger("distgan")
 
 PACKAGES = ("torch", "accelerate", "webdataset", "wandb", "omegaconf", "numpy", "pillow", "simplejpeg", "safetensors")
+PROGRESS = ("images", "step", "total_images", "checkpoint")  # of status.json: kept when a later start fails
 
 
 class RunDir:
@@ -106,7 +107,7 @@ class RunDir:
 
     def record_end(self, state: str, reason: str, world: int) -> None:
         """Write to status.json how a start ended, and keep its progress there, which may be of an earlier start."""
-        progress = {k: v for k, v in self.read_status().items() if k in ("images", "total_images", "checkpoint")}
+        progress = {k: v for k, v in self.read_status().items() if k in PROGRESS}
         self.write_status(state, **progress, reason=reason, world=world)
 
     def record_failure(self, error: DistganError, rank: int, world: int) -> None:

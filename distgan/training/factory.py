@@ -167,13 +167,14 @@ def describe(
     """Describe what a run will do, in lines for the log."""
     train = config.train
     classes = f" of {dataset.num_classes} classes" if dataset.num_classes else ""
+    held_out = f" ({dataset.num_held_out:,} more are held out)" if dataset.num_held_out else ""
     order = f"lanes {layout.lanes}, block {layout.block}, window {layout.window}"
     limit = f", at most {train.max_minutes:g} min" if train.max_minutes else ""
     iterations = -(-train.images // (train.batch * train.n_critic))
     steps = f"{iterations * train.n_critic:,} D and {iterations:,} G steps"
     weights = f"G {num_weights(G) / 1e6:.2f}M and D {num_weights(D) / 1e6:.2f}M"
     lines = [
-        f"data: {dataset.num_samples:,} images{classes} in {len(dataset.urls):,} shard(s); order: {order}",
+        f"data: {dataset.num_samples:,} images{held_out}{classes} in {len(dataset.urls):,} shard(s); order: {order}",
         f"batch: {batch_plan}, {train.n_critic} D step(s) to a G step",
         f"length: {train.images:,} images, {train.images / dataset.num_samples:,.1f} epochs, {steps}{limit}",
         f"networks: {config.model.family}, {weights} weights, {checkpoint_bytes(G, D) / 1e6:.0f} MB to a checkpoint",

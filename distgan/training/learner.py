@@ -82,6 +82,11 @@ class Learner:
         """Return the constants of the data order, which a resumed run takes from its checkpoint."""
         return self.checkpointer.layout
 
+    def progress(self) -> dict[str, int]:
+        """Return how far the run is, as status.json has it; a step is one of G, with its D steps."""
+        images, step = self.state.images, self.state.iterations
+        return {"images": images, "step": step, "total_images": self.config.train.images, "world": self.world.size}
+
     @property
     def is_done(self) -> bool:
         """Return whether all images of the run are consumed, or all its minutes."""

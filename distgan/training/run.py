@@ -64,17 +64,11 @@ def _train(learner: Learner, folder: RunDir) -> StopReason:
     config, logged_images = learner.config, recovery.resume(learner, folder)
     if learner.is_done and not (config.eval.every and learner.state.evaluation_pending):
         log.info(f"{folder.path} is finished at {learner.state.images} images: nothing to do")
-        if (
-            learner.world.is_main and folder.read_status().get("state") != "finished"
-        ):  # as after a start that was refused
-            folder.write_status(
-                "finished",
-                images=learner.state.images,
-                total_images=config.train.images,
-                world=learner.world.size,
-                reason=StopReason.FINISHED.word,
-                checkpoint=newest_first(folder.checkpoints)[0].name,
-            )
+        was_refused = learner.world.is_main and folder.read_status().get("state") != "finished"
+        if was_refused:  # a start between then and now
+            newest = newest_first(folder.checkpoints)[0].name
+            reason = StopReason.FINISHED.word
+            folder.write_status("finished", **learner.progress(), reason=reason, checkpoint=newest)
         return StopReason.FINISHED
     for line in factory.describe(config, learner.batch_plan, learner.dataset, learner.layout, learner.G, learner.D):
         log.info(line)

@@ -314,10 +314,7 @@ class Trainer:
 
     def _write_status(self, state: str, **values: object) -> None:
         if self.world.is_main:
-            total = self.config.train.images
-            self.folder.write_status(
-                state, images=self.state.images, total_images=total, world=self.world.size, **values
-            )
+            self.folder.write_status(state, **self.learner.progress(), **values)
 
     def _describe_pixels(self) -> None:
         """Report what becomes of the images' pixels; a few are read, so a server that hangs is noticed here too."""

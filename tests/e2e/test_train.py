@@ -53,6 +53,7 @@ def test_what_a_run_leaves_behind(tmp_path: Path, config: Path, capsys: pytest.C
     assert np.asarray(Image.open(run / "samples" / "reals.png")).shape == (2 * 16, 3 * 16, 3)
     found = status(run)
     assert (found["state"], found["images"], found["world"]) == ("finished", 360, 1)
+    assert (found["step"], found["total_images"], found["reason"]) == (30, 360, "finished")
     rows = metrics(run)
     assert [row["Progress/images"] for row in rows] == [120, 240, 360]
     assert all(np.isfinite(list(row.values())).all() for row in rows)
@@ -79,7 +80,7 @@ def test_what_a_run_leaves_behind(tmp_path: Path, config: Path, capsys: pytest.C
     assert train(run, run, "model.z_dim=3") == 2
     refused = status(run)
     assert refused["state"] == "failed" and "of other networks" in refused["reason"]
-    assert all(refused[key] == before[key] for key in ("images", "total_images", "checkpoint"))
+    assert all(refused[key] == before[key] for key in ("images", "step", "total_images", "checkpoint"))
     assert train(run, run) == 0
     assert status(run) | {"time": ""} == before | {"time": ""}
 

@@ -1,9 +1,6 @@
 """Save the complete training state in a checkpoint, and load it."""
 
 import logging
-import os
-import secrets
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -12,136 +9,98 @@ from torch import nn
 from distgan.config.load import from_dict
 from distgan.config.records import changes, for_records, to_dict
 from distgan.config.schema import Config, Optimizer, shapes_nets
-from distgan.data.dataset import Dataset
 from distgan.data.shuffle import ShuffleLayout
-from distgan.distributed.process_group import World
 from distgan.errors import ConfigError, DataError
 from distgan.models import MODELS, networks
 from distgan.storage import checkpoint, checkpoint_folder
 from distgan.storage.saved_state import SavedState, require_resumable
 from distgan.training import factory
-from distgan.training.schedulers import Schedulers
-from distgan.training.training_stats import TrainingStats
+from distgan.training.learner import Learner
 
 log = logging.getLogger("distgan")
 
 
-@dataclass
-class TrainState:
-    """The counts of a run; all of it is saved in each checkpoint."""
+def save(learner: Learner, folder: Path) -> Path:
+    """Write a checkpoint and delete old ones; called by all ranks. Of what a rank has alone, only sums are kept."""
+    config, world, dataset = learner.config, learner.world, learner.dataset
+    stats, controls = learner.step.stats.state(), learner.schedulers.state()
+    counts = vars(learner.state) | {"num_replaced": world.all_gather_object(learner.state.num_replaced)}
+    world.barrier()  # the lines of metrics and audit that this checkpoint counts on are written
+    tensors = {name: net.state_dict() for name, net in learner.nets.items()}
+    for name, optimizer in learner.optimizers.items():
+        tensors[f"opt_{name}"] = checkpoint.optimizer_tensors(optimizer, learner.nets[name])
+    state = {
+        **counts,
+        "fingerprint": dataset.fingerprint,
+        "layout": vars(learner.layout),
+        "num_classes": learner.num_classes,
+        "unseen": learner.unseen,
+        "class_names": dataset.class_names,
+        "revision": MODELS[config.model.family].revision,
+        "stats": stats,
+        "controls": controls,
+        **conditions(learner),
+        "config": to_dict(for_records(config)),
+    }
 
-    images: int = 0  # real images consumed so far: the clock of everything, and the position in the stream
-    iterations: int = 0
-    num_skipped: int = 0  # steps not taken, since something was not finite
-    num_rollbacks: int = 0
-    num_replaced: int = 0  # images that took the place of corrupt ones, since the last line, on this rank
-    train_sec: float = 0.0
-    eval_sec: float = 0.0  # of that, for evaluations
-    evaluation_pending: bool = False  # a stop was requested in the middle of it
-    wandb_id: str = field(default_factory=lambda: os.environ.get("WANDB_RUN_ID") or secrets.token_hex(4))
+    def write() -> Path:
+        path = checkpoint.save(folder, learner.state.images, tensors, state)
+        checkpoint_folder.prune(folder, config.checkpoint.keep_last, config.checkpoint.keep_every)
+        return path
+
+    return world.run_on_main(write)
 
 
-class Checkpointer:
-    """The objects of a run by name, and its counts."""
+def load(learner: Learner, path: Path) -> SavedState:
+    """Load a checkpoint, on all ranks; returns its state. The W&B run stays as it is.
 
-    def __init__(
-        self,
-        config: Config,
-        world: World,
-        micro_batch: int,
-        layout: ShuffleLayout,
-        dataset: Dataset,
-        nets: dict[str, nn.Module],
-        optimizers: dict[str, torch.optim.Optimizer],
-        stats: TrainingStats,
-        schedulers: Schedulers,
-    ) -> None:
-        """`optimizers` has the names of the networks they train."""
-        self.state, self.layout = TrainState(), layout
-        self._config, self._world, self._micro_batch = config, world, micro_batch
-        self._num_classes, self._fingerprint = dataset.num_classes, dataset.fingerprint
-        self._class_names = dataset.class_names
-        self._unseen = [label for label, count in enumerate(dataset.class_counts) if not count]
-        self._nets, self._optimizers, self._stats, self._schedulers = nets, optimizers, stats, schedulers
+    Raises:
+        DataError: It is corrupt, or was trained on other shards.
+        ConfigError: It is of other networks or settings.
+    """
+    tensors, saved = learner.world.run_on_all(lambda: _read(learner, path))
+    for name, net in learner.nets.items():
+        net.load_state_dict(tensors[name])
+    for name, optimizer in learner.optimizers.items():
+        settings = getattr(learner.config.optim, name)
+        if f"opt_{name}" not in tensors:
+            raise DataError(f"{path}: opt_{name}.safetensors is missing")
+        load_optimizer(name, settings, optimizer, learner.nets[name], tensors[f"opt_{name}"])
+    learner.step.stats.load_state(saved["stats"])
+    learner.schedulers.load_state(saved["controls"])
+    for name in vars(learner.state).keys() - {"num_replaced", "wandb_id"}:
+        setattr(learner.state, name, saved.get(name, getattr(learner.state, name)))
+    counts, size = saved["num_replaced"], learner.world.size
+    counts = counts if len(counts) == size else [sum(counts)] + [0] * size
+    learner.state.num_replaced = counts[learner.world.rank]
+    learner.layout = ShuffleLayout(**saved["layout"])
+    # A class counts as seen once any data of the run had images of it. Older checkpoints do not say.
+    is_same_data = saved["fingerprint"] == learner.dataset.fingerprint
+    before = saved.get("unseen", learner.unseen if is_same_data else [])
+    learner.unseen = sorted(set(learner.unseen).intersection(before))
+    return saved
 
-    def save(self, folder: Path) -> Path:
-        """Write a checkpoint and delete old ones; called by all ranks. Of what a rank has alone, only sums are kept."""
-        stats, controls = self._stats.state(), self._schedulers.state()
-        counts = vars(self.state) | {"num_replaced": self._world.all_gather_object(self.state.num_replaced)}
-        self._world.barrier()  # the lines of metrics and audit that this checkpoint counts on are written
-        tensors = {name: net.state_dict() for name, net in self._nets.items()}
-        for name, optimizer in self._optimizers.items():
-            tensors[f"opt_{name}"] = checkpoint.optimizer_tensors(optimizer, self._nets[name])
-        state = {
-            **counts,
-            "fingerprint": self._fingerprint,
-            "layout": vars(self.layout),
-            "num_classes": self._num_classes,
-            "unseen": self._unseen,
-            "class_names": self._class_names,
-            "revision": MODELS[self._config.model.family].revision,
-            "stats": stats,
-            "controls": controls,
-            **self.conditions(),
-            "config": to_dict(for_records(self._config)),
-        }
-        keep = self._config.checkpoint
 
-        def write() -> Path:
-            path = checkpoint.save(folder, self.state.images, tensors, state)
-            checkpoint_folder.prune(folder, keep.keep_last, keep.keep_every)
-            return path
+def conditions(learner: Learner) -> dict[str, object]:
+    """Return the conditions that may change the last bits of a sum."""
+    return {
+        "ranks": learner.world.size,
+        "micro-batch": learner.batch_plan.micro_batch,
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "compile": learner.config.train.compile,
+    }
 
-        return self._world.run_on_main(write)
 
-    def load(self, path: Path) -> SavedState:
-        """Load a checkpoint, on all ranks; returns its state. The W&B run stays as it is.
+def _read(learner: Learner, path: Path) -> tuple[checkpoint.Tensors, SavedState]:
+    def expected(saved: SavedState) -> checkpoint.Shapes:  # once the state is known to be one of this run
+        check_same_run(learner.config, saved, learner.dataset.fingerprint, learner.num_classes, path)
+        return {name: checkpoint.shapes_of(net.state_dict()) for name, net in learner.nets.items()}
 
-        Raises:
-            DataError: It is corrupt, or was trained on other shards.
-            ConfigError: It is of other networks or settings.
-        """
-        tensors, state = self._world.run_on_all(lambda: self._read(path))
-        for name, net in self._nets.items():
-            net.load_state_dict(tensors[name])
-        for name, optimizer in self._optimizers.items():
-            settings = getattr(self._config.optim, name)
-            if f"opt_{name}" not in tensors:
-                raise DataError(f"{path}: opt_{name}.safetensors is missing")
-            load_optimizer(name, settings, optimizer, self._nets[name], tensors[f"opt_{name}"])
-        self._stats.load_state(state["stats"])
-        self._schedulers.load_state(state["controls"])
-        for name in vars(self.state).keys() - {"num_replaced", "wandb_id"}:
-            setattr(self.state, name, state.get(name, getattr(self.state, name)))
-        counts = state["num_replaced"]
-        counts = counts if len(counts) == self._world.size else [sum(counts)] + [0] * self._world.size
-        self.state.num_replaced = counts[self._world.rank]
-        self.layout = ShuffleLayout(**state["layout"])
-        # A class counts as seen once any data of the run had images of it. Older checkpoints do not say.
-        before = state.get("unseen", self._unseen if state["fingerprint"] == self._fingerprint else [])
-        self._unseen = sorted(set(self._unseen).intersection(before))
-        return state
-
-    def conditions(self) -> dict[str, object]:
-        """Return the conditions that may change the last bits of a sum."""
-        return {
-            "ranks": self._world.size,
-            "micro-batch": self._micro_batch,
-            "threads": torch.get_num_threads(),
-            "torch": torch.__version__,
-            "compile": self._config.train.compile,
-        }
-
-    def _read(self, path: Path) -> tuple[checkpoint.Tensors, SavedState]:
-        try:
-            return checkpoint.load(path, lambda state: self._expected(state, path))
-        except checkpoint.CorruptCheckpointError as error:
-            raise DataError(f"{path}: {error}") from None
-
-    def _expected(self, state: SavedState, path: Path) -> checkpoint.Shapes:
-        """Return the shapes of the networks' tensors; raise where the state is not one of this run."""
-        check_same_run(self._config, state, self._fingerprint, self._num_classes, path)
-        return {name: checkpoint.shapes_of(net.state_dict()) for name, net in self._nets.items()}
+    try:
+        return checkpoint.load(path, expected)
+    except checkpoint.CorruptCheckpointError as error:
+        raise DataError(f"{path}: {error}") from None
 
 
 def load_optimizer(

@@ -1,8 +1,11 @@
 """The data set, networks, optimizers, schedules and counters of a run. A checkpoint holds their state."""
 
 import copy
+import os
+import secrets
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
 
 import torch
 from torch import nn
@@ -10,13 +13,26 @@ from torch import nn
 from distgan.config.batch_plan import BatchPlan
 from distgan.config.schema import Config
 from distgan.data.dataset import RankInfo
-from distgan.data.shuffle import ShuffleLayout
 from distgan.distributed.process_group import World
 from distgan.training import ema, factory
-from distgan.training.checkpointer import Checkpointer
 from distgan.training.gan_step import GanStep
 from distgan.training.schedulers import OptimizerRates, Schedulers
 from distgan.training.step_inputs import StepBatch
+
+
+@dataclass
+class TrainState:
+    """The counts of a run; all of it is saved in each checkpoint."""
+
+    images: int = 0  # real images consumed so far: the clock of everything, and the position in the stream
+    iterations: int = 0
+    num_skipped: int = 0  # steps not taken, since something was not finite
+    num_rollbacks: int = 0
+    num_replaced: int = 0  # images that took the place of corrupt ones, since the last line, on this rank
+    train_sec: float = 0.0
+    eval_sec: float = 0.0  # of that, for evaluations
+    evaluation_pending: bool = False  # a stop was requested in the middle of it
+    wandb_id: str = field(default_factory=lambda: os.environ.get("WANDB_RUN_ID") or secrets.token_hex(4))
 
 
 class Learner:
@@ -24,6 +40,10 @@ class Learner:
 
     Args:
         build_nets: Builds G and D from the config and the number of classes. Networks of no family are possible too.
+
+    Attributes:
+        layout: The constants of the data order, which a resumed run takes from its checkpoint.
+        unseen: Classes that no data of the run had an image of.
     """
 
     def __init__(
@@ -43,18 +63,8 @@ class Learner:
         self.step = GanStep(world, self.G, self.D, options, on_logits=self.schedulers.observe)
         self.opt_G = factory.build_optimizer(config.optim.G, self.G)
         self.opt_D = factory.build_optimizer(config.optim.D, self.D)
-        self.checkpointer = Checkpointer(
-            config,
-            world,
-            batch_plan.micro_batch,
-            factory.choose_layout(config, self.dataset),
-            self.dataset,
-            {"G": self.G, "D": self.D, "G_ema": self.G_ema},
-            {"G": self.opt_G, "D": self.opt_D},
-            self.step.stats,
-            self.schedulers,
-        )
-        self.state = self.checkpointer.state
+        self.state, self.layout = TrainState(), factory.choose_layout(config, self.dataset)
+        self.unseen = [label for label, count in enumerate(self.dataset.class_counts) if not count]
         resolution, z_dim = config.data.resolution, config.model.z_dim
         self.step.warm_up_ddp_buckets(batch_plan.micro_batch, resolution, z_dim, self.num_classes)
 
@@ -78,9 +88,14 @@ class Learner:
         return keep
 
     @property
-    def layout(self) -> ShuffleLayout:
-        """Return the constants of the data order, which a resumed run takes from its checkpoint."""
-        return self.checkpointer.layout
+    def nets(self) -> dict[str, nn.Module]:
+        """Return the networks by name."""
+        return {"G": self.G, "D": self.D, "G_ema": self.G_ema}
+
+    @property
+    def optimizers(self) -> dict[str, torch.optim.Optimizer]:
+        """Return the optimizers, by the names of the networks that they train."""
+        return {"G": self.opt_G, "D": self.opt_D}
 
     def progress(self) -> dict[str, int]:
         """Return how far the run is, as status.json has it; a step is one of G, with its D steps."""

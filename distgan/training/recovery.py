@@ -7,6 +7,7 @@ from distgan.config.schema import Config
 from distgan.errors import DivergedError
 from distgan.storage import checkpoint_folder
 from distgan.storage.run_dir import RunDir
+from distgan.training import checkpointer
 from distgan.training.checkpointer import changed_settings, difference_lines
 from distgan.training.learner import Learner
 
@@ -19,21 +20,21 @@ def resume(learner: Learner, folder: RunDir) -> int:
     Returns:
         The image count of the last line of metrics that is kept: later lines are removed.
     """
-    config, world, checkpointer = learner.config, learner.world, learner.checkpointer
+    config, world, state = learner.config, learner.world, learner.state
     path, is_own = world.run_on_main(lambda: checkpoint_folder.choose(folder.checkpoints, config.run.resume))
     if path is not None:
-        saved = checkpointer.load(path)
-        checkpointer.state.wandb_id = saved["wandb_id"] if is_own else checkpointer.state.wandb_id
-        log.info(f"resuming from {path}, at {checkpointer.state.images} images")
+        saved = checkpointer.load(learner, path)
+        state.wandb_id = saved["wandb_id"] if is_own else state.wandb_id
+        log.info(f"resuming from {path}, at {state.images} images")
         if changed := changed_settings(config, saved, learner.dataset.fingerprint):
             for line in difference_lines(changed):
                 log.info(line)
             world.run_on_main(lambda: folder.record_changes(changed))
         before = dict(saved)
-        for what, value in checkpointer.conditions().items():
+        for what, value in checkpointer.conditions(learner).items():
             if before.get(what, value) != value:
                 log.info(f"{what}: {before[what]} before, {value} now: same samples and noise, other last bits of sums")
-    logged_images = world.run_on_main(lambda: folder.truncate_after(checkpointer.state.images))
+    logged_images = world.run_on_main(lambda: folder.truncate_after(state.images))
     if path is None and logged_images:
         log.warning(f"the previous start reached {logged_images} images but saved no checkpoint: starting from scratch")
     return logged_images
@@ -41,15 +42,15 @@ def resume(learner: Learner, folder: RunDir) -> int:
 
 def roll_back(learner: Learner, folder: RunDir) -> int:
     """Load the newest checkpoint, and continue with noise that was not tried yet. Returns as `resume` does."""
-    world, checkpointer = learner.world, learner.checkpointer
+    world, state = learner.world, learner.state
     path = world.run_on_main(lambda: checkpoint_folder.find(folder.path))
-    number = checkpointer.state.num_rollbacks + 1
-    checkpointer.load(path)
-    checkpointer.state.num_rollbacks = number
+    number = state.num_rollbacks + 1
+    checkpointer.load(learner, path)
+    state.num_rollbacks = number
     log.warning(
         f"rolling back to {path.name} with other noise ({number} of at most {learner.config.train.nan_limit} times)"
     )
-    return world.run_on_main(lambda: folder.truncate_after(checkpointer.state.images))
+    return world.run_on_main(lambda: folder.truncate_after(state.images))
 
 
 def may_roll_back(learner: Learner) -> bool:

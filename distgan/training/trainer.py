@@ -21,7 +21,7 @@ from distgan.storage import checkpoint_folder
 from distgan.storage.printable import public_line, show
 from distgan.storage.run_dir import RunDir
 from distgan.tracking.tracker import Tracker
-from distgan.training import ema, factory, pace, recovery
+from distgan.training import checkpointer, ema, factory, pace, recovery
 from distgan.training.learner import Learner
 from distgan.training.sample_grids import SampleGrids
 from distgan.training.step_inputs import LatentSampler, StepBatch
@@ -287,7 +287,7 @@ class Trainer:
             self.sample_log.flush()
         self._report_corrupt()
         self.state.train_sec = self.timer.total_sec
-        path = self.learner.checkpointer.save(self.folder.checkpoints)
+        path = checkpointer.save(self.learner, self.folder.checkpoints)
         self._record_best()
         self.tracker.log_checkpoint(path, self.state.images, is_best)
 

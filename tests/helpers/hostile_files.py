@@ -30,6 +30,7 @@ from distgan.storage import checkpoint_folder
 from distgan.storage.byte_ranges import ByteRangeReader
 from distgan.storage.run_dir import RunDir
 from distgan.tools.report.page import report
+from distgan.training import checkpointer
 from distgan.training.learner import Learner
 
 DEEP: list = []
@@ -324,7 +325,7 @@ def resumed(folder: Path, share: Share) -> Iterator[Case]:
         remove(path.parent)
         shutil.copytree(good, path)
         change()
-        learner.checkpointer.load(path)
+        checkpointer.load(learner, path)
         now, schedulers = learner.state, learner.schedulers
         assert min(now.images, now.iterations, now.train_sec, now.num_replaced) >= 0
         schedulers.step_hyperparams(now.images), schedulers.row(now.images)

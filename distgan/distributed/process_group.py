@@ -189,6 +189,8 @@ class World:
             return [tensor.cpu()]
         # One gather of tensors of one size: NCCL would build a communicator of its own for each pair that sends.
         lengths = self.all_gather_object(len(tensor))
+        if not any(lengths):
+            return [tensor.cpu() for _ in lengths] if self.is_main else []
         padded = tensor.new_zeros((max(lengths), *tensor.shape[1:]), device=self.device)
         padded[: len(tensor)] = tensor
         parts = [torch.empty_like(padded) for _ in lengths] if self.is_main else None

@@ -126,56 +126,56 @@ def _check_restore(config: Config) -> Iterator[str]:
 
 def eval_errors(settings: Eval) -> list[str]:
     """Return what is wrong with the settings of an evaluation."""
-    found = []
+    mistakes = []
     if unknown := [name for name in settings.metrics if name not in EVAL_METRICS]:
-        found.append(f"eval.metrics={unknown[0]}: choose from {', '.join(EVAL_METRICS)}")
+        mistakes.append(f"eval.metrics={unknown[0]}: choose from {', '.join(EVAL_METRICS)}")
     if not settings.metrics:
-        found.append("eval.metrics is empty: name one, such as fd")
+        mistakes.append("eval.metrics is empty: name one, such as fd")
     if settings.best_metric and settings.best_metric not in settings.metrics:
-        found.append(
+        mistakes.append(
             f"eval.best_metric={settings.best_metric} is not measured: add it to eval.metrics, or set eval.best_metric "
             "to one there"
         )
-    return found
+    return mistakes
 
 
 def warnings(config: Config, batch_plan: BatchPlan) -> list[str]:
     """Return what works but may not be meant."""
-    found = []
+    lines = []
     normed = [net for net in "GD" if getattr(config.model, net).get("norm") == "batch"]
     if normed and batch_plan.micro_batch < batch_plan.batch:
-        found.append(
+        lines.append(
             f"batch norm in {' and '.join(normed)} sees each pass's own {batch_plan.micro_batch} images, so the update "
             f"depends on ranks and train.micro_batch (with model.{normed[0]}.norm=none it does not)"
         )
     if config.loss.name == "rpgan" and not (any(config.loss.r1) and any(config.loss.r2)):
-        found.append(
+        lines.append(
             "loss.name=rpgan does not converge without both penalties, on real images and on fakes "
             "(Huang et al. 2024): set loss.r1 and loss.r2, to 1 for a start"
         )
     compares = [name for name, on in settings_that_compare(config).items() if on]
     if compares and not config.model.minibatch_group_size and batch_plan.micro_batch < batch_plan.batch:
-        found.append(
+        lines.append(
             f"{' and '.join(compares)} compares the {batch_plan.micro_batch} images of a pass, so the update depends "
             "on ranks and train.micro_batch; with model.minibatch_group_size set to a divisor of "
             f"{batch_plan.micro_batch} it does not"
         )
     if restores(config) and not config.data.holdout:
-        found.append("restored images are not measured: data.holdout=500 keeps some images out of training for that")
+        lines.append("restored images are not measured: data.holdout=500 keeps some images out of training for that")
     if config.ema.half_life[-1] > config.train.images:
-        found.append(
+        lines.append(
             f"ema.half_life={config.ema.half_life[-1]:g} is longer than the run (train.images={config.train.images})"
         )
     if config.checkpoint.every > config.train.images:
-        found.append(f"checkpoint.every={config.checkpoint.every} is longer than the run: only its end will be saved")
+        lines.append(f"checkpoint.every={config.checkpoint.every} is longer than the run: only its end will be saved")
     if config.eval.every > config.train.images:
-        found.append(f"eval.every={config.eval.every} is longer than the run: only its end will be evaluated")
-    return found
+        lines.append(f"eval.every={config.eval.every} is longer than the run: only its end will be evaluated")
+    return lines
 
 
 def out_of_bounds(config: Config) -> list[str]:
     """Return numbers outside of their bounds, and texts that no setting can be."""
-    found = []
+    mistakes = []
     values = dict(leaves(config))
     known = dict(leaves(Config))
     for net, schema in zip("GD", FAMILIES[config.model.family]):
@@ -185,14 +185,14 @@ def out_of_bounds(config: Config) -> list[str]:
         value = values.get(name)
         for number in value if isinstance(value, (list, tuple)) else [value]:
             if isinstance(number, str) and "\0" in number:
-                found.append(f"{name}: a zero byte in a text")
+                mistakes.append(f"{name}: a zero byte in a text")
             if name == "data.resolution" and number == 0:
                 continue  # not set: `config_errors` says so
             if not isinstance(number, (int, float)):
                 continue
             if not abs(number) < (2**63 if isinstance(number, int) else math.inf):  # a NaN is not, either
-                found.append(f"{name}={number}: must be a finite number")
+                mistakes.append(f"{name}={number}: must be a finite number")
             elif (low is not None and number < low) or (high is not None and number > high):
                 bounds = f"at least {low}" if high is None else f"from {low} to {high}"
-                found.append(f"{name}={number}: must be {bounds}")
-    return list(dict.fromkeys(found))
+                mistakes.append(f"{name}={number}: must be {bounds}")
+    return list(dict.fromkeys(mistakes))

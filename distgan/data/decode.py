@@ -225,7 +225,7 @@ def _check_size(width: int, height: int, max_pixels: int) -> None:
 
 
 def to_levels(values: np.ndarray, value_range: Range) -> np.ndarray:
-    """Map numbers of any kind to uint8 of the same shape: `value_range` becomes 0..255, what lies beyond is clipped."""
+    """Map numbers of any kind to uint8 of the same shape: `value_range` becomes 0..255, values outside are clipped."""
     low, high = value_range
     levels = np.empty(values.shape, np.uint8)
     rows = max(1, BAND_PIXELS * len(values) // max(1, values.size))  # the numbers take 8 bytes and more each

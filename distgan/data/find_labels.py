@@ -1,7 +1,7 @@
 """Find where the class of each image is written: one rule for folders and archives.
 
 What is asked for counts. Else the first of these that there is: a table (`dataset.json`), a `cls` part next to each
-image, the folders, the archives. What was assumed is told; what cannot be used is refused.
+image, the folders, the archives. What was assumed is reported; what cannot be used is refused.
 """
 
 import re
@@ -180,7 +180,7 @@ def _suffix(name: str, part: str) -> str:
 
 
 def _value(file: File, key: str) -> object:
-    """Read a label file: a number or a name; of JSON, what stands at the key, with dots between keys."""
+    """Read a label file: a number or a name; of JSON, the value at the key, with dots between keys."""
     text = whole(file, MAX_PART).decode("utf-8", "replace").strip().strip("\ufeff\0")
     if key or file.name.lower().endswith(".json"):
         value = json_of(text, file.name)

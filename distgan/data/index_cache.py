@@ -112,7 +112,7 @@ def _links(path: str) -> Iterator[str]:
 
 
 def _published(url: str, source: ByteRangeReader) -> ShardIndex | None:
-    """Return the index that lies next to a remote shard."""
+    """Return the index next to a remote shard."""
     if is_local(url):
         return None
     beside = url + ".index"

@@ -100,7 +100,7 @@ def open_shards(
         with ThreadPoolExecutor(1 if all(map(is_local, urls)) else 16) as pool:
             results = pool.map(lambda url: _read_head(url, source, cache_dir, should_stop), my_urls)
             mine.results, mine.labels = _add_labels(my_urls, results, my_new_labels)
-    except DataError as error:  # told to all ranks, so that all stop
+    except DataError as error:  # sent to all ranks, so that all stop
         mine.problem = str(error)
     shares: list[_Share] = ranks.gather(mine)
     _require_agreement(shares)
@@ -124,7 +124,7 @@ def _read_head(
         return _Failure(stopped=reason)
     try:
         return index_cache.summary(url, source, cache_dir)
-    except (DataError, OSError) as error:  # told to all ranks, so that all stop
+    except (DataError, OSError) as error:  # sent to all ranks, so that all stop
         return _Failure(error=with_hint(str(error)))
 
 

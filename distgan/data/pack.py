@@ -56,7 +56,7 @@ def pack(
 ) -> PackSummary:
     """Write the images of `source` as shards, with an index next to each and a card `dataset.json`, into `out`.
 
-    What was left out, if anything, stands in `skipped.jsonl` next to the card: a line for each file, with its name and
+    What was left out, if anything, is in `skipped.jsonl` next to the card: a line for each file, with its name and
     the reason. Nothing appears in `out` before all is written.
 
     Args:
@@ -273,7 +273,7 @@ def _finish(folder: Path, summary: PackSummary, source: str, options: PackOption
 
 
 def _replaced(target: Path) -> Path:
-    """Return where a set lies while another one takes its place."""
+    """Return where a set is kept while another one takes its place."""
     return target.with_name(f".{target.name}.replaced")
 
 

@@ -112,7 +112,7 @@ def _by_stem(listing: InputListing, side: str) -> dict[str, InputEntry]:
 
 
 def place(entry: InputEntry) -> str:
-    """Return where an image lies, for a message."""
+    """Return where an image is, for a message."""
     if entry.path and (entry.member or entry.span):
         return f"{public(entry.path)}: {entry.name}"
     return entry.path or entry.name

@@ -50,7 +50,7 @@ class ListingOptions:
         labels: Whether there shall be labels.
         label: Where they are, such as "folders", "folders:2", "archives" or "json:KEY"; empty: a table
             (`dataset.json`), else `cls` parts, else folders.
-        part: Suffix of the images, such as "image.png"; empty: told from their names and first bytes.
+        part: Suffix of the images, such as "image.png"; empty: found from their names and first bytes.
         allow_corrupt: Whether the good samples of corrupt archives are taken.
         degraded: A second source, with a degraded form of each image under the same name; samples become pairs.
     """
@@ -234,7 +234,7 @@ def _list_archives(urls: Sequence[str], wanted: ListingOptions, top: Path | None
 
 
 def _items(url: str, wanted: ListingOptions, top: Path | None, several: bool, skipped: list[Skipped]) -> list[Item]:
-    """Return the files in an archive. Their paths begin where the archive lies below `top`."""
+    """Return the files in an archive. Their paths begin where the archive is below `top`."""
     path = user_path(local_path(url))
     above = path.parent.relative_to(top).as_posix() + "/" if top is not None and path.parent != top else ""
     within = f"{above}{archives.stem(path)}" if several else ""

@@ -16,7 +16,7 @@ class DatasetOptions:
     Attributes:
         labels: Whether every sample must have a class label.
         classes: How many classes there are; 0 takes the largest label plus one.
-        image: Suffix of the image part; empty where it can be told from the names.
+        image: Suffix of the image part; empty where it can be found from the names.
         pairs: Whether every sample is a clean image and its degraded form, such as KEY.clean.png and
             KEY.degraded.png.
         num_held_out: Samples that are kept out of training.

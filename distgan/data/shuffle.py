@@ -141,7 +141,7 @@ class ShuffleOrder:
         """Return sample ids at offsets of the epoch's sequence of blocks."""
         order, ends = self._sequence(epoch)
         at = np.searchsorted(ends, offsets.astype(ends.dtype), side="right")
-        # From the end of the block at `at`, back by what lies between there and the offset.
+        # From the end of the block at `at`, back by what is between there and the offset.
         ids = self._starts[order[at] + np.uint32(1)].astype(np.int64) - (ends[at].astype(np.int64) - offsets)
         return ids if self._samples_of is None else self._samples_of(epoch)[ids]
 

@@ -22,7 +22,7 @@ SLOPE = 0.2
 class Generator(nn.Module):
     """Map degraded images [B, 3, R, R] and z [B, z_dim] (and labels [B]) to restored images [B, 3, R, R].
 
-    Both are in -1..1; with `residual`, restored values may lie outside.
+    Both are in -1..1; with `residual`, restored values may be outside.
 
     Args:
         resolution: R, a power of two.

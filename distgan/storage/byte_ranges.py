@@ -152,7 +152,7 @@ class ByteRangeReader:
                 self._pool.shutdown(wait=False)  # each fetch that has not begun ends at once, with that error
 
     def _fetch(self, url: str, size: int, chunks: dict[int, Future]) -> None:
-        """Fill neighboring chunks, given by number: from the disk, and in one range each what lies between."""
+        """Fill neighboring chunks, given by number: from the disk, and in one range each what is between."""
         try:
             kept = self._kept(url, size, list(chunks))
             fetched: dict[int, bytes] = {}

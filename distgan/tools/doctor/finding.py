@@ -7,7 +7,7 @@ OK, WARN, FAIL = "ok", "warn", "fail"
 
 @dataclass(frozen=True)
 class Finding:
-    """One line: what was checked, ok, warn or fail, what was found, and the cure."""
+    """One line: what was checked, ok, warn or fail, what was found, and the fix."""
 
     name: str
     state: str

@@ -31,7 +31,7 @@ class Chart:
     """Curves on one pair of axes, in pixels from the upper left corner of WIDTH x HEIGHT.
 
     Attributes:
-        x_ticks, y_ticks: Where each label stands, and what it says.
+        x_ticks, y_ticks: Position and text of each label.
         x_range, y_range: Values at the ends of the axes; of a logarithmic axis, the exponents of ten.
     """
 

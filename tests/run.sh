@@ -6,5 +6,9 @@ source launch/environment.sh
 
 ruff check .
 ruff format --check .
-mypy
-OMP_NUM_THREADS=1 python -m pytest "$@"
+mypy &
+types=$!
+status=0
+OMP_NUM_THREADS=1 python -m pytest "$@" || status=$?
+wait "$types" || { echo "mypy found errors: they stand above the tests" >&2; exit 1; }
+exit "$status"

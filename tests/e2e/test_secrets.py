@@ -5,7 +5,6 @@ import os
 from pathlib import Path
 
 import pytest
-import wandb
 from hypothesis import example, given
 from hypothesis import strategies as st
 from range_server import RangeServer
@@ -99,6 +98,8 @@ def written(folder: Path) -> list[Path]:
 def test_nothing_that_commands_write_print_or_send_holds_a_secret(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
+    import wandb  # takes seconds, also where this test is only collected
+
     wandb.teardown()  # the client keeps the settings of earlier tests, their mode among them
     digits, out = make_digits(tmp_path / "digits"), tmp_path / "out"
     out.mkdir()

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from sklearn.svm import SVC
 
 from distgan import load_generator
 
@@ -31,6 +30,8 @@ def spread(points: np.ndarray, labels: np.ndarray) -> float:
 
 def judge(checkpoint: str, num: int = 1000) -> tuple[float, float]:
     """Of `num` generated digits, the classes in turn: the share whose label is found, and spread over the real."""
+    from sklearn.svm import SVC  # takes seconds, and no other test needs it
+
     G = load_generator(checkpoint)
     side = G.resolution
     with np.load(DIGITS) as data:

@@ -7,7 +7,7 @@ import time
 
 import numpy as np
 import pytest
-import scipy.linalg
+import scipy
 import torch
 from torch import Tensor
 from unordered import Refused

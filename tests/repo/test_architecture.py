@@ -1,6 +1,7 @@
 """The shape of the code: folders import only downward, and each dependency has one door."""
 
 import ast
+import functools
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -117,15 +118,14 @@ TORCH_FREE = {
 }
 
 
+@functools.cache  # not where tests are collected, which every worker does
 def modules() -> dict[str, ast.Module]:
+    """Every module of the package by name, parsed."""
     found = {}
     for path in PACKAGE.rglob("*.py"):
         name = ".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix(".__init__")
         found[name] = ast.parse(path.read_text())
     return found
-
-
-MODULES = modules()
 
 
 def imported(tree: ast.Module, everywhere: bool = True) -> Iterator[str]:
@@ -143,12 +143,14 @@ def own(name: str) -> str | None:
         return None
     parts = name.split(".")[1:]
     candidates = [".".join(parts[:n]) for n in range(len(parts), 0, -1)]
-    return next((c for c in candidates if c in MODULES), None)
+    return next((c for c in candidates if c in modules()), None)
 
 
-IMPORTS = {
-    name: set(filter(None, map(own, imported(tree)))) - {name} for name, tree in MODULES.items() if name != "__init__"
-}
+@functools.cache
+def imports() -> dict[str, set[str]]:
+    """What each module imports of this package."""
+    named = {name: map(own, imported(tree)) for name, tree in modules().items() if name != "__init__"}
+    return {name: set(filter(None, targets)) - {name} for name, targets in named.items()}
 
 
 def level(name: str) -> int:
@@ -159,14 +161,14 @@ def level(name: str) -> int:
 
 
 def test_no_module_is_flat_but_these() -> None:
-    assert {name for name in MODULES if "." not in name} - set(LEVELS) == FLAT
-    assert {name.split(".")[0] for name in MODULES} - FLAT == set(LEVELS)
+    assert {name for name in modules() if "." not in name} - set(LEVELS) == FLAT
+    assert {name.split(".")[0] for name in modules()} - FLAT == set(LEVELS)
 
 
 def test_imports_lead_downward() -> None:
     upward = [
         f"{name} -> {target}"
-        for name, targets in IMPORTS.items()
+        for name, targets in imports().items()
         for target in sorted(targets)
         if name.split(".")[0] != target.split(".")[0] and level(target) >= level(name)
     ]
@@ -175,26 +177,26 @@ def test_imports_lead_downward() -> None:
 
 def test_imports_form_no_circle() -> None:
     """So that every file can be read after those it builds on; imports in functions count too."""
-    assert len(list(TopologicalSorter(IMPORTS).static_order())) == len(IMPORTS)
+    assert len(list(TopologicalSorter(imports()).static_order())) == len(imports())
 
 
 @pytest.mark.parametrize("dependency", DOORS)
 def test_a_dependency_has_one_door(dependency: str) -> None:
-    users = {name for name, tree in MODULES.items() if any(i.split(".")[0] == dependency for i in imported(tree))}
+    users = {name for name, tree in modules().items() if any(i.split(".")[0] == dependency for i in imported(tree))}
     assert users == DOORS[dependency]
 
 
 def test_what_runs_before_torch_does_not_import_it() -> None:
     """Nor do the folders that they are in, nor what they import in turn."""
     heavy = ["torch", "accelerate", "wandb", "webdataset"]
-    modules = ", ".join(f"distgan.{name}" for name in sorted(TORCH_FREE))
-    code = f"import sys, {modules}; print([name for name in {heavy} if name in sys.modules])"
+    names = ", ".join(f"distgan.{name}" for name in sorted(TORCH_FREE))
+    code = f"import sys, {names}; print([name for name in {heavy} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert done.stdout == "[]\n", done.stdout + done.stderr
 
 
 def test_nothing_catches_everything_in_silence() -> None:
-    for name, tree in MODULES.items():
+    for name, tree in modules().items():
         for node in ast.walk(tree):
             if isinstance(node, ast.ExceptHandler) and (node.type is None or ast.unparse(node.type) == "BaseException"):
                 assert not all(isinstance(line, ast.Pass | ast.Continue) for line in node.body), name

@@ -13,7 +13,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import wandb
 from fake_wandb import FakeWandb
 from PIL import Image
 from processes import WORKERS, environment, free_port, output, ranks, run_ranks, wait_for
@@ -29,6 +28,8 @@ from distgan.tracking.wandb_mode import mode_of_environment
 @pytest.fixture(autouse=True)
 def fresh_client(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """The client keeps settings and credentials: none of them from elsewhere, and none for the next test."""
+    import wandb  # takes seconds, also where these tests are only collected
+
     wandb.teardown()  # before monkeypatch remembers where its side process listens
     for name in [name for name in os.environ if name.startswith("WANDB_")]:
         monkeypatch.delenv(name)

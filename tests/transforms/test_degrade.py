@@ -5,9 +5,9 @@ import math
 
 import numpy as np
 import pytest
+import scipy  # its parts load when they are used
 import torch
 from PIL import Image
-from scipy import ndimage, stats
 from torch import Tensor
 
 from distgan.transforms.degrade import KINDS, degrade, poisson
@@ -33,7 +33,7 @@ def seeds(num: int, start: int = 0) -> Tensor:
 def pictures(num: int, size: int = 32) -> Tensor:
     """Smooth colours with edges, on the 8-bit grid; [B, 3, R, R] in -1..1."""
     random = np.random.default_rng(0)
-    levels = ndimage.gaussian_filter(random.normal(size=(num, 3, size, size)), (0, 0, 3, 3)) * 600 + 128
+    levels = scipy.ndimage.gaussian_filter(random.normal(size=(num, 3, size, size)), (0, 0, 3, 3)) * 600 + 128
     levels[:, :, size // 3 :, size // 2 :] += 60
     return torch.from_numpy(levels.clip(0, 255).round()).float() / 127.5 - 1
 
@@ -95,7 +95,7 @@ def test_poisson_numbers_have_their_distribution(rate: float) -> None:
     """Each uniform number of a fine, even grid gives the quantile; scipy's is exact."""
     u = (torch.arange(2**16).double() * 2**8 + 128) * 2**-24
     found = poisson(torch.full((2**16,), rate), u.float()).double().numpy()
-    exact = stats.poisson.ppf(u.numpy(), rate) if rate else np.zeros(2**16)
+    exact = scipy.stats.poisson.ppf(u.numpy(), rate) if rate else np.zeros(2**16)
     assert np.abs(found - exact).max() <= 1
     assert (found != exact).mean() < (1e-4 if rate <= 8 else 4e-3)
     assert found.mean() == pytest.approx(rate, rel=2e-3, abs=1e-4)
@@ -112,7 +112,7 @@ def test_shot_noise_is_brighter_where_the_picture_is() -> None:
 @pytest.mark.parametrize("sigma", [0.4, 1.0, 3.0])
 def test_blur_is_that_of_scipy(sigma: float) -> None:
     images = pictures(3)
-    expected = ndimage.gaussian_filter(
+    expected = scipy.ndimage.gaussian_filter(
         levels(images), (0, 0, sigma, sigma), mode="mirror", radius=(0, 0) + 2 * (math.ceil(3 * sigma),)
     )
     assert np.abs(one(images, blur=sigma) - expected).max() <= 0.501

@@ -11,6 +11,7 @@ import gzip
 import io
 import lzma
 import os
+import struct
 import sys
 import zipfile
 import zlib
@@ -21,8 +22,12 @@ from pathlib import Path
 from distgan.data import tar
 from distgan.errors import DataError
 
-# RuntimeError: a member with a password; NotImplementedError, one of these: packed in a way that Python lacks
-ZIP_ERRORS = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, RuntimeError)
+# What zipfile raises: its own error for damage, those of what it calls (a name that is not UTF-8, a place before the
+# file's beginning, a header that ends early), and RuntimeError for a password or a way of packing that Python lacks.
+ZIP_ERRORS = (
+    *(zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error, EOFError, KeyError),
+    *(ValueError, OverflowError, RuntimeError),
+)
 COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".tzst")
 ARCHIVES = (".zip", ".tar", *COMPRESSED)
 
@@ -53,9 +58,8 @@ def zip_names(path: Path) -> list[str]:
     """Return the names of the files in a zip archive, sorted."""
     try:
         with zipfile.ZipFile(path) as archive:
-            return sorted(
-                info.filename for info in archive.infolist() if not info.is_dir() and not hidden(info.filename)
-            )
+            # without `is_dir`, which fails for a damaged name of no letters
+            return sorted(name for name in archive.namelist() if not name.endswith("/") and not hidden(name))
     except ZIP_ERRORS as error:
         raise DataError(f"{path}: {error}") from None
 
@@ -64,7 +68,7 @@ def zip_size(path: str, name: str) -> int:
     """Return the bytes of a file in a zip archive. Raises OSError for what no image inflates to."""
     try:
         info = _open_zip(path).getinfo(name)
-    except (*ZIP_ERRORS, KeyError) as error:
+    except ZIP_ERRORS as error:
         raise OSError(str(error)) from None
     if info.file_size > FREE + RATIO * info.compress_size:
         raise OSError(f"inflates to more than {RATIO:,} times its size")
@@ -82,7 +86,7 @@ def zip_read(path: str, name: str, length: int) -> bytes:
             while left > 0 and (piece := file.read(min(most, left))):
                 out.write(piece)
                 left -= len(piece)
-    except (*ZIP_ERRORS, EOFError) as error:
+    except ZIP_ERRORS as error:
         raise OSError(str(error)) from None
     return out.getvalue()
 

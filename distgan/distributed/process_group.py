@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterable, Sequence
 from datetime import timedelta
 from typing import TypeVar, cast
 
-import numpy as np
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator
@@ -169,11 +168,6 @@ class World:
         flat = self.all_reduce_sum(torch.cat([b.flatten() for b in buffers])) / self.size
         for buffer, mean in zip(buffers, flat.split([b.numel() for b in buffers])):
             buffer.copy_(mean.view_as(buffer))
-
-    def to_device(self, array: np.ndarray) -> Tensor:
-        """Copy an array to this rank's device; the host does not wait for it."""
-        tensor = torch.from_numpy(array)
-        return tensor.pin_memory().to(self.device, non_blocking=True) if self.device.type == "cuda" else tensor
 
     def all_gather_object(self, item: T) -> list[T]:
         """Return what each rank passed, in rank order, on every rank."""

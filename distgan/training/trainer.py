@@ -6,12 +6,11 @@ import sys
 import time
 from collections.abc import Callable
 
-import torch
-
 from distgan.data import pixels
 from distgan.data.loader import Stream
 from distgan.data.sample_log import SampleLog
 from distgan.distributed import preemption
+from distgan.distributed.device_copy import DeviceCopy
 from distgan.distributed.stop_agreement import StopAgreement
 from distgan.distributed.watchdog import Watchdog
 from distgan.errors import DataError, DivergedError, MachineError, StopReason
@@ -48,7 +47,7 @@ class Trainer:
         self._on_phase, self._tick_images = on_phase, config.train.tick or max(1000, 32 * self.batch_plan.batch)
         self.ema_decay = 0.0
         self._stop_agreement = StopAgreement(world)
-        self._copied: torch.cuda.Event | None = None
+        self._copy_to_device = DeviceCopy(world.device)
 
         self.evaluation = PeriodicEvaluation(config, world, self.dataset, folder) if config.eval.every else None
         self._record_best()
@@ -166,8 +165,7 @@ class Trainer:
 
     def next_batch(self) -> StepBatch:
         """Return the next images on the device; on a CPU they share memory with the stream's buffer."""
-        if self._copied is not None:
-            self._copied.synchronize()  # the stream takes that buffer back now
+        self._copy_to_device.wait()  # the stream takes the buffers of the last batch back now
         self._phase("waiting for data")
         with self.timer.data_wait():
             try:
@@ -177,16 +175,11 @@ class Trainer:
         self.state.num_replaced += batch.num_replaced
         if self.sample_log is not None:
             self.sample_log.write(batch)
-        images = torch.from_numpy(batch.images).to(self.world.device, non_blocking=True)
-        degraded = None
-        if batch.degraded is not None:
-            degraded = torch.from_numpy(batch.degraded).to(self.world.device, non_blocking=True)
-        if self.world.device.type == "cuda":
-            self._copied = torch.cuda.Event()
-            self._copied.record()
-        labels = self.world.to_device(batch.labels) if self.learner.num_classes else None
-        z_d, z_g, seeds = map(self.world.to_device, batch.drawn)
-        return StepBatch(images, labels, z_d, z_g, seeds, degraded)
+        drawn_z_d, drawn_z_g, drawn_seeds = batch.drawn
+        images, numbers = self._copy_to_device(batch.buffers, [drawn_seeds, batch.labels, drawn_z_d, drawn_z_g])
+        seeds, labels, z_d, z_g = numbers
+        degraded = images[1] if len(images) > 1 else None
+        return StepBatch(images[0], labels if self.learner.num_classes else None, z_d, z_g, seeds, degraded)
 
     def _phase(self, name: str) -> None:
         self.watchdog.phase(name)

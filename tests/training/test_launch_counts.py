@@ -13,7 +13,7 @@ from processes import ROOT
 pytestmark = pytest.mark.timeout(900)  # one process does the work of all quick tests
 
 # Where the host may wait, and how docs/performance.md says so.
-EVENT = "trainer.py:next_batch waits for an event"
+EVENT = "device_copy.py:wait waits for an event"
 DOCUMENTED = {
     EVENT: "for the copy of the batch before",
     "schedulers.py:update takes a number": "where a controller acts",
@@ -93,7 +93,7 @@ def test_what_waits_is_documented(found_slowly: dict[str, dict]) -> None:
 @pytest.mark.parametrize(
     "name, says",
     [
-        ("unpinned", "trainer.py:next_batch copies to the device"),
+        ("unpinned", "device_copy.py:__call__ copies to the device"),
         pytest.param("number", "gan_step.py:d_step copies to the device", marks=pytest.mark.slow),
         pytest.param("table", "degrade.py:_on_device copies to the device", marks=pytest.mark.slow),
         ("look", "gan_step.py:_images takes a number"),

@@ -6,6 +6,7 @@ those that the batches hold, each of which is to be copied once.
 """
 
 import contextlib
+import functools
 import json
 import sys
 import tempfile
@@ -18,6 +19,7 @@ import fakecuda
 import numpy as np
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import _disable_current_modes
 
 from distgan.config.batch_plan import make_batch_plan
 from distgan.config.load import load
@@ -25,6 +27,7 @@ from distgan.config.schema import Config, restores
 from distgan.data.dataset import Dataset
 from distgan.data.loader import Batch
 from distgan.data.synthetic import write_shards
+from distgan.distributed.device_copy import DeviceCopy
 from distgan.distributed.process_group import World
 from distgan.training import factory
 from distgan.training.gan_step import GanStep
@@ -43,14 +46,27 @@ SETTINGS = ["data.holdout=0", "wandb.mode=disabled", "train.batch=32", "loss.pen
 class Event:
     """Stands for torch.cuda.Event."""
 
-    def __init__(self, counts: fakecuda.Counts) -> None:
-        self._counts = counts
+    def __init__(self, counts: fakecuda.Counts, blocking: bool = False, enable_timing: bool = False) -> None:
+        self._counts, self._blocking = counts, blocking
 
-    def record(self) -> None:
+    def record(self, stream: object = None) -> None:
         pass
 
     def synchronize(self) -> None:
-        self._counts.wait("waits for an event")
+        self._counts.wait("waits for an event" if self._blocking else "spins for an event")
+
+
+class Stream:
+    """Stands for torch.cuda.Stream, and for the context that selects one."""
+
+    def __init__(self, device: object = None) -> None:
+        pass
+
+    def wait_event(self, event: Event) -> None:
+        pass
+
+    def wait_stream(self, stream: "Stream") -> None:
+        pass
 
 
 class Batches:
@@ -67,7 +83,7 @@ class Batches:
         self._start += len(positions)
         labels = positions % max(1, self._num_classes)
         degraded = self._pictures if self._pairs else None
-        self.num_arrays += 4 + (self._num_classes > 0) + self._pairs  # pictures, what two draws need, labels, pairs
+        self.num_arrays += 2 + self._pairs  # pictures, all numbers packed, pairs
         return Batch(self._pictures, labels, positions, positions, self._noise(positions), degraded=degraded)
 
     def tensor(self, array: np.ndarray) -> torch.Tensor:
@@ -110,9 +126,20 @@ def count(config: Config) -> dict:
     """What one iteration asks of the device, after one that builds the optimizers' state."""
     dataset = factory.open_dataset(config)
     counts, steps = fakecuda.Counts(), {"D": [], "G": []}
-    event = lambda **_: Event(counts)  # noqa: E731
+    empty = torch.empty
+
+    def allocate(*size: int, pin_memory: bool = False, **options: object) -> torch.Tensor:
+        if not pin_memory:
+            return empty(*size, **options)
+        with _disable_current_modes():  # a real one, which numpy writes to
+            return pinned(empty(*size, **options))
+
     with contextlib.ExitStack() as stack:
-        stack.enter_context(mock.patch.object(torch.cuda, "Event", event))
+        stack.enter_context(mock.patch.object(torch.cuda, "Event", functools.partial(Event, counts)))
+        stack.enter_context(mock.patch.object(torch.cuda, "Stream", Stream))
+        stack.enter_context(mock.patch.object(torch.cuda, "current_stream", Stream))
+        stack.enter_context(mock.patch.object(torch.cuda, "stream", lambda stream: contextlib.nullcontext()))
+        stack.enter_context(mock.patch.object(torch, "empty", allocate))
         stack.enter_context(mock.patch.object(torch.cuda, "is_available", lambda: True))
         stack.enter_context(mock.patch.object(torch.cuda, "is_bf16_supported", lambda *_: True))
         stack.enter_context(mock.patch.object(torch.Tensor, "pin_memory", pinned))
@@ -166,8 +193,10 @@ def pinned(tensor: torch.Tensor) -> torch.Tensor:
 # Faults that the tests must see.
 
 
-def _send_unpinned(self: World, array: np.ndarray) -> torch.Tensor:
-    return torch.from_numpy(array).to(self.device, non_blocking=True)
+def _pack_unpinned(self: DeviceCopy, *arrays: list[np.ndarray]) -> object:
+    made = ALLOCATE(self, *arrays)
+    self._packed.is_said_to_be_pinned = False
+    return made
 
 
 def _observe_by_numbers(self: Schedulers, real_logits: torch.Tensor, fake_logits: torch.Tensor) -> None:
@@ -187,10 +216,11 @@ def _scale_by_a_look(self: GanStep, pixels: torch.Tensor, seeds: torch.Tensor) -
     return SCALED(self, pixels, seeds) * float(seeds.sum())
 
 
-OBSERVE, SCALED, CACHED_TABLE = Schedulers.observe, GanStep._scaled, degrade._on_device
+ALLOCATE, OBSERVE, SCALED = DeviceCopy._allocate, Schedulers.observe, GanStep._scaled
+CACHED_TABLE = degrade._on_device
 FAULTS = {
     "": (Schedulers, "observe", OBSERVE),
-    "memory that is not pinned": (World, "to_device", _send_unpinned),
+    "memory that is not pinned": (DeviceCopy, "_allocate", _pack_unpinned),
     "a number of the host": (Schedulers, "observe", _observe_by_numbers),
     "a table of the host": (degrade, "_on_device", degrade._on_device.__wrapped__),
     "one launch more": (GanStep, "_scaled", _scale_once_more),

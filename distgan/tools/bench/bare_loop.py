@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from distgan.config.schema import Config, restores
+from distgan.distributed.device_copy import DeviceCopy
 from distgan.errors import ConfigError
 from distgan.losses.adversarial import LOSSES
 from distgan.losses.gradient_penalty import gradient_penalty, squared_gradient
@@ -58,7 +59,7 @@ class BareLoop:
         self._d_loss = self._world.prepare(DLoss(self.D, config.loss.name, penalties, self._bf16))
         self._g_loss = self._world.prepare(GLoss(self.G, self.D, config.loss.name, self._bf16))
         self._sums = torch.zeros(2, device=self._world.device)
-        self._copied: torch.cuda.Event | None = None
+        self._copy_to_device = DeviceCopy(self._world.device)
 
     def iterate(self) -> None:
         """Run one iteration: the D steps, and a G step."""
@@ -95,15 +96,11 @@ class BareLoop:
 
     def _next_parts(self) -> list[tuple[Tensor, Tensor | None]]:
         """Return the next images, in -1..1, and labels of each pass."""
-        if self._copied is not None:
-            self._copied.synchronize()  # the stream takes that buffer back now
-        batch, device = next(self._stream), self._world.device
-        images = torch.from_numpy(batch.images).to(device, non_blocking=True)
-        if device.type == "cuda":
-            self._copied = torch.cuda.Event()
-            self._copied.record()
+        self._copy_to_device.wait()  # the stream takes the buffers of the last batch back now
+        batch = next(self._stream)
+        (images, *_), (numbers,) = self._copy_to_device(batch.buffers, [batch.labels])
         real = images.permute(0, 3, 1, 2).float() / 127.5 - 1
-        labels = self._world.to_device(batch.labels) if self._conditional else None
+        labels = numbers if self._conditional else None
         none = [None] * self._passes
         return list(zip(real.chunk(self._passes), none if labels is None else labels.chunk(self._passes)))
 

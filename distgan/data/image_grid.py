@@ -21,10 +21,14 @@ def grid_labels(rows: int, columns: int, classes: Sequence[int]) -> list[int] | 
     return [classes[row % len(classes)] for row in range(rows) for _ in range(columns)] if classes else None
 
 
+def to_levels(images: Tensor) -> Tensor:
+    """Map images in -1..1 to uint8 of the same shape, rounded to the nearest level; on their device."""
+    return (images.float() * 127.5 + 127.5).round().clamp(0, 255).to(torch.uint8)
+
+
 def to_uint8(images: Tensor) -> np.ndarray:
-    """Map [B, 3, H, W] in -1..1 to uint8 [B, H, W, 3], rounded to the nearest level."""
-    scaled = (images.float() * 127.5 + 127.5).round().clamp(0, 255).to(torch.uint8)
-    return scaled.permute(0, 2, 3, 1).cpu().numpy()
+    """Map [B, 3, H, W] in -1..1 to uint8 [B, H, W, 3] on the host, rounded to the nearest level."""
+    return to_levels(images).permute(0, 2, 3, 1).cpu().numpy()
 
 
 def grid(images: Sequence[np.ndarray], columns: int) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Copies of batches from the host to a rank's device, beside what the device computes."""
+"""Copies from the host to a rank's device, beside what the device computes."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,6 +6,17 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor
+
+
+def copy_to_device(values: np.ndarray | Tensor, device: torch.device) -> Tensor:
+    """Return values on a device, without waiting for the copy; those that are there already stay as they are.
+
+    Only pinned memory can be copied to a GPU in the background, so the values go through some.
+    """
+    tensor = torch.from_numpy(values) if isinstance(values, np.ndarray) else values
+    if device.type != "cuda" or tensor.device.type != "cpu":
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)
 
 
 @dataclass

@@ -90,7 +90,7 @@ def _finish(evaluation: Evaluation, world: World, asked: dict, options: Evaluate
     report = make_report(evaluation, world, asked)
     path = report_path(evaluation.subject, options, report)
     if options.memorization and not evaluation.extracted.num_nonfinite:
-        report["memorization"] = memorization(evaluation, path)
+        report["memorization"] = memorization(evaluation, path, world.device)
     report["seconds"] = round(time.perf_counter() - started, 1)
     if path is not None:
         report["file"] = str(path)

@@ -5,25 +5,33 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple, Protocol
 
 import numpy as np
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from distgan.data.dataset import Dataset
 from distgan.data.decode import DecodeOptions, decode, decode_into
 from distgan.data.image_format import MAX_PIXELS, CorruptImage, check_bytes
+from distgan.data.image_grid import to_levels
 from distgan.data.pack_entry import InputEntry, InputListing, all_entries, place, read_entry
 from distgan.errors import ConfigError, DataError
 from distgan.inference import sampling
 from distgan.inference.selection import parse_classes
 from distgan.rng import host_rng
 
-CHUNK = sampling.CHUNK  # consecutive images that one rank reads at a time
+CHUNKS = {"cpu": 64, "cuda": 256}  # consecutive images that one rank measures at a time, on each kind of device
 
 
 class Images(NamedTuple):
-    """A batch of images: numbers, int64 [B]; pixels, uint8 [B, H, W, 3]; class numbers, int64 [B], or None."""
+    """A batch of images.
+
+    Attributes:
+        numbers: int64 [B], on the host.
+        pixels: uint8 [B, 3, H, W]; on the device of the generator that made them, else on the host.
+        labels: Class numbers, int64 [B], on the host; or None.
+    """
 
     numbers: np.ndarray
-    pixels: np.ndarray
+    pixels: Tensor
     labels: np.ndarray | None
 
 
@@ -52,7 +60,8 @@ class GeneratedImages:
     def read(self, numbers: np.ndarray) -> Images:
         """Read images by their numbers."""
         labels = None if self.labels is None else self.labels[numbers]
-        return Images(numbers, np.stack(list(self._sampler.pixels(numbers.tolist(), labels))), labels)
+        parts = [to_levels(images) for images in self._sampler.images(numbers.tolist(), labels)]
+        return Images(numbers, torch.cat(parts), labels)
 
 
 class ShardImages:
@@ -79,7 +88,7 @@ class ShardImages:
         results = list(self._pool.map(self._read_into, numbers.tolist(), pixels))
         labels = np.array([label for label, _ in results], np.int64)
         good = np.array([is_good for _, is_good in results], bool)
-        return Images(numbers[good], pixels[good], labels[good] if self.dataset.labels else None)
+        return Images(numbers[good], _tensor(pixels[good]), labels[good] if self.dataset.labels else None)
 
     def _read_into(self, number: int, out: np.ndarray) -> tuple[int, bool]:
         """Decode an image into `out`; returns its label, and whether it could be decoded."""
@@ -126,7 +135,7 @@ class ListedImages:
         labels = np.array([entry.label for entry in entries]) if self._has_labels else None
         if labels is not None and self._classes is not None:
             labels = self._classes[labels]
-        return Images(numbers, np.stack(pixels), labels)
+        return Images(numbers, _tensor(np.stack(pixels)), labels)
 
     def _decode(self, entry: InputEntry) -> np.ndarray:
         try:
@@ -139,13 +148,18 @@ class ListedImages:
             ) from None
 
 
-def shares(images: ImageSet, rank: int, world: int) -> Iterator[Images | None]:
+def _tensor(pixels: np.ndarray) -> Tensor:
+    """Permute uint8 [B, H, W, 3] to [B, 3, H, W]."""
+    return torch.from_numpy(pixels).permute(0, 3, 1, 2)
+
+
+def shares(images: ImageSet, rank: int, world: int, chunk: int) -> Iterator[Images | None]:
     """Yield one rank's images, a chunk at a time; None in a round in which only other ranks have images.
 
     Every rank has the same number of rounds, so that ranks may communicate in each. The next chunks of files are read
     ahead.
     """
-    chunks = [np.arange(start, min(start + CHUNK, images.num)) for start in range(0, images.num, CHUNK)]
+    chunks = [np.arange(start, min(start + chunk, images.num)) for start in range(0, images.num, chunk)]
     rounds = -(-len(chunks) // world)
     own_chunks = chunks[rank::world]
     yield from _read_ahead(images, own_chunks) if images.reads_files else map(images.read, own_chunks)

@@ -2,7 +2,9 @@
 
 Each rank extracts features of its share of the images; one all-reduce merges their sums, and the features are gathered
 on rank 0, which computes the metrics. Image i of a generator depends on (seed, i) alone, so the number of ranks changes
-values only by the rounding of features and sums.
+values only by the rounding of sums.
+
+Generated images never leave the device, and features leave it once, at the end: the host waits for no chunk.
 """
 
 import logging
@@ -15,9 +17,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from distgan.distributed.device_copy import copy_to_device
 from distgan.distributed.process_group import World
 from distgan.errors import ConfigError, DataError, MachineError
-from distgan.evaluation.image_sets import Images, ImageSet, ShardImages, shares
+from distgan.evaluation.image_sets import CHUNKS, Images, ImageSet, ShardImages, shares
 from distgan.metrics import frechet, reference_stats
 from distgan.metrics.extractors import Extractor
 from distgan.metrics.frechet import Moments
@@ -31,8 +34,11 @@ log = logging.getLogger("distgan")
 
 REPORT_SEC = 20  # between two lines of progress
 GRAY_LEVELS = 16  # largest difference of channels in an image without color
+# Rounds between two questions whether to stop, which make all ranks and devices wait for one another. A round is one
+# chunk of a rank: seconds on a CPU, a tenth of a second on a GPU.
+STOP_ROUNDS = {"cpu": 1, "cuda": 8}
 
-CheckStop = Callable[[], None]  # called by all ranks in each round; raises StopRequested on all of them, or on none
+CheckStop = Callable[[], None]  # called by all ranks in the same rounds; raises StopRequested on all of them, or none
 
 
 class StopRequested(Exception):
@@ -82,37 +88,40 @@ def extract(
 
     Args:
         keep: Number of images whose features are kept, not only their sums; a fixed random choice if there are more.
-        check_stop: Called by all ranks in each round.
+        check_stop: Called by all ranks, once in STOP_ROUNDS rounds.
     """
     is_kept = np.zeros(images.num, bool)
     is_kept[host_rng.permutation(host_rng.key(0, "kept features"), images.num)[:keep]] = True
-    on_cpu = world.device.type != "cuda"
-    moments = Moments(extractor.dim, "cpu" if on_cpu else world.device)
-    counts = torch.zeros(3, dtype=torch.float64, device=moments.sums.device)  # measured, gray, not finite
-    numbers, points, logits, labels = [], [], [], []
-    for share in _with_progress(shares(images, world.rank, world.size), images.num, world):
+    device = world.device
+    moments = Moments(extractor.dim, device)
+    counts = torch.zeros(3, dtype=torch.float64, device=device)  # measured, gray, not finite
+    numbers, points, logits, labels = [], [], [], []  # of the kept images; points and logits stay on the device
+    rounds = shares(images, world.rank, world.size, CHUNKS[device.type])
+    for round_number, share in enumerate(_with_progress(rounds, images.num, world)):
         if share is not None and len(share.numbers):
-            pixels = torch.from_numpy(share.pixels).permute(0, 3, 1, 2)
+            pixels = copy_to_device(share.pixels, device)
             features, class_logits = extractor(pixels)
             moments.add(features)
             counts[0] += len(features)
-            counts[1] += count_gray(pixels.to(counts.device, non_blocking=True))
+            counts[1] += count_gray(pixels)
             counts[2] += (~features.isfinite().all(dim=1)).sum()
-            kept = torch.from_numpy(is_kept[share.numbers])
-            numbers.append(torch.from_numpy(share.numbers)[kept])
-            points.append(features.cpu()[kept])
+            kept = np.flatnonzero(is_kept[share.numbers])
+            numbers.append(torch.from_numpy(share.numbers[kept]))
+            points.append(_rows(features, kept))
             if class_logits is not None:
-                logits.append(class_logits.cpu()[kept])
+                logits.append(_rows(class_logits, kept))
             if share.labels is not None:
-                labels.append(torch.from_numpy(share.labels)[kept])
-        check_stop()
+                labels.append(torch.from_numpy(share.labels[kept]))
+        if round_number % STOP_ROUNDS[device.type] == 0:
+            check_stop()
     world.all_reduce_sum(moments.sums)
-    num, num_gray, num_nonfinite = (int(count) for count in world.all_reduce_sum(counts))
+    num, num_gray, num_nonfinite = map(int, world.all_reduce_sum(counts).tolist())
     extracted = ExtractedFeatures(num, images.num - num, num_gray, num_nonfinite)
     empty = torch.empty(0, dtype=torch.int64)
     all_numbers = _on_main(world, numbers, empty)
-    all_points = _on_main(world, points, torch.empty(0, extractor.dim))
-    all_logits = _on_main(world, logits, torch.empty(0, extractor.num_logits)) if extractor.num_logits else empty
+    all_points = _on_main(world, points, torch.empty(0, extractor.dim, device=device))
+    no_logits = torch.empty(0, extractor.num_logits, device=device)
+    all_logits = _on_main(world, logits, no_logits) if extractor.num_logits else empty
     all_labels = _on_main(world, labels, empty)
     if world.is_main and num >= 2:
         ordered, order = all_numbers.sort()
@@ -140,8 +149,13 @@ def _with_progress(rounds: Iterable[Images | None], num: int, world: World) -> I
 
 
 def _on_main(world: World, parts: list[Tensor], empty: Tensor) -> Tensor:
-    """Concatenate the parts of all ranks, on rank 0."""
-    return torch.cat([empty, *world.gather_tensors(torch.cat([empty, *parts]))])
+    """Concatenate the parts of all ranks, on rank 0's host."""
+    return torch.cat([empty.cpu(), *world.gather_tensors(torch.cat([empty, *parts]))])
+
+
+def _rows(values: Tensor, rows: np.ndarray) -> Tensor:
+    """Return some rows of values on their device; all of them as they are."""
+    return values if len(rows) == len(values) else values[copy_to_device(rows, values.device)]
 
 
 def count_gray(pixels: Tensor) -> Tensor:
@@ -237,27 +251,20 @@ def measure(
 
     def compute() -> tuple[Values, list[str]]:
         assert real is not None
-        warnings = _warnings(real, extracted, extractor)
-        values: Values = {}
         for name in metrics:
-            metric, num = METRICS[name], extracted.num
-            if num < metric.least:
-                raise DataError(f"eval.metrics={name} needs {metric.least} images at least, not {num}")
-            if extracted.num_nonfinite or extracted.features is None:
-                values |= dict.fromkeys(metric.names, (NAN, NAN))
-            else:
-                sides = _on(real.features, world.device), _on(extracted.features, world.device)
-                values |= metric.values(*sides, with_errors)
-        return values, warnings
+            if extracted.num < METRICS[name].least:
+                raise DataError(f"eval.metrics={name} needs {METRICS[name].least} images at least, not {extracted.num}")
+        values: Values = {}
+        if extracted.num_nonfinite or extracted.features is None:
+            values |= {value: (NAN, NAN) for name in metrics for value in METRICS[name].names}
+        else:
+            sides = real.features.to(world.device), extracted.features.to(world.device)
+            for name in metrics:
+                values |= METRICS[name].values(*sides, with_errors)
+        return values, _warnings(real, extracted, extractor)
 
     values, warnings = world.run_on_main(compute)
     return Measurement(values, warnings, time.perf_counter() - started, extracted)
-
-
-def _on(features: Features, device: torch.device) -> Features:
-    """Return features with the points and logits on a device; Gaussians stay on the CPU."""
-    logits = None if features.logits is None else features.logits.to(device)
-    return Features(features.gaussian, features.points.to(device), logits, features.labels, features.root)
 
 
 def _warnings(real: Reference, extracted: ExtractedFeatures, extractor: Extractor) -> list[str]:

@@ -114,7 +114,7 @@ def make_report(evaluation: Evaluation, world: World, asked: dict) -> dict:
     """Return the report as JSON values, without memorization; on rank 0."""
     subject, extractor, real = evaluation.subject, evaluation.extractor, evaluation.real
     warnings = [warning for measured in evaluation.measured for warning in measured.warnings]
-    classes, class_warnings = _by_class(evaluation)
+    classes, class_warnings = _by_class(evaluation, world.device)
     report = {
         "asked": asked,
         "values": _values(evaluation),
@@ -157,12 +157,12 @@ def _values(evaluation: Evaluation) -> dict:
     return values
 
 
-def _by_class(evaluation: Evaluation) -> tuple[dict, list[str]]:
+def _by_class(evaluation: Evaluation, device: torch.device) -> tuple[dict, list[str]]:
     """Return values by class, and warnings. If both sides name their classes, those of one name are the same."""
     subject, num_classes = evaluation.subject, evaluation.subject.num_classes
     if not num_classes or evaluation.extracted.num_nonfinite:
         return {}, []
-    real, fake = evaluation.real.features, evaluation.features
+    real, fake = evaluation.real.features.to(device), evaluation.features.to(device)
     if real.labels is None or fake.labels is None:
         return {}, []
     reals, warnings = evaluation.real_images, []
@@ -183,16 +183,17 @@ def _by_class(evaluation: Evaluation) -> tuple[dict, list[str]]:
     return {"kid": kid} | {name: _number(value) for name, value in accuracies.items()}, warnings
 
 
-def memorization(evaluation: Evaluation, path: Path | None) -> dict:
+def memorization(evaluation: Evaluation, path: Path | None, device: torch.device) -> dict:
     """Return the distances to training images and the number of copies, and write an image of the closest pairs.
 
     Args:
+        device: Where the distances are computed.
         path: File of the report, next to which the image is written; None for no image.
     """
     real, fake, unseen, reals = evaluation.real, evaluation.features, evaluation.unseen, evaluation.real_images
     assert reals is not None
-    unseen_points = unseen.features.points if unseen is not None and unseen.features is not None else None
-    near = nearness(real.features.points, fake.points, unseen_points)
+    unseen_points = unseen.features.points.to(device) if unseen is not None and unseen.features is not None else None
+    near = nearness(real.features.points.to(device), fake.points.to(device), unseen_points)
     fake_numbers = evaluation.extracted.numbers
 
     def pair(generated: int, training: int) -> tuple[np.ndarray, np.ndarray]:
@@ -216,7 +217,7 @@ def memorization(evaluation: Evaluation, path: Path | None) -> dict:
 
 
 def _pixels(images: ImageSet, number: int) -> np.ndarray:
-    return images.read(np.array([number])).pixels[0]
+    return images.read(np.array([number])).pixels[0].permute(1, 2, 0).cpu().numpy()
 
 
 def report_folder(subject: Target, options: EvaluateOptions) -> Path | None:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from distgan.data import image_grid
 from distgan.data.dataset import Dataset
 from distgan.data.decode import DecodeOptions
+from distgan.distributed.device_copy import copy_to_device
 from distgan.distributed.process_group import World
 from distgan.inference import sampling
 from distgan.metrics.psnr_ssim import psnr, ssim
@@ -42,8 +43,9 @@ class RestorationEval:
             numbers = [held_out[i * len(held_out) // num] for i in range(num)]
         else:
             numbers = self._dataset.fixed_samples(num, 0)
-        columns = zip(self._degraded(numbers), self._restored(G, numbers), self._clean(numbers))
-        return [np.concatenate(triple, axis=1) for triple in columns]
+        device = next(G.parameters()).device
+        columns = self._degraded(numbers, device), self._restored(G, numbers), self._clean(numbers, device)
+        return list(torch.cat(columns, dim=3).permute(0, 2, 3, 1).cpu().numpy())
 
     def measure(self, G: nn.Module, world: World) -> dict[str, float]:
         """Return mean PSNR and SSIM of the restored and of the degraded images by log key; called by all ranks.
@@ -58,11 +60,12 @@ class RestorationEval:
             numbers = range(
                 self._dataset.num_samples + start, self._dataset.num_samples + min(total, start + sampling.CHUNK)
             )
-            clean = _tensor(self._clean(numbers))
-            own_chunks[start] = [_psnr_and_ssim(_tensor(self._restored(G, numbers, start)), clean)]
+            clean = self._clean(numbers, world.device)
+            own_chunks[start] = [_psnr_and_ssim(self._restored(G, numbers, start), clean)]
             if not self._before:
-                own_chunks[start].append(_psnr_and_ssim(_tensor(self._degraded(numbers)), clean))
-        chunks = {start: values for part in world.all_gather_object(own_chunks) for start, values in part.items()}
+                own_chunks[start].append(_psnr_and_ssim(self._degraded(numbers, world.device), clean))
+        on_host = {start: [values.cpu().numpy() for values in pair] for start, pair in own_chunks.items()}
+        chunks = {start: values for part in world.all_gather_object(on_host) for start, values in part.items()}
         means = [
             np.mean(np.concatenate(columns), axis=0) for columns in zip(*(chunks[start] for start in sorted(chunks)))
         ]
@@ -70,33 +73,33 @@ class RestorationEval:
             self._before = {"Restoration/psnr_degraded": means[1][0], "Restoration/ssim_degraded": means[1][1]}
         return {"Restoration/psnr": means[0][0], "Restoration/ssim": means[0][1], **self._before}
 
-    def _clean(self, numbers: Sequence[int]) -> np.ndarray:
-        return np.stack([self._dataset.read(number, self._decode) for number in numbers])
+    def _clean(self, numbers: Sequence[int], device: torch.device, degraded: bool = False) -> Tensor:
+        """Return images of the data set on a device, uint8 [n, 3, R, R]."""
+        pixels = np.stack([self._dataset.read(number, self._decode, degraded=degraded) for number in numbers])
+        return copy_to_device(torch.from_numpy(pixels).permute(0, 3, 1, 2), device)
 
-    def _degraded(self, numbers: Sequence[int]) -> np.ndarray:
-        """Return degraded images, uint8 [n, R, R, 3]."""
+    def _degraded(self, numbers: Sequence[int], device: torch.device) -> Tensor:
+        """Return degraded images on a device, uint8 [n, 3, R, R]."""
         if self._dataset.pairs:
-            return np.stack([self._dataset.read(number, self._decode, degraded=True) for number in numbers])
+            return self._clean(numbers, device, degraded=True)
         seeds = host_rng.bits(host_rng.key(0, "held out, degraded"), np.asarray(numbers)).view(np.int64)
-        clean = _tensor(self._clean(numbers)).float() / 127.5 - 1
-        return image_grid.to_uint8(degrade(clean, torch.from_numpy(seeds), self._recipe))
+        clean = self._clean(numbers, device).float() / 127.5 - 1
+        return image_grid.to_levels(degrade(clean, copy_to_device(seeds, device), self._recipe))
 
-    def _restored(self, G: nn.Module, numbers: Sequence[int], first: int = 0) -> np.ndarray:
-        """Return restored images, uint8 [n, R, R, 3], with the latents from number `first` on."""
+    def _restored(self, G: nn.Module, numbers: Sequence[int], first: int = 0) -> Tensor:
+        """Return restored images on G's device, uint8 [n, 3, R, R], with the latents from number `first` on."""
         latents = range(first, first + len(numbers))
         labels = [self._dataset.label(number) for number in numbers] if self._dataset.num_classes else None
 
-        def read_degraded(part: list[int]) -> np.ndarray:
-            return self._degraded([numbers[latent - first] for latent in part])
+        device = next(G.parameters()).device
 
-        return np.stack(list(sampling.Sampler(G, self._z_dim, 0).pixels(latents, labels, read_degraded)))
+        def read_degraded(part: list[int]) -> Tensor:
+            return self._degraded([numbers[latent - first] for latent in part], device)
 
-
-def _tensor(images: np.ndarray) -> Tensor:
-    """Permute uint8 [n, R, R, 3] to [n, 3, R, R]."""
-    return torch.from_numpy(images).permute(0, 3, 1, 2)
+        images = sampling.Sampler(G, self._z_dim, 0).images(latents, labels, read_degraded)
+        return torch.cat([image_grid.to_levels(part) for part in images])
 
 
-def _psnr_and_ssim(restored: Tensor, clean: Tensor) -> np.ndarray:
+def _psnr_and_ssim(restored: Tensor, clean: Tensor) -> Tensor:
     """Return PSNR and SSIM of each image; float64 [n, 2]."""
-    return torch.stack([psnr(restored, clean).clamp(max=BEST_DB), ssim(restored, clean)], 1).numpy()
+    return torch.stack([psnr(restored, clean).clamp(max=BEST_DB), ssim(restored, clean)], 1)

@@ -6,9 +6,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from distgan.data import image_grid, loader
+from distgan.distributed.device_copy import copy_to_device
 from distgan.errors import ConfigError, DataError
 from distgan.inference import shard_writer, video
 from distgan.inference.loading import load_generator, locate
@@ -130,14 +132,14 @@ def draw_group(
     for start in range(first, numbers.stop, G.chunk):
         chunk = range(start, start + G.chunk)  # whole, since D may compare an image with its neighbors
         images = G.images(chunk, seed, selection.labels(chunk))
-        labels = torch.tensor(selection.labels(chunk), device=G.device) if selection.classes else None
+        labels = copy_to_device(np.array(selection.labels(chunk), np.int64), G.device) if selection.classes else None
         with torch.no_grad():
-            scores = score(images, labels)
-        if not scores.isfinite().all():
+            scores = score(images, labels).tolist()
+        if not all(map(math.isfinite, scores)):
             raise DataError(
                 f"the scores of images {chunk.start} to {chunk.stop - 1} are not finite: --keep-best needs them"
             )
-        for i, value, pixels in zip(chunk, scores.tolist(), image_grid.to_uint8(images)):
+        for i, value, pixels in zip(chunk, scores, image_grid.to_uint8(images)):
             if i in numbers:
                 best.append(GeneratedImage(i, selection.label(i), pixels, value))
         best = selection.best(group, best)

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from distgan.data import image_grid
 from distgan.data.decode import decode, fit
@@ -152,8 +154,8 @@ class Restorer:
                     "no image; pass --labels, or leave such images out"
                 )
 
-        def read_degraded(numbers: list[int]) -> np.ndarray:
-            return np.stack([readable[number][0] for number in numbers])
+        def read_degraded(numbers: list[int]) -> Tensor:
+            return torch.from_numpy(np.stack([readable[number][0] for number in numbers])).permute(0, 3, 1, 2)
 
         labels = classes if self._G.num_classes else None
         restored = self._G.sampler(self._seed).pixels(list(readable), labels, read_degraded)

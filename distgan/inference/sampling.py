@@ -8,12 +8,13 @@ import torch
 from torch import Tensor, nn
 
 from distgan.data.image_grid import to_uint8
+from distgan.distributed.device_copy import copy_to_device
 from distgan.models.networks import run_generator
 from distgan.rng import host_rng
 
 CHUNK = 64  # images of one forward; always whole, so that an image does not depend on which others are asked for
 
-ReadDegraded = Callable[[list[int]], np.ndarray]  # numbers -> degraded images, uint8 [n, R, R, 3]
+ReadDegraded = Callable[[list[int]], Tensor]  # numbers -> degraded images, uint8 [n, 3, R, R], on any device
 
 
 def chunk_size(resolution: int) -> int:
@@ -42,7 +43,7 @@ class Sampler:
     def pixels(
         self, numbers: Sequence[int], labels: Sequence[int] | None = None, degraded: ReadDegraded | None = None
     ) -> Iterator[np.ndarray]:
-        """Yield the images of some numbers, uint8 [H, W, 3] each. Arguments as for `images`."""
+        """Yield the images of some numbers, uint8 [H, W, 3] each, copied once a chunk. Arguments as for `images`."""
         for part in self.images(numbers, labels, degraded):
             yield from to_uint8(part)
 
@@ -50,7 +51,9 @@ class Sampler:
     def images(
         self, numbers: Sequence[int], labels: Sequence[int] | None = None, degraded: ReadDegraded | None = None
     ) -> Iterator[Tensor]:
-        """Yield the images of some numbers, at most `chunk` at a time; [B, C, H, W] in -1..1.
+        """Yield the images of some numbers, at most `chunk` at a time; [B, C, H, W] in -1..1, on G's device.
+
+        The host waits for nothing.
 
         Args:
             labels: A class for each image, for a G with classes.
@@ -66,18 +69,18 @@ class Sampler:
             for part in np.split(np.arange(len(wanted)), cuts) if len(wanted) else ():
                 first = wanted[part[0]] // self.chunk * self.chunk
                 rows = wanted[part] - first
-                z = latents(self.seed, np.arange(first, first + self.chunk), self.z_dim).to(device)
+                z = copy_to_device(latents(self.seed, np.arange(first, first + self.chunk), self.z_dim), device)
                 chunk_labels = condition = None
                 if classes is not None:
                     filled = np.full(self.chunk, classes[part[0]])  # rows that are not wanted may have any class
                     filled[rows] = classes[part]
-                    chunk_labels = torch.from_numpy(filled).to(device)
-                rows_on_device = torch.from_numpy(rows).to(device)
+                    chunk_labels = copy_to_device(filled, device)
+                rows_on_device = copy_to_device(rows, device)
                 if degraded is not None:
-                    pixels = torch.from_numpy(degraded(wanted[part].tolist())).to(device)
-                    read = pixels.permute(0, 3, 1, 2) / 127.5 - 1
+                    read = copy_to_device(degraded(wanted[part].tolist()), device) / 127.5 - 1
                     condition = read[:1].repeat(self.chunk, 1, 1, 1)
                     condition[rows_on_device] = read
-                yield run_generator(self.G, z, condition, chunk_labels)[rows_on_device]
+                images = run_generator(self.G, z, condition, chunk_labels)
+                yield images if len(rows) == self.chunk else images[rows_on_device]
         finally:
             self.G.train(was_training)

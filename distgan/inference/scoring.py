@@ -22,7 +22,8 @@ from distgan.storage.byte_ranges import ByteRangeReader
 
 log = logging.getLogger("distgan")
 
-Score = Callable[[Tensor, Tensor | None], Tensor]  # images [B, 3, R, R] in -1..1, labels [B] -> [B]; more is better
+# Images [B, 3, R, R] in -1..1 and labels [B] to scores [B], all on G's device; more is better.
+Score = Callable[[Tensor, Tensor | None], Tensor]
 SCORES = ("discriminator", "nearest-real")
 NUM_REALS = 4096  # real images that distances are measured to
 READ = 64  # images that are read at a time
@@ -44,7 +45,7 @@ def open_score(name: str, path: str | Path, chunk: int, device: torch.device) ->
         raise ConfigError(f"--filter-by {name}: there are {', '.join(SCORES)}")
     if name == "discriminator":
         D = load_discriminator(path, chunk, device)
-        return lambda images, labels: D(images, labels).float().cpu()
+        return lambda images, labels: D(images, labels).float()
     return NearestRealScore(load_config(path), device)
 
 
@@ -76,5 +77,4 @@ class NearestRealScore:
             raise DataError(f"features of real images by {settings.extractor} are not finite")
 
     def __call__(self, images: Tensor, labels: Tensor | None) -> Tensor:
-        pixels = torch.from_numpy(image_grid.to_uint8(images)).permute(0, 3, 1, 2)
-        return -precision_recall.nearest(self._extractor(pixels)[0], self._features)[0].cpu()
+        return -precision_recall.nearest(self._extractor(image_grid.to_levels(images))[0], self._features)[0]

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from distgan.distributed.device_copy import copy_to_device
 from distgan.inference import sampling
 from distgan.storage.saved_state import Classes
 from distgan.storage.untrusted import Between, Positive
@@ -102,7 +103,7 @@ class TrainedGenerator:
             return self.images(range(z), seed, labels)
         if z.ndim != 2 or z.shape[1] != self.z_dim:
             raise ValueError(f"latents of shape {list(z.shape)}: this generator takes [B, {self.z_dim}]")
-        images: Tensor = self.net(z.to(self.device, torch.float32), self._class_tensor(labels, len(z)))
+        images: Tensor = self.net(copy_to_device(z.float(), self.device), self._class_tensor(labels, len(z)))
         return images
 
     @torch.no_grad()
@@ -122,8 +123,8 @@ class TrainedGenerator:
         if pictures.shape[1:] != (3, side, side):
             raise ValueError(f"images of shape {list(pictures.shape)}: this generator takes [B, 3, {side}, {side}]")
         classes = self._class_tensor(labels, len(pictures))
-        z = sampling.latents(seed, range(len(pictures)), self.z_dim).to(self.device)
-        images: Tensor = self.net(pictures.to(self.device, torch.float32), z, classes)
+        z = copy_to_device(sampling.latents(seed, range(len(pictures)), self.z_dim), self.device)
+        images: Tensor = self.net(copy_to_device(pictures.float(), self.device), z, classes)
         return images
 
     def images(self, numbers: Sequence[int], seed: int = 0, labels: Labels = None) -> Tensor:
@@ -149,7 +150,7 @@ class TrainedGenerator:
 
     def _class_tensor(self, labels: Labels, num: int) -> Tensor | None:
         classes = self._classes(labels, num)
-        return None if classes is None else torch.tensor(classes, device=self.device)
+        return None if classes is None else copy_to_device(np.array(classes, np.int64), self.device)
 
     def _classes(self, labels: Labels, num: int) -> list[int] | None:
         """Return the class of each image, None without classes. Raises ValueError for labels that do not fit."""

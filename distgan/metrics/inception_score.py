@@ -22,5 +22,6 @@ def score(logits: Tensor, splits: int = 10) -> tuple[float, float]:
     for start, end in itertools.pairwise(bounds):
         part = log_p[start:end]
         p = part.exp()
-        scores.append(float((p * (part - p.mean(dim=0).log())).sum(dim=1).mean().exp()))
-    return float(np.mean(scores)), float(np.std(scores))
+        scores.append((p * (part - p.mean(dim=0).log())).sum(dim=1).mean().exp())
+    values = torch.stack(scores).cpu().numpy()
+    return float(np.mean(values)), float(np.std(values))

@@ -28,7 +28,8 @@ def subsets(
         x, y = (points[torch.from_numpy(chosen).to(points.device)] for points, chosen in zip((fake, real), indices))
         within = (_sum(x, x) - _diagonal(x) + _sum(y, y) - _diagonal(y)) / (size * (size - 1))
         distances.append(within - 2 * _sum(x, y) / size**2)
-    return float(np.mean(distances)), float(np.std(distances)), size
+    values = torch.stack(distances).cpu().numpy()
+    return float(np.mean(values)), float(np.std(values)), size
 
 
 def full(real: Tensor, fake: Tensor) -> tuple[float, float]:
@@ -39,11 +40,11 @@ def full(real: Tensor, fake: Tensor) -> tuple[float, float]:
     within = np.zeros((num_blocks, num_blocks))
     for i, block in enumerate(blocks):
         for j, other in enumerate(blocks[:i]):
-            within[i, j] = within[j, i] = _sum(block, other)
-        within[i, i] = _sum(block, block) - _diagonal(block)
-    across = np.array([_sum(block, real) for block in blocks])
+            within[i, j] = within[j, i] = float(_sum(block, other))
+        within[i, i] = float(_sum(block, block) - _diagonal(block))
+    across = np.array([float(_sum(block, real)) for block in blocks])
     n = len(real)
-    within_real = (_sum(real, real) - _diagonal(real)) / (n * (n - 1))
+    within_real = float(_sum(real, real) - _diagonal(real)) / (n * (n - 1))
 
     def mmd(kept: np.ndarray, m: int) -> float:
         return within_real + within[np.ix_(kept, kept)].sum() / (m * (m - 1)) - 2 * across[kept].sum() / (m * n)
@@ -56,19 +57,22 @@ def full(real: Tensor, fake: Tensor) -> tuple[float, float]:
     return float(value), float(np.sqrt((num_blocks - 1) / num_blocks * ((without - without.mean()) ** 2).sum()))
 
 
-def _sum(x: Tensor, y: Tensor) -> float:
-    """Return the sum of the kernel over all pairs, computed tile by tile in float64."""
-    total = 0.0
+def _sum(x: Tensor, y: Tensor) -> Tensor:
+    """Return the sum of the kernel over all pairs, computed tile by tile; float64, on the device of the features."""
+    total = x.new_zeros((), dtype=torch.float64)
     for a in x.split(TILE):
         a = a.double() / x.shape[1]
         for b in y.split(TILE):
-            total += float((a @ b.double().T).add_(1).pow_(3).sum())
+            total += (a @ b.double().T).add_(1).pow_(3).sum()
     return total
 
 
-def _diagonal(x: Tensor) -> float:
-    """Return the sum of the kernel of each image with itself."""
-    return sum(float((part.double().square().sum(dim=1) / x.shape[1] + 1).pow(3).sum()) for part in x.split(TILE))
+def _diagonal(x: Tensor) -> Tensor:
+    """Return the sum of the kernel of each image with itself; float64, on the device of the features."""
+    total = x.new_zeros((), dtype=torch.float64)
+    for part in x.split(TILE):
+        total += (part.double().square().sum(dim=1) / x.shape[1] + 1).pow(3).sum()
+    return total
 
 
 def _require_two(num: int) -> None:

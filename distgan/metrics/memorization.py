@@ -11,7 +11,7 @@ NEAR = 0.01  # share of the unseen images that are nearer than the bound of "ver
 
 @dataclass
 class NearestNeighbors:
-    """Distances to nearest neighbors in feature space.
+    """Distances to nearest neighbors in feature space, on the host.
 
     Attributes:
         distance: Distance of each generated image to its nearest training image; float64 [n].
@@ -44,9 +44,13 @@ class NearestNeighbors:
 
 
 def nearness(train: Tensor, generated: Tensor, unseen: Tensor | None = None) -> NearestNeighbors:
-    """Measure distances between features [n, d]; without unseen images, training images take their place."""
+    """Measure distances between features [n, d]; without unseen images, training images take their place.
+
+    They are computed on the device of the features.
+    """
     distance, nearest = precision_recall.nearest(generated, train)
     if unseen is not None:
-        return NearestNeighbors(distance, nearest, precision_recall.nearest(unseen, train)[0])
-    to_others = precision_recall.reach(train, 1).sqrt()
-    return NearestNeighbors(distance, nearest, to_others)
+        to_train = precision_recall.nearest(unseen, train)[0]
+    else:
+        to_train = precision_recall.reach(train, 1).sqrt()
+    return NearestNeighbors(distance.cpu(), nearest.cpu(), to_train.cpu())

@@ -23,14 +23,15 @@ def share_classes(
         real_names, fake_names: Names of classes 0, 1 ... of each side.
     """
     number = {name: i for i, name in enumerate(fake_names)}
-    renumbered = torch.tensor([number.get(name, -1) for name in real_names])
+    real_labels, fake_labels = labels_of(real), labels_of(fake)
+    renumbered = torch.tensor([number.get(name, -1) for name in real_names], device=real_labels.device)
     others = [name for name in real_names if name not in number]
     others += [name for name in fake_names if name not in set(real_names)]
 
     def only(side: Features, labels: Tensor, kept: Tensor) -> Features:
         return dataclasses.replace(side, points=side.points[kept], logits=None, labels=labels[kept])
 
-    real_labels, fake_labels = renumbered[labels_of(real)], labels_of(fake)
+    real_labels = renumbered[real_labels]
     shared = renumbered[renumbered >= 0]
     return only(real, real_labels, real_labels >= 0), only(fake, fake_labels, torch.isin(fake_labels, shared)), others
 
@@ -60,7 +61,7 @@ def probe_accuracies(real: Features, fake: Features, num_classes: int) -> dict[s
     the upper bound of both: trained on half of the real images, tested on the other half.
     """
     real_labels, fake_labels = labels_of(real), labels_of(fake)
-    shuffled = torch.randperm(len(real.points), generator=torch.Generator().manual_seed(0))
+    shuffled = torch.randperm(len(real.points), generator=torch.Generator().manual_seed(0)).to(real.points.device)
     halves: list[tuple[Tensor, Tensor]] = [(real.points[half], real_labels[half]) for half in shuffled.chunk(2)]
     on_real = train_probe(real.points, real_labels, num_classes)
     on_fake = train_probe(fake.points, fake_labels, num_classes)

@@ -39,6 +39,11 @@ class Features:
     labels: Tensor | None = None
     root: Tensor | None = None
 
+    def to(self, device: torch.device) -> "Features":
+        """Return the same with points, logits and labels on a device; Gaussian and root stay on the CPU."""
+        logits, labels = (None if x is None else x.to(device) for x in (self.logits, self.labels))
+        return Features(self.gaussian, self.points.to(device), logits, labels, self.root)
+
 
 Values = dict[str, tuple[float, float]]  # name -> value, and its standard error or NaN
 NAN = float("nan")

@@ -32,15 +32,17 @@ class Arrays:
 
     reads_files = False
 
-    def __init__(self, pixels: np.ndarray, labels: np.ndarray | None = None) -> None:
+    def __init__(self, pixels: torch.Tensor, labels: np.ndarray | None = None) -> None:
         self.num, self._pixels, self._labels = len(pixels), pixels, labels
 
     def read(self, numbers: np.ndarray) -> Images:
-        return Images(numbers, self._pixels[numbers], None if self._labels is None else self._labels[numbers])
+        pixels = self._pixels[torch.from_numpy(numbers)]
+        return Images(numbers, pixels, None if self._labels is None else self._labels[numbers])
 
 
 def noise(num: int, seed: int = 0, low: int = 0, high: int = 256) -> Arrays:
-    return Arrays(np.random.default_rng(seed).integers(low, high, (num, 16, 16, 3), np.uint8))
+    pixels = np.random.default_rng(seed).integers(low, high, (num, 16, 16, 3), np.uint8)
+    return Arrays(torch.from_numpy(pixels).permute(0, 3, 1, 2))
 
 
 def shard_images(folder: Path, resolution: int = 16) -> ShardImages:
@@ -95,7 +97,7 @@ def test_values_do_not_depend_on_the_ranks(tmp_path: Path) -> None:
 def test_features_are_those_of_a_single_pass(world: World, toy: Extractor) -> None:
     images = noise(150)
     found = extract(world, toy, images, 40, no_poll)
-    points = toy(torch.from_numpy(images.read(np.arange(150)).pixels).permute(0, 3, 1, 2))[0]
+    points = toy(images.read(np.arange(150)).pixels)[0]
     expected = Moments.of(points).gaussian()
     assert torch.allclose(found.features.gaussian.cov, expected.cov, rtol=1e-6)
     torch.testing.assert_close(found.features.points, points[torch.from_numpy(found.numbers)], rtol=0, atol=1e-5)
@@ -161,7 +163,7 @@ def test_what_a_number_hides_is_told(world: World, toy: Extractor) -> None:
     real = known(world, toy, noise(100, 1))
     found = measure(world, toy, real, noise(20, 2), ["fd"], check_stop=no_poll)
     assert "20 generated images for 32 features: the Fréchet distance is mostly bias" in found.warnings[0]
-    grey = Arrays(noise(100, 3).read(np.arange(100)).pixels[..., :1].repeat(3, axis=3))
+    grey = Arrays(noise(100, 3).read(np.arange(100)).pixels[:, :1].repeat(1, 3, 1, 1))
     assert measure(world, toy, real, grey, ["fd"], check_stop=no_poll).warnings == [
         "all images are gray, and the real ones are not"
     ]
@@ -267,7 +269,7 @@ def test_pictures_of_a_folder_are_taken_as_they_are(tmp_path: Path) -> None:
     images = ListedImages(list_inputs(str(tmp_path)), threads=2)
     assert (images.num, images.resolution) == (5, 16)
     found = images.read(np.array([1, 4]))
-    assert found.pixels[:, 0, 0].tolist() == [[40] * 3, [160] * 3]
+    assert found.pixels[:, :, 0, 0].tolist() == [[40] * 3, [160] * 3]
     assert found.labels is None
     Image.fromarray(np.zeros((16, 20), np.uint8)).save(tmp_path / "9.png")
     with pytest.raises(DataError, match=r"9.png has 20x16 pixels, the first image is square with 16"):

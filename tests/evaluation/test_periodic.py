@@ -142,15 +142,15 @@ def test_the_randomness_of_others_is_left_alone(tmp_path: Path, config: Path, mo
     """Even of a generator that draws while it generates."""
     from distgan.inference import sampling
 
-    drawn, pixels = [], sampling.Sampler.pixels
+    drawn, images = [], sampling.Sampler.images
 
     def drawing(*arguments: object) -> object:
         drawn.append(torch.rand(1).item())
-        return pixels(*arguments)
+        return images(*arguments)
 
     torch.manual_seed(5)
     expected = torch.rand(3)[0]
-    monkeypatch.setattr(sampling.Sampler, "pixels", drawing)
+    monkeypatch.setattr(sampling.Sampler, "images", drawing)
     torch.manual_seed(5)
     assert main(["train", str(config), *TOY, f"run.dir={tmp_path / 'run'}", "train.images=240", "sample.every=0"]) == 0
     assert len(drawn) == 2 * 3

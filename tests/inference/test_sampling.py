@@ -40,15 +40,16 @@ def test_a_restored_picture_does_not_depend_on_how_many_are_asked_for(classes: i
     how = {"base_channels": 4, "max_channels": 16, "norm": "none", "embed_dim": 4}
     G = MODELS["restore"].generator(16, 8, classes, **how, skips=True, residual=True, noise=True)
 
-    def read(numbers: list[int]) -> np.ndarray:
-        return np.stack([np.random.default_rng(n).integers(0, 256, (16, 16, 3), dtype=np.uint8) for n in numbers])
+    def read(numbers: list[int]) -> Tensor:
+        drawn = [np.random.default_rng(n).integers(0, 256, (16, 16, 3), dtype=np.uint8) for n in numbers]
+        return torch.from_numpy(np.stack(drawn)).permute(0, 3, 1, 2)
 
     labels = [i % 3 for i in range(100)] if classes else None
     many = list(sampling.Sampler(G, 8, 5).pixels(range(100), labels, degraded=read))
     some = [3, 40, 70, 99]
     few = list(sampling.Sampler(G, 8, 5).pixels(some, [labels[i] for i in some] if classes else None, degraded=read))
     assert all(np.array_equal(few[k], many[i]) for k, i in enumerate(some))
-    off = [[np.abs(many[i].astype(int) - read([j])[0]).mean() for j in (i, 7)] for i in some]
+    off = [[np.abs(many[i].astype(int) - read([j])[0].permute(1, 2, 0).numpy()).mean() for j in (i, 7)] for i in some]
     assert all(own < 0.7 * other for own, other in off)  # by its own picture, not another's
 
 

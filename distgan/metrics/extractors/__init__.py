@@ -28,7 +28,8 @@ VERSION = 1  # of the steps from pixels to features; another number changes ever
 class Kind(NamedTuple):
     """An extractor apart from its weights.
 
-    The network maps float32 [B, 3, size, size], (pixel - mean) / std, to features [B, dim] and logits or None.
+    The network maps float32 [B, 3, size, size], (pixel - mean) / std, to features [B, dim] and logits or None. With
+    `channels_last`, a CPU computes it in that memory format, which was measured to be faster; a GPU never does.
     """
 
     build: Callable[[], nn.Module]
@@ -39,6 +40,7 @@ class Kind(NamedTuple):
     std: tuple[float, ...]
     dim: int
     num_logits: int = 0
+    channels_last: bool = False
 
 
 class Toy(nn.Module):
@@ -81,11 +83,14 @@ class Extractor:
             self.key_prefix = "fid"
         else:
             self.key_prefix = f"fd_{name}" + (f"_{resizer}" if resizer != kind.resizer else "")
+        channels_last = kind.channels_last and device.type == "cpu"
+        self._layout = torch.channels_last if channels_last else torch.contiguous_format
         self._net = net.eval().requires_grad_(False).to(device)
+        self._net.to(memory_format=self._layout)  # type: ignore[call-overload]  # which torch's own hints lack
         self._resize, self._size = RESIZERS[resizer], kind.size
         self._mean, self._std = (torch.tensor(v, device=device).view(-1, 1, 1) for v in (kind.mean, kind.std))
         self._device = device
-        self._part = 64 if device.type == "cuda" else 16
+        self._part = 256 if device.type == "cuda" else 16
 
     def __call__(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
         """Map uint8 [B, 3, H, W] to features float32 [B, dim], and logits float32 [B, num_logits] or None.
@@ -113,18 +118,23 @@ class Extractor:
         """Return features and logits of one part: uint8 [P, C, H, W] with at most `_part` images."""
         num = len(images)
         images = images.to(self._device)
-        filled = images[torch.arange(self._part, device=self._device) % num].expand(-1, 3, -1, -1)
+        if num < self._part:
+            images = images[torch.arange(self._part, device=self._device) % num]
         with _exact_float32(self._device):
-            x = self._resize(filled.float(), self._size)
-            features, logits = self._net((x - self._mean) / self._std)
+            # One layout in memory, whatever that of the images is: kernels of another one round differently.
+            x = self._resize(images.expand(-1, 3, -1, -1).float().contiguous(), self._size)
+            x = ((x - self._mean) / self._std).contiguous(memory_format=self._layout)
+            features, logits = self._net(x)
         return features[:num], None if logits is None else logits[:num]
 
 
 EXTRACTORS: dict[str, Kind] = {
-    "inception": Kind(Inception, "pool3", 299, "tf1_bilinear", (128.0,) * 3, (128.0,) * 3, dim=2048, num_logits=1008),
+    "inception": Kind(
+        Inception, "pool3", 299, "tf1_bilinear", (128.0,) * 3, (128.0,) * 3, 2048, num_logits=1008, channels_last=True
+    ),
     "dinov2_vitl14": Kind(DinoV2, "cls", 224, "torch_bicubic_aa", IMAGENET_MEAN, IMAGENET_STD, dim=1024),
     "efficientnet_lite0": Kind(
-        EfficientNetLite0, "pool", 224, "clean_bicubic", (127.0,) * 3, (128.0,) * 3, dim=1280, num_logits=1000
+        EfficientNetLite0, "pool", 224, "clean_bicubic", (127.0,) * 3, (128.0,) * 3, 1280, 1000, channels_last=True
     ),
     "toy": Kind(Toy, "tanh", 16, "bilinear", (127.5,) * 3, (64.0,) * 3, dim=32, num_logits=10),
 }

@@ -3,8 +3,8 @@
 Shapes, dtypes and devices are those of a run on one GPU; there are no values, no kernels, no streams and no NCCL, and
 nothing is timed. So it shows device mixes, copies, waits of the host and the number of launches, and nothing else.
 
-`python tests/helpers/fakecuda.py` counts the launches of QUICK and SLOW and writes them to BUDGET, which no test may
-exceed.
+`python tests/helpers/fakecuda.py` counts the launches of QUICK, SLOW and CHUNKED and writes them to BUDGET, which no
+test may exceed.
 """
 
 import hashlib
@@ -28,7 +28,8 @@ import distgan
 
 PACKAGE = str(Path(distgan.__file__).parent) + os.sep
 SOURCE = Path(__file__).parent / "fakecuda.cpp"
-BUDGET = Path(__file__).parent / "fakecuda_launches.json"  # D's and G's, by name of a case
+BUDGET = Path(__file__).parent / "fakecuda_launches.json"  # D's and G's, or those of a chunk, by name of a case
+STEPS, EVALUATION = "fakecuda_steps.py", "fakecuda_evaluation.py"  # workers
 # What makes the host wait: numbers taken out of a tensor, and shapes that depend on its values.
 WAITS = ("_local_scalar_dense", "nonzero", "masked_select", "equal", "is_nonzero", "_unique2", "bincount")
 # Operators that start no kernel beside views and what writes shapes alone: they allocate, or say something of a tensor.
@@ -69,6 +70,18 @@ SLOW = [
     Case("dcgan64 ada", "dcgan64.yaml", ("augment.pipe=ada", "augment.target=0.6")),
 ]
 
+# A chunk of an evaluation or of generation; the first word of a name says which, see fakecuda_evaluation.PARTS.
+CHUNKED = [
+    Case("evaluate dcgan64", "dcgan64.yaml", ("eval.extractor=toy",)),
+    Case("evaluate sngan-cifar10", "sngan-cifar10.yaml", ("eval.extractor=efficientnet_lite0",)),
+    Case("evaluate r3gan-cifar10", "r3gan-cifar10.yaml", ("eval.extractor=inception",)),
+    Case("evaluate-files", "dcgan64.yaml", ("eval.extractor=inception",)),
+    Case("generate sngan-cifar10", "sngan-cifar10.yaml"),
+    Case("keep-best sngan-cifar10", "sngan-cifar10.yaml"),
+    Case("restore restore-small", "restore-small.yaml"),
+    Case("metrics", "sngan-cifar10.yaml"),
+]
+
 
 def library() -> Path | str:
     """The library to preload, compiled where there is none for this torch yet; or why there can be none."""
@@ -102,11 +115,11 @@ def library() -> Path | str:
     return path
 
 
-def run(library: Path, cases: Iterable[Case], timeout: float = 800) -> dict[str, dict]:
-    """What fakecuda_steps.py counts of each case, by name; all in one process, since its start is what takes time."""
+def run(library: Path, cases: Iterable[Case], timeout: float = 800, worker: str = STEPS) -> dict[str, dict]:
+    """What a worker counts of each case, by name; all in one process, since its start is what takes time."""
     variables = {"LD_PRELOAD": str(library), "LD_LIBRARY_PATH": str(Path(torch.__file__).parent / "lib")}
     more = environment(**variables, ACCELERATE_USE_CPU="true", CUDA_VISIBLE_DEVICES="", PYTHONFAULTHANDLER="1")
-    command = [sys.executable, str(WORKERS / "fakecuda_steps.py")]
+    command = [sys.executable, str(WORKERS / worker)]
     text = "".join(json.dumps(asdict(case)) + "\n" for case in cases)
     done = subprocess.run(command, env=more, input=text, capture_output=True, text=True, timeout=timeout)
     assert done.returncode == 0, f"{done.stderr[-5000:]}\nended with {done.returncode}"
@@ -186,6 +199,8 @@ def main() -> None:
         sys.exit(built)
     found = run(built, [*QUICK, *SLOW], timeout=3600)
     lines = [f'  "{name}": [{one["D"]}, {one["G"]}]' for name, one in found.items()]
+    chunks = run(built, CHUNKED, worker=EVALUATION)
+    lines += [f'  "{name}": [{one["launches"]}]' for name, one in chunks.items()]
     BUDGET.write_text("{\n" + ",\n".join([f'  "torch": "{torch.__version__}"', *lines]) + "\n}\n")
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import fakecuda
 import pytest
 import torch
-from fakecuda import QUICK, SLOW, Case
+from fakecuda import CHUNKED, QUICK, SLOW, Case
 from processes import ROOT
 
 pytestmark = pytest.mark.timeout(900)  # one process does the work of all quick tests
@@ -111,7 +111,7 @@ def test_one_launch_more_shows(found: dict[str, dict]) -> None:
 
 
 def test_the_budget_has_all_cases() -> None:
-    names = [case.name for case in (*QUICK, *SLOW)]
+    names = [case.name for case in (*QUICK, *SLOW, *CHUNKED)]
     budget = json.loads(fakecuda.BUDGET.read_text())
     assert sorted([*names, "torch"]) == sorted(budget)
     assert f"{sum(budget['r3gan-ffhq64']):,}" in (ROOT / "docs" / "scale.md").read_text()

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from distgan.models.epilogue import Epilogue, MakeEpilogue
+from distgan.models.grouped_conv import GroupedConv2d
 from distgan.models.weight_init import init_fan_in
 
 SLOPE = 0.2  # of leaky ReLU
@@ -99,7 +100,7 @@ class Discriminator(nn.Module):
         self.stages = nn.ModuleList(nn.Sequential(*stage) for stage in stages)
         self.epilogue = epilogue(channels, 4)
         into_head = channels + self.epilogue.extra
-        pool = init_fan_in(nn.Conv2d(into_head, into_head, 4, groups=into_head, bias=False))
+        pool = init_fan_in(GroupedConv2d(into_head, into_head, 4, into_head, bias=False))
         dense = init_fan_in(nn.Linear(into_head, channels if num_classes else 1, bias=False))
         self.head = nn.Sequential(pool, nn.Flatten(), dense)
         self.embed = nn.Embedding(num_classes, channels) if num_classes else None
@@ -132,7 +133,9 @@ class Block(nn.Module):
         gain = GAIN * num_blocks**-0.25
         inner = 2 * channels
         self.expand = init_fan_in(nn.Conv2d(channels, inner, 1), gain)
-        self.mix = init_fan_in(nn.Conv2d(inner, inner, 3, padding=1, groups=channels // group_width), gain)
+        groups = channels // group_width
+        mix = GroupedConv2d(inner, inner, 3, groups, padding=1) if groups > 1 else nn.Conv2d(inner, inner, 3, padding=1)
+        self.mix = init_fan_in(mix, gain)
         self.project = init_fan_in(nn.Conv2d(inner, channels, 1, bias=False), gain=0.0)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from distgan.models.epilogue import Epilogue, MakeEpilogue
-from distgan.models.grouped_conv import GroupedConv2d
+from distgan.models.grouped_conv import Geometry, GroupedConv2d, grouped_conv2d
 from distgan.models.weight_init import init_fan_in
 
 SLOPE = 0.2  # of leaky ReLU
@@ -57,7 +57,7 @@ class Generator(nn.Module):
         stages = [_blocks(widths[0], blocks, group_width, num_blocks)]
         for before, after in itertools.pairwise(widths):
             # The 1 x 1 convolution and the resampling commute: it runs where there are fewer pixels.
-            up = [*_change(before, after), Upsample()]
+            up = [*_change(before, after), Upsample(after)]
             stages.append([*up, *_blocks(after, blocks, group_width, num_blocks)])
         self.stages = nn.Sequential(*(nn.Sequential(*stage) for stage in stages))
         self.to_rgb = init_fan_in(nn.Conv2d(widths[-1], 3, 1, bias=False))
@@ -95,7 +95,7 @@ class Discriminator(nn.Module):
         from_rgb = init_fan_in(nn.Conv2d(3, widths[0], 1, bias=False))
         stages = [[from_rgb, *_blocks(widths[0], blocks, group_width, num_blocks)]]
         for before, after in itertools.pairwise(widths):
-            down = [Downsample(), *_change(before, after)]
+            down = [Downsample(before), *_change(before, after)]
             stages.append([*down, *_blocks(after, blocks, group_width, num_blocks)])
         self.stages = nn.ModuleList(nn.Sequential(*stage) for stage in stages)
         self.epilogue = epilogue(channels, 4)
@@ -151,8 +151,13 @@ class Upsample(nn.Module):
     move, and a mirrored input gives the mirrored output. Away from the border this is bilinear interpolation.
     """
 
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.register_buffer("filter", _filter(channels, 4), persistent=False)
+
     def forward(self, x: Tensor) -> Tensor:
-        return _up(_up(x, 2), 3)
+        weight = self.get_buffer("filter").to(x.dtype)
+        return F.conv_transpose2d(x, weight, stride=2, padding=1, groups=len(weight))
 
 
 class Downsample(nn.Module):
@@ -161,27 +166,19 @@ class Downsample(nn.Module):
     A quarter of the transpose of `Upsample`.
     """
 
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.register_buffer("filter", _filter(channels, 8), persistent=False)
+        self._geometry = Geometry((2, 2), (1, 1), (1, 1), channels)
+
     def forward(self, x: Tensor) -> Tensor:
-        return _down(_down(x, 2), 3)
+        return grouped_conv2d(x, self.get_buffer("filter").to(x.dtype), None, self._geometry)
 
 
-def _up(x: Tensor, dim: int) -> Tensor:
-    # In slices: the double backward of a grouped convolution is one convolution per group.
-    previous, following = _neighbors(x, dim)
-    return torch.stack([torch.lerp(x, previous, 0.25), torch.lerp(x, following, 0.25)], dim + 1).flatten(dim, dim + 1)
-
-
-def _down(x: Tensor, dim: int) -> Tensor:
-    even, odd = x.unflatten(dim, (-1, 2)).unbind(dim + 1)
-    outer = _neighbors(odd, dim)[0] + _neighbors(even, dim)[1]
-    return torch.lerp(even + odd, outer, 0.25) / 2
-
-
-def _neighbors(x: Tensor, dim: int) -> tuple[Tensor, Tensor]:
-    """Return for each pixel the one before it and the one after it along `dim`; zeros beyond the border."""
-    size = x.shape[dim]
-    padded = F.pad(x, (1, 1) if dim == 3 else (0, 0, 1, 1))
-    return padded.narrow(dim, 0, size), padded.narrow(dim, 2, size)
+def _filter(channels: int, divisor: int) -> Tensor:
+    """Return [1, 3, 3, 1] / divisor in both directions, for each channel by itself; [C, 1, 4, 4]."""
+    row = torch.tensor([1.0, 3.0, 3.0, 1.0]) / divisor
+    return torch.outer(row, row).expand(channels, 1, 4, 4).contiguous()
 
 
 def _widths(resolution: int, widths: Sequence[int], group_width: int) -> list[int]:

@@ -134,7 +134,7 @@ def test_training_starts_at_the_identity() -> None:
     G, D = small(32, 0, widths=[8])
     z, x = torch.randn(2, 5), torch.randn(2, 3, 32, 32)
     start = G.dense(z)[:, :, None, None] * G.basis
-    up, down = r3gan.Upsample(), r3gan.Downsample()
+    up, down = r3gan.Upsample(8), r3gan.Downsample(8)
     assert torch.equal(G(z), G.to_rgb(up(up(up(start)))))
     first = D.stages[0][0](x)
     assert torch.equal(D(x), D.head(down(down(down(first)))).flatten())
@@ -173,9 +173,20 @@ def test_resampling_is_the_filter_1_3_3_1_with_zeros_beyond_the_border(shape: tu
     x = torch.randn(6, 1, *shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     up = nn.functional.conv_transpose2d(x, 4 / 64 * KERNEL, stride=2, padding=1)
     down = nn.functional.conv2d(x, 1 / 64 * KERNEL, stride=2, padding=1)
-    for layer, expected in ((r3gan.Upsample(), up), (r3gan.Downsample(), down)):
-        found = layer(x.view(2, 3, *shape)).view_as(expected)
+    for layer, expected in ((r3gan.Upsample(3), up), (r3gan.Downsample(3), down)):
+        found = layer.double()(x.view(2, 3, *shape)).view_as(expected)
         torch.testing.assert_close(found, expected, rtol=0, atol=1e-15)
+
+
+def test_resampling_keeps_the_layout_and_the_state_of_before() -> None:
+    """channels_last images stay so, in both directions; the filter is no weight and not in a checkpoint."""
+    x = torch.randn(2, 3, 8, 8).to(memory_format=torch.channels_last).requires_grad_()
+    for layer in (r3gan.Upsample(3), r3gan.Downsample(3)):
+        out = layer(x)
+        (gradient,) = torch.autograd.grad(out.square().sum(), x)
+        for tensor in (out, gradient):
+            assert tensor.is_contiguous(memory_format=torch.channels_last)
+        assert not layer.state_dict()
 
 
 def center(x: torch.Tensor) -> list[float]:
@@ -187,7 +198,7 @@ def center(x: torch.Tensor) -> list[float]:
 def test_resampling_moves_nothing() -> None:
     x = torch.zeros(1, 1, 16, 16, dtype=torch.float64)
     x[..., 5, 8] = 1
-    up, down = r3gan.Upsample(), r3gan.Downsample()
+    up, down = r3gan.Upsample(1).double(), r3gan.Downsample(1).double()
     for moved in (up(x), up(up(x)), down(up(x))):
         assert center(moved) == pytest.approx([5.5 / 16, 8.5 / 16], abs=1e-12)
 

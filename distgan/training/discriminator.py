@@ -1,8 +1,9 @@
 """D behind its augmentation: logits and gradient penalties. Compilation, bfloat16 and double backward stay in here."""
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +12,7 @@ from distgan.losses import gradient_penalty
 from distgan.models.epilogue import Epilogue
 from distgan.rng import device_rng
 from distgan.training.step_inputs import MicroBatch, StepHyperparams
-from distgan.transforms.augment import NUM_DRAWS, augment
+from distgan.transforms.augment import NUM_DRAWS, Plan, apply_plan, plan
 
 
 @dataclass(frozen=True)
@@ -28,13 +29,26 @@ class Evaluation:
     squared_gradient: Callable[[], Tensor]
 
 
+class RandomNumbers(NamedTuple):
+    """What is drawn for an evaluation: the augmentation (empty for none) and the noise of its images.
+
+    Attributes:
+        tag: Name of the evaluation, which keeps its numbers apart from those of others of the same images.
+    """
+
+    tag: str
+    plan: Plan
+    noise: Tensor | None
+
+
 class AugmentedDiscriminator:
     """D, and what happens to every image before D sees it: augmentation, then instance noise (Sonderby et al. 2017).
 
-    Both are the same for real images and fakes, and G's gradient passes through them. `tag` keeps the random numbers of
-    several evaluations of one image apart. Where D sees G's condition, the condition is augmented like the image.
+    Both are the same for real images and fakes, and G's gradient passes through them. Where D sees G's condition, the
+    condition is augmented like the image.
 
-    Random numbers are drawn outside of what is compiled, so a graph has networks and arithmetic alone.
+    Random numbers are drawn outside of what is compiled, so a graph has networks and arithmetic alone. Those of all
+    evaluations of a step are drawn in one call (`draw`).
 
     Args:
         augment, color: See `StepOptions`.
@@ -59,15 +73,33 @@ class AugmentedDiscriminator:
         self._sees_condition, self._compiles_penalties = sees_condition, compile == "all"
         self._epilogues = [module for module in D.modules() if isinstance(module, Epilogue)]
         self._forward = self._augmented if compile == "off" else compiled(self._augmented)
+        self._plan = plan if compile == "off" else compiled(plan)
         self._penalty = compiled(self._squared_gradient) if self._compiles_penalties else self._squared_gradient
         self._gp = compiled(self._distance_from_one) if self._compiles_penalties else None
 
-    def evaluate(
-        self, images: Tensor, batch: MicroBatch, tag: str, hp: StepHyperparams, *, penalize: bool
-    ) -> Evaluation:
+    def draw(self, images: Tensor, batch: MicroBatch, tags: Sequence[str], hp: StepHyperparams) -> list[RandomNumbers]:
+        """Draw for evaluations with these tags; their images are as many as `images`, of that shape and type."""
+        plans: list[Plan] = [()] * len(tags)
+        noises: list[Tensor] | list[None] = [None] * len(tags)
+        dtype = torch.promote_types(images.dtype, torch.float32)
+        if self._augment != "none":
+            draws = device_rng.uniform(batch.seeds, [f"augment {tag}" for tag in tags], NUM_DRAWS[self._augment])
+            p: Tensor | float = hp.augment_p
+            if self._plan is not plan:  # a graph is made for one number, but for any value of a tensor
+                p = torch.full((), hp.augment_p, device=images.device)
+            planned = self._plan(draws, self._augment, images.shape[-1], p, self._color, dtype)
+            plans = list(zip(*(part.chunk(len(tags)) for part in planned)))
+        if hp.instance_noise:
+            purposes = [f"noise {tag}" for tag in tags]
+            noise = device_rng.normal(batch.seeds, purposes, images[0].numel()).view(-1, *images.shape[1:])
+            noises = list((hp.instance_noise * noise.to(dtype)).chunk(len(tags)))
+        return [RandomNumbers(*one) for one in zip(tags, plans, noises)]
+
+    def evaluate(self, images: Tensor, batch: MicroBatch, numbers: RandomNumbers, *, penalize: bool) -> Evaluation:
         """Evaluate images [B, 3, R, R] in -1..1. With `penalize`, their squared gradient can be computed."""
+        self.set_dropout_seeds(batch.seeds, numbers.tag)
         images.requires_grad_(penalize and not self._compiles_penalties)
-        inputs = (images, batch.labels, *self._random_numbers(images, batch.seeds, tag, hp), batch.condition)
+        inputs = (images, batch.labels, numbers.plan, numbers.noise, batch.condition)
 
         if penalize and not self._bf16 and self._compiles_penalties:
             squares, logits = self._penalty(*inputs)
@@ -77,7 +109,7 @@ class AugmentedDiscriminator:
             return Evaluation(logits, lambda: gradient_penalty.squared_gradient(logits, images))
 
         def in_float32() -> Tensor:  # for which D sees the images once more
-            self.set_dropout_seeds(batch.seeds, tag)
+            self.set_dropout_seeds(batch.seeds, numbers.tag)
             if self._compiles_penalties:
                 return self._penalty(*inputs)[0]
             return gradient_penalty.squared_gradient(self._augmented(*inputs)[0], images)
@@ -85,11 +117,11 @@ class AugmentedDiscriminator:
         return Evaluation(self._forward(*inputs)[0], in_float32)
 
     def logits_and_features(
-        self, images: Tensor, batch: MicroBatch, tag: str, hp: StepHyperparams, *, features: bool
+        self, images: Tensor, batch: MicroBatch, numbers: RandomNumbers, *, features: bool
     ) -> tuple[Tensor, list[Tensor]]:
         """Return logits, and D's features where `features` is set."""
-        numbers = self._random_numbers(images, batch.seeds, tag, hp)
-        return self._forward(images, batch.labels, *numbers, batch.condition, features)
+        self.set_dropout_seeds(batch.seeds, numbers.tag)
+        return self._forward(images, batch.labels, numbers.plan, numbers.noise, batch.condition, features)
 
     def gradient_penalty(self, real: Tensor, fake: Tensor, batch: MicroBatch) -> Tensor:
         """Return E (||dD/dx|| - 1)^2 between real images and fakes, without augmentation (Gulrajani et al. 2017)."""
@@ -118,49 +150,26 @@ class AugmentedDiscriminator:
         for epilogue in self._epilogues:
             epilogue.seeds, epilogue.tag = seeds, tag
 
-    def _random_numbers(
-        self, images: Tensor, seeds: Tensor, tag: str, hp: StepHyperparams
-    ) -> tuple[Tensor | None, Tensor | float, Tensor | None]:
-        """Draw for an evaluation: numbers and probability of the augmentation, and the noise."""
-        self.set_dropout_seeds(seeds, tag)
-        draws, noise = None, None
-        p: Tensor | float = hp.augment_p
-        if self._augment != "none":
-            draws = device_rng.uniform(seeds, f"augment {tag}", NUM_DRAWS[self._augment])
-            if self._forward != self._augmented:  # a graph is made for one number, but for any value of a tensor
-                p = torch.full((), hp.augment_p, device=images.device)
-        if hp.instance_noise:
-            noise = device_rng.normal(seeds, f"noise {tag}", images[0].numel()).view_as(images)
-            noise = hp.instance_noise * noise.to(images.dtype)
-        return draws, p, noise
-
     def _augmented(
         self,
         images: Tensor,
         labels: Tensor | None,
-        draws: Tensor | None,
-        p: Tensor | float,
+        planned: Plan,
         noise: Tensor | None,
         condition: Tensor | None,
         features: bool = False,
     ) -> tuple[Tensor, list[Tensor]]:
-        x = images if draws is None else augment(images, draws, self._augment, p, self._color)
-        x = x if noise is None else x + noise
-        if condition is not None and self._sees_condition and draws is not None:
-            condition = augment(condition, draws, self._augment, p, self._color)
+        x = apply_plan(images, planned, self._augment) if planned else images
+        x = x if noise is None else x + noise.to(x.dtype)
+        if condition is not None and self._sees_condition and planned:
+            condition = apply_plan(condition, planned, self._augment)
         return self.forward_plain(x, labels, features, condition)
 
     def _squared_gradient(
-        self,
-        images: Tensor,
-        labels: Tensor | None,
-        draws: Tensor | None,
-        p: Tensor | float,
-        noise: Tensor | None,
-        condition: Tensor | None,
+        self, images: Tensor, labels: Tensor | None, planned: Plan, noise: Tensor | None, condition: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         def D(x: Tensor) -> Tensor:
-            return self._augmented(x, labels, draws, p, noise, condition)[0]
+            return self._augmented(x, labels, planned, noise, condition)[0]
 
         gradient, logits = gradient_penalty.traced_gradient(D, images)
         return gradient_penalty.mean_square(gradient), logits

@@ -36,9 +36,10 @@ class DiscriminatorLoss(nn.Module):
         """Compute the loss of `batch.real` and `fake`, [B, 3, R, R] in -1..1 each."""
         D, real = self.discriminator, batch.real
         assert real is not None
+        of_real, of_fake = D.draw(real, batch, ("real", "fake"), hp)
         with autocast(fake, self.bf16):
-            on_real = D.evaluate(real, batch, "real", hp, penalize=hp.r1 > 0)
-            on_fake = D.evaluate(fake, batch, "fake", hp, penalize=hp.r2 > 0)
+            on_real = D.evaluate(real, batch, of_real, penalize=hp.r1 > 0)
+            on_fake = D.evaluate(fake, batch, of_fake, penalize=hp.r2 > 0)
         real_logits, fake_logits = as_float32(on_real.logits), as_float32(on_fake.logits)
         adversarial = self.loss.d(real_logits, fake_logits, **self.smoothing)
         penalties = {}
@@ -84,17 +85,17 @@ class GeneratorLoss(nn.Module):
         """Compute the loss. Returns it, and its terms by log key, detached."""
         D, options = self.discriminator, self.options
         features = options.feature_matching > 0
+        tags = ("G's fake", "G's real") if self.loss.paired or features else ("G's fake",)
         real_logits: Tensor | None = None
         real_features: list[Tensor] = []
         with autocast(batch.z, options.bf16):
             fake = run_generator(self._generator[0], batch.z, batch.condition, batch.labels)
-            fake_logits, fake_features = D.logits_and_features(fake, batch, "G's fake", hp, features=features)
-            if self.loss.paired or features:
+            of_fake, *of_real = D.draw(fake, batch, tags, hp)
+            fake_logits, fake_features = D.logits_and_features(fake, batch, of_fake, features=features)
+            if of_real:
                 assert batch.real is not None
                 with torch.no_grad():
-                    real_logits, real_features = D.logits_and_features(
-                        batch.real, batch, "G's real", hp, features=features
-                    )
+                    real_logits, real_features = D.logits_and_features(batch.real, batch, of_real[0], features=features)
         terms = {
             "Loss/G_adv": self.loss.g(as_float32(fake_logits), None if real_logits is None else as_float32(real_logits))
         }

@@ -1,10 +1,13 @@
-"""Differentiable augmentation of the images that D sees, real and fake alike, and the controller of its probability.
+"""Differentiable augmentation of the images that D sees, real and fake alike.
 
 No random number is drawn here: each image comes with a row of uniform numbers, so its augmentation does not depend on
-rank, batch or micro-batch. An operation is applied to an image where the operation's own number is below p. Sampling
-positions and color matrices are computed in float64, because libraries differ in the last bits of a cosine or of a sum,
-and rounding to the images' type absorbs that. All arithmetic on pixels is elementwise or a gather: the result for an
-image is the same, bit by bit, alone and in a batch, and autocast and TF32 have nothing to round.
+rank, batch or micro-batch. An operation is applied to an image where the operation's own number is below p.
+
+`plan` computes all that has no gradient, for any number of images in the same few calls, since a call costs a GPU more
+than these small tensors do: whether an operation is applied, matrices, positions. `apply_plan` changes the pixels. What
+is small is float64, because libraries differ in the last bits of a cosine or of a sum, and rounding to the images' type
+absorbs that. All arithmetic on pixels is elementwise, a gather or a sum of four: the result for an image is the same,
+bit by bit, alone and in a batch, and autocast and TF32 have nothing to round.
 
 `torch.nn.functional.grid_sample` is not used: torch 2.13 has the second derivative that R1 needs but older versions did
 not (pytorch issue 34704), and its gradient on CUDA has no deterministic form. A gather has both everywhere.
@@ -24,12 +27,30 @@ from torch import Tensor
 # translation 3; then brightness 2, contrast 2, luma flip 2, hue 2, saturation 2. ada-cutout: these, then cutout 3.
 NUM_DRAWS: dict[str, int] = {"flip": 1, "diffaugment": 12, "ada": 28, "ada-cutout": 31}
 
+Plan = tuple[Tensor, ...]  # what a pipe does to each image, [B, ...] each, by the pipe
+
 
 def augment(images: Tensor, draws: Tensor, pipe: str, p: Tensor | float = 1.0, color: float = 1.0) -> Tensor:
     """Return augmented images for D; twice differentiable in `images`, with the same shape and type.
 
     Args:
         images: In about -1..1; [B, 3, R, R].
+        draws, pipe, p, color: As for `plan`.
+    """
+    return apply_plan(images, plan(draws, pipe, images.shape[-1], p, color, images.dtype), pipe)
+
+
+def plan(
+    draws: Tensor,
+    pipe: str,
+    size: int,
+    p: Tensor | float = 1.0,
+    color: float = 1.0,
+    dtype: torch.dtype = torch.float32,
+) -> Plan:
+    """Return what will be done to images of `size` pixels a side, [B, ...] each: parts of a batch take their rows.
+
+    Args:
         draws: In [0, 1), on a grid of 2^-24 as `device_rng.uniform` makes them; float32 or float64 [B,
             NUM_DRAWS[pipe]].
         pipe: A key of `NUM_DRAWS`. "flip" mirrors half of the images where p = 1, "diffaugment" is all of Zhao et al.,
@@ -37,75 +58,93 @@ def augment(images: Tensor, draws: Tensor, pipe: str, p: Tensor | float = 1.0, c
         p: Probability of each operation, 0..1. The host does not wait for the value of a tensor of no dimensions. With
             0 the images are returned unchanged.
         color: Operations on color have `color` times the probability p; 0.5 in R3GAN (Huang et al. 2024).
+        dtype: Of the images.
     """
-    assert draws.shape == (len(images), NUM_DRAWS[pipe]), f"{tuple(draws.shape)} draws for {pipe}"
+    assert draws.shape[1] == NUM_DRAWS[pipe], f"{tuple(draws.shape)} draws for {pipe}"
     assert draws.dtype in (torch.float32, torch.float64), f"{draws.dtype} is too coarse to draw in"
+    dtype = torch.promote_types(dtype, torch.float32)
+    if pipe == "flip":
+        return (draws < p / 2,)
+    if pipe == "diffaugment":
+        return (
+            _jitter_strengths(draws[:, :6], p * color).to(dtype),
+            *_translation(draws[:, 6:9], p, size),
+            _whole_square(draws[:, 9:], p, size),
+        )
+    strengths, is_general = _ada_strengths(draws, p, color)
+    inverse, matrix = _inverse_map(strengths[:10], size).to(dtype), _color_matrix(strengths[10:]).to(dtype)
+    cutout = (_square(draws[:, 28:], p, size),) if pipe == "ada-cutout" else ()
+    return (*_neighbors(inverse, size), is_general, matrix, *cutout)
+
+
+def apply_plan(images: Tensor, planned: Plan, pipe: str) -> Tensor:
+    """Return images [B, 3, R, R] augmented as `plan` decided; the same shape and type."""
     x = images.to(torch.promote_types(images.dtype, torch.float32))
     if pipe == "flip":
-        x = torch.where(draws[:, :, None, None] < p / 2, x.flip(3), x)
+        (is_mirrored,) = planned
+        x = torch.where(is_mirrored[:, :, None, None], x.flip(3), x)
     elif pipe == "diffaugment":
-        x = _jitter(x, draws[:, :6], p * color)
-        x = _translate(x, draws[:, 6:9], p)
-        x = _cut_out_whole(x, draws[:, 9:], p)
+        strengths, index, is_outside, is_cut = planned
+        x = _jitter(x, strengths)
+        x = _pixels(x, index).masked_fill(is_outside[:, None], 0.0)
+        x = x.masked_fill(is_cut[:, None], 0.0)
     else:
-        x = _move(x, draws[:, :18], p)
-        x = _recolor(x, draws[:, 18:28], p * color)
+        index, weights, is_general, matrix = planned[:4]
+        x = _recolor(_move(x, index, weights, is_general), matrix)
         if pipe == "ada-cutout":
-            x = _cut_out(x, draws[:, 28:], p)
+            x = x.masked_fill(planned[4][:, None], 0.0)
     return x.to(images.dtype)
 
 
-# Distributions. All of these map uniform numbers, [B] in [0, 1), to float64 [B].
+# ADA.
 
 
-def _spread(u: Tensor, limit: float) -> Tensor:
-    """Return numbers that are uniform in -limit..limit."""
-    return (2 * u.double() - 1) * limit
+def _ada_strengths(draws: Tensor, p: Tensor | float, color: float) -> tuple[Tensor, Tensor]:
+    """Return how strong each operation of ADA is, 0 where it is not applied, and whether pixels leave the grid.
 
-
-def _whole(u: Tensor, n: int) -> Tensor:
-    """Return numbers that are uniform among 0, 1, ..., n - 1. In float32 the product may round up to n."""
-    return (u.double() * n).floor()
-
-
-def _normal(u: Tensor) -> Tensor:
-    """Return standard normal numbers, by the inverse of the distribution function.
-
-    Half a step of the grid is added, so that 0 gives no infinity and the ends are as far from 0: they are +-5.42.
+    These are float64 [15, B], in the order below, and bool [B]. Angles are in half turns; what is uniform otherwise is
+    in -1..1; what is normal has a variance of 1. The probability of each rotation is such that at least one of the two
+    is applied with probability p.
     """
-    return torch.erfinv(2 * (u.double() + 2**-25) - 1) * math.sqrt(2)
+    by_p, by_rotation, by_color = ((draws < chance).unbind(1) for chance in (p, 1 - (1 - p) ** 0.5, p * color))
+    twice = 2 * draws.double()
+    spread = twice - 1
+    # By the inverse of the distribution function. Half a step of the grid is added, so that 0 gives no infinity and the
+    # ends are as far from 0: they are +-5.42.
+    normal = (math.sqrt(2) * torch.erfinv(spread + 2**-24)).unbind(1)
+    half, uniform = twice.floor().unbind(1), spread.unbind(1)
+    quarters = (2 * twice[:, 3]).floor() / 2
+    operations = [
+        (by_p[0], half[1]),  # mirrored
+        (by_p[4], uniform[5]),  # shifted by whole pixels, x
+        (by_p[4], uniform[6]),  # and y
+        (by_p[2], quarters),  # turned by quarters
+        (by_rotation[9], uniform[10]),  # rotated first
+        (by_rotation[13], uniform[14]),  # rotated second
+        (by_p[7], normal[8]),  # scaled
+        (by_p[11], normal[12]),  # stretched
+        (by_p[15], normal[16]),  # shifted, x
+        (by_p[15], normal[17]),  # and y
+        (by_color[18], normal[19]),  # brightness
+        (by_color[20], normal[21]),  # contrast
+        (by_color[22], half[23]),  # luma flipped
+        (by_color[24], uniform[25]),  # hue
+        (by_color[26], normal[27]),  # saturation
+    ]
+    is_applied = torch.stack([applied for applied, _ in operations])
+    return torch.stack([value for _, value in operations]) * is_applied, is_applied[4:10].any(0)
 
 
-# Color.
+def _recolor(images: Tensor, matrix: Tensor) -> Tensor:
+    """Apply a color matrix [linear | offset], [B, 3, 4], to each image."""
+    matrix = matrix[
+        ..., None, None
+    ]  # a matrix product would round in bf16 under autocast, and in TF32 where that is on
+    r, g, b = (images[:, None] * matrix[:, :, :3]).unbind(2)
+    return r + g + b + matrix[:, :, 3]
 
 
-def _jitter(images: Tensor, draws: Tensor, p: Tensor | float) -> Tensor:
-    """Change brightness, then saturation, then contrast, as DiffAugment does.
-
-    Brightness adds -0.5..0.5. Saturation scales a pixel's distance from its gray, which is the mean of its channels, by
-    0..2; contrast scales the distance from the mean of the image by 0.5..1.5. Both are computed with the factor minus
-    one, which leaves an image whose factor is 1 unchanged, bit by bit.
-    """
-    brightness_at, brightness, saturation_at, saturation, contrast_at, contrast = draws.unbind(1)
-    shift = torch.where(brightness_at < p, _spread(brightness, 0.5), 0.0)
-    saturate = torch.where(saturation_at < p, _spread(saturation, 1), 0.0)
-    contrast = torch.where(contrast_at < p, _spread(contrast, 0.5), 0.0)
-    shift, saturate, contrast = torch.stack([shift, saturate, contrast]).to(images.dtype)[..., None, None, None]
-    x = images + shift
-    r, g, b = x.split(1, 1)
-    x = x + (x - (r + g + b) / 3) * saturate
-    mean = x.mean((1, 2, 3), keepdim=True, dtype=torch.float64).to(x.dtype)  # the order of a sum depends on the batch
-    return x + (x - mean) * contrast
-
-
-def _recolor(images: Tensor, draws: Tensor, p: Tensor | float) -> Tensor:
-    """Apply ADA's brightness, contrast, luma flip, hue rotation and saturation, as one matrix for each image."""
-    matrix = _colour_matrix(draws, p).to(images.dtype)[..., None, None]  # [B, 3, 4, 1, 1]
-    r, g, b = images.split(1, 1)  # a matrix product would round in bf16 under autocast, and in TF32 where that is on
-    return r * matrix[:, :, 0] + g * matrix[:, :, 1] + b * matrix[:, :, 2] + matrix[:, :, 3]
-
-
-def _colour_matrix(draws: Tensor, p: Tensor | float) -> Tensor:
+def _color_matrix(strengths: Tensor) -> Tensor:
     """Return the color matrices [linear | offset], [B, 3, 4] float64 (Karras et al. 2020, appendix B, in its order).
 
     Brightness adds N(0, 0.2^2) and contrast multiplies by 2^N(0, 0.5^2). The rest is about the axis of greys, v =
@@ -113,29 +152,66 @@ def _colour_matrix(draws: Tensor, p: Tensor | float) -> Tensor:
     by any angle, saturation scales them by 2^N(0, 1). These commute, so that with P the projection on v and K the cross
     product with v the product of all is  contrast * (flip * P + saturation * (cos * (1 - P) + sin * K)).
     """
-    brightness_at, brightness, contrast_at, contrast, flip_at, flip, hue_at, hue, saturation_at, saturation = (
-        draws.unbind(1)
-    )
-    brightness = torch.where(brightness_at < p, 0.2 * _normal(brightness), 0.0)
-    contrast = torch.where(contrast_at < p, torch.exp2(0.5 * _normal(contrast)), 1.0)
-    flip = torch.where((flip_at < p) & (flip >= 0.5), -torch.ones_like(contrast), 1.0)
-    angle = torch.where(hue_at < p, _spread(hue, math.pi), 0.0)
-    saturation = torch.where(saturation_at < p, torch.exp2(_normal(saturation)), 1.0)
-
+    brightness, contrast, is_flipped, hue, saturation = strengths.unbind(0)
+    flip, angle = 1 - 2 * is_flipped, hue * math.pi
+    contrast, saturation = torch.exp2(0.5 * contrast), torch.exp2(saturation)
     along, across = saturation * torch.cos(angle), saturation * torch.sin(angle) / math.sqrt(3)
     rest = (flip - along) / 3  # each entry of P is 1/3; this order makes the matrix exactly 1 where nothing is applied
-    rows = [
-        torch.stack([along + rest, rest - across, rest + across, flip * brightness], 1),
-        torch.stack([rest + across, along + rest, rest - across, flip * brightness], 1),
-        torch.stack([rest - across, rest + across, along + rest, flip * brightness], 1),
-    ]
-    return contrast[:, None, None] * torch.stack(rows, 1)
+    same, before, after, offset = along + rest, rest - across, rest + across, flip * (0.2 * brightness)
+    rows = [same, before, after, offset, after, same, before, offset, before, after, same, offset]
+    return torch.stack(rows, 1).view(-1, 3, 4) * contrast[:, None, None]
 
 
 # Geometry. A position is (column, row) in pixels from the middle of the image, the row growing downwards.
 
 
-def _move(images: Tensor, draws: Tensor, p: Tensor | float) -> Tensor:
+def _inverse_map(strengths: Tensor, size: int) -> Tensor:
+    """Return the map of positions in the result to positions in the source, [linear | offset], [B, 2, 3] float64.
+
+    Karras et al. 2020, appendix B: an image is mirrored (in half of the cases), turned by 0 to 3 quarters, shifted by
+    whole pixels up to 1/8 of its side, scaled by 2^N(0, 0.2^2), rotated by any angle, stretched by 2^N(0, 0.2^2) along
+    x and its inverse along y, rotated by any angle, and shifted by N(0, 1/8^2) of its side. The inverses apply from the
+    last to the first.
+    """
+    angles = strengths[3:6] * math.pi
+    cos, sin = torch.cos(angles), torch.sin(angles)
+    turn, first, second = torch.stack([cos, sin, -sin, cos], 2).unflatten(2, (2, 2))  # from the y axis to the x axis
+    scale, stretch = torch.exp2(-0.2 * strengths[6:8])
+    shift = (strengths[1:3].T * (size / 8)).round()
+    slide = strengths[8:10].T * (size / 8)
+
+    mirror = torch.stack([1 - 2 * strengths[0], torch.ones_like(scale)], 1)
+    pixels = mirror[:, :, None] * turn.round()  # round: cos(pi / 2) is not quite 0
+    general = pixels @ (first * torch.stack([scale * stretch, scale / stretch], 1)[:, None]) @ second
+    offset = general @ slide[..., None] + pixels @ shift[..., None]
+    return torch.cat([general, -offset], 2)
+
+
+def _neighbors(inverse: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """Return what is read for each position of the fine grid: pixels of the source, and their weights; [B, 4, H, W].
+
+    The fine grid is half a pixel dense, from one pixel before the first to one after the last. Pixels are counted row
+    by row. They are the four around the position, where the source is continued by its mirror image.
+    """
+    middle = (size - 1) / 2
+    x = torch.linspace(-1 - middle, size - middle, 2 * size + 3, device=inverse.device, dtype=inverse.dtype)
+    m = inverse[..., None, None]  # [B, 2, 3, 1, 1]
+    position = _reflected(m[:, :, 0] * x + m[:, :, 1] * x[:, None] + (m[:, :, 2] + middle), size)  # [B, 2, H, W]
+    first = position.floor().clamp(max=size - 2)  # there is a pixel after each
+    near = first[:, :, None] + torch.arange(2, device=x.device)[:, None, None]  # [B, 2, 2, H, W]: columns, rows
+    columns, rows = near.unbind(1)
+    right, down = (1 - (position[:, :, None] - near).abs()).unbind(1)
+    index, weights = rows[:, :, None] * size + columns[:, None], down[:, :, None] * right[:, None]
+    return index.long().flatten(1, 2), weights.flatten(1, 2)
+
+
+def _reflected(position: Tensor, size: int) -> Tensor:
+    """Mirror positions about the middles of the first and the last pixel until they are in 0..size - 1."""
+    period = 2 * (size - 1)
+    return torch.add(position, (position / period).round(), alpha=-period).abs()
+
+
+def _move(images: Tensor, index: Tensor, weights: Tensor, is_general: Tensor) -> Tensor:
     """Apply all geometric operations of ADA by one resampling. Outside an image is its mirror image.
 
     The source is read between its pixels by linear interpolation, at twice the density of the result, and reduced by
@@ -145,131 +221,89 @@ def _move(images: Tensor, draws: Tensor, p: Tensor | float) -> Tensor:
     still passes everything. The wavelet of Karras et al. (sym6, 12 taps each way) is sharper; the loss of either filter
     is the same for real images and fakes.
     """
-    size, middle = images.shape[-1], (images.shape[-1] - 1) / 2
-    inverse, is_whole = _inverse_map(draws, p, size)
-    m = inverse.to(images.dtype)[..., None, None]  # [B, 2, 3, 1, 1]
-    # Positions of the fine grid: half a pixel apart, from one pixel before the first to one after the last.
-    x = torch.arange(-2, 2 * size + 1, device=images.device, dtype=images.dtype) / 2 - middle
-    columns, rows = (m[:, i, 0] * x + m[:, i, 1] * x[:, None] + (m[:, i, 2] + middle) for i in (0, 1))
-    fine = _between(images, rows, columns)  # [B, 3, 2R + 3, 2R + 3]
+    # [B, 3, 2R + 3, 2R + 3]; of four numbers, each in a plane of its own, a sum has one order, whatever the batch
+    fine = (_pixels(images, index) * weights[:, None]).sum(2)
     low = _halved(_halved(fine).mT).mT
     # The low-pass reproduces pixels that lie on pixels up to rounding: use the exact ones.
-    return torch.where(is_whole[:, None, None, None], fine[:, :, 2:-2:2, 2:-2:2], low)
-
-
-def _inverse_map(draws: Tensor, p: Tensor | float, size: int) -> tuple[Tensor, Tensor]:
-    """Return the map of positions in the result to positions in the source, and whether it maps pixels to pixels.
-
-    These are [linear | offset], [B, 2, 3] float64, and bool [B]; Karras et al. 2020, appendix B. An image is mirrored
-    (in half of the cases), turned by 0 to 3 quarters, shifted by whole pixels up to 1/8 of its side, scaled by 2^N(0,
-    0.2^2), rotated by any angle, stretched by 2^N(0, 0.2^2) along x and its inverse along y, rotated by any angle, and
-    shifted by N(0, 1/8^2) of its side. The inverses apply from the last to the first. The probability of each rotation
-    is such that at least one of the two happens with probability p.
-    """
-    flip_at, flip, turn_at, turn, shift_at, shift_x, shift_y, scale_at, scale = draws[:, :9].unbind(1)
-    first_at, first, stretch_at, stretch, second_at, second, slide_at, slide_x, slide_y = draws[:, 9:].unbind(1)
-    p_rotation = 1 - (1 - p) ** 0.5
-    one = torch.ones_like(flip, dtype=torch.float64)
-
-    flip = torch.where((flip_at < p) & (flip >= 0.5), -one, one)
-    turn = torch.where(turn_at < p, _whole(turn, 4) * (math.pi / 2), 0.0)
-    pixels = _diagonal(flip, one) @ _rotation(-turn).round()  # round: cos(pi / 2) is not quite 0
-    shift = torch.stack([_spread(shift_x, size / 8), _spread(shift_y, size / 8)], 1).round()
-    shift = torch.where((shift_at < p)[:, None], shift, 0.0)
-
-    scale = torch.where(scale_at < p, torch.exp2(-0.2 * _normal(scale)), 1.0)
-    first = torch.where(first_at < p_rotation, _spread(first, math.pi), 0.0)
-    stretch = torch.where(stretch_at < p, torch.exp2(-0.2 * _normal(stretch)), 1.0)
-    second = torch.where(second_at < p_rotation, _spread(second, math.pi), 0.0)
-    general = _rotation(-first) @ _diagonal(scale * stretch, scale / stretch) @ _rotation(-second)
-    slide = torch.stack([_normal(slide_x), _normal(slide_y)], 1) * (size / 8)
-    slide = torch.where((slide_at < p)[:, None], slide, 0.0)
-
-    is_general = (scale_at < p) | (first_at < p_rotation) | (stretch_at < p) | (second_at < p_rotation) | (slide_at < p)
-    offset = -pixels @ (general @ slide[..., None] + shift[..., None])
-    return torch.cat([pixels @ general, offset], 2), ~is_general
-
-
-def _rotation(angle: Tensor) -> Tensor:
-    """Return rotations from the x axis to the y axis, [B, 2, 2]: clockwise, as rows grow downwards."""
-    cos, sin = torch.cos(angle), torch.sin(angle)
-    return torch.stack([cos, -sin, sin, cos], 1).view(-1, 2, 2)
-
-
-def _diagonal(x: Tensor, y: Tensor) -> Tensor:
-    return torch.diag_embed(torch.stack([x, y], 1))
-
-
-def _between(images: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-    """Interpolate linearly at any positions, counted in pixels from the first pixel's middle; [B, H, W] each."""
-    size = images.shape[-1]
-    rows, columns = _reflected(rows, size), _reflected(columns, size)
-    top, left = rows.floor().clamp(max=size - 2), columns.floor().clamp(max=size - 2)  # there is a pixel after each
-    down, right = (rows - top)[:, None], (columns - left)[:, None]
-    index = top.long() * size + left.long()
-    above = _pixels(images, index) * (1 - right) + _pixels(images, index + 1) * right
-    below = _pixels(images, index + size) * (1 - right) + _pixels(images, index + size + 1) * right
-    return above * (1 - down) + below * down
-
-
-def _reflected(position: Tensor, size: int) -> Tensor:
-    """Mirror positions about the middles of the first and the last pixel until they are in 0..size - 1."""
-    position = position.remainder(2 * (size - 1))
-    return torch.minimum(position, 2 * (size - 1) - position)
+    return torch.where(is_general[:, None, None, None], low, fine[:, :, 2:-2:2, 2:-2:2])
 
 
 def _pixels(images: Tensor, index: Tensor) -> Tensor:
-    """Gather pixels by row * R + column: int64 [B, H, W] -> [B, 3, H, W]."""
-    index = index[:, None].expand(-1, images.shape[1], -1, -1)
+    """Gather pixels by row * R + column: int64 [B, ...] -> [B, 3, ...]."""
+    index = index[:, None].expand(-1, images.shape[1], *index.shape[1:])
     return images.flatten(2).gather(2, index.flatten(2)).view(index.shape)
 
 
 def _halved(fine: Tensor) -> Tensor:
     """Apply the low-pass along the last dimension and keep every second number: [..., 2R + 3] -> [..., R]."""
-    even, odd = fine[..., ::2], fine[..., 1::2]
-    return even[..., 1:-1] * 0.75 + (odd[..., :-1] + odd[..., 1:]) * 0.25 - (even[..., :-2] + even[..., 2:]) * 0.125
+    a, b, c, d, e = fine.unfold(-1, 5, 2).unbind(-1)
+    return torch.add(torch.add(0.75 * c, b + d, alpha=0.25), a + e, alpha=-0.125)
 
 
-def _translate(images: Tensor, draws: Tensor, p: Tensor | float) -> Tensor:
-    """Translate as DiffAugment does: by whole pixels up to 1/8 of the side each way, filled with zeros (mid-gray)."""
-    size, (at, x, y) = images.shape[-1], draws.unbind(1)
+# DiffAugment.
+
+
+def _jitter_strengths(draws: Tensor, p: Tensor | float) -> Tensor:
+    """Return how much brightness, saturation and contrast change, 0 where they do not; float64 [B, 3].
+
+    Brightness adds -0.5..0.5. Saturation scales a pixel's distance from its gray, which is the mean of its channels, by
+    0..2; contrast scales the distance from the mean of the image by 0.5..1.5: of these it is the factor minus one.
+    """
+    brightness, saturation, contrast = (2 * draws[:, 1::2].double() - 1).unbind(1)
+    return torch.stack([brightness / 2, saturation, contrast / 2], 1) * (draws[:, ::2] < p)
+
+
+def _jitter(images: Tensor, strengths: Tensor) -> Tensor:
+    """Change brightness, then saturation, then contrast; 0 leaves an image unchanged, bit by bit."""
+    brightness, saturation, contrast = strengths[..., None, None, None].unbind(1)
+    x = images + brightness
+    r, g, b = x.split(1, 1)
+    x = x + (x - (r + g + b) / 3) * saturation
+    mean = x.mean((1, 2, 3), keepdim=True, dtype=torch.float64).to(x.dtype)  # the order of a sum depends on the batch
+    return x + (x - mean) * contrast
+
+
+def _translation(draws: Tensor, p: Tensor | float, size: int) -> tuple[Tensor, Tensor]:
+    """Translate by whole pixels up to 1/8 of the side each way, filled with zeros (mid-gray).
+
+    Returns the pixel to read for each place, row * R + column, and whether it is outside of the image; [B, R, R].
+    """
     limit = int(size / 8 + 0.5)
-    shift = torch.stack([_whole(x, 2 * limit + 1), _whole(y, 2 * limit + 1)]) - limit
-    shift = torch.where(at < p, shift, 0.0).long()
-    columns, rows = torch.arange(size, device=images.device) - shift[..., None]  # [B, R] each
-    is_inside = _is_within(rows, size)[:, :, None] & _is_within(columns, size)[:, None]
-    index = rows.clamp(0, size - 1)[:, :, None] * size + columns.clamp(0, size - 1)[:, None]
-    return torch.where(is_inside[:, None], _pixels(images, index), 0.0)
+    shift = (_whole(draws[:, 1:], 2 * limit + 1) - limit) * (draws[:, :1] < p)
+    position = torch.arange(size, device=draws.device) - shift.long()[..., None]  # columns and rows, [B, 2, R]
+    inside = position.clamp(0, size - 1)
+    left, top = inside.unbind(1)
+    is_outside_x, is_outside_y = (inside != position).unbind(1)
+    index = top[:, :, None] * size + left[:, None]
+    return index, is_outside_y[:, :, None] | is_outside_x[:, None]
 
 
-def _is_within(position: Tensor, size: float) -> Tensor:
-    return (position >= 0) & (position < size)
+def _whole(u: Tensor, n: int) -> Tensor:
+    """Return numbers that are uniform among 0, 1, ..., n - 1. In float32 the product may round up to n."""
+    return (u.double() * n).floor()
 
 
-# Cutout.
+# Cutout: half the side, set to zero (mid-gray).
 
 
-def _cut_out_whole(images: Tensor, draws: Tensor, p: Tensor | float) -> Tensor:
-    """Cut out as DiffAugment does: half the side, around any pixel, or a pixel corner if half the side is even."""
-    size, (at, x, y) = images.shape[-1], draws.unbind(1)
+def _whole_square(draws: Tensor, p: Tensor | float, size: int) -> Tensor:
+    """Return the pixels that DiffAugment cuts out, around any pixel, or a pixel corner if half the side is even."""
     side = int(size / 2 + 0.5)
     odd = side % 2
-    x, y = (_whole(u, size + 1 - odd) + odd / 2 for u in (x, y))
-    return _without_square(images, at < p, x, y, side)
+    return _is_in_square(draws[:, 0] < p, _whole(draws[:, 1:], size + 1 - odd) + odd / 2, side, size)
 
 
-def _cut_out(images: Tensor, draws: Tensor, p: Tensor | float) -> Tensor:
-    """Cut out as ADA does: half the side, around any position."""
-    size, (at, x, y) = images.shape[-1], draws.unbind(1)
-    return _without_square(images, at < p, x.double() * size, y.double() * size, size / 2)
+def _square(draws: Tensor, p: Tensor | float, size: int) -> Tensor:
+    """Return the pixels that ADA cuts out, around any position."""
+    return _is_in_square(draws[:, 0] < p, draws[:, 1:].double() * size, size / 2, size)
 
 
-def _without_square(images: Tensor, chosen: Tensor, x: Tensor, y: Tensor, side: float) -> Tensor:
-    """Set to zero (mid-gray) the pixels whose middle is in a square, in the chosen images.
+def _is_in_square(chosen: Tensor, center: Tensor, side: float, size: int) -> Tensor:
+    """Return which pixels' middles are in a square, in the chosen images; bool [B, R, R].
 
     Args:
-        x, y: Center of the square, in pixels from the left and upper edge; [B] each. It may reach over the border.
+        center: Column and row, in pixels from the left and upper edge; [B, 2]. The square may reach over the border.
     """
-    middles = torch.arange(images.shape[-1], device=images.device) + 0.5
-    columns, rows = (_is_within(middles - center[:, None] + side / 2, side) for center in (x, y))
-    return torch.where((chosen[:, None, None] & rows[:, :, None] & columns[:, None])[:, None], 0.0, images)
+    distance = torch.arange(size, device=center.device) + 0.5 - center[..., None] + side / 2
+    columns, rows = ((distance >= 0) & (distance < side)).unbind(1)
+    return rows[:, :, None] & (columns & chosen[:, None])[:, None]

@@ -36,6 +36,12 @@ def test_numbers_depend_on_seed_and_purpose_alone(function: callable) -> None:
     assert not torch.equal(function(SEEDS, "b", 9), whole)
 
 
+@pytest.mark.parametrize("function", [device_rng.uniform, device_rng.normal])
+def test_several_purposes_in_one_call_are_those_purposes_one_by_one(function: callable) -> None:
+    together = function(SEEDS, ("a", "b", "c"), 5)
+    assert torch.equal(together, torch.cat([function(SEEDS, purpose, 5) for purpose in "abc"]))
+
+
 def test_distributions() -> None:
     uniform = device_rng.uniform(SEEDS, "a", 500).double()
     assert uniform.min() >= 0

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from distgan.training.controllers import Ada
-from distgan.transforms.augment import NUM_DRAWS, _colour_matrix, _inverse_map, augment
+from distgan.transforms.augment import NUM_DRAWS, _ada_strengths, _color_matrix, _inverse_map, apply_plan, augment, plan
 
 PIPES = list(NUM_DRAWS)
 LAST = 1 - 2**-24  # the largest number that is drawn
@@ -229,9 +229,10 @@ def test_movements_apply_one_after_the_other() -> None:
 @pytest.mark.parametrize("p", [0.0, 0.3, 0.6, 0.9, 1.0])
 def test_the_inverse_map_of_random_draws(p: float) -> None:
     """The source of every place, by inverting the product of all movements; whole pixels where no other is done."""
-    draws, size = rows(100, 18, seed=11).double(), 32
-    inverse, is_whole = _inverse_map(draws, p, size)
-    for u, found, whole in zip(draws.tolist(), inverse.numpy(), is_whole.tolist()):
+    draws, size = rows(100, NUM_DRAWS["ada"], seed=11).double(), 32
+    strengths, is_general = _ada_strengths(draws, p, 1.0)
+    inverse = _inverse_map(strengths[:10], size)
+    for u, found, whole in zip(draws.tolist(), inverse.numpy(), (~is_general).tolist()):
         expected = np.linalg.inv(movement(u, p, size))[:2]
         np.testing.assert_allclose(found, expected, rtol=0, atol=1e-9)
         assert not whole or np.allclose(expected, expected.round(), atol=1e-12)
@@ -315,9 +316,10 @@ def recoloring(u: list[float], p: float) -> np.ndarray:
 
 @pytest.mark.parametrize("p", [0.0, 0.3, 0.6, 0.9, 1.0])
 def test_the_colour_matrix_of_random_draws(p: float) -> None:
-    draws = rows(100, 10, seed=12).double()
-    for u, found in zip(draws.tolist(), _colour_matrix(draws, p).numpy()):
-        np.testing.assert_allclose(found, recoloring(u, p)[:3], rtol=1e-10, atol=1e-10)
+    draws = rows(100, NUM_DRAWS["ada"], seed=12).double()
+    strengths, _ = _ada_strengths(draws, p, 1.0)
+    for u, found in zip(draws.tolist(), _color_matrix(strengths[10:]).numpy()):
+        np.testing.assert_allclose(found, recoloring(u[18:], p)[:3], rtol=1e-10, atol=1e-10)
 
 
 def test_colours_apply_one_after_the_other() -> None:
@@ -431,6 +433,14 @@ def test_an_image_comes_out_the_same_in_any_batch(pipe: str) -> None:
         assert torch.equal(augment(images[i : i + 1], draws[i : i + 1], pipe, 0.8), together[i : i + 1])
     some = torch.randperm(19, generator=torch.Generator().manual_seed(0))[:11]
     assert torch.equal(augment(images[some], draws[some], pipe, 0.8), together[some])
+
+
+@pytest.mark.parametrize("pipe", PIPES)
+def test_what_is_planned_for_many_images_does_the_same_to_parts_of_them(pipe: str) -> None:
+    images, draws = batch(8, 16, torch.float32), rows(8, NUM_DRAWS[pipe])
+    parts = zip(*(part.chunk(2) for part in plan(draws, pipe, 16, 0.8)))
+    found = [apply_plan(part, planned, pipe) for part, planned in zip(images.chunk(2), parts)]
+    assert torch.equal(torch.cat(found), augment(images, draws, pipe, 0.8))
 
 
 @pytest.mark.parametrize("pipe", PIPES)

@@ -201,6 +201,9 @@ class Train:
         "compile nothing; G, and D where no penalty is applied; or D's penalties too. The first steps take minutes",
         free=True,
     )
+    cuda_graphs: bool = key(
+        False, "GPU: replay what train.compile made as CUDA graphs, so that the host starts few kernels", free=True
+    )
     tf32: bool = key(False, "GPU: round the factors of fp32 products to 10 bits, which is faster")
     grad_sync: Literal["ddp", "flat"] = key(
         "ddp", "how gradients are summed over ranks: in buckets, while the backward runs; or in one piece after it"

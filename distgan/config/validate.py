@@ -97,6 +97,8 @@ def _check_train(config: Config) -> Iterator[str]:
             f"train.compile={train.compile} generates kernels that train.deterministic=strict cannot check: "
             "set train.compile=off, or train.deterministic=warn"
         )
+    if train.cuda_graphs and train.compile == "off":
+        yield "train.cuda_graphs replays what is compiled, and train.compile=off compiles nothing: set g or all"
     if train.compile != "off" and config.model.dropout:
         yield (
             f"train.compile={train.compile} cannot trace the draws of model.dropout: set model.dropout=0, or "

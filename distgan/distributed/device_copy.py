@@ -80,7 +80,8 @@ class DeviceCopy:
         return buffers.images, unpacked
 
     def _as_tensors(self, arrays: Sequence[np.ndarray]) -> list[Tensor]:
-        return [torch.from_numpy(array).to(self._device) for array in arrays]
+        tensors = [torch.from_numpy(array) for array in arrays]
+        return tensors if self._device.type == "cpu" else [tensor.to(self._device) for tensor in tensors]
 
     def _allocate(self, images: Sequence[np.ndarray], numbers: Sequence[np.ndarray]) -> _Buffers:
         size = sum(array.nbytes for array in numbers)

@@ -143,6 +143,7 @@ def step_options(config: Config, batch_plan: BatchPlan) -> StepOptions:
         flip=config.data.flip,
         image_to_image=image_to_image_options(config) if restores(config) else None,
         compile=config.train.compile,
+        cuda_graphs=config.train.cuda_graphs,
         restore_buffers=config.train.on_nan == "skip",
     )
 

@@ -49,7 +49,9 @@ class GanStep:
         self._on_logits = on_logits
         to_image = options.image_to_image
         self.looks_at_real = LOSSES[options.loss].paired or options.feature_matching > 0 or to_image is not None
-        compiled = functools.partial(compilation.compiled, device=world.device, backend=options.backend)
+        compiled = functools.partial(
+            compilation.compiled, device=world.device, backend=options.backend, cuda_graphs=options.cuda_graphs
+        )
         self._discriminator = AugmentedDiscriminator(
             D,
             options.augment,
@@ -78,6 +80,7 @@ class GanStep:
         Args:
             around_fakes: Context in which fakes are made, which is work without communication.
         """
+        self._begin()
         buffers = [buffer.clone() for buffer in self._restored_buffers]
         for norm, weight in self._spectral_norms:
             norm.power_iteration_step(weight)
@@ -100,6 +103,7 @@ class GanStep:
 
         Where the loss uses real images, they are those of the last D step.
         """
+        self._begin()
         buffers = [buffer.clone() for buffer in self._restored_buffers]
         self.D.requires_grad_(False)
         for micro, is_last in self._micro_batches(batch, batch.z_g, with_real=self.looks_at_real):
@@ -161,6 +165,10 @@ class GanStep:
         self.D.zero_grad(set_to_none=True)
         for buffer, value in zip(buffers, kept):
             buffer.copy_(value)
+
+    def _begin(self) -> None:
+        if self.options.cuda_graphs:
+            compilation.release_outputs()
 
     def _micro_batches(self, batch: StepBatch, z: Tensor, *, with_real: bool) -> Iterator[tuple[MicroBatch, bool]]:
         """Yield the passes of a step as the networks see them, and whether each is the last one."""

@@ -1,6 +1,6 @@
 """The inputs of a step: a batch on the device, the numbers drawn for it, and the hyperparameters of the moment."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -128,7 +128,8 @@ class StepOptions:
         flip: Whether half of the real images, chosen by their seeds, are mirrored.
         image_to_image: None for a G that makes images of latents alone.
         compile: What is compiled: "off", "g" (G, and D where no penalty is applied) or "all".
-        backend: Compiler, a name that torch.compile knows.
+        backend: Compiler, one that torch.compile takes.
+        cuda_graphs: Whether a GPU replays what is compiled as CUDA graphs.
         restore_buffers: Whether a skipped step leaves running statistics as they were too, for a copy in each step.
         dtype: Of images and losses.
     """
@@ -145,6 +146,7 @@ class StepOptions:
     flip: bool = False
     image_to_image: ImageToImageOptions | None = None
     compile: str = "off"
-    backend: str = "inductor"
+    backend: str | Callable = "inductor"
+    cuda_graphs: bool = False
     restore_buffers: bool = False
     dtype: torch.dtype = torch.float32

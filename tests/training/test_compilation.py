@@ -1,5 +1,6 @@
 """Compiled steps make the same update as eager ones, on any number of ranks, and leave no trace in a checkpoint."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -8,12 +9,16 @@ from processes import WORKERS, output, run_ranks, train
 from ranks_gradients import SMALL
 from runs import make_digits, metrics, write_config
 from safetensors.torch import load_file
+from torch.utils._pytree import tree_leaves
 
 from distgan.config.load import load
+from distgan.distributed.process_group import World
 from distgan.errors import ConfigError, MachineError
 from distgan.losses import gradient_penalty
 from distgan.models import MODELS
 from distgan.training import compilation
+from distgan.training.gan_step import GanStep
+from distgan.training.step_inputs import StepBatch, StepHyperparams, StepOptions
 
 SCRIPT = str(WORKERS / "ranks_compiled.py")
 
@@ -52,6 +57,58 @@ def test_the_traced_gradient_is_autograds_in_every_order(family: str) -> None:
     for one, other in zip(traced, expected):
         assert (one is None) == (other is None)
         assert one is None or torch.allclose(one, other, rtol=1e-12, atol=1e-12 * other.abs().max().item())
+
+
+class SpoilingCompiler:
+    """A backend of torch.compile whose functions return memory that is overwritten when the next step begins."""
+
+    def __init__(self) -> None:
+        self.returned: list[torch.Tensor] = []
+
+    def __call__(self, graph: torch.fx.GraphModule, inputs: list[torch.Tensor]) -> Callable:
+        def call(*args: torch.Tensor) -> object:
+            made = graph(*args)
+            self.returned += [x for x in tree_leaves(made) if isinstance(x, torch.Tensor)]
+            return made
+
+        return call
+
+    @torch.no_grad()
+    def spoil(self) -> None:
+        for tensor in self.returned:
+            tensor.data.fill_(float("nan"))
+        self.returned.clear()
+
+
+@pytest.mark.parametrize("extra", [{}, {"feature_matching": 1.0}, {"accumulation_steps": 2}])
+def test_nothing_that_a_cuda_graph_overwrites_is_read(extra: dict, monkeypatch: pytest.MonkeyPatch) -> None:
+    def run(**options: object) -> tuple[list[torch.Tensor], dict[str, float]]:
+        torch.manual_seed(0)
+        G = MODELS["dcgan"].generator(16, 6, 0, embed_dim=0, **SMALL["dcgan"][0])
+        D = MODELS["dcgan"].discriminator(16, 0, **SMALL["dcgan"][1])
+        step = GanStep(World(), G, D, StepOptions("rpgan", augment="flip", **extra, **options))
+        opt_G, opt_D = (torch.optim.SGD(net.parameters(), lr=0.1) for net in (G, D))
+        for _ in range(3):
+            images, z = torch.randint(0, 256, (8, 16, 16, 3), dtype=torch.uint8), torch.randn(8, 6)
+            batch = StepBatch(images, None, z, -z, torch.arange(8))
+            step.d_step(batch, opt_D, StepHyperparams(r1=1.0, augment_p=0.5))
+            step.g_step(batch, opt_G, StepHyperparams(augment_p=0.5))
+        spoiling.spoil()
+        return [*G.parameters(), *D.parameters(), *step.last_scores()], step.stats.flush()
+
+    spoiling = SpoilingCompiler()
+    monkeypatch.setattr(torch.compiler, "cudagraph_mark_step_begin", spoiling.spoil)
+    expected, expected_stats = run()
+    torch._dynamo.reset()
+    found, found_stats = run(compile="g", backend=spoiling, cuda_graphs=True)
+    torch.testing.assert_close(found, expected)
+    assert found_stats == pytest.approx(expected_stats, rel=1e-4, abs=1e-6)
+
+
+def test_cuda_graphs_need_what_they_replay(tmp_path: Path) -> None:
+    config = write_config(tmp_path / "tiny.yaml", tmp_path)
+    with pytest.raises(ConfigError, match=r"train\.compile=off compiles nothing: set g or all"):
+        load(str(config), ["train.cuda_graphs=true"])
 
 
 @pytest.mark.parametrize(

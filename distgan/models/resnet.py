@@ -8,6 +8,7 @@ SNGAN's and BigGAN's networks for 64 and 128 pixels; the default widths are SNGA
 
 import itertools
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +17,8 @@ from torch import Tensor, nn
 from distgan.models.epilogue import Epilogue, MakeEpilogue
 from distgan.models.spectral_norm import add_spectral_norm
 from distgan.models.weight_init import init_fan_in
+
+Affine = tuple[Tensor, Tensor] | tuple[()]  # gain and bias that a norm gets from outside, [B, C, 1, 1] each
 
 LARGEST_UNIFORM = 32  # resolution up to which all blocks are equally wide
 
@@ -79,10 +82,12 @@ class Generator(nn.Module):
             code = self.embed(labels)
             if self.appends:
                 z = torch.cat([z, code], dim=1)
+        norms = [module for module in self.modules() if isinstance(module, Norm)]
+        *of_blocks, of_last = gains_and_biases(norms, code)
         x = self.dense(z).unflatten(1, (-1, 4, 4))
-        for block in self.blocks:
-            x = block(x, code)
-        return self.out(F.relu(self.norm(x, code))).tanh()
+        for block, first, second in zip(self.blocks, of_blocks[::2], of_blocks[1::2]):
+            x = block(x, first, second)
+        return self.out(F.relu(self.norm(x, of_last))).tanh()
 
 
 class Discriminator(nn.Module):
@@ -152,7 +157,7 @@ class Discriminator(nn.Module):
 
 
 class GeneratorBlock(nn.Module):
-    """A residual block of G: [B, before, H, W] and the class's code [B, embed_dim] or None -> [B, after, 2 H, 2 W]."""
+    """A residual block of G: [B, before, H, W] and what is made of the class for its norms -> [B, after, 2 H, 2 W]."""
 
     def __init__(self, before: int, after: int, norm: str, embed_dim: int, with_attention: bool = False) -> None:
         super().__init__()
@@ -163,9 +168,9 @@ class GeneratorBlock(nn.Module):
         self.shortcut = init_fan_in(nn.Conv2d(before, after, 1, bias=bias), HALF)
         self.attention = SelfAttention(after) if with_attention else nn.Identity()
 
-    def forward(self, x: Tensor, code: Tensor | None) -> Tensor:
-        inner = self.first(_doubled(F.relu(self.norms[0](x, code))))
-        inner = self.second(F.relu(self.norms[1](inner, code)))
+    def forward(self, x: Tensor, first: Affine, second: Affine) -> Tensor:
+        inner = self.first(_doubled(F.relu(self.norms[0](x, first))))
+        inner = self.second(F.relu(self.norms[1](inner, second)))
         # The 1 x 1 convolution and the doubling commute: it runs where there are fewer pixels.
         return self.attention(_doubled(self.shortcut(x)) + inner)
 
@@ -195,9 +200,10 @@ class DiscriminatorBlock(nn.Module):
 
 
 class Norm(nn.Module):
-    """Batch norm of [B, C, H, W], plain or conditional on a class's code [B, embed_dim], or no norm.
+    """Batch norm of [B, C, H, W], plain or conditional on a class, or no norm.
 
-    The conditional form is BigGAN's: gain 1 + A code and bias B code, where all norms of a network share the codes.
+    The conditional form is BigGAN's: gain 1 + A code and bias B code, where all norms of a network share the codes of
+    classes, [B, embed_dim]. The network computes these for all of its norms (`Generator`).
 
     Args:
         norm: "batch", "conditional" or "none".
@@ -212,11 +218,20 @@ class Norm(nn.Module):
         self.gain = init_fan_in(nn.Linear(embed_dim, channels, bias=False), 0.1) if is_conditional else None
         self.bias = init_fan_in(nn.Linear(embed_dim, channels, bias=False), 0.1) if is_conditional else None
 
-    def forward(self, x: Tensor, code: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, affine: Affine) -> Tensor:
         x = self.norm(x)
-        if self.gain is None or self.bias is None:
-            return x
-        return x * (1 + self.gain(code)[:, :, None, None]) + self.bias(code)[:, :, None, None]
+        return x * affine[0] + affine[1] if affine else x
+
+
+def gains_and_biases(norms: Sequence[Norm], code: Tensor | None) -> list[Affine]:
+    """Return what each norm gets from the class's code [B, embed_dim], all by one product; () where it gets nothing."""
+    gains, biases = [norm.gain for norm in norms if norm.gain], [norm.bias for norm in norms if norm.bias]
+    if code is None or not gains:
+        return [()] * len(norms)
+    values = F.linear(code, torch.cat([layer.weight for layer in gains + biases]))[:, :, None, None]
+    gain, bias = values.chunk(2, 1)
+    channels = [layer.out_features for layer in gains]
+    return list(zip((1 + gain).split(channels, 1), bias.split(channels, 1)))
 
 
 class SelfAttention(nn.Module):

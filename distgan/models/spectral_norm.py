@@ -1,6 +1,10 @@
-"""Spectral normalization (Miyato et al. 2018): weights divided by their largest singular value."""
+"""Spectral normalization (Miyato et al. 2018): weights divided by their largest singular value.
+
+What is done for all layers is done in few calls, since a call costs a GPU more than these small products do.
+"""
 
 import contextlib
+from collections.abc import Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +21,7 @@ class SpectralNorm(nn.Module):
 
     Attributes:
         u, v: Estimates of the singular vectors, [out] and [the rest].
+        normalized: The result, while `normalized_once` keeps it.
     """
 
     u: Tensor
@@ -25,22 +30,54 @@ class SpectralNorm(nn.Module):
     def __init__(self, weight: Tensor) -> None:
         super().__init__()
         rows = weight.detach().flatten(1)
+        self.normalized: Tensor | None = None
         self.register_buffer("u", F.normalize(torch.randn_like(rows[:, 0]), dim=0))
         self.register_buffer("v", F.normalize(torch.randn_like(rows[0]), dim=0))
         for _ in range(15):
-            self.power_iteration_step(weight)
+            power_iteration_step([(self, weight)])
 
     def forward(self, weight: Tensor) -> Tensor:
-        with _without_autocast(weight):
-            # Copies, since the next step changes the buffers, perhaps before the gradient of this forward is taken.
-            return weight / torch.dot(self.u.clone(), torch.mv(weight.flatten(1), self.v.clone()))
+        return normalize([(self, weight)])[0] if self.normalized is None else self.normalized
 
-    @torch.no_grad()
-    def power_iteration_step(self, weight: Tensor) -> None:
-        """Make one step of power iteration."""
-        rows = weight.flatten(1)
-        self.v.copy_(F.normalize(torch.mv(rows.T, self.u), dim=0))
-        self.u.copy_(F.normalize(torch.mv(rows, self.v), dim=0))
+
+Layers = Sequence[tuple[SpectralNorm, Tensor]]  # spectral norms, each with the weight that it normalizes
+
+
+def normalize(layers: Layers) -> list[Tensor]:
+    """Return the weights, each divided by its largest singular value, u^T W v; differentiable twice in the weights."""
+    with _without_autocast(layers[0][1]):
+        # Copies, since the next step changes the buffers, perhaps before the gradient of this forward is taken.
+        us = torch.cat([norm.u for norm, _ in layers]).split([len(norm.u) for norm, _ in layers])
+        vs = torch.cat([norm.v for norm, _ in layers]).split([len(norm.v) for norm, _ in layers])
+        values = [torch.dot(u, torch.mv(weight.flatten(1), v)) for u, v, (_, weight) in zip(us, vs, layers)]
+        return [weight * factor for factor, (_, weight) in zip(torch.stack(values).reciprocal(), layers)]
+
+
+@contextlib.contextmanager
+def normalized_once(layers: Layers) -> Iterator[None]:
+    """Normalize the weights once for all forwards inside, which share the gradient of that."""
+    for (norm, _), weight in zip(layers, normalize(layers) if layers else []):
+        norm.normalized = weight
+    try:
+        yield
+    finally:
+        for norm, _ in layers:
+            norm.normalized = None
+
+
+@torch.no_grad()
+def power_iteration_step(layers: Layers) -> None:
+    """Make one step of power iteration for each layer."""
+    rows = [weight.flatten(1) for _, weight in layers]
+    us, vs = [norm.u for norm, _ in layers], [norm.v for norm, _ in layers]
+    _set_normalized(vs, [torch.mv(matrix.T, u) for matrix, u in zip(rows, us)])
+    _set_normalized(us, [torch.mv(matrix, v) for matrix, v in zip(rows, vs)])
+
+
+def _set_normalized(targets: list[Tensor], vectors: list[Tensor]) -> None:
+    """Copy vectors to `targets`, each divided by its length; zeros stay zeros."""
+    lengths = torch._foreach_clamp_min(torch._foreach_norm(vectors), 1e-12)
+    torch._foreach_copy_(targets, torch._foreach_div(vectors, lengths))
 
 
 def add_spectral_norm(net: nn.Module | None) -> None:

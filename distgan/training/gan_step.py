@@ -17,7 +17,7 @@ from distgan.distributed.process_group import World
 from distgan.losses import gradient_penalty
 from distgan.losses.adversarial import LOSSES
 from distgan.models.networks import run_generator
-from distgan.models.spectral_norm import spectral_norm_layers
+from distgan.models.spectral_norm import normalized_once, power_iteration_step, spectral_norm_layers
 from distgan.rng import device_rng
 from distgan.training import compilation
 from distgan.training.discriminator import AugmentedDiscriminator, autocast
@@ -65,6 +65,8 @@ class GanStep:
         self.d_loss = world.prepare(DiscriminatorLoss(self._discriminator, options))
         self.g_loss = world.prepare(GeneratorLoss(G, self._discriminator, options, self._generator))
         self._spectral_norms = [*spectral_norm_layers(G), *spectral_norm_layers(D)]
+        # A compiled graph has its own: it takes no tensor that is another one in each step.
+        self._normalized_once = self._spectral_norms if options.compile == "off" else []
         self._weights = {"G": list(G.parameters()), "D": list(D.parameters())}
         self._restored_buffers = [*G.buffers(), *D.buffers()] if options.restore_buffers else []
 
@@ -82,13 +84,14 @@ class GanStep:
         """
         self._begin()
         buffers = [buffer.clone() for buffer in self._restored_buffers]
-        for norm, weight in self._spectral_norms:
-            norm.power_iteration_step(weight)
+        if self._spectral_norms:
+            power_iteration_step(self._spectral_norms)
         for micro, is_last in self._micro_batches(batch, batch.z_d, with_real=True):
             with torch.no_grad(), around_fakes(), autocast(micro.z, self.options.bf16):
                 fake = run_generator(self._generator, micro.z, micro.condition, micro.labels).to(self.options.dtype)
             with self.world.grad_sync(self.d_loss, last=is_last):
-                result = self.d_loss(micro, fake, hp)
+                with normalized_once(self._normalized_once):
+                    result = self.d_loss(micro, fake, hp)
                 self._backward(result.loss)
             self.stats.add_d_pass(result.terms, result.real_scores, result.fake_scores)
             self._on_logits(result.real_scores, result.fake_scores)
@@ -108,7 +111,8 @@ class GanStep:
         self.D.requires_grad_(False)
         for micro, is_last in self._micro_batches(batch, batch.z_g, with_real=self.looks_at_real):
             with self.world.grad_sync(self.g_loss, last=is_last):
-                loss, terms = self.g_loss(micro, hp)
+                with normalized_once(self._normalized_once):
+                    loss, terms = self.g_loss(micro, hp)
                 self._backward(loss)
             self.stats.add_g_pass(terms)
         self.D.requires_grad_(True)

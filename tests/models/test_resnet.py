@@ -1,5 +1,6 @@
 """SNGAN's and BigGAN's residual networks: layouts, spectral norm, attention, conditional norm, gradients."""
 
+import contextlib
 import copy
 import functools
 import math
@@ -179,9 +180,8 @@ def test_spectral_norm_makes_the_largest_singular_value_one() -> None:
         nn.Linear,
         nn.Embedding,
     }
-    for norm, weight in spectral.spectral_norm_layers(D):
-        for _ in range(300):
-            norm.power_iteration_step(weight)
+    for _ in range(300):
+        spectral.power_iteration_step(spectral.spectral_norm_layers(D))
     for layer in layers:
         largest = torch.linalg.svdvals(layer.weight.detach().flatten(1))[0].item()
         assert largest == pytest.approx(1, abs=1e-3)
@@ -195,6 +195,42 @@ def test_spectral_norm_differentiates_the_singular_value() -> None:
     assert torch.autograd.gradgradcheck(norm, weight.clone().requires_grad_())
 
 
+@pytest.mark.parametrize("order", [1, 2])
+def test_weights_normalized_once_have_the_gradients_of_those_normalized_in_each_forward(order: int) -> None:
+    _, D = small(16, 3)
+    D.double()
+    images, labels = torch.randn(4, 3, 16, 16, dtype=torch.float64, requires_grad=True), torch.tensor([0, 2, 1, 0])
+
+    def gradients(once: contextlib.AbstractContextManager) -> tuple[torch.Tensor, ...]:
+        with once:
+            loss = D(images, labels).square().mean() + D(2 * images, labels).mean()
+        if order == 2:
+            (of_images,) = torch.autograd.grad(loss, images, create_graph=True)
+            loss = of_images.square().sum()
+        return torch.autograd.grad(loss, list(D.parameters()), allow_unused=True)
+
+    layers = spectral.spectral_norm_layers(D)
+    for one, other in zip(gradients(spectral.normalized_once(layers)), gradients(contextlib.nullcontext())):
+        assert (one is None) == (other is None)
+        assert one is None or torch.allclose(one, other, rtol=1e-10, atol=1e-14)
+    assert all(norm.normalized is None for norm, _ in layers)
+
+
+def test_a_step_of_power_iteration_is_algorithm_1() -> None:
+    _, D = small(16, 3)
+    layers = spectral.spectral_norm_layers(D)
+    with torch.no_grad():
+        layers[0][1].zero_()
+    expected = []
+    for norm, weight in layers:
+        rows = weight.detach().flatten(1)
+        v = nn.functional.normalize(rows.T @ norm.u, dim=0)
+        expected += [nn.functional.normalize(rows @ v, dim=0), v]
+    spectral.power_iteration_step(layers)
+    for found, vector in zip((vector for norm, _ in layers for vector in (norm.u, norm.v)), expected):
+        torch.testing.assert_close(found, vector)
+
+
 def test_only_advance_moves_the_power_iteration() -> None:
     """So the update does not depend on how often D looks at images in it; and the vectors are part of the state."""
     _, D = small(16, 3)
@@ -205,8 +241,7 @@ def test_only_advance_moves_the_power_iteration() -> None:
     before = {name: vector.clone() for name, vector in vectors.items()}
     D(images, labels)
     assert all(torch.equal(vectors[name], before[name]) for name in vectors)
-    for norm, weight in spectral.spectral_norm_layers(D):
-        norm.power_iteration_step(weight)
+    spectral.power_iteration_step(spectral.spectral_norm_layers(D))
     assert any(not torch.equal(vectors[name], before[name]) for name in vectors)
     other = resnet.Discriminator(16, 3, base_channels=8)
     other.load_state_dict(D.state_dict())
@@ -218,8 +253,7 @@ def test_a_step_of_the_iteration_between_forward_and_backward_does_not_matter() 
     _, D = small(16, 3)
     twin, images, labels = copy.deepcopy(D), torch.randn(2, 3, 16, 16), torch.tensor([0, 2])
     logits = D(images, labels)
-    for norm, weight in spectral.spectral_norm_layers(D):
-        norm.power_iteration_step(weight)
+    spectral.power_iteration_step(spectral.spectral_norm_layers(D))
     logits.sum().backward()
     twin(images, labels).sum().backward()
     assert all(torch.equal(p.grad, q.grad) for p, q in zip(D.parameters(), twin.parameters()))
@@ -277,14 +311,16 @@ def test_conditional_norm_is_its_formula() -> None:
     torch.manual_seed(0)
     layer = resnet.Norm(6, "conditional", embed_dim=3).double()
     x, code = 2 + 3 * torch.randn(5, 6, 4, 4, dtype=torch.float64), torch.randn(5, 3, dtype=torch.float64)
+    other = resnet.Norm(4, "conditional", embed_dim=3).double()  # of the same network
+    _, affine = resnet.gains_and_biases([other, layer], code)
     mean, variance = x.mean((0, 2, 3)), x.var((0, 2, 3), correction=0)
-    for b, found in enumerate(layer(x, code)):
+    for b, found in enumerate(layer(x, affine)):
         for c in range(6):
             plain = (x[b, c] - mean[c]) / (variance[c] + 1e-5).sqrt()
             gain, bias = 1 + layer.gain.weight[c] @ code[b], layer.bias.weight[c] @ code[b]
             torch.testing.assert_close(found[c], gain * plain + bias)
     before = layer.norm.running_mean.clone()
-    layer.eval()(x, code)
+    layer.eval()(x, affine)
     assert torch.equal(layer.norm.running_mean, before)
     assert before.abs().max() > 0
 

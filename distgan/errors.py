@@ -1,11 +1,13 @@
 """Errors for users, by exit code. A message says what is wrong, where, and how to fix it."""
 
+import re
 from enum import IntEnum
 from pathlib import Path
 
 OTHERS_END = "onnection"  # what libraries say where another rank is gone
+OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED")  # torch's words
 HINTS = (
-    ("out of memory", "lower train.micro_batch"),
+    ("no kernel image", "this torch has no code for this GPU: install one that has; `distgan doctor` names both"),
     ("Too many open files", "raise the limit, e.g. by `ulimit -n 65536`"),
 )
 HINTS_AMONG_RANKS = (
@@ -14,6 +16,7 @@ HINTS_AMONG_RANKS = (
     ("client socket has timed out", "is that address rank 0's, seen from here, and has rank 0 started?"),
     ("clients joined", "start the others too, with the same MASTER_ADDR and MASTER_PORT"),
     (OTHERS_END, "another rank is gone: its own message says why"),
+    ("NCCL error", "set NCCL_DEBUG=INFO to see why, and see docs/scale.md for the variables of a network"),
 )
 
 
@@ -104,13 +107,31 @@ def with_hint(text: str, among_ranks: bool = False) -> str:
     return text[:300] + hint
 
 
+def out_of_memory(text: str) -> str | None:
+    """Return what an error of torch says about memory that ran out, in one line with figures; None for other errors."""
+    if not any(mark in text for mark in OUT_OF_MEMORY):
+        return None
+    asked = re.search(r"tried to allocate ([\d.]+ \w+)", text, re.IGNORECASE)
+    gpu = re.search(r"GPU (\d+) has a total capacity of ([\d.]+ \w+) of which ([\d.]+ \w+) is free", text)
+    where = f"GPU {gpu[1]}" if gpu else "the GPU" if "CU" in text else "the machine"
+    figures = [f"{asked[1]} asked"] if asked else []
+    figures += [f"{gpu[3]} of {gpu[2]} free"] if gpu else []
+    return f"{where} is out of memory" + (f" ({', '.join(figures)})" if figures else "")
+
+
 class FailedError(DistganError):
     """Any other error that ended a run; the traceback is in the rank's log."""
 
     @classmethod
-    def of(cls, error: Exception, rank: int, folder: Path) -> DistganError:
-        """Wrap an unexpected error of a rank."""
+    def of(cls, error: Exception, rank: int, folder: Path, less_memory: str) -> DistganError:
+        """Wrap an unexpected error of a rank.
+
+        Args:
+            less_memory: Which setting makes it need less memory.
+        """
         text = " ".join(str(error).split())
         file = "log.txt" if rank == 0 else f"logs/rank_{rank:05d}.txt"
+        if memory := out_of_memory(text):
+            return MachineError(f"{memory}: {less_memory}; traceback in {folder / file}").on_rank(rank)
         kind = MachineError if isinstance(error, OSError) or OTHERS_END in text else cls
         return kind(f"{type(error).__name__}: {with_hint(text, True)}; traceback in {folder / file}").on_rank(rank)

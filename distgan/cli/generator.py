@@ -1,6 +1,7 @@
 """`distgan evaluate`, `generate` and `export`: use a trained generator."""
 
 import argparse
+import logging
 
 from distgan.cli.arguments import Commands, add_command
 from distgan.cli.process import leave, log_to_stderr
@@ -60,6 +61,8 @@ def _evaluate(options: argparse.Namespace) -> int:
 
     config = load_to_evaluate([], options.overrides) if options.self_test else None
     world, code = World(timeout_sec=3600), 0
+    for line in world.device_warnings if world.is_main else ():
+        logging.getLogger("distgan").warning(f"warning: {line}")
     chosen = EvaluateOptions(options.seeds, options.out, options.statistics, options.holdout, options.memorization)
     if config is not None:
         lines = selfcheck.selfcheck(world, config)

@@ -15,7 +15,7 @@ from distgan.cli.process import written
 from distgan.config.renamed import RENAMED_OPTIONS
 from distgan.distributed.launch_env import rank
 from distgan.distributed.preemption import had_request
-from distgan.errors import DistganError
+from distgan.errors import DistganError, MachineError, out_of_memory
 from distgan.storage.printable import let_go_of_stderr, open_streams, public_line, show
 from distgan.tracking.console import Lines, traceback_lines
 from distgan.version import __version__
@@ -71,6 +71,12 @@ def _run(arguments: Sequence[str] | None) -> int:
         first, *others = (public_line(line, *words) for line in error.lines)
         show(f"distgan {options.command}: {named}{first}", *others, file=sys.stderr)
         return error.exit_code
+    except RuntimeError as error:  # torch's
+        if (memory := out_of_memory(str(error))) is None:
+            raise
+        fix = "nvidia-smi shows who has it; CUDA_VISIBLE_DEVICES=N takes another GPU, and an empty one the CPU"
+        show(f"distgan {options.command}: {memory}: {fix}", file=sys.stderr)
+        return MachineError.exit_code
     except KeyboardInterrupt:
         show(f"distgan {options.command}: interrupted", file=sys.stderr)
         return 130

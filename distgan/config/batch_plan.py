@@ -20,6 +20,16 @@ class BatchPlan:
     def __str__(self) -> str:
         return f"{self.batch} images = {self.world} rank(s) x {self.passes} pass(es) x {self.micro_batch}"
 
+    @property
+    def less_memory(self) -> str:
+        """Return which setting makes a rank need less memory, for a message."""
+        if self.micro_batch == 1:
+            return "a pass has 1 image already: train.precision=bf16, or smaller networks (model.*.base_channels)"
+        return (
+            f"a rank passes {self.micro_batch} images at a time (train.micro_batch): train.micro_batch="
+            f"{divisors(self.micro_batch)[-2]} makes the same step in more passes"
+        )
+
 
 def make_batch_plan(config: Config, world: int) -> BatchPlan:
     """Spread train.batch over `world` ranks. Raises ConfigError, which lists batches that fit."""

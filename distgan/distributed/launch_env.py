@@ -36,7 +36,7 @@ def init_rank_env(environment: MutableMapping[str, str] = os.environ) -> int:
             raise MachineError(
                 "srun tasks need MASTER_ADDR and MASTER_PORT to find one another: see slurm/train.sbatch"
             )
-    on_cpu = _is_on(environment.get("ACCELERATE_USE_CPU", ""))
+    on_cpu = uses_cpu(environment)
     by_accelerate = "MASTER_ADDR" in environment and "SLURM_STEP_ID" not in environment
     if on_cpu and by_accelerate and "RANK" not in environment:
         raise MachineError(
@@ -90,6 +90,11 @@ def ignored_settings(precision: str, environment: MutableMapping[str, str] = os.
             "and pass; train.batch stays the images of a step"
         )
     return lines
+
+
+def uses_cpu(environment: MutableMapping[str, str] = os.environ) -> bool:
+    """Return whether the environment asks for the CPU, also where there are GPUs."""
+    return _is_on(environment.get("ACCELERATE_USE_CPU", ""))
 
 
 def _is_on(value: str) -> bool:

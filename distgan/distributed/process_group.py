@@ -2,23 +2,25 @@
 
 import contextlib
 import copy
+import math
 import os
 import socket
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from datetime import timedelta
 from typing import TypeVar, cast
 
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, DistributedType, InitProcessGroupKwargs
+from accelerate.utils import DistributedDataParallelKwargs, DistributedType
 from torch import Tensor, nn
 
-from distgan.distributed import launch_env, preemption
+from distgan.distributed import gpus, launch_env, preemption
 from distgan.errors import ConfigError, MachineError, of_kind, with_hint
 
 T = TypeVar("T")
+NCCL_HEARTBEAT_SEC = 480  # torch's own value
 
 
 class World:
@@ -33,6 +35,10 @@ class World:
             after it, which is slower and the reference for the other.
         bucket_mb: Size of DDP's buckets.
         bf16_gradients: Send them rounded to bfloat16, which is half as much. All ranks get the same sums all the same.
+        bf16: Whether networks are to compute in bfloat16, which GPUs must have then.
+
+    Attributes:
+        device_warnings: Lines about the ranks' devices, for the log of rank 0.
     """
 
     def __init__(
@@ -44,20 +50,23 @@ class World:
         sync: str = "ddp",
         bucket_mb: int = 25,
         bf16_gradients: bool = False,
+        bf16: bool = False,
     ) -> None:
         promised = launch_env.init_rank_env()
-        launch_env.choose_gpu(torch.cuda.device_count())
         if deterministic != "fast":
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA starts
+            os.environ.setdefault("NCCL_NVLS_ENABLE", "0")  # sums inside of a switch, whose order is not fixed
+        launch_env.choose_gpu(gpus.require_usable_gpus())
+        self.device_warnings: list[str] = []
         try:
             with preemption.exit_on_signal("the other ranks"):
+                if promised > 1 and not dist.is_initialized():
+                    self.device_warnings = _join(timeout_sec, bf16)
                 self._accelerator = Accelerator(
                     cpu=torch.backends.mps.is_available(),  # which has no float64, and no second rank
                     mixed_precision="no",  # autocast is in the losses, so that penalties can stay in float32
                     kwargs_handlers=[
-                        DistributedDataParallelKwargs(gradient_as_bucket_view=True, bucket_cap_mb=bucket_mb),
-                        # Accelerate passes on what differs from its own 600 s, and gloo's default is half an hour.
-                        InitProcessGroupKwargs(timeout=timedelta(seconds=timeout_sec, microseconds=1)),
+                        DistributedDataParallelKwargs(gradient_as_bucket_view=True, bucket_cap_mb=bucket_mb)
                     ],
                 )
         except NotImplementedError as error:  # Accelerate's, of GPUs whose old driver cannot reach one another
@@ -88,8 +97,8 @@ class World:
             raise ConfigError(
                 f"a GAN trains under plain data parallelism, not {kind}: use `accelerate launch --multi_gpu`"
             )
-        if self.device.type == "cuda":
-            refuse_shared_gpus(self.all_gather_object((socket.gethostname(), _gpu_id(self.device))))
+        if self.size == 1:
+            gpus.check([gpus.describe(self.device)], bf16)
         _choose_kernels(self.device, deterministic, tf32)
         self._flat, self._bf16_gradients = sync == "flat", bf16_gradients
 
@@ -240,30 +249,39 @@ class World:
             dist.destroy_process_group()
 
 
+def _join(timeout_sec: float, bf16: bool) -> list[str]:
+    """Meet the other ranks, compare devices, and start the process group; returns warnings about devices.
+
+    Accelerate would start it without its device: NCCL then makes its communicators in the first operation of each kind,
+    which is slow there, and guesses the device of a barrier.
+    """
+    timeout = timedelta(seconds=timeout_sec)
+    store, rank, size = next(dist.rendezvous("env://", timeout=timeout))
+    store.set_timeout(timeout)
+    device = gpus.take_device()
+    warnings = gpus.compare(dist.PrefixStore("devices", store), rank, size, gpus.describe(device), bf16)
+    if device.type == "cuda":
+        # Ends the process where NCCL's own watchdog hangs, e.g. in the driver: not before we have said which phase.
+        heartbeat = str(max(NCCL_HEARTBEAT_SEC, math.ceil(timeout_sec)))
+        os.environ.setdefault("TORCH_NCCL_HEARTBEAT_TIMEOUT_SEC", heartbeat)
+    elif not launch_env.uses_cpu():
+        return warnings  # each process is alone, which World refuses
+    dist.init_process_group(
+        "nccl" if device.type == "cuda" else "gloo",
+        store=dist.PrefixStore("ranks", store),
+        rank=rank,
+        world_size=size,
+        timeout=timeout,
+        device_id=device if device.type == "cuda" else None,
+    )
+    return warnings
+
+
 def _average_rounded(size: int, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
     """Average a DDP bucket in bfloat16: a communication hook. (Torch's own refuses gloo, which supports it by now.)"""
     share = bucket.buffer().div(size).bfloat16()
     future = dist.all_reduce(share, async_op=True).get_future()
     return future.then(lambda done: bucket.buffer().copy_(done.value()[0]))
-
-
-def refuse_shared_gpus(gpus: Sequence[tuple[str, str]]) -> None:
-    """Raise MachineError where two ranks have the same GPU, which NCCL would refuse less clearly, or hang on.
-
-    Args:
-        gpus: Host and GPU of each rank, in rank order.
-    """
-    first: dict[tuple[str, str], int] = {}
-    for rank, gpu in enumerate(gpus):
-        if first.setdefault(gpu, rank) != rank:
-            raise MachineError(
-                f"ranks {first[gpu]} and {rank} on {gpu[0]} have the same GPU ({gpu[1]}): start one rank for each GPU "
-                "that the ranks of a machine see together"
-            )
-
-
-def _gpu_id(device: torch.device) -> str:
-    return str(torch.cuda.get_device_properties(device).uuid)
 
 
 def _choose_kernels(device: torch.device, deterministic: str, tf32: bool) -> None:

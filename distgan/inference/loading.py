@@ -13,6 +13,7 @@ from distgan.config.load import from_dict
 from distgan.config.model_schema import net_settings
 from distgan.config.records import to_dict, without_secrets
 from distgan.config.schema import Config, network_options
+from distgan.distributed.gpus import require_usable_gpus
 from distgan.distributed.launch_env import local_rank
 from distgan.errors import ConfigError, DataError
 from distgan.inference.exported_folder import is_exported, read_exported
@@ -185,4 +186,5 @@ def _device_or_default(device: str | torch.device | None) -> torch.device:
     """Return a device; None: this process's GPU if there is one, or else the CPU."""
     if device is not None:
         return torch.device(device)
-    return torch.device(f"cuda:{local_rank() % torch.cuda.device_count()}" if torch.cuda.is_available() else "cpu")
+    num = require_usable_gpus()
+    return torch.device("cuda", local_rank() % num) if num else torch.device("cpu")

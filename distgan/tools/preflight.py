@@ -123,7 +123,8 @@ def main() -> int:
             found = preflight(world)
             lines, wrong = report(found)
             if world.is_main:
-                show(*lines, *([f"WRONG: {line}" for line in wrong] or [f"{world.size} ranks are fine"]))
+                show(*lines, *(f"warning: {line}" for line in world.device_warnings))
+                show(*([f"WRONG: {line}" for line in wrong] or [f"{world.size} ranks are fine"]))
                 show(f"{time.perf_counter() - started:.1f} s")
             world.close()
     except DistganError as error:

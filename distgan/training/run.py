@@ -40,7 +40,7 @@ def train(config: Config) -> int:
     try:
         start_logging(folder.path, world.rank)
         if world.is_main:
-            for line in launch_env.ignored_settings(config.train.precision):
+            for line in (*world.device_warnings, *launch_env.ignored_settings(config.train.precision)):
                 log.warning(f"warning: {line}")
         reason = _train(Learner(config, world, batch_plan), folder)
     except StoppedError as stopped:
@@ -50,7 +50,10 @@ def train(config: Config) -> int:
             folder.record_end("preempted", reason.word, world.size)
     except Exception as error:
         log.debug("the run failed", exc_info=error)
-        failure = error if isinstance(error, DistganError) else FailedError.of(error, world.rank, folder.path)
+        if isinstance(error, DistganError):
+            failure = error
+        else:
+            failure = FailedError.of(error, world.rank, folder.path, batch_plan.less_memory)
         folder.record_failure(failure, world.rank, world.size)
         raise failure from error
     finally:
@@ -87,6 +90,7 @@ def open_world(config: Config) -> World:
         sync=config.train.grad_sync,
         bucket_mb=config.train.bucket_mb,
         bf16_gradients=config.train.grad_compression == "bf16",
+        bf16=config.train.precision == "bf16",
     )
 
 

@@ -5,11 +5,13 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from processes import ROOT, environment
 from runs import make_digits, write_config
 
 from distgan.cli.main import main
-from distgan.errors import FailedError
+from distgan.config.batch_plan import BatchPlan
+from distgan.errors import FailedError, out_of_memory
 
 
 @pytest.fixture(autouse=True)
@@ -110,8 +112,34 @@ def test_a_resume_with_other_settings_word_for_word(
 
 
 def test_out_of_memory_has_a_way_out() -> None:
-    error = RuntimeError("CUDA out of memory. Tried to allocate 20.00 GiB.\nGPU 0 has a total capacity of 10 GiB")
-    assert str(FailedError.of(error, 3, Path("runs/faces"))) == (
-        "RuntimeError: CUDA out of memory. Tried to allocate 20.00 GiB. GPU 0 has a total capacity of 10 GiB (lower "
-        "train.micro_batch); traceback in runs/faces/logs/rank_00003.txt"
+    """In one line, with what was asked and free, and the next smaller micro-batch that divides the rank's images."""
+    error = torch.OutOfMemoryError(
+        "CUDA out of memory. Tried to allocate 20.00 MiB. GPU 1 has a total capacity of 79.15 GiB of which 18.75 MiB "
+        "is free. Including non-PyTorch memory, this process has 79.12 GiB memory in use. Of the allocated memory 78 GiB"
+    )
+    told = FailedError.of(error, 3, Path("runs/faces"), BatchPlan(256, 2, 64, 2).less_memory)
+    assert (told.exit_code, told.rank) == (5, 3)
+    assert str(told) == (
+        "GPU 1 is out of memory (20.00 MiB asked, 18.75 MiB of 79.15 GiB free): a rank passes 64 images at a time "
+        "(train.micro_batch): train.micro_batch=32 makes the same step in more passes; traceback in "
+        "runs/faces/logs/rank_00003.txt"
+    )
+    assert "train.precision=bf16" in BatchPlan(2, 2, 1, 1).less_memory
+    cpu = "[enforce fail at alloc.cpp:118] CPUAllocator: can't allocate memory: you tried to allocate 9 bytes."
+    assert out_of_memory(cpu) == "the machine is out of memory (9 bytes asked)"
+    assert out_of_memory("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling") == "the GPU is out of memory"
+    assert out_of_memory("CUDA error: an illegal memory access was encountered") is None
+
+
+def test_a_command_out_of_memory_ends_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    def full(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has")
+
+    monkeypatch.setattr("distgan.inference.generate.generate", full)
+    assert main(["generate", "runs/faces", "--out", str(tmp_path / "out")]) == 5
+    assert capsys.readouterr().err == (
+        "distgan generate: the GPU is out of memory (2.00 GiB asked): nvidia-smi shows who has it; "
+        "CUDA_VISIBLE_DEVICES=N takes another GPU, and an empty one the CPU\n"
     )

@@ -1,13 +1,12 @@
 """What `World` settles of GPUs before it uses them; shown without one, by what torch and Accelerate say."""
 
-import itertools
 from collections.abc import Iterator
 
 import pytest
 import torch
 
 from distgan.distributed import process_group
-from distgan.distributed.process_group import World, refuse_shared_gpus
+from distgan.distributed.process_group import World
 from distgan.errors import MachineError
 
 CUDA = torch.device("cuda")
@@ -33,12 +32,6 @@ def test_older_and_newer_readers_of_tf32_agree(tf32: bool, kernels: None) -> Non
         assert (newer == "tf32") == tf32
     with cudnn.flags(enabled=True):  # reads and puts back all settings of cuDNN
         pass
-
-
-def test_two_ranks_on_one_gpu_are_named() -> None:
-    refuse_shared_gpus([*itertools.product(("a", "b"), ("GPU-1", "GPU-2"))])  # names count within a host alone
-    with pytest.raises(MachineError, match=r"ranks 1 and 3 on b have the same GPU \(GPU-1\)"):
-        refuse_shared_gpus([("a", "GPU-1"), ("b", "GPU-1"), ("a", "GPU-2"), ("b", "GPU-1")])
 
 
 def test_gpus_that_accelerate_refuses_are_an_error_of_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:

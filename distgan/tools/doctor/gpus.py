@@ -37,6 +37,8 @@ def cards() -> Iterator[Finding]:
         card = torch.cuda.get_device_properties(number)
         free, total = torch.cuda.mem_get_info(number)
         told = f"{card.name}, {total / 1e9:.0f} GB, {free / 1e9:.0f} GB free, compute {card.major}.{card.minor}"
+        if card.major < 8:
+            told += ", no bfloat16 (train.precision=fp32)"
         if not has_kernels(card.major, card.minor, kernels):
             told += f"; torch has kernels for {', '.join(kernels)}"
             yield Finding(f"gpu {number}", FAIL, told, "install a torch build for this card")

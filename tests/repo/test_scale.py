@@ -38,3 +38,12 @@ def test_the_page_shows_the_tables_of_the_script() -> None:
 def test_launches_are_those_that_were_counted() -> None:
     counted = json.loads((DOCS.parent / "tests" / "helpers" / "fakecuda_launches.json").read_text())
     assert {net: row[-1] for net, row in MODEL["NETS"].items()} == {net: sum(counted[net]) for net in MODEL["NETS"]}
+
+
+def test_the_memory_of_networks_is_counted() -> None:
+    """Weight, gradient and two moments of Adam in float32, and the average of G."""
+    page = (DOCS / "scale.md").read_text()
+    million = {net: 16 * (row[0] + row[1]) + 4 * row[0] for net, row in MODEL["NETS"].items()}
+    assert f"{million['r3gan-256'] / 1000:.2f} GB with its average" in page
+    for net in ("r3gan-ffhq64", "r3gan-cifar10", "dcgan64"):
+        assert f"`{net}` has {million[net] / 1000:.2f} GB" in page or f"`{net}` {million[net] / 1000:.2f} GB" in page

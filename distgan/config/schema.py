@@ -195,7 +195,12 @@ class Train:
         0.0, "stop after this much training time in minutes, resumed parts included; 0: never", free=True, low=0
     )
     n_critic: int = key(1, "D steps for each G step", low=1, high=1000)
-    precision: Literal["fp32", "bf16"] = key("fp32", "precision of the networks; penalties are always fp32")
+    precision: Literal["fp32", "bf16"] = key("fp32", "precision of the networks")
+    penalty_precision: Literal["fp32", "tf32", "bf16"] = key(
+        "fp32",
+        "precision of R1, R2 and GP: fp32; fp32 with tf32's faster products on a GPU; or that of networks in bf16, "
+        "which spares D another look at the images",
+    )
     compile: Literal["off", "g", "all"] = key(
         "off",
         "compile nothing; G, and D where no penalty is applied; or D's penalties too. The first steps take minutes",

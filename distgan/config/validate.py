@@ -104,6 +104,11 @@ def _check_train(config: Config) -> Iterator[str]:
             f"train.compile={train.compile} cannot trace the draws of model.dropout: set model.dropout=0, or "
             "train.compile=off"
         )
+    if train.penalty_precision == "bf16" and train.precision != "bf16":
+        yield (
+            "train.penalty_precision=bf16 takes penalties from networks in bf16, and train.precision is "
+            f"{train.precision}: set train.precision=bf16, or train.penalty_precision to one of fp32, tf32"
+        )
     if train.micro_batch and train.batch % train.micro_batch:
         yield (
             f"train.batch={train.batch} is not a multiple of train.micro_batch={train.micro_batch}: "

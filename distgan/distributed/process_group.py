@@ -6,7 +6,7 @@ import math
 import os
 import socket
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from datetime import timedelta
 from typing import TypeVar, cast
 
@@ -284,13 +284,32 @@ def _average_rounded(size: int, bucket: dist.GradBucket) -> torch.futures.Future
     return future.then(lambda done: bucket.buffer().copy_(done.value()[0]))
 
 
+@contextlib.contextmanager
+def allow_tf32(device: torch.device, allowed: bool) -> Iterator[None]:
+    """Let a GPU round the factors of float32 products to 10 bits in this context; where not `allowed`, all stays."""
+    if not allowed or device.type != "cuda":
+        yield
+        return
+    before = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+    _set_tf32(True, True)
+    try:
+        yield
+    finally:
+        _set_tf32(*before)
+
+
+def _set_tf32(convolutions: bool, products: bool) -> None:
+    # Torch's newer settings (fp32_precision) leave these two behind, and then what still reads them raises, as
+    # torch.compile of some versions does; these two set the newer ones as well.
+    torch.backends.cudnn.allow_tf32 = convolutions
+    torch.backends.cuda.matmul.allow_tf32 = products
+
+
 def _choose_kernels(device: torch.device, deterministic: str, tf32: bool) -> None:
     if device.type != "cuda":
         return
-    # Torch's own default is tf32 for convolutions only. Its newer settings (fp32_precision) leave these two behind, and
-    # then what still reads them raises, as torch.compile of some versions does; these two set the newer ones as well.
-    torch.backends.cudnn.allow_tf32 = tf32
-    torch.backends.cuda.matmul.allow_tf32 = tf32
+    # Torch's own default is tf32 for convolutions only.
+    _set_tf32(tf32, tf32)
     torch.backends.cudnn.benchmark = deterministic == "fast"
     if deterministic != "fast":
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]

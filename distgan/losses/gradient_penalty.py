@@ -1,4 +1,4 @@
-"""Penalties on D's gradient or weights, which keep D smooth. All are in float32, on images as D sees them."""
+"""Penalties on D's gradient or weights, which keep D smooth. All are on images as D sees them."""
 
 from collections.abc import Callable
 

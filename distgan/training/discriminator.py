@@ -21,8 +21,8 @@ class Evaluation:
 
     Attributes:
         logits: [B] or [B, P], in the precision of the networks.
-        squared_gradient: Computes E ||dD/dx||^2 of D's score, in float32 and differentiable. To be called at most once,
-            outside of autocast.
+        squared_gradient: Computes E ||dD/dx||^2 of D's score, differentiable, in the precision of penalties. To be
+            called at most once, outside of autocast.
     """
 
     logits: Tensor
@@ -52,7 +52,9 @@ class AugmentedDiscriminator:
 
     Args:
         augment, color: See `StepOptions`.
-        bf16: Whether callers evaluate under autocast. Then a penalty evaluates D once more, in float32.
+        bf16: Whether callers evaluate under autocast.
+        bf16_penalties: Whether penalties are those of this evaluation in bfloat16. Else they are in float32, for which
+            D evaluates the images once more where `bf16` is set.
         compile: "off"; "g": where no gradient of a gradient is needed; "all": there too.
         compiled: Returns the compiled form of a function.
         sees_condition: Whether D gets the image that G started from, too.
@@ -65,11 +67,13 @@ class AugmentedDiscriminator:
         color: float = 1.0,
         *,
         bf16: bool = False,
+        bf16_penalties: bool = False,
         compile: str = "off",
         compiled: Callable[[Callable], Callable] = lambda function: function,
         sees_condition: bool = False,
     ) -> None:
-        self.D, self._augment, self._color, self._bf16 = D, augment, color, bf16
+        self.D, self._augment, self._color = D, augment, color
+        self._bf16_penalties, self._evaluates_twice = bf16_penalties, bf16 and not bf16_penalties
         self._sees_condition, self._compiles_penalties = sees_condition, compile == "all"
         self._epilogues = [module for module in D.modules() if isinstance(module, Epilogue)]
         self._forward = self._augmented if compile == "off" else compiled(self._augmented)
@@ -101,10 +105,10 @@ class AugmentedDiscriminator:
         images.requires_grad_(penalize and not self._compiles_penalties)
         inputs = (images, batch.labels, numbers.plan, numbers.noise, batch.condition)
 
-        if penalize and not self._bf16 and self._compiles_penalties:
+        if penalize and not self._evaluates_twice and self._compiles_penalties:
             squares, logits = self._penalty(*inputs)
             return Evaluation(logits, lambda: squares)
-        if penalize and not self._bf16:
+        if penalize and not self._evaluates_twice:
             logits, _ = self._augmented(*inputs)
             return Evaluation(logits, lambda: gradient_penalty.squared_gradient(logits, images))
 
@@ -128,10 +132,12 @@ class AugmentedDiscriminator:
         self.set_dropout_seeds(batch.seeds, "between")
         mix = device_rng.uniform(batch.seeds, "mix", 1).flatten()
         if self._gp is not None:
-            return self._gp(real, fake, batch.labels, mix, batch.condition)
+            with autocast(real, self._bf16_penalties):
+                return self._gp(real, fake, batch.labels, mix, batch.condition)
 
         def D(x: Tensor, labels: Tensor | None) -> Tensor:
-            return self.forward_plain(x, labels, condition=batch.condition)[0]
+            with autocast(x, self._bf16_penalties):
+                return self.forward_plain(x, labels, condition=batch.condition)[0]
 
         return gradient_penalty.gradient_penalty(D, real, fake, batch.labels, mix)
 

@@ -134,6 +134,7 @@ def step_options(config: Config, batch_plan: BatchPlan) -> StepOptions:
         loss=config.loss.name,
         accumulation_steps=batch_plan.passes,
         bf16=config.train.precision == "bf16",
+        penalty_precision=config.train.penalty_precision,
         weight_clip=config.loss.weight_clip,
         label_smoothing=config.loss.label_smoothing,
         feature_matching=config.loss.feature_matching,

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor, nn
 
-from distgan.distributed.process_group import World
+from distgan.distributed.process_group import World, allow_tf32
 from distgan.losses import gradient_penalty
 from distgan.losses.adversarial import LOSSES
 from distgan.models.networks import run_generator
@@ -57,6 +57,7 @@ class GanStep:
             options.augment,
             options.color,
             bf16=options.bf16,
+            bf16_penalties=options.penalty_precision == "bf16",
             compile=options.compile,
             compiled=compiled,
             sees_condition=to_image is not None and to_image.conditional_D,
@@ -84,12 +85,13 @@ class GanStep:
         """
         self._begin()
         buffers = [buffer.clone() for buffer in self._restored_buffers]
+        tf32 = hp.has_penalty and self.options.penalty_precision == "tf32"
         if self._spectral_norms:
             power_iteration_step(self._spectral_norms)
         for micro, is_last in self._micro_batches(batch, batch.z_d, with_real=True):
             with torch.no_grad(), around_fakes(), autocast(micro.z, self.options.bf16):
                 fake = run_generator(self._generator, micro.z, micro.condition, micro.labels).to(self.options.dtype)
-            with self.world.grad_sync(self.d_loss, last=is_last):
+            with self.world.grad_sync(self.d_loss, last=is_last), allow_tf32(self.world.device, tf32):
                 with normalized_once(self._normalized_once):
                     result = self.d_loss(micro, fake, hp)
                 self._backward(result.loss)

@@ -95,6 +95,11 @@ class StepHyperparams:
     augment_p: float = 0.0
     penalty_interval: int = 1
 
+    @property
+    def has_penalty(self) -> bool:
+        """Return whether a gradient penalty is applied in this step."""
+        return max(self.r1, self.r2, self.gp) > 0
+
 
 @dataclass(frozen=True)
 class ImageToImageOptions:
@@ -119,7 +124,9 @@ class StepOptions:
     Attributes:
         loss: A key of `losses.LOSSES`.
         accumulation_steps: Micro-batches whose gradients are summed before an optimizer step.
-        bf16: Whether the networks run under bfloat16 autocast. Penalties are float32 in any case.
+        bf16: Whether the networks run under bfloat16 autocast.
+        penalty_precision: Of gradient penalties: "fp32"; "tf32": the same with TF32 kernels, on a GPU; "bf16": that of
+            the networks, which is bfloat16 then.
         weight_clip: Bound on D's weights after each D step; 0 for none.
         label_smoothing: How far below 1 the target for real images is, for losses that have a target.
         feature_matching: Weight of feature matching in G's loss.
@@ -137,6 +144,7 @@ class StepOptions:
     loss: str
     accumulation_steps: int = 1
     bf16: bool = False
+    penalty_precision: str = "fp32"
     weight_clip: float = 0.0
     label_smoothing: float = 0.0
     feature_matching: float = 0.0

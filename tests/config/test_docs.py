@@ -42,7 +42,7 @@ def test_the_table_of_a_group() -> None:
         "stop after these images",
     ]
     precision = next(line for line in lines if line.startswith("train.precision "))
-    assert precision.endswith("of the networks; penalties are always fp32 (fp32, bf16)")
+    assert precision.endswith("precision of the networks (fp32, bf16)")
     assert len({line.index(" stop") for line in lines if " stop after th" in line}) == 1  # columns stand in line
 
 

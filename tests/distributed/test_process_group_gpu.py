@@ -34,6 +34,25 @@ def test_older_and_newer_readers_of_tf32_agree(tf32: bool, kernels: None) -> Non
         pass
 
 
+@pytest.mark.parametrize("usual", [False, True])
+def test_tf32_is_allowed_for_a_while(usual: bool, kernels: None) -> None:
+    """All readers agree within and afterwards, also where what is within fails; a CPU has no part in it."""
+    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
+    process_group._choose_kernels(CUDA, "fast", usual)
+
+    def seen() -> set[bool]:
+        newer = (cudnn.conv.fp32_precision, matmul.fp32_precision)
+        return {cudnn.allow_tf32, matmul.allow_tf32, *(kind == "tf32" for kind in newer)}
+
+    with pytest.raises(ZeroDivisionError), process_group.allow_tf32(CUDA, True):
+        assert seen() == {True}
+        raise ZeroDivisionError
+    assert seen() == {usual}
+    for device, allowed in ((CUDA, False), (torch.device("cpu"), True)):
+        with process_group.allow_tf32(device, allowed):
+            assert seen() == {usual}
+
+
 def test_gpus_that_accelerate_refuses_are_an_error_of_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(**_: object) -> None:
         raise NotImplementedError("RTX 4000 series doesn't support P2P.")

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from distgan.config.schema import Config, restores
 from distgan.distributed.device_copy import DeviceCopy
+from distgan.distributed.process_group import allow_tf32
 from distgan.errors import ConfigError
 from distgan.losses.adversarial import LOSSES
 from distgan.losses.gradient_penalty import gradient_penalty, squared_gradient
@@ -56,7 +57,9 @@ class BareLoop:
         self._opt_G, self._opt_D = (build_optimizer(*of) for of in ((config.optim.G, self.G), (config.optim.D, self.D)))
         strengths = trainer.learner.schedulers.step_hyperparams(0)
         penalties = {"r1": strengths.r1, "r2": strengths.r2, "gp": strengths.gp}
-        self._d_loss = self._world.prepare(DLoss(self.D, config.loss.name, penalties, self._bf16))
+        bf16_penalties = config.train.penalty_precision == "bf16"
+        self._tf32_penalties = config.train.penalty_precision == "tf32"
+        self._d_loss = self._world.prepare(DLoss(self.D, config.loss.name, penalties, self._bf16, bf16_penalties))
         self._g_loss = self._world.prepare(GLoss(self.G, self.D, config.loss.name, self._bf16))
         self._sums = torch.zeros(2, device=self._world.device)
         self._copy_to_device = DeviceCopy(self._world.device)
@@ -69,7 +72,8 @@ class BareLoop:
             for number, (real, labels) in enumerate(parts, 1):
                 with torch.no_grad(), autocast(real, self._bf16):
                     fake = self.G(self._latents(real), labels).float()
-                with self._world.grad_sync(self._d_loss, last=number == self._passes):
+                tf32 = allow_tf32(self._world.device, is_due and self._tf32_penalties)
+                with self._world.grad_sync(self._d_loss, last=number == self._passes), tf32:
                     loss = self._d_loss(real, fake, labels, is_due) / self._passes
                     loss.backward()
                 self._sums[0] += loss.detach()
@@ -111,9 +115,12 @@ class BareLoop:
 class DLoss(nn.Module):
     """The loss of D; `penalties` are weights by name, for the steps in which they are due."""
 
-    def __init__(self, D: nn.Module, loss: str, penalties: dict[str, float], bf16: bool) -> None:
+    def __init__(
+        self, D: nn.Module, loss: str, penalties: dict[str, float], bf16: bool, bf16_penalties: bool = False
+    ) -> None:
         super().__init__()
         self.D, self.loss, self.penalties, self.bf16 = D, LOSSES[loss], penalties, bf16
+        self.bf16_penalties = bf16_penalties
 
     def forward(self, real: Tensor, fake: Tensor, labels: Tensor | None, is_due: bool) -> Tensor:
         weights = self.penalties if is_due else dict.fromkeys(self.penalties, 0.0)
@@ -124,12 +131,16 @@ class DLoss(nn.Module):
         total = self.loss.d(real_logits.float(), fake_logits.float())
         for name, images, logits in (("r1", real, real_logits), ("r2", fake, fake_logits)):
             if weights[name]:
-                logits = self.D(images, labels) if self.bf16 else logits
+                logits = self.D(images, labels) if self.bf16 and not self.bf16_penalties else logits
                 total = total + weights[name] / 2 * squared_gradient(logits, images)
         if weights["gp"]:
             mix = torch.rand(len(real), device=real.device)
-            total = total + weights["gp"] * gradient_penalty(self.D, real, fake, labels, mix)
+            total = total + weights["gp"] * gradient_penalty(self._plain, real, fake, labels, mix)
         return total
+
+    def _plain(self, images: Tensor, labels: Tensor | None) -> Tensor:
+        with autocast(images, self.bf16_penalties):
+            return self.D(images, labels)
 
 
 class GLoss(nn.Module):

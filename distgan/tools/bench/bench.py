@@ -205,6 +205,7 @@ class Bench:
                 batch=NULL_BATCH * self.world.size,
                 micro_batch=0,
                 precision="fp32",
+                penalty_precision="fp32",
                 n_critic=1,
                 on_nan="fail",
             ),

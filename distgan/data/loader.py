@@ -26,6 +26,9 @@ from distgan.errors import DataError
 from distgan.storage.urls import is_local
 
 
+SMALL_SAMPLE = 3584  # bytes in a shard, headers and label included
+
+
 @dataclass
 class Batch:
     """One rank's slice of a global batch. The arrays are reused: they hold until the next batch is asked for.
@@ -278,8 +281,15 @@ class Stream(Iterator[Batch]):
         )
 
 
-def decoding_threads(ranks_here: int, device: str) -> int:
-    """Return how many threads a rank decodes with: its part of the cores, few where training needs the cores."""
+def decoding_threads(ranks_here: int, device: str, mean_bytes: float = math.inf) -> int:
+    """Return how many threads a rank decodes with: its part of the cores, few where training needs the cores.
+
+    Args:
+        mean_bytes: Size of a sample in its shard. A CPU decodes small ones with one thread: two would spend more time
+            on handing Python's lock to each other than they gain.
+    """
+    if device == "cpu" and mean_bytes < SMALL_SAMPLE:
+        return 1
     share = (os.cpu_count() or 1) // ranks_here
     own = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else share  # fewer, where srun binds tasks
     return max(1, min(share, own, 8 if device == "cuda" else 2))

@@ -82,7 +82,7 @@ def open_stream(
     options = StreamOptions(
         batch_plan.batch,
         dataclasses.replace(decode_options(data), scaled=data.scaled_decode),
-        threads=data.decode_threads or decoding_threads(world.local_size, world.device.type),
+        threads=data.decode_threads or decoding_threads(world.local_size, world.device.type, dataset.mean_bytes),
         prefetch=batches_ahead(config, batch_plan),
         max_corrupt_fraction=data.max_corrupt_fraction,
         allocate=lambda shape: torch.empty(shape, dtype=torch.uint8, pin_memory=pinned).numpy(),

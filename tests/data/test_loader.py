@@ -18,7 +18,7 @@ from shards import image_bytes, numbered_pixels, numbered_shard, numbers_of, tar
 from streams import make_stream
 
 from distgan.cli.main import main
-from distgan.data import index_cache, shard_index
+from distgan.data import index_cache, loader, shard_index
 from distgan.data.dataset import Dataset, DatasetOptions, RankInfo
 from distgan.data.decode import DecodeOptions, fit
 from distgan.data.encode import PackOptions
@@ -761,3 +761,12 @@ def test_fingerprint_is_of_content_and_order_not_of_place(
         (other / "000.tar").write_bytes(numbered_shard(numbers))
         others.append(open_data(other).fingerprint)
     assert len({first, *others}) == 6
+
+
+def test_small_images_are_decoded_by_one_thread_where_there_is_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loader.os, "cpu_count", lambda: 16)
+    monkeypatch.setattr(loader.os, "sched_getaffinity", lambda process: set(range(16)), raising=False)
+    small, large = loader.SMALL_SAMPLE / 2, loader.SMALL_SAMPLE * 2
+    for device, mean_bytes, threads in (("cpu", small, 1), ("cpu", large, 2), ("cuda", small, 8), ("cuda", large, 8)):
+        assert loader.decoding_threads(1, device, mean_bytes) == threads
+    assert loader.decoding_threads(8, "cuda", large) == 2

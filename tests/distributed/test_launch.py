@@ -114,7 +114,7 @@ def launched() -> Iterator[list[Launched]]:
     ("script", "number"),
     [
         ("cpu.sh", signal.SIGTERM),
-        ("local.sh", signal.SIGINT),
+        pytest.param("local.sh", signal.SIGINT, marks=pytest.mark.slow),
         pytest.param("cpu.sh", signal.SIGINT, marks=pytest.mark.slow),
         pytest.param("cpu.sh", signal.SIGUSR1, marks=pytest.mark.slow),
         pytest.param("cpu.sh", signal.SIGHUP, marks=pytest.mark.slow),

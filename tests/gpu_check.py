@@ -55,14 +55,14 @@ FAMILIES = {  # a config of each family, and its settings that fit a GPU; those 
     "restore128": "restore-small",
 }
 ADA = ("augment.pipe=ada", "augment.target=0.6")
-SPEED = [  # config, settings, seconds that it takes
-    *((name, (), 20) for name in FAMILIES),
+VARIANTS = [  # config, settings, seconds that it takes
     ("dcgan64", ADA, 15),
-    ("r3gan-ffhq64", ("train.precision=fp32",), 25),
-    ("r3gan-ffhq64", ("train.precision=fp32", "train.tf32=true"), 20),
     ("r3gan-ffhq64", ("loss.r1=0", "loss.r2=0"), 15),
+    *(("r3gan-ffhq64", (f"train.penalty_precision={kind}",), 25) for kind in ("fp32", "tf32")),
+    ("r3gan-ffhq64", ("train.precision=fp32", "train.penalty_precision=fp32"), 25),
     *((name, ("train.compile=g",), 60) for name in ("dcgan64", "r3gan-ffhq64")),
     ("dcgan64", ("train.compile=all",), 60),
+    ("dcgan64", ("train.compile=all", "train.cuda_graphs=true"), 60),
     ("dcgan64", ("train.compile=all", "train.tf32=true"), 60),
 ]
 
@@ -266,6 +266,20 @@ def ddp_of_one_rank() -> dict:
     return {"backend": backend, "difference": difference}
 
 
+def cuda_graphs() -> dict:
+    """Steps that are replayed as CUDA graphs are those that are not."""
+    weights = []
+    for settings in ((), ("train.compile=g",), ("train.compile=g", "train.cuda_graphs=true")):
+        with trainer_of("digits32", "train.batch=32", *settings) as trainer:
+            before = [weight.detach().clone() for weight in trainer.learner.D.parameters()]
+            for _ in range(6):
+                trainer.train_iteration()
+            weights.append(change(before, trainer.learner.D.parameters()))
+    compiled, replayed = (relative(one, weights[0]) for one in weights[1:])
+    require(replayed < max(0.05, 3 * compiled), f"after six iterations: {replayed:.2g}, without graphs {compiled:.2g}")
+    return {"compiled": compiled, "replayed": replayed}
+
+
 def strict() -> dict:
     """Nothing that a run does is refused by train.deterministic=strict."""
     names = list(FAMILIES)
@@ -362,6 +376,11 @@ class Check:
     must_hold: bool = True
 
 
+def speed_of(name: str, settings: tuple[str, ...], seconds: float) -> Check:
+    run = functools.partial(speed, name, *settings)
+    return Check(" ".join(("speed", name, *settings)), run, seconds, must_hold=False)
+
+
 CHECKS = [
     Check("environment", environment, 8, must_hold=False),
     Check("bad first step", bad_first_step, 15),
@@ -369,14 +388,14 @@ CHECKS = [
     Check("float64", float64_agrees, 40),
     Check("copies under load", copies_under_load, 10),
     Check("ddp of one rank", ddp_of_one_rank, 12),
-    *(
-        Check(" ".join(("speed", name, *settings)), functools.partial(speed, name, *settings), seconds, must_hold=False)
-        for name, settings, seconds in SPEED
-    ),
-    Check("features", features, 20, must_hold=False),
     Check("deterministic=strict", strict, 40),
-    Check("over a bare loop dcgan64", functools.partial(over_bare, "dcgan64"), 40, must_hold=False),
+    *(speed_of(name, (), 20) for name in FAMILIES),
     Check("pytest -m gpu", gpu_tests, 120),
+    Check("features", features, 20, must_hold=False),
+    Check("over a bare loop dcgan64", functools.partial(over_bare, "dcgan64"), 40, must_hold=False),
+    *(speed_of(*one) for one in VARIANTS[:5]),
+    Check("cuda graphs", cuda_graphs, 90),
+    *(speed_of(*one) for one in VARIANTS[5:]),
 ]
 
 

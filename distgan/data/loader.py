@@ -25,7 +25,6 @@ from distgan.data.shuffle import ShuffleOrder
 from distgan.errors import DataError
 from distgan.storage.urls import is_local
 
-
 SMALL_SAMPLE = 3584  # bytes in a shard, headers and label included
 
 

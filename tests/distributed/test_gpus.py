@@ -3,11 +3,13 @@
 import re
 import threading
 import warnings
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 import torch.distributed as dist
+from processes import run_ranks
 
 from distgan.distributed import gpus
 from distgan.distributed.gpus import RankDevice, check, compare, require_usable_gpus
@@ -130,6 +132,23 @@ def test_all_ranks_learn_what_rank_0_finds() -> None:
     told = compare_all([gpu("a", "GPU-1"), gpu("b", "GPU-1"), gpu("b", "GPU-1")], bf16=True)
     assert len(set(told)) == 1
     assert re.match(r"ranks 1 and 2 on b have the same GPU", told[0])
+
+
+SAME_GPU = """
+from distgan.distributed import gpus
+from distgan.distributed.process_group import World
+gpus.describe = lambda device: gpus.RankDevice("a", "H100", "GPU-1")
+World(timeout_sec=30)
+"""
+
+
+@pytest.mark.multi
+def test_ranks_on_one_gpu_all_end_with_the_same_line(tmp_path: Path) -> None:
+    """Rank 0 holds the store that the others read this from, and does not end before them."""
+    assert run_ranks(2, ["-c", SAME_GPU], tmp_path / "log") == [1, 1]
+    for rank in range(2):
+        last = Path(f"{tmp_path / 'log'}.{rank}").read_text().splitlines()[-1]
+        assert "MachineError: ranks 0 and 1 on a have the same GPU (H100, GPU-1)" in last
 
 
 def test_the_process_group_knows_its_device_and_ends_after_us(monkeypatch: pytest.MonkeyPatch) -> None:

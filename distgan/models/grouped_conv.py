@@ -46,8 +46,6 @@ class GroupedConv2d(nn.Conv2d):
         return grouped_conv2d(x, weight, bias, self._geometry)
 
 
-# A traced autograd.Function loses the gradients of what torch.func.grad makes (torch 2.13); as a whole it keeps them.
-@torch.compiler.allow_in_graph
 def grouped_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
     """Convolve x [B, C, H, W] with the weight [O, C / groups, h, w] and add the bias [O], as `F.conv2d` does."""
     # Two nodes, since autograd asks a node for all of its gradients or for none. Where only the gradient of images is

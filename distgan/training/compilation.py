@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
 from distgan.errors import MachineError
+from distgan.models.grouped_conv import grouped_conv2d
 
 SMALLER = "or set train.compile=off"
 
@@ -38,6 +39,9 @@ def compiled(
     # DDP's own cutting of graphs into buckets fails on gradients of gradients (torch 2.13). Without it, a compiled
     # backward hands its gradients over at its end, so that there is less to overlap with the all-reduce.
     torch._dynamo.config.optimize_ddp = False
+    # A traced autograd.Function loses the gradients of what torch.func.grad makes (torch 2.13); as a whole it keeps
+    # them. A decorator would say so too, but load the compiler in each process, which takes seconds.
+    torch.compiler.allow_in_graph(grouped_conv2d)
     if not cuda_graphs:
         return torch.compile(function, fullgraph=True, dynamic=False, backend=backend)
     options: dict[str, Any] | None = {"triton.cudagraphs": True} if backend == "inductor" else None

@@ -195,6 +195,13 @@ def test_what_runs_before_torch_does_not_import_it() -> None:
     assert done.stdout == "[]\n", done.stdout + done.stderr
 
 
+def test_a_start_does_not_load_the_compiler() -> None:
+    """It takes longer than all other imports together, and few runs compile."""
+    code = "import sys, distgan.training.run, distgan.evaluation.evaluate; print('torch._dynamo' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.stdout == "False\n", done.stdout + done.stderr
+
+
 def test_nothing_catches_everything_in_silence() -> None:
     for name, tree in modules().items():
         for node in ast.walk(tree):

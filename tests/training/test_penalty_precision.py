@@ -1,6 +1,7 @@
 """`train.penalty_precision`: what R1, R2 and GP are computed in, and how often D runs for them."""
 
 import contextlib
+import functools
 from collections.abc import Iterator
 
 import pytest
@@ -15,6 +16,7 @@ from distgan.errors import ConfigError
 from distgan.losses.gradient_penalty import squared_gradient
 from distgan.models import MODELS
 from distgan.training import gan_step
+from distgan.training.compilation import compiled
 from distgan.training.discriminator import AugmentedDiscriminator
 from distgan.training.gan_step import GanStep
 from distgan.training.objectives import DiscriminatorLoss
@@ -45,12 +47,8 @@ def penalties(D: nn.Module, bf16: bool, precision: str, compile: str = "off") ->
     real, fake, labels = inputs()
     options = StepOptions("rpgan", bf16=bf16, penalty_precision=precision)
 
-    def compiled(function):
-        return torch.compile(function, fullgraph=True, dynamic=False, backend="aot_eager")
-
-    behind = AugmentedDiscriminator(
-        D, bf16=bf16, bf16_penalties=precision == "bf16", compile=compile, compiled=compiled
-    )
+    on_cpu = functools.partial(compiled, device=torch.device("cpu"), backend="aot_eager")
+    behind = AugmentedDiscriminator(D, bf16=bf16, bf16_penalties=precision == "bf16", compile=compile, compiled=on_cpu)
     batch = MicroBatch(torch.zeros(4, 1), labels, torch.arange(4), real)
     result = DiscriminatorLoss(behind, options)(batch, fake, HP)
     D.zero_grad()

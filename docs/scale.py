@@ -12,9 +12,9 @@ import sys
 
 NETS = {  # weights of G and D in millions, GFLOP of G's and D's forward on one image, side, batch, R1 and R2, launches
     "dcgan64": (3.6, 2.8, 0.209, 0.208, 64, 128, False, 190),
-    "r3gan-cifar10": (20.8, 21.3, 14.0, 14.0, 32, 512, True, 11_152),
-    "r3gan-ffhq64": (22.4, 22.4, 26.1, 26.1, 64, 256, True, 12_175),
-    "r3gan-256": (23.1, 23.0, 57.6, 57.6, 256, 256, True, 13_819),
+    "r3gan-cifar10": (20.8, 21.3, 14.0, 14.0, 32, 512, True, 2_099),
+    "r3gan-ffhq64": (22.4, 22.4, 26.1, 26.1, 64, 256, True, 2_423),
+    "r3gan-256": (23.1, 23.0, 57.6, 57.6, 256, 256, True, 3_141),
 }
 ASSUMED = {
     "node": 8.0,  # GPUs of a node

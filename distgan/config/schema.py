@@ -209,6 +209,12 @@ class Train:
     cuda_graphs: bool = key(
         False, "GPU: replay what train.compile made as CUDA graphs, so that the host starts few kernels", free=True
     )
+    memory_format: Literal["auto", "contiguous", "channels_last"] = key(
+        "auto",
+        "order of weights and images in memory: auto takes the faster one, on a CPU by family, on a GPU by a probe at "
+        "the start; NCHW; or NHWC",
+        free=True,
+    )
     tf32: bool = key(False, "GPU: round the factors of fp32 products to 10 bits, which is faster")
     grad_sync: Literal["ddp", "flat"] = key(
         "ddp", "how gradients are summed over ranks: in buckets, while the backward runs; or in one piece after it"

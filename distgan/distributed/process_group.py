@@ -119,7 +119,9 @@ class World:
         if self._flat:
             module.to(self.device)
             for tensor in module.state_dict().values():
-                dist.broadcast(tensor, 0)
+                same = tensor.contiguous()  # of another memory format, it would be refused
+                dist.broadcast(same, 0)
+                tensor.copy_(same)
             return module
         wrapped = self._accelerator.prepare(module)
         wrapped.broadcast_buffers = False

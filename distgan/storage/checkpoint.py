@@ -196,12 +196,15 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer, net: nn.Module) -> dict[
 def load_optimizer(optimizer: torch.optim.Optimizer, net: nn.Module, tensors: dict[str, Tensor]) -> None:
     """Undo `optimizer_tensors`. Raises DataError for tensors of another network."""
     numbers = {name: i for i, (name, _) in enumerate(net.named_parameters())}
-    shapes = shapes_of(dict(net.named_parameters()))
+    weights = dict(net.named_parameters())
+    shapes = shapes_of(weights)
     state: dict[int, dict[str, Tensor]] = {}
     for name, value in tensors.items():
         weight, _, slot = name.rpartition("/")
         if weight not in numbers or tuple(value.shape) != (() if slot == "step" else shapes[weight]):
             raise DataError(f"the optimizer's {name} is of another network: {list(value.shape)}")
+        if value.shape:  # in the memory format of the weight, which fused optimizers rely on
+            value = torch.empty_strided(value.shape, weights[weight].stride(), dtype=value.dtype).copy_(value)
         state.setdefault(numbers[weight], {})[slot] = value
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 

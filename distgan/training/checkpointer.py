@@ -89,6 +89,7 @@ def conditions(learner: Learner) -> dict[str, object]:
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "compile": learner.config.train.compile,
+        "memory format": learner.memory_format,
     }
 
 

@@ -14,7 +14,7 @@ from distgan.config.batch_plan import BatchPlan
 from distgan.config.schema import Config
 from distgan.data.dataset import RankInfo
 from distgan.distributed.process_group import World
-from distgan.training import ema, factory
+from distgan.training import ema, factory, memory_format
 from distgan.training.gan_step import GanStep
 from distgan.training.schedulers import OptimizerRates, Schedulers
 from distgan.training.step_inputs import StepBatch
@@ -40,8 +40,10 @@ class Learner:
 
     Args:
         build_nets: Builds G and D from the config and the number of classes. Networks of no family are possible too.
+        saved_memory_format: Reads the memory format of the checkpoint that the run resumes from; "" for none.
 
     Attributes:
+        memory_format: A key of `memory_format.FORMATS`.
         layout: The constants of the data order, which a resumed run takes from its checkpoint.
         unseen: Classes that no data of the run had an image of.
     """
@@ -52,11 +54,17 @@ class Learner:
         world: World,
         batch_plan: BatchPlan,
         build_nets: Callable[[Config, int], tuple[nn.Module, nn.Module]] = factory.build_nets,
+        saved_memory_format: Callable[[], str] = str,
     ) -> None:
         self.config, self.world, self.batch_plan = config, world, batch_plan
         self.dataset = factory.open_dataset(config, RankInfo(world.rank, world.size, world.all_gather_object))
         self.num_classes = self.dataset.num_classes
+        self.memory_format = memory_format.choose(
+            config, world, saved_memory_format, lambda: build_nets(config, self.num_classes), batch_plan.micro_batch
+        )
         self.G, self.D = build_nets(config, self.num_classes)
+        for net in (self.G, self.D):
+            memory_format.convert(net, self.memory_format)
         self.G_ema = copy.deepcopy(self.G).eval().requires_grad_(False).to(world.device)
         self.schedulers = Schedulers(config, world)
         options = factory.step_options(config, batch_plan)

@@ -40,6 +40,12 @@ def resume(learner: Learner, folder: RunDir) -> int:
     return logged_images
 
 
+def saved_memory_format(config: Config, folder: RunDir) -> str:
+    """Return the memory format of the checkpoint that a run resumes from; "" where none says."""
+    path, _ = checkpoint_folder.choose(folder.checkpoints, config.run.resume, dry_run=True)
+    return str(checkpoint_folder.read_state(path).get("memory format", "")) if path is not None else ""
+
+
 def roll_back(learner: Learner, folder: RunDir) -> int:
     """Load the newest checkpoint, and continue with noise that was not tried yet. Returns as `resume` does."""
     world, state = learner.world, learner.state

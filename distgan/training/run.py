@@ -42,7 +42,10 @@ def train(config: Config) -> int:
         if world.is_main:
             for line in (*world.device_warnings, *launch_env.ignored_settings(config.train.precision)):
                 log.warning(f"warning: {line}")
-        reason = _train(Learner(config, world, batch_plan), folder)
+        learner = Learner(
+            config, world, batch_plan, saved_memory_format=lambda: recovery.saved_memory_format(config, folder)
+        )
+        reason = _train(learner, folder)
     except StoppedError as stopped:
         reason = stopped.reason
         log.info(str(stopped))

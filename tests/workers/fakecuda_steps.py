@@ -41,6 +41,7 @@ from distgan.transforms import degrade
 FROM_NUMPY = torch.from_numpy
 DEVICE = torch.device("cuda", 0)
 SETTINGS = ["data.holdout=0", "wandb.mode=disabled", "train.batch=32", "loss.penalty_interval=1"]
+SETTINGS += ["train.memory_format=contiguous"]  # not the probe of real GPUs
 
 
 class Event:
@@ -174,8 +175,12 @@ def watch_steps(trainer: Trainer, counts: fakecuda.Counts, steps: dict[str, list
     trainer._on_phase = told
 
 
-def moved(net: torch.nn.Module, device: torch.device) -> torch.nn.Module:
-    """Stands for Module.to, which fake tensors refuse."""
+def moved(
+    net: torch.nn.Module, device: torch.device | None = None, memory_format: torch.memory_format | None = None
+) -> torch.nn.Module:
+    """Stands for Module.to, which fake tensors refuse; networks are in torch's default memory format here."""
+    if device is None:
+        return net
     for module in net.modules():
         for name, weight in module._parameters.items():
             if weight is not None:

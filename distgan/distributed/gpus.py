@@ -27,8 +27,8 @@ class RankDevice(NamedTuple):
     """The device of one rank.
 
     Attributes:
-        name: Of the GPU; "CPU" without one.
-        uuid: Of the GPU, the same for all processes of a host; "" without one.
+        name: Name of the GPU; "CPU" without one.
+        uuid: UUID of the GPU, the same for all processes of a host; "" without one.
         has_bf16: Whether it computes in bfloat16 by itself.
     """
 
@@ -94,11 +94,11 @@ def describe(device: torch.device) -> RankDevice:
 def compare(store: dist.Store, rank: int, size: int, own: RankDevice, bf16: bool) -> list[str]:
     """Compare the devices of all ranks; returns the warnings of `check`, and raises its error, on every rank.
 
-    Rank 0 reads and judges; the others read its verdict, so that the store has few requests.
+    Rank 0 compares them and the others read its result, so that the store has few requests.
     """
     store.set(f"device {rank}", json.dumps(own))
     if rank > 0:
-        error_text, found = json.loads(store.get("verdict"))
+        error_text, found = json.loads(store.get("result"))
         store.set(f"read {rank}", "")
         if error_text:
             raise MachineError(error_text)
@@ -107,11 +107,11 @@ def compare(store: dist.Store, rank: int, size: int, own: RankDevice, bf16: bool
     try:
         found = check(devices, bf16)
     except MachineError as error:
-        store.set("verdict", json.dumps([str(error), []]))
+        store.set("result", json.dumps([str(error), []]))
         with contextlib.suppress(dist.DistError):
             store.wait([f"read {i}" for i in range(1, size)], timedelta(seconds=READ_SEC))
         raise
-    store.set("verdict", json.dumps(["", found]))
+    store.set("result", json.dumps(["", found]))
     return found
 
 

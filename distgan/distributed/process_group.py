@@ -64,7 +64,7 @@ class World:
                     self.device_warnings = _join(timeout_sec, bf16)
                 self._accelerator = Accelerator(
                     cpu=torch.backends.mps.is_available(),  # which has no float64, and no second rank
-                    mixed_precision="no",  # autocast is in the losses, so that penalties can stay in float32
+                    mixed_precision="no",  # autocast is in the losses, where penalties have a precision of their own
                     kwargs_handlers=[
                         DistributedDataParallelKwargs(gradient_as_bucket_view=True, bucket_cap_mb=bucket_mb)
                     ],

@@ -3,9 +3,15 @@
 import re
 from enum import IntEnum
 from pathlib import Path
+from typing import NamedTuple
 
 OTHERS_END = "onnection"  # what libraries say where another rank is gone
-OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED")  # torch's words
+OUT_OF_MEMORY = (  # the words of torch and NumPy
+    "out of memory",
+    "can't allocate memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "Unable to allocate",
+)
 HINTS = (
     ("no kernel image", "this torch has no code for this GPU: install one that has; `distgan doctor` names both"),
     ("Too many open files", "raise the limit, e.g. by `ulimit -n 65536`"),
@@ -107,16 +113,24 @@ def with_hint(text: str, among_ranks: bool = False) -> str:
     return text[:300] + hint
 
 
-def out_of_memory(text: str) -> str | None:
-    """Return what an error of torch says about memory that ran out, in one line with figures; None for other errors."""
+class OutOfMemory(NamedTuple):
+    """Memory that ran out: a line with figures, and whether it was a GPU's and not the machine's."""
+
+    line: str
+    on_gpu: bool
+
+
+def out_of_memory(text: str) -> OutOfMemory | None:
+    """Return what an error of torch or NumPy says about memory that ran out; None for other errors."""
     if not any(mark in text for mark in OUT_OF_MEMORY):
         return None
-    asked = re.search(r"tried to allocate ([\d.]+ \w+)", text, re.IGNORECASE)
+    asked = re.search(r"(?:tried|unable) to allocate ([\d.]+ \w+)", text, re.IGNORECASE)
     gpu = re.search(r"GPU (\d+) has a total capacity of ([\d.]+ \w+) of which ([\d.]+ \w+) is free", text)
-    where = f"GPU {gpu[1]}" if gpu else "the GPU" if "CU" in text else "the machine"
+    on_gpu = gpu is not None or "CUDA" in text or "CUBLAS" in text
+    where = f"GPU {gpu[1]}" if gpu else "the GPU" if on_gpu else "the machine"
     figures = [f"{asked[1]} asked"] if asked else []
     figures += [f"{gpu[3]} of {gpu[2]} free"] if gpu else []
-    return f"{where} is out of memory" + (f" ({', '.join(figures)})" if figures else "")
+    return OutOfMemory(f"{where} is out of memory" + (f" ({', '.join(figures)})" if figures else ""), on_gpu)
 
 
 class FailedError(DistganError):
@@ -127,11 +141,11 @@ class FailedError(DistganError):
         """Wrap an unexpected error of a rank.
 
         Args:
-            less_memory: Which setting makes it need less memory.
+            less_memory: Which setting makes its networks need less memory.
         """
         text = " ".join(str(error).split())
         file = "log.txt" if rank == 0 else f"logs/rank_{rank:05d}.txt"
         if memory := out_of_memory(text):
-            return MachineError(f"{memory}: {less_memory}; traceback in {folder / file}").on_rank(rank)
+            return MachineError(f"{memory.line}: {less_memory}; traceback in {folder / file}").on_rank(rank)
         kind = MachineError if isinstance(error, OSError) or OTHERS_END in text else cls
         return kind(f"{type(error).__name__}: {with_hint(text, True)}; traceback in {folder / file}").on_rank(rank)

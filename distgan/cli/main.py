@@ -21,6 +21,8 @@ from distgan.tracking.console import Lines, traceback_lines
 from distgan.version import __version__
 
 RANK_0_SPEAKS_SEC = 10  # a launcher ends all ranks once one is gone: the others leave rank 0 the time to say why
+GPU_FULL = "nvidia-smi shows who has it; CUDA_VISIBLE_DEVICES=N takes another GPU, and an empty one the CPU"
+HOST_FULL = "`top` shows who has it; end other programs, or request more for the job (SLURM: --mem)"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -71,11 +73,10 @@ def _run(arguments: Sequence[str] | None) -> int:
         first, *others = (public_line(line, *words) for line in error.lines)
         show(f"distgan {options.command}: {named}{first}", *others, file=sys.stderr)
         return error.exit_code
-    except RuntimeError as error:  # torch's
+    except (RuntimeError, MemoryError) as error:  # torch's, and NumPy's
         if (memory := out_of_memory(str(error))) is None:
             raise
-        fix = "nvidia-smi shows who has it; CUDA_VISIBLE_DEVICES=N takes another GPU, and an empty one the CPU"
-        show(f"distgan {options.command}: {memory}: {fix}", file=sys.stderr)
+        show(f"distgan {options.command}: {memory.line}: {GPU_FULL if memory.on_gpu else HOST_FULL}", file=sys.stderr)
         return MachineError.exit_code
     except KeyboardInterrupt:
         show(f"distgan {options.command}: interrupted", file=sys.stderr)

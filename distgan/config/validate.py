@@ -6,7 +6,7 @@ Like the schema, without torch and OmegaConf, so that errors are reported at onc
 import math
 from collections.abc import Iterator
 
-from distgan.config.batch_plan import BatchPlan, divisors, settings_that_compare
+from distgan.config.batch_plan import BatchPlan, batch_normed, divisors, settings_that_compare
 from distgan.config.fields import leaves
 from distgan.config.model_schema import FAMILIES
 from distgan.config.schema import Config, Eval, restores
@@ -149,7 +149,7 @@ def eval_errors(settings: Eval) -> list[str]:
 def warnings(config: Config, batch_plan: BatchPlan) -> list[str]:
     """Return what works but may not be meant."""
     lines = []
-    normed = [net for net in "GD" if getattr(config.model, net).get("norm") == "batch"]
+    normed = batch_normed(config)
     if normed and batch_plan.micro_batch < batch_plan.batch:
         lines.append(
             f"batch norm in {' and '.join(normed)} sees each pass's own {batch_plan.micro_batch} images, so the update "

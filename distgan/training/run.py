@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from distgan.config.batch_plan import make_batch_plan
+from distgan.config.batch_plan import less_memory, make_batch_plan
 from distgan.config.load import to_yaml
 from distgan.config.schema import Config
 from distgan.config.validate import warnings
@@ -56,7 +56,7 @@ def train(config: Config) -> int:
         if isinstance(error, DistganError):
             failure = error
         else:
-            failure = FailedError.of(error, world.rank, folder.path, batch_plan.less_memory)
+            failure = FailedError.of(error, world.rank, folder.path, less_memory(config, batch_plan))
         folder.record_failure(failure, world.rank, world.size)
         raise failure from error
     finally:

@@ -10,11 +10,12 @@ from functools import partial
 import numpy as np
 import torch
 
-from distgan.config.batch_plan import BatchPlan, make_batch_plan
+from distgan.config.batch_plan import BatchPlan, less_memory, make_batch_plan
 from distgan.config.decode_options import decode_options
 from distgan.config.schema import Augment, Balance, Config, restores
 from distgan.data.decode import decode_into
 from distgan.distributed.process_group import World
+from distgan.errors import MachineError, out_of_memory
 from distgan.models.networks import num_weights
 from distgan.tools.bench.bare_loop import BareLoop, check_supported, null_nets
 from distgan.tools.bench.harness import running_trainer, temporary_run
@@ -55,7 +56,13 @@ def bench(config: Config, images: int = 0, against: Sequence[str] = (), rounds: 
     if "bare" in against:
         check_supported(config)
     with temporary_run(config) as (config, world):
-        return Bench(config, world, make_batch_plan(config, world.size), rounds).measure(images, against)
+        batch_plan = make_batch_plan(config, world.size)
+        try:
+            return Bench(config, world, batch_plan, rounds).measure(images, against)
+        except (RuntimeError, MemoryError) as error:  # torch's or NumPy's
+            if (memory := out_of_memory(str(error))) is None:
+                raise
+            raise MachineError(f"{memory.line}: {less_memory(config, batch_plan)}").on_rank(world.rank) from error
 
 
 class Bench:

@@ -19,7 +19,7 @@ import torch
 from distgan.config.batch_plan import make_batch_plan
 from distgan.config.schema import Config
 from distgan.distributed.process_group import World
-from distgan.errors import ConfigError, MachineError
+from distgan.errors import ConfigError, MachineError, out_of_memory
 from distgan.tools.bench.harness import running_trainer, temporary_run
 from distgan.tools.bench.table import Row
 from distgan.training.timing import peak_memory
@@ -102,8 +102,8 @@ def sweep(config: Config, images: int) -> list[Row]:
                     )
                     speeds[micro].append(found)
                     memory[micro] = peak
-                except RuntimeError as error:  # torch's own, on a CPU or a GPU
-                    if "memory" not in str(error):
+                except (RuntimeError, MemoryError) as error:  # torch's or NumPy's, on a CPU or a GPU
+                    if out_of_memory(str(error)) is None:
                         raise
                     del speeds[micro]
                 gc.collect()

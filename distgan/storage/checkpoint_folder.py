@@ -92,14 +92,15 @@ def read_state(path: Path) -> SavedState:
         raise DataError(f"{path}: state.json is missing: name another checkpoint") from None
 
 
-def choose(folder: Path, resume: str, *, dry_run: bool = False) -> tuple[Path | None, bool]:
+def choose(folder: Path, resume: str) -> tuple[Path | None, bool]:
     """Return the checkpoint that a run with checkpoints in `folder` resumes from, and whether it is its own.
+
+    It reads all of a checkpoint to compare hashes, logs a warning for each corrupt one, and changes nothing.
 
     Args:
         resume: "auto", the newest good one; "never", none, which needs a folder without any; or a path: one of the
-            run's own takes it back to there (newer ones are set aside), any other is where a new run begins. What was
-            trained with the same path since then is resumed, as by "auto": the same command continues.
-        dry_run: Whether to change nothing.
+            run's own takes it back to there (`set_aside_newer`), any other is where a new run begins. What was trained
+            with the same path since then is resumed, as by "auto": the same command continues.
     """
     own, refused = newest_good(folder)
     for reason in refused:
@@ -112,18 +113,21 @@ def choose(folder: Path, resume: str, *, dry_run: bool = False) -> tuple[Path | 
         wanted = find(user_path(resume))
         if wanted.parent.resolve() != folder.resolve():
             return (own, True) if own else (wanted, False)
-        if own is not None and _began_at(own) == resume:
-            return own, True
-        if dry_run:
-            return wanted, True
-        times = 1 + len({path.name.split("-")[1] for path in folder.glob("aside-*")})
-        for newer in newest_first(folder):
-            if newer.name > wanted.name:
-                newer.rename(folder / f"aside-{times}-{newer.name}")
-        return wanted, True
+        continues = own is not None and _began_at(own) == resume
+        return (own if continues else wanted), True
     if refused and own is None:
         raise DataError(f"{folder} has no good checkpoint left; move it away to start from scratch")
     return own, True
+
+
+def set_aside_newer(folder: Path, chosen: Path, resume: str) -> None:
+    """Rename the checkpoints that are newer than the run's own one that `choose` returned for a path."""
+    if resume == "auto" or _began_at(chosen) == resume:
+        return
+    times = 1 + len({path.name.split("-")[1] for path in folder.glob("aside-*")})
+    for newer in newest_first(folder):
+        if newer.name > chosen.name:
+            newer.rename(folder / f"aside-{times}-{newer.name}")
 
 
 def _began_at(path: Path) -> object:

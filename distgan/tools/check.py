@@ -109,7 +109,7 @@ def _earlier(config: Config, dataset: Dataset) -> list[str]:
     folder = user_path(config.run.dir)
     resume = config.run.resume
     checkpoint_folder.require_left(folder / "checkpoints", resume, config.train.images, config.train.max_minutes)
-    start, is_own = checkpoint_folder.choose(folder / "checkpoints", resume, dry_run=True)
+    start, is_own = checkpoint_folder.choose(folder / "checkpoints", resume)
     if start is None:
         return [f"run folder: {config.run.dir}, a new run"]
     state = checkpoint_folder.read_state(start)

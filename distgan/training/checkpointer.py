@@ -19,6 +19,8 @@ from distgan.training.learner import Learner
 
 log = logging.getLogger("distgan")
 
+FORMER_CONDITIONS: dict[str, object] = {"memory format": "contiguous"}  # of checkpoints by versions without a choice
+
 
 def save(learner: Learner, folder: Path) -> Path:
     """Write a checkpoint and delete old ones; called by all ranks. Of what a rank has alone, only sums are kept."""

@@ -14,23 +14,27 @@ from distgan.training.learner import Learner
 log = logging.getLogger("distgan")
 
 
-def resume(learner: Learner, folder: RunDir) -> int:
-    """Load the last checkpoint, if there is one, on all ranks.
+def resume(learner: Learner, folder: RunDir, path: Path | None, is_own: bool) -> int:
+    """Load the checkpoint that was chosen, if there is one, on all ranks.
+
+    Args:
+        path, is_own: What `checkpoint_folder.choose` returned.
 
     Returns:
         The image count of the last line of metrics that is kept: later lines are removed.
     """
     config, world, state = learner.config, learner.world, learner.state
-    path, is_own = world.run_on_main(lambda: checkpoint_folder.choose(folder.checkpoints, config.run.resume))
     if path is not None:
         saved = checkpointer.load(learner, path)
+        if is_own:
+            world.run_on_main(lambda: checkpoint_folder.set_aside_newer(folder.checkpoints, path, config.run.resume))
         state.wandb_id = saved["wandb_id"] if is_own else state.wandb_id
         log.info(f"resuming from {path}, at {state.images} images")
         if changed := changed_settings(config, saved, learner.dataset.fingerprint):
             for line in difference_lines(changed):
                 log.info(line)
             world.run_on_main(lambda: folder.record_changes(changed))
-        before = dict(saved)
+        before = checkpointer.FORMER_CONDITIONS | dict(saved)
         for what, value in checkpointer.conditions(learner).items():
             if before.get(what, value) != value:
                 log.info(f"{what}: {before[what]} before, {value} now: same samples and noise, other last bits of sums")
@@ -40,10 +44,11 @@ def resume(learner: Learner, folder: RunDir) -> int:
     return logged_images
 
 
-def saved_memory_format(config: Config, folder: RunDir) -> str:
-    """Return the memory format of the checkpoint that a run resumes from; "" where none says."""
-    path, _ = checkpoint_folder.choose(folder.checkpoints, config.run.resume, dry_run=True)
-    return str(checkpoint_folder.read_state(path).get("memory format", "")) if path is not None else ""
+def saved_memory_format(path: Path | None) -> str:
+    """Return the memory format of the checkpoint that a run resumes from; "" without one."""
+    if path is None:
+        return ""
+    return str((checkpointer.FORMER_CONDITIONS | dict(checkpoint_folder.read_state(path)))["memory format"])
 
 
 def roll_back(learner: Learner, folder: RunDir) -> int:

@@ -14,7 +14,7 @@ from distgan.distributed import launch_env, preemption
 from distgan.distributed.process_group import World
 from distgan.distributed.watchdog import GRACE_SEC
 from distgan.errors import DistganError, FailedError, StoppedError, StopReason
-from distgan.storage.checkpoint_folder import newest_first, require_left
+from distgan.storage.checkpoint_folder import choose, newest_first, require_left
 from distgan.storage.run_dir import RunDir, command_line
 from distgan.tracking.console import start_logging
 from distgan.training import factory, recovery
@@ -42,10 +42,9 @@ def train(config: Config) -> int:
         if world.is_main:
             for line in (*world.device_warnings, *launch_env.ignored_settings(config.train.precision)):
                 log.warning(f"warning: {line}")
-        learner = Learner(
-            config, world, batch_plan, saved_memory_format=lambda: recovery.saved_memory_format(config, folder)
-        )
-        reason = _train(learner, folder)
+        resumed, is_own = world.run_on_main(lambda: choose(folder.checkpoints, config.run.resume))
+        learner = Learner(config, world, batch_plan, saved_memory_format=lambda: recovery.saved_memory_format(resumed))
+        reason = _train(learner, folder, recovery.resume(learner, folder, resumed, is_own))
     except StoppedError as stopped:
         reason = stopped.reason
         log.info(str(stopped))
@@ -65,9 +64,9 @@ def train(config: Config) -> int:
     return reason.exit_code
 
 
-def _train(learner: Learner, folder: RunDir) -> StopReason:
-    """Resume and train; a run that is finished already stays so, and status.json says it."""
-    config, logged_images = learner.config, recovery.resume(learner, folder)
+def _train(learner: Learner, folder: RunDir, logged_images: int) -> StopReason:
+    """Train what was resumed; a run that is finished already stays so, and status.json says it."""
+    config = learner.config
     if learner.is_done and not (config.eval.every and learner.state.evaluation_pending):
         log.info(f"{folder.path} is finished at {learner.state.images} images: nothing to do")
         was_refused = learner.world.is_main and folder.read_status().get("state") != "finished"

@@ -140,12 +140,18 @@ def test_where_a_run_goes_on_from(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"choose another run\.dir"):
         checkpoint_folder.choose(run, "never")
     assert checkpoint_folder.choose(run, str(second)) == (second, True)  # back to there
+    checkpoint_folder.set_aside_newer(run, third, "auto")
+    assert checkpoint_folder.choose(run, "auto") == (third, True)  # nothing was changed so far
+    checkpoint_folder.set_aside_newer(run, second, str(second))
     assert checkpoint_folder.choose(run, "auto") == (second, True)
     assert (run / "aside-1-step-000000000300").is_dir()
     third = save(run, 300, resume=str(second))
     assert checkpoint_folder.choose(run, str(second)) == (third, True)  # the same command goes on
+    checkpoint_folder.set_aside_newer(run, third, str(second))
+    assert not (run / "aside-2-step-000000000300").exists()
     save(run, 300)
     assert checkpoint_folder.choose(run, str(second)) == (second, True)  # back once more, after another one
+    checkpoint_folder.set_aside_newer(run, second, str(second))
     assert (run / "aside-2-step-000000000300").is_dir()
     with pytest.raises(DataError, match="nowhere: no such file or folder"):
         checkpoint_folder.choose(run, str(tmp_path / "nowhere"))

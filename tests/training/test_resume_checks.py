@@ -4,21 +4,24 @@ import io
 import json
 import shutil
 import tarfile
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from runs import make_digits, untrained, write_config
+from runs import make_digits, train, untrained, weights, write_config
 
 from distgan.cli.main import main
+from distgan.config.schema import Config
 from distgan.config.schema import Optimizer as OptimizerSettings
+from distgan.distributed.process_group import World
 from distgan.errors import DataError
 from distgan.evaluation.target import open_target
 from distgan.models import MODELS
 from distgan.storage import checkpoint, checkpoint_folder
-from distgan.training import factory
+from distgan.training import factory, memory_format, recovery
 from distgan.training.checkpointer import load_optimizer
 
 
@@ -31,6 +34,39 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def config(tmp_path: Path, digits: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     monkeypatch.setenv("WANDB_MODE", "disabled")
     return str(write_config(tmp_path / "tiny.yaml", digits))
+
+
+def test_a_run_keeps_its_memory_format_and_reads_each_checkpoint_once(
+    tmp_path: Path, config: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    for run, images in ((whole, 48), (broken, 24), (broken, 48)):
+        assert train(config, run, f"train.images={images}", "train.memory_format=channels_last") == 0
+    assert weights(whole) == weights(broken)
+    newest, log = checkpoint_folder.newest_first(broken / "checkpoints")[0], broken / "log.txt"
+    assert recovery.saved_memory_format(newest) == "channels_last"
+    assert "memory format" not in log.read_text()
+
+    tensors, state = checkpoint.load(newest)
+    del state["memory format"]  # as an earlier version wrote it
+    checkpoint.save(broken / "checkpoints", 48, tensors, state)
+    assert recovery.saved_memory_format(newest) == "contiguous"
+    shutil.copytree(newest, newest.with_name("step-000000000060"))
+    (newest.with_name("step-000000000060") / "G.safetensors").write_bytes(b"")
+    read: list[str] = []
+    verify = checkpoint_folder.verify
+    monkeypatch.setattr(checkpoint_folder, "verify", lambda path: (read.append(path.name), verify(path)))
+    formats = []
+
+    def as_on_a_gpu(config: Config, world: World, saved: Callable[[], str], *_: object) -> str:
+        formats.append(saved())
+        return "channels_last"
+
+    monkeypatch.setattr(memory_format, "choose", as_on_a_gpu)
+    assert train(config, broken, "train.images=72") == 0
+    assert (formats, read) == (["contiguous"], ["step-000000000060", "step-000000000048"])
+    assert log.read_text().count("skipping a corrupt checkpoint") == 1
+    assert "memory format: contiguous before, channels_last now" in log.read_text()
 
 
 def test_another_number_of_classes_is_refused_by_check_and_train(

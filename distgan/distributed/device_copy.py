@@ -11,7 +11,8 @@ from torch import Tensor
 def copy_to_device(values: np.ndarray | Tensor, device: torch.device) -> Tensor:
     """Return values on a device, without waiting for the copy; those that are there already stay as they are.
 
-    Only pinned memory can be copied to a GPU in the background, so the values go through some.
+    Only pinned memory can be copied to a GPU in the background, so the values go through some. What is pinned already
+    is read later, and must stay as it is: a caller who does not know uses `Tensor.to`, which waits.
     """
     tensor = torch.from_numpy(values) if isinstance(values, np.ndarray) else values
     if device.type != "cuda" or tensor.device.type != "cpu":

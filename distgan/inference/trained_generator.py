@@ -103,7 +103,8 @@ class TrainedGenerator:
             return self.images(range(z), seed, labels)
         if z.ndim != 2 or z.shape[1] != self.z_dim:
             raise ValueError(f"latents of shape {list(z.shape)}: this generator takes [B, {self.z_dim}]")
-        images: Tensor = self.net(copy_to_device(z.float(), self.device), self._class_tensor(labels, len(z)))
+        # Waiting for the copy: z may be pinned, and the caller may write to it afterwards.
+        images: Tensor = self.net(z.to(self.device, torch.float32), self._class_tensor(labels, len(z)))
         return images
 
     @torch.no_grad()
@@ -124,7 +125,7 @@ class TrainedGenerator:
             raise ValueError(f"images of shape {list(pictures.shape)}: this generator takes [B, 3, {side}, {side}]")
         classes = self._class_tensor(labels, len(pictures))
         z = copy_to_device(sampling.latents(seed, range(len(pictures)), self.z_dim), self.device)
-        images: Tensor = self.net(copy_to_device(pictures.float(), self.device), z, classes)
+        images: Tensor = self.net(pictures.to(self.device, torch.float32), z, classes)  # it waits, as in a call
         return images
 
     def images(self, numbers: Sequence[int], seed: int = 0, labels: Labels = None) -> Tensor:

@@ -18,7 +18,7 @@ import distgan
 from distgan import load_generator
 from distgan.data import image_grid
 from distgan.errors import ConfigError, DataError
-from distgan.inference import exported_folder, loading, sampling
+from distgan.inference import exported_folder, loading, sampling, trained_generator
 from distgan.inference.export import export
 from distgan.models import MODELS, Family
 from distgan.storage.checkpoint import load as load_checkpoint
@@ -62,6 +62,26 @@ def test_importing_the_package_needs_no_torch() -> None:
     assert distgan.load_generator is loading.load_generator
     with pytest.raises(AttributeError, match="no attribute 'load_generators'"):
         distgan.load_generators  # noqa: B018
+
+
+def test_what_a_caller_passes_is_copied_before_a_call_returns(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A copy in the background would read pinned latents or images after the caller has written to them."""
+    behind: list[int] = []
+
+    def in_the_background(values: np.ndarray | Tensor, device: torch.device) -> Tensor:
+        tensor = torch.as_tensor(values)
+        behind.append(tensor.data_ptr())
+        return tensor.to(device)
+
+    monkeypatch.setattr(trained_generator, "copy_to_device", in_the_background)
+    z, pictures = torch.randn(3, 8), torch.rand(2, 3, 16, 16)
+    load_generator(run, "cpu")(z)
+    restores = untrained(tmp_path / "restore", "model.family=restore", "restore.degrade=[{noise: 25}]")
+    load_generator(restores, "cpu", restores=True).restore(pictures)
+    assert behind
+    assert not {z.data_ptr(), pictures.data_ptr()}.intersection(behind)
 
 
 def test_images_are_functions_of_seed_and_number(run: Path) -> None:

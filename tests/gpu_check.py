@@ -45,6 +45,8 @@ from distgan.training.trainer import Trainer
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = str(ROOT / "distgan") + os.sep
+# Else the question whether there is a GPU starts CUDA, which the processes of the checks cannot share.
+os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
 ON_CPU = os.environ.get("ACCELERATE_USE_CPU") == "true" or not torch.cuda.is_available()
 FAMILIES = {  # a config of each family, and its settings that fit a GPU; those that a CPU runs in seconds
     "dcgan64": "digits32",
@@ -182,7 +184,7 @@ def float64_agrees() -> dict:
     """One step of D and of G of each family in float64 is the CPU's."""
     worst: dict[str, float] = {}
     for name in FAMILIES:
-        config = config_of(name, "train.precision=fp32")
+        config = config_of(name, "train.precision=fp32", "train.penalty_precision=fp32")
         if config.model.family == "restore":
             continue
         changes = [change_in_float64(config, torch.device(kind)) for kind in ("cpu", "cpu" if ON_CPU else "cuda")]

@@ -53,8 +53,14 @@ def convert(net: nn.Module, name: str) -> None:
 
 
 def _probe(config: Config, device: torch.device, nets: Callable[[], tuple[nn.Module, nn.Module]], num: int) -> str:
-    """Return the format in which G and D are faster, forward and backward, on this rank's device."""
+    """Return the format in which G and D are faster, forward and backward, on this rank's device.
+
+    Raises:
+        torch.OutOfMemoryError: The device is too small for a pass, for training all the more.
+    """
     seconds = {name: time_passes(config, device, *nets(), num, name) for name in FORMATS}
+    if device.type == "cuda":
+        torch.cuda.empty_cache()  # what was cut for the other format would be in the way
     fastest = min(seconds, key=lambda name: seconds[name])
     listed = ", ".join(f"{name} {1000 * value:.1f} ms" for name, value in seconds.items())
     log.info(f"memory format: {fastest}, as a forward and a backward of G and D took: {listed}")

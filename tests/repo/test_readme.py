@@ -44,6 +44,8 @@ ELSEWHERE = {  # what is run by continuous integration itself, or by another tes
     "pip install -e . -c constraints.txt",
     # test_speed
     "PYTHONPATH=.:tests/helpers OMP_NUM_THREADS=1 python tests/e2e/benchmark.py [loader] [pack] [peer] ...",
+    "OMP_NUM_THREADS=1 PYTHONPATH=. python tests/e2e/memory_formats.py configs/sngan-cifar10-small.yaml 16",
+    "PYTHONPATH=. python tests/e2e/penalty_precision.py 32 128",
 }
 PAGES = sorted((ROOT / "docs").glob("*.md"))
 

@@ -63,6 +63,7 @@ def steps(
     epilogue: dict,
     more: dict,
     family: str = "dcgan",
+    memory_format: torch.memory_format = torch.contiguous_format,
 ) -> dict[str, torch.Tensor]:
     """What D's and G's step find, by name."""
     torch.manual_seed(0)
@@ -73,6 +74,7 @@ def steps(
         .discriminator(RESOLUTION, CLASSES, **d, epilogue=functools.partial(Epilogue, **epilogue))
         .double()
     )
+    G, D = (net.to(memory_format=memory_format) for net in (G, D))
     step = GanStep(world, G, D, StepOptions(loss, accumulation_steps=passes, dtype=torch.float64, **more))
     step.warm_up_ddp_buckets(len(batch.images) // passes, RESOLUTION, Z_DIM, CLASSES)
     sent = {"D": [0], "G": [0]}
@@ -112,7 +114,9 @@ def main(out: str, passes: int, pairs: str) -> None:
         more = {"feature_matching": 3.0, "group": 2, "augment": "ada", "flip": True, "label_smoothing": 0.1}
         results |= steps(world, batch, passes, "non_saturating", minibatch, everything, epilogue, more)
     for family in ("r3gan", "resnet"):
-        results |= steps(world, batch, passes, "rpgan", family, StepHyperparams(r1=2.0, r2=3.0), {}, {}, family)
+        for name, memory_format in ((family, torch.contiguous_format), (f"{family} NHWC", torch.channels_last)):
+            now = StepHyperparams(r1=2.0, r2=3.0)
+            results |= steps(world, batch, passes, "rpgan", name, now, {}, {}, family, memory_format)
     restoring = ImageToImageOptions(parse(RECIPE, RESOLUTION), "charbonnier", 10.0, conditional_D=True)
     more = {"image_to_image": restoring, "feature_matching": 3.0, "augment": "ada", "flip": True}
     for loss in ("non_saturating", "rpgan"):

@@ -48,7 +48,11 @@ class Data:
         False, "run the shell commands of pipe: addresses; counts on the command line only", free=True, personal=True
     )
     decode_threads: int = key(
-        0, "decoding threads of each rank; 0: by the cores of the machine", free=True, low=0, high=64
+        0,
+        "decoding threads of each rank; 0: by the cores and the size of images",
+        free=True,
+        low=0,
+        high=64,
     )
     scaled_decode: bool = key(
         False, "decode JPEGs at a fraction that is still twice the resolution: faster where they are far larger"
@@ -198,8 +202,8 @@ class Train:
     precision: Literal["fp32", "bf16"] = key("fp32", "precision of the networks")
     penalty_precision: Literal["fp32", "tf32", "bf16"] = key(
         "fp32",
-        "precision of R1, R2 and GP: fp32; fp32 with tf32's faster products on a GPU; or that of networks in bf16, "
-        "which spares D another look at the images",
+        "precision of R1, R2 and GP: fp32; fp32 with the faster products of TF32 on a GPU, in the whole D loss of such "
+        "a step; or that of networks in bf16, which saves a second forward of D",
     )
     compile: Literal["off", "g", "all"] = key(
         "off",

@@ -55,7 +55,7 @@ class DeviceCopy:
     ) -> tuple[list[Tensor], list[Tensor]]:
         """Copy images, uint8, and other arrays, of the same shapes in each call.
 
-        The tensors hold until the second call from here on. Of `numbers`, those of the widest type come first.
+        Start all work on the tensors before the next call. Of `numbers`, those of the widest type come first.
         """
         if not self._on_gpu:
             return self._as_tensors(images), self._as_tensors(numbers)

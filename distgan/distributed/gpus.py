@@ -143,8 +143,8 @@ def check(devices: Sequence[RankDevice], bf16: bool) -> list[str]:
             )
         if bf16 and not device.has_bf16:
             raise MachineError(
-                f"rank {rank} on {device.host} has a GPU without bfloat16 ({device.name}): set train.precision=fp32, "
-                "or use GPUs of compute capability 8.0 and above, such as A100, L4 or H100"
+                f"rank {rank} on {device.host} has a GPU without bfloat16 ({device.name}): set train.precision=fp32 "
+                "and train.penalty_precision=fp32, or use GPUs of compute capability 8.0 and above, such as an A100"
             )
     kinds: dict[str, list[int]] = {}
     for rank, device in enumerate(devices):

@@ -38,16 +38,16 @@ class GroupedConv2d(nn.Conv2d):
     def forward(self, x: Tensor) -> Tensor:
         if not torch.is_grad_enabled():
             return super().forward(x)
-        weight, bias, kind = self.weight, self.bias, x.device.type
-        if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
-            # Autocast does not look into an autograd.Function, and gradients must have the type of what they are of.
-            dtype = torch.get_autocast_dtype(kind)
-            x, weight, bias = x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
-        return grouped_conv2d(x, weight, bias, self._geometry)
+        return grouped_conv2d(x, self.weight, self.bias, self._geometry)
 
 
 def grouped_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
     """Convolve x [B, C, H, W] with the weight [O, C / groups, h, w] and add the bias [O], as `F.conv2d` does."""
+    kind = x.device.type
+    if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
+        # Autocast does not look into an autograd.Function, and gradients must have the type of what they are of.
+        dtype = torch.get_autocast_dtype(kind)
+        x, weight, bias = x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
     # Two nodes, since autograd asks a node for all of its gradients or for none. Where only the gradient of images is
     # wanted, as in a penalty, the first one is not run: x is hidden from it in a list, so that no path to x leads
     # through it.

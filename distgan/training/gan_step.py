@@ -69,7 +69,9 @@ class GanStep:
         # A compiled graph has its own: it takes no tensor that is another one in each step.
         self._normalized_once = self._spectral_norms if options.compile == "off" else []
         self._weights = {"G": list(G.parameters()), "D": list(D.parameters())}
-        self._restored_buffers = [*G.buffers(), *D.buffers()] if options.restore_buffers else []
+        # Running statistics; what is not in a checkpoint is constant.
+        kept = [value for net in (G, D) for name, value in net.named_buffers() if name in net.state_dict()]
+        self._restored_buffers = kept if options.restore_buffers else []
 
     def d_step(
         self,
@@ -218,7 +220,7 @@ class GanStep:
 
     def _scaled(self, pixels: Tensor, seeds: Tensor) -> Tensor:
         """Map uint8 [B, R, R, 3] to [B, 3, R, R] in -1..1."""
-        images = pixels.permute(0, 3, 1, 2).to(self.options.dtype) / 127.5 - 1
+        images = pixels.permute(0, 3, 1, 2).to(self.options.dtype, memory_format=self.options.memory_format) / 127.5 - 1
         if not self.options.flip:
             return images
         mirrored = device_rng.uniform(seeds, "flip", 1) < 0.5

@@ -1,6 +1,7 @@
 """The data set, networks, optimizers, schedules and counters of a run. A checkpoint holds their state."""
 
 import copy
+import dataclasses
 import os
 import secrets
 from collections.abc import Callable
@@ -67,7 +68,9 @@ class Learner:
             memory_format.convert(net, self.memory_format)
         self.G_ema = copy.deepcopy(self.G).eval().requires_grad_(False).to(world.device)
         self.schedulers = Schedulers(config, world)
-        options = factory.step_options(config, batch_plan)
+        options = dataclasses.replace(
+            factory.step_options(config, batch_plan), memory_format=memory_format.FORMATS[self.memory_format]
+        )
         self.step = GanStep(world, self.G, self.D, options, on_logits=self.schedulers.observe)
         self.opt_G = factory.build_optimizer(config.optim.G, self.G)
         self.opt_D = factory.build_optimizer(config.optim.D, self.D)

@@ -139,6 +139,7 @@ class StepOptions:
         cuda_graphs: Whether a GPU replays what is compiled as CUDA graphs.
         restore_buffers: Whether a skipped step leaves running statistics as they were too, for a copy in each step.
         dtype: Of images and losses.
+        memory_format: Of real images, as of the networks' weights.
     """
 
     loss: str
@@ -158,3 +159,4 @@ class StepOptions:
     cuda_graphs: bool = False
     restore_buffers: bool = False
     dtype: torch.dtype = torch.float32
+    memory_format: torch.memory_format = torch.contiguous_format

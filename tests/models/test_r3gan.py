@@ -8,8 +8,11 @@ import torch
 from finite_differences import check_r1
 from torch import nn
 
+from distgan.distributed.process_group import World
 from distgan.models import r3gan
 from distgan.models.epilogue import Epilogue
+from distgan.training.gan_step import GanStep
+from distgan.training.step_inputs import StepOptions
 
 
 def small(resolution: int, num_classes: int, **settings: object) -> tuple[r3gan.Generator, r3gan.Discriminator]:
@@ -247,3 +250,17 @@ def test_r1_has_the_right_gradient() -> None:
     """Double backward against finite differences, in every weight."""
     _, D = small(8, 3, widths=[4])
     check_r1(awake(D).double(), num_classes=3, resolution=8)
+
+
+@pytest.mark.parametrize("layer", [r3gan.Upsample(4), r3gan.Downsample(4)], ids=["up", "down"])
+def test_float32_images_can_be_resampled_under_autocast(layer: torch.nn.Module) -> None:
+    x = torch.randn(2, 4, 8, 8, requires_grad=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        out = layer(x)
+    out.float().square().sum().backward()
+    assert x.grad is not None and x.grad.dtype is torch.float32
+
+
+def test_a_skipped_step_restores_what_training_changes_alone() -> None:
+    G, D = r3gan.Generator(16, 4, 0, [8], 1, 4), r3gan.Discriminator(16, 0, [8], 1, 4)
+    assert GanStep(World(), G, D, StepOptions("rpgan", restore_buffers=True))._restored_buffers == []

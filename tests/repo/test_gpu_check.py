@@ -56,6 +56,15 @@ def test_the_table_has_what_was_measured() -> None:
     assert "| 25% |" in table
 
 
+def test_all_configs_of_a_gpu_are_valid(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu_check, "ON_CPU", False)
+    for name in gpu_check.FAMILIES:
+        for settings in ((), gpu_check.IN_FP32, ("train.deterministic=strict",)):
+            gpu_check.config_of(name, *settings)
+    for name, settings, _ in gpu_check.VARIANTS:
+        gpu_check.config_of(name, *settings)
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_the_checks_run_on_a_cpu(tmp_path: Path) -> None:

@@ -140,14 +140,18 @@ def test_a_mistake_is_told(config: Path, arguments: list[str], says: str, capsys
 
 
 def test_sweep_leaves_out_what_does_not_fit(config: Path, scratch: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    formats: list[str] = []
+
     def run(config: Config, world: object, images: int) -> tuple[float, float]:
         if config.train.micro_batch > 6:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return 100.0 / config.train.micro_batch, 2.0
+        formats.append(config.train.memory_format)
+        return 100.0 / config.train.micro_batch, 2.0, "channels_last"
 
     monkeypatch.setattr(scaling, "_speed", run)
     found = medians(scaling.sweep(load(str(config), ["train.batch=12"]), 0))
     assert found["fastest train.micro_batch"] == 3
+    assert set(formats) == {"auto", "channels_last"} and formats[-1] == "channels_last"  # chosen once
     assert found["train.micro_batch=6: peak memory, GPU"] == 2.0
     assert "train.micro_batch=12: images per second" not in found
 

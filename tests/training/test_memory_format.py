@@ -58,6 +58,25 @@ def test_on_a_gpu_the_faster_one_is_taken_unless_the_checkpoint_has_one(
         assert found == (saved if saved in FORMATS else faster)
 
 
+@pytest.mark.parametrize("deterministic", ["warn", "strict"])
+def test_no_clock_decides_where_runs_are_to_be_repeated(deterministic: str) -> None:
+    config = config_of("resnet")
+    config.train.deterministic = deterministic
+    assert choose(config, GPU, str, lambda: pytest.fail("a probe"), 4) == "contiguous"
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_real_images_have_the_format_of_the_weights(name: str) -> None:
+    seen = []
+    G, D = nets("dcgan")
+    D.register_forward_pre_hook(lambda module, given: seen.append(given[0]))
+    step = GanStep(World(), G, D, StepOptions("hinge", memory_format=FORMATS[name]))
+    images, z = torch.zeros(4, 16, 16, 3, dtype=torch.uint8), torch.zeros(4, 8)
+    batch = StepBatch(images, None, z, z, torch.arange(4))
+    step.d_step(batch, torch.optim.SGD(D.parameters(), lr=0.1), StepHyperparams())
+    assert seen[0].is_contiguous(memory_format=FORMATS[name])
+
+
 @pytest.mark.parametrize("family", SMALL)
 @pytest.mark.parametrize("name", FORMATS)
 def test_the_probe_runs_both_networks(family: str, name: str) -> None:

@@ -40,7 +40,9 @@ class Recorder:
         self.net, self.gradients, self.defaults = net, {}, {"fused": True}
 
     def step(self) -> None:
-        self.gradients = {name: p.grad.clone() for name, p in self.net.named_parameters()}
+        self.gradients = {
+            name: p.grad.clone(memory_format=torch.contiguous_format) for name, p in self.net.named_parameters()
+        }
 
     def zero_grad(self, set_to_none: bool) -> None:
         self.net.zero_grad(set_to_none)

@@ -89,15 +89,18 @@ def sweep(config: Config, images: int) -> list[Row]:
     """Measure the speed of one rank by micro-batch, in turns; those that do not fit into memory are left out."""
     speeds: dict[int, list[float]] = {micro: [] for micro in _micro_batches(config)}
     memory: dict[int, float] = {}
+    formats: dict[int, str] = {}  # of weights; a probe chooses it once
     with temporary_run(config) as (config, world):
         if world.size > 1:
             raise ConfigError("--sweep measures one rank: start one process")
         for number in range(ROUNDS):
             for micro in list(speeds)[:: -1 if number % 2 else 1]:
                 train = replace(config.train, micro_batch=micro)
+                if micro in formats:
+                    train.memory_format = formats[micro]  # type: ignore[assignment]  # one of its values
                 folder = str(Path(config.run.dir) / f"{micro}-{number}")
                 try:
-                    found, peak = _speed(
+                    found, peak, formats[micro] = _speed(
                         replace(config, train=train, run=replace(config.run, dir=folder)), world, images
                     )
                     speeds[micro].append(found)
@@ -129,8 +132,8 @@ def _micro_batches(config: Config) -> list[int]:
     return found
 
 
-def _speed(config: Config, world: World, images: int) -> tuple[float, float]:
-    """Return images per second, and peak memory of a GPU in GB."""
+def _speed(config: Config, world: World, images: int) -> tuple[float, float, str]:
+    """Return images per second, peak memory of a GPU in GB, and the memory format."""
     images_of_iteration = config.train.batch * config.train.n_critic
     with running_trainer(config, world, make_batch_plan(config, 1)) as trainer:
         for _ in range(WARM_UP):
@@ -144,7 +147,8 @@ def _speed(config: Config, world: World, images: int) -> tuple[float, float]:
                 trainer.train_iteration()
             num = 2 + more
         seconds = _now(world) - started
-    return num * images_of_iteration / seconds, peak_memory(world.device).get("Resources/gpu_mem_peak_gb", 0.0)
+        memory = peak_memory(world.device).get("Resources/gpu_mem_peak_gb", 0.0)
+        return num * images_of_iteration / seconds, memory, trainer.learner.memory_format
 
 
 def _now(world: World) -> float:

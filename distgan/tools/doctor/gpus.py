@@ -38,7 +38,7 @@ def cards() -> Iterator[Finding]:
         free, total = torch.cuda.mem_get_info(number)
         told = f"{card.name}, {total / 1e9:.0f} GB, {free / 1e9:.0f} GB free, compute {card.major}.{card.minor}"
         if card.major < 8:
-            told += ", no bfloat16 (train.precision=fp32)"
+            told += ", no bfloat16 (set train.precision=fp32 and train.penalty_precision=fp32)"
         if not has_kernels(card.major, card.minor, kernels):
             told += f"; torch has kernels for {', '.join(kernels)}"
             yield Finding(f"gpu {number}", FAIL, told, "install a torch build for this card")

@@ -4,12 +4,15 @@ Neighbours on a busy machine stretch single rounds to twice their length, so the
 held to a bound: a loss of speed raises every round, a neighbour only some of them.
 """
 
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import benchmark
 import pytest
 import torch
+from processes import ROOT, environment
 
 
 @pytest.fixture(autouse=True)
@@ -44,3 +47,15 @@ def test_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_pack(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = figures(benchmark.bench_pack, tmp_path, monkeypatch)
     assert max(found.values()) <= 1.4
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize(
+    "command", ["memory_formats.py configs/sngan-cifar10-small.yaml 4 1", "penalty_precision.py 8"], ids=lambda c: c[:6]
+)
+def test_what_the_documentation_measures_runs(command: str) -> None:
+    script, *arguments = command.split()
+    run = [sys.executable, f"tests/e2e/{script}", *arguments]
+    done = subprocess.run(run, cwd=ROOT, env=environment(PYTHONPATH="."), capture_output=True, text=True)
+    assert done.returncode == 0 and done.stdout.strip(), done.stderr

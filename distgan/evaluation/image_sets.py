@@ -16,9 +16,19 @@ from distgan.data.pack_entry import InputEntry, InputListing, all_entries, place
 from distgan.errors import ConfigError, DataError
 from distgan.inference import sampling
 from distgan.inference.selection import parse_classes
+from distgan.metrics.extractors import PART_PIXELS
 from distgan.rng import host_rng
 
-CHUNKS = {"cpu": 64, "cuda": 256}  # consecutive images that one rank measures at a time, on each kind of device
+CHUNKS = {
+    "cpu": 64,
+    "cuda": 256,
+}  # consecutive images that one rank measures at a time, on each kind of device; at most
+
+
+def chunk_size(device: torch.device, resolution: int) -> int:
+    """Return the images that a rank measures at a time: whole forwards of G, fewer where they have many pixels."""
+    forward = sampling.chunk_size(resolution)
+    return max(forward, min(CHUNKS[device.type], PART_PIXELS // resolution**2) // forward * forward)
 
 
 class Images(NamedTuple):
@@ -36,9 +46,13 @@ class Images(NamedTuple):
 
 
 class ImageSet(Protocol):
-    """A set of `num` images. `read` leaves out corrupt ones; `reads_files` says whether it waits for a disk."""
+    """A set of `num` square images of one resolution.
+
+    `read` leaves out corrupt ones; `reads_files` says whether it waits for a disk.
+    """
 
     num: int
+    resolution: int
     reads_files: bool
 
     def read(self, numbers: np.ndarray) -> Images:
@@ -54,7 +68,7 @@ class GeneratedImages:
     def __init__(
         self, G: nn.Module, z_dim: int, resolution: int, *, seed: int, num: int, labels: np.ndarray | None
     ) -> None:
-        self.num, self.labels = num, labels
+        self.num, self.resolution, self.labels = num, resolution, labels
         self._sampler = sampling.Sampler(G, z_dim, seed, sampling.chunk_size(resolution))
 
     def read(self, numbers: np.ndarray) -> Images:
@@ -70,7 +84,7 @@ class ShardImages:
     reads_files = True
 
     def __init__(self, dataset: Dataset, options: DecodeOptions, threads: int) -> None:
-        self.num, self.dataset = dataset.num_samples, dataset
+        self.num, self.resolution, self.dataset = dataset.num_samples, options.resolution, dataset
         self._options, self._pool = options, ThreadPoolExecutor(threads)
         self.origin = {
             "shards": dataset.fingerprint,

@@ -20,7 +20,7 @@ from torch import Tensor
 from distgan.distributed.device_copy import copy_to_device
 from distgan.distributed.process_group import World
 from distgan.errors import ConfigError, DataError, MachineError
-from distgan.evaluation.image_sets import CHUNKS, Images, ImageSet, ShardImages, shares
+from distgan.evaluation.image_sets import Images, ImageSet, ShardImages, chunk_size, shares
 from distgan.metrics import frechet, reference_stats
 from distgan.metrics.extractors import Extractor
 from distgan.metrics.frechet import Moments
@@ -96,7 +96,7 @@ def extract(
     moments = Moments(extractor.dim, device)
     counts = torch.zeros(3, dtype=torch.float64, device=device)  # measured, gray, not finite
     numbers, points, logits, labels = [], [], [], []  # of the kept images; points and logits stay on the device
-    rounds = shares(images, world.rank, world.size, CHUNKS[device.type])
+    rounds = shares(images, world.rank, world.size, chunk_size(device, images.resolution))
     for round_number, share in enumerate(_with_progress(rounds, images.num, world)):
         if share is not None and len(share.numbers):
             pixels = copy_to_device(share.pixels, device)

@@ -31,6 +31,7 @@ class RestorationEval:
 
     def __init__(self, dataset: Dataset, recipe: Sequence[Step], decode: DecodeOptions, z_dim: int) -> None:
         self._dataset, self._recipe, self._decode, self._z_dim = dataset, recipe, decode, z_dim
+        self._chunk = sampling.chunk_size(decode.resolution)
         self._before: dict[str, float] = {}  # metrics of the degraded images, which stay the same
 
     def triples(self, G: nn.Module, num: int) -> list[np.ndarray]:
@@ -56,9 +57,9 @@ class RestorationEval:
         if not total:
             return {}
         own_chunks = {}
-        for start in range(world.rank * sampling.CHUNK, total, world.size * sampling.CHUNK):
+        for start in range(world.rank * self._chunk, total, world.size * self._chunk):
             numbers = range(
-                self._dataset.num_samples + start, self._dataset.num_samples + min(total, start + sampling.CHUNK)
+                self._dataset.num_samples + start, self._dataset.num_samples + min(total, start + self._chunk)
             )
             clean = self._clean(numbers, world.device)
             own_chunks[start] = [_psnr_and_ssim(self._restored(G, numbers, start), clean)]
@@ -96,7 +97,7 @@ class RestorationEval:
         def read_degraded(part: list[int]) -> Tensor:
             return self._degraded([numbers[latent - first] for latent in part], device)
 
-        images = sampling.Sampler(G, self._z_dim, 0).images(latents, labels, read_degraded)
+        images = sampling.Sampler(G, self._z_dim, 0, self._chunk).images(latents, labels, read_degraded)
         return torch.cat([image_grid.to_levels(part) for part in images])
 
 

@@ -52,7 +52,7 @@ class Part:
     reads_files = True
 
     def __init__(self, images: ShardImages, chosen: np.ndarray) -> None:
-        self.num = len(chosen)
+        self.num, self.resolution = len(chosen), images.resolution
         self._images, self._chosen = images, chosen
 
     def read(self, numbers: np.ndarray) -> Images:

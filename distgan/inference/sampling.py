@@ -38,7 +38,7 @@ class Sampler:
     G: nn.Module
     z_dim: int
     seed: int
-    chunk: int = CHUNK
+    chunk: int
 
     def pixels(
         self, numbers: Sequence[int], labels: Sequence[int] | None = None, degraded: ReadDegraded | None = None

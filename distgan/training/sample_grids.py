@@ -29,6 +29,7 @@ class SampleGrids:
         rows, self._columns = image_grid.grid_shape(config.sample.rows, config.sample.columns, len(seen))
         self._num = rows * self._columns
         self._labels = image_grid.grid_labels(rows, self._columns, seen)
+        self._chunk = sampling.chunk_size(config.data.resolution)
         self._reals: list[np.ndarray] = []
         self._held_out = None
         if restores(config):
@@ -48,7 +49,7 @@ class SampleGrids:
             triples = self._held_out.triples(G_ema, self._num // self._columns * self._triples)
             self._tracker.log_images("Samples/degraded_restored_clean", name, triples, self._triples)
         else:
-            sampler = sampling.Sampler(G_ema, z_dim, seed)
+            sampler = sampling.Sampler(G_ema, z_dim, seed, self._chunk)
             self._show("Samples/fakes_ema", name, list(sampler.pixels(range(self._num), self._labels)))
 
     def measure(self, G_ema: nn.Module, world: World) -> dict[str, float]:
@@ -59,7 +60,7 @@ class SampleGrids:
         """Log images of the generator itself, and real images augmented as D sees them, at probability `p`."""
         config = self._config
         if config.ema.half_life and self._held_out is None:
-            sampler = sampling.Sampler(G, config.model.z_dim, config.train.seed)
+            sampler = sampling.Sampler(G, config.model.z_dim, config.train.seed, self._chunk)
             self._show("Samples/fakes_raw", "raw.png", list(sampler.pixels(range(self._num), self._labels)))
         if config.augment.pipe != "none":
             reals = torch.from_numpy(np.stack(self._real_images())).permute(0, 3, 1, 2) / 127.5 - 1

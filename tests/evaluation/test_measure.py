@@ -17,8 +17,10 @@ from distgan.data.pack_inputs import list_inputs
 from distgan.data.shard_urls import find_shards
 from distgan.distributed.process_group import World
 from distgan.errors import ConfigError, DataError
+from distgan.evaluation import image_sets
 from distgan.evaluation.image_sets import Images, ListedImages, ShardImages, draw_labels
 from distgan.evaluation.measure import StopRequested, check_metrics, extract, measure, measure_reference
+from distgan.inference import sampling
 from distgan.metrics import frechet, reference_stats
 from distgan.metrics.extractors import Extractor, open_extractor
 from distgan.metrics.frechet import Moments
@@ -33,11 +35,15 @@ class Arrays:
     reads_files = False
 
     def __init__(self, pixels: torch.Tensor, labels: np.ndarray | None = None) -> None:
-        self.num, self._pixels, self._labels = len(pixels), pixels, labels
+        self.num, self.resolution = len(pixels), pixels.shape[-1]
+        self._pixels, self._labels = pixels, labels
 
     def read(self, numbers: np.ndarray) -> Images:
         pixels = self._pixels[torch.from_numpy(numbers)]
         return Images(numbers, pixels, None if self._labels is None else self._labels[numbers])
+
+
+READ = Arrays.read
 
 
 def noise(num: int, seed: int = 0, low: int = 0, high: int = 256) -> Arrays:
@@ -103,6 +109,22 @@ def test_features_are_those_of_a_single_pass(world: World, toy: Extractor) -> No
     torch.testing.assert_close(found.features.points, points[torch.from_numpy(found.numbers)], rtol=0, atol=1e-5)
     assert len(found.numbers) == 40
     assert found.features.gaussian.num == 150
+
+
+def test_a_chunk_has_fewer_large_images(world: World, toy: Extractor, monkeypatch: pytest.MonkeyPatch) -> None:
+    for kind in ("cpu", "cuda"):
+        for resolution in (8, 32, 200, 256, 300, 384, 512, 1000, 1024, 4096):
+            num, forward = image_sets.chunk_size(torch.device(kind), resolution), sampling.chunk_size(resolution)
+            assert 1 <= num <= image_sets.CHUNKS[kind]
+            assert num % forward == 0
+            assert (num == image_sets.CHUNKS[kind]) or resolution > 256
+            assert num * resolution**2 <= 256 * 256**2
+    assert image_sets.chunk_size(torch.device("cuda"), 1024) == 16
+    images, read = noise(40), []
+    images.resolution = 1024
+    monkeypatch.setattr(Arrays, "read", lambda self, numbers: (read.append(len(numbers)), READ(self, numbers))[1])
+    extract(world, toy, images, 0)
+    assert read == [16, 16, 8]
 
 
 def test_real_statistics_are_made_once_for_each_of_their_conditions(

@@ -21,16 +21,16 @@ def generator(num_classes: int = 3) -> nn.Module:
 def test_a_picture_does_not_depend_on_which_others_are_asked_for() -> None:
     G = generator()
     labels = [i % 3 for i in range(150)]
-    many = list(sampling.Sampler(G, 8, 5).pixels(range(150), labels))
+    many = list(sampling.Sampler(G, 8, 5, sampling.CHUNK).pixels(range(150), labels))
     for asked in ([0, 1, 2], [100, 101], [149], [7, 63, 64, 140], [90, 3, 3, 4]):
-        some = list(sampling.Sampler(G, 8, 5).pixels(asked, [labels[i] for i in asked]))
+        some = list(sampling.Sampler(G, 8, 5, sampling.CHUNK).pixels(asked, [labels[i] for i in asked]))
         assert [np.array_equal(picture, many[i]) for picture, i in zip(some, asked)] == [True] * len(asked), asked
-    twice = list(sampling.Sampler(G, 8, 5).pixels([4, 4], [0, 1]))  # one latent, two classes
+    twice = list(sampling.Sampler(G, 8, 5, sampling.CHUNK).pixels([4, 4], [0, 1]))  # one latent, two classes
     assert not np.array_equal(*twice)
     assert np.array_equal(twice[1], many[4])
-    other = list(sampling.Sampler(G, 8, 6).pixels(range(3), labels[:3]))
+    other = list(sampling.Sampler(G, 8, 6, sampling.CHUNK).pixels(range(3), labels[:3]))
     assert not np.array_equal(many[0], other[0])
-    assert list(sampling.Sampler(G, 8, 5).pixels([])) == []
+    assert list(sampling.Sampler(G, 8, 5, sampling.CHUNK).pixels([])) == []
 
 
 @pytest.mark.parametrize("classes", [0, 3])
@@ -45,9 +45,13 @@ def test_a_restored_picture_does_not_depend_on_how_many_are_asked_for(classes: i
         return torch.from_numpy(np.stack(drawn)).permute(0, 3, 1, 2)
 
     labels = [i % 3 for i in range(100)] if classes else None
-    many = list(sampling.Sampler(G, 8, 5).pixels(range(100), labels, degraded=read))
+    many = list(sampling.Sampler(G, 8, 5, sampling.CHUNK).pixels(range(100), labels, degraded=read))
     some = [3, 40, 70, 99]
-    few = list(sampling.Sampler(G, 8, 5).pixels(some, [labels[i] for i in some] if classes else None, degraded=read))
+    few = list(
+        sampling.Sampler(G, 8, 5, sampling.CHUNK).pixels(
+            some, [labels[i] for i in some] if classes else None, degraded=read
+        )
+    )
     assert all(np.array_equal(few[k], many[i]) for k, i in enumerate(some))
     off = [[np.abs(many[i].astype(int) - read([j])[0].permute(1, 2, 0).numpy()).mean() for j in (i, 7)] for i in some]
     assert all(own < 0.7 * other for own, other in off)  # by its own picture, not another's
@@ -55,7 +59,7 @@ def test_a_restored_picture_does_not_depend_on_how_many_are_asked_for(classes: i
 
 def test_sampling_leaves_the_mode_as_it_was() -> None:
     G = generator().train()
-    list(sampling.Sampler(G, 8, 0).pixels(range(2), [0, 1]))
+    list(sampling.Sampler(G, 8, 0, sampling.CHUNK).pixels(range(2), [0, 1]))
     assert G.training
 
 

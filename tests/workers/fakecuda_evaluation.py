@@ -71,6 +71,7 @@ class Files:
     """Images that come from the host."""
 
     reads_files = False
+    resolution = 32
     num = NUM_CHUNKS * CHUNKS["cuda"]
 
     def read(self, numbers: np.ndarray) -> Images:

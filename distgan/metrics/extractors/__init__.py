@@ -22,6 +22,7 @@ from distgan.rng import host_rng
 
 IMAGENET_MEAN = (255 * 0.485, 255 * 0.456, 255 * 0.406)
 IMAGENET_STD = (255 * 0.229, 255 * 0.224, 255 * 0.225)
+PART_PIXELS = 256 * 256**2  # pixels of the images of a part at most
 VERSION = 1  # of the steps from pixels to features; another number changes every identity
 
 
@@ -62,10 +63,10 @@ class Toy(nn.Module):
 class Extractor:
     """Maps images to features, by a frozen network.
 
-    Images are processed in parts of a fixed number, the last one filled up, in float32 even inside autocast or with
-    TF32: so the features of an image have the same bits wherever it has the same place in a part, as image i of a call
-    always has. At another place they may differ in the last bits, since kernels treat the rows at the end of a matrix
-    differently.
+    Images are processed in parts, of fewer images above 256 pixels, the last part filled up, in float32 even inside
+    autocast or with TF32: so among images of one size, the features of an image have the same bits wherever it has the
+    same place in a part, as image i of a call always has. At another place they may differ in the last bits, since
+    kernels treat the rows at the end of a matrix differently.
 
     Attributes:
         name: A key of `EXTRACTORS`.
@@ -73,6 +74,7 @@ class Extractor:
         key_prefix: Name of the Fréchet distance: "fid" with the pinned weights of Inception and TensorFlow 1's
             resizing, else "fd_<name>", followed by the resizer if it is not the default one.
         dim: Length of a feature vector.
+        part: Images of a forward, at most. Who never passes as many at a time may lower it.
         num_logits: Classes that the network was trained for, 0 if it has no logits.
     """
 
@@ -90,7 +92,7 @@ class Extractor:
         self._resize, self._size = RESIZERS[resizer], kind.size
         self._mean, self._std = (torch.tensor(v, device=device).view(-1, 1, 1) for v in (kind.mean, kind.std))
         self._device = device
-        self._part = 256 if device.type == "cuda" else 16
+        self.part = 256 if device.type == "cuda" else 16
 
     def __call__(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
         """Map uint8 [B, 3, H, W] to features float32 [B, dim], and logits float32 [B, num_logits] or None.
@@ -106,20 +108,21 @@ class Extractor:
             )
         features = torch.empty(len(images), self.dim, device=self._device)
         logits = torch.empty(len(images), self.num_logits, device=self._device) if self.num_logits else None
-        for start in range(0, len(images), self._part):
-            part = slice(start, min(start + self._part, len(images)))
-            features[part], part_logits = self._features(images[part])
+        size = max(1, min(self.part, PART_PIXELS // max(1, images.shape[2:].numel())))
+        for start in range(0, len(images), size):
+            part = slice(start, min(start + size, len(images)))
+            features[part], part_logits = self._features(images[part], size)
             if logits is not None and part_logits is not None:
                 logits[part] = part_logits
         return features, logits
 
     @torch.no_grad()
-    def _features(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Return features and logits of one part: uint8 [P, C, H, W] with at most `_part` images."""
+    def _features(self, images: Tensor, size: int) -> tuple[Tensor, Tensor | None]:
+        """Return features and logits of one part: uint8 [P, C, H, W], filled up to `size` images."""
         num = len(images)
         images = images.to(self._device)
-        if num < self._part:
-            images = images[torch.arange(self._part, device=self._device) % num]
+        if num < size:
+            images = images[torch.arange(size, device=self._device) % num]
         with _exact_float32(self._device):
             # One layout in memory, whatever that of the images is: kernels of another one round differently.
             x = self._resize(images.expand(-1, 3, -1, -1).float().contiguous(), self._size)

@@ -5,6 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from distgan.errors import ConfigError
+from distgan.metrics import extractors
 from distgan.metrics.extractors import EXTRACTORS, Extractor, Kind, open_extractor
 from distgan.metrics.extractors.resize import RESIZERS
 from distgan.metrics.weights import WEIGHTS
@@ -73,6 +74,18 @@ def test_features_do_not_depend_on_the_batch(toy: Extractor, sizes: list[int]) -
     torch.testing.assert_close(torch.cat([f for f, _ in parts]), features, rtol=0, atol=2e-6)
     torch.testing.assert_close(torch.cat([logits for _, logits in parts]), logits, rtol=0, atol=2e-6)
     assert torch.equal(toy(images[16:])[0], features[16:])
+
+
+def test_a_part_has_fewer_large_images_and_is_filled_up(
+    spied: tuple[Extractor, Spy], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    extractor, spy = spied
+    sizes: list[int] = []
+    spy.register_forward_pre_hook(lambda _, given: sizes.append(len(given[0])))
+    monkeypatch.setattr(extractors, "PART_PIXELS", 6 * 16 * 16)
+    for side in (8, 16, 32, 64):
+        extractor(torch.zeros(20, 3, side, side, dtype=torch.uint8))
+    assert sizes == [16] * 2 + [6] * 4 + [1] * 40
 
 
 def test_no_images_have_no_features(toy: Extractor) -> None:

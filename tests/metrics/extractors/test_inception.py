@@ -43,7 +43,7 @@ def images() -> Tensor:
 
 def extract(net: Inception, images: Tensor) -> tuple[Tensor, Tensor]:
     extractor = Extractor("inception", EXTRACTORS["inception"], net, "drawn", "tf1_bilinear", torch.device("cpu"))
-    extractor._part = 2
+    extractor.part = 2
     return extractor(images)
 
 
@@ -165,7 +165,7 @@ def test_the_published_form_of_the_file_is_loaded_and_gives_fid(
     sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
     monkeypatch.setitem(WEIGHTS, "inception", WEIGHTS["inception"]._replace(sha256=sha256))
     extractor = open_extractor("inception", weights=str(path))
-    extractor._part = 2
+    extractor.part = 2
     assert extractor.key_prefix == "fid"
     assert extractor.identity == f"inception:{sha256[:12]}:pool3:299:tf1_bilinear:v1"
     assert torch.equal(extractor(images)[0], found[0])

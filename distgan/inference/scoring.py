@@ -26,7 +26,6 @@ log = logging.getLogger("distgan")
 Score = Callable[[Tensor, Tensor | None], Tensor]
 SCORES = ("discriminator", "nearest-real")
 NUM_REALS = 4096  # real images that distances are measured to
-READ = 64  # images that are read at a time
 
 
 def open_score(name: str, path: str | Path, chunk: int, device: torch.device) -> Score:
@@ -46,13 +45,17 @@ def open_score(name: str, path: str | Path, chunk: int, device: torch.device) ->
     if name == "discriminator":
         D = load_discriminator(path, chunk, device)
         return lambda images, labels: D(images, labels).float()
-    return NearestRealScore(load_config(path), device)
+    return NearestRealScore(load_config(path), chunk, device)
 
 
 class NearestRealScore:
-    """Score images by the negative distance to the nearest of NUM_REALS real images, always the same ones."""
+    """Score images by the negative distance to the nearest of NUM_REALS real images, always the same ones.
 
-    def __init__(self, config: Config, device: torch.device) -> None:
+    Args:
+        chunk: Images of a call. Real images are read as many at a time.
+    """
+
+    def __init__(self, config: Config, chunk: int, device: torch.device) -> None:
         data, settings = config.data, config.eval
         shards = settings.reference or data.shards
         if str(shards).endswith(".npz"):
@@ -60,6 +63,7 @@ class NearestRealScore:
         self._extractor = open_extractor(
             settings.extractor, settings.weights, settings.resizer, device, settings.download
         )
+        self._extractor.part = min(self._extractor.part, chunk)  # else it would fill each chunk up
         source = ByteRangeReader(timeout_sec=data.timeout_sec, cache_bytes=data.cache_mb * 2**20)
         try:
             options = DatasetOptions(image=data.image_key, allow_corrupt=data.allow_corrupt)
@@ -67,7 +71,7 @@ class NearestRealScore:
             numbers = host_rng.permutation(host_rng.key(0, "realism"), dataset.num_samples)[:NUM_REALS]
             log.info(f"reading {len(numbers):,} real images, with {settings.extractor}")
             features = []
-            for part in np.array_split(np.sort(numbers), -(-len(numbers) // READ)):
+            for part in np.split(np.sort(numbers), range(chunk, len(numbers), chunk)):
                 pixels = [dataset.read(int(i), decode_options(data)) for i in part]
                 features.append(self._extractor(torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2))[0])
         finally:

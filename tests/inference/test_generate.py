@@ -20,10 +20,11 @@ from runs import make_digits, untrained, write_config
 from distgan import data, load_generator, open_stream
 from distgan.cli.main import main
 from distgan.errors import ConfigError
+from distgan.inference import scoring
 from distgan.inference.generate import GenerateOptions, generate
 from distgan.inference.loading import load_discriminator
 from distgan.inference.scoring import NUM_REALS
-from distgan.metrics.extractors import open_extractor
+from distgan.metrics.extractors import Toy, open_extractor
 from distgan.storage.checkpoint import load as load_checkpoint
 
 
@@ -134,6 +135,23 @@ def test_the_filter_keeps_what_is_nearest_to_real_images(tmp_path: Path) -> None
     fakes = np.stack(list(load_generator(run, "cpu").pictures(range(100), seed=3)))
     distances = torch.cdist(toy(torch.from_numpy(fakes).permute(0, 3, 1, 2))[0].double(), reals.double()).amin(1)
     assert files == set(distances.argsort()[:40].tolist())
+
+
+@pytest.mark.parametrize("chunk", [4, 16])
+def test_the_filter_gives_the_extractor_as_many_images_as_it_takes(
+    chunk: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No forward is filled up, but the last one of the real images."""
+    digits = make_digits(tmp_path / "digits")
+    run = untrained(tmp_path / "run", f"data.shards={digits}", "eval.extractor=toy")
+    monkeypatch.setattr(scoring, "NUM_REALS", 2 * chunk + 1)
+    sizes: list[int] = []
+    forward = Toy.forward
+    monkeypatch.setattr(Toy, "forward", lambda net, x: (sizes.append(len(x)), forward(net, x))[1])
+    score = scoring.open_score("nearest-real", run, chunk, torch.device("cpu"))
+    assert sizes == [chunk] * 3
+    score(torch.zeros(chunk, 3, 16, 16), None)
+    assert sizes == [chunk] * 4
 
 
 def test_single_images_of_two_sets_never_share_a_folder(tmp_path: Path, run: Path) -> None:

@@ -16,7 +16,7 @@ pytestmark = pytest.mark.timeout(900)  # one process does the work of all quick 
 EVENT = "device_copy.py:wait waits for an event"
 DOCUMENTED = {
     EVENT: "for the copy of the batch before",
-    "schedulers.py:update takes a number": "where a controller acts",
+    "schedulers.py:update takes a number": "where a controller updates",
     "gan_step.py:_update takes a number": "`optim.*.name=rmsprop`",
 }
 BALANCE = "balance.adapt=d_lr"

@@ -6,7 +6,11 @@ from urllib.parse import quote, unquote
 HIDDEN_COMMAND = "pipe:[not shown]"  # in place of a command, which may hold a token anywhere
 _SCHEME = re.compile(r"(?<![\w+.\-/?#;&%@])(?!file://)[\w+.-]*://")  # not within an address, whose secret may hold ://
 _COMMAND = re.compile(r"(?:^|(?<=[\s=\[,'\"{:]))pipe:")
-_LINKED = re.compile(r"::(?=[\w+.-]+:)")  # joins addresses to a chain
+# Joins addresses to a chain. Any other name after it may be part of a user, a password or a token.
+_LINKED = re.compile(
+    r"::(?=(?:file|local|memory|https?|s?ftp|ssh|s3a?|gc?s|az|abfss?|adl|hf|oss|(?:web)?hdfs|github|zip|tar"
+    r"|(?:simple|file|block)cache)(?:://|::))"
+)
 _SECRET_FROM = re.compile(r"[?#;]")
 _SHORTEST = 3  # shorter parts of a secret are replaced only together with the rest
 

@@ -27,6 +27,9 @@ ODD = st.text("{}[]()<>,;:'\"` /\\?#&=@%$|!*~^+._-aZ9ü", max_size=6)
 @example(before="a/", after="/b", where="password")
 @example(before="a?", after="", where="password")
 @example(before="a@", after="@b/", where="password")
+@example(before="::", after="", where="user")
+@example(before="::", after="://", where="value")
+@example(before="a::", after="://b", where="password")
 def test_no_character_lets_a_secret_out(before: str, after: str, where: str) -> None:
     secret = f"{before}{CANARY}{after}"
     url = {

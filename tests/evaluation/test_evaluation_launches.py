@@ -26,10 +26,7 @@ ALLOWED = {"generate": {PIXELS: 1}, "keep-best": {PIXELS: 1, SCORES: 1}}
 
 @pytest.fixture(scope="module")
 def library() -> Path:
-    built = fakecuda.library()
-    if isinstance(built, str):
-        pytest.skip(built)
-    return built
+    return fakecuda.library_or_skip()
 
 
 @pytest.fixture(scope="module")

@@ -13,11 +13,14 @@ import os
 import shutil
 import subprocess
 import sys
+import traceback
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from unittest import mock
 
+import pytest
 import torch
 from processes import ROOT, WORKERS, environment
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -25,6 +28,8 @@ from torch.utils._pytree import tree_leaves
 from unordered import is_refused
 
 import distgan
+from distgan.config.load import load
+from distgan.config.schema import Config
 
 PACKAGE = str(Path(distgan.__file__).parent) + os.sep
 SOURCE = Path(__file__).parent / "fakecuda.cpp"
@@ -124,6 +129,33 @@ def run(library: Path, cases: Iterable[Case], timeout: float = 800, worker: str 
     done = subprocess.run(command, env=more, input=text, capture_output=True, text=True, timeout=timeout)
     assert done.returncode == 0, f"{done.stderr[-5000:]}\nended with {done.returncode}"
     return {found["name"]: found for found in map(json.loads, done.stdout.splitlines())}
+
+
+def library_or_skip() -> Path:
+    """The library to preload; without it the test is skipped with the reason."""
+    built = library()
+    if isinstance(built, str):
+        pytest.skip(built)
+    return built
+
+
+def answer(count: Callable[[Case, Config], dict], faults: Mapping[str, tuple], settings: Sequence[str]) -> None:
+    """In the process that `run` starts: count each case of stdin, under its fault, and print what was found.
+
+    Args:
+        faults: Arguments of `mock.patch.object`, by the name of a fault; "" for none.
+        settings: Come before those of a case.
+    """
+    for line in sys.stdin:
+        case = Case(**json.loads(line))
+        try:
+            config = load(str(ROOT / "configs" / case.config), [*settings, *case.settings])
+            with mock.patch.object(*faults[case.fault]):
+                found = count(case, config)
+        except Exception as error:
+            traceback.print_exc()
+            found = {"error": f"{type(error).__name__}: {error}"[:1000]}
+        print(json.dumps({"name": case.name} | found), flush=True)
 
 
 class Counts(TorchDispatchMode):

@@ -37,10 +37,7 @@ WAITING = [
 
 @pytest.fixture(scope="module")
 def library() -> Path:
-    built = fakecuda.library()
-    if isinstance(built, str):
-        pytest.skip(built)
-    return built
+    return fakecuda.library_or_skip()
 
 
 @pytest.fixture(scope="module")

@@ -6,12 +6,8 @@ caches.
 """
 
 import contextlib
-import json
-import sys
-import traceback
 import types
 from collections.abc import Callable, Iterable, Iterator
-from pathlib import Path
 from unittest import mock
 
 import fakecuda
@@ -22,7 +18,6 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
 from distgan.config.decode_options import decode_options
-from distgan.config.load import load
 from distgan.config.schema import Config
 from distgan.data.image_grid import to_levels
 from distgan.distributed.process_group import World
@@ -219,17 +214,7 @@ FAULTS = {
 
 
 def main() -> None:
-    configs = Path(__file__).parents[2] / "configs"
-    for line in sys.stdin:
-        case = fakecuda.Case(**json.loads(line))
-        try:
-            config = load(str(configs / case.config), ["data.shards=none", *case.settings])
-            with mock.patch.object(*FAULTS[case.fault]):
-                found = count(case.name.split()[0], config)
-        except Exception as error:
-            traceback.print_exc()
-            found = {"error": f"{type(error).__name__}: {error}"[:1000]}
-        print(json.dumps({"name": case.name} | found), flush=True)
+    fakecuda.answer(lambda case, config: count(case.name.split()[0], config), FAULTS, ["data.shards=none"])
 
 
 if __name__ == "__main__":

@@ -7,10 +7,7 @@ those that the batches hold, each of which is to be copied once.
 
 import contextlib
 import functools
-import json
-import sys
 import tempfile
-import traceback
 import types
 from pathlib import Path
 from unittest import mock
@@ -22,7 +19,6 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import _disable_current_modes
 
 from distgan.config.batch_plan import make_batch_plan
-from distgan.config.load import load
 from distgan.config.schema import Config, restores
 from distgan.data.dataset import Dataset
 from distgan.data.loader import Batch
@@ -235,20 +231,10 @@ FAULTS = {
 
 
 def main() -> None:
-    configs = Path(__file__).parents[2] / "configs"
     with tempfile.TemporaryDirectory() as folder:
         shards = Path(folder) / "shards"
         write_shards(shards, num=64, side=32)  # opened, never read
-        for line in sys.stdin:
-            case = fakecuda.Case(**json.loads(line))
-            try:
-                config = load(str(configs / case.config), [f"data.shards={shards}", *SETTINGS, *case.settings])
-                with mock.patch.object(*FAULTS[case.fault]):
-                    found = count(config)
-            except Exception as error:
-                traceback.print_exc()
-                found = {"error": f"{type(error).__name__}: {error}"[:1000]}
-            print(json.dumps({"name": case.name} | found), flush=True)
+        fakecuda.answer(lambda case, config: count(config), FAULTS, [f"data.shards={shards}", *SETTINGS])
 
 
 if __name__ == "__main__":

@@ -36,16 +36,16 @@ def cards() -> Iterator[Finding]:
     for number in range(torch.cuda.device_count()):
         card = torch.cuda.get_device_properties(number)
         free, total = torch.cuda.mem_get_info(number)
-        told = f"{card.name}, {total / 1e9:.0f} GB, {free / 1e9:.0f} GB free, compute {card.major}.{card.minor}"
+        description = f"{card.name}, {total / 1e9:.0f} GB, {free / 1e9:.0f} GB free, compute {card.major}.{card.minor}"
         if card.major < 8:
-            told += ", no bfloat16 (set train.precision=fp32 and train.penalty_precision=fp32)"
+            description += ", no bfloat16 (set train.precision=fp32 and train.penalty_precision=fp32)"
         if not has_kernels(card.major, card.minor, kernels):
-            told += f"; torch has kernels for {', '.join(kernels)}"
-            yield Finding(f"gpu {number}", FAIL, told, "install a torch build for this card")
+            description += f"; torch has kernels for {', '.join(kernels)}"
+            yield Finding(f"gpu {number}", FAIL, description, "install a torch build for this card")
         elif free < 0.8 * total:
-            yield Finding(f"gpu {number}", WARN, told, "another process holds its memory: see nvidia-smi")
+            yield Finding(f"gpu {number}", WARN, description, "another process holds its memory: see nvidia-smi")
         else:
-            yield Finding(f"gpu {number}", OK, told)
+            yield Finding(f"gpu {number}", OK, description)
 
 
 def _torch() -> ModuleType | Exception:
@@ -88,17 +88,19 @@ def _known_to_driver() -> list[str]:
 
 def _driver_and_torch(known: list[str], cuda: str | None, available: bool, why_not: Callable[[], str]) -> Finding:
     """Tell whether torch, built for this CUDA or none, can use the cards that the driver knows."""
-    told = f"lists {len(known)} card(s): {'; '.join(dict.fromkeys(known))}" if known else "no nvidia-smi"
+    description = f"lists {len(known)} card(s): {'; '.join(dict.fromkeys(known))}" if known else "no nvidia-smi"
     hidden = os.environ.get("CUDA_VISIBLE_DEVICES")
     if available:
-        return Finding("driver", OK, told)
+        return Finding("driver", OK, description)
     if cuda is None:
-        return Finding("driver", FAIL, f"{told}, but torch is built for the CPU only", "install a CUDA build of torch")
+        return Finding(
+            "driver", FAIL, f"{description}, but torch is built for the CPU only", "install a CUDA build of torch"
+        )
     if hidden in ("", "-1"):
         cure = "unset CUDA_VISIBLE_DEVICES, or ask SLURM for GPUs"
-        return Finding("driver", FAIL, f"{told}, but CUDA_VISIBLE_DEVICES={hidden!r} hides them", cure)
+        return Finding("driver", FAIL, f"{description}, but CUDA_VISIBLE_DEVICES={hidden!r} hides them", cure)
     cure = f"update the driver, or install a torch for an older CUDA than {cuda}"
-    return Finding("driver", FAIL, f"{told}, but torch cannot use them: {why_not()}", cure)
+    return Finding("driver", FAIL, f"{description}, but torch cannot use them: {why_not()}", cure)
 
 
 def _why_not() -> str:

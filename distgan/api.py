@@ -16,6 +16,7 @@ from distgan.data.shuffle import ShuffleLayout, ShuffleOrder
 from distgan.distributed.launch_env import init_rank_env
 from distgan.distributed.preemption import handle_signals
 from distgan.errors import ConfigError
+from distgan.image_spec import square
 from distgan.storage.byte_ranges import ByteRangeReader
 
 
@@ -84,7 +85,7 @@ def open_stream(
         opened.callback(source.close)
         dataset = Dataset(find_shards(shards), source, DatasetOptions(labels=labels))
         plan = ShuffleOrder(dataset.counts, ShuffleLayout.choose(dataset.num_samples, dataset.mean_bytes, batch), seed)
-        options = StreamOptions(batch, DecodeOptions(resolution), threads=threads)
+        options = StreamOptions(batch, DecodeOptions(square(resolution)), threads=threads)
         stream = Stream(dataset, plan, options, start=start, ranks=RankInfo(rank, world))
         stream.closing = opened.pop_all()
     return stream

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from distgan.config.fields import key
+from distgan.image_spec import ImageSpec, square
 from distgan.metrics.names import EVAL_METRICS
 from distgan.transforms import degrade_spec
 
@@ -340,12 +341,17 @@ def best_metric(settings: Eval) -> str:
     return settings.best_metric or next((name for name in settings.metrics if EVAL_METRICS[name]), "")
 
 
+def image_spec(data: Data) -> ImageSpec:
+    """Return the channels, size and values of a run's images."""
+    return square(data.resolution)
+
+
 def network_options(config: Config) -> dict[str, Any]:
     """Return the arguments of `models.networks.build_nets`, but for the number of classes."""
     model = config.model
     return {
         "family": model.family,
-        "resolution": config.data.resolution,
+        "image": image_spec(config.data),
         "z_dim": model.z_dim,
         "G": model.G,
         "D": model.D,

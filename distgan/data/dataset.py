@@ -150,7 +150,7 @@ class Dataset:
         """Read one image, uint8 [R, R, 3]; white where it is corrupt. Of a pair, either."""
         shard, located, place = self._find(sample)
         offset, length = located.image_parts[degraded]
-        out = np.empty((options.resolution, options.resolution, 3), np.uint8)
+        out = np.empty(options.image.shape, options.image.dtype)
         try:
             check_bytes(int(length[place]))
             data = self.source.cached(self.urls[shard], int(offset[place]), int(length[place]))

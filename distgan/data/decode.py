@@ -16,6 +16,7 @@ from PIL import Image, ImageFile
 from distgan.data import image_structure
 from distgan.data.image_format import MAX_PIXELS, CorruptImage, Range, TooLarge, open_image, silence_pillow
 from distgan.data.memory_budget import MemoryBudget
+from distgan.image_spec import ImageSpec
 
 FILTERS = {"lanczos": Image.Resampling.LANCZOS, "area": Image.Resampling.BOX, "bicubic": Image.Resampling.BICUBIC}
 JPEG = b"\xff\xd8\xff"
@@ -54,7 +55,7 @@ class DecodeOptions:
     """The rule by which images of any size become square and of one size.
 
     Attributes:
-        resolution: Side in pixels.
+        image: Channels, size and values of the result.
         filter: Resampling filter: "lanczos", "area" or "bicubic".
         crop: "center" takes the largest centered square, "stretch" the whole image.
         max_pixels: Larger images count as corrupt.
@@ -62,7 +63,7 @@ class DecodeOptions:
             remove; what is decoded is still twice as large as the result.
     """
 
-    resolution: int
+    image: ImageSpec
     filter: str = "lanczos"
     crop: str = "center"
     max_pixels: int = MAX_PIXELS
@@ -160,12 +161,12 @@ def decode_into(data: bytes, out: np.ndarray, options: DecodeOptions) -> bool:
         except ValueError:
             pass  # `decode` says why
     with contextlib.ExitStack() as hold:
-        least = 2 * options.resolution if options.scaled else 0
+        least = 2 * options.image.height if options.scaled else 0
         pixels = decode(data, max_pixels=options.max_pixels, least=least, hold=hold).pixels
         if pixels.shape == out.shape:
             out[:] = pixels
             return False
-        out[:] = fit(pixels, options.resolution, options.filter, options.crop)
+        out[:] = fit(pixels, options.image.height, options.filter, options.crop)
         return True
 
 

@@ -126,7 +126,7 @@ class Stream(Iterator[Batch]):
         self._free: queue.SimpleQueue[list[np.ndarray] | None] = queue.SimpleQueue()
         self._ready: queue.SimpleQueue[Batch | BaseException] = queue.SimpleQueue()
         self._taken: list[np.ndarray] | None = None  # buffers of the batch that the caller has now
-        shape = (self._local, options.decode.resolution, options.decode.resolution, 3)
+        shape = (self._local, *options.decode.image.shape)
         for _ in range(options.prefetch + 1):
             self._free.put([options.allocate(shape) for _ in range(2 if dataset.pairs else 1)])
         bounds = np.linspace(0, self._local, min(options.threads, self._local) + 1).astype(int)

@@ -84,12 +84,12 @@ class ShardImages:
     reads_files = True
 
     def __init__(self, dataset: Dataset, options: DecodeOptions, threads: int) -> None:
-        self.num, self.resolution, self.dataset = dataset.num_samples, options.resolution, dataset
+        self.num, self.resolution, self.dataset = dataset.num_samples, options.image.height, dataset
         self._options, self._pool = options, ThreadPoolExecutor(threads)
         self.origin = {
             "shards": dataset.fingerprint,
             "images": dataset.num_samples,
-            "resolution": options.resolution,
+            "resolution": options.image.height,
             "labels": dataset.num_classes,
             "max_pixels": options.max_pixels,
             "filter": options.filter,
@@ -98,7 +98,7 @@ class ShardImages:
 
     def read(self, numbers: np.ndarray) -> Images:
         """Read images by their numbers."""
-        pixels = np.empty((len(numbers), self._options.resolution, self._options.resolution, 3), np.uint8)
+        pixels = np.empty((len(numbers), *self._options.image.shape), np.uint8)
         results = list(self._pool.map(self._read_into, numbers.tolist(), pixels))
         labels = np.array([label for label, _ in results], np.int64)
         good = np.array([is_good for _, is_good in results], bool)

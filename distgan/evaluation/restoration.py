@@ -31,7 +31,7 @@ class RestorationEval:
 
     def __init__(self, dataset: Dataset, recipe: Sequence[Step], decode: DecodeOptions, z_dim: int) -> None:
         self._dataset, self._recipe, self._decode, self._z_dim = dataset, recipe, decode, z_dim
-        self._chunk = sampling.chunk_size(decode.resolution)
+        self._chunk = sampling.chunk_size(decode.image.height)
         self._before: dict[str, float] = {}  # metrics of the degraded images, which stay the same
 
     def triples(self, G: nn.Module, num: int) -> list[np.ndarray]:

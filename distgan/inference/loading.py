@@ -16,6 +16,7 @@ from distgan.config.schema import Config, network_options
 from distgan.distributed.gpus import require_usable_gpus
 from distgan.distributed.launch_env import local_rank
 from distgan.errors import ConfigError, DataError
+from distgan.image_spec import square
 from distgan.inference.exported_folder import is_exported, read_exported
 from distgan.inference.trained_generator import Spec, TrainedGenerator
 from distgan.inference.weight_budget import weight_budget
@@ -159,7 +160,7 @@ def _build_generator(spec: Spec, weights: dict[str, Tensor], folder: Path) -> nn
         raise DataError(f"{folder}: a generator of {spec.num_classes} classes, none of which was trained")
     # The fork keeps the caller's random state: the initial weights are replaced anyway.
     with torch.random.fork_rng(devices=[]), weight_budget(folder, weights):
-        return MODELS[spec.family].generator(spec.resolution, spec.z_dim, spec.num_classes, **settings)
+        return MODELS[spec.family].generator(square(spec.resolution), spec.z_dim, spec.num_classes, **settings)
 
 
 def _require_arguments(net: nn.Module, expected: list[str], family: str) -> None:

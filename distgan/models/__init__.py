@@ -15,9 +15,9 @@ class Family(NamedTuple):
     """The two networks of a family.
 
     Attributes:
-        generator: Class of G, made by (resolution, z_dim, num_classes, ...): G(z, labels) -> images [B, 3, R, R] in
+        generator: Class of G, made by (image, z_dim, num_classes, ...): G(z, labels) -> images [B, 3, R, R] in
             -1..1. A G that restores images is called as G(images, z, labels).
-        discriminator: Class of D, made by (resolution, num_classes, ...): D(images, labels, features=False) -> logits
+        discriminator: Class of D, made by (image, num_classes, ...): D(images, labels, features=False) -> logits
             [B].
         revision: Number that is raised when the same weights come to mean another function; checkpoints and exports of
             an older revision are then refused.

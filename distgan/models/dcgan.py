@@ -12,6 +12,7 @@ import math
 import torch
 from torch import Tensor, nn
 
+from distgan.image_spec import ImageSpec
 from distgan.models.epilogue import Epilogue, MakeEpilogue
 from distgan.models.weight_init import init_normal
 
@@ -20,7 +21,7 @@ class Generator(nn.Module):
     """Map z [B, z_dim] (and labels [B]) to images [B, 3, R, R] in -1..1.
 
     Args:
-        resolution: R, a power of two.
+        image: Size of the images; R is a power of two.
         num_classes: 0 for an unconditional generator; else an embedding of the label is appended to z.
         base_channels: Channels of the last hidden stage, at half the resolution.
         max_channels: Upper bound on the channels of the other stages.
@@ -30,7 +31,7 @@ class Generator(nn.Module):
 
     def __init__(
         self,
-        resolution: int,
+        image: ImageSpec,
         z_dim: int,
         num_classes: int,
         base_channels: int,
@@ -39,6 +40,7 @@ class Generator(nn.Module):
         embed_dim: int,
     ) -> None:
         super().__init__()
+        resolution = image.height
         self.embed = nn.Embedding(num_classes, embed_dim) if num_classes else None
         sides = [2**i for i in range(2, resolution.bit_length() - 1)]  # 4, 8 ... R / 2
         channels = [min(max_channels, base_channels * resolution // (2 * side)) for side in sides]
@@ -66,7 +68,7 @@ class Discriminator(nn.Module):
 
     def __init__(
         self,
-        resolution: int,
+        image: ImageSpec,
         num_classes: int,
         base_channels: int,
         max_channels: int,
@@ -74,6 +76,7 @@ class Discriminator(nn.Module):
         epilogue: MakeEpilogue = Epilogue,
     ) -> None:
         super().__init__()
+        resolution = image.height
         sides = [2**i for i in range(resolution.bit_length() - 2, 1, -1)]  # R / 2 ... 8, 4
         channels = [3] + [min(max_channels, base_channels * resolution // (2 * side)) for side in sides]
         self.stages = nn.ModuleList()

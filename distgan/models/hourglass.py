@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from distgan.image_spec import ImageSpec
 from distgan.models.epilogue import Epilogue, MakeEpilogue
 from distgan.models.weight_init import init_normal
 
@@ -103,7 +104,7 @@ class Generator(nn.Module):
 
     def __init__(
         self,
-        resolution: int,
+        image: ImageSpec,
         z_dim: int,
         num_classes: int,
         base_channels: int = 128,
@@ -111,6 +112,7 @@ class Generator(nn.Module):
         norm: str = "batch",
     ) -> None:
         super().__init__()
+        resolution = image.height
         _check(resolution, 8, "generator")
         self.resolution = resolution
         self.embed = nn.Embedding(num_classes, embed_dim) if num_classes else None
@@ -148,13 +150,14 @@ class Discriminator(nn.Module):
 
     def __init__(
         self,
-        resolution: int,
+        image: ImageSpec,
         num_classes: int,
         base_channels: int = 128,
         norm: str = "batch",
         epilogue: MakeEpilogue = Epilogue,
     ) -> None:
         super().__init__()
+        resolution = image.height
         _check(resolution, 32, "discriminator")
         channels, side = _DISCRIMINATOR[-1].channels * base_channels, resolution // 32
         self.stages = nn.ModuleList(_stages(_DISCRIMINATOR, resolution, base_channels, norm))

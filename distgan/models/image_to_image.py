@@ -13,6 +13,7 @@ import math
 import torch
 from torch import Tensor, nn
 
+from distgan.image_spec import ImageSpec
 from distgan.models.epilogue import Epilogue, MakeEpilogue
 from distgan.models.weight_init import init_normal
 
@@ -25,7 +26,7 @@ class Generator(nn.Module):
     Both are in -1..1; with `residual`, restored values may be outside.
 
     Args:
-        resolution: R, a power of two.
+        image: Size of the images; R is a power of two.
         z_dim: Z, the length of an image's code.
         num_classes: 0 for an unconditional generator; else an embedding of the label is appended to the code.
         base_channels: Channels at half the resolution; they double as the side halves.
@@ -38,7 +39,7 @@ class Generator(nn.Module):
 
     def __init__(
         self,
-        resolution: int,
+        image: ImageSpec,
         z_dim: int,
         num_classes: int,
         base_channels: int,
@@ -50,6 +51,7 @@ class Generator(nn.Module):
         embed_dim: int,
     ) -> None:
         super().__init__()
+        resolution = image.height
         self.skips, self.residual, self.noise = skips, residual, noise
         self.embed = nn.Embedding(num_classes, embed_dim) if num_classes else None
         channels = _channels(resolution, 4, base_channels, max_channels)  # at R / 2 ... 8, 4
@@ -103,7 +105,7 @@ class Discriminator(nn.Module):
 
     def __init__(
         self,
-        resolution: int,
+        image: ImageSpec,
         num_classes: int,
         base_channels: int,
         max_channels: int,
@@ -113,6 +115,7 @@ class Discriminator(nn.Module):
         epilogue: MakeEpilogue = Epilogue,
     ) -> None:
         super().__init__()
+        resolution = image.height
         self.paired = paired
         side = 4 if patches == 1 else patches
         channels = [6 if paired else 3, *_channels(resolution, side, base_channels, max_channels)]

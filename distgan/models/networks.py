@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from distgan.errors import ConfigError, DataError, MachineError
+from distgan.image_spec import ImageSpec
 from distgan.models import MODELS
 from distgan.models.epilogue import Epilogue
 from distgan.rng import host_rng
@@ -51,7 +52,7 @@ def num_weights(net: nn.Module) -> int:
 
 def build_nets(
     family: str,
-    resolution: int,
+    image: ImageSpec,
     z_dim: int,
     num_classes: int,
     G: dict[str, object],
@@ -66,6 +67,7 @@ def build_nets(
 
     Args:
         family: A key of `MODELS`.
+        image: Channels and size of the images.
         G, D: The family's own arguments of each network, `model.G` and `model.D` of a config.
         minibatch, group, dropout: Arguments of D's epilogue.
 
@@ -77,9 +79,9 @@ def build_nets(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(int(host_rng.key(seed, "weights") >> 1))
         try:
-            generator = classes.generator(resolution, z_dim, num_classes, **G)
+            generator = classes.generator(image, z_dim, num_classes, **G)
             epilogue = functools.partial(Epilogue, minibatch=minibatch, group=group, dropout=dropout)
-            discriminator = classes.discriminator(resolution, num_classes, **D, epilogue=epilogue)
+            discriminator = classes.discriminator(image, num_classes, **D, epilogue=epilogue)
         except ValueError as error:
             raise ConfigError(f"model.family={family}: {error}") from None
         except (RuntimeError, MemoryError) as error:

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from distgan.image_spec import ImageSpec
 from distgan.models.epilogue import Epilogue, MakeEpilogue
 from distgan.models.grouped_conv import Geometry, GroupedConv2d, grouped_conv2d
 from distgan.models.weight_init import init_fan_in
@@ -24,7 +25,7 @@ class Generator(nn.Module):
     """Map z [B, z_dim] (and labels [B]) to images [B, 3, R, R], trained towards -1..1 but not bounded by it.
 
     Args:
-        resolution: R, a power of two.
+        image: Size of the images; R is a power of two.
         num_classes: 0 for an unconditional generator; else an embedding of the label is appended to z.
         widths: Channels of the stages from 4 x 4 upwards; further stages have as many as the last one.
         blocks: Residual blocks of each stage.
@@ -37,7 +38,7 @@ class Generator(nn.Module):
 
     def __init__(
         self,
-        resolution: int,
+        image: ImageSpec,
         z_dim: int,
         num_classes: int,
         widths: Sequence[int] = (768,),
@@ -46,6 +47,7 @@ class Generator(nn.Module):
         embed_dim: int = 64,
     ) -> None:
         super().__init__()
+        resolution = image.height
         widths = _widths(resolution, widths, group_width)
         num_blocks = blocks * len(widths)
         self.embed = nn.Embedding(num_classes, embed_dim) if num_classes else None
@@ -82,7 +84,7 @@ class Discriminator(nn.Module):
 
     def __init__(
         self,
-        resolution: int,
+        image: ImageSpec,
         num_classes: int,
         widths: Sequence[int] = (768,),
         blocks: int = 2,
@@ -90,6 +92,7 @@ class Discriminator(nn.Module):
         epilogue: MakeEpilogue = Epilogue,
     ) -> None:
         super().__init__()
+        resolution = image.height
         widths = _widths(resolution, widths, group_width)[::-1]
         num_blocks, channels = blocks * len(widths), widths[-1]
         from_rgb = init_fan_in(nn.Conv2d(3, widths[0], 1, bias=False))

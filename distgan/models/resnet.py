@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from distgan.image_spec import ImageSpec
 from distgan.models.epilogue import Epilogue, MakeEpilogue
 from distgan.models.spectral_norm import add_spectral_norm
 from distgan.models.weight_init import init_fan_in
@@ -34,7 +35,7 @@ class Generator(nn.Module):
     """Map z [B, z_dim] (and labels [B]) to images [B, 3, R, R] in -1..1.
 
     Args:
-        resolution: R, a power of two.
+        image: Size of the images; R is a power of two.
         num_classes: 0 for an unconditional generator.
         base_channels: Channels. Above 32 pixels, those at a quarter of the resolution: at R / s there are
             min(s, 16) / 4 times as many, e.g. 1024 at sides 4 and 8, then 512, 256, 128 and 64 for R = 128 and 256
@@ -51,7 +52,7 @@ class Generator(nn.Module):
 
     def __init__(
         self,
-        resolution: int,
+        image: ImageSpec,
         z_dim: int,
         num_classes: int,
         base_channels: int = 256,
@@ -60,6 +61,7 @@ class Generator(nn.Module):
         embed_dim: int = 128,
     ) -> None:
         super().__init__()
+        resolution = image.height
         if norm == "conditional" and not num_classes:
             raise ValueError("norm=conditional makes batch norm's gain and bias from the class, and there are none")
         sides = [2**i for i in range(2, resolution.bit_length())]  # 4, 8 ... R
@@ -97,7 +99,7 @@ class Discriminator(nn.Module):
     (projection, Miyato and Koyama 2018).
 
     Args:
-        resolution: R, a power of two.
+        image: Size of the images; R is a power of two.
         num_classes: 0 for an unconditional discriminator.
         base_channels: Channels. Above 32 pixels, twice those of the first block: block i, counted from 0, has
             min(2^i, 16) / 2 times as many, e.g. 64, 128, 256, 512 and 1024 for R = 64 and 128 base channels. All of
@@ -112,7 +114,7 @@ class Discriminator(nn.Module):
 
     def __init__(
         self,
-        resolution: int,
+        image: ImageSpec,
         num_classes: int,
         base_channels: int = 128,
         spectral_norm: bool = True,
@@ -120,6 +122,7 @@ class Discriminator(nn.Module):
         epilogue: MakeEpilogue = Epilogue,
     ) -> None:
         super().__init__()
+        resolution = image.height
         uniform = resolution <= LARGEST_UNIFORM
         num, num_down = (4, 2) if uniform else (resolution.bit_length() - 2, resolution.bit_length() - 3)
         channels = [3] + [base_channels if uniform else base_channels * min(2**i, 16) // 2 for i in range(num)]

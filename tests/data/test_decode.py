@@ -13,6 +13,7 @@ from shards import image_bytes
 
 from distgan.data.decode import DecodeOptions, decode, decode_into, fit
 from distgan.data.image_format import CorruptImage
+from distgan.image_spec import square
 
 RNG = np.random.default_rng(0)
 NOISE = RNG.integers(0, 256, (40, 56, 3)).astype(np.uint8)
@@ -165,7 +166,7 @@ def test_bombs_are_refused_before_they_are_decoded(where: str) -> None:
                     decode(bomb, max_pixels=width * height - 1)
                 else:
                     out = np.empty((8, 8, 3), np.uint8)
-                    decode_into(bomb, out, DecodeOptions(8, "area", "center", width * height - 1))
+                    decode_into(bomb, out, DecodeOptions(square(8), "area", "center", width * height - 1))
     with pytest.raises(CorruptImage, match="corrupt"):
         decode(bombs[0], max_pixels=width * height)
 
@@ -279,10 +280,10 @@ def test_of_an_animation_the_first_frame_is_taken(format: str) -> None:
 
 @pytest.mark.parametrize("format", ["JPEG", "PNG"])
 def test_decode_into_writes_the_same_pixels(format: str) -> None:
-    square = NOISE[:40, :40]
+    cut = NOISE[:40, :40]
     out = np.zeros((3, 40, 40, 3), np.uint8)
-    data = image_bytes(square, format)
-    assert not decode_into(data, out[1], DecodeOptions(40))
+    data = image_bytes(cut, format)
+    assert not decode_into(data, out[1], DecodeOptions(square(40)))
     np.testing.assert_array_equal(out[1], pillow(data))
     assert not out[0].any()
     assert not out[2].any()
@@ -292,7 +293,7 @@ def test_decode_into_writes_the_same_pixels(format: str) -> None:
 @pytest.mark.parametrize("crop", ["center", "stretch"])
 def test_decode_into_resizes_what_has_another_size(format: str, crop: str) -> None:
     data, out = image_bytes(SMOOTH, format), np.zeros((16, 16, 3), np.uint8)
-    assert decode_into(data, out, DecodeOptions(16, "bicubic", crop))
+    assert decode_into(data, out, DecodeOptions(square(16), "bicubic", crop))
     np.testing.assert_array_equal(out, fit(pillow(data), 16, "bicubic", crop))
 
 
@@ -309,7 +310,7 @@ def photo(height: int, width: int) -> np.ndarray:
 def test_a_scaled_decode_is_nearly_the_same(height: int, width: int, filter: str, worst: float, crop: str) -> None:
     """Of pictures four times as large and more; mean difference in grey levels. Smaller ones are decoded in full."""
     data = image_bytes(photo(height, width), "JPEG", quality=90)
-    options = DecodeOptions(64, filter, crop, max_pixels=height * width)
+    options = DecodeOptions(square(64), filter, crop, max_pixels=height * width)
     full, scaled = np.empty((2, 64, 64, 3), np.uint8)
     assert decode_into(data, full, options)
     assert decode_into(data, scaled, replace(options, scaled=True))
@@ -325,7 +326,7 @@ def test_a_scaled_decode_is_nearly_the_same(height: int, width: int, filter: str
 
 @pytest.mark.parametrize(("side", "format"), [(64, "JPEG"), (65, "JPEG"), (255, "JPEG"), (600, "PNG")])
 def test_a_scaled_decode_changes_nothing_where_there_is_no_room(side: int, format: str) -> None:
-    data, options = image_bytes(photo(side, side), format), DecodeOptions(64, "area")
+    data, options = image_bytes(photo(side, side), format), DecodeOptions(square(64), "area")
     full, scaled = np.empty((2, 64, 64, 3), np.uint8)
     assert decode_into(data, full, options) == decode_into(data, scaled, replace(options, scaled=True))
     np.testing.assert_array_equal(full, scaled)
@@ -349,7 +350,7 @@ def test_decode_into_gives_the_reason_too() -> None:
     data = image_bytes(NOISE[:40, :40], "JPEG")
     for broken, reason in ((data[:900], "corrupt"), (b"text", "not an image")):
         with pytest.raises(CorruptImage, match=reason):
-            decode_into(broken, out, DecodeOptions(40, "area"))
+            decode_into(broken, out, DecodeOptions(square(40), "area"))
 
 
 # Crop and resize.

@@ -27,6 +27,7 @@ from distgan.data.pack import pack
 from distgan.data.shard_urls import find_shards
 from distgan.data.shuffle import ShuffleLayout, ShuffleOrder
 from distgan.errors import DataError
+from distgan.image_spec import square
 from distgan.storage import byte_ranges as source_module
 from distgan.storage.byte_ranges import ByteRangeReader
 from distgan.storage.disk_cache import DiskCache
@@ -157,7 +158,7 @@ def test_batches_hold_until_the_next_one(folder: Path, start_stream: Callable[..
 
 def test_read_and_examples_of_a_data_set(folder: Path) -> None:
     data = open_data(folder, labels=True)
-    assert numbers_of(np.stack([data.read(i, DecodeOptions(16, "area")) for i in range(51)])).tolist() == list(
+    assert numbers_of(np.stack([data.read(i, DecodeOptions(square(16), "area")) for i in range(51)])).tolist() == list(
         range(51)
     )
     wanted = [0, 1, 2, 3, 4, 5, 6] * 4
@@ -170,7 +171,7 @@ def test_read_and_examples_of_a_data_set(folder: Path) -> None:
 def test_a_damaged_example_is_white(tmp_path: Path) -> None:
     data = image_bytes(np.random.default_rng(0).integers(0, 256, (128, 128, 3)).astype(np.uint8), "JPEG")
     (tmp_path / "a.tar").write_bytes(tar_bytes({"a.jpg": data[: len(data) // 2]}))  # its upper half can be decoded
-    assert (open_data(tmp_path).read(0, DecodeOptions(128, "area", "center")) == 255).all()
+    assert (open_data(tmp_path).read(0, DecodeOptions(square(128), "area", "center")) == 255).all()
 
 
 def test_keys_of_samples(folder: Path) -> None:
@@ -607,7 +608,7 @@ def test_which_image_part_can_be_chosen(tmp_path: Path) -> None:
     (tmp_path / "a.tar").write_bytes(tar_bytes(members))
     for image, first in (("", 100), ("png", 100), ("PNG", 100), ("small.png", 0)):
         data = open_data(tmp_path, image=image)
-        numbers = [int(numbers_of(data.read(i, DecodeOptions(16, "area"))[None])[0]) for i in range(3)]
+        numbers = [int(numbers_of(data.read(i, DecodeOptions(square(16), "area"))[None])[0]) for i in range(3)]
         assert numbers == [first, first + 1, first + 2]
 
 

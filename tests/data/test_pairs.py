@@ -16,6 +16,7 @@ from distgan.data.pack_inputs import ListingOptions
 from distgan.data.shard_urls import find_shards
 from distgan.data.shuffle import ShuffleLayout, ShuffleOrder, held_out
 from distgan.errors import DataError
+from distgan.image_spec import square
 from distgan.storage.byte_ranges import ByteRangeReader
 
 LAYOUT = ShuffleLayout(lanes=8, block=3, window=5)
@@ -81,7 +82,7 @@ def test_training_meets_every_image_but_those_held_out(tmp_path: Path) -> None:
     data = open_data(tmp_path / "s", num_held_out=6)
     held = held_out(40, 6).tolist()
     assert (data.num_samples, data.num_held_out) == (34, 6)
-    shown = [numbers_of(data.read(i, DecodeOptions(16))[None])[0] for i in range(40)]
+    shown = [numbers_of(data.read(i, DecodeOptions(square(16)))[None])[0] for i in range(40)]
     assert shown[:34] == [i for i in range(40) if i not in held]
     assert shown[34:] == held
     assert [data.key(i)[1] for i in range(34, 40)] == [f"{i:06d}" for i in held]
@@ -124,9 +125,9 @@ def test_both_pictures_of_a_pair_come_together(tmp_path: Path) -> None:
         assert np.array_equal(labels, clean % 3)
         for sample, number in zip(samples.tolist(), clean.tolist()):
             for is_degraded in (False, True):
-                picture = data.read(sample, DecodeOptions(16), degraded=is_degraded)
+                picture = data.read(sample, DecodeOptions(square(16)), degraded=is_degraded)
                 assert numbers_of(picture[None])[0] == number + OFFSET * is_degraded
-    held = [numbers_of(data.read(30 + i, DecodeOptions(16), degraded=True)[None])[0] for i in range(3)]
+    held = [numbers_of(data.read(30 + i, DecodeOptions(square(16)), degraded=True)[None])[0] for i in range(3)]
     assert held == (held_out(33, 3) + OFFSET).tolist()
     assert [data.label(30 + i) for i in range(3)] == [n % 3 for n in held_out(33, 3).tolist()]
 
@@ -164,7 +165,7 @@ def test_shards_without_pairs_are_refused_with_the_way_out(tmp_path: Path) -> No
     ):
         open_data(write_pairs(tmp_path / "p", [4]))
     clean = open_data(tmp_path / "p", image="clean.png")  # pairs are a data set for other networks, too
-    assert numbers_of(clean.read(2, DecodeOptions(16))[None])[0] == 2
+    assert numbers_of(clean.read(2, DecodeOptions(square(16)))[None])[0] == 2
 
 
 # From folders.

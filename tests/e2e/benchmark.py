@@ -281,9 +281,10 @@ from distgan.metrics.reference_stats import Reference
 from distgan.metrics.registry import Features
 from distgan.models import MODELS
 from distgan.distributed.process_group import World
+from distgan.image_spec import ImageSpec, square
 world, extractor = World(), open_extractor("efficientnet_lite0")
 torch.manual_seed(0)
-G = MODELS["dcgan"].generator(64, 100, 0, base_channels=64, max_channels=512, norm="none", embed_dim=0)
+G = MODELS["dcgan"].generator(square(64), 100, 0, base_channels=64, max_channels=512, norm="none", embed_dim=0)
 one = torch.eye(extractor.dim, dtype=torch.float64)
 known = Features(Gaussian(10_000, torch.zeros(extractor.dim, dtype=torch.float64), one), torch.empty(0), root=one)
 fakes = GeneratedImages(G, 100, 64, seed=0, num=int(sys.argv[1]), labels=None)

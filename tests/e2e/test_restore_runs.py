@@ -25,6 +25,7 @@ from distgan.data.pack_inputs import ListingOptions
 from distgan.data.shard_urls import find_shards
 from distgan.data.shuffle import held_out
 from distgan.errors import ConfigError
+from distgan.image_spec import square
 from distgan.inference.restore import RestoreOptions, restore
 from distgan.storage.byte_ranges import ByteRangeReader
 
@@ -79,7 +80,7 @@ def test_a_run_shows_and_measures_pictures_that_it_never_trained_on(tmp_path: Pa
     for number, (row, column) in enumerate([(0, 0), (0, 1), (1, 0), (1, 1)]):
         clean = grid[16 * row : 16 * row + 16, 48 * column + 32 : 48 * column + 48]
         held = held_out(data.num_samples, 70)[number * 70 // 4]
-        assert np.array_equal(clean, data.read(int(held), DecodeOptions(16)))
+        assert np.array_equal(clean, data.read(int(held), DecodeOptions(square(16))))
     keys = {line.split('"key": ')[1] for line in (tmp_path / "run" / "audit" / "rank0.jsonl").read_text().splitlines()}
     assert len(keys) == 1797 - 70  # the second epoch has begun
     assert not keys & {f'"{n:08d}"}}' for n in held_out(1797, 70)}
@@ -104,7 +105,7 @@ def test_two_ranks_measure_what_one_does_and_go_on_where_it_stopped(tmp_path: Pa
 def test_pairs_train_like_degraded_pictures_and_resume(tmp_path: Path, config: Path, digits: Path) -> None:
     data = Dataset(find_shards(str(digits)), ByteRangeReader())
     for n in range(80):
-        clean = data.read(n, DecodeOptions(16))
+        clean = data.read(n, DecodeOptions(square(16)))
         for side, pixels in (("clean", clean), ("degraded", clean // 2 + 40)):
             path = tmp_path / side / f"{n:03d}.png"
             path.parent.mkdir(exist_ok=True)
@@ -122,7 +123,7 @@ def test_pairs_train_like_degraded_pictures_and_resume(tmp_path: Path, config: P
         assert train(config, tmp_path / "parts", *own, f"train.images={images}") == 0
     assert weights(tmp_path / "parts") == weights(tmp_path / "whole")
     assert measured(tmp_path / "parts") == measured(tmp_path / "whole")
-    held = [data.read(int(n), DecodeOptions(16)).astype(float) for n in held_out(80, 9)]
+    held = [data.read(int(n), DecodeOptions(square(16))).astype(float) for n in held_out(80, 9)]
     expected = np.mean([10 * np.log10(255**2 / np.square(x // 2 + 40 - x).mean()) for x in held])
     assert measured(tmp_path / "whole")[0]["Restoration/psnr_degraded"] == pytest.approx(expected, rel=1e-5)
 

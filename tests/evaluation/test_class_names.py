@@ -13,6 +13,7 @@ from distgan.data.encode import PackOptions
 from distgan.data.pack import pack
 from distgan.data.shard_urls import find_shards
 from distgan.errors import DataError
+from distgan.image_spec import square
 from distgan.storage.byte_ranges import ByteRangeReader
 
 
@@ -36,7 +37,7 @@ def test_classes_are_matched_by_name(tmp_path: Path, second: list[str]) -> None:
     data = opened(*both)
     assert sum(data.class_counts) == data.num_samples == 6 + 3 * len(second)
     for i in range(data.num_samples):
-        level = data.read(i, DecodeOptions(8))[0, 0, 0]
+        level = data.read(i, DecodeOptions(square(8)))[0, 0, 0]
         assert data.class_names[data.label(i)] == f"c{level}"
     joined = pack("::".join(f"{one}/000000.tar" for one in both), str(tmp_path / "joined"), PackOptions(), workers=1)
     assert joined.classes == data.class_names

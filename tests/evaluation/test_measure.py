@@ -20,6 +20,7 @@ from distgan.errors import ConfigError, DataError
 from distgan.evaluation import image_sets
 from distgan.evaluation.image_sets import Images, ListedImages, ShardImages, draw_labels
 from distgan.evaluation.measure import StopRequested, check_metrics, extract, measure, measure_reference
+from distgan.image_spec import square
 from distgan.inference import sampling
 from distgan.metrics import frechet, reference_stats
 from distgan.metrics.extractors import Extractor, open_extractor
@@ -53,7 +54,7 @@ def noise(num: int, seed: int = 0, low: int = 0, high: int = 256) -> Arrays:
 
 def shard_images(folder: Path, resolution: int = 16) -> ShardImages:
     dataset = Dataset(find_shards(str(folder)), ByteRangeReader())
-    return ShardImages(dataset, DecodeOptions(resolution, max_pixels=10**6), threads=2)
+    return ShardImages(dataset, DecodeOptions(square(resolution), max_pixels=10**6), threads=2)
 
 
 def no_poll() -> None:

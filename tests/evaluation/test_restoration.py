@@ -12,6 +12,7 @@ from distgan.data.decode import DecodeOptions
 from distgan.data.sample_parts import DatasetOptions
 from distgan.data.shard_urls import find_shards
 from distgan.evaluation.restoration import RestorationEval
+from distgan.image_spec import square
 from distgan.models import MODELS
 from distgan.storage.byte_ranges import ByteRangeReader
 from distgan.transforms.degrade_spec import parse
@@ -31,7 +32,7 @@ def test_grids_show_held_out_images_or_training_images_where_none_are(tmp_path: 
         "noise": False,
     }
     torch.manual_seed(0)
-    G, decode = MODELS["restore"].generator(16, 4, 0, **how), DecodeOptions(16)
+    G, decode = MODELS["restore"].generator(square(16), 4, 0, **how), DecodeOptions(square(16))
     triples = RestorationEval(data, parse([{"noise": 25}], 16), decode, 4).triples(G, 6)
     assert [triple.shape for triple in triples] == [(16, 48, 3)] * 6
     shown = {triple[:, 32:].tobytes() for triple in triples}

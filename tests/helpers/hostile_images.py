@@ -12,6 +12,7 @@ from PIL import Image, ImageDraw
 
 from distgan.data.decode import DecodeOptions, decode, decode_into
 from distgan.data.image_format import CorruptImage
+from distgan.image_spec import square
 
 BAD, GOOD, EITHER = ("skipped",), ("right",), ("right", "skipped")
 Made = tuple[str, Callable[[], bytes], tuple[str, ...]]
@@ -43,7 +44,7 @@ def _decoded(data: bytes) -> str | None:
     try:
         pixels = decode(data).pixels
         assert pixels.dtype == np.uint8 and pixels.shape[2] == 3
-        decode_into(data, np.empty((64, 64, 3), np.uint8), DecodeOptions(64, "area"))
+        decode_into(data, np.empty((64, 64, 3), np.uint8), DecodeOptions(square(64), "area"))
     except CorruptImage as reason:
         assert 5 < len(str(reason)) < 100, str(reason)
         return "skipped"

@@ -8,6 +8,7 @@ from distgan.data.dataset import Dataset, RankInfo
 from distgan.data.decode import DecodeOptions
 from distgan.data.loader import Stream, StreamOptions
 from distgan.data.shuffle import ShuffleOrder
+from distgan.image_spec import square
 
 DECODE = ("filter", "crop", "max_pixels", "scaled")
 
@@ -25,7 +26,7 @@ def make_stream(
     **options: object,
 ) -> Stream:
     """A stream; the other options are fields of `DecodeOptions` and `StreamOptions`."""
-    decode = DecodeOptions(resolution, **{name: options.pop(name) for name in DECODE if name in options})
+    decode = DecodeOptions(square(resolution), **{name: options.pop(name) for name in DECODE if name in options})
     return Stream(
         data, plan, StreamOptions(batch, decode, **options), start=start, ranks=RankInfo(rank, world), draw=draw
     )

@@ -9,13 +9,16 @@ from PIL import Image
 from torch import Tensor, nn
 
 from distgan.data import image_grid
+from distgan.image_spec import square
 from distgan.inference import sampling
 from distgan.models import MODELS
 
 
 def generator(num_classes: int = 3) -> nn.Module:
     torch.manual_seed(0)
-    return MODELS["dcgan"].generator(16, 8, num_classes, base_channels=4, max_channels=16, norm="none", embed_dim=4)
+    return MODELS["dcgan"].generator(
+        square(16), 8, num_classes, base_channels=4, max_channels=16, norm="none", embed_dim=4
+    )
 
 
 def test_a_picture_does_not_depend_on_which_others_are_asked_for() -> None:
@@ -38,7 +41,7 @@ def test_a_restored_picture_does_not_depend_on_how_many_are_asked_for(classes: i
     """Each is made of the degraded picture of its own number, with or without classes."""
     torch.manual_seed(0)
     how = {"base_channels": 4, "max_channels": 16, "norm": "none", "embed_dim": 4}
-    G = MODELS["restore"].generator(16, 8, classes, **how, skips=True, residual=True, noise=True)
+    G = MODELS["restore"].generator(square(16), 8, classes, **how, skips=True, residual=True, noise=True)
 
     def read(numbers: list[int]) -> Tensor:
         drawn = [np.random.default_rng(n).integers(0, 256, (16, 16, 3), dtype=np.uint8) for n in numbers]

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from distgan.image_spec import square
 from distgan.models.hourglass import Conv, Discriminator, Generator, TransposedConv
 
 
@@ -19,25 +20,25 @@ def size(net: nn.Module) -> tuple[int, int]:
 
 def small(num_classes: int = 0, norm: str = "batch") -> tuple[Generator, Discriminator]:
     torch.manual_seed(0)
-    G = Generator(32, 8, num_classes, base_channels=4, embed_dim=3, norm=norm)
-    return G.double(), Discriminator(32, num_classes, base_channels=4, norm=norm).double()
+    G = Generator(square(32), 8, num_classes, base_channels=4, embed_dim=3, norm=norm)
+    return G.double(), Discriminator(square(32), num_classes, base_channels=4, norm=norm).double()
 
 
 @pytest.mark.parametrize(("z_dim", "trainable"), [(100, 25_377_283), (128, 26_753_539), (512, 45_627_907)])
 def test_the_generator_is_as_large_as_the_article_s(z_dim: int, trainable: int) -> None:
     with torch.device("meta"):
-        assert size(Generator(128, z_dim, 0)) == (trainable, 2_560)
+        assert size(Generator(square(128), z_dim, 0)) == (trainable, 2_560)
 
 
 def test_the_discriminator_is_as_large_as_the_article_s() -> None:
     with torch.device("meta"):
-        assert size(Discriminator(128, 0)) == (3_948_033, 1_536)
+        assert size(Discriminator(square(128), 0)) == (3_948_033, 1_536)
 
 
 def test_each_layer_is_the_article_s() -> None:
     """Side, channels and trainable numbers of each row of the tables."""
     with torch.device("meta"):
-        G, D = Generator(128, 100, 0), Discriminator(128, 0)
+        G, D = Generator(square(128), 100, 0), Discriminator(square(128), 0)
         rows = []
         x = torch.empty(2, 3, 128, 128)
         for layer in G.layers:
@@ -95,7 +96,7 @@ def test_same_padding_puts_one_pixel_before(stride: int) -> None:
 def test_initial_weights_are_keras_he_normal() -> None:
     """Variance 2 / fan_in after the cut at two deviations; Keras' fan_in of a transposed kernel counts its outputs."""
     torch.manual_seed(0)
-    G = Generator(8, 8, 0, base_channels=48)
+    G = Generator(square(8), 8, 0, base_channels=48)
     for (conv, *_), kind, fan in ((G.layers[2], Conv, 16 * 48), (G.layers[8], TransposedConv, 16 * 96)):
         assert isinstance(conv, kind)
         assert conv.in_channels != conv.out_channels
@@ -148,7 +149,7 @@ def test_the_norm_free_form_treats_each_image_by_itself(num_classes: int) -> Non
 def test_signals_neither_grow_nor_fade_without_batch_norm(resolution: int) -> None:
     """At 8 pixels too, where the narrowest map is a single one and most of a kernel lies outside."""
     torch.manual_seed(0)
-    G = Generator(resolution, 64, 0, base_channels=16, norm="none")
+    G = Generator(square(resolution), 64, 0, base_channels=16, norm="none")
     x = G.dense(torch.randn(32, 64)).unflatten(1, (resolution, resolution, 3)).permute(0, 3, 1, 2)
     moments = [x.square().mean().item()]
     for layer in G.layers[:-1]:
@@ -162,7 +163,7 @@ def test_signals_neither_grow_nor_fade_without_batch_norm(resolution: int) -> No
 @pytest.mark.parametrize("resolution", [32, 64])
 def test_logits_start_of_order_one_without_batch_norm(resolution: int, num_classes: int) -> None:
     torch.manual_seed(0)
-    D = Discriminator(resolution, num_classes, base_channels=16, norm="none")
+    D = Discriminator(square(resolution), num_classes, base_channels=16, norm="none")
     labels = torch.arange(32) % 3 if num_classes else None
     logits, features = D(torch.randn(32, 3, resolution, resolution), labels, features=True)
     assert all(0.2 < f.square().mean() < 2 for f in features)
@@ -180,11 +181,11 @@ def test_the_class_matters() -> None:
 
 def test_resolutions_that_do_not_halve_are_refused() -> None:
     with pytest.raises(ValueError, match=r"data.resolution=36: the hourglass generator needs a multiple of 8"):
-        Generator(36, 8, 0)
+        Generator(square(36), 8, 0)
     with pytest.raises(ValueError, match=r"data.resolution=40: the hourglass discriminator needs a multiple of 32"):
-        Discriminator(40, 0)
-    assert Generator(40, 8, 0, base_channels=2)(torch.randn(2, 8)).shape == (2, 3, 40, 40)
-    assert Discriminator(96, 0, base_channels=2)(torch.randn(2, 3, 96, 96)).shape == (2,)
+        Discriminator(square(40), 0)
+    assert Generator(square(40), 8, 0, base_channels=2)(torch.randn(2, 8)).shape == (2, 3, 40, 40)
+    assert Discriminator(square(96), 0, base_channels=2)(torch.randn(2, 3, 96, 96)).shape == (2,)
 
 
 @pytest.fixture(scope="module")
@@ -304,14 +305,19 @@ def agree(net: nn.Module, model: object, x: Tensor, keras: ModuleType) -> None:
 
 def test_the_generator_is_keras_s(keras: ModuleType) -> None:
     torch.manual_seed(0)
-    agree(Generator(32, 8, 0, base_channels=4), keras_generator(keras, 32, 8, 4), torch.randn(5, 8), keras)
+    agree(
+        Generator(square(32), 8, 0, base_channels=4),
+        keras_generator(keras, 32, 8, 4),
+        torch.randn(5, 8),
+        keras,
+    )
 
 
 @pytest.mark.parametrize("resolution", [32, 64])
 def test_the_discriminator_is_keras_s(keras: ModuleType, resolution: int) -> None:
     """At 64 pixels the last map has several, so that the order in which they are flattened counts."""
     torch.manual_seed(0)
-    D = Discriminator(resolution, 0, base_channels=4)
+    D = Discriminator(square(resolution), 0, base_channels=4)
     agree(D, keras_discriminator(keras, resolution, 4), torch.randn(5, 3, resolution, resolution), keras)
 
 
@@ -319,8 +325,8 @@ def test_initial_weights_have_the_deviations_of_keras_s(keras: ModuleType) -> No
     torch.manual_seed(0)
     keras.utils.set_random_seed(0)
     for net, model in (
-        (Generator(8, 64, 0, base_channels=16), keras_generator(keras, 8, 64, 16)),
-        (Discriminator(32, 0, base_channels=16), keras_discriminator(keras, 32, 16)),
+        (Generator(square(8), 64, 0, base_channels=16), keras_generator(keras, 8, 64, 16)),
+        (Discriminator(square(32), 0, base_channels=16), keras_discriminator(keras, 32, 16)),
     ):
         ours = [p for p in net.parameters() if p.dim() > 1]
         theirs = [w for w in model.trainable_weights if len(w.shape) > 1]

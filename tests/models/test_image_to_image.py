@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from distgan.image_spec import square
 from distgan.models.image_to_image import Discriminator, Generator
 
 PLAIN = {"skips": False, "residual": False, "noise": False, "norm": "none", "embed_dim": 3}
@@ -11,13 +12,13 @@ PLAIN = {"skips": False, "residual": False, "noise": False, "norm": "none", "emb
 
 def generator(resolution: int = 32, classes: int = 0, **settings: object) -> Generator:
     torch.manual_seed(0)
-    return Generator(resolution, 10, classes, **{"base_channels": 4, "max_channels": 16, **PLAIN, **settings})
+    return Generator(square(resolution), 10, classes, **{"base_channels": 4, "max_channels": 16, **PLAIN, **settings})
 
 
 def discriminator(resolution: int = 32, classes: int = 0, **settings: object) -> Discriminator:
     torch.manual_seed(0)
     own = {"base_channels": 4, "max_channels": 16, "norm": "none", "paired": False, "patches": 1}
-    return Discriminator(resolution, classes, **own | settings)
+    return Discriminator(square(resolution), classes, **own | settings)
 
 
 def pictures(num: int = 4, size: int = 32) -> Tensor:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from distgan.config.fields import leaves
 from distgan.config.model_schema import FAMILIES
 from distgan.config.validate import LEAST_RESOLUTION
+from distgan.image_spec import square
 from distgan.models import MODELS
 
 RESOLUTIONS = (16, 32, 64, 128, 256)
@@ -43,9 +44,9 @@ def build(family: str, resolution: int, num_classes: int, **settings: object) ->
     torch.manual_seed(0)
     g, d = ({name: default(f) for name, f in leaves(schema)} for schema in FAMILIES[family])
     resolution = max(resolution, LEAST_RESOLUTION.get(family, 8))
-    G = MODELS[family].generator(resolution, 8, num_classes, **g | SMALL[family][0] | settings)
+    G = MODELS[family].generator(square(resolution), 8, num_classes, **g | SMALL[family][0] | settings)
     G = OfLatents(G, resolution) if family == "restore" else G
-    return G, MODELS[family].discriminator(resolution, num_classes, **d | SMALL[family][1] | settings)
+    return G, MODELS[family].discriminator(square(resolution), num_classes, **d | SMALL[family][1] | settings)
 
 
 def default(f: Field) -> object:
@@ -105,7 +106,7 @@ def test_the_class_matters(family: str) -> None:
 def test_signals_neither_grow_nor_fade_in_a_deep_norm_free_dcgan() -> None:
     """The second moment after each stage of D stays within a factor of two, and logits start of order one."""
     torch.manual_seed(0)
-    D = MODELS["dcgan"].discriminator(256, 0, base_channels=32, max_channels=256, norm="none")
+    D = MODELS["dcgan"].discriminator(square(256), 0, base_channels=32, max_channels=256, norm="none")
     logits, features = D(torch.randn(8, 3, 256, 256).clamp(-1, 1), features=True)
     moments = [f.square().mean().item() for f in features]
     assert max(moments) / min(moments) < 2
@@ -114,8 +115,8 @@ def test_signals_neither_grow_nor_fade_in_a_deep_norm_free_dcgan() -> None:
 
 def test_dcgan_64_with_batch_norm_is_the_paper_s() -> None:
     """Radford et al. 2016: 100 -> 1024/512/256/128 -> 3 in the paper's figure; 64 base channels in its code."""
-    G = MODELS["dcgan"].generator(64, 100, 0, base_channels=64, max_channels=512, norm="batch", embed_dim=1)
-    D = MODELS["dcgan"].discriminator(64, 0, base_channels=64, max_channels=512, norm="batch")
+    G = MODELS["dcgan"].generator(square(64), 100, 0, base_channels=64, max_channels=512, norm="batch", embed_dim=1)
+    D = MODELS["dcgan"].discriminator(square(64), 0, base_channels=64, max_channels=512, norm="batch")
     # transposed convolutions without bias, batch norm's two vectors each, and the last one with its bias
     assert (
         sum(p.numel() for p in G.parameters())

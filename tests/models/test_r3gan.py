@@ -9,6 +9,7 @@ from finite_differences import check_r1
 from torch import nn
 
 from distgan.distributed.process_group import World
+from distgan.image_spec import square
 from distgan.models import r3gan
 from distgan.models.epilogue import Epilogue
 from distgan.training.gan_step import GanStep
@@ -19,8 +20,8 @@ def small(resolution: int, num_classes: int, **settings: object) -> tuple[r3gan.
     """G and D with few channels."""
     torch.manual_seed(0)
     own = {"widths": [8, 8, 4], "blocks": 1, "group_width": 2, **settings}
-    G = r3gan.Generator(resolution, 5, num_classes, embed_dim=3, **own)
-    return G, r3gan.Discriminator(resolution, num_classes, **own)
+    G = r3gan.Generator(square(resolution), 5, num_classes, embed_dim=3, **own)
+    return G, r3gan.Discriminator(square(resolution), num_classes, **own)
 
 
 def awake(net: nn.Module) -> nn.Module:
@@ -64,7 +65,7 @@ def test_large_resolutions(resolution: int) -> None:
 def test_the_cifar_preset_has_the_paper_s_size() -> None:
     """Huang et al. 2024: 20.78 M and 21.28 M weights. The defaults are this preset."""
     with torch.device("meta"):
-        G, D = r3gan.Generator(32, 64, 10), r3gan.Discriminator(32, 10)
+        G, D = r3gan.Generator(square(32), 64, 10), r3gan.Discriminator(square(32), 10)
     assert G.stages[0][0].mix.groups == 96
     block = 768 * 1536 + 1536 + 1536 * 16 * 9 + 1536 + 1536 * 768
     # embedding, dense, basis, blocks, RGB; in D: RGB, blocks, depthwise, dense, embedding
@@ -75,8 +76,8 @@ def test_the_cifar_preset_has_the_paper_s_size() -> None:
 def test_other_presets_can_be_said() -> None:
     """Groups fall with the width, and a convolution changes it: FFHQ-256. Twice the width, as many groups: ImageNet."""
     with torch.device("meta"):
-        D = r3gan.Discriminator(256, 0, widths=[768] * 4 + [384, 192, 96])
-        G = r3gan.Generator(64, 64, 1000, widths=[1536], group_width=16)
+        D = r3gan.Discriminator(square(256), 0, widths=[768] * 4 + [384, 192, 96])
+        G = r3gan.Generator(square(64), 64, 1000, widths=[1536], group_width=16)
     groups = [[m.mix.groups for m in stage if isinstance(m, r3gan.Block)] for stage in D.stages]
     assert groups == [[12] * 2, [24] * 2, [48] * 2, [96] * 2, [96] * 2, [96] * 2, [96] * 2]
     changes = [[m.out_channels for m in stage if isinstance(m, nn.Conv2d)] for stage in D.stages]
@@ -88,7 +89,7 @@ def test_other_presets_can_be_said() -> None:
 @pytest.mark.parametrize("widths", [[8, 6], []])
 def test_widths_that_do_not_divide_are_refused(widths: list[int]) -> None:
     with pytest.raises(ValueError, match="multiple of group_width, such as"):
-        r3gan.Discriminator(16, 0, widths=widths, group_width=4)
+        r3gan.Discriminator(square(16), 0, widths=widths, group_width=4)
 
 
 @pytest.mark.parametrize("num_classes", [0, 3])
@@ -230,7 +231,10 @@ def test_label_embeddings_start_like_a_linear_layer_over_one_hot_labels() -> Non
     """Standard deviation 1 / sqrt(classes) in G; in D divided by sqrt(channels) too."""
     torch.manual_seed(0)
     own = {"widths": [64], "blocks": 1, "group_width": 8}
-    G, D = r3gan.Generator(8, 16, 100, embed_dim=64, **own), r3gan.Discriminator(8, 100, **own)
+    G, D = (
+        r3gan.Generator(square(8), 16, 100, embed_dim=64, **own),
+        r3gan.Discriminator(square(8), 100, **own),
+    )
     assert G.embed.weight.std().item() == pytest.approx(100**-0.5, rel=0.05)
     assert D.embed.weight.std().item() == pytest.approx(6400**-0.5, rel=0.05)
 
@@ -238,7 +242,9 @@ def test_label_embeddings_start_like_a_linear_layer_over_one_hot_labels() -> Non
 @pytest.mark.parametrize("num_classes", [0, 3])
 def test_a_minibatch_layer_sits_before_the_head(num_classes: int) -> None:
     torch.manual_seed(0)
-    D = r3gan.Discriminator(16, num_classes, [4], 1, 2, epilogue=functools.partial(Epilogue, minibatch="stddev"))
+    D = r3gan.Discriminator(
+        square(16), num_classes, [4], 1, 2, epilogue=functools.partial(Epilogue, minibatch="stddev")
+    )
     images, labels = torch.randn(4, 3, 16, 16), torch.arange(4) % 3 if num_classes else None
     logits, features = D(images, labels, features=True)
     assert features[-1].shape == (4, 4, 4, 4)
@@ -262,5 +268,8 @@ def test_float32_images_can_be_resampled_under_autocast(layer: torch.nn.Module) 
 
 
 def test_a_skipped_step_restores_what_training_changes_alone() -> None:
-    G, D = r3gan.Generator(16, 4, 0, [8], 1, 4), r3gan.Discriminator(16, 0, [8], 1, 4)
+    G, D = (
+        r3gan.Generator(square(16), 4, 0, [8], 1, 4),
+        r3gan.Discriminator(square(16), 0, [8], 1, 4),
+    )
     assert GanStep(World(), G, D, StepOptions("rpgan", restore_buffers=True))._restored_buffers == []

@@ -11,6 +11,7 @@ from finite_differences import check_r1
 from torch import nn
 from torch.nn.utils import parametrize
 
+from distgan.image_spec import square
 from distgan.losses.gradient_penalty import squared_gradient
 from distgan.models import resnet
 from distgan.models import spectral_norm as spectral
@@ -23,9 +24,9 @@ def small(
     """G and D with few channels. No block of G has the side 4."""
     torch.manual_seed(0)
     of_g = max(attention, 8) if attention else 0
-    G = resnet.Generator(resolution, 5, num_classes, base_channels=8, norm=norm, attention=of_g, embed_dim=3)
+    G = resnet.Generator(square(resolution), 5, num_classes, base_channels=8, norm=norm, attention=of_g, embed_dim=3)
     return G, resnet.Discriminator(
-        resolution, num_classes, base_channels=8, spectral_norm=spectral, attention=attention
+        square(resolution), num_classes, base_channels=8, spectral_norm=spectral, attention=attention
     )
 
 
@@ -65,7 +66,7 @@ def test_large_resolutions() -> None:
 def test_the_cifar_networks_have_sngan_s_layout() -> None:
     """Miyato et al. 2018, table 3, with z of 128 numbers. Biases that batch norm takes away are left out of G."""
     with torch.device("meta"):
-        G, D = resnet.Generator(32, 128, 0), resnet.Discriminator(32, 0)
+        G, D = resnet.Generator(square(32), 128, 0), resnet.Discriminator(square(32), 0)
         features = D(torch.randn(2, 3, 32, 32), features=True)[1]
     assert [f.shape[1:] for f in features] == [(128, 16, 16), (128, 8, 8), (128, 8, 8), (128, 8, 8)]
     block = 2 * 9 * 256 * 256 + 256 * 256 + 2 * 2 * 256
@@ -85,7 +86,10 @@ def test_the_cifar_networks_have_sngan_s_layout() -> None:
 def test_larger_networks_have_sngan_s_and_biggan_s_layout(resolution: int, of_g: list[int], of_d: list[int]) -> None:
     """From 4 x 4 to R in G, from R / 2 to 4 x 4 and once more 4 x 4 in D."""
     with torch.device("meta"):
-        G, D = resnet.Generator(resolution, 128, 0), resnet.Discriminator(resolution, 0)
+        G, D = (
+            resnet.Generator(square(resolution), 128, 0),
+            resnet.Discriminator(square(resolution), 0),
+        )
         features = D(torch.randn(2, 3, resolution, resolution), features=True)[1]
     assert [G.dense.out_features // 16] + [block.second.out_channels for block in G.blocks] == of_g
     sides = [resolution // 2**i for i in range(1, len(of_d))] + [4]
@@ -94,11 +98,11 @@ def test_larger_networks_have_sngan_s_and_biggan_s_layout(resolution: int, of_g:
 
 def test_what_cannot_be_is_refused() -> None:
     with pytest.raises(ValueError, match="norm=conditional"):
-        resnet.Generator(32, 5, 0, norm="conditional")
+        resnet.Generator(square(32), 5, 0, norm="conditional")
     with pytest.raises(ValueError, match=r"attention=4: .* one of 8, 16, 32"):
-        resnet.Generator(32, 5, 0, base_channels=8, attention=4)
+        resnet.Generator(square(32), 5, 0, base_channels=8, attention=4)
     with pytest.raises(ValueError, match=r"attention=32: .* one of 16, 8$"):
-        resnet.Discriminator(32, 0, base_channels=8, attention=32)
+        resnet.Discriminator(square(32), 0, base_channels=8, attention=32)
 
 
 @pytest.mark.parametrize(("num_classes", "norm"), [(0, "batch"), (3, "batch"), (3, "conditional"), (3, "none")])
@@ -153,7 +157,7 @@ def test_the_logit_is_a_dense_layer_and_a_projection() -> None:
 @pytest.mark.parametrize("resolution", [32, 256])
 def test_signals_neither_grow_nor_fade_without_norm(resolution: int) -> None:
     torch.manual_seed(0)
-    G, moments = resnet.Generator(resolution, 64, 0, base_channels=32, norm="none"), []
+    G, moments = resnet.Generator(square(resolution), 64, 0, base_channels=32, norm="none"), []
     for block in G.blocks:
         block.register_forward_hook(lambda _block, _inputs, out: moments.append(out.square().mean().item()))
     with torch.no_grad():
@@ -161,7 +165,7 @@ def test_signals_neither_grow_nor_fade_without_norm(resolution: int) -> None:
     assert min(moments) > 0.3
     assert max(moments) < 3
     assert 0.2 < images.std() < 0.8
-    D = resnet.Discriminator(resolution, 3, base_channels=32, spectral_norm=False)
+    D = resnet.Discriminator(square(resolution), 3, base_channels=32, spectral_norm=False)
     smooth = nn.functional.interpolate(torch.randn(8, 3, 4, 4), size=(resolution, resolution), mode="bilinear")
     with torch.no_grad():
         logits, features = D(smooth, torch.arange(8) % 3, features=True)
@@ -243,7 +247,7 @@ def test_only_advance_moves_the_power_iteration() -> None:
     assert all(torch.equal(vectors[name], before[name]) for name in vectors)
     spectral.power_iteration_step(spectral.spectral_norm_layers(D))
     assert any(not torch.equal(vectors[name], before[name]) for name in vectors)
-    other = resnet.Discriminator(16, 3, base_channels=8)
+    other = resnet.Discriminator(square(16), 3, base_channels=8)
     other.load_state_dict(D.state_dict())
     assert torch.equal(D(images, labels), other(images, labels))
 
@@ -336,7 +340,7 @@ def test_batch_norm_can_become_that_across_ranks() -> None:
 def test_a_minibatch_layer_sits_before_the_head(resolution: int) -> None:
     torch.manual_seed(0)
     D = resnet.Discriminator(
-        resolution, 3, base_channels=8, epilogue=functools.partial(Epilogue, minibatch="stddev")
+        square(resolution), 3, base_channels=8, epilogue=functools.partial(Epilogue, minibatch="stddev")
     ).eval()
     images, labels = torch.randn(4, 3, resolution, resolution), torch.arange(4) % 3
     assert D.head.in_features == D.embed.embedding_dim + 1

@@ -24,7 +24,7 @@ FOLDERS = (
     ("data", "models", "losses", "transforms", "distributed"),
     ("storage", "rng"),
 )
-FLAT = {"__init__", "__main__", "api", "errors", "version"}
+FLAT = {"__init__", "__main__", "api", "errors", "image_spec", "version"}
 LEVELS = {folder: -level for level, line in enumerate(FOLDERS) for folder in line}
 DOORS = {
     "accelerate": {"distributed.process_group", "distributed.launch"},
@@ -94,6 +94,7 @@ TORCH_FREE = {
     "tools.doctor.packages",
     "tools.doctor.services",
     "errors",
+    "image_spec",
     "rng.host_rng",
     "metrics.weights",
     "inference.selection",
@@ -155,7 +156,7 @@ def imports() -> dict[str, set[str]]:
 
 def level(name: str) -> int:
     """Where a module stands: below all folders for what they all may import, above for what stands before them."""
-    return {"errors": -100, "version": -100, "api": 1, "__init__": 2, "__main__": 2}.get(
+    return {"errors": -100, "image_spec": -100, "version": -100, "api": 1, "__init__": 2, "__main__": 2}.get(
         name, LEVELS.get(name.split(".")[0], 0)
     )
 

@@ -21,6 +21,7 @@ from distgan.config.schema import Config
 from distgan.data import shard_index
 from distgan.data.synthetic import write_shards
 from distgan.errors import ConfigError
+from distgan.image_spec import square
 from distgan.models import MODELS
 from distgan.storage.byte_ranges import ByteRangeReader
 from distgan.tools.bench import bench as measured
@@ -95,8 +96,8 @@ def test_two_ranks_send_each_gradient_once(config: Path, scratch: Path, tmp_path
 def test_the_bare_loop_minimises_what_a_run_does(loss: str) -> None:
     """Both losses, and the gradients of all penalties, on the same images."""
     torch.manual_seed(0)
-    G = MODELS["dcgan"].generator(16, 6, 3, base_channels=4, max_channels=8, norm="none", embed_dim=3)
-    D = MODELS["dcgan"].discriminator(16, 3, base_channels=4, max_channels=8, norm="none")
+    G = MODELS["dcgan"].generator(square(16), 6, 3, base_channels=4, max_channels=8, norm="none", embed_dim=3)
+    D = MODELS["dcgan"].discriminator(square(16), 3, base_channels=4, max_channels=8, norm="none")
     real, fake, z = torch.randn(4, 3, 16, 16), torch.randn(4, 3, 16, 16), torch.randn(4, 6)
     labels, seeds = torch.tensor([0, 1, 2, 0]), torch.arange(4)
     discriminator, options = AugmentedDiscriminator(D), StepOptions(loss)

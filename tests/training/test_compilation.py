@@ -14,6 +14,7 @@ from torch.utils._pytree import tree_leaves
 from distgan.config.load import load
 from distgan.distributed.process_group import World
 from distgan.errors import ConfigError, MachineError
+from distgan.image_spec import square
 from distgan.losses import gradient_penalty
 from distgan.models import MODELS
 from distgan.training import compilation
@@ -44,7 +45,7 @@ def test_compiled_gradients_are_the_eager_ones_and_are_sent_once(
 @pytest.mark.parametrize("family", ["dcgan", "r3gan", "resnet"])
 def test_the_traced_gradient_is_autograds_in_every_order(family: str) -> None:
     torch.manual_seed(0)
-    D = MODELS[family].discriminator(16, 3, **SMALL[family][1]).double()
+    D = MODELS[family].discriminator(square(16), 3, **SMALL[family][1]).double()
     images, labels = torch.randn(4, 3, 16, 16, dtype=torch.float64), torch.arange(4) % 3
     gradient, logits = gradient_penalty.traced_gradient(lambda x: D(x, labels), images)
     traced = torch.autograd.grad(
@@ -84,8 +85,8 @@ class SpoilingCompiler:
 def test_nothing_that_a_cuda_graph_overwrites_is_read(extra: dict, monkeypatch: pytest.MonkeyPatch) -> None:
     def run(**options: object) -> tuple[list[torch.Tensor], dict[str, float]]:
         torch.manual_seed(0)
-        G = MODELS["dcgan"].generator(16, 6, 0, embed_dim=0, **SMALL["dcgan"][0])
-        D = MODELS["dcgan"].discriminator(16, 0, **SMALL["dcgan"][1])
+        G = MODELS["dcgan"].generator(square(16), 6, 0, embed_dim=0, **SMALL["dcgan"][0])
+        D = MODELS["dcgan"].discriminator(square(16), 0, **SMALL["dcgan"][1])
         step = GanStep(World(), G, D, StepOptions("rpgan", augment="flip", **extra, **options))
         opt_G, opt_D = (torch.optim.SGD(net.parameters(), lr=0.1) for net in (G, D))
         for _ in range(3):

@@ -11,6 +11,7 @@ from distgan.config.load import from_dict
 from distgan.config.schema import Config, Optimizer
 from distgan.distributed.process_group import World
 from distgan.errors import ConfigError
+from distgan.image_spec import square
 from distgan.models import MODELS
 from distgan.storage import checkpoint
 from distgan.training import factory, memory_format
@@ -38,7 +39,7 @@ def config_of(family: str = "dcgan", value: str = "auto") -> Config:
 def nets(family: str) -> tuple[nn.Module, nn.Module]:
     torch.manual_seed(0)
     G, D = SMALL[family]
-    return MODELS[family].generator(16, 8, 0, **G), MODELS[family].discriminator(16, 0, **D)
+    return MODELS[family].generator(square(16), 8, 0, **G), MODELS[family].discriminator(square(16), 0, **D)
 
 
 def test_on_a_cpu_the_family_decides_and_the_setting_wins() -> None:

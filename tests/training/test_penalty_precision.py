@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from distgan.config.load import load
 from distgan.distributed.process_group import World
 from distgan.errors import ConfigError
+from distgan.image_spec import square
 from distgan.losses.gradient_penalty import squared_gradient
 from distgan.models import MODELS
 from distgan.training import gan_step
@@ -35,7 +36,7 @@ def inputs() -> tuple[Tensor, Tensor, Tensor]:
 
 def network(family: str) -> nn.Module:
     torch.manual_seed(0)
-    D = MODELS[family].discriminator(16, 3, **SMALL[family][1])
+    D = MODELS[family].discriminator(square(16), 3, **SMALL[family][1])
     for name, weight in D.named_parameters():
         if "project" in name:  # R3GAN's, which are zero at the start
             nn.init.normal_(weight, std=0.2)
@@ -108,7 +109,7 @@ def test_tf32_is_allowed_in_steps_with_a_penalty(monkeypatch: pytest.MonkeyPatch
 
     monkeypatch.setattr(gan_step, "allow_tf32", allow)
     family, (own_G, own_D) = MODELS["r3gan"], SMALL["r3gan"]
-    G, D = family.generator(16, 4, 0, **own_G), family.discriminator(16, 0, **own_D)
+    G, D = family.generator(square(16), 4, 0, **own_G), family.discriminator(square(16), 0, **own_D)
     z = torch.zeros(4, 4)
     batch = StepBatch(torch.zeros(4, 16, 16, 3, dtype=torch.uint8), None, z, z, torch.arange(4))
     for precision in ("fp32", "tf32"):

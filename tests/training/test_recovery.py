@@ -12,6 +12,7 @@ from runs import audit, make_digits, metrics, status, weights, write_config
 
 from distgan.config.schema import Optimizer
 from distgan.distributed.process_group import World
+from distgan.image_spec import square
 from distgan.models import MODELS
 from distgan.training.factory import build_optimizer
 from distgan.training.gan_step import GanStep
@@ -53,8 +54,8 @@ def _after_four_steps(kind: str, value: float, passes: int, bad_at: int) -> list
     """State of networks and optimizers; before step `bad_at`, there is one with this value among its latents."""
     torch.manual_seed(0)
     sizes = {"base_channels": 4, "max_channels": 8, "norm": "batch"}
-    G = MODELS["dcgan"].generator(16, 4, 0, **sizes, embed_dim=1)
-    D = MODELS["dcgan"].discriminator(16, 0, **sizes)
+    G = MODELS["dcgan"].generator(square(16), 4, 0, **sizes, embed_dim=1)
+    D = MODELS["dcgan"].discriminator(square(16), 0, **sizes)
     step = GanStep(World(), G, D, StepOptions("hinge", accumulation_steps=passes, restore_buffers=True))
     opt_g, opt_d = (build_optimizer(Optimizer(name=kind, betas=(0.5, 0.9)), net) for net in (G, D))
     for number in range(4):

@@ -14,6 +14,7 @@ from torch.nn.functional import softplus
 
 from distgan.config.schema import Config, Ema, Loss, Optim, Optimizer, Train
 from distgan.distributed.process_group import World
+from distgan.image_spec import square
 from distgan.models import r3gan
 from distgan.training import ema
 from distgan.training.factory import build_optimizer
@@ -29,8 +30,8 @@ GAMMA, LR, BETA2, HALF_LIFE = (2.0, 0.2), (2e-3, 5e-4), (0.9, 0.99), (0.0, 100.0
 def networks() -> tuple[nn.Module, nn.Module]:
     torch.manual_seed(0)
     own = {"widths": [8], "blocks": 1, "group_width": 2}
-    G = r3gan.Generator(16, Z_DIM, CLASSES, embed_dim=3, **own)
-    D = r3gan.Discriminator(16, CLASSES, **own)
+    G = r3gan.Generator(square(16), Z_DIM, CLASSES, embed_dim=3, **own)
+    D = r3gan.Discriminator(square(16), CLASSES, **own)
     for block in (module for net in (G, D) for module in net.modules() if isinstance(module, r3gan.Block)):
         nn.init.normal_(block.project.weight, std=0.1)  # so that every weight has a gradient from the first step on
     return G.double(), D.double()
@@ -76,9 +77,9 @@ class Adam:
     @torch.no_grad()
     def step(self, gradients: list[Tensor], lr: float, beta2: float) -> None:
         self.steps += 1
-        for weight, square, gradient in zip(self.weights, self.squares, gradients):
-            square.copy_(beta2 * square + (1 - beta2) * gradient**2)
-            weight -= lr * gradient / ((square / (1 - beta2**self.steps)).sqrt() + 1e-8)
+        for weight, second, gradient in zip(self.weights, self.squares, gradients):
+            second.copy_(beta2 * second + (1 - beta2) * gradient**2)
+            weight -= lr * gradient / ((second / (1 - beta2**self.steps)).sqrt() + 1e-8)
 
 
 def penalty(logits: Tensor, images: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ from distgan.data.shard_urls import find_shards
 from distgan.distributed.process_group import World
 from distgan.evaluation.image_sets import GeneratedImages, ShardImages, draw_labels
 from distgan.evaluation.measure import measure, measure_reference
+from distgan.image_spec import square
 from distgan.metrics.extractors import open_extractor
 from distgan.models import MODELS
 from distgan.storage.byte_ranges import ByteRangeReader
@@ -28,7 +29,7 @@ dataset = Dataset(
     RankInfo(world.rank, world.size, world.all_gather_object),
 )
 torch.manual_seed(0)
-G = MODELS["dcgan"].generator(16, 8, 10, base_channels=4, max_channels=16, norm="none", embed_dim=4)
+G = MODELS["dcgan"].generator(square(16), 8, 10, base_channels=4, max_channels=16, norm="none", embed_dim=4)
 extractor = open_extractor("toy")
 reads: list[int] = []
 polls = 0
@@ -45,7 +46,7 @@ def check_stop() -> None:
     polls += 1
 
 
-images = Counted(dataset, DecodeOptions(16, max_pixels=10**6), threads=1)
+images = Counted(dataset, DecodeOptions(square(16), max_pixels=10**6), threads=1)
 real = measure_reference(world, extractor, images, keep=300, check_stop=check_stop, cache=cache)
 seen = sorted(number for numbers in world.all_gather_object(reads) for number in numbers)
 fakes = GeneratedImages(G, 8, 16, seed=3, num=num, labels=draw_labels("empirical", 3, num, dataset.class_counts))

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from distgan.distributed.process_group import World
+from distgan.image_spec import square
 from distgan.losses.adversarial import LOSSES
 from distgan.models import MODELS
 from distgan.training.gan_step import GanStep
@@ -55,8 +56,8 @@ def main(pairs: str, first: int) -> None:
         bf16 = (i + j) % 2 == first
         torch.manual_seed(world.rank)  # DDP makes rank 0's weights everybody's
         g, d, resolution = SMALL[family]
-        G = MODELS[family].generator(resolution, 4, 3, **g)
-        D = MODELS[family].discriminator(resolution, 3, **d)
+        G = MODELS[family].generator(square(resolution), 4, 3, **g)
+        D = MODELS[family].discriminator(square(resolution), 3, **d)
         restoring = ImageToImageOptions((Degradation("noise", 10, 30),), "l1", 10.0, conditional_D=True)
         step = GanStep(
             world, G, D, StepOptions(loss, bf16=bf16, image_to_image=restoring if family == "restore" else None)

@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import save_file
 
 from distgan.distributed.process_group import World
+from distgan.image_spec import square
 from distgan.losses.adversarial import LOSSES
 from distgan.models import MODELS
 from distgan.models.epilogue import Epilogue
@@ -70,10 +71,10 @@ def steps(
     """What D's and G's step find, by name."""
     torch.manual_seed(0)
     g, d = SMALL[family]
-    G = MODELS[family].generator(RESOLUTION, Z_DIM, CLASSES, **g, embed_dim=3).double()
+    G = MODELS[family].generator(square(RESOLUTION), Z_DIM, CLASSES, **g, embed_dim=3).double()
     D = (
         MODELS[family]
-        .discriminator(RESOLUTION, CLASSES, **d, epilogue=functools.partial(Epilogue, **epilogue))
+        .discriminator(square(RESOLUTION), CLASSES, **d, epilogue=functools.partial(Epilogue, **epilogue))
         .double()
     )
     G, D = (net.to(memory_format=memory_format) for net in (G, D))

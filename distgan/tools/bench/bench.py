@@ -172,7 +172,7 @@ class Bench:
         """Measure the stream alone, next to the decoding that it does, in CPU time of this rank."""
         stream, options = trainer.open_stream(with_noise=False), decode_options(self.config.data)
         try:
-            out = np.empty((options.resolution, options.resolution, 3), np.uint8)
+            out = np.empty(options.image.shape, options.image.dtype)
             batches = max(1, LOADED_IMAGES // len(next(stream).images))
             files = [file for _ in range(batches) for file in encoded(trainer, next(stream).samples)]
             ours, pure = [], []

@@ -1,0 +1,97 @@
+"""The images of a run: their channels, size and values, which every part of the program is told by one object."""
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+DType = Literal["uint8", "uint16", "float32"]
+LEVELS = {"uint8": 255, "uint16": 65535}  # largest value of the whole numbers
+MAX_CHANNELS = 32
+START_SIDES = range(3, 33)  # sides that the grid of a network's first stage may have
+
+
+@dataclass(frozen=True)
+class ImageSpec:
+    """Channels, size and values of images.
+
+    Networks see them as float [B, C, H, W] where `low` is -1 and `high` is 1. On the host, and as a generator's
+    output, they are arrays [H, W, C] of `dtype`.
+
+    Attributes:
+        height, width: H and W in pixels.
+        channels: C, from 1 to 32; `alpha` says whether the last one is transparency.
+        dtype: "uint8", "uint16" or "float32".
+        low, high: Values that become -1 and 1; those beyond are clipped. Both 0: the levels of `dtype`.
+
+    Raises:
+        ValueError: There are no such images.
+    """
+
+    height: int
+    width: int
+    channels: int = 3
+    dtype: DType = "uint8"
+    low: float = 0.0
+    high: float = 0.0
+    alpha: bool = False
+
+    def __post_init__(self) -> None:
+        if self.dtype not in get_args(DType):
+            raise ValueError(f"values of the kind {self.dtype!r}: choose one of {', '.join(get_args(DType))}")
+        if self.low == self.high == 0 and self.dtype in LEVELS:
+            object.__setattr__(self, "high", float(LEVELS[self.dtype]))
+        if not 1 <= self.channels <= MAX_CHANNELS:
+            raise ValueError(f"{self.channels} channels: 1 to {MAX_CHANNELS}")
+        if self.alpha and self.channels not in (2, 4):
+            raise ValueError(f"{self.channels} channels of which one is alpha: 2 (gray) or 4 (colors)")
+        if min(self.height, self.width) < 1:
+            raise ValueError(f"images of {self.width}x{self.height} pixels")
+        if not self.low < self.high:
+            raise ValueError(f"a range from {self.low:g} to {self.high:g}: the second value must be the larger one")
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Return (H, W, C), the shape of one image on the host."""
+        return self.height, self.width, self.channels
+
+    @property
+    def size(self) -> str:
+        """Return the size as text, "64x48": width first, as pictures are named."""
+        return f"{self.width}x{self.height}"
+
+    @property
+    def num_colors(self) -> int:
+        """Return the number of channels without alpha."""
+        return self.channels - self.alpha
+
+    @property
+    def num_bytes(self) -> int:
+        """Return the bytes of one image on the host."""
+        return self.height * self.width * self.channels * {"uint8": 1, "uint16": 2, "float32": 4}[self.dtype]
+
+    @property
+    def half_range(self) -> float:
+        """Return half of the distance from `low` to `high`, which is 1 for the networks."""
+        return (self.high - self.low) / 2
+
+    @property
+    def doublings(self) -> int:
+        """Return how often networks double the sides of their start grid."""
+        return doublings(self.height, self.width)
+
+    @property
+    def start_grid(self) -> tuple[int, int]:
+        """Return H and W of the start grid, the first stage of G and the last one of D: (4, 4) of 2^n pixels."""
+        return self.height >> self.doublings, self.width >> self.doublings
+
+
+def square(side: int, channels: int = 3) -> ImageSpec:
+    """Return the spec of square images of 8-bit levels."""
+    return ImageSpec(side, side, channels)
+
+
+def doublings(height: int, width: int) -> int:
+    """Return how often both sides can be halved, down to 3 pixels at least: 4 for 64x64, 7 for 640x384."""
+    num = 0
+    while min(height, width) >> num + 1 >= START_SIDES[0] and not (height >> num) % 2 and not (width >> num) % 2:
+        num += 1
+    return num

@@ -1,12 +1,13 @@
 """What every test has: a cache of its own, and no deadline, since a busy machine is no failure of the code."""
 
 import os
-from collections.abc import Iterator
+import sys
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
-from processes import SHARED_SERVER, start_fork_server
+from processes import SHARED_SERVER, fork_server, start_fork_server, wait_for
 
 settings.register_profile("distgan", deadline=None)
 settings.load_profile("distgan")
@@ -16,6 +17,25 @@ def pytest_configure(config: pytest.Config) -> None:
     """One server forks the ranks of all of xdist's workers."""
     if getattr(config.option, "numprocesses", None):  # none in a worker
         os.environ[SHARED_SERVER] = start_fork_server()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """Where Python keeps what it compiles, let the server import first, then one worker, then the others.
+
+    In a new environment each of them would compile all of it, which takes longer than to wait for the first one.
+    """
+    worker = os.environ.get("PYTEST_XDIST_WORKER")
+    if worker is None or sys.dont_write_bytecode:
+        return (yield)
+    compiled = Path(fork_server()).with_name("compiled")
+    if worker != "gw0":
+        wait_for(compiled.exists, 240)
+    try:
+        return (yield)
+    finally:
+        if worker == "gw0":
+            compiled.touch()
 
 
 @pytest.fixture(autouse=True)

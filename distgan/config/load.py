@@ -12,7 +12,7 @@ import json
 import os
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import Field
+from dataclasses import Field, asdict
 from pathlib import Path
 from typing import Any
 
@@ -220,7 +220,7 @@ def _require_resolved(values: object, origin: str) -> None:
 
 def to_yaml(config: Config) -> str:
     """Return the whole config as YAML that `load` reads back to an equal one."""
-    values = OmegaConf.structured(config)
+    values = OmegaConf.create(asdict(config))  # of the schema's types already
     text = OmegaConf.to_yaml(values)
     if all(map(str.isprintable, text.split("\n"))):
         return text

@@ -1,6 +1,7 @@
 """The folder of a run: its files, and what a resumed run keeps of them."""
 
 import fcntl
+import functools
 import io
 import json
 import logging
@@ -232,6 +233,7 @@ def _number(line: str, name: str) -> int:
     return value if isinstance(value, int) and 0 <= value < 2**53 else -1
 
 
+@functools.cache
 def _version(package: str) -> str | None:
     try:
         return metadata.version(package)

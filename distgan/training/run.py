@@ -1,13 +1,14 @@
 """A run from start to end: set up ranks and run folder, train, record how it ended."""
 
 import hashlib
+import json
 import logging
 from pathlib import Path
 
 import torch
 
 from distgan.config.batch_plan import less_memory, make_batch_plan
-from distgan.config.load import to_yaml
+from distgan.config.records import to_dict
 from distgan.config.schema import Config
 from distgan.config.validate import warnings
 from distgan.distributed import launch_env, preemption
@@ -28,7 +29,7 @@ def train(config: Config) -> int:
     """Train until done; returns the exit code: 0 finished, 75 saved on a signal, 130 saved on Ctrl-C."""
     world = open_world(config)
     world.require_same_on_all_ranks(
-        config=digest(to_yaml(config).encode()), code=digest_of_code(), torch=torch.__version__
+        config=digest(json.dumps(to_dict(config)).encode()), code=digest_of_code(), torch=torch.__version__
     )
     batch_plan = make_batch_plan(config, world.size)
     folder = RunDir(config.run.dir)

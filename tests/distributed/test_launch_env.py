@@ -9,7 +9,7 @@ from pathlib import Path
 from threading import Barrier
 
 import pytest
-from processes import environment, free_port
+from processes import environment, free_port, output, run_ranks
 
 from distgan.distributed.launch_env import (
     choose_gpu,
@@ -121,7 +121,7 @@ def test_a_mistake_that_one_rank_alone_has_is_told(tmp_path: Path) -> None:
         ("0", True, "set another MASTER_PORT"),
     ],
 )
-def test_ranks_that_do_not_meet_are_told_why(rank: str, is_taken: bool, told: str) -> None:
+def test_ranks_that_do_not_meet_are_told_why(rank: str, is_taken: bool, told: str, tmp_path: Path) -> None:
     """Without a traceback, whether the others are missing or another program is there."""
     with socket.socket() as other:
         other.bind(("", 0))
@@ -133,10 +133,8 @@ def test_ranks_that_do_not_meet_are_told_why(rank: str, is_taken: bool, told: st
         place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "ACCELERATE_USE_CPU": "true"}
         more = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": "2", **place}
         code = "from distgan.distributed.process_group import World; World(timeout_sec=3)"
-        done = subprocess.run(
-            [sys.executable, "-c", code], env=environment(**more), capture_output=True, text=True, timeout=60
-        )
-    last = done.stderr.splitlines()[-1]
+        assert run_ranks(1, ["-c", code], tmp_path / "log", **more) == [1]
+    last = output(tmp_path / "log").splitlines()[-1]
     assert f"MachineError: rank {rank} of 2 did not meet the others at 127.0.0.1:{port}: " in last
     assert told in last
 

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from processes import environment, free_port
+from processes import environment, free_port, output, ranks
 from runs import make_digits, status, write_config
 
 from distgan.cli.main import main
@@ -126,17 +126,13 @@ def test_a_rank_that_waits_for_the_others_can_be_stopped(tmp_path: Path) -> None
     config = write_config(tmp_path / "a.yaml", tmp_path)
     place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "ACCELERATE_USE_CPU": "true"}
     more = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2", **place}
-    command = [sys.executable, "-m", "distgan", "train", str(config), f"run.dir={tmp_path / 'run'}"]
-    with subprocess.Popen(command, env=environment(**more), stderr=subprocess.PIPE, text=True) as rank:
-        try:
-            with pytest.raises(subprocess.TimeoutExpired):
-                rank.wait(timeout=5)
-            rank.terminate()
-            _, told = rank.communicate(timeout=90)
-        finally:
-            rank.kill()
-    assert rank.returncode == 75
-    assert "while waiting for the other ranks" in told
+    command = ["-m", "distgan", "train", str(config), f"run.dir={tmp_path / 'run'}"]
+    with ranks(1, command, tmp_path / "log", **more) as (rank,):
+        with pytest.raises(subprocess.TimeoutExpired):
+            rank.wait(timeout=5)
+        rank.send_signal(signal.SIGTERM)
+        assert rank.wait(90) == 75
+    assert "while waiting for the other ranks" in output(tmp_path / "log")
 
 
 def test_a_stop_while_shards_are_indexed_is_obeyed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,6 +13,7 @@ another host). Such a case is told with its last lines.
 """
 
 import contextlib
+import ctypes
 import importlib
 import io
 import json
@@ -21,7 +22,6 @@ import re
 import resource
 import select
 import signal
-import subprocess
 import sys
 import tempfile
 import time
@@ -31,10 +31,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TypeVar
 
+from processes import environment, start
+
 T = TypeVar("T")
 GOOD = ("right", "refused", "skipped", "quarantined")
 PROCESSES = ("subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "os.fork", "os.forkpty", "pty.spawn")
 MAKING_SEC = 200  # that a corpus may take to make a case
+M_ARENA_MAX = -8  # of mallopt(3)
 LOCAL = ("127.0.0.1", "::1", "localhost", "")
 
 
@@ -132,15 +135,18 @@ def bad(found: Iterable[Outcome]) -> str:
 
 def _outcomes_from(corpus: str, folder: Path, whole: bool, first: int) -> tuple[list[Outcome], bool]:
     """Outcomes from case `first` on, and whether that was all; not so where the child had to be killed."""
-    words = [sys.executable, __file__, corpus, str(folder), "whole" if whole else "share", str(first)]
-    # Each thread's arena would take 64 MB of address space, which has nothing to do with the input.
-    environment = os.environ | {"MALLOC_ARENA_MAX": "1", "OMP_NUM_THREADS": "1", "WANDB_MODE": "disabled"}
-    environment["DISTGAN_CACHE"] = str(folder / "cache")
+    own = environment(DISTGAN_CACHE=str(folder / "cache"))
     found: list[Outcome] = []
-    with (
-        tempfile.TemporaryFile() as log,
-        subprocess.Popen(words, stdout=subprocess.PIPE, stderr=log, env=environment) as child,
-    ):
+    with tempfile.TemporaryDirectory() as place:
+        log, told_by = Path(place, "log"), Path(place, "told")
+        os.mkfifo(told_by)
+        reader = os.open(told_by, os.O_RDONLY | os.O_NONBLOCK)
+        words = [__file__, corpus, str(folder), "whole" if whole else "share", str(first), str(told_by)]
+        child = start(words, own, str(log), real=False)
+
+        def last() -> str:
+            return log.read_text(errors="replace")[-2000:]
+
         name, wall_sec = "", MAKING_SEC  # of the case at hand; none while the corpus makes the next one
         told = b""
         try:
@@ -155,30 +161,31 @@ def _outcomes_from(corpus: str, folder: Path, whole: bool, first: int) -> tuple[
                     else:
                         found.append(Outcome(**message))
                         name, wall_sec = "", MAKING_SEC
-                if not select.select([child.stdout], [], [], wall_sec)[0]:
+                if not select.select([reader], [], [], wall_sec)[0]:
                     if not name:
-                        raise RuntimeError(f"{corpus}: the next case was not made in {MAKING_SEC} s")
+                        raise RuntimeError(f"{corpus}: the next case was not made in {MAKING_SEC} s:\n{last()}")
                     return [*found, Outcome(name, "hang", f"no end in {wall_sec} s")], False
-                more = os.read(child.stdout.fileno(), 65536)
+                more = os.read(reader, 65536)
                 told += more
                 if not more:
-                    child.wait()
-                    log.seek(0)
-                    last = log.read().decode(errors="replace")[-2000:]
+                    code = child.wait()
                     if not name:
-                        raise RuntimeError(f"{corpus}: the next case could not be made:\n{last}")
-                    word = "cpu" if child.returncode == -signal.SIGXCPU else "traceback"
-                    return [*found, Outcome(name, word, f"the process ended with {child.returncode}: {last}")], False
+                        raise RuntimeError(f"{corpus}: the next case could not be made:\n{last()}")
+                    word = "cpu" if code == -signal.SIGXCPU else "traceback"
+                    return [*found, Outcome(name, word, f"the process ended with {code}: {last()}")], False
         finally:
+            os.close(reader)
             child.kill()
+            child.wait()
 
 
 # The child.
 
 
-def _serve(corpus: str, folder: Path, whole: bool, first: int) -> None:
-    tell = os.fdopen(os.dup(1), "w", buffering=1)
-    os.dup2(2, 1)  # what a library prints goes to the log
+def _serve(corpus: str, folder: Path, whole: bool, first: int, told_by: str) -> None:
+    tell = open(told_by, "w", buffering=1)  # noqa: SIM115  # to the end; what a library prints goes to the log
+    # Each thread's arena would take 64 MB of address space, which has nothing to do with the input.
+    ctypes.CDLL(None).mallopt(M_ARENA_MAX, 1)
     started: list[str] = []
     programs = ["*"]  # that may start now
     sys.addaudithook(lambda event, arguments: _watch(event, arguments, started, programs))
@@ -262,4 +269,4 @@ def _refusal(text: str, exit_code: int) -> tuple[str, str]:
 
 if __name__ == "__main__":
     sys.modules["hostile"] = sys.modules["__main__"]  # so that the corpus makes cases of this very module
-    _serve(sys.argv[1], Path(sys.argv[2]), sys.argv[3] == "whole", int(sys.argv[4]))
+    _serve(sys.argv[1], Path(sys.argv[2]), sys.argv[3] == "whole", int(sys.argv[4]), sys.argv[5])

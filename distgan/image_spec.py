@@ -1,5 +1,6 @@
 """The images of a run: their channels, size and values, which every part of the program is told by one object."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -7,6 +8,10 @@ DType = Literal["uint8", "uint16", "float32"]
 LEVELS = {"uint8": 255, "uint16": 65535}  # largest value of the whole numbers
 MAX_CHANNELS = 32
 START_SIDES = range(3, 33)  # sides that the grid of a network's first stage may have
+# What families need of both sides: to be multiples of a number, and at least another. Hourglass has no start grid: its
+# D halves the sides five times. What is restored is measured by windows of 11 pixels and degraded in squares of 16.
+MULTIPLES = {"hourglass": 32}
+LEAST_SIDES = {"hourglass": 32, "restore": 16}
 
 
 @dataclass(frozen=True)
@@ -83,6 +88,11 @@ class ImageSpec:
         """Return H and W of the start grid, the first stage of G and the last one of D: (4, 4) of 2^n pixels."""
         return self.height >> self.doublings, self.width >> self.doublings
 
+    @property
+    def setting(self) -> str:
+        """Return the size as `data.resolution` has it: "64" of a square, else "[H,W]"."""
+        return setting(self.height, self.width)
+
 
 def square(side: int, channels: int = 3) -> ImageSpec:
     """Return the spec of square images of 8-bit levels."""
@@ -95,3 +105,69 @@ def doublings(height: int, width: int) -> int:
     while min(height, width) >> num + 1 >= START_SIDES[0] and not (height >> num) % 2 and not (width >> num) % 2:
         num += 1
     return num
+
+
+def setting(height: int, width: int) -> str:
+    """Return a size as `data.resolution` has it: "64" of a square, else "[H,W]"."""
+    return f"{height}" if height == width else f"[{height},{width}]"
+
+
+def size_error(family: str, height: int, width: int) -> str:
+    """Return why a family cannot make images of this size, with the nearest sizes that it can; "" where it can."""
+    if _fits(family, height, width):
+        return ""
+    if family in MULTIPLES:
+        needs = f"multiples of {MULTIPLES[family]} pixels on both sides"
+    else:
+        needs = (
+            f"sides of k x 2^n pixels, n at least 1 and the same for both, k from {START_SIDES[0]} to {START_SIDES[-1]}"
+        )
+        if family in LEAST_SIDES:
+            needs += f", and {LEAST_SIDES[family]} pixels at least"
+    sizes = nearest(height, width, lambda *size: _fits(family, *size), LEAST_SIDES.get(family, 1))
+    return (
+        f"data.resolution={setting(height, width)}: the {family} networks need {needs}, such as "
+        f"{' or '.join(setting(*size) for size in sizes)}"
+    )
+
+
+def check_size(family: str, image: ImageSpec) -> None:
+    """Refuse images of a size that a family cannot make. Raises ValueError."""
+    if error := size_error(family, image.height, image.width):
+        raise ValueError(error)
+
+
+def patches_error(patches: int, image: ImageSpec) -> str:
+    """Return why a discriminator cannot give so many logits along the height, or "" where it can."""
+    allowed = [1] + [image.height >> i for i in range(image.doublings, 0, -1)]
+    return "" if patches in allowed else f"the logits along the height must be one of {', '.join(map(str, allowed))}"
+
+
+def nearest(height: int, width: int, fits: Callable[[int, int], bool], least: int = 1) -> list[tuple[int, int]]:
+    """Return the two sizes that fit with the fewest pixels added or taken at the sides; squares for a square.
+
+    Args:
+        fits: Tells whether a height and a width fit; no side below `least` does.
+    """
+    found: set[tuple[int, int]] = set()
+    for num in range(1, 11):
+        heights, widths = (_near(max(side, least), num) for side in (height, width))
+        found |= {(h, w) for h in heights for w in widths if (h == w or height != width) and fits(h, w)}
+    return sorted(found, key=lambda size: (abs(size[0] - height) + abs(size[1] - width), size))[:2]
+
+
+def _near(side: int, num: int) -> set[int]:
+    """Return the multiples of 2^num around a side, and those that are nearest to it among the sides of networks."""
+    below = side >> num
+    multiples = {below, below + 1} | {min(max(k, START_SIDES[0]), START_SIDES[-1]) for k in (below, below + 1)}
+    return {k << num for k in multiples if k}
+
+
+def _fits(family: str, height: int, width: int) -> bool:
+    """Return whether a family's networks can make images of this size."""
+    if min(height, width) < LEAST_SIDES.get(family, 1):
+        return False
+    if family in MULTIPLES:
+        return height % MULTIPLES[family] == 0 == width % MULTIPLES[family]
+    num = doublings(height, width)
+    return num > 0 and all(side >> num in START_SIDES for side in (height, width))

@@ -1,8 +1,11 @@
 """The spec of images: its bounds, and the grid that networks start from."""
 
+import json
+import re
+
 import pytest
 
-from distgan.image_spec import ImageSpec, square
+from distgan.image_spec import ImageSpec, setting, size_error, square
 
 
 @pytest.mark.parametrize(
@@ -52,3 +55,46 @@ def test_levels_are_the_range_of_whole_numbers() -> None:
 def test_what_is_no_image_is_refused(wrong: dict, word: str) -> None:
     with pytest.raises(ValueError, match=word):
         ImageSpec(**{"height": 64, "width": 64} | wrong)
+
+
+FITTING = {
+    "dcgan": [(8, 8), (6, 12), (64, 96), (40, 96), (200, 200), (640, 384), (64, 512)],
+    "restore": [(16, 16), (64, 96), (40, 96)],
+    "hourglass": [(32, 32), (64, 96), (224, 320)],
+}
+
+
+@pytest.mark.parametrize(("family", "size"), [(family, size) for family in FITTING for size in FITTING[family]])
+def test_sizes_that_a_family_can_make(family: str, size: tuple[int, int]) -> None:
+    assert size_error(family, *size) == ""
+
+
+@pytest.mark.parametrize(
+    ("family", "size", "such_as"),
+    [
+        ("r3gan", (33, 33), "32 or 34"),
+        ("r3gan", (33, 64), r"\[32,64\] or \[34,64\]"),
+        ("dcgan", (720, 1280), r"\[704,1280\] or \[768,1280\]"),
+        ("dcgan", (7, 7), "6 or 8"),
+        ("dcgan", (8, 1000), r"\[96,992\] or \[96,1024\]"),
+        ("restore", (8, 8), "16 or 18"),
+        ("hourglass", (48, 48), "32 or 64"),
+        ("hourglass", (40, 96), r"\[32,96\] or \[64,96\]"),
+    ],
+)
+def test_the_nearest_sizes_are_named(family: str, size: tuple[int, int], such_as: str) -> None:
+    told = size_error(family, *size)
+    assert re.search(rf"{re.escape(setting(*size))}: the {family} networks need .*such as {such_as}$", told)
+
+
+@pytest.mark.parametrize("family", FITTING)
+def test_no_size_is_nearer_than_the_named_ones(family: str) -> None:
+    """Against a search of all sizes."""
+    fits = [(h, w) for h in range(6, 128, 2) for w in range(6, 128, 2) if not size_error(family, h, w)]
+    for height, width in ((9, 40), (37, 37), (90, 101), (33, 64), (50, 70), (61, 31)):
+        if told := size_error(family, height, width):
+            named = [json.loads(one) for one in told.partition("such as ")[2].split(" or ")]
+            found = [one if isinstance(one, list) else [one, one] for one in named]
+            allowed = [size for size in fits if height != width or size[0] == size[1]]
+            distances = sorted(abs(h - height) + abs(w - width) for h, w in allowed)
+            assert [abs(h - height) + abs(w - width) for h, w in found] == distances[:2]

@@ -40,7 +40,10 @@ class HourglassDiscriminator:
 @dataclass
 class R3ganGenerator:
     widths: list[int] = key(
-        [768], "channels from 4 x 4 on; the last number holds for all larger sides", low=1, high=2**14
+        [768],
+        "channels from the start grid (4 x 4 of 2^n pixels) on; the last number holds for all larger sizes",
+        low=1,
+        high=2**14,
     )
     blocks: int = key(2, "residual blocks at each side", low=1, high=64)
     group_width: int = key(8, "channels of a group of the grouped convolutions", low=1, high=2**14)
@@ -50,7 +53,10 @@ class R3ganGenerator:
 @dataclass
 class R3ganDiscriminator:
     widths: list[int] = key(
-        [768], "channels from 4 x 4 on; the last number holds for all larger sides", low=1, high=2**14
+        [768],
+        "channels from the start grid (4 x 4 of 2^n pixels) on; the last number holds for all larger sizes",
+        low=1,
+        high=2**14,
     )
     blocks: int = key(2, "residual blocks at each side", low=1, high=64)
     group_width: int = key(8, "channels of a group of the grouped convolutions", low=1, high=2**14)
@@ -58,17 +64,21 @@ class R3ganDiscriminator:
 
 @dataclass
 class ResnetGenerator:
-    base_channels: int = key(256, "channels; above 32 pixels, those at a quarter of the resolution", low=4, high=2**13)
+    base_channels: int = key(
+        256, "channels; above 3 doublings (32 pixels), those at a quarter of the resolution", low=4, high=2**13
+    )
     norm: Literal["none", "batch", "conditional"] = key("batch", "batch norm, one with gain and bias by class, or none")
-    attention: int = key(0, "side of the block that self-attention follows; 0: none", low=0, high=1024)
+    attention: int = key(0, "height of the block that self-attention follows; 0: none", low=0, high=1024)
     embed_dim: int = key(128, "numbers that a class label becomes", low=1, high=2**14)
 
 
 @dataclass
 class ResnetDiscriminator:
-    base_channels: int = key(128, "channels; above 32 pixels, twice those of the first block", low=2, high=2**13)
+    base_channels: int = key(
+        128, "channels; above 3 doublings (32 pixels), twice those of the first block", low=2, high=2**13
+    )
     spectral_norm: bool = key(True, "spectral norm on every weight")
-    attention: int = key(0, "side of the block that self-attention follows; 0: none", low=0, high=1024)
+    attention: int = key(0, "height of the block that self-attention follows; 0: none", low=0, high=1024)
 
 
 @dataclass
@@ -90,7 +100,12 @@ class RestoreDiscriminator:
     max_channels: int = key(512, "bound on the channels", low=1, high=2**14)
     norm: Literal["none", "batch"] = key("none", "batch norm, or none")
     paired: bool = key(False, "show D the degraded image too")
-    patches: int = key(1, "logits to a side: 1 is one for the whole image, 8 are 8 x 8 for its parts", low=1, high=512)
+    patches: int = key(
+        1,
+        "logits along the height: 1 is one for the whole image, 8 are 8 x 8 for the parts of a square",
+        low=1,
+        high=512,
+    )
 
 
 FAMILIES: dict[str, tuple[type, type]] = {

@@ -9,13 +9,13 @@ from collections.abc import Iterator
 from distgan.config.batch_plan import BatchPlan, batch_normed, divisors, settings_that_compare
 from distgan.config.fields import leaves
 from distgan.config.model_schema import FAMILIES
-from distgan.config.schema import Config, Eval, restores
+from distgan.config.schema import Config, Eval, image_spec, restores
+from distgan.image_spec import patches_error, size_error
 from distgan.metrics.names import EVAL_METRICS
 from distgan.storage.formatting import one_of
 from distgan.transforms import degrade_spec
 
 LOSSES_WITH_TARGET = ("minimax", "non_saturating", "lsgan")
-LEAST_RESOLUTION = {"hourglass": 32, "restore": 16}  # of a family that cannot do the 8 pixels that others can
 
 
 def config_errors(config: Config) -> list[str]:
@@ -25,14 +25,11 @@ def config_errors(config: Config) -> list[str]:
 
 
 def _check_data(config: Config) -> Iterator[str]:
-    data, resolution = config.data, config.data.resolution
+    data = config.data
     if not data.shards:
         yield "data.shards is not set: name a folder of shards (`distgan pack` makes them), e.g. data.shards=data/faces"
-    if resolution == 0:
+    if not data.resolution:
         yield "data.resolution is not set: the side of the images in pixels, e.g. data.resolution=64"
-    if resolution & (resolution - 1):
-        near = 2 ** (resolution.bit_length() - 1)
-        yield f"data.resolution={resolution}: the networks need a power of two, such as {near} or {2 * near}"
     if data.balance == "classes" and not config.model.conditional:
         yield "data.balance=classes needs class labels: set model.conditional=true, or data.balance=none"
     if data.shuffle_lanes and data.shuffle_lanes % config.train.batch:
@@ -40,10 +37,13 @@ def _check_data(config: Config) -> Iterator[str]:
 
 
 def _check_networks(config: Config) -> Iterator[str]:
-    model, resolution = config.model, config.data.resolution
-    least = LEAST_RESOLUTION.get(model.family, 8)
-    if 0 < resolution < least:
-        yield f"data.resolution={resolution}: model.family={model.family} needs {least} pixels at least"
+    model = config.model
+    if config.data.resolution:  # else that is reported already
+        image = image_spec(config.data)
+        if error := size_error(model.family, image.height, image.width):
+            yield error
+        elif error := patches_error(model.D.get("patches", 1), image):
+            yield f"model.D.patches={model.D['patches']}: {error}"
     for net in "GD":
         own = getattr(model, net)
         widths, group = own.get("widths", [0]), own.get("group_width", 1)
@@ -51,9 +51,6 @@ def _check_networks(config: Config) -> Iterator[str]:
             yield f"model.{net}.widths={widths}: each must be a multiple of model.{net}.group_width={group}"
     if model.G.get("norm") == "conditional" and not model.conditional:
         yield "model.G.norm=conditional needs classes: set model.conditional=true, or model.G.norm=batch"
-    patches = model.D.get("patches", 1)
-    if resolution and patches > 1 and (patches & (patches - 1) or not 4 <= patches <= resolution // 2):
-        yield f"model.D.patches={patches}: 1, or a power of two from 4 to half of data.resolution, {resolution // 2}"
 
 
 def _check_loss(config: Config) -> Iterator[str]:

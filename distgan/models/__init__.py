@@ -15,7 +15,7 @@ class Family(NamedTuple):
     """The two networks of a family.
 
     Attributes:
-        generator: Class of G, made by (image, z_dim, num_classes, ...): G(z, labels) -> images [B, 3, R, R] in
+        generator: Class of G, made by (image, z_dim, num_classes, ...): G(z, labels) -> images [B, C, H, W] in
             -1..1. A G that restores images is called as G(images, z, labels).
         discriminator: Class of D, made by (image, num_classes, ...): D(images, labels, features=False) -> logits
             [B].

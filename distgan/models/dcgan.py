@@ -1,9 +1,10 @@
-"""DCGAN (Radford et al. 2016) at any power of two from 8 pixels on, with or without classes: the family to copy.
+"""DCGAN (Radford et al. 2016) for images of any channels and of k x 2^n pixels, with or without classes.
 
-G projects z to 4 x 4 and doubles the side with transposed convolutions; D halves it with strided ones. The number of
-channels halves as the side doubles. With `norm="batch"` this is the paper's network, with `norm="none"` the same one
-without batch norm, with weights scaled so that signals neither grow nor fade: it treats each image by itself, so the
-update does not depend on how a batch is spread over ranks.
+This is the family to copy. G projects z to the start grid, which is 4 x 4 where sides are powers of two, and doubles
+the sides with transposed convolutions; D halves them with strided ones. The number of channels halves as they double.
+With `norm="batch"` this is the paper's network, with `norm="none"` the same one without batch norm, with weights scaled
+so that signals neither grow nor fade: it treats each image by itself, so the update does not depend on how a batch is
+spread over ranks.
 """
 
 import itertools
@@ -12,16 +13,16 @@ import math
 import torch
 from torch import Tensor, nn
 
-from distgan.image_spec import ImageSpec
+from distgan.image_spec import ImageSpec, check_size
 from distgan.models.epilogue import Epilogue, MakeEpilogue
 from distgan.models.weight_init import init_normal
 
 
 class Generator(nn.Module):
-    """Map z [B, z_dim] (and labels [B]) to images [B, 3, R, R] in -1..1.
+    """Map z [B, z_dim] (and labels [B]) to images [B, C, H, W] in -1..1.
 
     Args:
-        image: Size of the images; R is a power of two.
+        image: Channels and size of the images.
         num_classes: 0 for an unconditional generator; else an embedding of the label is appended to z.
         base_channels: Channels of the last hidden stage, at half the resolution.
         max_channels: Upper bound on the channels of the other stages.
@@ -40,16 +41,16 @@ class Generator(nn.Module):
         embed_dim: int,
     ) -> None:
         super().__init__()
-        resolution = image.height
+        check_size("dcgan", image)
         self.embed = nn.Embedding(num_classes, embed_dim) if num_classes else None
-        sides = [2**i for i in range(2, resolution.bit_length() - 1)]  # 4, 8 ... R / 2
-        channels = [min(max_channels, base_channels * resolution // (2 * side)) for side in sides]
+        channels = _channels(image, base_channels, max_channels)[::-1]
         z_dim += embed_dim if num_classes else 0
-        layers = [_stage(nn.ConvTranspose2d(z_dim, channels[0], 4, bias=norm == "none"), z_dim, norm, nn.ReLU())]
+        grid = nn.ConvTranspose2d(z_dim, channels[0], image.start_grid, bias=norm == "none")
+        layers = [_stage(grid, z_dim, norm, nn.ReLU())]
         for before, after in itertools.pairwise(channels):
             up = nn.ConvTranspose2d(before, after, 4, 2, 1, bias=norm == "none")
             layers.append(_stage(up, 4 * before / 2, norm, nn.ReLU()))
-        out = nn.ConvTranspose2d(channels[-1], 3, 4, 2, 1)
+        out = nn.ConvTranspose2d(channels[-1], image.channels, 4, 2, 1)
         layers.append(nn.Sequential(init_normal(out, _std(4 * channels[-1], norm)), nn.Tanh()))
         self.layers = nn.Sequential(*layers)
 
@@ -60,7 +61,7 @@ class Generator(nn.Module):
 
 
 class Discriminator(nn.Module):
-    """Map images [B, 3, R, R] (and labels [B]) to logits [B]; with `features`, also return the output of each stage.
+    """Map images [B, C, H, W] (and labels [B]) to logits [B]; with `features`, also return the output of each stage.
 
     With classes, the logit has a second term: the dot product of the image's features with an embedding of its label
     (projection, Miyato and Koyama 2018). Args as for `Generator`; `epilogue` makes the epilogue before the head.
@@ -76,20 +77,20 @@ class Discriminator(nn.Module):
         epilogue: MakeEpilogue = Epilogue,
     ) -> None:
         super().__init__()
-        resolution = image.height
-        sides = [2**i for i in range(resolution.bit_length() - 2, 1, -1)]  # R / 2 ... 8, 4
-        channels = [3] + [min(max_channels, base_channels * resolution // (2 * side)) for side in sides]
+        check_size("dcgan", image)
+        channels = [image.channels, *_channels(image, base_channels, max_channels)]
         self.stages = nn.ModuleList()
         for i, (before, after) in enumerate(itertools.pairwise(channels)):
             bare = i == 0 or norm == "none"  # the paper leaves the first stage without batch norm
             down = nn.Conv2d(before, after, 4, 2, 1, bias=bare)
             self.stages.append(_stage(down, 16 * before / (1 if i == 0 else 2), norm, nn.LeakyReLU(0.2), bare))
-        self.epilogue = epilogue(channels[-1], 4)
+        self.epilogue = epilogue(channels[-1], image.start_grid)
+        num = math.prod(image.start_grid)
         into_head = channels[-1] + self.epilogue.extra
-        self.head = init_normal(nn.Conv2d(into_head, 1, 4), _std(16 * into_head, norm))
+        self.head = init_normal(nn.Conv2d(into_head, 1, image.start_grid), _std(num * into_head, norm))
         self.embed = nn.Embedding(num_classes, channels[-1]) if num_classes else None
         if num_classes:
-            self.pool = nn.Parameter(torch.randn(channels[-1], 4, 4) / 4)  # weights of each channel's pixels
+            self.pool = nn.Parameter(torch.randn(channels[-1], *image.start_grid) / math.sqrt(num))  # weights of pixels
 
     def forward(
         self, images: Tensor, labels: Tensor | None = None, features: bool = False
@@ -103,6 +104,11 @@ class Discriminator(nn.Module):
             pooled = (x * self.pool).sum((2, 3))
             logits = logits + (pooled * self.embed(labels)).sum(1) / math.sqrt(x.shape[1])
         return (logits, outputs) if features else logits
+
+
+def _channels(image: ImageSpec, base_channels: int, max_channels: int) -> list[int]:
+    """Return the channels of the stages from half the size of images down to the start grid."""
+    return [min(max_channels, base_channels * 2**i) for i in range(image.doublings)]
 
 
 def _stage(

@@ -18,7 +18,7 @@ class Epilogue(nn.Module):
     """Drop features and append those of a minibatch layer: [B, C, H, W] -> [B, C + extra, H, W].
 
     Args:
-        channels, side: C, and H = W.
+        channels, grid: C, and H and W.
         minibatch: "none", "stddev" or "discrimination".
         group: Images that are compared with one another; 0: all images of a pass.
         dropout: Fraction of features set to zero in training.
@@ -28,7 +28,9 @@ class Epilogue(nn.Module):
         tag: Name of the current pass; other names draw other features.
     """
 
-    def __init__(self, channels: int, side: int, minibatch: str = "none", group: int = 0, dropout: float = 0.0) -> None:
+    def __init__(
+        self, channels: int, grid: tuple[int, int], minibatch: str = "none", group: int = 0, dropout: float = 0.0
+    ) -> None:
         super().__init__()
         self.group, self.rate = group, dropout
         self.seeds: Tensor | None = None
@@ -39,7 +41,7 @@ class Epilogue(nn.Module):
             "discrimination": MinibatchDiscrimination,
         }
         kind = kinds[minibatch]
-        self.compare = kind(channels, side) if kind else None
+        self.compare = kind(channels, grid) if kind else None
         self.extra = kind.extra if kind else 0
 
     def forward(self, x: Tensor) -> Tensor:
@@ -62,7 +64,7 @@ class MinibatchStdDev(nn.Module):
 
     extra = 1
 
-    def __init__(self, channels: int, side: int) -> None:
+    def __init__(self, channels: int, grid: tuple[int, int]) -> None:
         super().__init__()
 
     def forward(self, x: Tensor) -> Tensor:
@@ -79,9 +81,9 @@ class MinibatchDiscrimination(nn.Module):
 
     extra, DIMS = 32, 8  # kernels, and numbers of each
 
-    def __init__(self, channels: int, side: int) -> None:
+    def __init__(self, channels: int, grid: tuple[int, int]) -> None:
         super().__init__()
-        num = channels * side * side
+        num = channels * math.prod(grid)
         self.T = nn.Parameter(torch.randn(num, self.extra * self.DIMS) / math.sqrt(num))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -95,4 +97,4 @@ def _full(x: Tensor) -> Tensor:
     return x.float() if x.dtype is torch.bfloat16 else x
 
 
-MakeEpilogue = Callable[[int, int], Epilogue]  # (channels, side) of the last feature map -> the epilogue
+MakeEpilogue = Callable[[int, tuple[int, int]], Epilogue]  # (C, (H, W)) of the last feature map -> the epilogue

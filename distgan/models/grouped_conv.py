@@ -30,7 +30,13 @@ class GroupedConv2d(nn.Conv2d):
     """
 
     def __init__(
-        self, in_channels: int, out_channels: int, kernel_size: int, groups: int, padding: int = 0, bias: bool = True
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | tuple[int, int],
+        groups: int,
+        padding: int = 0,
+        bias: bool = True,
     ) -> None:
         super().__init__(in_channels, out_channels, kernel_size, padding=padding, groups=groups, bias=bias)
         self._geometry = Geometry(self.stride, (padding, padding), self.dilation, groups)

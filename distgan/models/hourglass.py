@@ -1,11 +1,12 @@
 """The hourglass GAN of "GANs Architecture in Detail (Part 3)", a Keras article, with or without classes.
 
-G projects z straight to R x R x 3, takes that down to R / 8 by strided convolutions and up again by transposed ones; D
-halves the side five times. With `norm="batch"`, 128 pixels and the default channels these are the article's networks:
-Keras' "same" padding, batch norm and initial weights (D's, which it does not state, are as G's). They differ from it in
-that D gives a logit, where the article has a sigmoid, and in what is optional: classes, other resolutions and widths,
-and `norm="none"`. That leaves batch norm out, with biases in its place and weights scaled so that signals neither grow
-nor fade: it treats each image by itself, so the update does not depend on how a batch is spread over ranks.
+G projects z straight to an image of H x W x C, takes that down to an eighth of the sides by strided convolutions and up
+again by transposed ones; D halves the sides five times. With `norm="batch"`, 128 pixels, three channels and the default
+widths these are the article's networks: Keras' "same" padding, batch norm and initial weights (D's, which it does not
+state, are as G's). They differ from it in that D gives a logit, where the article has a sigmoid, and in what is
+optional: classes, other sizes, channels and widths, and `norm="none"`. That leaves batch norm out, with biases in its
+place and weights scaled so that signals neither grow nor fade: it treats each image by itself, so the update does not
+depend on how a batch is spread over ranks.
 """
 
 import math
@@ -16,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from distgan.image_spec import ImageSpec
+from distgan.image_spec import ImageSpec, nearest, setting
 from distgan.models.epilogue import Epilogue, MakeEpilogue
 from distgan.models.weight_init import init_normal
 
@@ -39,16 +40,16 @@ class _Row(NamedTuple):
 
 _GENERATOR = (  # between the dense layer and the last one
     _Row(False, 1, 1, False, False),
-    _Row(False, 1, 2, True, True),  # R / 2
+    _Row(False, 1, 2, True, True),  # H / 2
     _Row(False, 2, 1, False, False),
-    _Row(False, 2, 2, True, True),  # R / 4
+    _Row(False, 2, 2, True, True),  # H / 4
     _Row(True, 4, 1, False, False),
-    _Row(False, 4, 2, False, True),  # R / 8
+    _Row(False, 4, 2, False, True),  # H / 8
     _Row(True, 4, 1, False, False),
-    _Row(True, 4, 2, True, True),  # R / 4
+    _Row(True, 4, 2, True, True),  # H / 4
     _Row(True, 2, 1, False, False),
-    _Row(True, 2, 2, True, False),  # R / 2
-    _Row(True, 1, 2, False, False),  # R
+    _Row(True, 2, 2, True, False),  # H / 2
+    _Row(True, 1, 2, False, False),  # H
     _Row(True, 1, 1, True, False),
 )
 _DISCRIMINATOR = (
@@ -56,7 +57,7 @@ _DISCRIMINATOR = (
     _Row(False, 1, 2, True, True),
     _Row(False, 2, 2, True, True),
     _Row(False, 2, 2, True, True),
-    _Row(False, 4, 2, False, True),  # R / 32
+    _Row(False, 4, 2, False, True),  # H / 32
 )
 
 
@@ -89,17 +90,17 @@ class TransposedConv(nn.ConvTranspose2d):
 
 
 class Generator(nn.Module):
-    """Map z [B, z_dim] (and labels [B]) to images [B, 3, R, R] in -1..1.
+    """Map z [B, z_dim] (and labels [B]) to images [B, C, H, W] in -1..1.
 
     Args:
-        resolution: R, a multiple of 8.
+        image: Channels and size of the images; H and W are multiples of 8.
         num_classes: 0 for an unconditional generator; else an embedding of the label is appended to z.
         base_channels: Channels at the widest sides; twice and four times as many further in.
         embed_dim: Length of the vector that a class label is mapped to.
         norm: "none" or "batch".
 
     Raises:
-        ValueError: The resolution is not a multiple of 8.
+        ValueError: H or W is not a multiple of 8.
     """
 
     def __init__(
@@ -112,40 +113,40 @@ class Generator(nn.Module):
         norm: str = "batch",
     ) -> None:
         super().__init__()
-        resolution = image.height
-        _check(resolution, 8, "generator")
-        self.resolution = resolution
+        _check(image, 8, "generator")
+        self.shape = image.shape
         self.embed = nn.Embedding(num_classes, embed_dim) if num_classes else None
         z_dim += embed_dim if num_classes else 0
-        dense = nn.Linear(z_dim, resolution * resolution * 3, bias=False)
+        dense = nn.Linear(z_dim, math.prod(image.shape), bias=False)
         self.dense = _init_weights(dense, z_dim, norm, nn.init.xavier_uniform_)
-        out = TransposedConv(base_channels, 3, stride=1, bias=True)
-        _init_weights(out, base_channels * _taps(resolution, resolution) ** 2, norm, nn.init.xavier_uniform_)
-        stages = _stages(_GENERATOR, resolution, base_channels, norm)
+        taps = _taps(image.height, image.height) * _taps(image.width, image.width)
+        out = TransposedConv(base_channels, image.channels, stride=1, bias=True)
+        _init_weights(out, base_channels * taps, norm, nn.init.xavier_uniform_)
+        stages = _stages(_GENERATOR, image, base_channels, norm)
         self.layers = nn.Sequential(*stages, nn.Sequential(out, nn.Tanh()))
 
     def forward(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
         if self.embed is not None:
             z = torch.cat([z, self.embed(labels)], dim=1)
-        x = self.dense(z).unflatten(1, (self.resolution, self.resolution, 3))
+        x = self.dense(z).unflatten(1, self.shape)
         return self.layers(x.permute(0, 3, 1, 2).contiguous())
 
 
 class Discriminator(nn.Module):
-    """Map images [B, 3, R, R] (and labels [B]) to logits [B]; with `features`, also return each stage's output.
+    """Map images [B, C, H, W] (and labels [B]) to logits [B]; with `features`, also return each stage's output.
 
     With classes, the logit has a second term: the dot product of the image's features with an embedding of its label
     (projection, Miyato and Koyama 2018).
 
     Args:
-        resolution: R, a multiple of 32.
+        image: Channels and size of the images; H and W are multiples of 32.
         num_classes: 0 for an unconditional discriminator.
         base_channels: Channels of the first two stages; the next two have twice, the last four times as many.
         norm: "none" or "batch".
         epilogue: Makes the epilogue before the dense layer.
 
     Raises:
-        ValueError: The resolution is not a multiple of 32.
+        ValueError: H or W is not a multiple of 32.
     """
 
     def __init__(
@@ -157,16 +158,15 @@ class Discriminator(nn.Module):
         epilogue: MakeEpilogue = Epilogue,
     ) -> None:
         super().__init__()
-        resolution = image.height
-        _check(resolution, 32, "discriminator")
-        channels, side = _DISCRIMINATOR[-1].channels * base_channels, resolution // 32
-        self.stages = nn.ModuleList(_stages(_DISCRIMINATOR, resolution, base_channels, norm))
-        self.epilogue = epilogue(channels, side)
-        num = (channels + self.epilogue.extra) * side**2
+        _check(image, 32, "discriminator")
+        channels, grid = _DISCRIMINATOR[-1].channels * base_channels, (image.height // 32, image.width // 32)
+        self.stages = nn.ModuleList(_stages(_DISCRIMINATOR, image, base_channels, norm))
+        self.epilogue = epilogue(channels, grid)
+        num = (channels + self.epilogue.extra) * math.prod(grid)
         self.head = _init_weights(nn.Linear(num, 1), num * ACTIVATED, norm, nn.init.xavier_uniform_)
         self.embed = nn.Embedding(num_classes, channels) if num_classes else None
         if num_classes:
-            self.pool = nn.Parameter(torch.randn(channels, side, side) / side)  # weights of each channel's pixels
+            self.pool = nn.Parameter(torch.randn(channels, *grid) / math.sqrt(math.prod(grid)))  # weights of pixels
 
     def forward(
         self, images: Tensor, labels: Tensor | None = None, features: bool = False
@@ -184,14 +184,16 @@ class Discriminator(nn.Module):
         return (logits, outputs) if features else logits
 
 
-def _stages(rows: tuple[_Row, ...], side: int, base_channels: int, norm: str) -> list[nn.Sequential]:
-    """Return the convolutions of a table; the first gets three channels of `side` x `side` with second moment one."""
-    stages, before, moment = [], 3, 1.0
+def _stages(rows: tuple[_Row, ...], image: ImageSpec, base_channels: int, norm: str) -> list[nn.Sequential]:
+    """Return the convolutions of a table; the first gets what is like images, with second moment one."""
+    stages, before, moment = [], image.channels, 1.0
+    size = image.height, image.width
     for row in rows:
         kind = TransposedConv if row.transposed else Conv
         conv = kind(before, row.channels * base_channels, row.stride, bias=row.norm and norm == "none")
-        after_side = side * row.stride if row.transposed else side // row.stride
-        _init_weights(conv, before * _taps(side, after_side) ** 2 * moment, norm, _he_normal)
+        height, width = (side * row.stride if row.transposed else side // row.stride for side in size)
+        taps = _taps(size[0], height) * _taps(size[1], width)
+        _init_weights(conv, before * taps * moment, norm, _he_normal)
         layers: list[nn.Module] = [conv]
         if row.norm and norm == "batch":
             # Keras' momentum 0.99. Its moving variance averages the biased variances of batches, torch's the unbiased.
@@ -199,7 +201,7 @@ def _stages(rows: tuple[_Row, ...], side: int, base_channels: int, norm: str) ->
         if row.activation:
             layers.append(nn.LeakyReLU(SLOPE))
         stages.append(nn.Sequential(*layers))
-        before, side, moment = conv.out_channels, after_side, ACTIVATED if row.activation else 1.0
+        before, size, moment = conv.out_channels, (height, width), ACTIVATED if row.activation else 1.0
     return stages
 
 
@@ -238,8 +240,13 @@ def _taps(before: int, after: int) -> float:
     return pairs / after
 
 
-def _check(resolution: int, multiple: int, network: str) -> None:
-    if resolution < multiple or resolution % multiple:
+def _check(image: ImageSpec, multiple: int, network: str) -> None:
+    def fits(height: int, width: int) -> bool:
+        return height % multiple == 0 == width % multiple
+
+    if not fits(image.height, image.width):
+        sizes = " or ".join(setting(*size) for size in nearest(image.height, image.width, fits))
         raise ValueError(
-            f"data.resolution={resolution}: the hourglass {network} needs a multiple of {multiple}, such as 128"
+            f"data.resolution={image.setting}: the hourglass {network} needs multiples of {multiple} pixels on both "
+            f"sides, such as {sizes}"
         )

@@ -1,6 +1,6 @@
 """The image-to-image networks of "A Basic GANs Model using TensorFlow", which restore degraded images.
 
-The encoder of G takes an image of R x R x 3 down to a code of 1 x 1 x Z by strided convolutions, each followed by leaky
+The encoder of G takes an image of H x W x C down to a code of 1 x 1 x Z by strided convolutions, each followed by leaky
 ReLU; the decoder goes up again by transposed ones. The article connects the two by the code alone; `skips` adds skip
 connections at each side (Ronneberger et al. 2015), and with `residual` the decoder's output is added to the degraded
 image. D gives one logit for the whole image or one for each patch (Isola et al. 2017), with or without the degraded
@@ -13,7 +13,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from distgan.image_spec import ImageSpec
+from distgan.image_spec import ImageSpec, check_size, patches_error
 from distgan.models.epilogue import Epilogue, MakeEpilogue
 from distgan.models.weight_init import init_normal
 
@@ -21,12 +21,12 @@ SLOPE = 0.2
 
 
 class Generator(nn.Module):
-    """Map degraded images [B, 3, R, R] and z [B, z_dim] (and labels [B]) to restored images [B, 3, R, R].
+    """Map degraded images [B, C, H, W] and z [B, z_dim] (and labels [B]) to restored images [B, C, H, W].
 
     Both are in -1..1; with `residual`, restored values may be outside.
 
     Args:
-        image: Size of the images; R is a power of two.
+        image: Channels and size of the images.
         z_dim: Z, the length of an image's code.
         num_classes: 0 for an unconditional generator; else an embedding of the label is appended to the code.
         base_channels: Channels at half the resolution; they double as the side halves.
@@ -51,22 +51,23 @@ class Generator(nn.Module):
         embed_dim: int,
     ) -> None:
         super().__init__()
-        resolution = image.height
+        check_size("restore", image)
         self.skips, self.residual, self.noise = skips, residual, noise
         self.embed = nn.Embedding(num_classes, embed_dim) if num_classes else None
-        channels = _channels(resolution, 4, base_channels, max_channels)  # at R / 2 ... 8, 4
+        channels = _channels(image.doublings, base_channels, max_channels)
+        num = math.prod(image.start_grid)
         self.down = nn.ModuleList()
-        for i, (before, after) in enumerate(itertools.pairwise([3, *channels])):
+        for i, (before, after) in enumerate(itertools.pairwise([image.channels, *channels])):
             self.down.append(_stage(nn.Conv2d(before, after, 4, 2, 1), 16 * before, norm, bare=i == 0))
         # Not "code", a name that torch's graphs of modules keep for themselves: it could not be exported.
-        self.encode = _stage(nn.Conv2d(channels[-1], z_dim, 4), 16 * channels[-1], "none")
+        self.encode = _stage(nn.Conv2d(channels[-1], z_dim, image.start_grid), num * channels[-1], "none")
         coded = z_dim * (2 if noise else 1) + (embed_dim if num_classes else 0)
-        self.up = nn.ModuleList([_stage(nn.ConvTranspose2d(coded, channels[-1], 4), coded, norm)])
+        self.up = nn.ModuleList([_stage(nn.ConvTranspose2d(coded, channels[-1], image.start_grid), coded, norm)])
         times = 2 if skips else 1
         for before, after in itertools.pairwise(reversed(channels)):
             up = nn.ConvTranspose2d(times * before, after, 4, 2, 1)
             self.up.append(_stage(up, 4 * times * before, norm))
-        out = nn.ConvTranspose2d(times * channels[0], 3, 4, 2, 1)
+        out = nn.ConvTranspose2d(times * channels[0], image.channels, 4, 2, 1)
         self.out = init_normal(out, _std(4 * times * channels[0], "none", gain=0.1 if residual else 1.0))
 
     def forward(self, pictures: Tensor, z: Tensor, labels: Tensor | None = None) -> Tensor:
@@ -89,7 +90,7 @@ class Generator(nn.Module):
 
 
 class Discriminator(nn.Module):
-    """Map images [B, 3, R, R] (and labels [B]) to logits [B], or [B, P] of P patches.
+    """Map images [B, C, H, W] (and labels [B]) to logits [B], or [B, P] of P patches.
 
     With `features`, it also returns each stage's output.
 
@@ -97,10 +98,14 @@ class Discriminator(nn.Module):
     (projection, Miyato and Koyama 2018).
 
     Args:
-        resolution, num_classes, base_channels, max_channels, norm: As for `Generator`.
-        paired: Whether D is shown the degraded image too; then images are [B, 6, R, R], the degraded one second.
-        patches: Logits along a side: 1, or a power of two from 4 to R / 2; P is its square.
+        image, num_classes, base_channels, max_channels, norm: As for `Generator`.
+        paired: Whether D is shown the degraded image too; then images are [B, 2 C, H, W], the degraded one second.
+        patches: Logits along the height: 1, or H / 2^i from the height of the start grid on (4, 8 ... H / 2 where H is
+            a power of two); there are in proportion as many along the width.
         epilogue: Makes the epilogue before the head.
+
+    Raises:
+        ValueError: The networks cannot do this size, or D so many patches.
     """
 
     def __init__(
@@ -115,20 +120,23 @@ class Discriminator(nn.Module):
         epilogue: MakeEpilogue = Epilogue,
     ) -> None:
         super().__init__()
-        resolution = image.height
+        check_size("restore", image)
+        if error := patches_error(patches, image):
+            raise ValueError(f"patches={patches}: {error}")
         self.paired = paired
-        side = 4 if patches == 1 else patches
-        channels = [6 if paired else 3, *_channels(resolution, side, base_channels, max_channels)]
+        num_down = image.doublings if patches == 1 else (image.height // patches).bit_length() - 1
+        grid = image.height >> num_down, image.width >> num_down
+        channels = [image.channels * (2 if paired else 1), *_channels(num_down, base_channels, max_channels)]
         self.stages = nn.ModuleList()
         for i, (before, after) in enumerate(itertools.pairwise(channels)):
             self.stages.append(_stage(nn.Conv2d(before, after, 4, 2, 1), 16 * before, norm, bare=i == 0))
-        self.epilogue = epilogue(channels[-1], side)
+        self.epilogue = epilogue(channels[-1], grid)
         into_head = channels[-1] + self.epilogue.extra
-        head = nn.Conv2d(into_head, 1, 4) if patches == 1 else nn.Conv2d(into_head, 1, 3, 1, 1)
+        head = nn.Conv2d(into_head, 1, grid) if patches == 1 else nn.Conv2d(into_head, 1, 3, 1, 1)
         self.head = init_normal(head, _std(head.weight[0].numel(), "none"))
         self.embed = nn.Embedding(num_classes, channels[-1]) if num_classes else None
         if num_classes and patches == 1:
-            self.pool = nn.Parameter(torch.randn(channels[-1], 4, 4) / 4)  # weights of each channel's pixels
+            self.pool = nn.Parameter(torch.randn(channels[-1], *grid) / math.sqrt(math.prod(grid)))  # weights of pixels
 
     def forward(
         self, images: Tensor, labels: Tensor | None = None, features: bool = False
@@ -146,10 +154,9 @@ class Discriminator(nn.Module):
         return (logits, outputs) if features else logits
 
 
-def _channels(resolution: int, last: int, base_channels: int, max_channels: int) -> list[int]:
-    """Return the channels at the sides R / 2, R / 4 ... `last`."""
-    sides = [2**i for i in range(resolution.bit_length() - 2, last.bit_length() - 2, -1)]
-    return [min(max_channels, base_channels * resolution // (2 * side)) for side in sides]
+def _channels(num: int, base_channels: int, max_channels: int) -> list[int]:
+    """Return the channels of stages whose sides are 1/2, 1/4 ... 1/2^num of the image's."""
+    return [min(max_channels, base_channels * 2**i) for i in range(num)]
 
 
 def _stage(conv: nn.Conv2d | nn.ConvTranspose2d, fan: float, norm: str, bare: bool = False) -> nn.Sequential:

@@ -15,7 +15,7 @@ from distgan.rng import host_rng
 
 
 def run_generator(G: Callable[..., Tensor], z: Tensor, condition: Tensor | None, labels: Tensor | None) -> Tensor:
-    """Return G's images of latents [B, Z], and of a condition where G starts from one; [B, 3, R, R] in -1..1."""
+    """Return G's images of latents [B, Z], and of a condition where G starts from one; [B, C, H, W] in -1..1."""
     return G(z, labels) if condition is None else G(condition, z, labels)
 
 

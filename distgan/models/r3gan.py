@@ -1,4 +1,4 @@
-"""R3GAN (Huang et al. 2024, "The GAN is dead; long live the GAN!") at any power of two from 8 pixels on.
+"""R3GAN (Huang et al. 2024, "The GAN is dead; long live the GAN!") for images of any channels and of k x 2^n pixels.
 
 Two plain residual networks without any normalization, meant for the relativistic paired loss with R1 and R2. The trunk
 of each is the identity but for resampling when training starts: the last convolution of every residual block is zero.
@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from distgan.image_spec import ImageSpec
+from distgan.image_spec import ImageSpec, check_size
 from distgan.models.epilogue import Epilogue, MakeEpilogue
 from distgan.models.grouped_conv import Geometry, GroupedConv2d, grouped_conv2d
 from distgan.models.weight_init import init_fan_in
@@ -22,12 +22,13 @@ GAIN = math.sqrt(2 / (1 + SLOPE**2))  # restores the second moment after a leaky
 
 
 class Generator(nn.Module):
-    """Map z [B, z_dim] (and labels [B]) to images [B, 3, R, R], trained towards -1..1 but not bounded by it.
+    """Map z [B, z_dim] (and labels [B]) to images [B, C, H, W], trained towards -1..1 but not bounded by it.
 
     Args:
-        image: Size of the images; R is a power of two.
+        image: Channels and size of the images.
         num_classes: 0 for an unconditional generator; else an embedding of the label is appended to z.
-        widths: Channels of the stages from 4 x 4 upwards; further stages have as many as the last one.
+        widths: Channels of the stages from the start grid, which is 4 x 4 where sides are powers of two, upwards;
+            further stages have as many as the last one.
         blocks: Residual blocks of each stage.
         group_width: Channels in a group of the 3 x 3 convolutions, counted before the block doubles them.
         embed_dim: Length of the vector that a class label is mapped to.
@@ -47,22 +48,22 @@ class Generator(nn.Module):
         embed_dim: int = 64,
     ) -> None:
         super().__init__()
-        resolution = image.height
-        widths = _widths(resolution, widths, group_width)
+        check_size("r3gan", image)
+        widths = _widths(image, widths, group_width)
         num_blocks = blocks * len(widths)
         self.embed = nn.Embedding(num_classes, embed_dim) if num_classes else None
         if self.embed is not None:  # the authors' linear layer over one-hot labels: fan-in is the number of classes
             nn.init.normal_(self.embed.weight, std=num_classes**-0.5)
         z_dim += embed_dim if num_classes else 0
         self.dense = init_fan_in(nn.Linear(z_dim, widths[0], bias=False))
-        self.basis = nn.Parameter(torch.randn(widths[0], 4, 4))
+        self.basis = nn.Parameter(torch.randn(widths[0], *image.start_grid))
         stages = [_blocks(widths[0], blocks, group_width, num_blocks)]
         for before, after in itertools.pairwise(widths):
             # The 1 x 1 convolution and the resampling commute: it runs where there are fewer pixels.
             up = [*_change(before, after), Upsample(after)]
             stages.append([*up, *_blocks(after, blocks, group_width, num_blocks)])
         self.stages = nn.Sequential(*(nn.Sequential(*stage) for stage in stages))
-        self.to_rgb = init_fan_in(nn.Conv2d(widths[-1], 3, 1, bias=False))
+        self.to_rgb = init_fan_in(nn.Conv2d(widths[-1], image.channels, 1, bias=False))
 
     def forward(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
         if self.embed is not None:
@@ -71,15 +72,15 @@ class Generator(nn.Module):
 
 
 class Discriminator(nn.Module):
-    """Map images [B, 3, R, R] (and labels [B]) to logits [B]; with `features`, also return the output of each stage.
+    """Map images [B, C, H, W] (and labels [B]) to logits [B]; with `features`, also return the output of each stage.
 
     With classes, the logit is the dot product of a vector made of the image and an embedding of its label. The length
-    of both is the number of channels of the stage at 4 x 4.
+    of both is the number of channels of the stage at the start grid.
 
     Args:
         epilogue: Makes the epilogue before the head.
 
-    The others are as for `Generator`; `widths` counts from 4 x 4 here too.
+    The others are as for `Generator`; `widths` counts from the start grid here too.
     """
 
     def __init__(
@@ -92,18 +93,18 @@ class Discriminator(nn.Module):
         epilogue: MakeEpilogue = Epilogue,
     ) -> None:
         super().__init__()
-        resolution = image.height
-        widths = _widths(resolution, widths, group_width)[::-1]
+        check_size("r3gan", image)
+        widths = _widths(image, widths, group_width)[::-1]
         num_blocks, channels = blocks * len(widths), widths[-1]
-        from_rgb = init_fan_in(nn.Conv2d(3, widths[0], 1, bias=False))
+        from_rgb = init_fan_in(nn.Conv2d(image.channels, widths[0], 1, bias=False))
         stages = [[from_rgb, *_blocks(widths[0], blocks, group_width, num_blocks)]]
         for before, after in itertools.pairwise(widths):
             down = [Downsample(before), *_change(before, after)]
             stages.append([*down, *_blocks(after, blocks, group_width, num_blocks)])
         self.stages = nn.ModuleList(nn.Sequential(*stage) for stage in stages)
-        self.epilogue = epilogue(channels, 4)
+        self.epilogue = epilogue(channels, image.start_grid)
         into_head = channels + self.epilogue.extra
-        pool = init_fan_in(GroupedConv2d(into_head, into_head, 4, into_head, bias=False))
+        pool = init_fan_in(GroupedConv2d(into_head, into_head, image.start_grid, into_head, bias=False))
         dense = init_fan_in(nn.Linear(into_head, channels if num_classes else 1, bias=False))
         self.head = nn.Sequential(pool, nn.Flatten(), dense)
         self.embed = nn.Embedding(num_classes, channels) if num_classes else None
@@ -184,15 +185,15 @@ def _filter(channels: int, divisor: int) -> Tensor:
     return torch.outer(row, row).expand(channels, 1, 4, 4).contiguous()
 
 
-def _widths(resolution: int, widths: Sequence[int], group_width: int) -> list[int]:
-    """Return a width for each side 4, 8 ... `resolution`."""
+def _widths(image: ImageSpec, widths: Sequence[int], group_width: int) -> list[int]:
+    """Return a width for each stage, from the start grid to the size of images."""
     uneven = [width for width in widths if width % group_width]
     if uneven or not widths:
         raise ValueError(
             f"widths={list(widths)}, group_width={group_width}: needs one width or more, each of them a multiple of "
             f"group_width, such as [{96 * group_width}]"
         )
-    num = resolution.bit_length() - 2
+    num = image.doublings + 1
     return [*widths, *[widths[-1]] * num][:num]
 
 

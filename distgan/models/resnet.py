@@ -1,9 +1,10 @@
 """Residual networks: SNGAN's (Miyato et al. 2018), with the parts of BigGAN (Brock et al. 2019) that fit small budgets.
 
-At any power of two from 8 pixels on, with or without classes. Up to 32 pixels these are SNGAN's CIFAR networks, where
-all blocks are equally wide: G doubles the side from 4 to R; D has four blocks, of which the first two halve the side.
-Above, G's channels halve and D's double from block to block, up to 16 times as many as at the widest side, as in
-SNGAN's and BigGAN's networks for 64 and 128 pixels; the default widths are SNGAN's at all resolutions.
+For images of any channels and of k x 2^n pixels, with or without classes. Up to three doublings of the start grid (up
+to 32 x 32 pixels, where it is 4 x 4) these are SNGAN's CIFAR networks, where all blocks are equally wide: G doubles the
+sides up to those of images; D has four blocks, of which the first two halve the sides. Above, G's channels halve and
+D's double from block to block, up to 16 times as many as at the widest sides, as in SNGAN's and BigGAN's networks for
+64 and 128 pixels; the default widths are SNGAN's at all resolutions.
 """
 
 import itertools
@@ -14,14 +15,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from distgan.image_spec import ImageSpec
+from distgan.image_spec import ImageSpec, check_size
 from distgan.models.epilogue import Epilogue, MakeEpilogue
 from distgan.models.spectral_norm import add_spectral_norm
 from distgan.models.weight_init import init_fan_in
 
 Affine = tuple[Tensor, Tensor] | tuple[()]  # gain and bias that a norm gets from outside, [B, C, 1, 1] each
 
-LARGEST_UNIFORM = 32  # resolution up to which all blocks are equally wide
+MOST_PIXELS = 64  # of the map that D adds up before its head, as in SNGAN at 32 pixels; the sum of more is scaled to it
+LARGEST_UNIFORM = 3  # doublings up to which all blocks are equally wide: up to 32 x 32 pixels
 
 # Gains of the initial weights, which let G do without norm: with `RELU` after each ReLU and `HALF` on either path of a
 # block, every block passes on the second moment of its input, and the last tanh gets a second moment of about one.
@@ -32,22 +34,22 @@ HALF = math.sqrt(1 / 2)  # the two paths of a block start with half of the secon
 
 
 class Generator(nn.Module):
-    """Map z [B, z_dim] (and labels [B]) to images [B, 3, R, R] in -1..1.
+    """Map z [B, z_dim] (and labels [B]) to images [B, C, H, W] in -1..1.
 
     Args:
-        image: Size of the images; R is a power of two.
+        image: Channels and size of the images.
         num_classes: 0 for an unconditional generator.
-        base_channels: Channels. Above 32 pixels, those at a quarter of the resolution: at R / s there are
-            min(s, 16) / 4 times as many, e.g. 1024 at sides 4 and 8, then 512, 256, 128 and 64 for R = 128 and 256
-            base channels.
+        base_channels: Channels. Above three doublings, those at a quarter of the resolution: at H / s there are
+            min(s, 16) / 4 times as many, e.g. 1024 at sides 4 and 8, then 512, 256, 128 and 64 for H = W = 128 and
+            256 base channels.
         norm: "batch"; "conditional", with gain and bias made from the class (needs classes); or "none", which treats
             each image by itself, so that the update does not depend on how a batch is spread over ranks.
-        attention: Side of the block that self-attention follows, 8 ... R; 0 for none.
+        attention: Height of the block that self-attention follows, from two start grids to H; 0 for none.
         embed_dim: Length of the vector that a class label is mapped to. It is appended to z; with `norm="conditional"`,
             all norms share it instead.
 
     Raises:
-        ValueError: `norm="conditional"` without classes, or no block with the side `attention`.
+        ValueError: `norm="conditional"` without classes, or no block with the height `attention`.
     """
 
     def __init__(
@@ -61,22 +63,23 @@ class Generator(nn.Module):
         embed_dim: int = 128,
     ) -> None:
         super().__init__()
-        resolution = image.height
+        check_size("resnet", image)
         if norm == "conditional" and not num_classes:
             raise ValueError("norm=conditional makes batch norm's gain and bias from the class, and there are none")
-        sides = [2**i for i in range(2, resolution.bit_length())]  # 4, 8 ... R
-        _check_attention(attention, sides[1:])
-        channels = [_generator_channels(resolution, side, base_channels) for side in sides]
+        heights = [image.start_grid[0] << i for i in range(image.doublings + 1)]  # 4, 8 ... H
+        _check_attention(attention, heights[1:])
+        channels = [_generator_channels(image.doublings, i, base_channels) for i in range(image.doublings + 1)]
+        self.start_grid = image.start_grid
         self.embed = nn.Embedding(num_classes, embed_dim) if num_classes else None
         self.appends = num_classes > 0 and norm != "conditional"
         z_dim += embed_dim if self.appends else 0
-        self.dense = init_fan_in(nn.Linear(z_dim, channels[0] * 4 * 4))
+        self.dense = init_fan_in(nn.Linear(z_dim, channels[0] * math.prod(image.start_grid)))
         self.blocks = nn.ModuleList(
-            GeneratorBlock(before, after, norm, embed_dim, with_attention=side == attention)
-            for (before, after), side in zip(itertools.pairwise(channels), sides[1:])
+            GeneratorBlock(before, after, norm, embed_dim, with_attention=height == attention)
+            for (before, after), height in zip(itertools.pairwise(channels), heights[1:])
         )
         self.norm = Norm(channels[-1], norm, embed_dim)
-        self.out = init_fan_in(nn.Conv2d(channels[-1], 3, 3, padding=1), RELU)
+        self.out = init_fan_in(nn.Conv2d(channels[-1], image.channels, 3, padding=1), RELU)
 
     def forward(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
         code = None
@@ -86,30 +89,31 @@ class Generator(nn.Module):
                 z = torch.cat([z, code], dim=1)
         norms = [module for module in self.modules() if isinstance(module, Norm)]
         *of_blocks, of_last = gains_and_biases(norms, code)
-        x = self.dense(z).unflatten(1, (-1, 4, 4))
+        x = self.dense(z).unflatten(1, (-1, *self.start_grid))
         for block, first, second in zip(self.blocks, of_blocks[::2], of_blocks[1::2]):
             x = block(x, first, second)
         return self.out(F.relu(self.norm(x, of_last))).tanh()
 
 
 class Discriminator(nn.Module):
-    """Map images [B, 3, R, R] (and labels [B]) to logits [B]; with `features`, also return the output of each block.
+    """Map images [B, C, H, W] (and labels [B]) to logits [B]; with `features`, also return the output of each block.
 
     With classes, the logit has a second term: the dot product of the image's features with an embedding of its label
     (projection, Miyato and Koyama 2018).
 
     Args:
-        image: Size of the images; R is a power of two.
+        image: Channels and size of the images.
         num_classes: 0 for an unconditional discriminator.
-        base_channels: Channels. Above 32 pixels, twice those of the first block: block i, counted from 0, has
-            min(2^i, 16) / 2 times as many, e.g. 64, 128, 256, 512 and 1024 for R = 64 and 128 base channels. All of
-            these halve the side but the last, which stays at 4.
+        base_channels: Channels. Above three doublings, twice those of the first block: block i, counted from 0, has
+            min(2^i, 16) / 2 times as many, e.g. 64, 128, 256, 512 and 1024 for H = W = 64 and 128 base channels. All of
+            these halve the sides but the last, which stays at the start grid.
         spectral_norm: Whether every weight is divided by its largest singular value.
-        attention: Side of the block that self-attention follows, the first of several with that side; 0 for none.
+        attention: Height of the block that self-attention follows, the first of several with that height; its sides
+            must be even. 0 for none.
         epilogue: Makes the epilogue before the head.
 
     Raises:
-        ValueError: There is no block with the side `attention`.
+        ValueError: There is no block with the height `attention`.
     """
 
     def __init__(
@@ -122,21 +126,27 @@ class Discriminator(nn.Module):
         epilogue: MakeEpilogue = Epilogue,
     ) -> None:
         super().__init__()
-        resolution = image.height
-        uniform = resolution <= LARGEST_UNIFORM
-        num, num_down = (4, 2) if uniform else (resolution.bit_length() - 2, resolution.bit_length() - 3)
-        channels = [3] + [base_channels if uniform else base_channels * min(2**i, 16) // 2 for i in range(num)]
-        sides = [resolution >> min(i + 1, num_down) for i in range(num)]
-        _check_attention(attention, sides)
-        at = sides.index(attention) if attention else -1
+        check_size("resnet", image)
+        uniform = image.doublings <= LARGEST_UNIFORM
+        is_halved_twice = image.height % 4 == image.width % 4 == 0
+        num, num_down = (4, 1 + is_halved_twice) if uniform else (image.doublings + 1, image.doublings)
+        channels = [image.channels] + [
+            base_channels if uniform else base_channels * min(2**i, 16) // 2 for i in range(num)
+        ]
+        grids = [(image.height >> min(i + 1, num_down), image.width >> min(i + 1, num_down)) for i in range(num)]
+        heights = [height for height, _ in grids]
+        _check_attention(attention, [height for height, width in grids if height % 2 == width % 2 == 0])
+        at = heights.index(attention) if attention else -1
         self.blocks = nn.ModuleList(
             DiscriminatorBlock(before, after, is_first=i == 0, halves=i < num_down, with_attention=i == at)
             for i, (before, after) in enumerate(itertools.pairwise(channels))
         )
-        self.epilogue = epilogue(channels[-1], sides[-1])
+        self.epilogue = epilogue(channels[-1], grids[-1])
         into_head = channels[-1] + self.epilogue.extra
         # No pixel is negative after ReLU, so their sum grows as their number. Spectral norm sets the scale by itself.
-        gain = 1.0 if spectral_norm else RELU / sides[-1] ** 2
+        num_pixels = math.prod(grids[-1])
+        self.scale = min(1.0, MOST_PIXELS / num_pixels)
+        gain = 1.0 if spectral_norm else RELU / min(num_pixels, MOST_PIXELS)
         self.head = init_fan_in(nn.Linear(into_head, 1), gain)
         self.embed = nn.Embedding(num_classes, channels[-1]) if num_classes else None
         if self.embed is not None:
@@ -153,10 +163,15 @@ class Discriminator(nn.Module):
             x = block(x)
             outputs.append(x)
         x = F.relu(x)
-        logits = self.head(self.epilogue(x).sum((2, 3))).flatten()
+        logits = self.head(self._sum(self.epilogue(x))).flatten()
         if self.embed is not None:
-            logits = logits + (x.sum((2, 3)) * self.embed(labels)).sum(1)
+            logits = logits + (self._sum(x) * self.embed(labels)).sum(1)
         return (logits, outputs) if features else logits
+
+    def _sum(self, x: Tensor) -> Tensor:
+        """Add up pixels, [B, C, H, W] -> [B, C], scaled to the sum of MOST_PIXELS where there are more."""
+        total = x.sum((2, 3))
+        return total if self.scale == 1 else total * self.scale
 
 
 class GeneratorBlock(nn.Module):
@@ -261,15 +276,15 @@ class SelfAttention(nn.Module):
         return x + self.gain * self.out(mixed.unflatten(2, x.shape[2:]))
 
 
-def _generator_channels(resolution: int, side: int, base_channels: int) -> int:
-    """Return G's channels at a side."""
-    return base_channels if resolution <= LARGEST_UNIFORM else base_channels * min(resolution // side, 16) // 4
+def _generator_channels(doublings: int, number: int, base_channels: int) -> int:
+    """Return G's channels after a number of all doublings."""
+    return base_channels if doublings <= LARGEST_UNIFORM else base_channels * min(2 ** (doublings - number), 16) // 4
 
 
-def _check_attention(attention: int, sides: list[int]) -> None:
-    if attention and attention not in sides:
-        allowed = ", ".join(map(str, dict.fromkeys(sides)))
-        raise ValueError(f"attention={attention}: no block has this side; choose 0 (none) or one of {allowed}")
+def _check_attention(attention: int, heights: list[int]) -> None:
+    if attention and attention not in heights:
+        allowed = f" or one of {', '.join(map(str, dict.fromkeys(heights)))}" if heights else ""
+        raise ValueError(f"attention={attention}: no block has this height and even sides; choose 0 (none){allowed}")
 
 
 def _doubled(x: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from distgan.config.schema import Config, restores
+from distgan.config.schema import Config, image_spec, restores
 from distgan.distributed.process_group import World
 from distgan.models.networks import run_generator
 
@@ -75,9 +75,9 @@ def time_passes(
     """Return the seconds that a forward and a backward of D behind G take."""
     for net in (G, D):
         convert(net.to(device), memory_format)
-    z, size = torch.randn(num, config.model.z_dim, device=device), config.data.resolution
+    z, image = torch.randn(num, config.model.z_dim, device=device), image_spec(config.data)
     labels = torch.zeros(num, device=device, dtype=torch.long) if config.model.conditional else None
-    condition = torch.zeros(num, 3, size, size, device=device) if restores(config) else None
+    condition = torch.zeros(num, image.channels, image.height, image.width, device=device) if restores(config) else None
     is_paired = restores(config) and config.model.D["paired"]
     started = 0.0
     for number in range(WARM_UP + PASSES):

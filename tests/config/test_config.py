@@ -109,7 +109,10 @@ def test_all_mistakes_of_all_layers_are_told_at_once(tmp_path: Path) -> None:
         ("data.shards=null", "data.shards: has no value: give one, or leave the setting out"),
         ("data.shards=[a", "the value is not YAML, quote it"),
         ("model.family=dcgann", "model.family='dcgann': choose one of dcgan"),
-        ("data.resolution=48", "the networks need a power of two, such as 32 or 64"),
+        (
+            "data.resolution=99",
+            "the dcgan networks need sides of k x 2^n pixels",
+        ),
         ("data.resolution=4", "data.resolution=4: must be from 8 to 1024"),
         ("train.n_critic=0", "train.n_critic=0: must be from 1 to 1000"),
         ("optim.G.betas=[0,1.5]", "optim.G.betas=1.5: must be from 0 to 0.999999"),
@@ -270,14 +273,14 @@ RESTORING = ["model.family=restore", "restore.degrade=[{noise: 25}]"]
         (["model.family=restore", "restore.degrade={blur: 3}"], "restore.degrade is a setting, not a group of"),
         (
             [*RESTORING, "model.D.patches=3"],
-            "model.D.patches=3: 1, or a power of two from 4 to half of data.resolution",
+            "model.D.patches=3: the logits along the height must be one of 1, 4, 8, 16",
         ),
         ([*RESTORING, "model.D.patches=64"], "model.D.patches=64"),
         ([*RESTORING, "model.D.patches=2"], "model.D.patches=2"),
         ([*RESTORING, "eval.every=10k"], "measured by PSNR and SSIM, .*: set eval.every=0"),
         ([*RESTORING, "restore.pixel_loss=l3"], "restore.pixel_loss"),
         ([*RESTORING, "restore.pixel_weight=-1"], "restore.pixel_weight=-1.0: must be at least 0"),
-        ([*RESTORING, "data.resolution=8"], "model.family=restore needs 16 pixels at least"),
+        ([*RESTORING, "data.resolution=8"], "the restore networks need .* 16 pixels at least, such as 16 or 18"),
         (["data.holdout=-1"], "data.holdout=-1: must be at least 0"),
     ],
 )

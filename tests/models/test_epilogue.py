@@ -10,7 +10,7 @@ X = torch.randn(8, 3, 4, 4, dtype=torch.float64, generator=torch.Generator().man
 
 
 def test_standard_deviation_is_that_of_each_group() -> None:
-    found = Epilogue(3, 4, "stddev", group=4)(X)
+    found = Epilogue(3, (4, 4), "stddev", group=4)(X)
     assert found.shape == (8, 4, 4, 4)
     assert torch.equal(found[:, :3], X)
     for start in (0, 4):
@@ -19,7 +19,7 @@ def test_standard_deviation_is_that_of_each_group() -> None:
 
 
 def test_discrimination_is_the_paper_s_sum() -> None:
-    epilogue = Epilogue(3, 4, "discrimination", group=4).double()
+    epilogue = Epilogue(3, (4, 4), "discrimination", group=4).double()
     found, T = epilogue(X), epilogue.compare.T.detach().numpy()
     assert found.shape == (8, 3 + 32, 4, 4)
     rows = (X.flatten(1).numpy() @ T).reshape(8, 32, 8)
@@ -32,7 +32,7 @@ def test_discrimination_is_the_paper_s_sum() -> None:
 
 @pytest.mark.parametrize("minibatch", ["stddev", "discrimination"])
 def test_passes_of_whole_groups_see_the_same(minibatch: str) -> None:
-    epilogue = Epilogue(3, 4, minibatch, group=2).double()
+    epilogue = Epilogue(3, (4, 4), minibatch, group=2).double()
     whole, parts = epilogue(X), torch.cat([epilogue(part) for part in X.split(4)])
     torch.testing.assert_close(parts, whole, rtol=1e-12, atol=0)
     same = X[:1].expand(2, -1, -1, -1)  # a generator that repeats itself stands out
@@ -42,14 +42,14 @@ def test_passes_of_whole_groups_see_the_same(minibatch: str) -> None:
 @pytest.mark.parametrize("minibatch", ["stddev", "discrimination"])
 def test_gradients(minibatch: str) -> None:
     """Twice, since R1 runs through them."""
-    epilogue = Epilogue(2, 2, minibatch, group=3).double()
+    epilogue = Epilogue(2, (2, 2), minibatch, group=3).double()
     x = torch.randn(3, 2, 2, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(1)).requires_grad_()
     assert torch.autograd.gradcheck(epilogue, x)
     assert torch.autograd.gradgradcheck(epilogue, x)
 
 
 def test_dropout_is_a_function_of_each_image_s_seed() -> None:
-    seeds, epilogue = torch.arange(8) * 12345, Epilogue(3, 4, dropout=0.25)
+    seeds, epilogue = torch.arange(8) * 12345, Epilogue(3, (4, 4), dropout=0.25)
     images = torch.ones(8, 3, 4, 4)
     assert torch.equal(epilogue(images), images)  # nobody said which images these are
     epilogue.seeds, epilogue.tag = seeds, "real"

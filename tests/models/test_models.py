@@ -9,8 +9,7 @@ from torch import Tensor, nn
 
 from distgan.config.fields import leaves
 from distgan.config.model_schema import FAMILIES
-from distgan.config.validate import LEAST_RESOLUTION
-from distgan.image_spec import square
+from distgan.image_spec import LEAST_SIDES, square
 from distgan.models import MODELS
 
 RESOLUTIONS = (16, 32, 64, 128, 256)
@@ -43,7 +42,7 @@ def build(family: str, resolution: int, num_classes: int, **settings: object) ->
     """G and D with few channels, and without norms that mix images."""
     torch.manual_seed(0)
     g, d = ({name: default(f) for name, f in leaves(schema)} for schema in FAMILIES[family])
-    resolution = max(resolution, LEAST_RESOLUTION.get(family, 8))
+    resolution = max(resolution, LEAST_SIDES.get(family, 8))
     G = MODELS[family].generator(square(resolution), 8, num_classes, **g | SMALL[family][0] | settings)
     G = OfLatents(G, resolution) if family == "restore" else G
     return G, MODELS[family].discriminator(square(resolution), num_classes, **d | SMALL[family][1] | settings)

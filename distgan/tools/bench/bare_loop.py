@@ -9,10 +9,11 @@ import copy
 import torch
 from torch import Tensor, nn
 
-from distgan.config.schema import Config, restores
+from distgan.config.schema import Config, image_spec, restores
 from distgan.distributed.device_copy import DeviceCopy
 from distgan.distributed.process_group import allow_tf32
 from distgan.errors import ConfigError
+from distgan.image_spec import ImageSpec
 from distgan.losses.adversarial import LOSSES
 from distgan.losses.gradient_penalty import gradient_penalty, squared_gradient
 from distgan.training.discriminator import autocast
@@ -161,18 +162,19 @@ class GLoss(nn.Module):
 
 
 class NullG(nn.Module):
-    """z [B, z_dim] -> gray images [B, 3, R, R]: one weight, and next to no work."""
+    """z [B, z_dim] -> gray images [B, C, H, W]: one weight, and next to no work."""
 
-    def __init__(self, resolution: int) -> None:
+    def __init__(self, image: ImageSpec) -> None:
         super().__init__()
-        self.scale, self.resolution = nn.Parameter(torch.ones(1)), resolution
+        self.scale, self.image = nn.Parameter(torch.ones(1)), image
 
     def forward(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
-        return (z[:, :1] * self.scale)[:, :, None, None].expand(-1, 3, self.resolution, self.resolution)
+        image = self.image
+        return (z[:, :1] * self.scale)[:, :, None, None].expand(-1, image.channels, image.height, image.width)
 
 
 class NullD(nn.Module):
-    """Images [B, 3, R, R] -> logits [B]: one weight, and next to no work."""
+    """Images [B, C, H, W] -> logits [B]: one weight, and next to no work."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -187,4 +189,4 @@ class NullD(nn.Module):
 
 def null_nets(config: Config, num_classes: int) -> tuple[nn.Module, nn.Module]:
     """Return the least G and D that there are."""
-    return NullG(config.data.resolution), NullD()
+    return NullG(image_spec(config.data)), NullD()

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # From a fresh clone to a trained GAN in minutes: 1,797 scanned digits, 32 x 32, one class to a row.
-# Needs Python 3.10+ with venv, and a package index. DEMO_MINUTES sets the training time (2).
+# Needs Python 3.10+ with venv, and a package index. Settings may follow, such as train.max_minutes=5 (2 by default).
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source launch/environment.sh
@@ -11,7 +11,7 @@ run=runs/digits32
 gpus=$(python -c 'import torch; print(torch.cuda.device_count())')
 if [ "$gpus" -gt 0 ]; then launcher=launch/local.sh ranks=$gpus; else launcher=launch/cpu.sh ranks=2; fi
 batch=$(((64 + ranks - 1) / ranks * ranks)) # 64, or a little more where so many GPUs do not divide it
-"$launcher" configs/digits32.yaml run.dir=$run train.batch=$batch train.max_minutes="${DEMO_MINUTES:-2}"
+"$launcher" configs/digits32.yaml run.dir=$run train.batch=$batch train.max_minutes=2 "$@"
 
 python tests/helpers/judge_digits.py $run
 echo

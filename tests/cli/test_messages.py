@@ -78,19 +78,17 @@ def test_a_mistake_word_for_word(
     overrides, code, told = CASES[case]
     if case == "typo in a file":
         config.write_text(config.read_text().replace("optim: {G: {lr:", "optim: {G: {lrr:"))
-    if case == "batch plan":
-        pytest.skip("is of two ranks: below")
-    assert main(["train", str(config), f"run.dir={tmp_path / 'run'}", *overrides]) == code
+    command = ["check", "--ranks", "2"] if case == "batch plan" else ["train"]
+    assert main([*command, str(config), f"run.dir={tmp_path / 'run'}", *overrides]) == code
     errors = capsys.readouterr().err
     assert told.format(file=config) in errors
-    assert errors.startswith("distgan train: ")
+    assert errors.startswith(f"distgan {command[0]}: ")
     assert "Traceback" not in errors
 
 
+@pytest.mark.slow  # one such launch is among the quick ones of test_launch.py
 @pytest.mark.multi
-@pytest.mark.parametrize(
-    "case", [case if case == "batch plan" else pytest.param(case, marks=pytest.mark.slow) for case in CASES]
-)
+@pytest.mark.parametrize("case", CASES)
 def test_two_ranks_say_it_once(case: str, tmp_path: Path, config: Path) -> None:
     overrides, _, told = CASES[case]
     if case == "typo in a file":

@@ -42,6 +42,11 @@ ELSEWHERE = {  # what is run by continuous integration itself, or by another tes
     "./launch/demo.sh",
     "./tests/run.sh",
     "pip install -e . -c constraints.txt",
+    # test_bench
+    (
+        "OMP_NUM_THREADS=1 distgan bench configs/dcgan64.yaml data.shards=synthetic train.batch=16 model.G.norm=none "
+        "model.D.norm=none --scaling 2"
+    ),
     # test_speed
     "PYTHONPATH=.:tests/helpers OMP_NUM_THREADS=1 python tests/e2e/benchmark.py [loader] [pack] [peer] ...",
     "OMP_NUM_THREADS=1 PYTHONPATH=. python tests/e2e/memory_formats.py configs/sngan-cifar10-small.yaml 16",

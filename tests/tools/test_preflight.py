@@ -49,6 +49,7 @@ def test_connections_are_made_before_they_are_timed(monkeypatch: pytest.MonkeyPa
         return taken
 
     world = World()
+    monkeypatch.setattr(preflight_module, "SIDE", 64)
     for rank, host in enumerate("abc"):
         monkeypatch.setattr(preflight_module.socket, "gethostname", lambda host=host: host)
         connected.clear()

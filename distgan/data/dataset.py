@@ -147,7 +147,7 @@ class Dataset:
         return [next(cycles[label]) for label in labels]
 
     def read(self, sample: int, options: DecodeOptions, degraded: bool = False) -> np.ndarray:
-        """Read one image, uint8 [R, R, 3]; white where it is corrupt. Of a pair, either."""
+        """Read one image, [H, W, C] of `options.image`; white where it is corrupt. Of a pair, either."""
         shard, located, place = self._find(sample)
         offset, length = located.image_parts[degraded]
         out = np.empty(options.image.shape, options.image.dtype)
@@ -156,7 +156,7 @@ class Dataset:
             data = self.source.cached(self.urls[shard], int(offset[place]), int(length[place]))
             decode_into(data, out, options)
         except CorruptImage:
-            out[:] = 255
+            out[:] = options.image.high
         return out
 
     def stored(self, sample: int) -> list[bytes]:

@@ -7,10 +7,13 @@ from dataclasses import dataclass
 
 from PIL import Image
 
-from distgan.data.decode import FILTERS, DecodedImage, cropped, decode, fit, to_levels
+from distgan.data.channels import DecodedImage, to_levels
+from distgan.data.decode import decode
 from distgan.data.image_format import MAX_PIXELS, CorruptImage, TooLarge
 from distgan.data.pack_entry import InputEntry, read_entry
+from distgan.data.resize import FILTERS, cropped, fit
 from distgan.errors import ConfigError
+from distgan.image_spec import square
 
 CHUNK_BYTES = 2**24  # of images that travel to a process, or back, together
 SAVE: dict[str, tuple[str, dict[str, int]]] = {  # Pillow's name of a format, and its settings
@@ -140,10 +143,11 @@ def _fit_and_save(decoded: DecodedImage, options: PackOptions) -> StoredImage:
     pixels, notes, cut_away = decoded.pixels, decoded.notes, 0.0
     height, width = pixels.shape[:2]
     if options.resolution:
-        cut_away = cropped(width, height, options.crop)
+        image = square(options.resolution)
+        cut_away = cropped(width, height, image, options.crop)
         if min(height, width) < options.resolution:
             notes += ("enlarged",)
-        pixels = fit(pixels, options.resolution, options.filter, options.crop)
+        pixels = fit(pixels, image, options.filter, options.crop)
     out = io.BytesIO()
     pillow_format, settings = SAVE[options.image]
     if options.image == "jpg":

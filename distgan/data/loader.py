@@ -23,6 +23,7 @@ from distgan.data.image_format import CorruptImage, check_bytes
 from distgan.data.open_shards import ALONE, RankInfo
 from distgan.data.shuffle import ShuffleOrder
 from distgan.errors import DataError
+from distgan.rng import host_rng
 from distgan.storage.urls import is_local
 
 SMALL_SAMPLE = 3584  # bytes in a shard, headers and label included
@@ -33,13 +34,13 @@ class Batch:
     """One rank's slice of a global batch. The arrays are reused: they hold until the next batch is asked for.
 
     Attributes:
-        images: RGB, uint8 [B, R, R, 3].
+        images: [B, H, W, C], of the type that decoding was asked for.
         labels: Class numbers, int64 [B]; -1 where there is none.
         positions: Global positions, int64 [B].
         samples: The samples that stand there, int64 [B].
         drawn: What the stream's `draw` made of the positions.
         num_replaced: How many of them stand in for corrupt ones.
-        degraded: RGB, uint8 [B, R, R, 3], where samples are pairs.
+        degraded: The same of degraded forms, where samples are pairs.
     """
 
     images: np.ndarray
@@ -49,12 +50,20 @@ class Batch:
     drawn: tuple[np.ndarray, ...] = ()
     num_replaced: int = 0
     degraded: np.ndarray | None = None
+    _crops: list[float] = field(default_factory=list)  # where each random crop is
     _tasks: list["Future[int]"] = field(default_factory=list)  # each decodes a part, and returns how many it replaced
 
     @property
     def buffers(self) -> list[np.ndarray]:
         """Return the images and, of pairs, the degraded ones."""
         return [self.images] if self.degraded is None else [self.images, self.degraded]
+
+
+def _buffer(options: "StreamOptions", shape: tuple[int, ...]) -> np.ndarray:
+    """Make a buffer of the images' own type."""
+    dtype = np.dtype(options.decode.image.dtype)
+    levels = options.allocate((*shape[:-1], shape[-1] * dtype.itemsize))
+    return levels if dtype == np.uint8 else levels.view(dtype)
 
 
 def _pageable(shape: tuple[int, ...]) -> np.ndarray:
@@ -70,7 +79,7 @@ class StreamOptions:
         threads: How many decode at a time.
         prefetch: Batches that are made ahead.
         max_corrupt_fraction: Share of the data set that may turn out corrupt before the stream gives up.
-        allocate: Makes the buffers; a trainer on a GPU passes one that returns pinned memory.
+        allocate: Makes the buffers, uint8 of a shape; a trainer on a GPU passes one that returns pinned memory.
     """
 
     batch: int
@@ -113,6 +122,7 @@ class Stream(Iterator[Batch]):
         self.bad: dict[int, str] = {}
         self.closing = contextlib.ExitStack()
         self._draw, self._decode = draw, options.decode
+        self._crop_key = host_rng.key(plan.seed, "crop")
         self._num_reported, self._has_warned = 0, False
         self._max_bad = math.ceil(options.max_corrupt_fraction * dataset.num_samples)
         self._batch, self._local = options.batch, options.batch // ranks.size
@@ -128,7 +138,7 @@ class Stream(Iterator[Batch]):
         self._taken: list[np.ndarray] | None = None  # buffers of the batch that the caller has now
         shape = (self._local, *options.decode.image.shape)
         for _ in range(options.prefetch + 1):
-            self._free.put([options.allocate(shape) for _ in range(2 if dataset.pairs else 1)])
+            self._free.put([_buffer(options, shape) for _ in range(2 if dataset.pairs else 1)])
         bounds = np.linspace(0, self._local, min(options.threads, self._local) + 1).astype(int)
         self._slices = [range(a, b) for a, b in itertools.pairwise(bounds.tolist())]
         self._pool = ThreadPoolExecutor(options.threads, thread_name_prefix="distgan-decode")
@@ -198,6 +208,8 @@ class Stream(Iterator[Batch]):
                 samples = self.plan.ids(positions)
                 images, degraded = buffers if self.dataset.pairs else (buffers[0], None)
                 batch = Batch(images, np.empty(self._local, np.int64), positions, samples, degraded=degraded)
+                if self._decode.crop == "random":
+                    batch._crops = host_rng.uniform(self._crop_key, positions).tolist()
                 shards, places = (x.tolist() for x in self.dataset.shard_of(samples))
                 for part in self._slices:
                     batch._tasks.append(self._pool.submit(self._fill, batch, part, shards, places))
@@ -247,7 +259,7 @@ class Stream(Iterator[Batch]):
             for (offset, length), images in zip(located.image_parts, batch.buffers):
                 check_bytes(int(length[place]))
                 data = self.dataset.source.cached(url, int(offset[place]), int(length[place]))
-                if decode_into(data, images[i], self._decode):
+                if decode_into(data, images[i], self._decode, batch._crops[i] if batch._crops else None):
                     self.num_resized += 1
         except CorruptImage as reason:
             self._record_corrupt(sample, str(reason))
@@ -265,7 +277,8 @@ class Stream(Iterator[Batch]):
             if label is not None:
                 batch.samples[i] = sample[0]
                 return label
-        raise DataError(f"no good sample among the {self.dataset.num_samples} of the data set")
+        reasons = ", ".join(dict.fromkeys(list(self.bad.values())[:3]))
+        raise DataError(f"no good sample among the {self.dataset.num_samples} of the data set: {reasons}")
 
     def _record_corrupt(self, sample: int, reason: str) -> None:
         """Record that a sample is corrupt. Raises DataError where too many are."""

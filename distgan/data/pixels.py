@@ -6,8 +6,9 @@ from dataclasses import dataclass, field
 
 from distgan.data import dataset_card
 from distgan.data.dataset import Dataset
-from distgan.data.decode import cropped, decode
+from distgan.data.decode import DecodeOptions, decode
 from distgan.data.image_format import CorruptImage, Range
+from distgan.data.resize import cropped
 from distgan.errors import DataError
 
 LARGEST = 65535  # white in images of more than 8 bits, where no range is given
@@ -109,7 +110,7 @@ def _advice(values: Range) -> str:
     return f"Say which values are black and white: `distgan pack SOURCE OUT --range {low:.10g} {high:.10g}`"
 
 
-def look(dataset: Dataset, crop: str, max_pixels: int) -> Pixels:
+def look(dataset: Dataset, options: DecodeOptions) -> Pixels:
     """Read a few images of a data set, always the same, as they are stored.
 
     Raises:
@@ -120,9 +121,10 @@ def look(dataset: Dataset, crop: str, max_pixels: int) -> Pixels:
     for number in numbers:
         try:
             for data in dataset.stored(number):
-                image = decode(data, max_pixels=max_pixels, measure=True)
+                image = decode(data, image=options.image, max_pixels=options.max_pixels, measure=True)
                 pixels.add_values(image.values)
-                pixels.add_crop(cropped(image.pixels.shape[1], image.pixels.shape[0], crop))
+                height, width = image.pixels.shape[:2]
+                pixels.add_crop(cropped(width, height, options.image, options.crop))
         except CorruptImage as reason:
             pixels.bad[str(reason)] += 1
             pixels.add_values(reason.values, is_usable=False)
@@ -135,7 +137,7 @@ def look(dataset: Dataset, crop: str, max_pixels: int) -> Pixels:
     return pixels
 
 
-def report(dataset: Dataset, crop: str, max_pixels: int) -> tuple[list[str], list[str]]:
+def report(dataset: Dataset, options: DecodeOptions) -> tuple[list[str], list[str]]:
     """Return what was done to the pixels of a data set when it was packed, and what would be done in training.
 
     Returns:
@@ -158,7 +160,7 @@ def report(dataset: Dataset, crop: str, max_pixels: int) -> tuple[list[str], lis
             continue
     if all(card.get("resolution") for card in cards.values()):
         return lines, warnings  # square images of 8 bits
-    pixels = look(dataset, crop, max_pixels)
+    pixels = look(dataset, options)
     sampled = f"of {pixels.num + pixels.bad.total()} images that were checked"
     lines += [f"pixels {sampled}: {line}" for line in pixels.facts()]
     warnings += [f"{sampled}: {line}" for line in pixels.warnings()]

@@ -13,11 +13,13 @@ import torch
 from torch import Tensor
 
 from distgan.data import image_grid
-from distgan.data.decode import decode, fit
+from distgan.data.decode import decode
 from distgan.data.image_format import SUFFIXES, CorruptImage
 from distgan.data.pack_entry import InputEntry, read_entry
 from distgan.data.pack_inputs import ListingOptions, list_inputs
+from distgan.data.resize import fit
 from distgan.errors import ConfigError, DataError
+from distgan.image_spec import square
 from distgan.inference.generate import parse_labels, require_grid
 from distgan.inference.loading import load_generator, locate
 from distgan.inference.trained_generator import TrainedGenerator
@@ -166,7 +168,7 @@ class Restorer:
         content = read_entry(entry)
         pixels = decode(content).pixels if isinstance(content, bytes) else content
         self._num_resized += pixels.shape[:2] != (self._G.resolution, self._G.resolution)
-        return fit(pixels, self._G.resolution, self._data["resize_filter"], self._data["crop"])
+        return fit(pixels, square(self._G.resolution), self._data["resize_filter"], self._data["crop"])
 
     def _summary(self, done: int, total: int, target: Path, world: int = 1) -> str:
         """Return a human-readable line; one of several processes counts its own images only.

@@ -1,4 +1,4 @@
-"""Array files (.npz), read within bounds: the only door to NumPy's own format.
+"""Array files (.npz, .npy), read within bounds: the only door to NumPy's own format.
 
 An array's header is held against the bytes that the file really has for it before memory is asked for; pickles are
 never opened. An array is read whole, or row by row where it may be larger than memory.
@@ -149,6 +149,19 @@ class ArrayFile:
         except ERRORS as error:
             what = f"{name[:80]}: " if name else ""
             raise DataError(f"{self.path}: {what}{str(error)[:200] or type(error).__name__}") from None
+
+
+def parse_npy(data: bytes) -> np.ndarray:
+    """Return the array of an .npy file, of which the numbers are not copied. Raises ValueError for any other bytes."""
+    try:
+        start, (dtype, shape, is_fortran) = _header(io.BytesIO(data))
+        size = prod(shape)
+        if size * dtype.itemsize > len(data) - start:
+            raise ValueError(f"{_shown(dtype, shape)} in {len(data) - start:,} bytes")
+        numbers = np.frombuffer(data, dtype, size, start)
+    except ERRORS as error:
+        raise ValueError(str(error)[:200] or type(error).__name__) from None
+    return numbers.reshape(shape, order="F" if is_fortran else "C")
 
 
 def _header(file: IO[bytes]) -> tuple[int, tuple[np.dtype, tuple[int, ...], bool]]:

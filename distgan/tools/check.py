@@ -5,6 +5,7 @@ import shutil
 from dataclasses import replace
 
 from distgan.config.batch_plan import BatchPlan
+from distgan.config.decode_options import decode_options
 from distgan.config.schema import Config, best_metric
 from distgan.config.validate import warnings
 from distgan.data import dataset_card, image_grid, pixels
@@ -36,7 +37,7 @@ def check(config: Config, batch_plan: BatchPlan) -> tuple[list[str], list[str]]:
     disk_lines, disk_warnings = _disk(config, networks.checkpoint_bytes(G, D), dataset.num_classes)
     if config.eval.every:
         lines.append(_evaluation(config, dataset))
-    pixel_lines, pixel_warnings = pixels.report(dataset, config.data.crop, config.data.max_pixels)
+    pixel_lines, pixel_warnings = pixels.report(dataset, decode_options(config.data))
     lines += [*card_lines, *pixel_lines, *disk_lines, *_earlier(config, dataset), _wandb(config)]
     return lines, [*warnings(config, batch_plan), *pixel_warnings, *card_warnings, *disk_warnings]
 

@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Callable
 
+from distgan.config.decode_options import decode_options
 from distgan.data import pixels
 from distgan.data.loader import Stream
 from distgan.data.sample_log import SampleLog
@@ -312,8 +313,8 @@ class Trainer:
     def _describe_pixels(self) -> None:
         """Report what becomes of the images' pixels; a few are read, so a server that hangs is noticed here too."""
         self._phase("waiting for data" if self.world.is_main else "waiting for rank 0 to check images")
-        data = self.config.data
-        lines, warned = self.world.run_on_main(lambda: pixels.report(self.dataset, data.crop, data.max_pixels))
+        options = decode_options(self.config.data)
+        lines, warned = self.world.run_on_main(lambda: pixels.report(self.dataset, options))
         for line in lines:
             log.info(line)
         for line in warned if self.world.is_main else ():

@@ -11,8 +11,9 @@ import pytest
 from PIL import Image
 from shards import image_bytes
 
-from distgan.data.decode import DecodeOptions, decode, decode_into, fit
+from distgan.data.decode import DecodeOptions, decode, decode_into
 from distgan.data.image_format import CorruptImage
+from distgan.data.resize import fit
 from distgan.image_spec import square
 
 RNG = np.random.default_rng(0)
@@ -294,7 +295,7 @@ def test_decode_into_writes_the_same_pixels(format: str) -> None:
 def test_decode_into_resizes_what_has_another_size(format: str, crop: str) -> None:
     data, out = image_bytes(SMOOTH, format), np.zeros((16, 16, 3), np.uint8)
     assert decode_into(data, out, DecodeOptions(square(16), "bicubic", crop))
-    np.testing.assert_array_equal(out, fit(pillow(data), 16, "bicubic", crop))
+    np.testing.assert_array_equal(out, fit(pillow(data), square(16), "bicubic", crop))
 
 
 def photo(height: int, width: int) -> np.ndarray:
@@ -317,7 +318,7 @@ def test_a_scaled_decode_is_nearly_the_same(height: int, width: int, filter: str
     difference = np.abs(full.astype(int) - scaled)
     assert 0 < difference.mean() < worst
     assert difference.max() < 16
-    part = decode(data, least=128).pixels
+    part = decode(data, least=(128, 128)).pixels
     assert min(part.shape[:2]) >= 128
     assert max(part.shape[:2]) <= (max(height, width) + 1) // 2
     with pytest.raises(CorruptImage, match="too many pixels"):  # the picture's own size counts
@@ -337,11 +338,11 @@ def test_a_scaled_decode_keeps_what_else_is_done() -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
     pixels = photo(400, 256)
-    upright, turned = (decode(image_bytes(pixels, "JPEG", **more), least=64) for more in ({}, {"exif": exif}))
+    upright, turned = (decode(image_bytes(pixels, "JPEG", **more), least=(64, 64)) for more in ({}, {"exif": exif}))
     np.testing.assert_array_equal(turned.pixels, np.rot90(upright.pixels, -1))
     with pytest.raises(CorruptImage, match="corrupt"):
-        decode(image_bytes(photo(400, 256), "JPEG")[:9000], least=64)
-    grey = decode(image_bytes(photo(400, 256)[..., 0], "JPEG"), least=64).pixels
+        decode(image_bytes(photo(400, 256), "JPEG")[:9000], least=(64, 64))
+    grey = decode(image_bytes(photo(400, 256)[..., 0], "JPEG"), least=(64, 64)).pixels
     assert (grey == grey[..., :1]).all()
 
 
@@ -357,7 +358,7 @@ def test_decode_into_gives_the_reason_too() -> None:
 
 
 def test_fit_keeps_a_picture_that_fits() -> None:
-    np.testing.assert_array_equal(fit(NOISE[:40, :40], 40), NOISE[:40, :40])
+    np.testing.assert_array_equal(fit(NOISE[:40, :40], square(40)), NOISE[:40, :40])
 
 
 @pytest.mark.parametrize(("height", "width"), [(8, 20), (20, 8), (8, 21), (9, 8), (8, 8)])
@@ -365,14 +366,14 @@ def test_center_takes_the_largest_centred_square(height: int, width: int) -> Non
     """By area at half the size, each result is the mean of four pixels of that square and of no others."""
     pixels = RNG.integers(0, 256, (height, width, 3)).astype(np.uint8)
     top, left = (height - 8) // 2, (width - 8) // 2
-    square = pixels[top : top + 8, left : left + 8].astype(float)
-    expected = square.reshape(4, 2, 4, 2, 3).mean((1, 3))
-    assert np.abs(fit(pixels, 4, "area", "center") - expected).max() <= 1  # Pillow rounds after each direction
+    middle = pixels[top : top + 8, left : left + 8].astype(float)
+    expected = middle.reshape(4, 2, 4, 2, 3).mean((1, 3))
+    assert np.abs(fit(pixels, square(4), "area", "center") - expected).max() <= 1  # Pillow rounds after each direction
 
 
 def test_squeeze_takes_all_of_it() -> None:
     expected = NOISE.astype(float).reshape(8, 5, 8, 7, 3).mean((1, 3))
-    assert np.abs(fit(NOISE, 8, "area", "stretch") - expected).max() <= 1
+    assert np.abs(fit(NOISE, square(8), "area", "stretch") - expected).max() <= 1
 
 
 @pytest.mark.parametrize(
@@ -381,14 +382,16 @@ def test_squeeze_takes_all_of_it() -> None:
 @pytest.mark.parametrize("resolution", [5, 16, 40, 100])
 def test_filters_are_pillows(filter: str, pillows: int, resolution: int) -> None:
     image, size = Image.fromarray(NOISE), (resolution, resolution)
-    np.testing.assert_array_equal(fit(NOISE, resolution, filter, "stretch"), np.asarray(image.resize(size, pillows)))
+    np.testing.assert_array_equal(
+        fit(NOISE, square(resolution), filter, "stretch"), np.asarray(image.resize(size, pillows))
+    )
     middle = np.asarray(image.crop((8, 0, 48, 40)).resize(size, pillows))  # nothing outside of the square bleeds in
-    np.testing.assert_array_equal(fit(NOISE, resolution, filter, "center"), middle)
+    np.testing.assert_array_equal(fit(NOISE, square(resolution), filter, "center"), middle)
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 300), (300, 1), (2, 3)])
 @pytest.mark.parametrize("crop", ["center", "stretch"])
 def test_extreme_shapes_fit(shape: tuple[int, int], crop: str) -> None:
-    out = fit(np.full((*shape, 3), 77, np.uint8), 8, "lanczos", crop)
+    out = fit(np.full((*shape, 3), 77, np.uint8), square(8), "lanczos", crop)
     assert out.shape == (8, 8, 3)
     assert (out == 77).all()

@@ -20,10 +20,11 @@ from streams import make_stream
 from distgan.cli.main import main
 from distgan.data import index_cache, loader, shard_index
 from distgan.data.dataset import Dataset, DatasetOptions, RankInfo
-from distgan.data.decode import DecodeOptions, fit
+from distgan.data.decode import DecodeOptions
 from distgan.data.encode import PackOptions
 from distgan.data.loader import Stream
 from distgan.data.pack import pack
+from distgan.data.resize import fit
 from distgan.data.shard_urls import find_shards
 from distgan.data.shuffle import ShuffleLayout, ShuffleOrder
 from distgan.errors import DataError
@@ -201,7 +202,7 @@ def test_other_sizes_are_resized_on_the_way(tmp_path: Path, start_stream: Callab
         stream = start_stream(open_data(tmp_path), batch=4, filter=filter, crop=crop, prefetch=1)
         batch = next(stream)
         for image, sample in zip(batch.images, batch.samples):
-            np.testing.assert_array_equal(image, fit(pictures[sample], 16, filter, crop))
+            np.testing.assert_array_equal(image, fit(pictures[sample], square(16), filter, crop))
         assert stream.num_resized >= 3
         assert any("pack --resolution" in line for line in stream.pop_warnings())
         assert stream.pop_warnings() == []

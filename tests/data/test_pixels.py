@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from distgan.data.dataset import Dataset
-from distgan.data.decode import decode
+from distgan.data.decode import DecodeOptions, decode
 from distgan.data.encode import PackOptions
 from distgan.data.image_format import CorruptImage
 from distgan.data.pack import pack
@@ -18,6 +18,7 @@ from distgan.data.pack_summary import report
 from distgan.data.pixels import report as pixel_report
 from distgan.data.shard_urls import find_shards
 from distgan.errors import ConfigError, DataError
+from distgan.image_spec import square
 from distgan.storage.byte_ranges import ByteRangeReader
 
 STORED = np.random.default_rng(0).integers(0, 4096, (12, 8, 3))
@@ -108,14 +109,14 @@ def shards_of_others(tmp_path: Path, data: bytes, suffix: str) -> Dataset:
 
 
 def test_dark_and_cropped_images_that_are_streamed_are_reported(tmp_path: Path) -> None:
-    lines, warnings = pixel_report(shards_of_others(tmp_path, KINDS["16-bit PNG"][0], "png"), "center", 10**8)
+    lines, warnings = pixel_report(shards_of_others(tmp_path, KINDS["16-bit PNG"][0], "png"), DecodeOptions(square(8)))
     assert "--range 0 4095" in warnings[0]
     assert any("33.3%" in line for line in lines)  # 12 x 8 pixels become 8 x 8
 
 
 def test_floats_that_are_streamed_are_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="--range 0 1"):
-        pixel_report(shards_of_others(tmp_path, KINDS["float TIFF"][0], "tif"), "center", 10**8)
+        pixel_report(shards_of_others(tmp_path, KINDS["float TIFF"][0], "tif"), DecodeOptions(square(8)))
 
 
 def test_a_packed_set_keeps_what_was_done_to_its_pixels(tmp_path: Path) -> None:
@@ -123,7 +124,7 @@ def test_a_packed_set_keeps_what_was_done_to_its_pixels(tmp_path: Path) -> None:
     text = "\n".join(
         report(pack(folder(tmp_path / "in", KINDS["16-bit PNG"][0]), out, PackOptions(resolution=8), workers=1), out, 1)
     )
-    lines, warnings = pixel_report(Dataset(find_shards(out), ByteRangeReader()), "center", 10**8)
+    lines, warnings = pixel_report(Dataset(find_shards(out), ByteRangeReader()), DecodeOptions(square(8)))
     assert "33.3%" in text
     assert any("33.3%" in line for line in lines)
     assert "--range 0 4095" in warnings[0]

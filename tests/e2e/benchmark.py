@@ -35,12 +35,14 @@ from distgan.config.batch_plan import make_batch_plan
 from distgan.config.load import load
 from distgan.data import shard_index
 from distgan.data.dataset import Dataset, DatasetOptions
-from distgan.data.decode import decode, fit
+from distgan.data.decode import decode
 from distgan.data.encode import SAVE, PackOptions
 from distgan.data.pack import pack
+from distgan.data.resize import fit
 from distgan.data.shard_urls import find_shards
 from distgan.data.shuffle import ShuffleLayout, ShuffleOrder
 from distgan.data.synthetic import jpegs, write_shards
+from distgan.image_spec import square
 from distgan.metrics import frechet
 from distgan.metrics.frechet import Moments
 from distgan.storage.byte_ranges import ByteRangeReader
@@ -188,7 +190,7 @@ def by_hand(source: Path, resolution: int) -> Run:
 
     def run() -> None:
         for path in sorted(source.glob("*.jpg")):
-            pixels = fit(decode(path.read_bytes()).pixels, resolution)
+            pixels = fit(decode(path.read_bytes()).pixels, square(resolution))
             Image.fromarray(pixels).save(io.BytesIO(), SAVE["png"][0], **SAVE["png"][1])
 
     return run

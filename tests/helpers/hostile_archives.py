@@ -18,7 +18,9 @@ from streams import make_stream
 
 from distgan.data import pixels, tar
 from distgan.data.dataset import Dataset
+from distgan.data.decode import DecodeOptions
 from distgan.data.shuffle import ShuffleLayout, ShuffleOrder
+from distgan.image_spec import square
 from distgan.metrics.reference_stats import load_statistics
 from distgan.storage.byte_ranges import ByteRangeReader
 
@@ -87,7 +89,7 @@ def training_on(path: Path) -> Callable[[], str]:
 
 
 def looking_at(path: Path) -> Callable[[], None]:
-    return lambda: pixels.look(Dataset([str(path)], ByteRangeReader()), "center", 10**8) and None
+    return lambda: pixels.look(Dataset([str(path)], ByteRangeReader()), DecodeOptions(square(64))) and None
 
 
 def reading(path: Path) -> Callable[[], None]:

@@ -35,6 +35,7 @@ DOORS = {
     "jinja2": {"tools.report.render"},
     "onnxruntime": {"inference.export"},
     "av": {"inference.video"},
+    "tifffile": {"data.array_image"},
 }
 TORCH_FREE = {
     "api",
@@ -59,6 +60,8 @@ TORCH_FREE = {
     "storage.array_file",
     "storage.urls",
     "data.archives",
+    "data.array_image",
+    "data.channels",
     "data.dataset_card",
     "data.dataset",
     "data.decode",
@@ -76,6 +79,8 @@ TORCH_FREE = {
     "data.pack_entry",
     "data.pack_inputs",
     "data.pack_summary",
+    "data.pillow_image",
+    "data.resize",
     "data.sample_parts",
     "storage.disk_cache",
     "data.pack",

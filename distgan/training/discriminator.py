@@ -91,7 +91,7 @@ class AugmentedDiscriminator:
             p: Tensor | float = hp.augment_p
             if self._plan is not plan:  # a graph is made for one number, but for any value of a tensor
                 p = torch.full((), hp.augment_p, device=images.device)
-            planned = self._plan(draws, self._augment, images.shape[-1], p, self._color, dtype)
+            planned = self._plan(draws, self._augment, tuple(images.shape[1:]), p, self._color, dtype)
             plans = list(zip(*(part.chunk(len(tags)) for part in planned)))
         if hp.instance_noise:
             purposes = [f"noise {tag}" for tag in tags]

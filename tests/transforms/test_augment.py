@@ -12,7 +12,16 @@ import torch
 from torch import Tensor
 
 from distgan.training.controllers import Ada
-from distgan.transforms.augment import NUM_DRAWS, _ada_strengths, _color_matrix, _inverse_map, apply_plan, augment, plan
+from distgan.transforms.augment import (
+    NUM_DRAWS,
+    Size,
+    _ada_strengths,
+    _color_matrix,
+    _inverse_map,
+    apply_plan,
+    augment,
+    plan,
+)
 
 PIPES = list(NUM_DRAWS)
 LAST = 1 - 2**-24  # the largest number that is drawn
@@ -231,7 +240,7 @@ def test_the_inverse_map_of_random_draws(p: float) -> None:
     """The source of every place, by inverting the product of all movements; whole pixels where no other is done."""
     draws, size = rows(100, NUM_DRAWS["ada"], seed=11).double(), 32
     strengths, is_general = _ada_strengths(draws, p, 1.0)
-    inverse = _inverse_map(strengths[:10], size)
+    inverse = _inverse_map(strengths[:10], Size(size, size))
     for u, found, whole in zip(draws.tolist(), inverse.numpy(), (~is_general).tolist()):
         expected = np.linalg.inv(movement(u, p, size))[:2]
         np.testing.assert_allclose(found, expected, rtol=0, atol=1e-9)
@@ -438,7 +447,7 @@ def test_an_image_comes_out_the_same_in_any_batch(pipe: str) -> None:
 @pytest.mark.parametrize("pipe", PIPES)
 def test_what_is_planned_for_many_images_does_the_same_to_parts_of_them(pipe: str) -> None:
     images, draws = batch(8, 16, torch.float32), rows(8, NUM_DRAWS[pipe])
-    parts = zip(*(part.chunk(2) for part in plan(draws, pipe, 16, 0.8)))
+    parts = zip(*(part.chunk(2) for part in plan(draws, pipe, (3, 16, 16), 0.8)))
     found = [apply_plan(part, planned, pipe) for part, planned in zip(images.chunk(2), parts)]
     assert torch.equal(torch.cat(found), augment(images, draws, pipe, 0.8))
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Annotated, TypedDict, get_type_hints
 
 from distgan.errors import DataError
+from distgan.image_spec import MAX_CHANNELS, DType, ImageSpec
 from distgan.storage.home import user_path
 from distgan.storage.untrusted import Between, Count, Name, Share, parse, read_json
 from distgan.storage.urls import is_local, local_path, public
@@ -30,6 +31,13 @@ class Card(TypedDict, total=False):
     values: list[float] | None
     range: list[float] | None
     cut_away: Share
+    channels: Annotated[int, Between(1, MAX_CHANNELS)]
+    dtype: DType
+    alpha: bool
+    height: Annotated[int, Between(1, 2**20)] | None
+    width: Annotated[int, Between(1, 2**20)] | None
+    quantiles: list[float] | None
+    aspect: float
     source: Name
     made_by: Name
     digest: Name
@@ -115,14 +123,40 @@ def _class_names(card: Card) -> list[str]:
     return [] if is_numbers or len(set(names)) < len(names) else names
 
 
+def mismatches(card: Card, image: ImageSpec) -> list[str]:
+    """Return where a run's images are other than those that its data set was packed as, and how to train on these."""
+    if "samples" not in card or not (card.get("height") or card.get("resolution") or "dtype" in card):
+        return []  # no card of `pack`, or images as they were found
+    channels, dtype, alpha = card.get("channels", 3), card.get("dtype", "uint8"), card.get("alpha", False)
+    found = []
+    if alpha and not image.alpha:
+        found.append("the images have alpha, which is put on data.background: data.alpha=channel keeps it")
+    elif channels != image.channels and not (image.alpha and channels - alpha == image.num_colors):
+        found.append(f"the images have {channels} channel(s), data.channels is {image.channels}: set it to {channels}")
+    if dtype != image.dtype:
+        more = " and data.range" if dtype != "uint8" else ""
+        found.append(f"the numbers are stored as {dtype}, data.dtype is {image.dtype}: set it{more}")
+    return found
+
+
+def value_range(card: Card) -> tuple[float, float] | None:
+    """Return which of a deeper set's values are black and white; None where it was packed without, or as 8 bits."""
+    given = card.get("range")
+    if card.get("dtype", "uint8") == "uint8" or not given or len(given) != 2 or not given[0] < given[1]:
+        return None
+    return given[0], given[1]
+
+
 def facts(card: Card) -> list[tuple[str, str]]:
     """Return names and values of what a card says; what it lacks is left out."""
     classes, counts = card.get("classes") or [], card.get("class_counts") or []
     batch_plan = f" with {min(counts):,} to {max(counts):,} images" if counts else ""
     resolution = card.get("resolution")
+    height, width = card.get("height") or resolution, card.get("width") or resolution
     rows = [
         ("images", f"{card['samples']:,}" if "samples" in card else ""),
-        ("size", f"{resolution} x {resolution} pixels" if resolution else "their own"),
+        ("size", f"{height} x {width} pixels" if height and width else "their own"),
+        ("channels", _channels(card)),
         ("classes", f"{len(classes)}{batch_plan}" if classes else "none"),
         ("resampling", ", ".join(filter(None, (card.get("crop"), card.get("filter"))))),
         ("stored as", card.get("image", "")),
@@ -133,6 +167,13 @@ def facts(card: Card) -> list[tuple[str, str]]:
         ("digest", card.get("digest", "")[:16]),
     ]
     return [(name, value) for name, value in rows if value]
+
+
+def _channels(card: Card) -> str:
+    """Return channels and type where they are not three of 8 bits."""
+    if "channels" not in card:
+        return ""
+    return f"{card['channels']}{' with alpha' if card.get('alpha') else ''} of {card.get('dtype', 'uint8')}"
 
 
 def _tally(counts: dict[str, int]) -> str:

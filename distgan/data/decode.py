@@ -97,6 +97,14 @@ def decode(
         return _decode_with_pillow(data, image, max_pixels, background, value_range, measure, hold)
 
 
+def decode_array(
+    values: np.ndarray, image: ImageSpec = RGB, background: int = 255, value_range: Range | None = None
+) -> DecodedImage:
+    """Return an array [H, W, C] of numbers as an image, as `decode` does with a file of it. Raises CorruptImage."""
+    has_alpha = image.alpha and values.shape[2] == image.channels
+    return _converted(StoredPixels(values, has_alpha), image, background, value_range)
+
+
 def _converted(stored: StoredPixels, image: ImageSpec, background: int, value_range: Range | None) -> DecodedImage:
     """Return stored numbers as pixels of `image`; of more than 8 bits, with the values that they had."""
     pixels, notes = convert(stored, image, background, value_range)

@@ -1,19 +1,24 @@
-"""One image to be packed: read, decoded, fitted to one size and encoded, or the reason why it is left out."""
+"""One image to be packed: read, decoded, fitted to one size and encoded, or the reason why it is left out.
+
+An image becomes a PNG (or WebP, JPEG) where that holds its numbers, else an array (.npy) of its own type.
+"""
 
 import contextlib
 import io
 import math
 from dataclasses import dataclass
 
+import numpy as np
 from PIL import Image
 
-from distgan.data.channels import DecodedImage, to_levels
-from distgan.data.decode import decode
+from distgan.data.channels import DecodedImage
+from distgan.data.decode import decode, decode_array
 from distgan.data.image_format import MAX_PIXELS, CorruptImage, TooLarge
 from distgan.data.pack_entry import InputEntry, read_entry
-from distgan.data.resize import FILTERS, cropped, fit
+from distgan.data.resize import CROPS, FILTERS, cropped, fit
 from distgan.errors import ConfigError
-from distgan.image_spec import square
+from distgan.image_spec import DType, ImageSpec
+from distgan.rng import host_rng
 
 CHUNK_BYTES = 2**24  # of images that travel to a process, or back, together
 SAVE: dict[str, tuple[str, dict[str, int]]] = {  # Pillow's name of a format, and its settings
@@ -21,6 +26,7 @@ SAVE: dict[str, tuple[str, dict[str, int]]] = {  # Pillow's name of a format, an
     "webp": ("WEBP", {"lossless": True, "method": 0}),
     "jpg": ("JPEG", {"subsampling": 0}),
 }
+SAMPLED = 64  # values of each image by which the set's quantiles are known
 
 
 @dataclass(frozen=True)
@@ -28,17 +34,19 @@ class PackOptions:
     """The format of stored images.
 
     Attributes:
-        resolution: Side in pixels; 0 keeps each image's own size.
-        crop: "center" takes the largest centered square, "stretch" the whole image.
+        resolution: Side in pixels, or (height, width); 0 keeps each image's own size.
+        crop: How other proportions are met, one of `resize.CROPS`; "random" is another place for each image.
         filter: Resampling filter: "lanczos", "area" or "bicubic".
-        image: "png" or "webp" (both lossless), or "jpg".
+        image: "png" or "webp" (both lossless), or "jpg"; what none of these holds is stored as an array.
         quality: Of jpg.
         background: Gray level under transparent pixels.
         max_pixels: Larger images are skipped.
-        range: Stored values that become black and white; None: 0 and the largest value of the format.
+        range: Of uint8: stored values that become black and white; None: 0 and the largest value of the format. Of
+            deeper images, whose numbers stay as they are: what training should see as black and white, for the card.
+        channels, dtype, alpha: Channels of an image, type of its numbers, and whether the last channel is alpha.
     """
 
-    resolution: int = 0
+    resolution: int | tuple[int, int] = 0
     crop: str = "center"
     filter: str = "lanczos"
     image: str = "png"
@@ -46,12 +54,15 @@ class PackOptions:
     background: int = 255
     max_pixels: int = MAX_PIXELS
     range: tuple[float, float] | None = None
+    channels: int = 3
+    dtype: DType = "uint8"
+    alpha: bool = False
 
     def __post_init__(self) -> None:
-        for name, allowed in (("crop", ("center", "stretch")), ("filter", FILTERS), ("image", SAVE)):
+        for name, allowed in (("crop", CROPS), ("filter", FILTERS), ("image", SAVE)):
             if getattr(self, name) not in allowed:
                 raise ConfigError(f"--{name} {getattr(self, name)!r}: choose one of {', '.join(allowed)}")
-        if not 0 <= self.resolution <= 8192:
+        if self.resolution and not 1 <= min(self.height, self.width) <= max(self.height, self.width) <= 8192:
             raise ConfigError(f"--resolution {self.resolution}: 1 to 8192 pixels, or 0 for each image's own")
         if not 1 <= self.max_pixels <= 178_000_000:
             raise ConfigError(f"--max-pixels {self.max_pixels}: 1 to 178,000,000, which is where Pillow stops")
@@ -63,6 +74,44 @@ class PackOptions:
             raise ConfigError(
                 f"--range {black:g} {white:g}: the first value becomes black, the second, larger one white"
             )
+        try:
+            self.spec  # noqa: B018 (which refuses what there is not)
+        except ValueError as error:
+            raise ConfigError(f"--channels {self.channels} --dtype {self.dtype}: {error}") from None
+        if self.image == "jpg" and (self.suffix == "npy" or self.alpha):
+            raise ConfigError("--image jpg holds 8-bit gray or colors without alpha: leave it out")
+        if self.crop == "pad" and self.dtype == "float32" and self.range is None and not self.alpha:
+            raise ConfigError("--crop pad --dtype float32: --range says which value the background has")
+
+    @property
+    def height(self) -> int:
+        """Return the height of all images; 0 where each keeps its own."""
+        return self.resolution if isinstance(self.resolution, int) else self.resolution[0]
+
+    @property
+    def width(self) -> int:
+        """Return the width of all images; 0 where each keeps its own."""
+        return self.resolution if isinstance(self.resolution, int) else self.resolution[1]
+
+    @property
+    def spec(self) -> ImageSpec:
+        """Return what images become; of 1 pixel where each keeps its own size."""
+        low, high = (0.0, 1.0) if self.dtype == "float32" else (0.0, 0.0)
+        if self.range is not None and self.dtype != "uint8" and not self.alpha:
+            low, high = self.range
+        return ImageSpec(self.height or 1, self.width or 1, self.channels, self.dtype, low, high, self.alpha)
+
+    @property
+    def suffix(self) -> str:
+        """Return the suffix of a stored image: of its format where that holds its numbers, else npy."""
+        if self.dtype == "uint8" and (self.alpha or self.channels in (1, 3)):
+            return self.image
+        return "png" if self.dtype == "uint16" and self.channels == 1 else "npy"
+
+    @property
+    def is_plain(self) -> bool:
+        """Return whether images have three channels of 8 bits, and one side where they have one size."""
+        return self.channels == 3 and self.dtype == "uint8" and self.height == self.width
 
 
 @dataclass
@@ -76,6 +125,7 @@ class StoredImage:
     notes: tuple[str, ...] = ()
     skipped: str = ""
     values: tuple[float, float] | None = None  # lowest and highest stored, where these are not 8-bit levels
+    sampled: np.ndarray | None = None  # some of the values, of deeper images
     cut_away: float = 0.0  # share of the image's area that is cropped
 
 
@@ -93,10 +143,10 @@ def encode_all(entries: list[InputEntry], options: PackOptions) -> list[StoredIm
 
 def _encode(entry: InputEntry, options: PackOptions) -> StoredImage:
     """Encode one image, or both of a pair, of which one alone is of no use."""
-    stored = _encode_one(entry, options)
+    stored = _encode_one(entry, options, entry.name)
     if entry.degraded is None or stored.skipped:
         return stored
-    other = _encode_one(entry.degraded, options)
+    other = _encode_one(entry.degraded, options, entry.name)
     if other.skipped:
         return StoredImage(skipped=f"degraded image: {other.skipped}")
     (width, height), (other_width, other_height) = stored.shape, other.shape
@@ -107,60 +157,86 @@ def _encode(entry: InputEntry, options: PackOptions) -> StoredImage:
     return stored
 
 
-def _encode_one(entry: InputEntry, options: PackOptions) -> StoredImage:
-    """Read, decode, fit and encode one image."""
+def _encode_one(entry: InputEntry, options: PackOptions, name: str) -> StoredImage:
+    """Read, decode, fit and encode one image; `name` alone decides where a random crop is."""
     with contextlib.ExitStack() as hold:  # the memory that it takes, until it is encoded
         try:
             decoded = _read_image(entry, options, hold)
         except TooLarge:
             return StoredImage(skipped=f"more than --max-pixels {options.max_pixels}")
         except CorruptImage as reason:
-            return StoredImage(skipped=str(reason), values=reason.values)
+            return StoredImage(skipped=str(reason).replace("data.", "--"), values=reason.values)
         except OSError as error:
             return StoredImage(skipped=f"unreadable ({error.strerror or error})")
-        return _fit_and_save(decoded, options)
+        return _fit_and_save(decoded, options, name)
 
 
 def _read_image(entry: InputEntry, options: PackOptions, hold: contextlib.ExitStack) -> DecodedImage:
     """Read and decode one image. Raises TooLarge, CorruptImage or OSError."""
     content = read_entry(entry)
+    spec, value_range = options.spec, options.range if options.dtype == "uint8" else None
     if isinstance(content, bytes):
         return decode(
             content,
+            image=spec,
             max_pixels=options.max_pixels,
             background=options.background,
-            value_range=options.range,
+            value_range=value_range,
             measure=True,
             hold=hold,
         )
     if content.shape[0] * content.shape[1] > options.max_pixels:
         raise TooLarge(options.max_pixels)
-    return DecodedImage(content if options.range is None else to_levels(content, options.range))
+    return decode_array(content, spec, options.background, value_range)
 
 
-def _fit_and_save(decoded: DecodedImage, options: PackOptions) -> StoredImage:
+def _fit_and_save(decoded: DecodedImage, options: PackOptions, name: str) -> StoredImage:
     """Bring a decoded image to its size, and encode it."""
-    pixels, notes, cut_away = decoded.pixels, decoded.notes, 0.0
+    pixels, notes, cut_away, spec = decoded.pixels, decoded.notes, 0.0, options.spec
     height, width = pixels.shape[:2]
     if options.resolution:
-        image = square(options.resolution)
-        cut_away = cropped(width, height, image, options.crop)
-        if min(height, width) < options.resolution:
+        cut_away = cropped(width, height, spec, options.crop)
+        if _is_enlarged(height, width, options):
             notes += ("enlarged",)
-        pixels = fit(pixels, image, options.filter, options.crop)
-    out = io.BytesIO()
-    pillow_format, settings = SAVE[options.image]
-    if options.image == "jpg":
-        settings = settings | {"quality": options.quality}
+        place = float(host_rng.uniform(host_rng.key(0, "crop", name), np.zeros(1, np.int64))[0])
+        pixels = fit(pixels, spec, options.filter, options.crop, background=options.background, place=place)
     try:
-        Image.fromarray(pixels).save(out, pillow_format, **settings)
+        data = _save(pixels, options)
     except (OSError, ValueError):  # WebP ends at 16383 pixels
         return StoredImage(skipped=f"too large for {options.image}")
+    sampled = None
+    if spec.dtype != "uint8":
+        colors = pixels[..., : spec.num_colors].reshape(-1)
+        drawn = host_rng.uniform(host_rng.key(0, "values", name), np.arange(SAMPLED))
+        sampled = colors[(drawn * len(colors)).astype(np.int64)]
     return StoredImage(
-        out.getvalue(),
+        data,
         size=(pixels.shape[1], pixels.shape[0]),
         shape=(width, height),
         notes=notes,
         values=decoded.values,
+        sampled=sampled,
         cut_away=cut_away,
     )
+
+
+def _is_enlarged(height: int, width: int, options: PackOptions) -> bool:
+    """Return whether an image has fewer pixels than it gets, along a side at least."""
+    if options.crop == "pad":
+        return height < options.height and width < options.width
+    return height < options.height or width < options.width
+
+
+def _save(pixels: np.ndarray, options: PackOptions) -> bytes:
+    """Return an image as the bytes of a file."""
+    out = io.BytesIO()
+    if options.suffix == "npy":
+        np.save(out, np.ascontiguousarray(pixels.astype(pixels.dtype.newbyteorder("<"), copy=False)))
+        return out.getvalue()
+    pillow_format, settings = SAVE[options.suffix]
+    if options.suffix == "jpg":
+        settings = settings | {"quality": options.quality}
+    if options.alpha and options.suffix == "webp":
+        settings = settings | {"exact": True}
+    Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels).save(out, pillow_format, **settings)
+    return out.getvalue()

@@ -10,6 +10,7 @@ from PIL import Image, ImageFile
 # All that Pillow may open: other formats of its are rare among data sets, and one starts a program (EPS, Ghostscript).
 FORMATS = ("PNG", "WEBP", "BMP", "DIB", "GIF", "TIFF", "PPM", "JPEG2000", "AVIF", "JPEG")
 SUFFIXES = {"jpg", "jpeg", "jpe", "jfif", "png", "webp", "bmp", "gif", "tif", "tiff", "ppm", "pgm", "jp2", "avif"}
+ARRAYS = {"npy"}  # images too, where there are none of the others
 _BEGINNINGS = re.compile(
     rb"\xff\xd8\xff|\x89PNG|GIF8|BM.{4}\0\0\0\0|RIFF.{4}WEBP|II\*\0|MM\0\*|P[1-6]\s|\0\0\0\x0cjP|.{4}ftypavi[fs]",
     re.DOTALL,

@@ -15,7 +15,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import ParamSpec, TextIO, TypeVar
 
@@ -81,7 +81,7 @@ def pack(
         raise ConfigError(f"--shard-mb {shard_mb:g}: 0.066 or more")
     if not 0 <= workers <= 1024:
         raise ConfigError(f"--workers {workers}: 1 to 1024, or 0 for one per core")
-    listing = list_inputs(source, wanted)
+    listing = list_inputs(source, replace(wanted, channels=options.channels))
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         folder = aside(target)
@@ -92,7 +92,7 @@ def pack(
         workers = workers or min(os.cpu_count() or 1, 1 + listing.total // 1000)  # each takes a moment to start
         summary = _write(listing, folder, options, int(shard_mb * 1e6), workers)
         if summary.samples == 0:
-            advice = "".join(f". {line}" for line in summary.pixels.warnings(options.range))
+            advice = "".join(f". {line}" for line in summary.pixels.warnings(options.range, options.dtype))
             raise DataError(f"{source}: no usable image among {listing.total}{tally(summary, '; ')}{advice}")
         _finish(folder, summary, source, options)
         _put_in_place(folder, target)
@@ -134,7 +134,7 @@ def _write(listing: InputListing, folder: Path, options: PackOptions, shard_byte
         lacking=listing.lacking,
         origin=listing.origin,
         assumed=listing.assumed,
-        range=options.range,
+        options=options,
     )
     shards = ShardWriter(folder, shard_bytes)
     bar = tqdm(total=listing.total, unit=" images", disable=None, smoothing=0.05, desc="pack")
@@ -148,15 +148,16 @@ def _write(listing: InputListing, folder: Path, options: PackOptions, shard_byte
                     bar.update()
                     summary.notes.update(result.notes)
                     summary.pixels.add_values(result.values, not result.skipped)
+                    summary.pixels.add_sampled(result.sampled)
                     reason = result.skipped
                     if listing.classes and entry.label < 0:
                         reason = reason or UNLABELED
                     if reason:
                         _skip(summary, skipped, entry.name, reason)
                         continue
-                    parts = {options.image: result.data}
+                    parts = {options.suffix: result.data}
                     if result.degraded:
-                        parts = {f"clean.{options.image}": result.data, f"degraded.{options.image}": result.degraded}
+                        parts = {f"clean.{options.suffix}": result.data, f"degraded.{options.suffix}": result.degraded}
                     if listing.classes:
                         parts["cls"] = b"%d" % entry.label
                         summary.class_counts[entry.label] += 1
@@ -164,6 +165,7 @@ def _write(listing: InputListing, folder: Path, options: PackOptions, shard_byte
                     summary.samples += 1
                     summary.sizes[result.size] += 1
                     summary.pixels.add_crop(result.cut_away)
+                    summary.sum_aspect += result.shape[0] / result.shape[1]
     except BrokenProcessPool:
         raise MachineError("a process of `pack` was killed (out of memory?): try fewer --workers") from None
     finally:
@@ -251,6 +253,8 @@ def _finish(folder: Path, summary: PackSummary, source: str, options: PackOption
     how = asdict(options)
     if options.image != "jpg":
         del how["quality"]
+    for name in ("channels", "dtype", "alpha"):
+        del how[name]
     sizes = summary.sizes.most_common()
     card = {
         "made_by": f"distgan {__version__}",
@@ -259,17 +263,37 @@ def _finish(folder: Path, summary: PackSummary, source: str, options: PackOption
         "class_counts": summary.class_counts if summary.classes else None,
         "labels_from": summary.origin or None,
         **how,
-        "resolution": options.resolution or None,
+        "resolution": options.height if options.height and options.height == options.width else None,
         "pixel_sizes": None if options.resolution else [[f"{w}x{h}", n] for (w, h), n in sizes[:20]],
         "source": os.path.basename(os.path.normpath(public(source))),
         "skipped": dict(sorted(summary.skipped.items())),
         "changed": dict(sorted(summary.notes.items())),
         "values": summary.pixels.values,
         "cut_away": round(summary.pixels.cut_away, 4),
+        **_kind(summary, options),
         "digest": hashlib.sha256("".join(shard["sha256"] for shard in summary.shards).encode()).hexdigest(),
         "shards": summary.shards,
     }
     (folder / "dataset.json").write_text(json.dumps(card, indent=1) + "\n")
+
+
+def _kind(summary: PackSummary, options: PackOptions) -> dict[str, object]:
+    """Return what a card says of images that are not square ones of three channels of 8 bits, or were stretched."""
+    facts: dict[str, object] = {}
+    if not options.is_plain:
+        facts = {
+            "image": options.suffix,
+            "channels": options.channels,
+            "dtype": options.dtype,
+            "alpha": options.alpha,
+            "height": options.height or None,
+            "width": options.width or None,
+        }
+    if summary.pixels.quantiles is not None:
+        facts |= {"quantiles": list(summary.pixels.quantiles)}
+    if summary.is_stretched:
+        facts |= {"aspect": round(summary.aspect, 4)}
+    return facts
 
 
 def _replaced(target: Path) -> Path:

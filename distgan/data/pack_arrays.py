@@ -8,46 +8,84 @@ from pathlib import Path
 import numpy as np
 
 from distgan.data.image_format import MAX_BYTES
+from distgan.data.labels import as_classes
 from distgan.data.pack_entry import InputEntry, InputListing
 from distgan.data.shard_index import MAX_CLASSES
 from distgan.errors import DataError
 from distgan.storage.array_file import ArrayFile
 
+IMAGES = ("images", "image", "x", "x_train", "data", "arr_0")  # usual names of arrays
+LABELS = ("labels", "label", "y", "y_train", "targets", "arr_1")
 
-def list_arrays(path: Path, labels: bool) -> InputListing:
-    """List the images [N, H, W], [N, H, W, C] or [N, C, H, W] of an .npz in uint8, perhaps with labels [N]."""
+
+def list_arrays(path: Path, labels: bool, channels: int = 3, images: str = "", labels_in: str = "") -> InputListing:
+    """List the images [N, H, W], [N, H, W, C] or [N, C, H, W] of an .npz, perhaps with labels [N].
+
+    Args:
+        labels: Whether there shall be labels.
+        channels: Channels that the images are to have; gray and colors become each other.
+        images, labels_in: Names of their arrays; empty: found by usual names or, of images, as the only such array.
+    """
     if not zipfile.is_zipfile(path):
         raise DataError(f"{path}: not an .npz file")
     with ArrayFile(path) as file:
-        name = _first_array(file, ("images", "image", "x", "x_train", "data", "arr_0"), (3, 4))
+        name = _named(file, images, "--images") or _first_array(file, IMAGES, (3, 4)) or _only_images(file)
         if not name:
-            raise DataError(f"{path}: no image array [N, H, W(, C)] in it, only {file.describe()}")
+            raise DataError(
+                f"{path}: no image array [N, H, W(, C)] in it that is found by its name, only {file.describe()}: "
+                "--images NAME says which one it is"
+            )
         shape, dtype = file.shape(name), file.dtype(name)
-        if dtype != np.uint8:
-            raise DataError(f"{path}: the images are {dtype}, not uint8 0..255: convert them first")
-        channels_first = len(shape) == 4 and shape[3] not in (1, 3, 4) and shape[1] in (1, 3, 4)
-        num, height, width, channels = (shape[i] for i in (0, 2, 3, 1)) if channels_first else (*shape, 1)[:4]
-        if not 0 < height * width <= MAX_BYTES // 3:
+        if len(shape) not in (3, 4) or dtype.kind not in "biuf":
+            raise DataError(f"{path}: {name} is {dtype}{list(shape)}, not images [N, H, W(, C)] of numbers")
+        counts = {1, 3, channels}
+        is_in_front = len(shape) == 4 and shape[3] not in counts and shape[1] in counts
+        num, height, width, bands = (shape[i] for i in (0, 2, 3, 1)) if is_in_front else (*shape, 1)[:4]
+        if bands not in counts:
+            fewest = min(shape[1], shape[3])
+            raise DataError(f"{path}: images with {fewest} channels, expected {channels}: --channels {fewest}")
+        if not 0 < height * width <= MAX_BYTES // (3 * dtype.itemsize):
             raise DataError(f"{path}: images of {width}x{height} pixels")
-        if channels not in (1, 3):
-            raise DataError(f"{path}: images with {channels} channels, expected 1 or 3")
-        classes, numbers = _array_classes(file, num) if labels else (None, np.empty(0, np.int64))
+        classes, numbers = _array_classes(file, num, labels_in) if labels else (None, np.empty(0, np.int64))
 
     def entries() -> Iterator[InputEntry]:
         with ArrayFile(path) as file:
             for i, image in enumerate(file.rows(name)):
-                image = image.transpose(1, 2, 0) if channels_first else image.reshape(height, width, channels)
+                image = image.transpose(1, 2, 0) if is_in_front else image.reshape(height, width, bands)
                 label = int(numbers[i]) if classes else -1
-                yield InputEntry(f"{path.name}[{i}]", label, content=np.repeat(image, 3 // channels, 2))
+                yield InputEntry(f"{path.name}[{i}]", label, content=image)
 
-    return InputListing(entries(), num, classes, origin="the array of labels" if classes else "")
+    listing = InputListing(entries(), num, classes, origin="the array of labels" if classes else "")
+    if not images and name not in IMAGES:
+        listing.assumed.append(f"{name} are the images: --images NAME takes another array")
+    if is_in_front:
+        listing.assumed.append(f"{name} has its channels before height and width")
+    return listing
 
 
-def _array_classes(file: ArrayFile, num: int) -> tuple[list[str] | None, np.ndarray]:
+def _named(file: ArrayFile, name: str, option: str) -> str:
+    """Return the name of an array that was asked for. Raises DataError where there is none."""
+    if name and name not in file:
+        raise DataError(f"{file.path}: {option} {name}: there is no such array, only {file.describe()}")
+    return name
+
+
+def _only_images(file: ArrayFile) -> str:
+    """Return the only array that may be images; empty where none is, or several."""
+    found = [name for name in file.names if len(file.shape(name)) in (3, 4) and file.dtype(name).kind in "biuf"]
+    return found[0] if len(found) == 1 else ""
+
+
+def _array_classes(file: ArrayFile, num: int, labels_in: str) -> tuple[list[str] | None, np.ndarray]:
     """Return names of the classes in an array file, and the class of each image; no names without labels."""
-    name = _first_array(file, ("labels", "label", "y", "y_train", "targets", "arr_1"), (0, 1, 2))
+    name = _named(file, labels_in, "--labels") or _first_array(file, LABELS, (0, 1, 2))
     if not name:
         return None, np.empty(0, np.int64)
+    if labels_in and (math.prod(file.shape(name)) != num or file.dtype(name).kind not in "iu"):  # rows or names
+        if not file.shape(name) or file.shape(name)[0] != num:
+            raise DataError(f"{file.path}: {file.dtype(name)}{list(file.shape(name))} are no labels of {num:,} images")
+        names, found = as_classes(file.read(name).tolist(), lambda i: f"{file.path}: {name}[{i}]")
+        return names, np.array(found, np.int64)
     if math.prod(file.shape(name)) != num or file.dtype(name).kind not in "iu":
         raise DataError(f"{file.path}: labels must be whole numbers from 0 on, one for each image")
     numbers = file.read(name).reshape(-1)

@@ -13,7 +13,7 @@ from distgan.data import archives, dataset_card, index_cache, shard_index
 from distgan.data.archives import Skipped, hidden
 from distgan.data.dataset import Dataset, DatasetOptions
 from distgan.data.find_labels import check_spec, find_labels, is_table, left_out, part_of
-from distgan.data.image_format import MAX_BYTES, SUFFIXES, looks_like_image
+from distgan.data.image_format import ARRAYS, MAX_BYTES, SUFFIXES, looks_like_image
 from distgan.data.labels import SAY_OTHERWISE, File, Labels
 from distgan.data.pack_arrays import list_arrays
 from distgan.data.pack_entry import InputEntry, InputListing, pair
@@ -53,6 +53,8 @@ class ListingOptions:
         part: Suffix of the images, such as "image.png"; empty: found from their names and first bytes.
         allow_corrupt: Whether the good samples of corrupt archives are taken.
         degraded: A second source, with a degraded form of each image under the same name; samples become pairs.
+        images, labels_in: Names of the arrays of images and labels; empty: found.
+        channels: Channels that the images are to have, by which arrays tell rows from channels.
     """
 
     labels: bool = True
@@ -60,11 +62,16 @@ class ListingOptions:
     part: str = ""
     allow_corrupt: bool = False
     degraded: str = ""
+    images: str = ""
+    labels_in: str = ""
+    channels: int = 3
 
     def __post_init__(self) -> None:
         check_spec(self.label)
         if self.label and not self.labels:
             raise ConfigError(f"--label {self.label} and --no-labels: leave out one of them")
+        if self.labels_in and (self.label or not self.labels):
+            raise ConfigError(f"--labels {self.labels_in} and --label or --no-labels: leave out one of them")
 
 
 ALL = ListingOptions()
@@ -96,7 +103,9 @@ def _list_one(source: str, wanted: ListingOptions) -> InputListing:
             return _list_archives(find_shards(source), wanted)
         raise DataError(f"{public(source)}: no such file or folder")
     if path.name.lower().endswith(".npz"):
-        return list_arrays(path, wanted.labels)
+        return list_arrays(path, wanted.labels, wanted.channels, wanted.images, wanted.labels_in)
+    if wanted.images or wanted.labels_in:
+        raise ConfigError(f"--images and --labels name arrays of an .npz, which {public(source)} is not")
     if zipfile.is_zipfile(path) or path.name.lower().endswith(archives.ARCHIVES[1:]):
         return _list_archives([str(path)], wanted)
     raise DataError(f"{public(source)}: neither a folder nor a .zip, .tar(.gz .bz2 .xz .zst), .npz or shards")
@@ -168,6 +177,12 @@ def _listing(items: Sequence[Item], wanted: ListingOptions, skipped: list[Skippe
     """Put labels to images. Of samples in several parts, and where a part is named, images alone are taken."""
     files = [item.file for item in items]
     pictures = [number for number, file in enumerate(files) if _is_image(file, wanted.part)]
+    arrays = [number for number, file in enumerate(files) if _suffix(file.name) in ARRAYS and not wanted.part]
+    if pictures and arrays:
+        skipped += [(files[number].name, "an array next to images") for number in arrays]
+        items = [item for item in items if _suffix(item.file.name) not in ARRAYS]
+        return _listing(items, wanted, skipped)
+    pictures = pictures or arrays
     if wanted.part and not pictures:
         raise DataError(f"--image-part {wanted.part}: no file has this suffix; the first is {files[0].name}")
     labels = Labels(used={number for number, file in enumerate(files) if is_table(file.name)})

@@ -4,6 +4,7 @@ import os
 from collections import Counter
 from dataclasses import dataclass, field
 
+from distgan.data.encode import PackOptions
 from distgan.data.pixels import Pixels
 
 SKIPPED = "skipped.jsonl"
@@ -22,7 +23,8 @@ class PackSummary:
         examples: The first image of each reason.
         lacking, origin, assumed: Why there are no labels, where they come from, and what was assumed.
         shards: Name, bytes, samples and sha256 of each shard.
-        range: Values that became black and white, where a range was given.
+        options: How images were stored.
+        sum_aspect: Width over height of all images before they were fitted, added up.
     """
 
     samples: int = 0
@@ -37,7 +39,21 @@ class PackSummary:
     assumed: list[str] = field(default_factory=list)
     shards: list[dict] = field(default_factory=list)
     pixels: Pixels = field(default_factory=Pixels)
-    range: tuple[float, float] | None = None
+    options: PackOptions = field(default_factory=PackOptions)
+    sum_aspect: float = 0.0
+
+    @property
+    def aspect(self) -> float:
+        """Return the mean of width over height before images were fitted."""
+        return self.sum_aspect / max(1, self.samples)
+
+    @property
+    def is_stretched(self) -> bool:
+        """Return whether stored images have other proportions than they had."""
+        options = self.options
+        if options.crop != "stretch" or not options.height:
+            return False
+        return abs(self.aspect * options.height / options.width - 1) > 0.005
 
 
 def tally(summary: PackSummary, before: str) -> str:
@@ -66,9 +82,30 @@ def report(summary: PackSummary, out: str, seconds: float) -> list[str]:
         lines.append(f"skipped {sum(summary.skipped.values()):,}{tally(summary, ': ')}; each of them: {listed}")
     if summary.notes:
         lines.append("changed: " + ", ".join(f"{count:,} {note}" for note, count in summary.notes.most_common()))
-    lines += summary.pixels.facts(summary.range)
-    lines += [f"warning: {line}" for line in summary.pixels.warnings(summary.range)]
+    lines += _kind(summary)
+    lines += summary.pixels.facts(summary.options.range, summary.options.dtype)
+    lines += [f"warning: {line}" for line in summary.pixels.warnings(summary.options.range, summary.options.dtype)]
     lines.append(f"{summary.samples / max(seconds, 1e-9):,.0f} images/s")
+    return lines
+
+
+def _kind(summary: PackSummary) -> list[str]:
+    """Return the settings by which a run trains on images of other channels, types or proportions."""
+    options, keys = summary.options, []
+    if options.channels != 3:
+        keys.append(f"data.channels={options.channels}")
+    if options.alpha:
+        keys.append("data.alpha=channel")
+    if options.dtype != "uint8":
+        keys.append(f"data.dtype={options.dtype}")
+    if options.height != options.width:
+        keys.append(f"data.resolution=[{options.height},{options.width}]")
+    lines = [f"stored as {options.suffix}; train with {' '.join(keys)}"] if keys else []
+    if summary.is_stretched:
+        lines.append(
+            f"stretched: width over height was {summary.aspect:.3f} on average, and is "
+            f"{options.width / options.height:.3f}"
+        )
     return lines
 
 

@@ -1,8 +1,11 @@
 """Report what becomes of a data set's pixels: the values that are stored, and how much is cut away."""
 
 import math
+import re
 from collections import Counter
 from dataclasses import dataclass, field
+
+import numpy as np
 
 from distgan.data import dataset_card
 from distgan.data.dataset import Dataset
@@ -10,8 +13,11 @@ from distgan.data.decode import DecodeOptions, decode
 from distgan.data.image_format import CorruptImage, Range
 from distgan.data.resize import cropped
 from distgan.errors import DataError
+from distgan.image_spec import DType
 
 LARGEST = 65535  # white in images of more than 8 bits, where no range is given
+MAX_SAMPLED = 2**14  # images whose values are kept for quantiles
+MANY_CLIPPED = 0.01  # share of clipped values that is probably not meant
 NUM_SAMPLED = 32  # images that are looked at where there are too many to read all
 
 
@@ -24,6 +30,7 @@ class Pixels:
         num: Images whose crop is known; `sum_cut_away` of their shares that are cropped, `most_cut_away` of one.
         needs_range: Whether some cannot be used without a range.
         bad: Why images cannot be used, and how many.
+        sampled: Some values of deeper images, from which quantiles are taken.
     """
 
     values: Range | None = None
@@ -32,6 +39,35 @@ class Pixels:
     most_cut_away: float = 0.0
     needs_range: bool = False
     bad: Counter[str] = field(default_factory=Counter)
+    sampled: list[np.ndarray] = field(default_factory=list)
+    _every: int = 1  # only each so many images are sampled, more than MAX_SAMPLED are halved
+    _offered: int = 0
+
+    @property
+    def quantiles(self) -> Range | None:
+        """Return the values below which 0.1 % and 99.9 % of a deeper set's values are, from some of each image."""
+        if not self.sampled:
+            return None
+        values = np.concatenate(self.sampled)
+        low, high = np.quantile(values.astype(np.float64), (0.001, 0.999)).tolist()
+        if values.dtype.kind == "u":
+            return math.floor(low), math.ceil(high)
+        return float(f"{low:.6g}"), float(f"{high:.6g}")
+
+    def add_sampled(self, values: np.ndarray | None) -> None:
+        """Take in some values of one image; of many images, those of each second, fourth ... are kept."""
+        if values is None:
+            return
+        if self._offered % self._every == 0:
+            self.sampled.append(values)
+        self._offered += 1
+        if len(self.sampled) > MAX_SAMPLED:
+            self.sampled, self._every = self.sampled[::2], 2 * self._every
+
+    def clipped(self, value_range: Range) -> tuple[float, float]:
+        """Return the shares of the sampled values that are below and above a range."""
+        values = np.concatenate(self.sampled)
+        return float((values < value_range[0]).mean()), float((values > value_range[1]).mean())
 
     @property
     def cut_away(self) -> float:
@@ -51,10 +87,12 @@ class Pixels:
         self.sum_cut_away += share
         self.most_cut_away = max(self.most_cut_away, share)
 
-    def facts(self, value_range: Range | None = None) -> list[str]:
-        """Return readable lines."""
+    def facts(self, value_range: Range | None = None, dtype: DType = "uint8") -> list[str]:
+        """Return readable lines about images whose numbers become `dtype`, by a range or without one."""
         lines = []
-        if self.values is not None and not self.needs_range:
+        if dtype != "uint8":
+            lines += self._deep_facts(value_range)
+        elif self.values is not None and not self.needs_range:
             lines.append(describe_range(self.values, value_range))
         if self.most_cut_away >= 0.005:
             lines.append(
@@ -63,15 +101,43 @@ class Pixels:
             )
         return lines
 
-    def warnings(self, value_range: Range | None = None) -> list[str]:
+    def _deep_facts(self, value_range: Range | None) -> list[str]:
+        if self.quantiles is None:
+            return []
+        low, high = self.quantiles
+        stored = f"{self.values[0]:g} to {self.values[1]:g}" if self.values else "8-bit levels"
+        line = f"values are {stored}; 99.8 % of them are between {low:g} and {high:g}"
+        if value_range is None:
+            return [f"{line}, so train with data.range=[{low:g},{high:g}] or another range"]
+        below, above = self.clipped(value_range)
+        black, white = value_range
+        return [f"{line}; of the range {black:g} to {white:g}, {below:.2%} are below and {above:.2%} above"]
+
+    def warnings(self, value_range: Range | None = None, dtype: DType = "uint8") -> list[str]:
         """Return what is probably not meant, and what to do about it."""
+        if dtype != "uint8":
+            return self._deep_warnings(value_range)
         if self.values is None:
             return []
         if self.needs_range:
             low, high = self.values
             what = f"images of floating-point numbers, {low:g} to {high:g}, cannot be used without a range"
-            return [f"{what}. {_advice(self.values)}"]
+            return [f"{what}. {_advice(self.values)}, or keep the numbers (dtype float32)"]
         return range_warnings(self.values, value_range)
+
+    def _deep_warnings(self, value_range: Range | None) -> list[str]:
+        if value_range is None or self.quantiles is None:
+            return []
+        below, above = self.clipped(value_range)
+        if below + above <= MANY_CLIPPED:
+            return []
+        low, high = self.quantiles
+        share = "all" if below + above == 1 else f"{below + above:.1%}"
+        line = (
+            f"{share} of the values are beyond the range {value_range[0]:g} to {value_range[1]:g} and are clipped; "
+            f"99.8 % of them are between {low:g} and {high:g}: data.range=[{low:g},{high:g}]"
+        )
+        return [line]
 
 
 def describe_range(values: Range, value_range: Range | None) -> str:
@@ -125,6 +191,8 @@ def look(dataset: Dataset, options: DecodeOptions) -> Pixels:
                 pixels.add_values(image.values)
                 height, width = image.pixels.shape[:2]
                 pixels.add_crop(cropped(width, height, options.image, options.crop))
+                if options.image.dtype != "uint8":
+                    pixels.add_sampled(image.pixels[..., : options.image.num_colors].reshape(-1))
         except CorruptImage as reason:
             pixels.bad[str(reason)] += 1
             pixels.add_values(reason.values, is_usable=False)
@@ -132,7 +200,7 @@ def look(dataset: Dataset, options: DecodeOptions) -> Pixels:
         reasons = ", ".join(pixels.bad)
         raise DataError(
             f"data.shards: none of {len(numbers)} images that were checked can be used: "
-            f"{'; '.join([reasons, *pixels.warnings()])}"
+            f"{'; '.join([reasons, *_channels_to_set(pixels), *pixels.warnings()])}"
         )
     return pixels
 
@@ -145,25 +213,45 @@ def report(dataset: Dataset, options: DecodeOptions) -> tuple[list[str], list[st
     """
     lines: list[str] = []
     warnings: list[str] = []
+    image = options.image
     cards = dataset_card.by_folder(dataset.urls)
     for folder, card in cards.items():
-        try:
-            if stored := card.get("values"):
-                given = card.get("range")
-                low, high = stored
-                values, value_range = (low, high), (given[0], given[1]) if given else None
-                lines.append(f"packed: {folder}: {describe_range(values, value_range)}")
-                warnings += [f"{folder}: {line}" for line in range_warnings(values, value_range)]
-            if share := card.get("cut_away"):
-                lines.append(f"packed: {folder}: center crop, {share:.1%} of the images' area was cut away")
-        except (ValueError, IndexError, ZeroDivisionError):  # a card that something else wrote
-            continue
-    if all(card.get("resolution") for card in cards.values()):
-        return lines, warnings  # square images of 8 bits
+        packed_lines, packed_warnings = _as_packed(card)
+        lines += [f"packed: {folder}: {line}" for line in packed_lines]
+        warnings += [f"{folder}: {line}" for line in [*packed_warnings, *dataset_card.mismatches(card, image)]]
+    is_plain = image.channels == 3 and image.dtype == "uint8"
+    if is_plain and all(card.get("resolution") and "dtype" not in card for card in cards.values()):
+        return lines, warnings  # images of 8 bits and of one size
     pixels = look(dataset, options)
+    value_range = None if image.dtype == "uint8" else (image.low, image.high)
     sampled = f"of {pixels.num + pixels.bad.total()} images that were checked"
-    lines += [f"pixels {sampled}: {line}" for line in pixels.facts()]
-    warnings += [f"{sampled}: {line}" for line in pixels.warnings()]
+    lines += [f"pixels {sampled}: {line}" for line in pixels.facts(value_range, image.dtype)]
+    warnings += [f"{sampled}: {line}" for line in pixels.warnings(value_range, image.dtype)]
     if pixels.bad:
         warnings.append(f"{sampled}, {', '.join(f'{num} cannot be used ({why})' for why, num in pixels.bad.items())}")
     return lines, warnings
+
+
+def _as_packed(card: dataset_card.Card) -> tuple[list[str], list[str]]:
+    """Return what a card says was done to the pixels of 8-bit images, and what is wrong with that."""
+    lines: list[str] = []
+    warnings: list[str] = []
+    try:
+        if (stored := card.get("values")) and card.get("dtype", "uint8") == "uint8":
+            given = card.get("range")
+            low, high = stored
+            values, value_range = (low, high), (given[0], given[1]) if given else None
+            lines.append(describe_range(values, value_range))
+            warnings += range_warnings(values, value_range)
+        if share := card.get("cut_away"):
+            lines.append(f"{card.get('crop', 'center')} crop, {share:.1%} of the images' area was cut away")
+    except (ValueError, IndexError, ZeroDivisionError):  # a card that something else wrote
+        pass
+    return lines, warnings
+
+
+def _channels_to_set(pixels: Pixels) -> list[str]:
+    """Return the channels to train with where all images have the same, other ones."""
+    if len(pixels.bad) == 1 and (count := re.match(r"(\d+) channels?, data\.channels", next(iter(pixels.bad)))):
+        return [f"set data.channels={count[1]}"]
+    return []

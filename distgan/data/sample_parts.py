@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from distgan.data.image_format import SUFFIXES
+from distgan.data.image_format import ARRAYS, SUFFIXES
 from distgan.data.shard_index import IndexHead
 from distgan.errors import DataError
 
@@ -82,7 +82,8 @@ def _image_suffixes(shards: Sequence[IndexHead], chosen: str, allow_corrupt: boo
     kinds: Counter[tuple[str, ...]] = Counter()
     for shard in shards:
         kinds.update({tuple(kind): count for kind, count in zip(shard["kinds"], shard["kind_counts"])})
-    suffixes = frozenset(part for kind in kinds for part in kind if part in SUFFIXES)
+    parts = {part for kind in kinds for part in kind}
+    suffixes = frozenset(parts & SUFFIXES or parts & ARRAYS)
     ambiguous = [kind for kind in kinds if sum(part in suffixes for part in kind) > 1]
     if ambiguous and not allow_corrupt:
         names = ", ".join(sorted(part for part in ambiguous[0] if part in suffixes))
@@ -99,7 +100,9 @@ def _image_suffixes(shards: Sequence[IndexHead], chosen: str, allow_corrupt: boo
 def _pair_suffixes(shards: Sequence[IndexHead]) -> tuple[frozenset[str], frozenset[str]]:
     """Return the suffixes that mark the clean and the degraded part of a pair."""
     parts = {part for shard in shards for kind in shard["kinds"] for part in kind}
-    clean, degraded = (frozenset(f"{side}.{suffix}" for suffix in SUFFIXES) & parts for side in ("clean", "degraded"))
+    clean, degraded = (
+        frozenset(f"{side}.{suffix}" for suffix in SUFFIXES | ARRAYS) & parts for side in ("clean", "degraded")
+    )
     if parts and not (clean and degraded):
         seen = ", ".join(sorted(parts)[:12])
         raise DataError(

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from distgan.data.dataset import Dataset
-from distgan.data.decode import DecodeOptions, decode, decode_into
+from distgan.data.decode import DecodeOptions, decode, decode_array, decode_into
 from distgan.data.image_format import MAX_PIXELS, CorruptImage, check_bytes
 from distgan.data.image_grid import to_levels
 from distgan.data.pack_entry import InputEntry, InputListing, all_entries, place, read_entry
@@ -154,7 +154,9 @@ class ListedImages:
     def _decode(self, entry: InputEntry) -> np.ndarray:
         try:
             data = read_entry(entry)
-            return data if isinstance(data, np.ndarray) else decode(data, max_pixels=MAX_PIXELS).pixels
+            if isinstance(data, np.ndarray):
+                return decode_array(data).pixels
+            return decode(data, max_pixels=MAX_PIXELS).pixels
         except (CorruptImage, OSError) as error:
             raise DataError(
                 f"{place(entry)}: {error}: no image is skipped in an evaluation. Remove it, or evaluate shards: "

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from distgan.data import image_grid
-from distgan.data.decode import decode
+from distgan.data.decode import decode, decode_array
 from distgan.data.image_format import SUFFIXES, CorruptImage
 from distgan.data.pack_entry import InputEntry, read_entry
 from distgan.data.pack_inputs import ListingOptions, list_inputs
@@ -166,7 +166,7 @@ class Restorer:
 
     def _read(self, entry: InputEntry) -> np.ndarray:
         content = read_entry(entry)
-        pixels = decode(content).pixels if isinstance(content, bytes) else content
+        pixels = (decode(content) if isinstance(content, bytes) else decode_array(content)).pixels
         self._num_resized += pixels.shape[:2] != (self._G.resolution, self._G.resolution)
         return fit(pixels, square(self._G.resolution), self._data["resize_filter"], self._data["crop"])
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from distgan.config.batch_plan import BatchPlan
 from distgan.config.decode_options import decode_options
-from distgan.config.schema import Config, best_metric
+from distgan.config.schema import Config, best_metric, image_spec
 from distgan.config.validate import warnings
 from distgan.data import dataset_card, image_grid, pixels
 from distgan.data.dataset import Dataset
@@ -62,11 +62,15 @@ def _card(config: Config, dataset: Dataset) -> tuple[list[str], list[str]]:
     found = dataset_card.read(dataset.urls[0])
     facts = [f"{name} {value}" for name, value in dataset_card.facts(found) if name not in ("images", "classes")]
     warned = []
-    stored, classes = found.get("resolution"), found.get("classes")
-    if isinstance(stored, int) and stored != config.data.resolution:
-        how, wanted = "enlarged" if stored < config.data.resolution else "reduced", config.data.resolution
+    side, classes, image = found.get("resolution"), found.get("classes"), image_spec(config.data)
+    height, width = found.get("height") or side, found.get("width") or side
+    if isinstance(height, int) and isinstance(width, int) and (height, width) != (image.height, image.width):
+        how = "enlarged" if height < image.height or width < image.width else "reduced"
+        is_square = image.height == image.width
+        wanted = str(image.height) if is_square else f"{image.height}x{image.width}"
         warned.append(
-            f"the images are stored at {stored} x {stored} and would be {how} to data.resolution={wanted} each time; "
+            f"the images are stored at {height} x {width} and would be {how} to "
+            f"data.resolution={wanted if is_square else f'[{image.height},{image.width}]'} each time; "
             f"`distgan pack SOURCE OUT --resolution {wanted}` does it once"
         )
     if isinstance(classes, list) and len(classes) > 1 and not config.model.conditional:

@@ -130,6 +130,13 @@ def test_a_packed_set_keeps_what_was_done_to_its_pixels(tmp_path: Path) -> None:
     assert "--range 0 4095" in warnings[0]
 
 
+def test_16_bit_arrays_are_scaled_like_16_bit_images(tmp_path: Path) -> None:
+    np.savez(tmp_path / "a.npz", images=np.array([[[0, 257], [65535, 514]]] * 3, np.uint16))
+    pack(str(tmp_path / "a.npz"), str(tmp_path / "out"), PackOptions(), workers=1)
+    data = Dataset(find_shards(str(tmp_path / "out")), ByteRangeReader())
+    assert data.read(0, DecodeOptions(square(2)))[..., 0].tolist() == [[0, 1], [255, 2]]
+
+
 def test_indexes_of_shards_are_no_pictures(tmp_path: Path) -> None:
     source = folder(tmp_path / "in", KINDS["8-bit"][0])
     (tmp_path / "in" / "old").mkdir()

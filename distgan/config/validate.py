@@ -123,7 +123,7 @@ def _check_restore(config: Config) -> Iterator[str]:
         )
     if config.data.resolution:  # else that is reported already
         try:
-            degrade_spec.parse(config.restore.degrade, config.data.resolution)
+            degrade_spec.parse(config.restore.degrade, image_spec(config.data))
         except ValueError as error:
             yield f"restore.degrade{error}"
 

@@ -10,7 +10,7 @@ from torch import nn
 
 from distgan.config.batch_plan import BatchPlan
 from distgan.config.decode_options import decode_options
-from distgan.config.schema import Config, network_options, restores
+from distgan.config.schema import Config, image_spec, network_options, restores
 from distgan.config.schema import Optimizer as OptimizerSettings
 from distgan.data.dataset import ALONE, Dataset, DatasetOptions, RankInfo
 from distgan.data.loader import Stream, StreamOptions, decoding_threads
@@ -151,7 +151,7 @@ def step_options(config: Config, batch_plan: BatchPlan) -> StepOptions:
 
 def image_to_image_options(config: Config) -> ImageToImageOptions:
     """Return the options of a G that restores images."""
-    operations = degrade_spec.parse(config.restore.degrade, config.data.resolution)
+    operations = degrade_spec.parse(config.restore.degrade, image_spec(config.data))
     return ImageToImageOptions(
         operations, config.restore.pixel_loss, config.restore.pixel_weight, config.model.D["paired"]
     )

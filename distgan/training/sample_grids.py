@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from distgan.config.decode_options import decode_options
-from distgan.config.schema import Config, restores
+from distgan.config.schema import Config, image_spec, restores
 from distgan.data import image_grid
 from distgan.data.dataset import Dataset
 from distgan.distributed.process_group import World
@@ -33,7 +33,7 @@ class SampleGrids:
         self._reals: list[np.ndarray] = []
         self._held_out = None
         if restores(config):
-            steps = degrade_spec.parse(config.restore.degrade, config.data.resolution)
+            steps = degrade_spec.parse(config.restore.degrade, image_spec(config.data))
             self._held_out = RestorationEval(dataset, steps, decode_options(config.data), config.model.z_dim)
             self._triples = max(1, self._columns // 3)  # to a row
 

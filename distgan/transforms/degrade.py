@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from distgan.image_spec import LEVELS, DType
 from distgan.rng import device_rng
 from distgan.transforms.degrade_spec import Step
 
@@ -39,21 +40,34 @@ CHROMINANCE = """
 
 
 @torch.no_grad()
-def degrade(images: Tensor, seeds: Tensor, steps: Sequence[Step]) -> Tensor:
-    """Apply steps of degradation in turn; the result is on the 8-bit grid, [B, 3, R, R] in -1..1 of the same type.
+def degrade(images: Tensor, seeds: Tensor, steps: Sequence[Step], dtype: DType = "uint8") -> Tensor:
+    """Apply steps of degradation in turn; [B, C, H, W] in -1..1 of the same type, rounded to the values of `dtype`.
 
     Args:
-        images: In -1..1, on the 8-bit grid; [B, 3, R, R].
+        images: In -1..1, with values that `dtype` has; [B, C, H, W]. Steps see them in levels, where -1 is 0 and 1 is
+            255, whatever the depth.
         seeds: int64 [B]; see `device_rng`.
         steps: As `degrade_spec.parse` returns them.
+        dtype: Of the images on the host. "float32" is not rounded.
+
+    Raises:
+        ValueError: A step is not defined for this number of channels.
     """
-    x = ((images + 1) * 127.5).round().float().contiguous()  # levels, 0..255
+    x = _rounded((images + 1) * 127.5, dtype).float().contiguous()  # levels, 0..255
     for number, step in enumerate(steps):
         purpose = f"degrade {number} {step.kind}"
         at, u = device_rng.uniform(seeds, purpose, 2).unbind(1)
         changed = KINDS[step.kind](x, _strength(u, step), seeds, f"{purpose} more", step)
         x = torch.where(_each(at < step.p), changed, x)
-    return (x.round().clamp(0, 255).to(images.dtype) / 127.5) - 1
+    return (_rounded(x, dtype).clamp(0, 255).to(images.dtype) / 127.5) - 1
+
+
+def _rounded(levels: Tensor, dtype: DType) -> Tensor:
+    """Round levels of 0..255 to those that whole numbers of a type have."""
+    if dtype == "float32":
+        return levels
+    parts = LEVELS[dtype] / 255
+    return levels.round() if parts == 1 else (levels * parts).round() / parts
 
 
 def _strength(u: Tensor, step: Step) -> Tensor:
@@ -69,7 +83,7 @@ def _each(values: Tensor) -> Tensor:
     return values[:, None, None, None]
 
 
-# The kinds of degradation map levels [B, 3, R, R] to levels, which may be outside of 0..255 until the end.
+# The kinds of degradation map levels [B, C, H, W] to levels, which may be outside of 0..255 until the end.
 
 
 def _noise(x: Tensor, sigma: Tensor, seeds: Tensor, purpose: str, step: Step) -> Tensor:
@@ -105,12 +119,12 @@ def poisson(rate: Tensor, u: Tensor) -> Tensor:
 
 def _blur(x: Tensor, sigma: Tensor, seeds: Tensor, purpose: str, step: Step) -> Tensor:
     """Blur by a Gaussian cut at three deviations, with the image mirrored at its borders."""
-    size, radius = x.shape[-1], math.ceil(3 * step.high)
+    radius = math.ceil(3 * step.high)
     offsets = torch.arange(-radius, radius + 1, device=x.device, dtype=torch.float64)
     weights = torch.exp(-(offsets.square()) / (2 * sigma.double().square()[:, None]))
     weights = (weights / _total(weights)[:, None]).float()
     for _ in range(2):
-        padded = F.pad(x, (radius, radius, 0, 0), mode="reflect")
+        size, padded = x.shape[-1], F.pad(x, (radius, radius, 0, 0), mode="reflect")
         x = _total([_each(weights[:, i]) * padded[..., i : i + size] for i in range(2 * radius + 1)]).mT
     return x.contiguous()
 
@@ -154,12 +168,27 @@ def _enlarged(x: Tensor, times: int) -> Tensor:
 def _jpeg(x: Tensor, quality: Tensor, seeds: Tensor, purpose: str, step: Step) -> Tensor:
     """Lose what JPEG loses (ITU-T T.81): colors have half the resolution, cosines of 8 x 8 squares are quantized.
 
+    One channel is luma alone. Where sides are not whole squares, the last pixels are repeated, as encoders do.
+
     Tables are scaled by the quality as the Independent JPEG Group's program does it. Its integer arithmetic is not
     repeated: a level may differ by one or two from that of a file.
     """
     quality = quality.round()
     scale = torch.where(quality < 50, 5000 / quality, 200 - 2 * quality)
-    r, g, b = x.round().clamp(0, 255).unbind(1)
+    height, width = x.shape[2:]
+    side = 8 if x.shape[1] == 1 else 16
+    if height % side or width % side:
+        x = F.pad(x, (0, -width % side, 0, -height % side), mode="replicate")
+    return _decoded(x.round().clamp(0, 255), scale)[:, :, :height, :width]
+
+
+def _decoded(x: Tensor, scale: Tensor) -> Tensor:
+    """Return what is left of whole levels [B, C, H, W], H and W whole squares, when JPEG scales its tables so."""
+    if x.shape[1] == 1:
+        return _quantized(x[:, 0], scale, LUMINANCE)[:, None]
+    if x.shape[1] != 3:
+        raise ValueError(f"JPEG has 1 or 3 channels, not {x.shape[1]}")
+    r, g, b = x.unbind(1)
     y = 0.299 * r + 0.587 * g + 0.114 * b
     blue, red = 128 + (b - y) / 1.772, 128 + (r - y) / 1.402
     y = _quantized(y, scale, LUMINANCE)
@@ -170,15 +199,15 @@ def _jpeg(x: Tensor, quality: Tensor, seeds: Tensor, purpose: str, step: Step) -
 
 def _quantized(plane: Tensor, scale: Tensor, table: str) -> Tensor:
     """Quantize a plane of levels [B, H, W] as JPEG does; the result is whole levels."""
-    size = plane.shape[-1]
+    height, width = plane.shape[1:]
     base = _on_device(table, plane.device)
     steps = ((base * scale[:, None, None] + 50) / 100).floor().clamp(1, 255)[:, None, None]  # [B, 1, 1, 8, 8]
     k = torch.arange(8, device=plane.device, dtype=torch.float64)
     cosines = torch.cos((2 * k + 1) * k[:, None] * math.pi / 16) / 2
     cosines[0] /= math.sqrt(2)
     cosines = cosines.float()  # [frequency, position], orthonormal
-    squares = plane.round() - 128
-    squares = squares.unflatten(1, (size // 8, 8)).unflatten(3, (size // 8, 8)).transpose(2, 3)  # [B, H/8, W/8, 8, 8]
+    rows = (plane.round() - 128).unflatten(1, (height // 8, 8))
+    squares = rows.unflatten(3, (width // 8, 8)).transpose(2, 3)  # [B, H/8, W/8, 8, 8]
     levels = (_transformed(squares, cosines) / steps).round() * steps
     squares = _transformed(levels, cosines.T) + 128
     return squares.transpose(2, 3).reshape(plane.shape).round().clamp(0, 255)
@@ -199,40 +228,48 @@ def _transformed(squares: Tensor, matrix: Tensor) -> Tensor:
 
 def _box(x: Tensor, share: Tensor, seeds: Tensor, purpose: str, step: Step) -> Tensor:
     """Mask the pixels whose middle is in a square, anywhere inside the image."""
-    size = x.shape[-1]
-    side = share.double() * size
-    corner = device_rng.uniform(seeds, purpose, 2).double() * (size - side)[:, None]
-    offset = torch.arange(size, device=x.device) + 0.5 - corner[..., None]  # [B, 2, R]
-    is_inside = (offset >= 0) & (offset < side[:, None, None])
-    return torch.where((is_inside[:, :1, :, None] & is_inside[:, 1:, None]), GREY, x)
+    side = share.double() * min(x.shape[2:])
+    rows, columns = (
+        _is_after(u * (length - side), side, length)
+        for u, length in zip(device_rng.uniform(seeds, purpose, 2).double().unbind(1), x.shape[2:])
+    )
+    return torch.where((rows[:, :, None] & columns[:, None])[:, None], GREY, x)
+
+
+def _is_after(first: Tensor, side: Tensor, length: int) -> Tensor:
+    """Return which of the pixels along one side have their middle at most `side` after `first`; bool [B, length]."""
+    offset = torch.arange(length, device=first.device) + 0.5 - first[:, None]
+    return (offset >= 0) & (offset < side[:, None])
 
 
 def _strokes(x: Tensor, share: Tensor, seeds: Tensor, purpose: str, step: Step) -> Tensor:
     """Mask one to four strokes of a round brush, crooked paths that start anywhere (after Yu et al. 2019)."""
-    size = x.shape[-1]
+    height, width = x.shape[2:]
+    size = min(height, width)
     num_draws = 3 + 2 * SEGMENTS  # of a stroke
     draws = device_rng.uniform(seeds, purpose, 1 + STROKES * num_draws).double()
     num_strokes = 1 + (draws[:, 0] * STROKES).floor()
-    is_masked = torch.zeros(len(x), size, size, dtype=torch.bool, device=x.device)
+    is_masked = torch.zeros(len(x), height, width, dtype=torch.bool, device=x.device)
     for number, stroke in enumerate(draws[:, 1:].split(num_draws, 1)):
-        start, angle = stroke[:, :2] * size, stroke[:, 2] * 2 * math.pi
+        start = torch.stack([stroke[:, 0] * width, stroke[:, 1] * height], 1)
+        angle = stroke[:, 2] * 2 * math.pi
         reach = torch.where(number < num_strokes, share.double() * size / 2, -1.0)
         for turn, length in zip(stroke[:, 3::2].unbind(1), stroke[:, 4::2].unbind(1)):
             angle = angle + (turn - 0.5) * math.pi
             end = start + (length * size / 3)[:, None] * torch.stack([torch.cos(angle), torch.sin(angle)], 1)
-            is_masked |= _near(start, end, reach, size)
+            is_masked |= _near(start, end, reach, height, width)
             start = end
     return torch.where(is_masked[:, None], GREY, x)
 
 
-def _near(start: Tensor, end: Tensor, reach: Tensor, size: int) -> Tensor:
-    """Return which pixels' middles are at most `reach` from the line between two positions; bool [B, R, R].
+def _near(start: Tensor, end: Tensor, reach: Tensor, height: int, width: int) -> Tensor:
+    """Return which pixels' middles are at most `reach` from the line between two positions; bool [B, H, W].
 
     Positions are (column, row), [B, 2].
     """
     along = end - start
-    middles = torch.arange(size, device=start.device) + 0.5
-    x, y = (middles[None, :] - start[:, :1])[:, None, :], (middles[None, :] - start[:, 1:])[:, :, None]
+    middles = torch.arange(max(height, width), device=start.device) + 0.5
+    x, y = (middles[:width] - start[:, :1])[:, None, :], (middles[:height] - start[:, 1:])[:, :, None]
     u, v = (along[:, i, None, None] for i in (0, 1))
     share = ((x * u + y * v) / (u * u + v * v).clamp(min=1e-9)).clamp(0, 1)
     distance = (x - share * u).square() + (y - share * v).square()
@@ -240,9 +277,13 @@ def _near(start: Tensor, end: Tensor, reach: Tensor, size: int) -> Tensor:
 
 
 def _grey(x: Tensor, share: Tensor, seeds: Tensor, purpose: str, step: Step) -> Tensor:
-    """Move colors towards the luma of ITU-R BT.601."""
-    r, g, b = x.split(1, 1)
-    return x + _each(share) * (0.299 * r + 0.587 * g + 0.114 * b - x)
+    """Move colors towards the luma of ITU-R BT.601. A fourth channel is transparency, which stays."""
+    if x.shape[1] not in (3, 4):
+        raise ValueError(f"{x.shape[1]} channels have no luma: 3, or 4 with transparency")
+    colors = x[:, :3]
+    r, g, b = colors.split(1, 1)
+    gray = colors + _each(share) * (0.299 * r + 0.587 * g + 0.114 * b - colors)
+    return gray if x.shape[1] == 3 else torch.cat([gray, x[:, 3:]], 1)
 
 
 KINDS: dict[str, Callable[[Tensor, Tensor, Tensor, str, Step], Tensor]] = {

@@ -33,7 +33,7 @@ def test_grids_show_held_out_images_or_training_images_where_none_are(tmp_path: 
     }
     torch.manual_seed(0)
     G, decode = MODELS["restore"].generator(square(16), 4, 0, **how), DecodeOptions(square(16))
-    triples = RestorationEval(data, parse([{"noise": 25}], 16), decode, 4).triples(G, 6)
+    triples = RestorationEval(data, parse([{"noise": 25}], square(16)), decode, 4).triples(G, 6)
     assert [triple.shape for triple in triples] == [(16, 48, 3)] * 6
     shown = {triple[:, 32:].tobytes() for triple in triples}
     held_out = {data.read(i, decode).tobytes() for i in range(data.num_samples, data.num_samples + data.num_held_out)}

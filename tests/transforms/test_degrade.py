@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from distgan.image_spec import ImageSpec, square
 from distgan.transforms.degrade import KINDS, degrade, poisson
 from distgan.transforms.degrade_spec import KINDS as KNOWN
 from distgan.transforms.degrade_spec import Step, parse
@@ -30,11 +31,11 @@ def seeds(num: int, start: int = 0) -> Tensor:
     return torch.arange(start, start + num) * 7919 + 13
 
 
-def pictures(num: int, size: int = 32) -> Tensor:
-    """Smooth colours with edges, on the 8-bit grid; [B, 3, R, R] in -1..1."""
-    random = np.random.default_rng(0)
-    levels = scipy.ndimage.gaussian_filter(random.normal(size=(num, 3, size, size)), (0, 0, 3, 3)) * 600 + 128
-    levels[:, :, size // 3 :, size // 2 :] += 60
+def pictures(num: int, size: int = 32, width: int = 0, channels: int = 3) -> Tensor:
+    """Smooth colours with edges, on the 8-bit grid; [B, C, H, W] in -1..1, square where no width is given."""
+    random, width = np.random.default_rng(0), width or size
+    levels = scipy.ndimage.gaussian_filter(random.normal(size=(num, channels, size, width)), (0, 0, 3, 3)) * 600 + 128
+    levels[:, :, size // 3 :, width // 2 :] += 60
     return torch.from_numpy(levels.clip(0, 255).round()).float() / 127.5 - 1
 
 
@@ -42,9 +43,14 @@ def levels(images: Tensor) -> np.ndarray:
     return ((images.double() + 1) * 127.5).round().numpy()
 
 
+def spec(images: Tensor) -> ImageSpec:
+    _, channels, height, width = images.shape
+    return ImageSpec(height, width, channels)
+
+
 def one(images: Tensor, **step: object) -> np.ndarray:
     """Levels after one step."""
-    return levels(degrade(images, seeds(len(images)), parse([step], images.shape[-1])))
+    return levels(degrade(images, seeds(len(images)), parse([step], spec(images))))
 
 
 def test_every_kind_has_bounds_and_a_function() -> None:
@@ -53,7 +59,7 @@ def test_every_kind_has_bounds_and_a_function() -> None:
 
 def test_a_picture_does_not_depend_on_its_batch() -> None:
     """Bit by bit: any number of ranks and passes, and a resumed run, see the same degraded pictures."""
-    images, steps = pictures(16), parse(RECIPE, 32)
+    images, steps = pictures(16), parse(RECIPE, square(32))
     whole = degrade(images, seeds(16), steps)
     for size in (1, 3, 5, 8):
         parts = [degrade(x, s, steps) for x, s in zip(images.split(size), seeds(16).split(size))]
@@ -69,7 +75,7 @@ def test_a_picture_does_not_depend_on_its_batch() -> None:
 def test_what_comes_out_is_an_8_bit_picture_and_another_one(name: str) -> None:
     strengths = {"noise": 17, "shot": 20, "blur": 1.5, "downsample": 4, "jpeg": 20, "box": 0.4, "strokes": 0.2}
     images = pictures(4)
-    out = degrade(images, seeds(4), parse([{name: strengths.get(name, 1)}], 32))
+    out = degrade(images, seeds(4), parse([{name: strengths.get(name, 1)}], square(32)))
     assert out.shape == images.shape
     assert torch.equal(out, torch.from_numpy(levels(out)).float() / 127.5 - 1)
     assert out.abs().max() <= 1
@@ -132,7 +138,7 @@ def test_downsampling_is_that_of_pillow() -> None:
 
 def test_a_range_of_factors_draws_powers_of_two_evenly() -> None:
     ramp = (torch.arange(16.0) / 15 * 2 - 1).expand(600, 3, 16, 16)
-    out = degrade(((ramp + 1) * 127.5).round() / 127.5 - 1, seeds(600), parse([{"downsample": [2, 8]}], 16))
+    out = degrade(((ramp + 1) * 127.5).round() / 127.5 - 1, seeds(600), parse([{"downsample": [2, 8]}], square(16)))
     kinds, counts = np.unique(levels(out)[:, 0, 0], axis=0, return_counts=True)
     assert len(kinds) == 3
     assert counts.min() > 150
@@ -206,7 +212,7 @@ def test_strengths_are_drawn_evenly_from_their_range() -> None:
 )
 def test_impossible_steps_are_told(items: list[dict], told: str) -> None:
     with pytest.raises(ValueError, match=told):
-        parse(items, 32)
+        parse(items, square(32))
 
 
 def test_the_bounds_themselves_work() -> None:
@@ -214,5 +220,95 @@ def test_the_bounds_themselves_work() -> None:
     for name, kind in KNOWN.items():
         high = kind.high * 32 if kind.high_in_sides else kind.high
         for strength in (kind.low, high):
-            assert parse([{name: strength}], 32) == [Step(name, strength, strength)]
+            assert parse([{name: strength}], square(32)) == [Step(name, strength, strength)]
             assert np.isfinite(one(images, **{name: strength})).all()
+
+
+# Other channels and shapes.
+
+ANY = ["noise", "shot", "blur", "downsample", "box", "strokes"]
+SOME = {"noise": 17, "shot": 20, "blur": 1.5, "downsample": 4, "jpeg": 20, "box": 0.4, "strokes": 0.2, "grey": 1}
+
+
+@pytest.mark.parametrize(("channels", "alpha"), [(1, False), (2, True), (4, True), (5, False)])
+def test_steps_of_any_channels(channels: int, alpha: bool) -> None:
+    image = ImageSpec(40, 96, channels, alpha=alpha)
+    images = pictures(4, 40, 96, channels)
+    for name in ANY:
+        steps = parse([{name: SOME[name]}], image)
+        whole = degrade(images, seeds(4), steps)
+        assert whole.shape == images.shape
+        assert not torch.equal(whole, images)
+        assert torch.equal(torch.cat([degrade(x, s, steps) for x, s in zip(images.split(1), seeds(4).split(1))]), whole)
+
+
+def test_steps_without_draws_of_their_own_treat_each_channel_alike_and_transposed_images_transposed() -> None:
+    images = pictures(3, 40, 96, 5)
+    for name in ("blur", "downsample"):
+        step = {name: SOME[name]}
+        out = one(images, **step)
+        for channel in range(5):
+            assert np.array_equal(one(images[:, channel, None], **step)[:, 0], out[:, channel])
+        turned = one(images.mT.contiguous(), **step).swapaxes(2, 3)
+        assert np.abs(turned - out).max() <= 1  # the order of sums, and rounding
+
+
+@pytest.mark.parametrize("size", [(48, 64), (40, 96), (20, 50)])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_jpeg_of_other_shapes_and_of_gray_is_that_of_pillow(size: tuple[int, int], channels: int) -> None:
+    images = pictures(3, *size, channels)
+    for quality in (20, 75):
+        for picture, mine in zip(levels(images), one(images, jpeg=quality)):
+            file = io.BytesIO()
+            pixels = picture.transpose(1, 2, 0).astype(np.uint8).squeeze()
+            Image.fromarray(pixels).save(file, "JPEG", quality=quality, **{"subsampling": 2} if channels == 3 else {})
+            theirs = np.atleast_3d(np.asarray(Image.open(file))).transpose(2, 0, 1).astype(float)
+            lost = np.abs(theirs - picture).mean()
+            assert np.abs(mine - theirs).mean() < (0.3 if channels == 1 else 0.25 * lost + 0.4)
+
+
+def test_shares_are_of_the_shorter_side() -> None:
+    white = torch.ones(300, 1, 16, 64)
+    masked = one(white, box=0.5)[:, 0] == 128
+    assert set(np.unique(masked.sum((1, 2)))) <= {64}
+    assert masked.any((0, 1)).all()  # anywhere along the longer side
+    strokes = one(white, strokes=0.2)[:, 0] == 128
+    assert strokes.any(0).mean() > 0.9 and 0.02 < strokes.mean() < 0.6
+
+
+def test_gray_leaves_transparency_alone() -> None:
+    images = pictures(2, channels=4)
+    steps = parse([{"grey": 1}], ImageSpec(32, 32, 4, alpha=True))
+    out = degrade(images, seeds(2), steps)
+    assert torch.equal(out[:, 3:], images[:, 3:])
+    assert torch.equal(out[:, :3], degrade(images[:, :3], seeds(2), steps))
+
+
+def test_the_depth_of_images_is_kept() -> None:
+    images = torch.rand(4, 2, 16, 16, generator=torch.Generator().manual_seed(3)).double() * 2 - 1
+    steps = parse([{"noise": 5}], ImageSpec(16, 16, 2))
+    deep = ((images + 1) * 32767.5).round() / 32767.5 - 1
+    assert torch.allclose(degrade(deep, seeds(4), [], "uint16"), deep, rtol=0, atol=1e-6)
+    assert torch.allclose(degrade(images, seeds(4), [], "float32"), images, rtol=0, atol=1e-6)
+    noisy = {dtype: degrade(images, seeds(4), steps, dtype) for dtype in ("uint8", "uint16", "float32")}
+    for dtype, step in (("uint8", 1 / 127.5), ("uint16", 1 / 32767.5)):
+        steps_from_zero = (noisy[dtype] + 1) / step
+        assert torch.allclose(steps_from_zero, steps_from_zero.round(), rtol=0, atol=2e-2)
+        assert (noisy[dtype] - noisy["float32"]).abs().max() <= step * 1.01
+
+
+@pytest.mark.parametrize(
+    ("item", "image", "told"),
+    [
+        ({"jpeg": 50}, ImageSpec(32, 32, 5), "jpeg is defined for images of 1 or 3 channels, and these have 5"),
+        ({"jpeg": 50}, ImageSpec(32, 32, 4, alpha=True), "1 or 3 channels, without transparency, and these have 4"),
+        ({"grey": 1}, ImageSpec(32, 32, 1), "grey is defined for images of 3 channels, and these have 1"),
+        ({"grey": 1}, ImageSpec(32, 32, 4), "3 channels, and these have 4"),
+        ({"downsample": 32}, ImageSpec(48, 96), "from 2 to 16"),
+        ({"downsample": 8}, ImageSpec(20, 36), "from 2 to 4"),
+        ({"blur": 9}, ImageSpec(32, 64), r"impossible at data.resolution=\[32,64\].* to 8"),
+    ],
+)
+def test_steps_that_images_do_not_allow_are_told(item: dict, image: ImageSpec, told: str) -> None:
+    with pytest.raises(ValueError, match=told):
+        parse([item], image)

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
 from distgan.config.decode_options import decode_options
-from distgan.config.schema import Config
+from distgan.config.schema import Config, image_spec
 from distgan.data.image_grid import to_levels
 from distgan.distributed.process_group import World
 from distgan.evaluation import image_sets, measure
@@ -128,7 +128,7 @@ def restore(config: Config, mark: Mark) -> None:
     dataset = types.SimpleNamespace(
         num_samples=0, num_held_out=NUM_CHUNKS * CHUNK, num_classes=0, pairs=False, read=lambda *_, **__: blank
     )
-    recipe = degrade_spec.parse(config.restore.degrade, size)
+    recipe = degrade_spec.parse(config.restore.degrade, image_spec(config.data))
     evaluation = RestorationEval(dataset, recipe, decode_options(config.data), config.model.z_dim)
     restored = RestorationEval._restored
 

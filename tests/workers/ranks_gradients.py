@@ -120,7 +120,7 @@ def main(out: str, passes: int, pairs: str) -> None:
         for name, memory_format in ((family, torch.contiguous_format), (f"{family} NHWC", torch.channels_last)):
             now = StepHyperparams(r1=2.0, r2=3.0)
             results |= steps(world, batch, passes, "rpgan", name, now, {}, {}, family, memory_format)
-    restoring = ImageToImageOptions(parse(RECIPE, RESOLUTION), "charbonnier", 10.0, conditional_D=True)
+    restoring = ImageToImageOptions(parse(RECIPE, square(RESOLUTION)), "charbonnier", 10.0, conditional_D=True)
     more = {"image_to_image": restoring, "feature_matching": 3.0, "augment": "ada", "flip": True}
     for loss in ("non_saturating", "rpgan"):
         now = StepHyperparams(r1=2.0, gp=1.0, instance_noise=0.2, augment_p=0.7)

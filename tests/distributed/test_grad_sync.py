@@ -50,10 +50,10 @@ def test_buckets_are_sent_while_the_backward_runs(out: Path) -> None:
 def test_a_resumed_run_is_the_unbroken_one(way: str, tmp_path: Path) -> None:
     config = write_config(tmp_path / "tiny.yaml", make_digits(tmp_path / "digits"))
     common, log = [str(config), f"train.{way}", "sample.every=0"], tmp_path / "log"
-    train(2, log, *common, "train.images=240", f"run.dir={tmp_path}/whole")
-    for images in (120, 240):
+    train(2, log, *common, "train.images=48", f"run.dir={tmp_path}/whole")
+    for images in (24, 48):
         train(2, log, *common, f"train.images={images}", f"run.dir={tmp_path}/legs")
-    train(2, log, str(config), "sample.every=0", "train.images=240", f"run.dir={tmp_path}/plain")
+    train(2, log, str(config), "sample.every=0", "train.images=48", f"run.dir={tmp_path}/plain")
     whole = weights(tmp_path / "whole")
     assert whole == weights(tmp_path / "legs")
     assert metrics(tmp_path / "whole")[-1] == metrics(tmp_path / "legs")[-1]

@@ -215,7 +215,8 @@ def test_targets_that_are_none_are_told(
 def test_new_checkpoints_are_measured_while_the_run_goes_on(tmp_path: Path, digits: Path) -> None:
     """By another process, which ends with the run; started again it measures nothing twice."""
     run, config = tmp_path / "run", write_config(tmp_path / "tiny.yaml", digits)
-    train = ["-m", "distgan", "train", str(config), f"run.dir={run}", "train.images=720", "checkpoint.keep_last=9"]
+    train = ["-m", "distgan", "train", str(config), f"run.dir={run}", "train.images=720", "train.batch=24"]
+    train += ["checkpoint.keep_last=9"]
     watch = ["-m", "distgan", "evaluate", str(run), "--watch", *TOY, "--seeds", "1", "eval.metrics=fd"]
     with ranks(1, train, tmp_path / "train") as (training,):
         wait_for(lambda: list(run.glob("checkpoints/step-*")), told=lambda: output(tmp_path / "train"))

@@ -59,7 +59,9 @@ def download(monkeypatch: pytest.MonkeyPatch) -> Path:
         return find_weights("net", download=True)
 
 
-@pytest.mark.parametrize("mask", [0o077, 0o002, pytest.param(0o022, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "mask", [0o006, *(pytest.param(mask, marks=pytest.mark.slow) for mask in (0o077, 0o022, 0o002))]
+)
 def test_all_that_is_written_has_the_rights_that_the_umask_leaves(
     mask: int, tmp_path: Path, own_cache: Path, umask: Callable, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -82,14 +82,14 @@ def test_no_fault_of_the_client_stops_a_run(
     monkeypatch.setitem(sys.modules, "wandb", client)
     monkeypatch.delenv("WANDB_MODE", raising=False)
     config = write_config(tmp_path / "tiny.yaml", digits)
-    assert main(["train", str(config), f"run.dir={run}", "train.images=360"]) == 0
+    assert main(["train", str(config), f"run.dir={run}", "train.images=72", "train.tick=24"]) == 0
     assert status(run)["state"] == "finished"
     assert client.modes == modes
     assert (run / "log.txt").read_text().count(told) == 1
     if not broken:
-        assert client.rows == [0, 120, 240, 360]
+        assert client.rows == [0, 24, 48, 72]
         assert client.grids[0] >= {"Samples/reals", "Samples/fakes_ema"}  # of the networks as they begin
-        assert (client.exit_code, client.summary) == (0, {"images": 360, "state": "finished"})
+        assert (client.exit_code, client.summary) == (0, {"images": 72, "state": "finished"})
 
 
 def test_a_missing_client_stops_no_run(tmp_path: Path, digits: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -103,12 +103,13 @@ def test_a_missing_client_stops_no_run(tmp_path: Path, digits: Path, monkeypatch
 def test_a_resumed_run_sends_no_row_twice(tmp_path: Path, digits: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("WANDB_MODE", raising=False)
     config, run, clients = write_config(tmp_path / "tiny.yaml", digits), tmp_path / "run", [Client(), Client()]
-    for client, images in zip(clients, (600, 960)):
+    for client, images in zip(clients, (60, 96)):
         monkeypatch.setitem(sys.modules, "wandb", client)
-        assert main(["train", str(config), f"run.dir={run}", f"train.images={images}"]) == 0
+        own = [f"run.dir={run}", f"train.images={images}", "train.tick=12", "checkpoint.every=24"]
+        assert main(["train", str(config), *own]) == 0
         # The newest checkpoint is lost, so that the next start repeats rows that were sent before.
-        (run / "checkpoints" / "step-000000000600" / "G.safetensors").unlink(missing_ok=True)
-    assert clients[0].rows + clients[1].rows == [0, 120, 240, 360, 480, 600, 720, 840, 960]
+        (run / "checkpoints" / "step-000000000060" / "G.safetensors").unlink(missing_ok=True)
+    assert clients[0].rows + clients[1].rows == list(range(0, 97, 12))
 
 
 def test_a_line_for_a_person() -> None:

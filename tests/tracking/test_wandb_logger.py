@@ -224,7 +224,7 @@ def test_a_run_that_goes_back_sends_no_step_twice(tmp_path: Path, server: FakeWa
         "700",
         "1",
     ]  # before a checkpoint, after two lines that came since one
-    more = ["train.images=960", "train.on_nan=rollback", "train.tick=60", f"run.dir={run}"]
+    more = ["train.images=960", "train.batch=24", "train.on_nan=rollback", "train.tick=60", f"run.dir={run}"]
     own = {name: value for name, value in server.environment.items() if value} | {"WANDB_MODE": "online"}
     assert run_ranks(1, [*fault, "train", str(config), *more], log, **own) == [0], output(log)
     assert "rolling back to step-000000000480" in output(log)

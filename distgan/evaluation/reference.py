@@ -13,7 +13,6 @@ from distgan.distributed.launch_env import run_on_all
 from distgan.distributed.process_group import World
 from distgan.evaluation.image_sets import ShardImages
 from distgan.evaluation.measure import CheckStop, measure_reference, never_stop
-from distgan.image_spec import square
 from distgan.metrics.extractors import Extractor
 from distgan.metrics.reference_stats import Reference, load_statistics
 from distgan.storage.byte_ranges import ByteRangeReader
@@ -50,7 +49,7 @@ def open_shards(
 def shard_images(config: Config, dataset: Dataset, resolution: int, world: World) -> ShardImages:
     """Return the images of shards, decoded and resized as for training."""
     threads = config.data.decode_threads or loader.decoding_threads(world.local_size, world.device.type)
-    return ShardImages(dataset, replace(decode_options(config.data), image=square(resolution)), threads)
+    return ShardImages(dataset, decode_options(replace(config.data, resolution=resolution)), threads)
 
 
 def is_statistics(config: Config) -> bool:

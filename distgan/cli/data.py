@@ -23,7 +23,7 @@ def _add_pack(commands: Commands) -> None:
         "images in a folder, archive, .npz or shards -> WebDataset shards",
         "distgan pack ~/pictures data/faces --resolution 128",
     )
-    parser.add_argument("source", help="folder, .zip, .tar(.gz .bz2 .xz .zst), .npz, or shards")
+    parser.add_argument("source", help="folder, .zip, .tar(.gz .bz2 .xz .zst), .npz, .parquet, or shards")
     parser.add_argument("out", help="folder for the shards")
     parser.add_argument(
         "--resolution",
@@ -72,9 +72,20 @@ def _add_pack(commands: Commands) -> None:
         "(default: dataset.json, else cls, else folders)",
     )
     parser.add_argument(
-        "--images", default="", metavar="NAME", help="array of an .npz that holds the images (default: found)"
+        "--images",
+        default="",
+        metavar="NAME",
+        help="array of an .npz, or column of a parquet file, with the images",
     )
-    parser.add_argument("--labels", default="", metavar="NAME", help="array of the labels (default: found)")
+    parser.add_argument(
+        "--labels",
+        default="",
+        metavar="NAME",
+        help="array, or column of a table, with the labels",
+    )
+    parser.add_argument(
+        "--table", default="", metavar="FILE", help="CSV, TSV or JSON lines with the labels, a row for each image"
+    )
     parser.add_argument("--no-labels", action="store_true", help="leave labels out")
     parser.add_argument("--image-part", default="", metavar="SUFFIX", help="suffix of the images, such as image.png")
     parser.add_argument("--allow-corrupt", action="store_true", help="use the good samples of corrupt shards")
@@ -95,7 +106,7 @@ def _resolution(text: str) -> int | tuple[int, int]:
 def _pack(options: argparse.Namespace) -> None:
     from distgan.data.encode import PackOptions
     from distgan.data.pack import pack
-    from distgan.data.pack_inputs import ListingOptions
+    from distgan.data.pack_entry import ListingOptions
     from distgan.data.pack_summary import report
 
     fields = ["resolution", "crop", "filter", "image", "quality", "background", "max_pixels"]
@@ -117,6 +128,7 @@ def _pack(options: argparse.Namespace) -> None:
                 degraded=options.degraded,
                 images=options.images,
                 labels_in=options.labels,
+                table=options.table,
             ),
             shard_mb=options.shard_mb,
             workers=options.workers,

@@ -1,13 +1,15 @@
 """Find where the class of each image is written: one rule for folders and archives.
 
 What is asked for counts. Else the first of these that there is: a table (`dataset.json`), a `cls` part next to each
-image, the folders, the archives. What was assumed is reported; what cannot be used is refused.
+image, a table of rows such as `metadata.csv`, the folders, the archives. What was assumed is reported; what cannot be
+used is refused.
 """
 
 import re
 from collections.abc import Iterator, Sequence
 
 from distgan.data.folder_labels import from_archives, from_folders, from_level
+from distgan.data.label_tables import from_table, is_row_table
 from distgan.data.labels import SAY_OTHERWISE, TABLE, File, Labels, as_classes, labels_of
 from distgan.errors import ConfigError, DataError
 from distgan.storage.untrusted import json_of
@@ -47,13 +49,20 @@ def is_table(name: str) -> bool:
     return name.rpartition("/")[2] == TABLE
 
 
-def find_labels(files: Sequence[File], image_numbers: Sequence[int], spec: str = "") -> Labels:
-    """Return the classes of the images of a source, whose numbers among its files are given."""
+def find_labels(files: Sequence[File], image_numbers: Sequence[int], spec: str = "", column: str = "") -> Labels:
+    """Return the classes of the images of a source, whose numbers among its files are given.
+
+    Args:
+        column: The one of a table of rows that has the labels; such a table must be there then.
+    """
     tables = [number for number, file in enumerate(files) if is_table(file.name)]
     if not image_numbers:
         return Labels(used=set(tables))
     names = [files[number].name for number in image_numbers]
-    if spec in ("", "table") and tables:
+    refused: list[str] = []
+    if column:
+        labels = _from_rows(files, image_numbers, column, refused) or _no_table(column, refused)
+    elif spec in ("", "table") and tables:
         labels = _from_tables(files, image_numbers, tables)
     elif spec == "table":
         raise DataError(f"--label table: there is no {TABLE}")
@@ -65,11 +74,14 @@ def find_labels(files: Sequence[File], image_numbers: Sequence[int], spec: str =
         labels = from_archives([files[number].archive for number in image_numbers], image_numbers)
     elif spec:
         labels = from_level(names, image_numbers, int(spec.partition(":")[2] or 0) or None)
+    elif rows := _from_rows(files, image_numbers, "", refused):
+        labels = rows
     else:
         labels = from_folders(names, image_numbers)
         archives = [files[number].archive for number in image_numbers]
         if labels.classes is None and not labels.lacking and len(files) == len(image_numbers):
             labels = from_archives(archives, image_numbers, sure=False)
+    labels.assumed += [f"not a table of labels: {reason}" for reason in refused]
     labels.used |= set(tables)
     return labels
 
@@ -105,6 +117,34 @@ def _from_tables(files: Sequence[File], image_numbers: Sequence[int], tables: Se
     if classes is None:
         return Labels(lacking=f"all are null in {TABLE}")
     return labels_of(classes, numbers, image_numbers, files[tables[0]].name)
+
+
+def _from_rows(files: Sequence[File], image_numbers: Sequence[int], column: str, refused: list[str]) -> Labels | None:
+    """Read the labels from the only table of rows that has one for each image; None without such a table.
+
+    Args:
+        refused: Gets the reasons why tables are not used.
+    """
+    tables = [number for number, file in enumerate(files) if is_row_table(file.name)]
+    found: list[Labels] = []
+    for number in tables:
+        try:
+            content = whole(files[number], max(MAX_TABLE, MAX_ROW * len(image_numbers)))
+            found.append(from_table(files[number], content, column, files, image_numbers))
+        except DataError as error:
+            refused.append(str(error))
+    if not found:
+        return None
+    if len(found) > 1:
+        names = ", ".join(files[number].name for number in tables)
+        raise DataError(f"several tables may hold the labels ({names}): --table FILE names one")
+    found[0].used = set(tables)
+    return found[0]
+
+
+def _no_table(column: str, refused: Sequence[str]) -> Labels:
+    """Raise DataError for a column of a table that is not there."""
+    raise DataError(f"--labels {column}: {'; '.join(refused) or 'there is no table: --table FILE names one'}")
 
 
 def _rows(table: File, most: int) -> list[tuple[str, object]] | None:

@@ -25,8 +25,8 @@ from distgan.data import index_cache
 from distgan.data.decode import share_memory
 from distgan.data.encode import CHUNK_BYTES, PackOptions, StoredImage, encode_all
 from distgan.data.memory_budget import MemoryBudget
-from distgan.data.pack_entry import InputEntry, InputListing, entry_bytes
-from distgan.data.pack_inputs import ALL, ListingOptions, list_inputs
+from distgan.data.pack_entry import InputEntry, InputListing, ListingOptions, entry_bytes
+from distgan.data.pack_inputs import ALL, list_inputs
 from distgan.data.pack_summary import SKIPPED, UNLABELED, PackSummary, tally
 from distgan.data.shard_writer import ShardWriter
 from distgan.errors import ConfigError, DataError, MachineError

@@ -9,8 +9,9 @@ import numpy as np
 
 from distgan.data import archives
 from distgan.data.archives import Skipped
+from distgan.data.find_labels import check_spec
 from distgan.data.image_format import check_bytes
-from distgan.errors import DataError
+from distgan.errors import ConfigError, DataError
 from distgan.storage.urls import public
 
 
@@ -141,3 +142,39 @@ def read_entry(entry: InputEntry) -> bytes | np.ndarray:
     if entry.member:
         return archives.zip_read(entry.path, entry.member, size)
     return archives.read_span(entry.path, entry.span or (0, size), size)
+
+
+@dataclass(frozen=True)
+class ListingOptions:
+    """Options that select images and labels of a source.
+
+    Attributes:
+        labels: Whether there shall be labels.
+        label: Where they are, such as "folders", "folders:2", "archives" or "json:KEY"; empty: a table
+            (`dataset.json`), else `cls` parts, else folders.
+        part: Suffix of the images, such as "image.png"; empty: found from their names and first bytes.
+        allow_corrupt: Whether the good samples of corrupt archives are taken.
+        degraded: A second source, with a degraded form of each image under the same name; samples become pairs.
+        images, labels_in: Names of the arrays of images and labels, or of a table's columns; empty: found.
+        table: CSV, TSV or JSON-lines file with the labels.
+        channels: Channels that the images are to have, by which arrays tell rows from channels.
+    """
+
+    labels: bool = True
+    label: str = ""
+    part: str = ""
+    allow_corrupt: bool = False
+    degraded: str = ""
+    images: str = ""
+    labels_in: str = ""
+    table: str = ""
+    channels: int = 3
+
+    def __post_init__(self) -> None:
+        check_spec(self.label)
+        if self.label and not self.labels:
+            raise ConfigError(f"--label {self.label} and --no-labels: leave out one of them")
+        if self.labels_in and (self.label or not self.labels):
+            raise ConfigError(f"--labels {self.labels_in} and --label or --no-labels: leave out one of them")
+        if self.table and (self.label or not self.labels):
+            raise ConfigError(f"--table {self.table} and --label or --no-labels: leave out one of them")

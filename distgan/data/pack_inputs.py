@@ -4,23 +4,24 @@ import itertools
 import os
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-from distgan.data import archives, dataset_card, index_cache, shard_index
+from distgan.data import archives, dataset_card
 from distgan.data.archives import Skipped, hidden
-from distgan.data.dataset import Dataset, DatasetOptions
-from distgan.data.find_labels import check_spec, find_labels, is_table, left_out, part_of
+from distgan.data.find_labels import find_labels, is_table, left_out, part_of
 from distgan.data.image_format import ARRAYS, MAX_BYTES, SUFFIXES, looks_like_image
+from distgan.data.label_tables import from_table, is_row_table
 from distgan.data.labels import SAY_OTHERWISE, File, Labels
 from distgan.data.pack_arrays import list_arrays
-from distgan.data.pack_entry import InputEntry, InputListing, pair
+from distgan.data.pack_entry import InputEntry, InputListing, ListingOptions, pair
+from distgan.data.pack_parquet import list_parquet
+from distgan.data.pack_shards import are_regular, list_shards
 from distgan.data.shard_urls import find_shards
 from distgan.errors import ConfigError, DataError
-from distgan.storage.byte_ranges import ByteRangeReader
-from distgan.storage.home import default_cache_dir, user_path
+from distgan.storage.home import user_path
 from distgan.storage.urls import is_local, local_path, public
 
 NO_PICTURES = {
@@ -40,38 +41,6 @@ NO_PICTURES = {
     "ini",
     "index",
 }
-
-
-@dataclass(frozen=True)
-class ListingOptions:
-    """Options that select images and labels of a source.
-
-    Attributes:
-        labels: Whether there shall be labels.
-        label: Where they are, such as "folders", "folders:2", "archives" or "json:KEY"; empty: a table
-            (`dataset.json`), else `cls` parts, else folders.
-        part: Suffix of the images, such as "image.png"; empty: found from their names and first bytes.
-        allow_corrupt: Whether the good samples of corrupt archives are taken.
-        degraded: A second source, with a degraded form of each image under the same name; samples become pairs.
-        images, labels_in: Names of the arrays of images and labels; empty: found.
-        channels: Channels that the images are to have, by which arrays tell rows from channels.
-    """
-
-    labels: bool = True
-    label: str = ""
-    part: str = ""
-    allow_corrupt: bool = False
-    degraded: str = ""
-    images: str = ""
-    labels_in: str = ""
-    channels: int = 3
-
-    def __post_init__(self) -> None:
-        check_spec(self.label)
-        if self.label and not self.labels:
-            raise ConfigError(f"--label {self.label} and --no-labels: leave out one of them")
-        if self.labels_in and (self.label or not self.labels):
-            raise ConfigError(f"--labels {self.labels_in} and --label or --no-labels: leave out one of them")
 
 
 ALL = ListingOptions()
@@ -104,8 +73,9 @@ def _list_one(source: str, wanted: ListingOptions) -> InputListing:
         raise DataError(f"{public(source)}: no such file or folder")
     if path.name.lower().endswith(".npz"):
         return list_arrays(path, wanted.labels, wanted.channels, wanted.images, wanted.labels_in)
-    if wanted.images or wanted.labels_in:
-        raise ConfigError(f"--images and --labels name arrays of an .npz, which {public(source)} is not")
+    if path.name.lower().endswith(".parquet"):
+        return list_parquet([path], wanted.labels, wanted.images, wanted.labels_in)
+    _refuse_names(source, wanted)
     if zipfile.is_zipfile(path) or path.name.lower().endswith(archives.ARCHIVES[1:]):
         return _list_archives([str(path)], wanted)
     raise DataError(f"{public(source)}: neither a folder nor a .zip, .tar(.gz .bz2 .xz .zst), .npz or shards")
@@ -120,6 +90,12 @@ def _list_folder(folder: Path, wanted: ListingOptions) -> InputListing:
         raise DataError(f"{error.filename}: {error.strerror}") from None
     if not names:
         raise DataError(f"{folder}: the folder is empty")
+    tables = [name for name in names if name.lower().endswith(".parquet")]
+    if tables and not any(_suffix(name) in SUFFIXES for name in names):
+        listing = list_parquet([folder / name for name in tables], wanted.labels, wanted.images, wanted.labels_in)
+        listing.skipped += [(name, "not a parquet file") for name in names if name not in tables]
+        return listing
+    _refuse_names(str(folder), wanted)
     packed = [name for name in names if name.lower().endswith(archives.ARCHIVES)]
     packed = [name for name in packed if "/" not in name] or packed  # inner folders' only where there is none outside
     pictures = [name for name in names if _suffix(name) in SUFFIXES] if packed else []
@@ -135,6 +111,15 @@ def _list_folder(folder: Path, wanted: ListingOptions) -> InputListing:
         listing.skipped += [(name, "an archive next to images") for name in packed]
         listing.assumed.append(_both(folder, packed[0], pictures[0], "the images are"))
     return listing
+
+
+def _refuse_names(source: str, wanted: ListingOptions) -> None:
+    """Refuse names of arrays and columns where there are none of those."""
+    if wanted.images:
+        raise ConfigError(
+            f"--images {wanted.images} names an array of an .npz or a column of a parquet file, which {public(source)} "
+            "is not"
+        )
 
 
 def _both(folder: Path, archive: str, picture: str, taken: str) -> str:
@@ -186,8 +171,12 @@ def _listing(items: Sequence[Item], wanted: ListingOptions, skipped: list[Skippe
     if wanted.part and not pictures:
         raise DataError(f"--image-part {wanted.part}: no file has this suffix; the first is {files[0].name}")
     labels = Labels(used={number for number, file in enumerate(files) if is_table(file.name)})
-    if wanted.labels:
-        labels = find_labels(files, pictures, wanted.label)
+    if wanted.table:
+        table, content = _read_table(wanted.table)
+        labels = from_table(table, content, wanted.labels_in, files, pictures)
+        labels.used |= {number for number, file in enumerate(files) if file.name.rpartition("/")[2] == table.name}
+    elif wanted.labels:
+        labels = find_labels(files, pictures, wanted.label, wanted.labels_in)
     chosen = [number for number in range(len(items)) if number not in labels.used]
     if labels.parts or wanted.part:
         chosen = pictures
@@ -203,6 +192,18 @@ def _listing(items: Sequence[Item], wanted: ListingOptions, skipped: list[Skippe
             yield from _streamed(stream, labeled, wanted.allow_corrupt) if stream else labeled
 
     return InputListing(entries(), len(chosen), labels.classes, skipped, labels.lacking, labels.origin, labels.assumed)
+
+
+def _read_table(name: str) -> tuple[File, bytes]:
+    """Read a table of labels that was named. Its rows name images from the top of the source."""
+    try:
+        with open(user_path(name), "rb") as file:
+            content = file.read(MAX_BYTES + 1)
+    except OSError as error:
+        raise DataError(f"--table {name}: {error.strerror or error}") from None
+    if len(content) > MAX_BYTES:
+        raise DataError(f"--table {name} has more than {MAX_BYTES:,} bytes")
+    return File(os.path.basename(name), lambda length: content[:length]), content
 
 
 def _streamed(path: str, entries: Iterator[InputEntry], allow_corrupt: bool) -> Iterator[InputEntry]:
@@ -237,12 +238,15 @@ def _list_archives(urls: Sequence[str], wanted: ListingOptions, top: Path | None
     """List archives as one: shards with an image and its class in each sample, or folders packed in files."""
     far = [url for url in urls if not is_local(url)]
     plain = all(local_path(url).lower().endswith(".tar") for url in urls)
-    if far or (plain and wanted.label in ("", "cls") and (files := _items(urls[0], wanted, top, False, []))):
+    if far and wanted.table:
+        raise DataError(f"--table {wanted.table}: copy {public(far[0])} and the others to a local folder first")
+    by_shard = plain and wanted.label in ("", "cls") and not wanted.table
+    if far or (by_shard and (files := _items(urls[0], wanted, top, False, []))):
         samples = far or any(_suffix(item.file.name) == "cls" or ".clean." in item.file.name for item in files)
-        if samples and (far or _is_regular(urls, wanted)):
+        if samples and (far or are_regular(urls, wanted)):
             if wanted.label not in ("", "cls"):
                 raise DataError(f"--label {wanted.label}: copy {public(far[0])} and the others to a local folder first")
-            return _list_shards(urls, wanted)
+            return list_shards(urls, wanted)
     skipped: list[Skipped] = []
     items = [item for url in urls for item in _items(url, wanted, top, len(urls) > 1, skipped)]
     return _listing(items, wanted, skipped)
@@ -271,7 +275,7 @@ def _items(url: str, wanted: ListingOptions, top: Path | None, several: bool, sk
         ]
     items, room = [], max(2**28, 4 * path.stat().st_size)  # for the bytes of labels, which are kept
     for place, (name, size, read) in enumerate(archives.unpacked(path, skipped, wanted.allow_corrupt)):
-        holds_label = is_table(name) or _suffix(name) == part_of(wanted.label).rpartition(".")[2]
+        holds_label = is_table(name) or is_row_table(name) or _suffix(name) == part_of(wanted.label).rpartition(".")[2]
         is_known = _suffix(name) in SUFFIXES or _suffix(name) in NO_PICTURES
         content = read(room) if holds_label else b"" if is_known else read(16)
         room -= len(content)
@@ -284,62 +288,3 @@ def _items(url: str, wanted: ListingOptions, top: Path | None, several: bool, sk
 def _holder(content: bytes) -> Callable[[int], bytes]:
     """Return a reader of bytes that are at hand."""
     return lambda length: content[:length]
-
-
-def _is_regular(urls: Sequence[str], wanted: ListingOptions) -> bool:
-    """Return whether the index says all of these shards: parts are neighbors, keys lack dots, classes are numbers."""
-    source = ByteRangeReader()
-    pictures = {wanted.part} if wanted.part else SUFFIXES
-    for url in urls:
-        try:
-            summary = index_cache.summary(url, source, default_cache_dir() / "index")
-        except DataError:  # of too many kinds of samples
-            return False
-        parts = {part for kind in summary["kinds"] for part in kind}
-        dotted = {part for part in parts - pictures if "." in part and part.rpartition(".")[2] in SUFFIXES | {"cls"}}
-        if {part for part in dotted if part.partition(".")[0] not in ("clean", "degraded")}:
-            return False
-        if not dotted and not parts & pictures and summary["samples"]:
-            return False
-        if any(label == shard_index.BAD_LABEL for _, label, _ in shard_index.label_counts(summary)):
-            return False
-        if any(defect.startswith("sample ") for defect in summary["defects"]):
-            return False
-    return True
-
-
-def _list_shards(urls: Sequence[str], wanted: ListingOptions) -> InputListing:
-    """List the samples of shards by their index, as training reads them."""
-    source = ByteRangeReader()
-    parts = {part for kind in index_cache.load(urls[0], source, default_cache_dir() / "index").kinds for part in kind}
-    pairs = not wanted.part and not parts & SUFFIXES and any(part.startswith("clean.") for part in parts)
-
-    options = DatasetOptions(image=wanted.part, pairs=pairs, allow_corrupt=wanted.allow_corrupt)
-    data = Dataset(urls, source, options)
-    labeled = wanted.labels and data.has_labels
-    if labeled:
-        data = Dataset(urls, source, replace(options, labels=True))
-
-    def entries() -> Iterator[InputEntry]:
-        for number, url in enumerate(urls):
-            located = data.located(number)
-            for i, label in enumerate(located.label.tolist()):
-                name = f"{os.path.basename(public(url))}[{i}]"
-                one, *degraded = (
-                    part(name, label, url, offset[i], length[i]) for offset, length in located.image_parts
-                )
-                yield replace(one, degraded=degraded[0]) if degraded else one
-
-    def part(name: str, label: int, url: str, start: int, length: int) -> InputEntry:
-        span = (int(start), int(length))
-        if is_local(url):
-            return InputEntry(name, label, local_path(url), span=span)
-        return InputEntry(name, label, content=source.cached(url, *span))
-
-    names = [str(i) for i in range(data.num_classes)]
-    if len(data.class_names) >= len(names):
-        names = data.class_names
-    lacking = "some samples have no cls part" if wanted.labels and not labeled and data.has_some_labels else ""
-    if not labeled:
-        return InputListing(entries(), data.num_samples, lacking=lacking)
-    return InputListing(entries(), data.num_samples, names, origin="the cls parts")

@@ -15,8 +15,8 @@ from torch import Tensor
 from distgan.data import image_grid
 from distgan.data.decode import decode, decode_array
 from distgan.data.image_format import SUFFIXES, CorruptImage
-from distgan.data.pack_entry import InputEntry, read_entry
-from distgan.data.pack_inputs import ListingOptions, list_inputs
+from distgan.data.pack_entry import InputEntry, ListingOptions, read_entry
+from distgan.data.pack_inputs import list_inputs
 from distgan.data.resize import fit
 from distgan.errors import ConfigError, DataError
 from distgan.image_spec import square

@@ -10,7 +10,7 @@ from shards import tar_bytes
 
 from distgan.data.encode import PackOptions
 from distgan.data.pack import pack
-from distgan.data.pack_inputs import ListingOptions
+from distgan.data.pack_entry import ListingOptions
 from distgan.data.pack_summary import report
 from distgan.errors import ConfigError, DataError
 

@@ -28,8 +28,8 @@ from distgan.data.dataset import Dataset, DatasetOptions
 from distgan.data.encode import PackOptions
 from distgan.data.index_cache import load
 from distgan.data.pack import pack
-from distgan.data.pack_entry import all_entries
-from distgan.data.pack_inputs import ListingOptions, list_inputs
+from distgan.data.pack_entry import ListingOptions, all_entries
+from distgan.data.pack_inputs import list_inputs
 from distgan.data.pack_summary import report
 from distgan.data.shard_index import build
 from distgan.data.shard_urls import find_shards

@@ -14,7 +14,7 @@ from distgan.data.dataset import Dataset
 from distgan.data.decode import DecodeOptions
 from distgan.data.encode import PackOptions
 from distgan.data.pack import pack
-from distgan.data.pack_inputs import ListingOptions
+from distgan.data.pack_entry import ListingOptions
 from distgan.data.pack_summary import report
 from distgan.data.pixels import report as pixel_report
 from distgan.data.shard_urls import find_shards

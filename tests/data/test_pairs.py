@@ -12,7 +12,7 @@ from distgan.data.dataset import Dataset, DatasetOptions
 from distgan.data.decode import DecodeOptions
 from distgan.data.encode import PackOptions
 from distgan.data.pack import pack
-from distgan.data.pack_inputs import ListingOptions
+from distgan.data.pack_entry import ListingOptions
 from distgan.data.shard_urls import find_shards
 from distgan.data.shuffle import ShuffleLayout, ShuffleOrder, held_out
 from distgan.errors import DataError

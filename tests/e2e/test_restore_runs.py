@@ -21,7 +21,7 @@ from distgan.data.decode import DecodeOptions
 from distgan.data.encode import PackOptions
 from distgan.data.image_grid import to_uint8
 from distgan.data.pack import pack
-from distgan.data.pack_inputs import ListingOptions
+from distgan.data.pack_entry import ListingOptions
 from distgan.data.shard_urls import find_shards
 from distgan.data.shuffle import held_out
 from distgan.errors import ConfigError

@@ -35,6 +35,7 @@ DOORS = {
     "jinja2": {"tools.report.render"},
     "onnxruntime": {"inference.export"},
     "av": {"inference.video"},
+    "pyarrow": {"data.pack_parquet"},
     "tifffile": {"data.array_image"},
 }
 TORCH_FREE = {
@@ -77,7 +78,10 @@ TORCH_FREE = {
     "data.open_shards",
     "data.pack_arrays",
     "data.pack_entry",
+    "data.label_tables",
     "data.pack_inputs",
+    "data.pack_parquet",
+    "data.pack_shards",
     "data.pack_summary",
     "data.pillow_image",
     "data.resize",

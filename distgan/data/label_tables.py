@@ -1,0 +1,102 @@
+"""Read the class of each image from a table next to the images: CSV, TSV or JSON lines, with a row for each image.
+
+A row names its image by its path, its file name, or that without the suffix.
+"""
+
+import csv
+import io
+import re
+from collections.abc import Sequence
+
+from distgan.data.labels import File, Labels, as_classes, labels_of
+from distgan.errors import DataError
+from distgan.storage.untrusted import json_of
+
+NAMES = ("file_name", "filename", "file", "path", "image_path", "image", "image_id", "img", "name", "id")  # of columns
+LABELS = ("label", "labels", "class", "class_name", "category", "target", "y", "cls")
+FOUND = re.compile(r"(metadata|labels|train|annotations)\.(csv|tsv|jsonl)", re.IGNORECASE)  # without being named
+
+
+Row = dict[str, object]
+
+
+def is_row_table(name: str) -> bool:
+    """Return whether a file is usually a table of labels."""
+    return FOUND.fullmatch(name.rpartition("/")[2]) is not None
+
+
+def from_table(table: File, content: bytes, column: str, files: Sequence[File], image_numbers: Sequence[int]) -> Labels:
+    """Return the classes of images by a table's rows.
+
+    Args:
+        table: The table, for messages and for the folder from which names may count.
+        column: The one that holds the labels; empty: the first of the usual names.
+
+    Raises:
+        DataError: It is no table, or has no row for some image, or no label column.
+    """
+    rows = _rows(table.name, content)
+    columns = list(dict.fromkeys(name for row in rows[:1000] for name in row))
+    named = _column(columns, NAMES) or (columns[0] if columns else "")
+    labeled = column or _column(columns, LABELS) or (columns[1] if len(columns) == 2 and columns[0] == named else "")
+    if not rows or labeled not in columns:
+        asked = f"no column {column}" if column else "no column of labels that is found by its name"
+        raise DataError(f"{table.name}: {asked}, only {', '.join(columns[:20])}: --labels NAME says which one it is")
+    values: dict[str, object] = {}
+    for row in rows:
+        name = str(row.get(named, "")).replace("\\", "/").removeprefix("./")
+        if values.setdefault(name, row.get(labeled)) != row.get(labeled):
+            raise DataError(f"{table.name} has two labels for {name}: {values[name]!r} and {row.get(labeled)!r}")
+    folder = table.name.rpartition("/")[0]
+    keys = [_key(files[number].name, folder, values) for number in image_numbers]
+    missing = [files[number].name for number, key in zip(image_numbers, keys) if key is None]
+    if missing:
+        raise DataError(
+            f"{table.name} has no row for {missing[0]} and {len(missing) - 1:,} more of {len(image_numbers):,} images "
+            f"(its column {named} has {next(iter(values))} first)"
+        )
+    if len({key for key in keys if key is not None}) < len(keys):
+        raise DataError(f"{table.name}: several images of the same name in other folders: name them by their paths")
+    found = _numbers([values[key] for key in keys if key is not None])
+    classes, numbers = as_classes(found, lambda i: f"{table.name}: the {labeled} of {keys[i]}")
+    if classes is None:
+        return Labels(lacking=f"all are empty in {table.name}")
+    return labels_of(classes, numbers, image_numbers, f"{table.name}, column {labeled}")
+
+
+def _rows(name: str, content: bytes) -> list[Row]:
+    """Return the rows of a table by its suffix: JSON lines, or text with a header."""
+    text = content.decode("utf-8-sig", "replace")
+    if name.lower().endswith((".jsonl", ".ndjson")):
+        rows = [json_of(line, f"{name}:{i + 1}") for i, line in enumerate(text.splitlines()) if line.strip()]
+        if not all(isinstance(row, dict) for row in rows):
+            raise DataError(f"{name}: not a JSON object on each line")
+        return rows  # type: ignore[return-value]  # as was checked
+    first = text.partition("\n")[0]
+    delimiter = max("\t,;", key=first.count)
+    try:
+        return [dict(row) for row in csv.DictReader(io.StringIO(text), delimiter=delimiter, restkey="")]
+    except csv.Error as error:
+        raise DataError(f"{name}: {error}") from None
+
+
+def _column(columns: Sequence[str], usual: Sequence[str]) -> str:
+    """Return the first column that has one of the usual names, in their order."""
+    by_name = {str(column).strip().lower(): column for column in reversed(columns)}
+    return next((by_name[name] for name in usual if name in by_name), "")
+
+
+def _key(name: str, folder: str, values: dict[str, object]) -> str | None:
+    """Return under which name a table has an image; None where it has none."""
+    below = name.removeprefix(f"{folder}/") if folder else name
+    parts = below.split("/")
+    whole = ["/".join(parts[i:]) for i in range(len(parts))]
+    return next((key for key in (name, *whole, *(path.rpartition(".")[0] for path in whole)) if key in values), None)
+
+
+def _numbers(values: Sequence[object]) -> list[object]:
+    """Return text as whole numbers where all of it is; empty text is no label."""
+    texts = [value.strip() for value in values if isinstance(value, str) and value.strip()]
+    if not texts or not all(text.isdecimal() for text in texts):
+        return list(values)
+    return [(int(value) if value.strip() else None) if isinstance(value, str) else value for value in values]

@@ -64,6 +64,16 @@ class ImageSpec:
         return f"{self.width}x{self.height}"
 
     @property
+    def resolution(self) -> int | list[int]:
+        """Return the size as a config has it: a side, or [height, width]."""
+        return self.height if self.height == self.width else [self.height, self.width]
+
+    @property
+    def is_rgb8(self) -> bool:
+        """Return whether the images are colors in 8 bits, all levels used: what a PNG shows as it is."""
+        return (self.channels, self.dtype, self.low, self.high) == (3, "uint8", 0, 255)
+
+    @property
     def num_colors(self) -> int:
         """Return the number of channels without alpha."""
         return self.channels - self.alpha

@@ -100,7 +100,7 @@ def _add_generate(commands: Commands) -> None:
     parser.add_argument("--num", type=int, help="number of images; of a video, frames (default 64; of --input, all)")
     parser.add_argument("--input", default="", metavar="SOURCE", help="images to restore: folder, archive, shards")
     parser.add_argument("--out", required=True, help="folder (png, shards), .png (grid), .webp or .mp4 (video)")
-    kinds = ("png", "shards", "grid", "video")
+    kinds = ("png", "npy", "shards", "grid", "video")
     parser.add_argument("--as", dest="kind", default="png", choices=kinds, help="png (default), ..., video")
     parser.add_argument("--seed", type=int, default=0, help="image i is a function of the seed and i (default 0)")
     parser.add_argument("--labels", default="", help="classes used in turn, as 0,3,7 or 0-9 (default: all learned)")

@@ -2,8 +2,13 @@
 
 from distgan.config.schema import Data, image_spec
 from distgan.data.decode import DecodeOptions
+from distgan.image_spec import ImageSpec
 
 
-def decode_options(data: Data) -> DecodeOptions:
-    """Return how images become what a run trains on, at full precision: `data.scaled_decode` is for training alone."""
-    return DecodeOptions(image_spec(data), data.resize_filter, data.crop, data.max_pixels)
+def decode_options(data: Data, image: ImageSpec | None = None) -> DecodeOptions:
+    """Return how images become what a run trains on, at full precision: `data.scaled_decode` is for training alone.
+
+    Args:
+        image: What they become; None: what the settings say.
+    """
+    return DecodeOptions(image or image_spec(data), data.resize_filter, data.crop, data.max_pixels, data.background)

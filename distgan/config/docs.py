@@ -58,13 +58,15 @@ def _row(name: str, field: Field, family: str) -> Row:
     about, choices = field.metadata, ()
     if about["unit"].endswith("schedule"):
         kind = "schedule"
+    elif about["unit"] == "size":
+        kind = "size"
     elif get_origin(field.type) is Literal:
         kind, choices = "choice", get_args(field.type)
     else:
         kind = TYPES[field.type]
     value = default_of(field)
     text = about["help"] + (f" ({', '.join(choice or 'empty' for choice in choices)})" if choices else "")
-    unit = about["unit"].removesuffix("schedule").strip()
+    unit = about["unit"].removesuffix("schedule").strip().replace("size", "pixels")
     return Row(name, kind, _default(value, about["unit"]), unit, text, family, about["free"])
 
 

@@ -19,7 +19,7 @@ def key(
 
     Args:
         unit: "images" takes 200k and 25M too; "schedule" takes a number, or [first, last] over train.schedule_images;
-            "images schedule" is both.
+            "images schedule" is both; "size" takes a side, or [height, width].
         free: Whether a resumed run may change it without asking.
         personal: Whether it gives rights that only who starts a command has: no file may set it, not a checkpoint's.
         low, high: Bounds, both allowed.

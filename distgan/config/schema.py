@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from distgan.config.fields import key
-from distgan.image_spec import ImageSpec, square
+from distgan.image_spec import ImageSpec
 from distgan.metrics.names import EVAL_METRICS
 from distgan.transforms import degrade_spec
 
@@ -30,7 +30,28 @@ class Data:
     shards: list[str] = key(
         [], "folder, glob, WebDataset expression or addresses of shards, or a list of these", free=True
     )
-    resolution: int = key(0, "side of the images in pixels; others are cropped and resized to it", low=8, high=1024)
+    resolution: Any = key(
+        0,
+        "size of the images in pixels, one side or [height, width]; others are cropped and resized to it",
+        unit="size",
+        low=8,
+        high=1024,
+    )
+    channels: int = key(
+        3, "channels of the images: 1 is gray, 3 colors, others those of arrays and bands; alpha counts", low=1, high=32
+    )
+    dtype: Literal["uint8", "uint16", "float32"] = key(
+        "uint8", "numbers that images are read as, and generated as; files of more bits become levels of 0..255 else"
+    )
+    range: list[float] = key(
+        [],
+        "values that are -1 and 1 for the networks, [low, high]; empty: all levels of data.dtype, and of float32 what "
+        "the data set's card says",
+    )
+    alpha: Literal["composite", "channel"] = key(
+        "composite", "transparent images lie on data.background, or have alpha as their last channel (of 2 or 4)"
+    )
+    background: int = key(255, "gray level under transparent pixels", low=0, high=255)
     classes: int = key(0, "number of classes; 0: largest label plus one", low=0, high=1_000_000)
     balance: Literal["none", "classes"] = key("none", "show every sample, or every class, equally often")
     image_key: str = key("", "suffix of the image part; empty: found from the names")
@@ -38,7 +59,11 @@ class Data:
         0, "images kept out of training, always the same ones; restore is measured on them", unit="images", low=0
     )
     resize_filter: Literal["lanczos", "area", "bicubic"] = key("lanczos", "resampling of images of another size")
-    crop: Literal["center", "stretch"] = key("center", "how other proportions become square")
+    crop: Literal["center", "random", "stretch", "pad"] = key(
+        "center",
+        "how other proportions are met: by the largest part in the center, or at a place that is drawn for each image "
+        "in training; by stretching; or by bars of data.background",
+    )
     flip: bool = key(False, "mirror half of the real images, chosen again in each epoch")
     max_pixels: int = key(100_000_000, "larger images count as corrupt", low=1, high=178_000_000)
     max_corrupt_fraction: float = key(
@@ -290,6 +315,14 @@ class Eval:
     num_real_features: int = key(
         50_000, "real images whose features are kept for metrics other than fd", free=True, low=2
     )
+    bands: list[int] = key(
+        [],
+        "three channels that the network and sample grids see as red, green and blue, of images that are not colors; "
+        "empty: the first three",
+        free=True,
+        low=0,
+        high=31,
+    )
     seed: int = key(0, "seed of latents and labels, the same in every evaluation", free=True, low=0, high=2**62)
     labels: str = key(
         "empirical",
@@ -341,9 +374,16 @@ def best_metric(settings: Eval) -> str:
     return settings.best_metric or next((name for name in settings.metrics if EVAL_METRICS[name]), "")
 
 
+def sides(data: Data) -> tuple[int, int]:
+    """Return height and width of a run's images; 0 where they are not set."""
+    height, width = data.resolution if isinstance(data.resolution, list) else [data.resolution] * 2
+    return height, width
+
+
 def image_spec(data: Data) -> ImageSpec:
-    """Return the channels, size and values of a run's images."""
-    return square(data.resolution)
+    """Return the channels, size and values of a run's images. Raises ValueError where there are no such images."""
+    low, high = data.range or (0.0, 0.0)
+    return ImageSpec(*sides(data), data.channels, data.dtype, low, high, data.alpha == "channel")
 
 
 def network_options(config: Config) -> dict[str, Any]:
@@ -371,4 +411,4 @@ def shapes_nets(name: str) -> bool:
     """Return whether other values of this setting make other networks, which no saved weights fit."""
     if name == "model.minibatch_group_size":
         return False
-    return name.startswith("model.") or name in ("data.resolution", "data.classes")
+    return name.startswith("model.") or name in ("data.resolution", "data.channels", "data.classes")

@@ -17,6 +17,8 @@ def convert(value: object, field: Field | None) -> object:
     if value is False and get_origin(field.type) is Literal and "off" in get_args(field.type):
         return "off"  # which YAML reads as false
     unit = field.metadata["unit"]
+    if unit == "size":
+        return _size(value)
     if unit == "images":
         return _images(value)
     if unit.endswith("schedule"):
@@ -43,3 +45,12 @@ def _images(value: object) -> int:
     if isinstance(number, bool) or not isinstance(number, (int, float)) or number % 1 != 0:
         raise ValueError(f"{value!r} is not a number of images: write 25000, 25k or 1.5M")
     return round(number)
+
+
+def _size(value: object) -> int | list[int]:
+    """Return a side in pixels, or [height, width] where they differ."""
+    sides = value if isinstance(value, list) and len(value) == 2 else [value, value]
+    numbers = [side for side in sides if isinstance(side, int) and not isinstance(side, bool)]
+    if len(numbers) < 2:
+        raise ValueError(f"{value!r} is no size: write a side in pixels, 64, or [height, width], [48,64]")
+    return numbers[0] if numbers[0] == numbers[1] else numbers

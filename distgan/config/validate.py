@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from distgan.config.batch_plan import BatchPlan, batch_normed, divisors, settings_that_compare
 from distgan.config.fields import leaves
 from distgan.config.model_schema import FAMILIES
-from distgan.config.schema import Config, Eval, image_spec, restores
-from distgan.image_spec import patches_error, size_error
+from distgan.config.schema import Config, Data, Eval, restores, sides
+from distgan.image_spec import LEVELS, ImageSpec, patches_error, size_error
 from distgan.metrics.names import EVAL_METRICS
 from distgan.storage.formatting import one_of
 from distgan.transforms import degrade_spec
@@ -30,16 +30,38 @@ def _check_data(config: Config) -> Iterator[str]:
         yield "data.shards is not set: name a folder of shards (`distgan pack` makes them), e.g. data.shards=data/faces"
     if not data.resolution:
         yield "data.resolution is not set: the side of the images in pixels, e.g. data.resolution=64"
+    yield from _check_values(data)
     if data.balance == "classes" and not config.model.conditional:
         yield "data.balance=classes needs class labels: set model.conditional=true, or data.balance=none"
     if data.shuffle_lanes and data.shuffle_lanes % config.train.batch:
         yield f"data.shuffle_lanes={data.shuffle_lanes} must be a multiple of train.batch={config.train.batch}, or 0"
 
 
+def _check_values(data: Data) -> Iterator[str]:
+    """Yield what is wrong with the channels of images and the range of their values."""
+    if data.alpha == "channel" and data.channels not in (2, 4):
+        yield (
+            f"data.alpha=channel makes alpha the last channel, and data.channels={data.channels}: set data.channels=4 "
+            "(colors and alpha) or 2 (gray and alpha), or data.alpha=composite"
+        )
+    if data.range and (len(data.range) != 2 or not data.range[0] < data.range[1]):
+        yield f"data.range={data.range}: two values, of which the second is larger: [low, high]"
+    elif data.range and data.dtype in LEVELS and not (data.range[0] < LEVELS[data.dtype] and data.range[1] > 0):
+        yield f"data.range={data.range}: no value of {data.dtype} lies in it, and all images would be of one color"
+
+
+def _image(data: Data) -> ImageSpec | None:
+    """Return the kind of a run's images, with any range of values; None where it is wrong, which is reported apart."""
+    alpha = data.alpha == "channel" and data.channels in (2, 4)
+    try:
+        return ImageSpec(*sides(data), data.channels, data.dtype, 0.0, 1.0, alpha)
+    except ValueError:
+        return None
+
+
 def _check_networks(config: Config) -> Iterator[str]:
     model = config.model
-    if config.data.resolution:  # else that is reported already
-        image = image_spec(config.data)
+    if image := _image(config.data):
         if error := size_error(model.family, image.height, image.width):
             yield error
         elif error := patches_error(model.D.get("patches", 1), image):
@@ -121,9 +143,9 @@ def _check_restore(config: Config) -> Iterator[str]:
             "eval.every compares images that G makes of noise with real ones; what is restored is measured by PSNR and "
             "SSIM, on data.holdout images at every sample.every: set eval.every=0"
         )
-    if config.data.resolution:  # else that is reported already
+    if image := _image(config.data):
         try:
-            degrade_spec.parse(config.restore.degrade, image_spec(config.data))
+            degrade_spec.parse(config.restore.degrade, image)
         except ValueError as error:
             yield f"restore.degrade{error}"
 

@@ -1,12 +1,10 @@
-"""Lay out images in -1..1 as one grid, and write it as a PNG."""
+"""Lay out images as one grid, and write it as a PNG."""
 
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import torch
 from PIL import Image
-from torch import Tensor
 
 from distgan.storage.atomic import replacing
 
@@ -19,16 +17,6 @@ def grid_shape(rows: int, columns: int, num_classes: int) -> tuple[int, int]:
 def grid_labels(rows: int, columns: int, classes: Sequence[int]) -> list[int] | None:
     """Return the labels of a grid: a class to a row, from the first again where there are more rows."""
     return [classes[row % len(classes)] for row in range(rows) for _ in range(columns)] if classes else None
-
-
-def to_levels(images: Tensor) -> Tensor:
-    """Map images in -1..1 to uint8 of the same shape, rounded to the nearest level; on their device."""
-    return (images.float() * 127.5 + 127.5).round().clamp(0, 255).to(torch.uint8)
-
-
-def to_uint8(images: Tensor) -> np.ndarray:
-    """Map [B, 3, H, W] in -1..1 to uint8 [B, H, W, 3] on the host, rounded to the nearest level."""
-    return to_levels(images).permute(0, 2, 3, 1).cpu().numpy()
 
 
 def grid(images: Sequence[np.ndarray], columns: int) -> np.ndarray:

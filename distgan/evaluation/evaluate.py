@@ -28,6 +28,7 @@ from distgan.metrics.extractors import Extractor, open_extractor
 from distgan.metrics.names import EVAL_METRICS
 from distgan.metrics.reference_stats import Reference
 from distgan.metrics.registry import METRICS
+from distgan.transforms.image_values import shown_as
 
 log = logging.getLogger("distgan")
 
@@ -54,12 +55,15 @@ def evaluate(world: World, target: str, overrides: Sequence[str], options: Evalu
         raise ConfigError("--memorization needs the real images themselves: name shards in eval.reference")
     if folder := report_folder(subject, options):
         world.run_on_main(lambda: require_writable(folder))
+    shown = shown_as(subject.image, settings.bands)
     extractor = world.run_on_all(
-        lambda: open_extractor(settings.extractor, settings.weights, settings.resizer, world.device, settings.download)
+        lambda: open_extractor(
+            settings.extractor, settings.weights, settings.resizer, world.device, settings.download, shown
+        )
     )
     real_images = _open_reals(subject, world)
     warnings = [] if real_images is None else name_classes(subject, real_images.dataset)
-    reference = load_reference(config, extractor, real_images, subject.resolution, world)
+    reference = load_reference(config, extractor, real_images, subject.image, world)
     class_counts = _class_counts(subject, real_images.dataset if real_images else None, world)
     metrics = _metrics(overrides, settings.metrics, extractor, _has_points(world, reference))
     seeds = [settings.seed + i for i in range(options.seeds if subject.is_generated else 1)]
@@ -78,7 +82,7 @@ def evaluate(world: World, target: str, overrides: Sequence[str], options: Evalu
     unseen = None
     if options.memorization and options.holdout:
         dataset = _open_shards(subject, options.holdout, world)
-        held_out = shard_images(config, dataset, subject.resolution, world)
+        held_out = shard_images(config, dataset, subject.image, world)
         unseen = extract(world, extractor, held_out, MOST_UNSEEN)
 
     evaluation = Evaluation(subject, extractor, reference, real_images, seeds, measured, images, unseen, warnings)
@@ -106,7 +110,7 @@ def _open_reals(subject: Target, world: World) -> ShardImages | None:
     if is_statistics(config):
         return None
     dataset = _open_shards(subject, config.eval.reference or config.data.shards, world)
-    return shard_images(config, dataset, subject.resolution, world)
+    return shard_images(config, dataset, subject.image, world)
 
 
 def _open_shards(subject: Target, shards: str | Sequence[str], world: World) -> Dataset:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import astuple
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -11,13 +12,14 @@ from torch import Tensor, nn
 from distgan.data.dataset import Dataset
 from distgan.data.decode import DecodeOptions, decode, decode_array, decode_into
 from distgan.data.image_format import MAX_PIXELS, CorruptImage, check_bytes
-from distgan.data.image_grid import to_levels
 from distgan.data.pack_entry import InputEntry, InputListing, all_entries, place, read_entry
 from distgan.errors import ConfigError, DataError
+from distgan.image_spec import ImageSpec
 from distgan.inference import sampling
 from distgan.inference.selection import parse_classes
 from distgan.metrics.extractors import PART_PIXELS
 from distgan.rng import host_rng
+from distgan.transforms.image_values import display_pixels
 
 CHUNKS = {
     "cpu": 64,
@@ -25,10 +27,11 @@ CHUNKS = {
 }  # consecutive images that one rank measures at a time, on each kind of device; at most
 
 
-def chunk_size(device: torch.device, resolution: int) -> int:
+def chunk_size(device: torch.device, image: ImageSpec) -> int:
     """Return the images that a rank measures at a time: whole forwards of G, fewer where they have many pixels."""
-    forward = sampling.chunk_size(resolution)
-    return max(forward, min(CHUNKS[device.type], PART_PIXELS // resolution**2) // forward * forward)
+    forward = sampling.chunk_size(image)
+    fitting = min(CHUNKS[device.type], PART_PIXELS // (image.height * image.width))
+    return max(forward, fitting // forward * forward)
 
 
 class Images(NamedTuple):
@@ -36,7 +39,8 @@ class Images(NamedTuple):
 
     Attributes:
         numbers: int64 [B], on the host.
-        pixels: uint8 [B, 3, H, W]; on the device of the generator that made them, else on the host.
+        pixels: What people see of them, uint8 [B, 3, H, W]; on the device of the generator that made them, else on the
+            host.
         labels: Class numbers, int64 [B], on the host; or None.
     """
 
@@ -46,13 +50,13 @@ class Images(NamedTuple):
 
 
 class ImageSet(Protocol):
-    """A set of `num` square images of one resolution.
+    """A set of `num` images of one size.
 
     `read` leaves out corrupt ones; `reads_files` says whether it waits for a disk.
     """
 
     num: int
-    resolution: int
+    image: ImageSpec
     reads_files: bool
 
     def read(self, numbers: np.ndarray) -> Images:
@@ -66,43 +70,56 @@ class GeneratedImages:
     reads_files = False
 
     def __init__(
-        self, G: nn.Module, z_dim: int, resolution: int, *, seed: int, num: int, labels: np.ndarray | None
+        self,
+        G: nn.Module,
+        z_dim: int,
+        image: ImageSpec,
+        *,
+        seed: int,
+        num: int,
+        labels: np.ndarray | None,
+        bands: Sequence[int] = (),
     ) -> None:
-        self.num, self.resolution, self.labels = num, resolution, labels
-        self._sampler = sampling.Sampler(G, z_dim, seed, sampling.chunk_size(resolution))
+        self.num, self.image, self.labels = num, image, labels
+        self._sampler, self._bands = sampling.Sampler(G, z_dim, seed, image), bands
 
     def read(self, numbers: np.ndarray) -> Images:
         """Read images by their numbers."""
         labels = None if self.labels is None else self.labels[numbers]
-        parts = [to_levels(images) for images in self._sampler.images(numbers.tolist(), labels)]
+        parts = list(self._sampler.display(numbers.tolist(), labels, bands=self._bands))
         return Images(numbers, torch.cat(parts), labels)
 
 
 class ShardImages:
-    """The images of shards, at one resolution; as in training, without flips and augmentation."""
+    """The images of shards, at one size; as in training, without flips and augmentation."""
 
     reads_files = True
 
-    def __init__(self, dataset: Dataset, options: DecodeOptions, threads: int) -> None:
-        self.num, self.resolution, self.dataset = dataset.num_samples, options.image.height, dataset
-        self._options, self._pool = options, ThreadPoolExecutor(threads)
+    def __init__(self, dataset: Dataset, options: DecodeOptions, threads: int, bands: Sequence[int] = ()) -> None:
+        self.num, self.image, self.dataset = dataset.num_samples, options.image, dataset
+        self._options, self._pool, self._bands = options, ThreadPoolExecutor(threads), bands
         self.origin = {
             "shards": dataset.fingerprint,
             "images": dataset.num_samples,
-            "resolution": options.image.height,
+            "resolution": options.image.resolution,
             "labels": dataset.num_classes,
             "max_pixels": options.max_pixels,
             "filter": options.filter,
             "crop": options.crop,
         }
+        if options.background != 255:
+            self.origin["background"] = options.background
+        if not options.image.is_rgb8:
+            self.origin["values"] = [str(x) for x in astuple(options.image)[2:]]
 
     def read(self, numbers: np.ndarray) -> Images:
         """Read images by their numbers."""
-        pixels = np.empty((len(numbers), *self._options.image.shape), np.uint8)
+        pixels = np.empty((len(numbers), *self.image.shape), self.image.dtype)
         results = list(self._pool.map(self._read_into, numbers.tolist(), pixels))
         labels = np.array([label for label, _ in results], np.int64)
         good = np.array([is_good for _, is_good in results], bool)
-        return Images(numbers[good], _tensor(pixels[good]), labels[good] if self.dataset.labels else None)
+        seen = _tensor(display_pixels(pixels[good], self.image, self._bands))
+        return Images(numbers[good], seen, labels[good] if self.dataset.labels else None)
 
     def _read_into(self, number: int, out: np.ndarray) -> tuple[int, bool]:
         """Decode an image into `out`; returns its label, and whether it could be decoded."""
@@ -129,7 +146,8 @@ class ListedImages:
             raise DataError("no images there")
         self._classes: np.ndarray | None = None
         self._pool = ThreadPoolExecutor(threads)
-        self.resolution = self._decode(self._entries[0]).shape[0]
+        height, width, channels = self._decode(self._entries[0]).shape
+        self.image = ImageSpec(height, width, channels)
 
     def renumber(self, classes: Sequence[int]) -> None:
         """Map class i to `classes[i]` from now on; without any, the images have no classes."""
@@ -141,10 +159,10 @@ class ListedImages:
         entries = [self._entries[i] for i in numbers]
         pixels = list(self._pool.map(self._decode, entries))
         for entry, image in zip(entries, pixels):
-            if image.shape != (self.resolution, self.resolution, 3):
+            if image.shape != self.image.shape:
                 raise DataError(
-                    f"{place(entry)} has {image.shape[1]}x{image.shape[0]} pixels, the first image is square with "
-                    f"{self.resolution}: they must be square and of one size; `distgan pack --resolution` makes them so"
+                    f"{place(entry)} has {image.shape[1]}x{image.shape[0]} pixels, the first image {self.image.size}: "
+                    "they must be of one size; `distgan pack --resolution` makes them so"
                 )
         labels = np.array([entry.label for entry in entries]) if self._has_labels else None
         if labels is not None and self._classes is not None:

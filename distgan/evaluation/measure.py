@@ -96,7 +96,7 @@ def extract(
     moments = Moments(extractor.dim, device)
     counts = torch.zeros(3, dtype=torch.float64, device=device)  # measured, gray, not finite
     numbers, points, logits, labels = [], [], [], []  # of the kept images; points and logits stay on the device
-    rounds = shares(images, world.rank, world.size, chunk_size(device, images.resolution))
+    rounds = shares(images, world.rank, world.size, chunk_size(device, images.image))
     for round_number, share in enumerate(_with_progress(rounds, images.num, world)):
         if share is not None and len(share.numbers):
             pixels = copy_to_device(share.pixels, device)

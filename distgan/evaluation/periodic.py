@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from distgan.config.schema import Config, best_metric
+from distgan.config.schema import Config, best_metric, image_spec
 from distgan.data.dataset import Dataset
 from distgan.distributed.process_group import World
 from distgan.evaluation.image_sets import GeneratedImages, ShardImages, draw_labels
@@ -20,6 +20,7 @@ from distgan.metrics.reference_stats import Reference
 from distgan.metrics.registry import value_name
 from distgan.storage import checkpoint_folder
 from distgan.storage.run_dir import RunDir
+from distgan.transforms.image_values import shown_as
 
 log = logging.getLogger("distgan")
 
@@ -35,21 +36,26 @@ class PeriodicEvaluation:
     """
 
     def __init__(self, config: Config, world: World, dataset: Dataset, folder: RunDir) -> None:
-        settings, resolution = config.eval, config.data.resolution
+        settings, image = config.eval, image_spec(config.data)
         self._config, self._world, self._folder = config, world, folder
         self._extractor = world.run_on_all(
             lambda: open_extractor(
-                settings.extractor, settings.weights, settings.resizer, world.device, settings.download
+                settings.extractor,
+                settings.weights,
+                settings.resizer,
+                world.device,
+                settings.download,
+                shown_as(image, settings.bands),
             )
         )
         self._real: Reference | None = None
         self._images: ShardImages | None = None
         if is_statistics(config):
-            self._real = load_reference(config, self._extractor, None, resolution, world)
+            self._real = load_reference(config, self._extractor, None, image, world)
         else:
             # Labels of a reference are not used here, so it may have any classes.
             real = open_shards(config, settings.reference, 0, world) if settings.reference else dataset
-            self._images = shard_images(config, real, resolution, world)
+            self._images = shard_images(config, real, image, world)
         has_points = self._images is not None or world.broadcast_object(
             self._real is not None and self._real.has_points
         )
@@ -71,12 +77,17 @@ class PeriodicEvaluation:
         devices = [world.device] if world.device.type == "cuda" else []
         with torch.random.fork_rng(devices=devices):
             if not self._has_reference:
-                resolution = self._config.data.resolution
-                self._real = load_reference(self._config, self._extractor, self._images, resolution, world, check_stop)
+                image = image_spec(self._config.data)
+                self._real = load_reference(self._config, self._extractor, self._images, image, world, check_stop)
                 self._has_reference = True
-            z_dim, resolution = self._config.model.z_dim, self._config.data.resolution
             fakes = GeneratedImages(
-                G_ema, z_dim, resolution, seed=settings.seed, num=settings.num_images, labels=self._labels
+                G_ema,
+                self._config.model.z_dim,
+                image_spec(self._config.data),
+                seed=settings.seed,
+                num=settings.num_images,
+                labels=self._labels,
+                bands=settings.bands,
             )
             measured = measure(world, self._extractor, self._real, fakes, settings.metrics, check_stop=check_stop)
         for warning in measured.warnings if images <= settings.every else ():  # once, not each time

@@ -1,7 +1,6 @@
 """The real images of an evaluation, which a config names: shards, or a file of statistics."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 from distgan.config.decode_options import decode_options
 from distgan.config.schema import Config
@@ -13,6 +12,7 @@ from distgan.distributed.launch_env import run_on_all
 from distgan.distributed.process_group import World
 from distgan.evaluation.image_sets import ShardImages
 from distgan.evaluation.measure import CheckStop, measure_reference, never_stop
+from distgan.image_spec import ImageSpec
 from distgan.metrics.extractors import Extractor
 from distgan.metrics.reference_stats import Reference, load_statistics
 from distgan.storage.byte_ranges import ByteRangeReader
@@ -46,10 +46,10 @@ def open_shards(
     return opened(True) if num_classes and plain.has_labels else plain
 
 
-def shard_images(config: Config, dataset: Dataset, resolution: int, world: World) -> ShardImages:
+def shard_images(config: Config, dataset: Dataset, image: ImageSpec, world: World) -> ShardImages:
     """Return the images of shards, decoded and resized as for training."""
     threads = config.data.decode_threads or loader.decoding_threads(world.local_size, world.device.type)
-    return ShardImages(dataset, decode_options(replace(config.data, resolution=resolution)), threads)
+    return ShardImages(dataset, decode_options(config.data, image), threads, config.eval.bands)
 
 
 def is_statistics(config: Config) -> bool:
@@ -57,16 +57,16 @@ def is_statistics(config: Config) -> bool:
     return config.eval.reference.endswith(".npz")
 
 
-def read_statistics(config: Config, extractor: Extractor, resolution: int) -> Reference:
+def read_statistics(config: Config, extractor: Extractor, image: ImageSpec) -> Reference:
     """Read the file that eval.reference names. Raises DataError if it does not fit."""
-    return load_statistics(user_path(config.eval.reference), extractor.identity, extractor.dim, resolution)
+    return load_statistics(user_path(config.eval.reference), extractor.identity, extractor.dim, image.resolution)
 
 
 def load_reference(
     config: Config,
     extractor: Extractor,
     images: ShardImages | None,
-    resolution: int,
+    image: ImageSpec,
     world: World,
     check_stop: CheckStop = never_stop,
 ) -> Reference | None:
@@ -74,10 +74,10 @@ def load_reference(
 
     Args:
         images: The real images; None if eval.reference is a file of statistics.
-        resolution: Resolution of the images to be measured.
+        image: Size of the images to be measured.
     """
     if images is None:
-        return world.run_on_all(lambda: read_statistics(config, extractor, resolution))
+        return world.run_on_all(lambda: read_statistics(config, extractor, image))
     share = config.data.max_corrupt_fraction
     return measure_reference(
         world, extractor, images, keep=config.eval.num_real_features, check_stop=check_stop, max_corrupt_fraction=share

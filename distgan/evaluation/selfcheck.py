@@ -14,6 +14,7 @@ from distgan.errors import ConfigError, DataError, DistganError
 from distgan.evaluation.image_sets import Images, ShardImages
 from distgan.evaluation.measure import extract
 from distgan.evaluation.reference import open_shards, shard_images
+from distgan.image_spec import square
 from distgan.metrics import frechet, inception_score, precision_recall
 from distgan.metrics import kid as kernel
 from distgan.metrics.extractors import Extractor, open_extractor
@@ -52,7 +53,7 @@ class Part:
     reads_files = True
 
     def __init__(self, images: ShardImages, chosen: np.ndarray) -> None:
-        self.num, self.resolution = len(chosen), images.resolution
+        self.num, self.image = len(chosen), images.image
         self._images, self._chosen = images, chosen
 
     def read(self, numbers: np.ndarray) -> Images:
@@ -122,7 +123,7 @@ def _inception_on_cifar10(world: World, config: Config) -> list[Line]:
             sets[name] = _cifar10(open_shards(config, shards, 0, world), name)
         except DistganError as error:
             return without(str(error))
-    images = {name: shard_images(config, dataset, 32, world) for name, dataset in sets.items()}
+    images = {name: shard_images(config, dataset, square(32), world) for name, dataset in sets.items()}
     values = _values(world, extractor, images)
     return [Line(name, value, values[name], tolerance) for name, (value, tolerance) in expected.items()]
 

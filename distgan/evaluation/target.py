@@ -3,17 +3,19 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 
 from distgan.config.load import load_to_evaluate
-from distgan.config.schema import Config
+from distgan.config.schema import Config, image_spec
 from distgan.data import dataset_card
 from distgan.data.dataset import Dataset
 from distgan.data.pack_inputs import list_inputs
 from distgan.errors import ConfigError
 from distgan.evaluation.image_sets import GeneratedImages, ImageSet, ListedImages, draw_labels
+from distgan.image_spec import LEVELS, ImageSpec
 from distgan.inference.exported_folder import is_exported
 from distgan.inference.loading import load_generator, locate
 from distgan.storage import checkpoint_folder
@@ -29,7 +31,7 @@ class Target:
 
     Attributes:
         images: Maps a seed and the class counts of the data set to the images; images that exist ignore both.
-        resolution: Resolution of the images.
+        image: Channels, size and values of the images.
         origin: Where they come from, for the report.
         num_classes: 0 for images without classes.
         is_generated: Whether a generator makes them, so that other seeds give other images.
@@ -39,7 +41,7 @@ class Target:
 
     config: Config
     images: Callable[[int, Sequence[int]], ImageSet]
-    resolution: int
+    image: ImageSpec
     origin: dict[str, object]
     num_classes: int
     is_generated: bool
@@ -54,7 +56,7 @@ def open_target(target: str, overrides: Sequence[str], device: torch.device) -> 
     layers: list[tuple[str, dict]] = []
     if is_exported(path):
         generator = load_generator(path, device)
-        layers = [("exported generator", {"data": {"resolution": generator.resolution}})]
+        layers = [("exported generator", {"data": of_images(generator.image)})]
     elif (
         checkpoint_folder.names_best(path)
         or checkpoint_folder.newest_first(path)
@@ -68,11 +70,12 @@ def open_target(target: str, overrides: Sequence[str], device: torch.device) -> 
     else:
         return _open_images(target, path, overrides)
     config = load_to_evaluate([*layers, ("evaluate", {"eval": {"num_images": NUM_IMAGES}})], overrides)
-    if config.data.resolution != generator.resolution:
-        raise ConfigError(
-            f"data.resolution={config.data.resolution}: the generator makes images of {generator.resolution} pixels, "
-            "and real ones are compared at the same size"
-        )
+    for name, made in of_images(generator.image).items():
+        if (asked := getattr(config.data, name)) != made:
+            raise ConfigError(
+                f"data.{name}={asked}: the generator makes images of data.{name}={made}, and real ones are compared as "
+                "such: leave it out"
+            )
     _require_reference(config)
     num_classes, unseen, policy = generator.num_classes, generator.spec.unseen, config.eval.labels
     if not num_classes or policy != "empirical":
@@ -82,7 +85,13 @@ def open_target(target: str, overrides: Sequence[str], device: torch.device) -> 
     def images(seed: int, class_counts: Sequence[int]) -> ImageSet:
         labels = draw_labels(policy, seed, config.eval.num_images, class_counts if num_classes else [])
         return GeneratedImages(
-            generator.net, generator.z_dim, generator.resolution, seed=seed, num=config.eval.num_images, labels=labels
+            generator.net,
+            generator.z_dim,
+            generator.image,
+            seed=seed,
+            num=config.eval.num_images,
+            labels=labels,
+            bands=config.eval.bands,
         )
 
     origin = {name: value for name, value in generator.origin.items() if name != "config"}
@@ -94,7 +103,20 @@ def open_target(target: str, overrides: Sequence[str], device: torch.device) -> 
         "truncation": 1.0,
         "batch_norm": "running statistics" if _has_batch_norm(generator.net) else "none",
     }
-    return Target(config, images, generator.resolution, origin, num_classes, True, unseen, class_names)
+    return Target(config, images, generator.image, origin, num_classes, True, unseen, class_names)
+
+
+def of_images(image: ImageSpec) -> dict[str, Any]:
+    """Return the settings of `data` that make such images of files."""
+    alpha = "channel" if image.alpha else "composite"
+    values = [] if (image.low, image.high) == (0, LEVELS.get(image.dtype)) else [image.low, image.high]
+    return {
+        "resolution": image.resolution,
+        "channels": image.channels,
+        "dtype": image.dtype,
+        "range": values,
+        "alpha": alpha,
+    }
 
 
 def _require_reference(config: Config) -> None:
@@ -113,16 +135,16 @@ def _open_images(target: str, path: Path, overrides: Sequence[str]) -> Target:
             f"{asked[-1]} counts images to generate; {target} has {images.num:,} images, and all of them are "
             "measured: leave it out, or name a folder with fewer of them"
         )
-    config = load_to_evaluate([("images", {"data": {"resolution": images.resolution}})], overrides)
-    if config.data.resolution != images.resolution:
+    config = load_to_evaluate([("images", {"data": of_images(images.image)})], overrides)
+    if image_spec(config.data) != images.image:
         raise ConfigError(
-            f"data.resolution={config.data.resolution}, but {public(target)} has images of {images.resolution} "
+            f"data.resolution={config.data.resolution}, but {public(target)} has images of {images.image.size} "
             "pixels: real images are compared at the same size. "
             "`distgan pack --resolution` makes images of another size"
         )
     names = listing.classes or ()
     origin = {"pictures": str(path.resolve()) if path.exists() else public(target), "num": images.num}
-    return Target(config, lambda seed, counts: images, images.resolution, origin, len(names), False, class_names=names)
+    return Target(config, lambda seed, counts: images, images.image, origin, len(names), False, class_names=names)
 
 
 def name_classes(subject: Target, real: Dataset) -> list[str]:

@@ -4,6 +4,7 @@ import contextlib
 import importlib.util
 import json
 import logging
+import math
 import shutil
 import warnings
 from collections.abc import Callable, Iterator
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from distgan.errors import ConfigError, MachineError
+from distgan.image_spec import LEVELS, ImageSpec
 from distgan.inference import sampling
 from distgan.inference.exported_folder import DESCRIPTION, WEIGHTS, describe
 from distgan.inference.loading import load_generator, locate
@@ -91,7 +93,7 @@ def export(path: str, out: str, kind: str) -> str:
         part.rename(target)
     finally:
         _remove(part)
-    size = f"{networks.num_weights(G.net) / 1e6:.2f}M weights, {G.resolution} pixels"
+    size = f"{networks.num_weights(G.net) / 1e6:.2f}M weights, {G.image.size} pixels"
     return f"{G.spec.family}, {size}: {out} (differs from the generator by at most {difference:.0e})"
 
 
@@ -111,10 +113,11 @@ def card(G: TrainedGenerator, kind: str, name: str) -> str:
         "seed": config["train"]["seed"],
         "made by": f"distgan {__version__}, torch {torch.__version__}",
     }
-    side, of_classes = G.resolution, f", {classes} classes" if classes else ""
+    image, of_classes = G.image, f", {classes} classes" if classes else ""
+    shape = f"float32 [B, {image.channels}, {image.height}, {image.width}]"
     untrained = f", but not {', '.join(map(str, G.spec.unseen))}: not trained, no images" * bool(G.spec.unseen)
     rows = {
-        "pictures": f"| `pictures` | float32 [B, 3, {side}, {side}] | to be restored; -1 is black and 1 is white |",
+        "pictures": f"| `pictures` | {shape} | to be restored; {_values_of(image)} |",
         "z": f"| `z` | float32 [B, {G.z_dim}] | standard normal |",
         "labels": f"| `labels` | int64 [B] | classes 0 to {classes - 1}{untrained} |",
     }
@@ -134,7 +137,7 @@ library_name: distgan
 tags: [gan, {tag}, {G.spec.family}]
 ---
 
-# {name}: {what} of {side} x {side} pixels{of_classes}
+# {name}: {what} of {image.width} x {image.height} pixels{of_classes}
 
 {use}
 
@@ -142,8 +145,8 @@ tags: [gan, {tag}, {G.spec.family}]
 | --- | --- | --- |
 {inputs}
 
-Output: `images`, float32 [B, 3, {side}, {side}], red, green, blue; -1 is black and 1 is white. Where the network has no
-bound, values may pass these ends a little. As bytes: `(images * 127.5 + 127.5).round().clip(0, 255)`. B is any number.
+Output: `images`, {shape}, {_channels_of(image)}; {_values_of(image)}. Where the network has no
+bound, values may pass these ends a little. {_stored_by(image)} B is any number.
 
 | | |
 | --- | --- |
@@ -152,6 +155,27 @@ bound, values may pass these ends a little. As bytes: `(images * 127.5 + 127.5).
 The config of the training is in `{DESCRIPTION}`{place}. Whose images it was trained on, and under which terms, this
 card does not know: say so before you pass it on.
 """
+
+
+def _channels_of(image: ImageSpec) -> str:
+    """Return names of the channels."""
+    colors = {1: "gray", 3: "red, green, blue"}.get(image.num_colors, f"channels 0 to {image.num_colors - 1}")
+    return colors + ", alpha" * image.alpha
+
+
+def _values_of(image: ImageSpec) -> str:
+    """Return what the ends of the range mean."""
+    if (image.dtype, image.low, image.high) == ("uint8", 0, 255):
+        return "-1 is black and 1 is white"
+    return f"-1 is {image.low:g} and 1 is {image.high:g} of the training data ({image.dtype})"
+
+
+def _stored_by(image: ImageSpec) -> str:
+    """Return a sentence with the formula of stored values."""
+    half, middle = image.half_range, image.low + image.half_range
+    as_what = {"uint8": "As bytes", "uint16": "As 16-bit numbers"}.get(image.dtype, "As in the training data")
+    rounded = ".round()" if image.dtype in LEVELS else ""
+    return f"{as_what}: `(images * {half:g} + {middle:g}){rounded}.clip({image.low:g}, {image.high:g})`."
 
 
 USE = {
@@ -187,8 +211,8 @@ def example(G: TrainedGenerator, num: int) -> Inputs:
     """Return example inputs of `network(G)` for `num` images, without those that it would ignore."""
     inputs = {}
     if G.restores:
-        side = G.resolution
-        inputs["pictures"] = sampling.latents(1, range(num), 3 * side * side).view(num, 3, side, side).tanh()
+        shape = G.image.channels, G.image.height, G.image.width
+        inputs["pictures"] = sampling.latents(1, range(num), math.prod(shape)).view(num, *shape).tanh()
     if _uses_latents(G):
         inputs["z"] = sampling.latents(0, range(num), G.z_dim)
     return inputs | ({"labels": torch.arange(num) % G.num_classes} if G.num_classes else {})

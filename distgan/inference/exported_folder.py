@@ -16,7 +16,8 @@ from distgan.storage.checkpoint import machine_memory
 from distgan.storage.untrusted import MAX_JSON_BYTES, Count, Name, Sha256, json_of, parse, read
 from distgan.version import __version__
 
-FORMAT = "distgan generator 1"
+FORMAT = "distgan generator 2"
+READABLE = ("distgan generator 1", FORMAT)  # the first has no channels, dtype, range and alpha: colors in 8 bits
 WEIGHTS, DESCRIPTION = checkpoint.EXPORT  # names of its files
 
 
@@ -95,10 +96,14 @@ def read_exported(folder: Path) -> tuple[Spec, dict[str, Tensor], dict]:
     except FileNotFoundError as error:
         raise DataError(f"{folder}: {Path(error.filename).name} is missing") from None
     found_format = parse(_OfAnyFormat, value, where)["format"]
-    if found_format != FORMAT:
+    if found_format not in READABLE:
         raise DataError(f"{folder}: {DESCRIPTION} is of format {found_format!r}; this version reads {FORMAT!r}")
     exported = parse(_Exported, value, where)
     spec, expected, origin = exported["generator"], exported["weights"]["sha256"], exported["origin"]
+    try:
+        spec.image  # noqa: B018 (which it raises for)
+    except ValueError as error:
+        raise DataError(f"{where}: generator: {error}") from None
     if hashlib.sha256(data).hexdigest() != expected:
         raise DataError(f"{folder}: {WEIGHTS} is not what was written ({len(data)} bytes): export it again")
     networks.require_family(spec.family, folder)

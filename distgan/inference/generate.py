@@ -1,6 +1,7 @@
 """Generate images of a checkpoint: as PNG files, shards, a grid or a video."""
 
 import functools
+import io
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -9,15 +10,18 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from distgan.data import image_grid, loader
+from distgan.data import image_file, image_grid, loader
 from distgan.distributed.device_copy import copy_to_device
 from distgan.errors import ConfigError, DataError
+from distgan.image_spec import ImageSpec, square
 from distgan.inference import shard_writer, video
 from distgan.inference.loading import load_generator, locate
 from distgan.inference.scoring import Score, open_score
 from distgan.inference.selection import GeneratedImage, SampleSelection, parse_classes
 from distgan.inference.trained_generator import TrainedGenerator
+from distgan.storage.atomic import replacing
 from distgan.storage.home import user_path
+from distgan.transforms.image_values import to_pixels
 
 SHARD_IMAGES, SHARD_BYTES = 2048, 256_000_000  # of a shard by default, whichever is less; bytes of uncompressed pixels
 FILTERED_IMAGES = 1024  # of a group whose best images become files
@@ -30,7 +34,7 @@ class GenerateOptions:
     """The options of `distgan generate`.
 
     Attributes:
-        kind: "png", "shards", "grid" or "video".
+        kind: "png", "npy", "shards", "grid" or "video".
         num: Number of images, or frames of a video.
         labels: Classes that the images take in turn, "0,3" or "0-9"; empty for all learned. A grid has a row for each.
         columns: Columns of a grid, or of a video's classes; None for a row per class, or a square.
@@ -87,6 +91,11 @@ def generate(path: str, out: str, options: GenerateOptions, rank: int = 0, world
         return ""
     where = locate(path)  # once: a run that trains may write a newer one meanwhile
     G = load_generator(where)
+    if options.kind == "png" and image_file.suffix(G.image) != "png":
+        raise ConfigError(
+            f"--as png: {G.image.channels} channel(s) of {G.image.dtype} do not fit into PNG files: --as npy or shards "
+            "keeps all, --as grid shows three channels"
+        )
     classes = parse_labels(options.labels, G)
     if options.is_file:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -99,14 +108,15 @@ def generate(path: str, out: str, options: GenerateOptions, rank: int = 0, world
     card = _card(G, selection, options)
     groups = range(rank, selection.num_groups, world)
     if options.kind == "shards":
-        return shard_writer.write(out, selection, draw, card, groups, loader.decoding_threads(world, G.device.type))
+        threads = loader.decoding_threads(world, G.device.type)
+        return shard_writer.write(out, selection, draw, card, groups, threads, G.image)
     may_grow = options.share == 1 and not options.balance
     folder = shard_writer.claim(out, card["generated"], may_grow=may_grow)
     for image in (image for group in groups for image in draw(group)):
         # Class folders, as `distgan pack` reads them.
         subfolder = folder if image.label is None else folder / f"{image.label:03d}"
         subfolder.mkdir(exist_ok=True)
-        image_grid.save_png(subfolder / f"{image.number:08d}.png", image.pixels)
+        _save(subfolder / f"{image.number:08d}.{options.kind}", image.pixels, G.image)
     return f"{options.num} images: {target}"
 
 
@@ -139,7 +149,7 @@ def draw_group(
             raise DataError(
                 f"the scores of images {chunk.start} to {chunk.stop - 1} are not finite: --keep-best needs them"
             )
-        for i, value, pixels in zip(chunk, scores, image_grid.to_uint8(images)):
+        for i, value, pixels in zip(chunk, scores, to_pixels(images, G.image)):
             if i in numbers:
                 best.append(GeneratedImage(i, selection.label(i), pixels, value))
         best = selection.best(group, best)
@@ -187,10 +197,10 @@ def _check_target(target: Path, out: str, options: GenerateOptions) -> None:
 
 def _select(G: TrainedGenerator, classes: list[int], options: GenerateOptions) -> SampleSelection:
     """Return the selection that makes a set; a group becomes a shard, or as many files as are made at once."""
-    if options.kind == "png":
+    if options.kind in ("png", "npy"):
         size = G.chunk if options.share == 1 else FILTERED_IMAGES
     else:
-        by_resolution = min(SHARD_IMAGES, SHARD_BYTES // (3 * G.resolution**2)) // G.chunk
+        by_resolution = min(SHARD_IMAGES, SHARD_BYTES // G.image.num_bytes) // G.chunk
         size = options.shard_images or max(1, by_resolution) * G.chunk
     taken = tuple(dict.fromkeys(classes) if options.balance else classes)
     return SampleSelection(options.num, size, taken, options.share, options.balance)
@@ -209,12 +219,13 @@ def _card(G: TrainedGenerator, selection: SampleSelection, options: GenerateOpti
     }
     if options.share < 1:
         generated["filter_by"] = options.filter_by
-    elif options.kind == "png":
+    elif options.kind in ("png", "npy"):
         del generated["shard_images"]  # it only says how many are made at once
     return {
         "classes": [str(label) for label in range(G.num_classes)] or None,
-        "image": "png",
-        "resolution": G.resolution,
+        "image": image_file.suffix(G.image),
+        "resolution": G.image.height if G.image.height == G.image.width else None,
+        **_card_of_values(G.image),
         "source": f"distgan generate, {origin['run']}, {origin['checkpoint']}",
         "candidates": selection.num_candidates,
         "config": G.origin["config"],
@@ -222,12 +233,45 @@ def _card(G: TrainedGenerator, selection: SampleSelection, options: GenerateOpti
     }
 
 
+def _card_of_values(image: ImageSpec) -> dict:
+    """Return what a card says of images that are not square ones of colors in 8 bits."""
+    if image == square(image.height):
+        return {}
+    return {
+        "channels": image.channels,
+        "dtype": image.dtype,
+        "alpha": image.alpha,
+        "height": image.height,
+        "width": image.width,
+        "values": None if image.dtype == "uint8" else [image.low, image.high],
+    }
+
+
+def _save(path: Path, pixels: np.ndarray, image: ImageSpec) -> None:
+    """Write one image's file, whole or not at all."""
+    if path.suffix == ".png":
+        data = image_file.to_bytes(pixels, image)
+    else:
+        out = io.BytesIO()
+        np.save(out, pixels, allow_pickle=False)
+        data = out.getvalue()
+    with replacing(path) as part:
+        part.write_bytes(data)
+
+
 def _write_grid(G: TrainedGenerator, target: Path, classes: list[int], options: GenerateOptions) -> str:
     num = options.num
     columns = options.columns or (-(-num // len(classes)) if classes else math.ceil(math.sqrt(num)))
     labels = [classes[i // columns % len(classes)] for i in range(num)] if classes else None
-    image_grid.save_png(target, image_grid.grid(list(G.pictures(range(num), options.seed, labels)), columns))
+    parts = G.sampler(options.seed).display(range(num), labels, bands=_bands(G))
+    tiles = [tile for part in parts for tile in part.permute(0, 2, 3, 1).cpu().numpy()]
+    image_grid.save_png(target, image_grid.grid(tiles, columns))
     return f"{num} images: {target}"
+
+
+def _bands(G: TrainedGenerator) -> list[int]:
+    """Return the channels to show that the run chose."""
+    return G.origin["config"].get("eval", {}).get("bands", [])
 
 
 def _write_video(G: TrainedGenerator, target: Path, classes: list[int], options: GenerateOptions) -> str:
@@ -242,5 +286,5 @@ def _write_video(G: TrainedGenerator, target: Path, classes: list[int], options:
     if not 2 <= keyframes <= num:
         raise ConfigError(f"--keyframes {keyframes}: 2 to {num}, the number of frames (--num)")
     columns = options.columns or math.ceil(math.sqrt(len(classes) or 1))
-    video.save(target, video.frames(G, options.seed, num, keyframes, classes, columns), fps)
+    video.save(target, video.frames(G, options.seed, num, keyframes, classes, columns, _bands(G)), fps)
     return f"{num} frames, {num / fps:.1f} s, by {keyframes} latents and back to the first: {target}"

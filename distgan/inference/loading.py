@@ -12,11 +12,10 @@ from torch import Tensor, nn
 from distgan.config.load import from_dict
 from distgan.config.model_schema import net_settings
 from distgan.config.records import to_dict, without_secrets
-from distgan.config.schema import Config, network_options
+from distgan.config.schema import Config, image_spec, network_options
 from distgan.distributed.gpus import require_usable_gpus
 from distgan.distributed.launch_env import local_rank
 from distgan.errors import ConfigError, DataError
-from distgan.image_spec import square
 from distgan.inference.exported_folder import is_exported, read_exported
 from distgan.inference.trained_generator import Spec, TrainedGenerator
 from distgan.inference.weight_budget import weight_budget
@@ -122,6 +121,10 @@ def _read_checkpoint(folder: Path) -> tuple[Path, checkpoint.Tensors, Config, Sa
     networks.require_revision(config.model.family, state.get("revision", 1), where)
     if not config.data.resolution:
         raise DataError(f"{where}: state.json: config.data.resolution: got 0, expected the side of the images")
+    try:
+        image_spec(config.data)
+    except ValueError as error:
+        raise DataError(f"{where}: state.json: config.data: {error}") from None
     return where, tensors, config, state
 
 
@@ -136,6 +139,10 @@ def _spec(config: Config, state: SavedState) -> Spec:
         dict(model.G),
         MODELS[model.family].revision,
         state.get("unseen", []),  # older checkpoints do not have it
+        channels=config.data.channels,
+        dtype=config.data.dtype,
+        range=list(config.data.range),
+        alpha=config.data.alpha == "channel",
     )
 
 
@@ -160,7 +167,7 @@ def _build_generator(spec: Spec, weights: dict[str, Tensor], folder: Path) -> nn
         raise DataError(f"{folder}: a generator of {spec.num_classes} classes, none of which was trained")
     # The fork keeps the caller's random state: the initial weights are replaced anyway.
     with torch.random.fork_rng(devices=[]), weight_budget(folder, weights):
-        return MODELS[spec.family].generator(square(spec.resolution), spec.z_dim, spec.num_classes, **settings)
+        return MODELS[spec.family].generator(spec.image, spec.z_dim, spec.num_classes, **settings)
 
 
 def _require_arguments(net: nn.Module, expected: list[str], family: str) -> None:

@@ -12,22 +12,23 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from distgan.data import image_grid
-from distgan.data.decode import decode, decode_array
+from distgan.data import image_file, image_grid
+from distgan.data.decode import DecodeOptions, decode_array, decode_into
 from distgan.data.image_format import SUFFIXES, CorruptImage
 from distgan.data.pack_entry import InputEntry, ListingOptions, read_entry
 from distgan.data.pack_inputs import list_inputs
 from distgan.data.resize import fit
 from distgan.errors import ConfigError, DataError
-from distgan.image_spec import square
 from distgan.inference.generate import parse_labels, require_grid
 from distgan.inference.loading import load_generator, locate
 from distgan.inference.trained_generator import TrainedGenerator
+from distgan.storage.atomic import replacing
 from distgan.storage.home import user_path
+from distgan.transforms.image_values import display_pixels
 
 
 class Row(NamedTuple):
-    """An image's number in its source, the image before and after, and the clean one; uint8 [R, R, 3] each."""
+    """An image's number in its source, the image before and after, and the clean one; stored values [H, W, C] each."""
 
     number: int
     degraded: np.ndarray
@@ -110,9 +111,10 @@ class Restorer:
             if number_of_chunk % world != rank:
                 continue
             for row in self._rows(chunk):
-                path = target / names[row.number]
+                path = (target / names[row.number]).with_suffix(f".{image_file.suffix(self._G.image)}")
                 path.parent.mkdir(parents=True, exist_ok=True)
-                image_grid.save_png(path, row.restored)
+                with replacing(path) as part:
+                    part.write_bytes(image_file.to_bytes(row.restored, self._G.image))
                 done += 1
         return self._summary(done, total, target, world)
 
@@ -120,7 +122,8 @@ class Restorer:
         """Write degraded and restored images side by side, with the clean ones of pairs."""
         rows = [row for chunk in self._chunks(num) for row in self._rows(chunk)]
         summary = self._summary(len(rows), len(rows), target)
-        joined = [np.concatenate([x for x in row[1:] if x is not None], axis=1) for row in rows]
+        seen = [display_pixels(np.stack([x for x in row[1:] if x is not None]), self._G.image) for row in rows]
+        joined = [np.concatenate(list(images), axis=1) for images in seen]
         target.parent.mkdir(parents=True, exist_ok=True)
         image_grid.save_png(target, image_grid.grid(joined, columns or math.ceil(math.sqrt(len(rows)))))
         return summary
@@ -157,7 +160,7 @@ class Restorer:
                 )
 
         def read_degraded(numbers: list[int]) -> Tensor:
-            return torch.from_numpy(np.stack([readable[number][0] for number in numbers])).permute(0, 3, 1, 2)
+            return torch.from_numpy(np.stack([readable[number][0] for number in numbers]))
 
         labels = classes if self._G.num_classes else None
         restored = self._G.sampler(self._seed).pixels(list(readable), labels, read_degraded)
@@ -166,9 +169,13 @@ class Restorer:
 
     def _read(self, entry: InputEntry) -> np.ndarray:
         content = read_entry(entry)
-        pixels = (decode(content) if isinstance(content, bytes) else decode_array(content)).pixels
-        self._num_resized += pixels.shape[:2] != (self._G.resolution, self._G.resolution)
-        return fit(pixels, square(self._G.resolution), self._data["resize_filter"], self._data["crop"])
+        image, (filter, crop) = self._G.image, (self._data["resize_filter"], self._data["crop"])
+        if isinstance(content, bytes):
+            out = np.empty(image.shape, image.dtype)
+            self._num_resized += decode_into(content, out, DecodeOptions(image, filter, crop))
+            return out
+        self._num_resized += content.shape[:2] != image.shape[:2]
+        return fit(decode_array(content, image).pixels, image, filter, crop)
 
     def _summary(self, done: int, total: int, target: Path, world: int = 1) -> str:
         """Return a human-readable line; one of several processes counts its own images only.
@@ -179,9 +186,8 @@ class Restorer:
         reasons = ", ".join(f"{count} {reason}" for reason, count in self._skipped.most_common())
         if not total or (not done and self._skipped):
             raise DataError(f"--input {self._source}: no usable image" + (f": {reasons}" if reasons else ""))
-        side = self._G.resolution
         line = f"{done} images restored" if world == 1 else f"{total} images, shared among {world} processes"
-        resized = f", {self._num_resized} resized to {side} x {side}" if self._num_resized else ""
+        resized = f", {self._num_resized} resized to {self._G.image.size}" if self._num_resized else ""
         return f"{line}{resized}: {target}" + (f"; skipped {reasons}" if reasons else "")
 
 

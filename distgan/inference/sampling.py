@@ -7,19 +7,20 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from distgan.data.image_grid import to_uint8
 from distgan.distributed.device_copy import copy_to_device
+from distgan.image_spec import ImageSpec
 from distgan.models.networks import run_generator
 from distgan.rng import host_rng
+from distgan.transforms.image_values import to_display, to_networks, to_pixels
 
 CHUNK = 64  # images of one forward; always whole, so that an image does not depend on which others are asked for
 
-ReadDegraded = Callable[[list[int]], Tensor]  # numbers -> degraded images, uint8 [n, 3, R, R], on any device
+ReadDegraded = Callable[[list[int]], Tensor]  # numbers -> degraded images, stored values [n, H, W, C], on any device
 
 
-def chunk_size(resolution: int) -> int:
+def chunk_size(image: ImageSpec) -> int:
     """Return the images of one forward: CHUNK, fewer above 256 pixels, where that many take much memory."""
-    return max(1, min(CHUNK, CHUNK * 256**2 // resolution**2))
+    return max(1, min(CHUNK, CHUNK * 256**2 // (image.height * image.width)))
 
 
 def latents(seed: int, numbers: Sequence[int] | np.ndarray, z_dim: int) -> Tensor:
@@ -38,14 +39,30 @@ class Sampler:
     G: nn.Module
     z_dim: int
     seed: int
-    chunk: int
+    image: ImageSpec
+
+    @property
+    def chunk(self) -> int:
+        """Return the images of one forward."""
+        return chunk_size(self.image)
 
     def pixels(
         self, numbers: Sequence[int], labels: Sequence[int] | None = None, degraded: ReadDegraded | None = None
     ) -> Iterator[np.ndarray]:
-        """Yield the images of some numbers, uint8 [H, W, 3] each, copied once a chunk. Arguments as for `images`."""
+        """Yield the images of some numbers, stored values [H, W, C] each, copied once a chunk. See `images`."""
         for part in self.images(numbers, labels, degraded):
-            yield from to_uint8(part)
+            yield from to_pixels(part, self.image)
+
+    def display(
+        self,
+        numbers: Sequence[int],
+        labels: Sequence[int] | None = None,
+        degraded: ReadDegraded | None = None,
+        bands: Sequence[int] = (),
+    ) -> Iterator[Tensor]:
+        """Yield what people see of the images of some numbers, a chunk at a time: uint8 [B, 3, H, W] on G's device."""
+        for part in self.images(numbers, labels, degraded):
+            yield to_display(part, self.image, bands)
 
     @torch.no_grad()
     def images(
@@ -77,7 +94,7 @@ class Sampler:
                     chunk_labels = copy_to_device(filled, device)
                 rows_on_device = copy_to_device(rows, device)
                 if degraded is not None:
-                    read = copy_to_device(degraded(wanted[part].tolist()), device) / 127.5 - 1
+                    read = to_networks(copy_to_device(degraded(wanted[part].tolist()), device), self.image)
                     condition = read[:1].repeat(self.chunk, 1, 1, 1)
                     condition[rows_on_device] = read
                 images = run_generator(self.G, z, condition, chunk_labels)

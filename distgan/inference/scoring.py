@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 
 from distgan.config.decode_options import decode_options
-from distgan.config.schema import Config
-from distgan.data import image_grid
+from distgan.config.schema import Config, image_spec
 from distgan.data.dataset import Dataset, DatasetOptions
 from distgan.data.shard_urls import find_shards
 from distgan.errors import ConfigError, DataError
@@ -19,10 +18,11 @@ from distgan.metrics import precision_recall
 from distgan.metrics.extractors import open_extractor
 from distgan.rng import host_rng
 from distgan.storage.byte_ranges import ByteRangeReader
+from distgan.transforms.image_values import display_pixels, to_display
 
 log = logging.getLogger("distgan")
 
-# Images [B, 3, R, R] in -1..1 and labels [B] to scores [B], all on G's device; more is better.
+# Images [B, C, H, W] in -1..1 and labels [B] to scores [B], all on G's device; more is better.
 Score = Callable[[Tensor, Tensor | None], Tensor]
 SCORES = ("discriminator", "nearest-real")
 NUM_REALS = 4096  # real images that distances are measured to
@@ -63,6 +63,7 @@ class NearestRealScore:
         self._extractor = open_extractor(
             settings.extractor, settings.weights, settings.resizer, device, settings.download
         )
+        self._image, self._bands = image_spec(data), settings.bands
         self._extractor.part = min(self._extractor.part, chunk)  # else it would fill each chunk up
         source = ByteRangeReader(timeout_sec=data.timeout_sec, cache_bytes=data.cache_mb * 2**20)
         try:
@@ -72,8 +73,9 @@ class NearestRealScore:
             log.info(f"reading {len(numbers):,} real images, with {settings.extractor}")
             features = []
             for part in np.split(np.sort(numbers), range(chunk, len(numbers), chunk)):
-                pixels = [dataset.read(int(i), decode_options(data)) for i in part]
-                features.append(self._extractor(torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2))[0])
+                pixels = np.stack([dataset.read(int(i), decode_options(data)) for i in part])
+                seen = display_pixels(pixels, self._image, self._bands)
+                features.append(self._extractor(torch.from_numpy(seen).permute(0, 3, 1, 2))[0])
         finally:
             source.close()
         self._features = torch.cat(features)
@@ -81,4 +83,5 @@ class NearestRealScore:
             raise DataError(f"features of real images by {settings.extractor} are not finite")
 
     def __call__(self, images: Tensor, labels: Tensor | None) -> Tensor:
-        return -precision_recall.nearest(self._extractor(image_grid.to_levels(images))[0], self._features)[0]
+        seen = to_display(images, self._image, self._bands)
+        return -precision_recall.nearest(self._extractor(seen)[0], self._features)[0]

@@ -19,7 +19,7 @@ class GeneratedImage(NamedTuple):
 
     number: int
     label: int | None
-    pixels: np.ndarray  # uint8 [H, W, 3]
+    pixels: np.ndarray  # stored values [H, W, C]
     score: float = 0.0
 
 

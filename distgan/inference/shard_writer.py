@@ -11,8 +11,8 @@ through the folder alone:
 So a killed process loses its current shard, and the same command continues.
 """
 
+import functools
 import hashlib
-import io
 import json
 import os
 import re
@@ -21,11 +21,11 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from PIL import Image
 from tqdm import tqdm
 
-from distgan.data import index_cache, tar
+from distgan.data import image_file, index_cache, tar
 from distgan.errors import ConfigError, DataError, MachineError
+from distgan.image_spec import ImageSpec
 from distgan.inference.selection import GeneratedImage, SampleSelection
 from distgan.storage.atomic import aside, replace_file
 from distgan.storage.byte_ranges import ByteRangeReader
@@ -43,6 +43,7 @@ def write(
     card: dict,
     groups: Sequence[int],
     threads: int,
+    image: ImageSpec,
 ) -> str:
     """Write the shards of some groups, and the card if the set is then complete; returns a line that says which.
 
@@ -52,6 +53,7 @@ def write(
             that was begun with another one is refused.
         groups: This process's share of the groups; the process with group 0 shows a progress bar.
         threads: Number of threads that encode images.
+        image: Channels and values of the images.
 
     Raises:
         ConfigError: The folder holds something else.
@@ -69,7 +71,7 @@ def write(
     try:
         with ThreadPoolExecutor(threads) as pool, bar:
             for group in missing:
-                _write_shard(folder, group, draw(group), pool)
+                _write_shard(folder, group, draw(group), pool, image)
                 bar.update(selection.size(group))
     except OSError as error:
         raise MachineError(
@@ -149,7 +151,9 @@ def _is_finished(folder: Path, group: int) -> bool:
     return summary is not None and path.exists() and path.stat().st_size == summary["bytes"]
 
 
-def _write_shard(folder: Path, group: int, images: Iterable[GeneratedImage], pool: ThreadPoolExecutor) -> None:
+def _write_shard(
+    folder: Path, group: int, images: Iterable[GeneratedImage], pool: ThreadPoolExecutor, of: ImageSpec
+) -> None:
     """Write a shard, its index, and its summary, which marks it as finished, in this order."""
     name = f"{group:06d}.tar"
     part = aside(folder / ASIDE / name)
@@ -157,7 +161,9 @@ def _write_shard(folder: Path, group: int, images: Iterable[GeneratedImage], poo
     classes: dict[int, int] = {}
     try:
         with open(part, "xb") as file:
-            for label, blob in pool.map(_encoded, images):  # which holds all images of a shard in memory
+            for label, blob in pool.map(
+                functools.partial(_encoded, of), images
+            ):  # which holds all images of a shard in memory
                 file.write(blob)
                 digest.update(blob)
                 size, samples = size + len(blob), samples + 1
@@ -177,11 +183,9 @@ def _write_shard(folder: Path, group: int, images: Iterable[GeneratedImage], poo
     replace_file(folder / ASIDE / f"{group:06d}.json", json.dumps(summary | {"classes": sorted(classes.items())}))
 
 
-def _encoded(image: GeneratedImage) -> tuple[int | None, bytes]:
+def _encoded(of: ImageSpec, image: GeneratedImage) -> tuple[int | None, bytes]:
     """Return an image's class, and its sample as bytes of a tar."""
-    file = io.BytesIO()
-    Image.fromarray(image.pixels).save(file, format="PNG", compress_level=1)
-    parts = {"png": file.getvalue()}
+    parts = {image_file.suffix(of): image_file.to_bytes(image.pixels, of)}
     if image.label is not None:
         parts["cls"] = b"%d" % image.label
     return image.label, tar.sample(f"{image.number:08d}", parts)

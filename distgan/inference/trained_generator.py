@@ -10,10 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from distgan.distributed.device_copy import copy_to_device
+from distgan.image_spec import MAX_CHANNELS, DType, ImageSpec
 from distgan.inference import sampling
 from distgan.storage.saved_state import Classes
 from distgan.storage.untrusted import Between, Positive
 
+Side = Annotated[int, Between(8, 1024)]
 Labels = Tensor | Sequence[int] | int | None  # a class for each image, one for all, or the classes in turn
 
 
@@ -23,40 +25,53 @@ class Spec:
 
     Attributes:
         family: A key of `distgan.models.MODELS`.
-        resolution: Side of the images in pixels.
+        resolution: Size of the images in pixels, a side or [height, width].
         z_dim: Length of a latent.
         num_classes: 0 for a generator without classes.
         settings: The family's own settings, `model.G` of a config.
         revision: Revision of the family's networks, see `distgan.models.Family`.
         unseen: Classes without an image in the training data.
+        channels, dtype, range, alpha: Of the images, see `ImageSpec`; an empty range: all levels of the dtype.
     """
 
     family: str
-    resolution: Annotated[int, Between(8, 1024)]
+    resolution: Side | list[Side]
     z_dim: Annotated[int, Between(1, 2**20)]
     num_classes: Classes
     settings: dict[str, object] = field(default_factory=dict)
     revision: Positive = 1
     unseen: list[Classes] = field(default_factory=list)
+    channels: Annotated[int, Between(1, MAX_CHANNELS)] = 3
+    dtype: DType = "uint8"
+    range: list[float] = field(default_factory=list)
+    alpha: bool = False
+
+    @property
+    def image(self) -> ImageSpec:
+        """Return the spec of the images. Raises ValueError where there are no such images."""
+        height, width = self.resolution if isinstance(self.resolution, list) else [self.resolution] * 2
+        low, high = self.range or (0.0, 0.0)
+        return ImageSpec(height, width, self.channels, self.dtype, low, high, self.alpha)
 
 
 class TrainedGenerator:
     """A trained generator, ready to draw from; `distgan.load_generator` returns it.
 
         G = load_generator("runs/faces")
-        images = G(16, seed=1)                    # float32 [16, 3, R, R] in -1..1: images 0..15 of seed 1
+        images = G(16, seed=1)                    # float32 [16, C, H, W] in -1..1: images 0..15 of seed 1
         images = G(z, labels)                     # of your own latents: standard normal [B, z_dim]
-        images = list(G.pictures(range(16)))      # uint8 [R, R, 3] each, as `distgan generate` writes them
+        images = list(G.pictures(range(16)))      # [H, W, C] each, as `distgan generate` writes them
 
     An image-to-image generator is loaded by `load_generator(path, restores=True)`:
 
-        images = G.restore(degraded)              # both float32 [B, 3, R, R] in -1..1
+        images = G.restore(degraded)              # both float32 [B, C, H, W] in -1..1
 
     Attributes:
-        net: The average generator in evaluation mode, its weights frozen: net(z, labels) -> [B, 3, R, R], or
+        net: The average generator in evaluation mode, its weights frozen: net(z, labels) -> [B, C, H, W], or
             net(pictures, z, labels) where it restores images.
         restores: Whether it is an image-to-image generator.
-        resolution, z_dim, num_classes: R; the length of a latent; 0 for a generator without classes.
+        image: Channels, size and values of the images.
+        z_dim, num_classes: The length of a latent; 0 for a generator without classes.
         seen: The classes with images in the training data; labels of other classes are refused.
         spec: These, the family and its settings.
         origin: Where it comes from: run, checkpoint, its hash, images seen, and the config of the training.
@@ -66,9 +81,14 @@ class TrainedGenerator:
     def __init__(self, net: nn.Module, spec: Spec, origin: dict[str, Any]) -> None:
         self.net, self.spec, self.origin = net, spec, origin
         self.restores = "pictures" in inspect.signature(net.forward).parameters
-        self.resolution, self.z_dim, self.num_classes = spec.resolution, spec.z_dim, spec.num_classes
+        self.image, self.z_dim, self.num_classes = spec.image, spec.z_dim, spec.num_classes
         self.seen = sorted(set(range(spec.num_classes)) - set(spec.unseen))
-        self.chunk = sampling.chunk_size(spec.resolution)
+        self.chunk = sampling.chunk_size(spec.image)
+
+    @property
+    def resolution(self) -> int | list[int]:
+        """Return the size of the images: a side, or [height, width]."""
+        return self.image.resolution
 
     @property
     def device(self) -> torch.device:
@@ -84,7 +104,8 @@ class TrainedGenerator:
 
     @torch.no_grad()
     def __call__(self, z: Tensor | int, labels: Labels = None, *, seed: int = 0) -> Tensor:
-        """Return images [B, 3, R, R], float32, on the generator's device; -1 is black and 1 is white.
+        """Return images [B, C, H, W], float32, on the generator's device; -1 and 1 are the ends of
+        the range of values, black and white.
 
         Args:
             z: Latents [B, z_dim]; or a number B, which means latents 0 to B - 1 of `seed`.
@@ -109,7 +130,7 @@ class TrainedGenerator:
 
     @torch.no_grad()
     def restore(self, pictures: Tensor, labels: Labels = None, *, seed: int = 0) -> Tensor:
-        """Return restored images of degraded ones, both [B, 3, R, R] in -1..1; float32, on the generator's device.
+        """Return restored images of degraded ones, both [B, C, H, W] in -1..1; float32, on the generator's device.
 
         Args:
             labels: As for a call.
@@ -120,16 +141,17 @@ class TrainedGenerator:
         """
         if not self.restores:
             raise ValueError("this generator makes images of noise: call it with latents or a number")
-        side = self.resolution
-        if pictures.shape[1:] != (3, side, side):
-            raise ValueError(f"images of shape {list(pictures.shape)}: this generator takes [B, 3, {side}, {side}]")
+        expected = self.image.channels, self.image.height, self.image.width
+        if pictures.shape[1:] != expected:
+            takes = ", ".join(map(str, expected))
+            raise ValueError(f"images of shape {list(pictures.shape)}: this generator takes [B, {takes}]")
         classes = self._class_tensor(labels, len(pictures))
         z = copy_to_device(sampling.latents(seed, range(len(pictures)), self.z_dim), self.device)
         images: Tensor = self.net(pictures.to(self.device, torch.float32), z, classes)  # it waits, as in a call
         return images
 
     def images(self, numbers: Sequence[int], seed: int = 0, labels: Labels = None) -> Tensor:
-        """Return the images of some numbers, [B, 3, R, R] in -1..1.
+        """Return the images of some numbers, [B, C, H, W] in -1..1.
 
         Args:
             labels: As for a call; None: the image of number i is of class `seen[i % len(seen)]`.
@@ -137,12 +159,12 @@ class TrainedGenerator:
         return torch.cat(list(self.sampler(seed).images(numbers, self._classes_of_numbers(labels, numbers))))
 
     def pictures(self, numbers: Sequence[int], seed: int = 0, labels: Labels = None) -> Iterator[np.ndarray]:
-        """Yield the same images one by one, uint8 [R, R, 3], as `distgan generate` writes them."""
+        """Yield the same images one by one, stored values [H, W, C], as `distgan generate` writes them."""
         return self.sampler(seed).pixels(numbers, self._classes_of_numbers(labels, numbers))
 
     def sampler(self, seed: int) -> sampling.Sampler:
         """Return what draws the images of a seed."""
-        return sampling.Sampler(self.net, self.z_dim, seed, self.chunk)
+        return sampling.Sampler(self.net, self.z_dim, seed, self.image)
 
     def _classes_of_numbers(self, labels: Labels, numbers: Sequence[int]) -> list[int] | None:
         if labels is None and self.num_classes:

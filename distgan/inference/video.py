@@ -1,7 +1,7 @@
 """Write a video of images along a closed path through a generator's latents."""
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from distgan.errors import ConfigError, MachineError
 from distgan.inference import sampling
 from distgan.inference.trained_generator import TrainedGenerator
 from distgan.storage.atomic import replacing
+from distgan.transforms.image_values import to_display
 
 LOSSLESS_PIXELS = 256 * 256  # images up to this size lose more to WebP than they save
 SUFFIXES = (".webp", ".mp4")
@@ -39,11 +40,17 @@ def slerp_path(keyframes: Tensor, num: int) -> Tensor:
 
 
 def frames(
-    G: TrainedGenerator, seed: int, num: int, keyframes: int, classes: list[int], columns: int
+    G: TrainedGenerator,
+    seed: int,
+    num: int,
+    keyframes: int,
+    classes: list[int],
+    columns: int,
+    bands: Sequence[int] = (),
 ) -> Iterator[np.ndarray]:
-    """Yield the frames of a path through images 0 ... keyframes - 1 of `seed`; uint8 [rows * R, columns * R, 3].
+    """Yield the frames of a path through images 0 ... keyframes - 1 of `seed`; uint8 [rows * H, columns * W, 3].
 
-    A frame has a tile for each class, all of the same latent.
+    A frame has a tile for each class, all of the same latent. Of images that are no colors, `bands` are shown.
     """
     z = slerp_path(sampling.latents(seed, range(keyframes), G.z_dim), num)
     tiles_per_frame = len(classes) or 1
@@ -53,7 +60,7 @@ def frames(
     for start in range(0, num_tiles, G.chunk):
         part = range(start, min(start + G.chunk, num_tiles))
         images = G(z[[i // tiles_per_frame for i in part]], labels[part.start : part.stop] if classes else None)
-        tiles += list(image_grid.to_uint8(images))
+        tiles += list(to_display(images, G.image, bands).permute(0, 2, 3, 1).cpu().numpy())
         while len(tiles) >= tiles_per_frame:
             yield image_grid.grid(tiles[:tiles_per_frame], columns)
             del tiles[:tiles_per_frame]

@@ -113,7 +113,7 @@ def load_cached(path: Path, origin: dict[str, object]) -> Reference | None:
     return None
 
 
-def load_statistics(path: Path, extractor: str, dim: int, resolution: int) -> Reference:
+def load_statistics(path: Path, extractor: str, dim: int, resolution: int | list[int]) -> Reference:
     """Read a statistics file that a user named.
 
     Args:

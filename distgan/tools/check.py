@@ -1,12 +1,13 @@
 """Report what a config would do, without training: shards, batch plan, networks, disk, W&B."""
 
+import math
 import os
 import shutil
 from dataclasses import replace
 
 from distgan.config.batch_plan import BatchPlan
 from distgan.config.decode_options import decode_options
-from distgan.config.schema import Config, best_metric, image_spec
+from distgan.config.schema import Config, best_metric, image_spec, sides
 from distgan.config.validate import warnings
 from distgan.data import dataset_card, image_grid, pixels
 from distgan.data.dataset import Dataset
@@ -25,12 +26,14 @@ from distgan.tools.doctor.services import wandb_mode
 from distgan.tools.report.history import read
 from distgan.training import factory
 from distgan.training.checkpointer import changed_settings, check_same_run, difference_lines
+from distgan.transforms.image_values import shown_as
 
 
 def check(config: Config, batch_plan: BatchPlan) -> tuple[list[str], list[str]]:
     """Return lines that describe the run, and warnings. Raises what the run would raise before its first step."""
     config = replace(config, data=replace(config.data, allow_pipe=False))  # a check runs no command of the config
     dataset = factory.open_dataset(config)
+    config = factory.with_range(config, lambda: factory.range_of_cards(dataset))
     G, D = factory.build_nets(config, dataset.num_classes)
     lines = factory.describe(config, batch_plan, dataset, factory.choose_layout(config, dataset), G, D)
     card_lines, card_warnings = _card(config, dataset)
@@ -44,10 +47,11 @@ def check(config: Config, batch_plan: BatchPlan) -> tuple[list[str], list[str]]:
 
 def _evaluation(config: Config, dataset: Dataset) -> str:
     settings = config.eval
-    extractor = open_extractor(settings.extractor, settings.weights, settings.resizer, "cpu", settings.download)
+    shown = shown_as(image_spec(config.data), settings.bands)
+    extractor = open_extractor(settings.extractor, settings.weights, settings.resizer, "cpu", settings.download, shown)
     has_points = True
     if is_statistics(config):
-        has_points = read_statistics(config, extractor, config.data.resolution).has_points
+        has_points = read_statistics(config, extractor, image_spec(config.data)).has_points
     elif settings.reference:
         open_shards(config, settings.reference, 0, None)
     check_metrics(settings.metrics, extractor, settings.num_images, has_points=has_points)
@@ -92,7 +96,7 @@ def _disk(config: Config, checkpoint_bytes: int, num_classes: int) -> tuple[list
     kept = min(saved, keep.keep_last + (images // keep.keep_every if keep.keep_every else 0))
     rows, columns = image_grid.grid_shape(config.sample.rows, config.sample.columns, num_classes)
     grids = 2 + images // config.sample.every if config.sample.every else 1
-    samples = grids * rows * columns * 3 * config.data.resolution**2  # at most, since PNG packs them
+    samples = grids * rows * columns * 3 * math.prod(sides(config.data))  # at most, since PNG packs them
     free, needed = shutil.disk_usage(existing).free, (kept + 1) * checkpoint_bytes + samples
     if free < checkpoint_bytes:
         raise MachineError(

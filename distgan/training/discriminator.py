@@ -58,6 +58,7 @@ class AugmentedDiscriminator:
         compile: "off"; "g": where no gradient of a gradient is needed; "all": there too.
         compiled: Returns the compiled form of a function.
         sees_condition: Whether D gets the image that G started from, too.
+        alpha: Whether the last channel of images is transparency.
     """
 
     def __init__(
@@ -71,8 +72,9 @@ class AugmentedDiscriminator:
         compile: str = "off",
         compiled: Callable[[Callable], Callable] = lambda function: function,
         sees_condition: bool = False,
+        alpha: bool = False,
     ) -> None:
-        self.D, self._augment, self._color = D, augment, color
+        self.D, self._augment, self._color, self._alpha = D, augment, color, alpha
         self._bf16_penalties, self._evaluates_twice = bf16_penalties, bf16 and not bf16_penalties
         self._sees_condition, self._compiles_penalties = sees_condition, compile == "all"
         self._epilogues = [module for module in D.modules() if isinstance(module, Epilogue)]
@@ -91,7 +93,7 @@ class AugmentedDiscriminator:
             p: Tensor | float = hp.augment_p
             if self._plan is not plan:  # a graph is made for one number, but for any value of a tensor
                 p = torch.full((), hp.augment_p, device=images.device)
-            planned = self._plan(draws, self._augment, tuple(images.shape[1:]), p, self._color, dtype)
+            planned = self._plan(draws, self._augment, tuple(images.shape[1:]), p, self._color, dtype, self._alpha)
             plans = list(zip(*(part.chunk(len(tags)) for part in planned)))
         if hp.instance_noise:
             purposes = [f"noise {tag}" for tag in tags]
@@ -100,7 +102,7 @@ class AugmentedDiscriminator:
         return [RandomNumbers(*one) for one in zip(tags, plans, noises)]
 
     def evaluate(self, images: Tensor, batch: MicroBatch, numbers: RandomNumbers, *, penalize: bool) -> Evaluation:
-        """Evaluate images [B, 3, R, R] in -1..1. With `penalize`, their squared gradient can be computed."""
+        """Evaluate images [B, C, H, W] in -1..1. With `penalize`, their squared gradient can be computed."""
         self.set_dropout_seeds(batch.seeds, numbers.tag)
         images.requires_grad_(penalize and not self._compiles_penalties)
         inputs = (images, batch.labels, numbers.plan, numbers.noise, batch.condition)
@@ -165,10 +167,10 @@ class AugmentedDiscriminator:
         condition: Tensor | None,
         features: bool = False,
     ) -> tuple[Tensor, list[Tensor]]:
-        x = apply_plan(images, planned, self._augment) if planned else images
+        x = apply_plan(images, planned, self._augment, self._alpha) if planned else images
         x = x if noise is None else x + noise.to(x.dtype)
         if condition is not None and self._sees_condition and planned:
-            condition = apply_plan(condition, planned, self._augment)
+            condition = apply_plan(condition, planned, self._augment, self._alpha)
         return self.forward_plain(x, labels, features, condition)
 
     def _squared_gradient(

@@ -12,6 +12,7 @@ from distgan.config.batch_plan import BatchPlan
 from distgan.config.decode_options import decode_options
 from distgan.config.schema import Config, image_spec, network_options, restores
 from distgan.config.schema import Optimizer as OptimizerSettings
+from distgan.data import dataset_card
 from distgan.data.dataset import ALONE, Dataset, DatasetOptions, RankInfo
 from distgan.data.loader import Stream, StreamOptions, decoding_threads
 from distgan.data.shard_urls import find_shards
@@ -20,6 +21,7 @@ from distgan.distributed import preemption
 from distgan.distributed.launch_env import run_on_all
 from distgan.distributed.process_group import World
 from distgan.errors import DataError
+from distgan.image_spec import LEVELS
 from distgan.models import networks
 from distgan.models.networks import checkpoint_bytes, num_weights
 from distgan.storage.byte_ranges import ByteRangeReader
@@ -50,6 +52,27 @@ def open_dataset(config: Config, ranks: RankInfo = ALONE) -> Dataset:
             "lower train.batch, or add data"
         )
     return dataset
+
+
+def range_of_cards(dataset: Dataset) -> list[float]:
+    """Return the least and the largest value of a data set, as its cards say. Raises DataError where they do not."""
+    found = [card.get("values") for card in dataset_card.by_folder(dataset.urls).values()]
+    if not found or not all(found):
+        raise DataError(
+            "data.dtype=float32 needs the values that are -1 and 1 for the networks, and the shards have no card that "
+            "says which there are: set data.range=[LOW,HIGH]; shards that `distgan pack` makes have such a card"
+        )
+    low, high = min(values[0] for values in found if values), max(values[1] for values in found if values)
+    if not low < high:
+        raise DataError(f"all values of the data set are {low:g}, as its card says: there is nothing to learn")
+    return [float(low), float(high)]
+
+
+def with_range(config: Config, ranges: Callable[[], list[float]]) -> Config:
+    """Return the config with a range of values, which `ranges` reads where the config needs one and has none."""
+    if config.data.range or config.data.dtype in LEVELS:
+        return config
+    return dataclasses.replace(config, data=dataclasses.replace(config.data, range=ranges()))
 
 
 def choose_layout(config: Config, dataset: Dataset) -> ShuffleLayout:
@@ -132,6 +155,7 @@ def step_options(config: Config, batch_plan: BatchPlan) -> StepOptions:
     """Return what a step needs to know of the config."""
     return StepOptions(
         loss=config.loss.name,
+        image=image_spec(config.data),
         accumulation_steps=batch_plan.passes,
         bf16=config.train.precision == "bf16",
         penalty_precision=config.train.penalty_precision,
@@ -159,7 +183,7 @@ def image_to_image_options(config: Config) -> ImageToImageOptions:
 
 def batches_ahead(config: Config, batch_plan: BatchPlan) -> int:
     """Return how many batches each rank decodes ahead: more of small ones, to bridge the same gap."""
-    batch_bytes = batch_plan.batch // batch_plan.world * 3 * config.data.resolution**2
+    batch_bytes = batch_plan.batch // batch_plan.world * image_spec(config.data).num_bytes
     return config.data.prefetch or max(2, min(16, config.data.prefetch_mb * 2**20 // batch_bytes))
 
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from distgan.distributed.process_group import World, allow_tf32
+from distgan.image_spec import ImageSpec
 from distgan.losses import gradient_penalty
 from distgan.losses.adversarial import LOSSES
 from distgan.models.networks import run_generator
@@ -25,6 +26,7 @@ from distgan.training.objectives import DiscriminatorLoss, GeneratorLoss
 from distgan.training.step_inputs import MicroBatch, StepBatch, StepHyperparams, StepOptions
 from distgan.training.training_stats import TrainingStats
 from distgan.transforms.degrade import degrade
+from distgan.transforms.image_values import to_networks
 
 
 class GanStep:
@@ -61,6 +63,7 @@ class GanStep:
             compile=options.compile,
             compiled=compiled,
             sees_condition=to_image is not None and to_image.conditional_D,
+            alpha=options.image.alpha,
         )
         self._generator = G if options.compile == "off" else compiled(G)
         self.d_loss = world.prepare(DiscriminatorLoss(self._discriminator, options))
@@ -123,7 +126,7 @@ class GanStep:
         self._update("G", optimizer, buffers)
 
     def last_scores(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Return this rank's last pass of a D step: real images, [B, 3, R, R] in -1..1, and D's scores of them and of
+        """Return this rank's last pass of a D step: real images, [B, C, H, W] in -1..1, and D's scores of them and of
         the fakes, [B] each."""
         _, real, _, real_scores, fake_scores = self._last
         return real, real_scores, fake_scores
@@ -148,7 +151,7 @@ class GanStep:
         self.D.train(was_training)
         return max(0.0, variances[0]) / variances[1] if variances[1] > 0 else 0.0
 
-    def warm_up_ddp_buckets(self, num: int, resolution: int, z_dim: int, num_classes: int) -> None:
+    def warm_up_ddp_buckets(self, num: int, image: ImageSpec, z_dim: int, num_classes: int) -> None:
         """Run two backwards that change nothing, before any state is loaded.
 
         DDP rebuilds its buckets after its first backward, and from three ranks on the order of a sum depends on
@@ -156,7 +159,8 @@ class GanStep:
         """
         if self.world.size == 1:
             return
-        blank = torch.zeros(num, 3, resolution, resolution, device=self.world.device, dtype=self.options.dtype)
+        sides = image.channels, image.height, image.width
+        blank = torch.zeros(num, *sides, device=self.world.device, dtype=self.options.dtype)
         labels = torch.zeros(num, device=self.world.device, dtype=torch.long) if num_classes else None
         z, seeds = blank.new_zeros(num, z_dim), torch.zeros(num, device=self.world.device, dtype=torch.long)
         condition = blank if self.options.image_to_image is not None else None
@@ -219,9 +223,10 @@ class GanStep:
         return real, degrade(real, batch.seeds, self.options.image_to_image.degrade)
 
     def _scaled(self, pixels: Tensor, seeds: Tensor) -> Tensor:
-        """Map uint8 [B, R, R, 3] to [B, 3, R, R] in -1..1."""
-        images = pixels.permute(0, 3, 1, 2).to(self.options.dtype, memory_format=self.options.memory_format) / 127.5 - 1
-        if not self.options.flip:
+        """Map stored values [B, H, W, C] to [B, C, H, W] in -1..1, mirrored where the seed says so."""
+        options = self.options
+        images = to_networks(pixels, options.image, options.dtype, options.memory_format)
+        if not options.flip:
             return images
         mirrored = device_rng.uniform(seeds, "flip", 1) < 0.5
         return torch.where(mirrored[:, :, None, None], images.flip(3), images)

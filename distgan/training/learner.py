@@ -44,6 +44,7 @@ class Learner:
         saved_memory_format: Reads the memory format of the checkpoint that the run resumes from; "" for none.
 
     Attributes:
+        config: The settings, with the range of values that the data set's card says where they have none.
         memory_format: A key of `memory_format.FORMATS`.
         layout: The constants of the data order, which a resumed run takes from its checkpoint.
         unseen: Classes that no data of the run had an image of.
@@ -57,8 +58,9 @@ class Learner:
         build_nets: Callable[[Config, int], tuple[nn.Module, nn.Module]] = factory.build_nets,
         saved_memory_format: Callable[[], str] = str,
     ) -> None:
-        self.config, self.world, self.batch_plan = config, world, batch_plan
         self.dataset = factory.open_dataset(config, RankInfo(world.rank, world.size, world.all_gather_object))
+        config = factory.with_range(config, lambda: world.run_on_main(lambda: factory.range_of_cards(self.dataset)))
+        self.config, self.world, self.batch_plan = config, world, batch_plan
         self.num_classes = self.dataset.num_classes
         self.memory_format = memory_format.choose(
             config, world, saved_memory_format, lambda: build_nets(config, self.num_classes), batch_plan.micro_batch
@@ -76,8 +78,7 @@ class Learner:
         self.opt_D = factory.build_optimizer(config.optim.D, self.D)
         self.state, self.layout = TrainState(), factory.choose_layout(config, self.dataset)
         self.unseen = [label for label, count in enumerate(self.dataset.class_counts) if not count]
-        resolution, z_dim = config.data.resolution, config.model.z_dim
-        self.step.warm_up_ddp_buckets(batch_plan.micro_batch, resolution, z_dim, self.num_classes)
+        self.step.warm_up_ddp_buckets(batch_plan.micro_batch, options.image, config.model.z_dim, self.num_classes)
 
     def d_step(self, batch: StepBatch, around_fakes: Callable[[], AbstractContextManager]) -> None:
         """Train D on the next real images; the clock moves past them."""

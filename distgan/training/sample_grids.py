@@ -18,6 +18,7 @@ from distgan.rng import device_rng
 from distgan.tracking.tracker import Tracker
 from distgan.transforms import degrade_spec
 from distgan.transforms.augment import NUM_DRAWS, augment
+from distgan.transforms.image_values import display_pixels, to_display, to_networks
 
 
 class SampleGrids:
@@ -29,28 +30,29 @@ class SampleGrids:
         rows, self._columns = image_grid.grid_shape(config.sample.rows, config.sample.columns, len(seen))
         self._num = rows * self._columns
         self._labels = image_grid.grid_labels(rows, self._columns, seen)
-        self._chunk = sampling.chunk_size(config.data.resolution)
-        self._reals: list[np.ndarray] = []
+        self._image = image_spec(config.data)
+        self._reals: np.ndarray | None = None
         self._held_out = None
         if restores(config):
             steps = degrade_spec.parse(config.restore.degrade, image_spec(config.data))
-            self._held_out = RestorationEval(dataset, steps, decode_options(config.data), config.model.z_dim)
+            self._held_out = RestorationEval(
+                dataset, steps, decode_options(config.data), config.model.z_dim, config.eval.bands
+            )
             self._triples = max(1, self._columns // 3)  # to a row
 
     def log_reals(self) -> None:
         """Log real images as the networks see them."""
-        self._show("Samples/reals", "reals.png", self._real_images())
+        seen = display_pixels(self._stored_reals(), self._image, self._config.eval.bands)
+        self._show("Samples/reals", "reals.png", list(seen))
 
     def log_fakes(self, G_ema: nn.Module, images: int) -> None:
         """Log images of the average generator at that image count."""
-        z_dim, seed = self._config.model.z_dim, self._config.train.seed
         name = f"fakes-{self._kimg(images)}.png"
         if self._held_out is not None:
             triples = self._held_out.triples(G_ema, self._num // self._columns * self._triples)
             self._tracker.log_images("Samples/degraded_restored_clean", name, triples, self._triples)
         else:
-            sampler = sampling.Sampler(G_ema, z_dim, seed, self._chunk)
-            self._show("Samples/fakes_ema", name, list(sampler.pixels(range(self._num), self._labels)))
+            self._show("Samples/fakes_ema", name, self._generated(G_ema))
 
     def measure(self, G_ema: nn.Module, world: World) -> dict[str, float]:
         """Return metrics of restored images by log key, {} of a network that restores none; called by all ranks."""
@@ -60,15 +62,14 @@ class SampleGrids:
         """Log images of the generator itself, and real images augmented as D sees them, at probability `p`."""
         config = self._config
         if config.ema.half_life and self._held_out is None:
-            sampler = sampling.Sampler(G, config.model.z_dim, config.train.seed, self._chunk)
-            self._show("Samples/fakes_raw", "raw.png", list(sampler.pixels(range(self._num), self._labels)))
+            self._show("Samples/fakes_raw", "raw.png", self._generated(G))
         if config.augment.pipe != "none":
-            reals = torch.from_numpy(np.stack(self._real_images())).permute(0, 3, 1, 2) / 127.5 - 1
+            reals = to_networks(torch.from_numpy(self._stored_reals()), self._image)
             draws = device_rng.uniform(
                 torch.arange(self._num) + images, "augment gallery", NUM_DRAWS[config.augment.pipe]
             )
-            augmented = list(image_grid.to_uint8(augment(reals, draws, config.augment.pipe, p, config.augment.color)))
-            self._show("Samples/reals_augmented", "reals-augmented.png", augmented)
+            augmented = augment(reals, draws, config.augment.pipe, p, config.augment.color, self._image.alpha)
+            self._show("Samples/reals_augmented", "reals-augmented.png", self._seen(augmented))
 
     def log_worst_reals(
         self, G: nn.Module, D: nn.Module, reals: Tensor, real_scores: Tensor, fake_scores: Tensor
@@ -78,7 +79,7 @@ class SampleGrids:
         Check images that are there again and again: they may be corrupt, or not of the data set's kind.
         """
         worst = real_scores.argsort()[: self._num]
-        self._show("Samples/worst_reals", "worst-reals.png", list(image_grid.to_uint8(reals[worst])))
+        self._show("Samples/worst_reals", "worst-reals.png", self._seen(reals[worst]))
         if self._config.wandb.histograms:
             values = {"logits_real": real_scores, "logits_fake": fake_scores}
             for name, net in (("G", G), ("D", D)):
@@ -86,12 +87,23 @@ class SampleGrids:
             for name, numbers in values.items():
                 self._tracker.log_histogram(f"Hist/{name}", numbers.detach().float().cpu().numpy())
 
-    def _real_images(self) -> list[np.ndarray]:
-        if not self._reals:
+    def _stored_reals(self) -> np.ndarray:
+        """Return some real images, always the same, as they are stored; [num, H, W, C]."""
+        if self._reals is None:
             options = decode_options(self._config.data)
             numbers = self._dataset.fixed_samples(self._num, self._config.train.seed, self._labels)
-            self._reals = [self._dataset.read(n, options) for n in numbers]
+            self._reals = np.stack([self._dataset.read(n, options) for n in numbers])
         return self._reals
+
+    def _generated(self, G: nn.Module) -> list[np.ndarray]:
+        """Return what people see of a generator's images, uint8 [H, W, 3] each."""
+        sampler = sampling.Sampler(G, self._config.model.z_dim, self._config.train.seed, self._image)
+        seen = sampler.display(range(self._num), self._labels, bands=self._config.eval.bands)
+        return [pixels for part in seen for pixels in part.permute(0, 2, 3, 1).cpu().numpy()]
+
+    def _seen(self, images: Tensor) -> list[np.ndarray]:
+        """Return what people see of images [B, C, H, W] in -1..1, uint8 [H, W, 3] each."""
+        return list(to_display(images, self._image, self._config.eval.bands).permute(0, 2, 3, 1).cpu().numpy())
 
     def _show(self, key: str, name: str, images: list[np.ndarray]) -> None:
         self._tracker.log_images(key, name, images, self._columns)

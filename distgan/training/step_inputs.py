@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from distgan.image_spec import ImageSpec, square
 from distgan.rng import host_rng
 from distgan.transforms.degrade_spec import Step as Degradation
 
@@ -16,11 +17,11 @@ class StepBatch:
     """One rank's share of a global batch, on its device.
 
     Attributes:
-        images: uint8 [B, R, R, 3].
+        images: Stored values [B, H, W, C]; see `ImageSpec`.
         labels: int64 [B], or None for unconditional networks.
         z_d, z_g: Latents of the fakes in the D step and in the G step, [B, Z].
         seeds: Keys of all other random numbers of an image, int64 [B]; see `rng.device_rng`.
-        degraded: uint8 [B, R, R, 3], where the data set brings along the images that G restores.
+        degraded: Of the same kind, where the data set brings along the images that G restores.
     """
 
     images: Tensor
@@ -47,8 +48,8 @@ class MicroBatch:
     Attributes:
         z: Latents of this step's fakes, [B, Z].
         labels, seeds: As in `StepBatch`.
-        real: Real images, [B, 3, R, R] in -1..1; None where the step uses none.
-        condition: What G makes its images of, besides latents: degraded images, [B, 3, R, R] in -1..1, or None.
+        real: Real images, [B, C, H, W] in -1..1; None where the step uses none.
+        condition: What G makes its images of, besides latents: degraded images, [B, C, H, W] in -1..1, or None.
     """
 
     z: Tensor
@@ -123,6 +124,7 @@ class StepOptions:
 
     Attributes:
         loss: A key of `losses.LOSSES`.
+        image: Channels and values of the images; their size does not count here.
         accumulation_steps: Micro-batches whose gradients are summed before an optimizer step.
         bf16: Whether the networks run under bfloat16 autocast.
         penalty_precision: Of gradient penalties: "fp32"; "tf32": the same with TF32 kernels, on a GPU; "bf16": that of
@@ -143,6 +145,7 @@ class StepOptions:
     """
 
     loss: str
+    image: ImageSpec = square(1)
     accumulation_steps: int = 1
     bf16: bool = False
     penalty_precision: str = "fp32"

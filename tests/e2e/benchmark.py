@@ -90,12 +90,12 @@ def report(name: str, figures: list[float], wanted: str, unit: str = "x") -> Non
 
 def made_up_shards(folder: Path, num: int, side: int) -> list[str]:
     """Shards of made-up JPEGs; their paths."""
-    write_shards(folder, num, side)
+    write_shards(folder, num, square(side))
     return find_shards(str(folder))
 
 
 def bench_index(folder: Path) -> None:
-    write_shards(folder / "shards", 80_000, 32)
+    write_shards(folder / "shards", 80_000, square(32))
     path = str(folder / "shards" / "000.tar")
 
     def names() -> None:
@@ -126,7 +126,7 @@ def bench_loader_at(folder: Path, side: int, num: int, wanted: str) -> None:
     urls = made_up_shards(folder / f"{side}", num, side)
     data = Dataset(urls, ByteRangeReader(), DatasetOptions(labels=True), cache_dir=folder)
     layout = ShuffleLayout.choose(data.num_samples, data.mean_bytes, 64)
-    files, buffer = jpegs(num, side), np.empty((side, side, 3), np.uint8)
+    files, buffer = jpegs(num, side, side), np.empty((side, side, 3), np.uint8)
 
     def ours(threads: int = 1) -> None:
         stream = make_stream(data, ShuffleOrder(data.counts, layout, 0), batch=64, resolution=side, threads=threads)
@@ -175,7 +175,7 @@ def bench_pack(folder: Path) -> None:
     for side, to, num in ((32, 32, 4000), (512, 256, 60)):
         source = folder / f"{side}"
         source.mkdir()
-        for i, data in enumerate(jpegs(num, side)):
+        for i, data in enumerate(jpegs(num, side, side)):
             (source / f"{i:05d}.jpg").write_bytes(data)
         whole, parts = packing(source, folder / "out", to), by_hand(source, to)
         report(f"pack, {side} -> {to} px: over decode + resize + encode", ratios(compare(whole, parts, 3)), "<= 1.3")
@@ -214,7 +214,7 @@ def bench_peer(folder: Path, rounds: int = 50) -> None:
     config = folder / "dcgan.yaml"
     config.write_text(DCGAN)
     more = ["model.G.norm=batch", "model.D.norm=batch", f"run.dir={folder / 'run'}"]
-    for i, data in enumerate(jpegs(400, 64)):
+    for i, data in enumerate(jpegs(400, 64, 64)):
         (folder / f"{i:05d}.jpg").write_bytes(data)
     with temporary_run(load(str(config), more)) as (settings, world):
         batch_plan = make_batch_plan(settings, world.size)
@@ -242,7 +242,7 @@ SINCE_START = "import psutil, time; print(time.time() - psutil.Process().create_
 
 def bench_start(folder: Path, rounds: int = 5) -> None:
     """From the start of the process to the end of the first step, on 1,000 shards whose indexes are there."""
-    write_shards(folder / "few", 64, 64)
+    write_shards(folder / "few", 64, square(64))
     (folder / "many").mkdir()
     for i in range(1000):
         shutil.copy(folder / "few" / f"{i % 4:03d}.tar", folder / "many" / f"{i:04d}.tar")
@@ -283,13 +283,13 @@ from distgan.metrics.reference_stats import Reference
 from distgan.metrics.registry import Features
 from distgan.models import MODELS
 from distgan.distributed.process_group import World
-from distgan.image_spec import ImageSpec, square
+from distgan.image_spec import square
 world, extractor = World(), open_extractor("efficientnet_lite0")
 torch.manual_seed(0)
 G = MODELS["dcgan"].generator(square(64), 100, 0, base_channels=64, max_channels=512, norm="none", embed_dim=0)
 one = torch.eye(extractor.dim, dtype=torch.float64)
 known = Features(Gaussian(10_000, torch.zeros(extractor.dim, dtype=torch.float64), one), torch.empty(0), root=one)
-fakes = GeneratedImages(G, 100, 64, seed=0, num=int(sys.argv[1]), labels=None)
+fakes = GeneratedImages(G, 100, square(64), seed=0, num=int(sys.argv[1]), labels=None)
 found = measure(world, extractor, Reference(known), fakes, ["fd"], poll=lambda: None)
 print(found.seconds)
 world.close()

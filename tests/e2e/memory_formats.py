@@ -17,6 +17,7 @@ from distgan.config.batch_plan import make_batch_plan
 from distgan.config.load import load
 from distgan.data.synthetic import write_shards
 from distgan.distributed.process_group import World
+from distgan.image_spec import square
 from distgan.training.learner import Learner
 from distgan.training.memory_format import FORMATS
 from distgan.training.step_inputs import StepBatch
@@ -40,7 +41,7 @@ def iterate(learner: Learner) -> float:
 
 def main(path: str, batch: int, rounds: int = 6) -> None:
     with tempfile.TemporaryDirectory() as folder:
-        write_shards(Path(folder) / "shards", num=64, side=32)
+        write_shards(Path(folder) / "shards", 64, square(32))
         settings = [f"data.shards={folder}/shards", "data.holdout=0", "wandb.mode=disabled", f"train.batch={batch}"]
         learners = {}
         for name in FORMATS:

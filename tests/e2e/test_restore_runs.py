@@ -19,7 +19,6 @@ from distgan.cli.main import main
 from distgan.data.dataset import Dataset
 from distgan.data.decode import DecodeOptions
 from distgan.data.encode import PackOptions
-from distgan.data.image_grid import to_uint8
 from distgan.data.pack import pack
 from distgan.data.pack_entry import ListingOptions
 from distgan.data.shard_urls import find_shards
@@ -28,6 +27,7 @@ from distgan.errors import ConfigError
 from distgan.image_spec import square
 from distgan.inference.restore import RestoreOptions, restore
 from distgan.storage.byte_ranges import ByteRangeReader
+from distgan.transforms.image_values import to_pixels
 
 OWN = [
     "model={family: restore, conditional: false}",
@@ -154,7 +154,7 @@ def test_pictures_of_a_folder_are_restored_under_their_names(
     (tmp_path / "x" / "notes.txt").write_text("no image")
     command = ["generate", str(trained), "--input", str(tmp_path / "x"), "--out"]
     assert main([*command, str(tmp_path / "y")]) == 0
-    assert "3 images restored, 1 resized to 16 x 16" in (told := capsys.readouterr().out)
+    assert "3 images restored, 1 resized to 16x16" in (told := capsys.readouterr().out)
     assert "skipped 1 not an image" in told
     files = {str(p.relative_to(tmp_path / "y")): np.asarray(Image.open(p)) for p in (tmp_path / "y").rglob("*.png")}
     assert set(files) == {"a.png", "in/a.png", "in/b.png"}
@@ -194,7 +194,7 @@ def test_a_program_restores_what_the_command_does(tmp_path: Path, trained: Path)
     G = load_generator(trained, "cpu", restores=True)
     restored = G.restore(torch.from_numpy(pixels).permute(2, 0, 1)[None] / 127.5 - 1)
     expected = np.asarray(Image.open(tmp_path / "out" / "a.png")).astype(int)
-    assert np.abs(to_uint8(restored)[0].astype(int) - expected).max() <= 1
+    assert np.abs(to_pixels(restored, G.image)[0].astype(int) - expected).max() <= 1
     with pytest.raises(ValueError, match=r"this generator restores images: call restore\(pictures\)"):
         G(4)
     with pytest.raises(ValueError, match=r"shape \[1, 3, 8, 8\]: this generator takes \[B, 3, 16, 16\]"):

@@ -19,11 +19,12 @@ from shards import write_shards
 from torch import Tensor, nn
 
 from distgan.cli.main import main
-from distgan.data.image_grid import to_uint8
+from distgan.image_spec import square
 from distgan.storage.run_dir import RunDir
 from distgan.training import pace
 from distgan.training.sample_grids import SampleGrids
 from distgan.training.schedulers import OptimizerRates, Schedulers
+from distgan.transforms.image_values import to_pixels
 
 
 @pytest.fixture(scope="module")
@@ -483,7 +484,7 @@ def test_the_worst_real_images_come_first(tmp_path: Path, config: Path, monkeypa
     assert len(scores) == 12
     for place, number in enumerate(scores.argsort().tolist()[:6]):
         top, left = place // 3 * 16, place % 3 * 16
-        assert (picture[top : top + 16, left : left + 16] == to_uint8(reals[number : number + 1])[0]).all()
+        assert (picture[top : top + 16, left : left + 16] == to_pixels(reals[number : number + 1], square(16))[0]).all()
 
 
 def test_load_of_nodes_is_logged_where_it_is_asked_for(tmp_path: Path, config: Path) -> None:

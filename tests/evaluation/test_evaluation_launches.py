@@ -20,7 +20,7 @@ FAULTY = [
     Case("evaluate look", "dcgan64.yaml", TOY, "a number of the device"),
 ]
 # A chunk's pixels become files on the host, and images are chosen there by their scores. Nothing else is waited for.
-PIXELS, SCORES = "image_grid.py:to_uint8 copies to the host", "generate.py:draw_group copies to the host"
+PIXELS, SCORES = "image_values.py:to_pixels copies to the host", "generate.py:draw_group copies to the host"
 ALLOWED = {"generate": {PIXELS: 1}, "keep-best": {PIXELS: 1, SCORES: 1}}
 
 
@@ -58,7 +58,7 @@ def test_a_chunk_waits_for_what_becomes_a_file_alone(case: Case, found: dict[str
 @pytest.mark.parametrize(
     ("name", "says"),
     [
-        ("evaluate host", "image_sets.py"),
+        ("evaluate host", "sampling.py:display"),
         ("evaluate look", "measure.py:extract takes a number"),
     ],
 )

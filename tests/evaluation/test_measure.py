@@ -36,7 +36,7 @@ class Arrays:
     reads_files = False
 
     def __init__(self, pixels: torch.Tensor, labels: np.ndarray | None = None) -> None:
-        self.num, self.resolution = len(pixels), pixels.shape[-1]
+        self.num, self.image = len(pixels), square(pixels.shape[-1])
         self._pixels, self._labels = pixels, labels
 
     def read(self, numbers: np.ndarray) -> Images:
@@ -115,14 +115,15 @@ def test_features_are_those_of_a_single_pass(world: World, toy: Extractor) -> No
 def test_a_chunk_has_fewer_large_images(world: World, toy: Extractor, monkeypatch: pytest.MonkeyPatch) -> None:
     for kind in ("cpu", "cuda"):
         for resolution in (8, 32, 200, 256, 300, 384, 512, 1000, 1024, 4096):
-            num, forward = image_sets.chunk_size(torch.device(kind), resolution), sampling.chunk_size(resolution)
+            image = square(resolution)
+            num, forward = image_sets.chunk_size(torch.device(kind), image), sampling.chunk_size(image)
             assert 1 <= num <= image_sets.CHUNKS[kind]
             assert num % forward == 0
             assert (num == image_sets.CHUNKS[kind]) or resolution > 256
             assert num * resolution**2 <= 256 * 256**2
-    assert image_sets.chunk_size(torch.device("cuda"), 1024) == 16
+    assert image_sets.chunk_size(torch.device("cuda"), square(1024)) == 16
     images, read = noise(40), []
-    images.resolution = 1024
+    images.image = square(1024)
     monkeypatch.setattr(Arrays, "read", lambda self, numbers: (read.append(len(numbers)), READ(self, numbers))[1])
     extract(world, toy, images, 0)
     assert read == [16, 16, 8]
@@ -290,12 +291,12 @@ def test_pictures_of_a_folder_are_taken_as_they_are(tmp_path: Path) -> None:
     for i in range(5):
         Image.fromarray(np.full((16, 16), 40 * i, np.uint8)).save(tmp_path / f"{i}.png")
     images = ListedImages(list_inputs(str(tmp_path)), threads=2)
-    assert (images.num, images.resolution) == (5, 16)
+    assert (images.num, images.image) == (5, square(16))
     found = images.read(np.array([1, 4]))
     assert found.pixels[:, :, 0, 0].tolist() == [[40] * 3, [160] * 3]
     assert found.labels is None
     Image.fromarray(np.zeros((16, 20), np.uint8)).save(tmp_path / "9.png")
-    with pytest.raises(DataError, match=r"9.png has 20x16 pixels, the first image is square with 16"):
+    with pytest.raises(DataError, match=r"9.png has 20x16 pixels, the first image 16x16"):
         ListedImages(list_inputs(str(tmp_path)), threads=2).read(np.arange(6))
     (tmp_path / "9.png").write_bytes((tmp_path / "1.png").read_bytes()[:44])
     with pytest.raises(DataError, match=f"{tmp_path}/9.png: corrupt.*: no image is skipped.*distgan pack"):

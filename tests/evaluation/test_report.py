@@ -173,7 +173,7 @@ def test_statistics_written_once_serve_again(tmp_path: Path, run: Path, capsys: 
             "the weights of inception are missing: pt_inception-2015-12-05-6726825d.pth",
         ),
         (("eval.extractor=vgg",), 2, "eval.extractor"),
-        (("data.resolution=32",), 2, "the generator makes images of 16 pixels"),
+        (("data.resolution=32",), 2, "the generator makes images of data.resolution=16"),
         (("model.G.base_channels=16",), 2, "an evaluation takes overrides of eval.* and data.* only"),
         (("eval.reference=/nowhere/*.tar",), 3, "no shard matches"),
         (("eval.reference=/nowhere.npz",), 3, "No such file"),
@@ -200,7 +200,7 @@ def test_targets_that_are_none_are_told(
         ((), 2, "name a run folder, a checkpoint, or a folder of images"),
         ((tmp_path / "none",), 3, "no such file or folder"),
         ((pictures,), 2, "name the real images: eval.reference=SHARDS"),
-        ((pictures, "data.resolution=32", f"eval.reference={digits}"), 2, "has images of 16 pixels"),
+        ((pictures, "data.resolution=32", f"eval.reference={digits}"), 2, "has images of 16x16 pixels"),
         ((pictures, f"eval.reference={digits}", "--memorization", "eval.labels=x"), 0, ""),
     ):
         assert evaluate(*arguments, "eval.extractor=toy") == code, told

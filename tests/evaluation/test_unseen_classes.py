@@ -15,6 +15,7 @@ from distgan.data.synthetic import write_shards
 from distgan.errors import ConfigError
 from distgan.evaluation.evaluate import _class_counts
 from distgan.evaluation.target import open_target
+from distgan.image_spec import square
 from distgan.inference.export import card
 from distgan.inference.generate import GenerateOptions, generate, parse_labels
 from distgan.inference.trained_generator import TrainedGenerator
@@ -35,7 +36,7 @@ def test_the_reference_may_have_more_classes(
     tmp_path: Path, config: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("DISTGAN_CACHE", str(tmp_path / "cache"))
-    write_shards(tmp_path / "more", 200, 16, classes=20)
+    write_shards(tmp_path / "more", 200, square(16), classes=20)
     own = (*TOY, f"eval.reference={tmp_path / 'more'}/*.tar")
     assert main(["check", str(config), *own]) == 0
     run, report = tmp_path / "run", tmp_path / "report.json"
@@ -151,14 +152,16 @@ def test_a_run_keeps_which_classes_had_no_image(
     assert main(["evaluate", str(run), *own, "eval.labels=3,11"]) == 2
     assert "class 11 has no image in the training data" in capsys.readouterr().err
 
-    write_shards(tmp_path / "other", 200, 16, classes=11)  # which has class 10
+    write_shards(tmp_path / "other", 200, square(16), classes=11)  # which has class 10
     names = [f"k{label}" for label in range(11)]
     (tmp_path / "other" / "dataset.json").write_text(json.dumps({"classes": names}))
     more = [f"data.shards={tmp_path / 'other'}/*.tar", "run.allow_data_change=true", "train.images=180"]
     assert main([*train, *more]) == 0
     assert load_generator(run, "cpu").spec.unseen == [11, 12]
 
-    write_shards(tmp_path / "reference", 200, 16, classes=20)  # more than the model has, named from the last one on
+    write_shards(
+        tmp_path / "reference", 200, square(16), classes=20
+    )  # more than the model has, named from the last one on
     (tmp_path / "reference" / "dataset.json").write_text(
         json.dumps({"classes": [*(f"new{i}" for i in range(10)), *names[:0:-1]]})
     )

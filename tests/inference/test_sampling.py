@@ -12,6 +12,7 @@ from distgan.data import image_grid
 from distgan.image_spec import square
 from distgan.inference import sampling
 from distgan.models import MODELS
+from distgan.transforms.image_values import to_pixels
 
 
 def generator(num_classes: int = 3) -> nn.Module:
@@ -24,16 +25,16 @@ def generator(num_classes: int = 3) -> nn.Module:
 def test_a_picture_does_not_depend_on_which_others_are_asked_for() -> None:
     G = generator()
     labels = [i % 3 for i in range(150)]
-    many = list(sampling.Sampler(G, 8, 5, sampling.CHUNK).pixels(range(150), labels))
+    many = list(sampling.Sampler(G, 8, 5, square(16)).pixels(range(150), labels))
     for asked in ([0, 1, 2], [100, 101], [149], [7, 63, 64, 140], [90, 3, 3, 4]):
-        some = list(sampling.Sampler(G, 8, 5, sampling.CHUNK).pixels(asked, [labels[i] for i in asked]))
+        some = list(sampling.Sampler(G, 8, 5, square(16)).pixels(asked, [labels[i] for i in asked]))
         assert [np.array_equal(picture, many[i]) for picture, i in zip(some, asked)] == [True] * len(asked), asked
-    twice = list(sampling.Sampler(G, 8, 5, sampling.CHUNK).pixels([4, 4], [0, 1]))  # one latent, two classes
+    twice = list(sampling.Sampler(G, 8, 5, square(16)).pixels([4, 4], [0, 1]))  # one latent, two classes
     assert not np.array_equal(*twice)
     assert np.array_equal(twice[1], many[4])
-    other = list(sampling.Sampler(G, 8, 6, sampling.CHUNK).pixels(range(3), labels[:3]))
+    other = list(sampling.Sampler(G, 8, 6, square(16)).pixels(range(3), labels[:3]))
     assert not np.array_equal(many[0], other[0])
-    assert list(sampling.Sampler(G, 8, 5, sampling.CHUNK).pixels([])) == []
+    assert list(sampling.Sampler(G, 8, 5, square(16)).pixels([])) == []
 
 
 @pytest.mark.parametrize("classes", [0, 3])
@@ -45,24 +46,24 @@ def test_a_restored_picture_does_not_depend_on_how_many_are_asked_for(classes: i
 
     def read(numbers: list[int]) -> Tensor:
         drawn = [np.random.default_rng(n).integers(0, 256, (16, 16, 3), dtype=np.uint8) for n in numbers]
-        return torch.from_numpy(np.stack(drawn)).permute(0, 3, 1, 2)
+        return torch.from_numpy(np.stack(drawn))
 
     labels = [i % 3 for i in range(100)] if classes else None
-    many = list(sampling.Sampler(G, 8, 5, sampling.CHUNK).pixels(range(100), labels, degraded=read))
+    many = list(sampling.Sampler(G, 8, 5, square(16)).pixels(range(100), labels, degraded=read))
     some = [3, 40, 70, 99]
     few = list(
-        sampling.Sampler(G, 8, 5, sampling.CHUNK).pixels(
+        sampling.Sampler(G, 8, 5, square(16)).pixels(
             some, [labels[i] for i in some] if classes else None, degraded=read
         )
     )
     assert all(np.array_equal(few[k], many[i]) for k, i in enumerate(some))
-    off = [[np.abs(many[i].astype(int) - read([j])[0].permute(1, 2, 0).numpy()).mean() for j in (i, 7)] for i in some]
+    off = [[np.abs(many[i].astype(int) - read([j])[0].numpy()).mean() for j in (i, 7)] for i in some]
     assert all(own < 0.7 * other for own, other in off)  # by its own picture, not another's
 
 
 def test_sampling_leaves_the_mode_as_it_was() -> None:
     G = generator().train()
-    list(sampling.Sampler(G, 8, 0, sampling.CHUNK).pixels(range(2), [0, 1]))
+    list(sampling.Sampler(G, 8, 0, square(16)).pixels(range(2), [0, 1]))
     assert G.training
 
 
@@ -70,11 +71,11 @@ def test_the_ends_and_the_middle_of_the_range() -> None:
     values = torch.tensor([-1.0, 0.0, 1.0, -2.0, 3.0, 1 / 255])
 
     def image(value: Tensor) -> np.ndarray:
-        return image_grid.to_uint8(value.view(1, 1, 1, 1).expand(1, 3, 2, 2))[0]
+        return to_pixels(value.view(1, 1, 1, 1).expand(1, 3, 2, 2), square(2))[0]
 
     assert [int(image(v)[0, 0, 0]) for v in values] == [0, 128, 255, 0, 255, 128]
     levels = torch.arange(256)
-    back = image_grid.to_uint8((levels.float() / 127.5 - 1).view(256, 1, 1, 1).expand(256, 3, 1, 1))
+    back = to_pixels((levels.float() / 127.5 - 1).view(256, 1, 1, 1).expand(256, 3, 1, 1), square(1))
     assert np.array_equal(back[:, 0, 0, 0], levels.numpy())  # the way in and out loses nothing
 
 

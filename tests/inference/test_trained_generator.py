@@ -16,13 +16,13 @@ from torch import Tensor, nn
 
 import distgan
 from distgan import load_generator
-from distgan.data import image_grid
 from distgan.errors import ConfigError, DataError
 from distgan.inference import exported_folder, loading, sampling, trained_generator
 from distgan.inference.export import export
 from distgan.models import MODELS, Family
 from distgan.storage.checkpoint import load as load_checkpoint
 from distgan.storage.checkpoint import save
+from distgan.transforms.image_values import to_pixels
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +96,7 @@ def test_images_are_functions_of_seed_and_number(run: Path) -> None:
     assert torch.equal(images[[70, 99]], G.images([70, 99], seed=5))
     assert not torch.equal(images[:7], G(7, seed=6))
     pictures = list(G.pictures(range(100), seed=5))
-    assert np.array_equal(np.stack(pictures), image_grid.to_uint8(images))
+    assert np.array_equal(np.stack(pictures), to_pixels(images, G.image))
     z = sampling.latents(5, range(100), 8)
     assert torch.allclose(G(z, [i % 3 for i in range(100)]), images, atol=1e-5)
     assert torch.equal(G(z[:6]), G(z[:6], torch.tensor([0, 1, 2, 0, 1, 2])))
@@ -161,7 +161,7 @@ def test_a_damaged_export_is_refused(tmp_path: Path, run: Path) -> None:
     cut = damaged("cut", "model.safetensors", lambda data: data[:-1])
     no_json = damaged("text", "config.json", lambda data: data[:-10])
     foreign = damaged("foreign", "config.json", lambda data: b'{"model_type": "bert"}')
-    newer = damaged("newer", "config.json", lambda data: data.replace(b"generator 1", b"generator 2"))
+    newer = damaged("newer", "config.json", lambda data: data.replace(b"generator 2", b"generator 3"))
     other = damaged("other", "config.json", other_family)
     gone = damaged("gone", "config.json", lambda data: data)
     (gone / "model.safetensors").unlink()
@@ -169,7 +169,7 @@ def test_a_damaged_export_is_refused(tmp_path: Path, run: Path) -> None:
         (cut, "model.safetensors is not what was written"),
         (no_json, "config.json is not one that `distgan export` wrote"),
         (foreign, "config.json is not one that `distgan export` wrote"),
-        (newer, "is of format 'distgan generator 2'; this version reads 'distgan generator 1'"),
+        (newer, "is of format 'distgan generator 3'; this version reads 'distgan generator 2'"),
         (other, "the weights are not of the network that is described there"),
         (gone, "model.safetensors is missing"),
         (tmp_path / "nothing", "nothing: no such file or folder"),

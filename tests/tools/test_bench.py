@@ -259,7 +259,7 @@ def test_a_timeline_tells_phases_apart() -> None:
 
 
 def test_made_up_shards_are_good_ones(tmp_path: Path) -> None:
-    write_shards(tmp_path / "shards", 30, 16, classes=7)
+    write_shards(tmp_path / "shards", 30, square(16), classes=7)
     found = [shard_index.build(str(path), ByteRangeReader()) for path in sorted((tmp_path / "shards").glob("*.tar"))]
     assert sum(one.summary()["samples"] for one in found) == 30
     assert not any(one.summary()["defects"] for one in found)

@@ -19,12 +19,11 @@ from torch._subclasses.fake_tensor import FakeTensor
 
 from distgan.config.decode_options import decode_options
 from distgan.config.schema import Config, image_spec
-from distgan.data.image_grid import to_levels
 from distgan.distributed.process_group import World
-from distgan.evaluation import image_sets, measure
+from distgan.evaluation import measure
 from distgan.evaluation.image_sets import CHUNKS, GeneratedImages, Images, ImageSet
 from distgan.evaluation.restoration import RestorationEval
-from distgan.inference import generate
+from distgan.inference import generate, sampling
 from distgan.inference.sampling import CHUNK
 from distgan.inference.selection import SampleSelection
 from distgan.inference.trained_generator import Spec, TrainedGenerator
@@ -34,6 +33,7 @@ from distgan.metrics.frechet import Gaussian
 from distgan.metrics.registry import METRICS, Features
 from distgan.training import factory
 from distgan.transforms import degrade, degrade_spec
+from distgan.transforms.image_values import to_display
 
 NUM_CHUNKS = 4
 NUM_CLASSES = 10
@@ -78,7 +78,7 @@ def evaluate(config: Config, mark: Mark) -> None:
     G, _ = build_nets(config)
     num = NUM_CHUNKS * CHUNKS["cuda"]
     labels = np.arange(num) % NUM_CLASSES
-    images = GeneratedImages(G, config.model.z_dim, config.data.resolution, seed=0, num=num, labels=labels)
+    images = GeneratedImages(G, config.model.z_dim, image_spec(config.data), seed=0, num=num, labels=labels)
     extract(images, config, num, mark)
 
 
@@ -192,12 +192,12 @@ def count(part: str, config: Config) -> dict:
     return chunks[2] | {"refused": sorted(counts.refused)}
 
 
-def _through_the_host(images: Tensor) -> Tensor:
-    return to_levels(images).cpu()
+def _through_the_host(images: Tensor, *of: object) -> Tensor:
+    return to_display(images, *of).cpu()
 
 
-def _one_launch_more(images: Tensor) -> Tensor:
-    return to_levels(images * 1)
+def _one_launch_more(images: Tensor, *of: object) -> Tensor:
+    return to_display(images * 1, *of)
 
 
 def _by_a_look(pixels: Tensor) -> Tensor:
@@ -206,9 +206,9 @@ def _by_a_look(pixels: Tensor) -> Tensor:
 
 CACHED_TABLE, GRAY = degrade._on_device, measure.count_gray
 FAULTS = {
-    "": (image_sets, "to_levels", to_levels),
-    "pixels through the host": (image_sets, "to_levels", _through_the_host),
-    "one launch more": (image_sets, "to_levels", _one_launch_more),
+    "": (sampling, "to_display", to_display),
+    "pixels through the host": (sampling, "to_display", _through_the_host),
+    "one launch more": (sampling, "to_display", _one_launch_more),
     "a number of the device": (measure, "count_gray", _by_a_look),
 }
 

@@ -25,6 +25,7 @@ from distgan.data.loader import Batch
 from distgan.data.synthetic import write_shards
 from distgan.distributed.device_copy import DeviceCopy
 from distgan.distributed.process_group import World
+from distgan.image_spec import square
 from distgan.training import factory
 from distgan.training.gan_step import GanStep
 from distgan.training.learner import Learner
@@ -233,7 +234,7 @@ FAULTS = {
 def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         shards = Path(folder) / "shards"
-        write_shards(shards, num=64, side=32)  # opened, never read
+        write_shards(shards, 64, square(32))  # opened, never read
         fakecuda.answer(lambda case, config: count(config), FAULTS, [f"data.shards={shards}", *SETTINGS])
 
 

@@ -49,7 +49,9 @@ def check_stop() -> None:
 images = Counted(dataset, DecodeOptions(square(16), max_pixels=10**6), threads=1)
 real = measure_reference(world, extractor, images, keep=300, check_stop=check_stop, cache=cache)
 seen = sorted(number for numbers in world.all_gather_object(reads) for number in numbers)
-fakes = GeneratedImages(G, 8, 16, seed=3, num=num, labels=draw_labels("empirical", 3, num, dataset.class_counts))
+fakes = GeneratedImages(
+    G, 8, square(16), seed=3, num=num, labels=draw_labels("empirical", 3, num, dataset.class_counts)
+)
 found = measure(world, extractor, real, fakes, ["fd", "kid", "is", "pr", "dc"], check_stop=check_stop)
 if world.is_main:
     told = {"values": {name: value for name, (value, _) in found.values.items()}, "polls": polls, "reads": seen}

@@ -62,7 +62,7 @@ def main(pairs: str, first: int) -> None:
         step = GanStep(
             world, G, D, StepOptions(loss, bf16=bf16, image_to_image=restoring if family == "restore" else None)
         )
-        step.warm_up_ddp_buckets(4, resolution, 4, 3)
+        step.warm_up_ddp_buckets(4, square(resolution), 4, 3)
         optimizers = [torch.optim.Adam(net.parameters(), 1e-3, fused=True) for net in (G, D)]
         now = StepHyperparams(r1=1.0) if family in ("r3gan", "resnet") else StepHyperparams()
         started = digest(G)

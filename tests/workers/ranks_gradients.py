@@ -79,7 +79,7 @@ def steps(
     )
     G, D = (net.to(memory_format=memory_format) for net in (G, D))
     step = GanStep(world, G, D, StepOptions(loss, accumulation_steps=passes, dtype=torch.float64, **more))
-    step.warm_up_ddp_buckets(len(batch.images) // passes, RESOLUTION, Z_DIM, CLASSES)
+    step.warm_up_ddp_buckets(len(batch.images) // passes, square(RESOLUTION), Z_DIM, CLASSES)
     sent = {"D": [0], "G": [0]}
     if world.size > 1:
         step.d_loss.register_comm_hook(sent["D"], count_reduced)

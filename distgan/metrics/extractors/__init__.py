@@ -71,20 +71,34 @@ class Extractor:
     Attributes:
         name: A key of `EXTRACTORS`.
         identity: Name, first digits of the weights' sha256, layer, input size, resizer and version, for cache keys.
-        key_prefix: Name of the Fréchet distance: "fid" with the pinned weights of Inception and TensorFlow 1's
-            resizing, else "fd_<name>", followed by the resizer if it is not the default one.
+        key_prefix: Name of the Fréchet distance: "fid" of colors with the pinned weights of Inception and TensorFlow
+            1's resizing, else "fd_<name>", followed by the resizer if it is not the default one, and by what is shown
+            in place of images that are no colors.
         dim: Length of a feature vector.
         part: Images of a forward, at most. Who never passes as many at a time may lower it.
         num_logits: Classes that the network was trained for, 0 if it has no logits.
     """
 
-    def __init__(self, name: str, kind: Kind, net: nn.Module, digest: str, resizer: str, device: torch.device) -> None:
+    def __init__(
+        self,
+        name: str,
+        kind: Kind,
+        net: nn.Module,
+        digest: str,
+        resizer: str,
+        device: torch.device,
+        shown: str = "",
+    ) -> None:
         self.name, self.dim, self.num_logits = name, kind.dim, kind.num_logits
-        self.identity = f"{name}:{digest[:12]}:{kind.layer}:{kind.size}:{resizer}:v{VERSION}"
-        if (name, resizer, digest) == ("inception", "tf1_bilinear", WEIGHTS["inception"].sha256):
+        self.identity = f"{name}:{digest[:12]}:{kind.layer}:{kind.size}:{resizer}:v{VERSION}" + f":{shown}" * bool(
+            shown
+        )
+        if not shown and (name, resizer, digest) == ("inception", "tf1_bilinear", WEIGHTS["inception"].sha256):
             self.key_prefix = "fid"
         else:
-            self.key_prefix = f"fd_{name}" + (f"_{resizer}" if resizer != kind.resizer else "")
+            self.key_prefix = (
+                f"fd_{name}" + (f"_{resizer}" if resizer != kind.resizer else "") + f"_{shown}" * bool(shown)
+            )
         channels_last = kind.channels_last and device.type == "cpu"
         self._layout = torch.channels_last if channels_last else torch.contiguous_format
         self._net = net.eval().requires_grad_(False).to(device)
@@ -149,6 +163,7 @@ def open_extractor(
     resizer: str = "",
     device: torch.device | str = "cpu",
     download: bool = False,
+    shown: str = "",
 ) -> Extractor:
     """Load an extractor.
 
@@ -157,6 +172,7 @@ def open_extractor(
         weights: The file with its weights, or a folder that holds it; empty to look in the usual places.
         resizer: A key of `RESIZERS`; empty for the extractor's default.
         download: Whether to download weights that are not there.
+        shown: What the network sees in place of images that are no colors, as `image_values.shown_as` says it.
 
     Raises:
         ConfigError: There is no such extractor or resizer, or its weights are missing.
@@ -177,7 +193,7 @@ def open_extractor(
         state = torch.load(path, map_location="cpu", weights_only=True)
         # The number of batches that a norm saw in training is not used in evaluation.
         net.load_state_dict({k: v for k, v in state.items() if not k.endswith("num_batches_tracked")}, assign=True)
-    return Extractor(name, kind, net, digest, resizer or kind.resizer, torch.device(device))
+    return Extractor(name, kind, net, digest, resizer or kind.resizer, torch.device(device), shown)
 
 
 def _random_weights(purpose: str, inputs: int, outputs: int) -> Tensor:

@@ -19,6 +19,7 @@ from distgan.losses.gradient_penalty import gradient_penalty, squared_gradient
 from distgan.training.discriminator import autocast
 from distgan.training.factory import build_optimizer
 from distgan.training.trainer import Trainer
+from distgan.transforms.image_values import to_networks
 
 KEEP = 0.999  # of the average, in each iteration
 # Settings that the loop has no words for, with the values that leave them out.
@@ -52,6 +53,7 @@ class BareLoop:
         config, self._world, self._stream = trainer.config, trainer.world, trainer.open_stream(with_noise=False)
         self._conditional, self._z_dim = trainer.learner.num_classes > 0, config.model.z_dim
         self._n_critic, self._lazy, self._steps = config.train.n_critic, config.loss.penalty_interval, 0
+        self._image = image_spec(config.data)
         self._passes, self._bf16 = trainer.batch_plan.passes, config.train.precision == "bf16"
         self.G, self.D = (copy.deepcopy(net) for net in (trainer.learner.G, trainer.learner.D))
         self._average = copy.deepcopy(self.G).requires_grad_(False)
@@ -104,7 +106,7 @@ class BareLoop:
         self._copy_to_device.wait()  # the stream takes the buffers of the last batch back now
         batch = next(self._stream)
         (images, *_), (numbers,) = self._copy_to_device(batch.buffers, [batch.labels])
-        real = images.permute(0, 3, 1, 2).float() / 127.5 - 1
+        real = to_networks(images, self._image)
         labels = numbers if self._conditional else None
         none = [None] * self._passes
         return list(zip(real.chunk(self._passes), none if labels is None else labels.chunk(self._passes)))

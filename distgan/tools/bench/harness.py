@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from distgan.config.batch_plan import BatchPlan
-from distgan.config.schema import Config
+from distgan.config.schema import Config, image_spec
 from distgan.data.synthetic import write_shards
 from distgan.distributed import launch_env
 from distgan.distributed.process_group import World
@@ -34,7 +34,7 @@ def temporary_run(config: Config) -> Iterator[tuple[Config, World]]:
             config = replace(config, data=replace(config.data, shards=[str(folder / "shards")]))
             if writes:
                 num = 4 * max(config.train.batch, 256)
-                write_shards(folder / "shards", num, config.data.resolution, config.data.classes or 10)
+                write_shards(folder / "shards", num, image_spec(config.data), config.data.classes or 10)
             world.barrier()
         yield endless(config, folder / "run"), world
         world.barrier()

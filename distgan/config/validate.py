@@ -20,7 +20,15 @@ LOSSES_WITH_TARGET = ("minimax", "non_saturating", "lsgan")
 
 def config_errors(config: Config) -> list[str]:
     """Return settings that exclude one another or cannot work, each with its fix."""
-    checks = (_check_data, _check_networks, _check_loss, _check_augment_and_balance, _check_train, _check_restore)
+    checks = (
+        _check_data,
+        _check_bands,
+        _check_networks,
+        _check_loss,
+        _check_augment_and_balance,
+        _check_train,
+        _check_restore,
+    )
     return [line for check in checks for line in check(config)] + eval_errors(config.eval)
 
 
@@ -48,6 +56,18 @@ def _check_values(data: Data) -> Iterator[str]:
         yield f"data.range={data.range}: two values, of which the second is larger: [low, high]"
     elif data.range and data.dtype in LEVELS and not (data.range[0] < LEVELS[data.dtype] and data.range[1] > 0):
         yield f"data.range={data.range}: no value of {data.dtype} lies in it, and all images would be of one color"
+
+
+def _check_bands(config: Config) -> Iterator[str]:
+    """Yield what is wrong with the channels that people see."""
+    bands, channels = config.eval.bands, config.data.channels - (config.data.alpha == "channel")
+    if bands and (len(bands) != 3 or max(bands) >= channels or channels in (1, 3)):
+        allowed = (
+            "gray and colors are seen as they are, leave it out"
+            if channels in (1, 3)
+            else f"three numbers of channels, from 0 to {channels - 1}"
+        )
+        yield f"eval.bands={bands}: {allowed}"
 
 
 def _image(data: Data) -> ImageSpec | None:

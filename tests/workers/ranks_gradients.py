@@ -4,6 +4,7 @@ Usage: ranks_gradients.py OUT PASSES all|some; under RANK and WORLD_SIZE where t
 penalties with two losses, and one with each of the others.
 """
 
+import dataclasses
 import functools
 import sys
 
@@ -12,13 +13,14 @@ import torch
 from safetensors.torch import save_file
 
 from distgan.distributed.process_group import World
-from distgan.image_spec import square
+from distgan.image_spec import ImageSpec, square
 from distgan.losses.adversarial import LOSSES
 from distgan.models import MODELS
 from distgan.models.epilogue import Epilogue
 from distgan.training.gan_step import GanStep
 from distgan.training.step_inputs import ImageToImageOptions, LatentSampler, StepBatch, StepHyperparams, StepOptions
 from distgan.transforms.degrade_spec import parse
+from distgan.transforms.image_values import TORCH
 
 BATCH, RESOLUTION, Z_DIM, CLASSES = 8, 16, 6, 3
 SMALL = {  # settings of G and of D
@@ -31,6 +33,11 @@ SMALL = {  # settings of G and of D
     ),
 }
 RECIPE = [{"blur": [0.3, 1]}, {"shot": [10, 90]}, {"jpeg": [20, 80], "p": 0.5}, {"strokes": [0.05, 0.1]}]
+OTHER_IMAGES = {
+    "dcgan": ImageSpec(16, 24, 4, alpha=True),
+    "resnet": ImageSpec(24, 16, 1, "uint16"),
+    "r3gan": ImageSpec(12, 12, 5, "float32", -3, 2),
+}
 PENALTIES = {"none": (0, 0, 0), "r1": (2.0, 0, 0), "r2": (0, 3.0, 0), "r1+r2": (2.0, 3.0, 0), "gp": (0, 0, 10.0)}
 
 
@@ -67,19 +74,16 @@ def steps(
     more: dict,
     family: str = "dcgan",
     memory_format: torch.memory_format = torch.contiguous_format,
+    image: ImageSpec = square(RESOLUTION),
 ) -> dict[str, torch.Tensor]:
     """What D's and G's step find, by name."""
     torch.manual_seed(0)
     g, d = SMALL[family]
-    G = MODELS[family].generator(square(RESOLUTION), Z_DIM, CLASSES, **g, embed_dim=3).double()
-    D = (
-        MODELS[family]
-        .discriminator(square(RESOLUTION), CLASSES, **d, epilogue=functools.partial(Epilogue, **epilogue))
-        .double()
-    )
+    G = MODELS[family].generator(image, Z_DIM, CLASSES, **g, embed_dim=3).double()
+    D = MODELS[family].discriminator(image, CLASSES, **d, epilogue=functools.partial(Epilogue, **epilogue)).double()
     G, D = (net.to(memory_format=memory_format) for net in (G, D))
-    step = GanStep(world, G, D, StepOptions(loss, accumulation_steps=passes, dtype=torch.float64, **more))
-    step.warm_up_ddp_buckets(len(batch.images) // passes, square(RESOLUTION), Z_DIM, CLASSES)
+    step = GanStep(world, G, D, StepOptions(loss, image, accumulation_steps=passes, dtype=torch.float64, **more))
+    step.warm_up_ddp_buckets(len(batch.images) // passes, image, Z_DIM, CLASSES)
     sent = {"D": [0], "G": [0]}
     if world.size > 1:
         step.d_loss.register_comm_hook(sent["D"], count_reduced)
@@ -120,6 +124,14 @@ def main(out: str, passes: int, pairs: str) -> None:
         for name, memory_format in ((family, torch.contiguous_format), (f"{family} NHWC", torch.channels_last)):
             now = StepHyperparams(r1=2.0, r2=3.0)
             results |= steps(world, batch, passes, "rpgan", name, now, {}, {}, family, memory_format)
+    for family, image in OTHER_IMAGES.items():
+        values = torch.rand(BATCH, *image.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+        stored = (image.low + values[mine] * (image.high - image.low)).to(TORCH[image.dtype])
+        of_image = dataclasses.replace(batch, images=stored)
+        now, more = StepHyperparams(r1=2.0, r2=3.0, augment_p=0.7), {"augment": "ada", "flip": True}
+        results |= steps(
+            world, of_image, passes, "rpgan", f"{family} of {image.size}", now, {}, more, family, image=image
+        )
     restoring = ImageToImageOptions(parse(RECIPE, square(RESOLUTION)), "charbonnier", 10.0, conditional_D=True)
     more = {"image_to_image": restoring, "feature_matching": 3.0, "augment": "ada", "flip": True}
     for loss in ("non_saturating", "rpgan"):

@@ -33,9 +33,10 @@ SMALL = {  # settings of G and of D
     ),
 }
 RECIPE = [{"blur": [0.3, 1]}, {"shot": [10, 90]}, {"jpeg": [20, 80], "p": 0.5}, {"strokes": [0.05, 0.1]}]
+PLAIN = square(RESOLUTION)
 OTHER_IMAGES = {
-    "dcgan": ImageSpec(16, 24, 4, alpha=True),
-    "resnet": ImageSpec(24, 16, 1, "uint16"),
+    "dcgan": ImageSpec(24, 16, 4, alpha=True),
+    "resnet": ImageSpec(16, 24, 1, "uint16"),
     "r3gan": ImageSpec(12, 12, 5, "float32", -3, 2),
 }
 PENALTIES = {"none": (0, 0, 0), "r1": (2.0, 0, 0), "r2": (0, 3.0, 0), "r1+r2": (2.0, 3.0, 0), "gp": (0, 0, 10.0)}
@@ -74,7 +75,7 @@ def steps(
     more: dict,
     family: str = "dcgan",
     memory_format: torch.memory_format = torch.contiguous_format,
-    image: ImageSpec = square(RESOLUTION),
+    image: ImageSpec = PLAIN,
 ) -> dict[str, torch.Tensor]:
     """What D's and G's step find, by name."""
     torch.manual_seed(0)

@@ -89,7 +89,7 @@ class RestorationEval:
             return self._clean(numbers, device, degraded=True)
         seeds = host_rng.bits(host_rng.key(0, "held out, degraded"), np.asarray(numbers)).view(np.int64)
         clean = to_networks(self._clean(numbers, device), self._image)
-        return to_stored(degrade(clean, copy_to_device(seeds, device), self._recipe), self._image)
+        return to_stored(degrade(clean, copy_to_device(seeds, device), self._recipe, self._image.dtype), self._image)
 
     def _restored(self, G: nn.Module, numbers: Sequence[int], first: int = 0) -> Tensor:
         """Return restored images on G's device, stored values [n, H, W, C], with the latents from number `first` on."""

@@ -18,8 +18,10 @@ DIGITS = Path(__file__).parents[2] / "distgan" / "data" / "digits.npz"
 
 
 def features(pictures: list[np.ndarray]) -> np.ndarray:
-    """Pictures of any size as 64 numbers in 0..1, like the original scans; [N, 64]."""
-    small = [np.asarray(Image.fromarray(p).convert("L").resize((8, 8), Image.Resampling.BOX)) for p in pictures]
+    """Pictures of any size, gray or in color, as 64 numbers in 0..1, like the original scans; [N, 64]."""
+    small = [
+        np.asarray(Image.fromarray(p.squeeze()).convert("L").resize((8, 8), Image.Resampling.BOX)) for p in pictures
+    ]
     return np.stack(small).reshape(len(small), 64) / 255
 
 

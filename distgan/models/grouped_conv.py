@@ -42,7 +42,7 @@ class GroupedConv2d(nn.Conv2d):
         self._geometry = Geometry(self.stride, (padding, padding), self.dilation, groups)
 
     def forward(self, x: Tensor) -> Tensor:
-        if not torch.is_grad_enabled():
+        if not torch.is_grad_enabled() or torch.jit.is_tracing():  # a traced file has no use for gradients of ours
             return super().forward(x)
         return grouped_conv2d(x, self.weight, self.bias, self._geometry)
 

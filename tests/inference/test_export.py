@@ -23,7 +23,7 @@ from distgan.storage import checkpoint
 
 SMALL = {
     "dcgan": ["model.G={base_channels: 4, max_channels: 16, norm: batch}"],
-    "r3gan": ["model.G.widths=[8]"],
+    "r3gan": ["model.G={widths: [16], group_width: 4}"],
     "resnet": ["model.G={base_channels: 8, norm: conditional, attention: 8}"],  # "batch" without classes
     "hourglass": ["model.G.base_channels=4"],
     "restore": ["model.G={base_channels: 4, max_channels: 16, noise: true}"],

@@ -10,13 +10,14 @@ from distgan.data.dataset import Dataset
 from distgan.data.decode import DecodeOptions
 from distgan.data.loader import Stream, StreamOptions
 from distgan.data.open_shards import RankInfo
+from distgan.data.resize import CROPS
 from distgan.data.sample_parts import DatasetOptions
 from distgan.data.shard_urls import find_shards
 from distgan.data.shuffle import ShuffleLayout, ShuffleOrder
 from distgan.distributed.launch_env import init_rank_env
 from distgan.distributed.preemption import handle_signals
 from distgan.errors import ConfigError
-from distgan.image_spec import square
+from distgan.image_spec import DType, ImageSpec
 from distgan.storage.byte_ranges import ByteRangeReader
 
 
@@ -47,7 +48,10 @@ def open_stream(
     shards: str | Sequence[str],
     *,
     batch: int,
-    resolution: int,
+    resolution: int | tuple[int, int],
+    channels: int = 3,
+    dtype: DType = "uint8",
+    crop: str = "center",
     labels: bool = False,
     seed: int = 0,
     start: int = 0,
@@ -69,6 +73,10 @@ def open_stream(
     Args:
         shards: A folder, a glob, an address, or a list, as `data.shards`.
         batch: Images of a global batch, a multiple of `world`.
+        resolution: Side in pixels, or (height, width).
+        channels: 1 (gray) to 32; of images with transparency, colors lie on white.
+        dtype: "uint8", or "uint16" or "float32", which keep the stored numbers.
+        crop: How other proportions are met: "center", "stretch", "random" or "pad", as `data.crop`.
         labels: Whether every sample must have a class.
 
     Raises:
@@ -78,14 +86,21 @@ def open_stream(
         raise ConfigError(f"rank={rank}, world={world}: ranks are 0 to world - 1")
     if batch < 1 or batch % world:
         raise ConfigError(f"batch={batch}: a multiple of world={world}, and at least that")
-    if resolution < 1 or start < 0 or threads < 1:
-        raise ConfigError(f"resolution={resolution}, start={start}, threads={threads}: at least 1, 0 and 1")
+    if start < 0 or threads < 1:
+        raise ConfigError(f"start={start}, threads={threads}: at least 0 and 1")
+    height, width = (resolution, resolution) if isinstance(resolution, int) else resolution
+    try:
+        image = ImageSpec(height, width, channels, dtype, 0, 1 if dtype == "float32" else 0)
+    except ValueError as error:
+        raise ConfigError(f"resolution={resolution}, channels={channels}, dtype={dtype}: {error}") from None
+    if crop not in CROPS:
+        raise ConfigError(f"crop={crop!r}: choose one of {', '.join(CROPS)}")
     with contextlib.ExitStack() as opened:
         source = ByteRangeReader()
         opened.callback(source.close)
         dataset = Dataset(find_shards(shards), source, DatasetOptions(labels=labels))
         plan = ShuffleOrder(dataset.counts, ShuffleLayout.choose(dataset.num_samples, dataset.mean_bytes, batch), seed)
-        options = StreamOptions(batch, DecodeOptions(square(resolution)), threads=threads)
+        options = StreamOptions(batch, DecodeOptions(image, crop=crop), threads=threads)
         stream = Stream(dataset, plan, options, start=start, ranks=RankInfo(rank, world))
         stream.closing = opened.pop_all()
     return stream

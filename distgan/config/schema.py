@@ -54,7 +54,7 @@ class Data:
     background: int = key(255, "gray level under transparent pixels", low=0, high=255)
     classes: int = key(0, "number of classes; 0: largest label plus one", low=0, high=1_000_000)
     balance: Literal["none", "classes"] = key("none", "show every sample, or every class, equally often")
-    image_key: str = key("", "suffix of the image part; empty: found from the names")
+    image_key: str = key("", "suffix of the image part, or several such as rgb.png,nir.png to stack; empty: found")
     holdout: int = key(
         0, "images kept out of training, always the same ones; restore is measured on them", unit="images", low=0
     )

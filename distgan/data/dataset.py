@@ -6,7 +6,7 @@ import json
 import os
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -28,6 +28,8 @@ from distgan.storage.urls import public
 LOCATED_BYTES = 192 * 2**20  # for the places of samples in shards; each rank reads its own part of the data set
 UNLABELED = DatasetOptions()  # every sample with an image
 
+Spans = tuple[np.ndarray, np.ndarray]  # offsets and lengths of one part of some samples
+
 
 @dataclass(frozen=True)
 class SampleLocations:
@@ -38,6 +40,7 @@ class SampleLocations:
         label: Class number, -1 where there is none.
         first: Offset of the sample's first tar header, from which its key can be read.
         degraded_offset, degraded_length: Bytes of the degraded image, where samples are pairs.
+        stacked: Offsets and lengths of further parts of the image, whose channels follow.
     """
 
     offset: np.ndarray
@@ -46,14 +49,15 @@ class SampleLocations:
     first: np.ndarray
     degraded_offset: np.ndarray | None = None
     degraded_length: np.ndarray | None = None
+    stacked: tuple[Spans, ...] = ()
 
     @property
-    def image_parts(self) -> list[tuple[np.ndarray, np.ndarray]]:
-        """Return offsets and lengths of the image parts and, of pairs, of the degraded images."""
-        clean = (self.offset, self.length)
+    def images(self) -> list[list[Spans]]:
+        """Return the parts of the image and, of pairs, that of the degraded image."""
+        clean = [(self.offset, self.length), *self.stacked]
         if self.degraded_offset is None or self.degraded_length is None:
             return [clean]
-        return [clean, (self.degraded_offset, self.degraded_length)]
+        return [clean, [(self.degraded_offset, self.degraded_length)]]
 
 
 class Dataset:
@@ -149,23 +153,25 @@ class Dataset:
     def read(self, sample: int, options: DecodeOptions, degraded: bool = False) -> np.ndarray:
         """Read one image, [H, W, C] of `options.image`; white where it is corrupt. Of a pair, either."""
         shard, located, place = self._find(sample)
-        offset, length = located.image_parts[degraded]
         out = np.empty(options.image.shape, options.image.dtype)
         try:
-            check_bytes(int(length[place]))
-            data = self.source.cached(self.urls[shard], int(offset[place]), int(length[place]))
-            decode_into(data, out, options)
+            decode_into(self.fetch(shard, located.images[degraded], place), out, options)
         except CorruptImage:
             out[:] = options.image.high
         return out
 
-    def stored(self, sample: int) -> list[bytes]:
+    def stored(self, sample: int) -> list[bytes | list[bytes]]:
         """Read the bytes of a sample's image, or of both images of a pair. Raises CorruptImage for too many."""
         shard, located, place = self._find(sample)
-        spans = [(int(offset[place]), int(length[place])) for offset, length in located.image_parts]
-        for _, length in spans:
-            check_bytes(length)
-        return [self.source.cached(self.urls[shard], *span) for span in spans]
+        return [self.fetch(shard, parts, place) for parts in located.images]
+
+    def fetch(self, shard: int, parts: Sequence[Spans], place: int) -> bytes | list[bytes]:
+        """Read the bytes of an image, or of each of its parts. Raises CorruptImage for too many."""
+        for _, length in parts:
+            check_bytes(int(length[place]))
+        url = self.urls[shard]
+        files = [self.source.cached(url, int(offset[place]), int(length[place])) for offset, length in parts]
+        return files if len(files) > 1 else files[0]
 
     def key(self, sample: int) -> tuple[str, str]:
         """Return the address of a sample's shard, and its key."""
@@ -208,11 +214,15 @@ class Dataset:
         labels = renumbered(index.label[good], self._new_labels[shard], self.urls[shard])
         columns = [*spans(self._parts.image), labels, index.first[good]]
         columns += spans(self._parts.degraded) if self._parts.degraded is not None else ()
+        stacked = [spans(frozenset([suffix])) for suffix in self._parts.stacked]
         held = np.zeros(int(good.sum()), bool)
         held[self._held[shard]] = True
-        return SampleLocations(*(column[~held] for column in columns)), SampleLocations(
-            *(column[held] for column in columns)
-        )
+
+        def chosen(samples: np.ndarray) -> SampleLocations:
+            further = tuple((offset[samples], length[samples]) for offset, length in stacked)
+            return replace(SampleLocations(*(column[samples] for column in columns)), stacked=further)
+
+        return chosen(~held), chosen(held)
 
 
 def _problems(urls: Sequence[str], shards: Sequence[IndexHead], parts: SampleParts, allow_corrupt: bool) -> list[str]:

@@ -6,14 +6,14 @@ everything else goes through Pillow. What a file is, its first bytes tell, not i
 """
 
 import contextlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import simplejpeg
 from PIL import Image
 
 from distgan.data import array_image, image_structure
-from distgan.data.channels import DecodedImage, StoredPixels, check_count, convert, extent
+from distgan.data.channels import DecodedImage, StoredPixels, check_count, convert, extent, wrong_count
 from distgan.data.image_format import MAX_PIXELS, CorruptImage, Range, TooLarge, open_image, silence_pillow
 from distgan.data.memory_budget import MemoryBudget
 from distgan.data.pillow_image import ORIENTATION, TURNS, load, to_8_bits, to_deep, upright
@@ -50,7 +50,7 @@ class DecodeOptions:
 
 
 def decode(
-    data: bytes,
+    data: bytes | list[bytes],
     *,
     image: ImageSpec = RGB,
     max_pixels: int = MAX_PIXELS,
@@ -67,6 +67,7 @@ def decode(
     bits are asked for, 16 become 8 by scaling; else numbers keep their units, but that 8-bit levels become 16-bit ones.
 
     Args:
+        data: A file, or several of one size, whose channels are stacked; none of these is alpha.
         image: Channels and values that are asked for; its size does not matter.
         least: Decode a JPEG at the smallest fraction in eighths, at most a half, at which height and width are not
             smaller than these; 0: as it is.
@@ -83,6 +84,8 @@ def decode(
     """
     if not data:
         raise CorruptImage("empty file")
+    if isinstance(data, list):
+        return _decode_stack(data, image, max_pixels, measure)
     with contextlib.ExitStack() as own:
         hold = hold or own
         if data.startswith(JPEG):
@@ -154,14 +157,56 @@ def share_memory(budget: MemoryBudget) -> None:
 _memory = MemoryBudget()  # of the process, as memory is
 
 
-def decode_into(data: bytes, out: np.ndarray, options: DecodeOptions, place: float | None = None) -> bool:
+def _decode_stack(files: list[bytes], image: ImageSpec, max_pixels: int, measure: bool) -> DecodedImage:
+    """Decode several files as one image, with their channels one after the other."""
+    counts = [_stored_colors(data) for data in files]
+    if image.alpha or sum(counts) != image.channels:
+        raise wrong_count(sum(counts), image)
+    parts = [
+        decode(data, image=replace(image, channels=count), max_pixels=max_pixels, measure=measure)
+        for data, count in zip(files, counts)
+    ]
+    sizes = {part.pixels.shape[:2] for part in parts}
+    if len(sizes) > 1:
+        raise CorruptImage(f"parts of {' and '.join(f'{width}x{height}' for height, width in sorted(sizes))} pixels")
+    bounds = [part.values for part in parts if part.values is not None]
+    return DecodedImage(
+        np.concatenate([part.pixels for part in parts], axis=2),
+        tuple(dict.fromkeys(note for part in parts for note in part.notes)),
+        (min(low for low, _ in bounds), max(high for _, high in bounds)) if bounds else None,
+    )
+
+
+def _stored_colors(data: bytes) -> int:
+    """Return the channels of a file without alpha, from its header. Raises CorruptImage."""
+    try:
+        if data.startswith(JPEG):
+            return 1 if simplejpeg.decode_jpeg_header(data)[2] == "Gray" else 3
+        if array_image.is_array(data):
+            shape = array_image.parse_npy(data).shape
+            return 1 if len(shape) == 2 else min(shape[0], shape[-1])
+        if layout := array_image.tiff_layout(data):
+            return layout.samples - layout.has_alpha
+        mode = open_image(data).mode
+        return 1 if mode in ("1", "L", "LA", "I", "F") or mode.startswith("I;16") else 3
+    except Exception:  # of a corrupt file, which decoding says
+        return 1
+
+
+def decode_into(data: bytes | list[bytes], out: np.ndarray, options: DecodeOptions, place: float | None = None) -> bool:
     """Decode an image into `out`, [H, W, C] of `options.image`; returns whether it had to be resized for that.
 
     Args:
         place: Where a random crop is, from 0 to below 1; None: the center.
     """
     image = options.image
-    if data.startswith(JPEG) and image.dtype == "uint8" and image.channels in (1, 3) and not _may_be_turned(data):
+    if (
+        isinstance(data, bytes)
+        and data.startswith(JPEG)
+        and image.dtype == "uint8"
+        and image.channels in (1, 3)
+        and not _may_be_turned(data)
+    ):
         try:
             height, width, colors, _ = simplejpeg.decode_jpeg_header(data)
             if (height, width) == out.shape[:2] and (image.channels == 3 or colors in GRAY_FROM):

@@ -19,7 +19,7 @@ import numpy as np
 
 from distgan.data.dataset import Dataset
 from distgan.data.decode import DecodeOptions, decode_into
-from distgan.data.image_format import CorruptImage, check_bytes
+from distgan.data.image_format import CorruptImage
 from distgan.data.open_shards import ALONE, RankInfo
 from distgan.data.shuffle import ShuffleOrder
 from distgan.errors import DataError
@@ -235,8 +235,9 @@ class Stream(Iterator[Batch]):
         cuts = np.flatnonzero((np.diff(shards) != 0) | (np.diff(places) != 1)) + 1
         for shard, run in zip(shards[np.r_[0, cuts]], np.split(places, cuts)):
             located = self.dataset.located(int(shard))
-            start = min(int(offset[run[0]]) for offset, _ in located.image_parts)
-            stop = max(int(offset[run[-1]]) + int(length[run[-1]]) for offset, length in located.image_parts)
+            parts = [part for image in located.images for part in image]
+            start = min(int(offset[run[0]]) for offset, _ in parts)
+            stop = max(int(offset[run[-1]]) + int(length[run[-1]]) for offset, length in parts)
             self.dataset.source.prefetch(self.dataset.urls[shard], start, stop - start)
 
     def _fill(self, batch: Batch, part: range, shards: list[int], places: list[int]) -> int:
@@ -254,11 +255,10 @@ class Stream(Iterator[Batch]):
         """Decode a sample into slot i of a batch; returns its label, or None for a corrupt one."""
         if sample in self.bad:
             return None
-        located, url = self.dataset.located(shard), self.dataset.urls[shard]
+        located = self.dataset.located(shard)
         try:
-            for (offset, length), images in zip(located.image_parts, batch.buffers):
-                check_bytes(int(length[place]))
-                data = self.dataset.source.cached(url, int(offset[place]), int(length[place]))
+            for parts, images in zip(located.images, batch.buffers):
+                data = self.dataset.fetch(shard, parts, place)
                 if decode_into(data, images[i], self._decode, batch._crops[i] if batch._crops else None):
                     self.num_resized += 1
         except CorruptImage as reason:

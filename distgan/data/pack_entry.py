@@ -174,6 +174,8 @@ class ListingOptions:
         check_spec(self.label)
         if self.label and not self.labels:
             raise ConfigError(f"--label {self.label} and --no-labels: leave out one of them")
+        if "," in self.part:
+            raise ConfigError(f"--image-part {self.part}: one suffix (data.image_key stacks several in training)")
         if self.labels_in and (self.label or not self.labels):
             raise ConfigError(f"--labels {self.labels_in} and --label or --no-labels: leave out one of them")
         if self.table and (self.label or not self.labels):

@@ -54,7 +54,7 @@ def list_shards(urls: Sequence[str], wanted: ListingOptions) -> InputListing:
             for i, label in enumerate(located.label.tolist()):
                 name = f"{os.path.basename(public(url))}[{i}]"
                 one, *degraded = (
-                    part(name, label, url, offset[i], length[i]) for offset, length in located.image_parts
+                    part(name, label, url, offset[i], length[i]) for ((offset, length),) in located.images
                 )
                 yield replace(one, degraded=degraded[0]) if degraded else one
 

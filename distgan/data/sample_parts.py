@@ -16,7 +16,8 @@ class DatasetOptions:
     Attributes:
         labels: Whether every sample must have a class label.
         classes: How many classes there are; 0 takes the largest label plus one.
-        image: Suffix of the image part; empty where it can be found from the names.
+        image: Suffix of the image part; empty where it can be found from the names. Several, with commas between them:
+            their channels are stacked in that order.
         pairs: Whether every sample is a clean image and its degraded form, such as KEY.clean.png and
             KEY.degraded.png.
         num_held_out: Samples that are kept out of training.
@@ -39,11 +40,13 @@ class SampleParts:
         image: Suffixes of which one marks the image, or the clean image of a pair.
         degraded: Suffixes of which one marks the degraded image of a pair; None where samples are no pairs.
         needs_label: Whether there must be a `cls` part.
+        stacked: Suffixes of parts whose channels follow those of the image part.
     """
 
     image: frozenset[str]
     degraded: frozenset[str] | None
     needs_label: bool
+    stacked: tuple[str, ...] = ()
 
     def missing(self, kind: Sequence[str]) -> str:
         """Return what keeps a sample with these parts from being used; empty where nothing does."""
@@ -53,6 +56,9 @@ class SampleParts:
             num = sum(part in suffixes for part in kind)
             if num != 1:
                 return f"several {name} parts" if num else f"no {name} part"
+        for suffix in self.stacked:
+            if kind.count(suffix) != 1:
+                return f"several {suffix} parts" if suffix in kind else f"no {suffix} part"
         return "no cls part" if self.needs_label and "cls" not in kind else ""
 
     def num_usable(self, shard: IndexHead) -> int:
@@ -72,7 +78,11 @@ def choose_parts(shards: Sequence[IndexHead], options: DatasetOptions) -> Sample
     """Return the parts that samples of these shards need. Raises DataError where the shards leave that open."""
     if options.pairs:
         return SampleParts(*_pair_suffixes(shards), options.labels)
-    return SampleParts(_image_suffixes(shards, options.image, options.allow_corrupt), None, options.labels)
+    first, *stacked = (suffix.strip().lower().lstrip(".") for suffix in options.image.split(","))
+    if (stacked and not first) or not all(stacked) or first in stacked or len(set(stacked)) < len(stacked):
+        raise DataError(f"data.image_key={options.image}: name each part of an image once, as in red.png,nir.png")
+    suffixes = _image_suffixes(shards, first, options.allow_corrupt)
+    return SampleParts(suffixes, None, options.labels, tuple(stacked))
 
 
 def _image_suffixes(shards: Sequence[IndexHead], chosen: str, allow_corrupt: bool) -> frozenset[str]:

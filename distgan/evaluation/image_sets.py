@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from distgan.data.dataset import Dataset
 from distgan.data.decode import DecodeOptions, decode, decode_array, decode_into
-from distgan.data.image_format import MAX_PIXELS, CorruptImage, check_bytes
+from distgan.data.image_format import MAX_PIXELS, CorruptImage
 from distgan.data.pack_entry import InputEntry, InputListing, all_entries, place, read_entry
 from distgan.errors import ConfigError, DataError
 from distgan.image_spec import ImageSpec
@@ -124,11 +124,9 @@ class ShardImages:
     def _read_into(self, number: int, out: np.ndarray) -> tuple[int, bool]:
         """Decode an image into `out`; returns its label, and whether it could be decoded."""
         shard, place = (int(x) for x in self.dataset.shard_of(np.asarray(number, np.int64)))
-        located, url = self.dataset.located(shard), self.dataset.urls[shard]
+        located = self.dataset.located(shard)
         try:
-            check_bytes(int(located.length[place]))
-            data = self.dataset.source.cached(url, int(located.offset[place]), int(located.length[place]))
-            decode_into(data, out, self._options)
+            decode_into(self.dataset.fetch(shard, located.images[0], place), out, self._options)
         except CorruptImage:
             return -1, False
         return int(located.label[place]), True

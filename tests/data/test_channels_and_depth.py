@@ -18,6 +18,7 @@ from distgan.data.image_format import CorruptImage
 from distgan.data.loader import Stream, StreamOptions
 from distgan.data.open_shards import RankInfo
 from distgan.data.resize import FILTERS, cropped, fit
+from distgan.data.sample_parts import DatasetOptions
 from distgan.data.shuffle import ShuffleLayout, ShuffleOrder
 from distgan.errors import DataError, MachineError
 from distgan.image_spec import DType, ImageSpec
@@ -392,3 +393,53 @@ def test_random_crops_are_a_function_of_seed_and_position(tmp_path: Path, open_s
     np.testing.assert_array_equal(np.concatenate(halves, 1).reshape(-1), whole)
     assert (left_edges(8, seed=1) != whole).any()
     assert data.read(0, DecodeOptions(image, "area", "random"))[0, 0, 0] == 95  # elsewhere: the center
+
+
+# Several parts of a sample as one image.
+
+
+def stacked_set(path: Path, num: int, kinds: tuple[str, ...], image_key: str, skip: int = -1) -> tuple[Dataset, list]:
+    parts: dict[str, Callable[[int], bytes]] = {
+        "rgb.png": lambda i: image_bytes(np.roll(COLORS, i, 0)),
+        "nir.png": lambda i: image_bytes(np.roll(COLORS[..., 0], i, 1)),
+        "deep.npy": lambda i: npy(np.roll(WORDS, i, 1)),
+        "cls": lambda i: b"%d" % (i % 3),
+        "small.png": lambda i: image_bytes(COLORS[:9, :9, 0]),
+    }
+    files = [
+        (f"{i:03d}.{kind}", parts[kind](i)) for i in range(num) for kind in kinds if i != skip or kind != "nir.png"
+    ]
+    path.write_bytes(tar_bytes(files))
+    options = DatasetOptions(labels=True, image=image_key, allow_corrupt=skip >= 0)
+    return Dataset([str(path)], ByteRangeReader(), options, cache_dir=path.parent / "cache"), files
+
+
+@pytest.mark.parametrize("order", ["rgb.png,nir.png", "nir.png, RGB.png"])
+def test_parts_of_a_sample_are_stacked_in_the_order_named(
+    order: str, tmp_path: Path, open_stream: Callable[..., Stream]
+) -> None:
+    data, _ = stacked_set(tmp_path / "a.tar", 16, ("nir.png", "cls", "rgb.png"), order)
+    batch = next(open_stream(data, spec(4)))
+    for image, label, sample in zip(batch.images, batch.labels, batch.samples):
+        colors, infrared = np.roll(COLORS, sample, 0), np.roll(COLORS[..., :1], sample, 1)
+        bands = [colors, infrared] if order.startswith("rgb") else [infrared, colors]
+        np.testing.assert_array_equal(image, np.concatenate(bands, 2))
+        assert label == sample % 3
+        np.testing.assert_array_equal(data.read(int(sample), DecodeOptions(spec(4))), image)
+
+
+def test_stacked_parts_that_do_not_fit(tmp_path: Path, open_stream: Callable[..., Stream]) -> None:
+    data, _ = stacked_set(tmp_path / "a.tar", 8, ("nir.png", "deep.npy", "small.png", "cls"), "nir.png,deep.npy")
+    pixels = data.read(0, DecodeOptions(spec(2, "uint16")))
+    np.testing.assert_array_equal(pixels, np.stack([COLORS[..., 0] * np.uint16(257), WORDS], 2))
+    with pytest.raises(DataError, match=r"2 channels, data.channels is 5"):
+        next(open_stream(data, spec(5)))
+    data = Dataset([str(tmp_path / "a.tar")], ByteRangeReader(), DatasetOptions(image="nir.png,small.png"))
+    with pytest.raises(DataError, match=r"parts of 9x9 and 28x20 pixels"):
+        next(open_stream(data, spec(2)))
+    for key in ("nir.png,nir.png", "nir.png,", ",nir.png"):
+        with pytest.raises(DataError, match=r"data\.image_key"):
+            Dataset([str(tmp_path / "a.tar")], ByteRangeReader(), DatasetOptions(image=key))
+    data, _ = stacked_set(tmp_path / "b.tar", 8, ("nir.png", "rgb.png", "cls"), "rgb.png,nir.png", skip=3)
+    assert data.num_samples == 7
+    assert any("no nir.png part" in line for line in data.problems)

@@ -18,6 +18,7 @@ from distgan.image_spec import DType
 LARGEST = 65535  # white in images of more than 8 bits, where no range is given
 MAX_SAMPLED = 2**14  # images whose values are kept for quantiles
 MANY_CLIPPED = 0.01  # share of clipped values that is probably not meant
+LITTLE_USED = 0.1  # share of a range that values fill, below which it is probably not meant
 NUM_SAMPLED = 32  # images that are looked at where there are too many to read all
 
 
@@ -96,8 +97,8 @@ class Pixels:
             lines.append(describe_range(self.values, value_range))
         if self.most_cut_away >= 0.005:
             lines.append(
-                f"center crop: {self.cut_away:.1%} of the images' area is cut away, at most {self.most_cut_away:.0%} "
-                "of an image (crop=stretch keeps all)"
+                f"crop: {self.cut_away:.1%} of the images' area is cut away, at most {self.most_cut_away:.0%} of an "
+                "image (crop=stretch and crop=pad keep all)"
             )
         return lines
 
@@ -122,16 +123,18 @@ class Pixels:
         if self.needs_range:
             low, high = self.values
             what = f"images of floating-point numbers, {low:g} to {high:g}, cannot be used without a range"
-            return [f"{what}. {_advice(self.values)}, or keep the numbers (dtype float32)"]
+            return [f"{what}. {_advice(self.values)}, or keep the numbers: --dtype float32, then data.dtype=float32"]
         return range_warnings(self.values, value_range)
 
     def _deep_warnings(self, value_range: Range | None) -> list[str]:
         if value_range is None or self.quantiles is None:
             return []
         below, above = self.clipped(value_range)
-        if below + above <= MANY_CLIPPED:
-            return []
         low, high = self.quantiles
+        used = (high - low) / (value_range[1] - value_range[0])
+        if below + above <= MANY_CLIPPED:
+            few = f"99.8 % of the values are between {low:g} and {high:g}, {used:.1%} of the range"
+            return [] if used >= LITTLE_USED else [f"{few}: the contrast is low; data.range=[{low:g},{high:g}]"]
         share = "all" if below + above == 1 else f"{below + above:.1%}"
         line = (
             f"{share} of the values are beyond the range {value_range[0]:g} to {value_range[1]:g} and are clipped; "
@@ -222,7 +225,10 @@ def report(dataset: Dataset, options: DecodeOptions) -> tuple[list[str], list[st
     is_plain = image.channels == 3 and image.dtype == "uint8"
     if is_plain and all(card.get("resolution") and "dtype" not in card for card in cards.values()):
         return lines, warnings  # images of 8 bits and of one size
-    pixels = look(dataset, options)
+    try:
+        pixels = look(dataset, options)
+    except DataError as error:
+        raise DataError("; ".join([str(error), *warnings])) from None
     value_range = None if image.dtype == "uint8" else (image.low, image.high)
     sampled = f"of {pixels.num + pixels.bad.total()} images that were checked"
     lines += [f"pixels {sampled}: {line}" for line in pixels.facts(value_range, image.dtype)]

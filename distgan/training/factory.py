@@ -55,8 +55,13 @@ def open_dataset(config: Config, ranks: RankInfo = ALONE) -> Dataset:
 
 
 def range_of_cards(dataset: Dataset) -> list[float]:
-    """Return the least and the largest value of a data set, as its cards say. Raises DataError where they do not."""
-    found = [card.get("values") for card in dataset_card.by_folder(dataset.urls).values()]
+    """Return the range that a data set was packed with, or its least and largest value, as its cards say.
+
+    Raises:
+        DataError: The cards say neither.
+    """
+    cards = dataset_card.by_folder(dataset.urls).values()
+    found = [dataset_card.value_range(card) or card.get("values") for card in cards]
     if not found or not all(found):
         raise DataError(
             "data.dtype=float32 needs the values that are -1 and 1 for the networks, and the shards have no card that "

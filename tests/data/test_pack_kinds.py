@@ -229,3 +229,12 @@ def test_mixed_channels_are_counted(tmp_path: Path) -> None:
     data = Dataset([str(tmp_path / "0.tar")], ByteRangeReader(), cache_dir=tmp_path / "cache")
     _, warnings = pixel_report(data, DecodeOptions(ImageSpec(8, 8, 5, "uint16")))
     assert any("3 cannot be used (4 channels, data.channels is 5)" in line for line in warnings)
+
+
+def test_a_range_that_values_hardly_fill_is_reported(tmp_path: Path) -> None:
+    """12 bits in 16: all is dark for a network that is told 0 to 65535."""
+    source = arrays(tmp_path / "in", RNG.integers(0, 4096, (8, 16, 16)).astype(np.uint16))
+    pack(source, str(tmp_path / "out"), PackOptions(resolution=16, channels=1, dtype="uint16"), workers=1)
+    _, (warning,) = pixel_report(opened(tmp_path / "out"), DecodeOptions(ImageSpec(16, 16, 1, "uint16")))
+    assert "6.2% of the range" in warning
+    assert not pixel_report(opened(tmp_path / "out"), DecodeOptions(ImageSpec(16, 16, 1, "uint16", 0, 4095)))[1]

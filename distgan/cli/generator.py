@@ -112,6 +112,14 @@ def _add_generate(commands: Commands) -> None:
         choices=("discriminator", "nearest-real"),
         help="what is best: D's logit, or features near to those of a real image (default discriminator)",
     )
+    parser.add_argument(
+        "--aspect",
+        nargs="?",
+        const="data",
+        default="",
+        metavar="W:H",
+        help="undo a stretch: enlarge one side, to the mean proportions of the training data or to W:H",
+    )
     parser.add_argument("--balance", action="store_true", help="the same number of images of each class")
     parser.add_argument("--shard-images", type=int, default=0, metavar="N", help="default 2048, fewer if large")
     parser.add_argument(
@@ -143,6 +151,7 @@ def _generate(options: argparse.Namespace) -> int:
                 shard_images=options.shard_images,
                 keyframes=options.keyframes,
                 fps=options.fps,
+                aspect=options.aspect,
                 **common,
             )
             line = generate(options.checkpoint, options.out, generating, rank(), world)

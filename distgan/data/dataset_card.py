@@ -76,6 +76,15 @@ def _read(file: Path, mtime_ns: int, size: int) -> Card:
     return values  # type: ignore[return-value]  # as was checked
 
 
+def mean_aspect(urls: Sequence[str]) -> float:
+    """Return the mean of width over height before the images were stretched, as their cards say; 0: they were not."""
+    cards = list(by_folder(urls).values())
+    known = [(card.get("samples", 1), card["aspect"]) for card in cards if card.get("aspect", 0) > 0]
+    if not known or len(known) < len(cards):
+        return 0.0
+    return sum(num * aspect for num, aspect in known) / max(1, sum(num for num, _ in known))
+
+
 def by_folder(urls: Sequence[str]) -> dict[str, Card]:
     """Return the card of each folder that shards are in, in their order; {} of one that has no card."""
     return {public(folder): read(url) for url, folder in _firsts(urls).items()}

@@ -4,13 +4,14 @@ import functools
 import io
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from distgan.data import image_file, image_grid, loader
+from distgan.data.resize import fit
 from distgan.distributed.device_copy import copy_to_device
 from distgan.errors import ConfigError, DataError
 from distgan.image_spec import ImageSpec, square
@@ -44,6 +45,7 @@ class GenerateOptions:
         shard_images: Images of a shard; 0 for a number by the resolution.
         keyframes: Latents that a video passes through; 0 for one per second.
         fps: Frames of a video per second.
+        aspect: Proportions "W:H" that images are stretched to, "data" for those of the training data; "" for none.
 
     Raises:
         ConfigError: A number is out of bounds.
@@ -60,6 +62,7 @@ class GenerateOptions:
     shard_images: int = 0
     keyframes: int = 0
     fps: float = 25
+    aspect: str = ""
 
     def __post_init__(self) -> None:
         for name, value, low, high in (
@@ -96,28 +99,62 @@ def generate(path: str, out: str, options: GenerateOptions, rank: int = 0, world
             f"--as png: {G.image.channels} channel(s) of {G.image.dtype} do not fit into PNG files: --as npy or shards "
             "keeps all, --as grid shows three channels"
         )
+    shape = stretched(G, options.aspect)
     classes = parse_labels(options.labels, G)
     if options.is_file:
         target.parent.mkdir(parents=True, exist_ok=True)
         write = _write_grid if options.kind == "grid" else _write_video
-        return write(G, target, classes, options)
+        return write(G, target, classes, options, shape)
 
     selection = _select(G, classes, options)
     score = open_score(options.filter_by, where, G.chunk, G.device) if options.share < 1 else None
-    draw = functools.partial(draw_group, G, score, selection, options.seed)
-    card = _card(G, selection, options)
+    draw = functools.partial(_draw, G, score, selection, options.seed, shape)
+    card = _card(G, selection, options, shape)
     groups = range(rank, selection.num_groups, world)
     if options.kind == "shards":
         threads = loader.decoding_threads(world, G.device.type)
-        return shard_writer.write(out, selection, draw, card, groups, threads, G.image)
+        return shard_writer.write(out, selection, draw, card, groups, threads, shape)
     may_grow = options.share == 1 and not options.balance
     folder = shard_writer.claim(out, card["generated"], may_grow=may_grow)
     for image in (image for group in groups for image in draw(group)):
         # Class folders, as `distgan pack` reads them.
         subfolder = folder if image.label is None else folder / f"{image.label:03d}"
         subfolder.mkdir(exist_ok=True)
-        _save(subfolder / f"{image.number:08d}.{options.kind}", image.pixels, G.image)
+        _save(subfolder / f"{image.number:08d}.{options.kind}", image.pixels, shape)
     return f"{options.num} images: {target}"
+
+
+def stretched(G: TrainedGenerator, aspect: str) -> ImageSpec:
+    """Return the images that `--aspect` asks for: a generator's own, with one side enlarged. Raises ConfigError."""
+    if not aspect:
+        return G.image
+    if aspect == "data":
+        proportion = G.spec.aspect
+        if not proportion:
+            raise ConfigError(
+                "--aspect: the generator's training data was not stretched, or its card does not say so (`distgan pack "
+                "--crop stretch` does): name the proportions, as --aspect 4:3"
+            )
+    else:
+        across, _, down = aspect.partition(":")
+        try:
+            proportion = float(across) / float(down or 1)
+        except (ValueError, ZeroDivisionError):
+            proportion = 0.0
+        if not 1 / 16 <= proportion <= 16:
+            raise ConfigError(f"--aspect {aspect}: width and height as 4:3 or 1.33, at most 16 times as long")
+    height, width = G.image.height, G.image.width
+    if proportion >= width / height:
+        return replace(G.image, width=round(height * proportion))
+    return replace(G.image, height=round(width / proportion))
+
+
+def _draw(
+    G: TrainedGenerator, score: Score | None, selection: SampleSelection, seed: int, shape: ImageSpec, group: int
+) -> Iterator[GeneratedImage]:
+    """Yield the images of a group as they are written: of the size of `shape`."""
+    for image in draw_group(G, score, selection, seed, group):
+        yield image._replace(pixels=fit(image.pixels, shape, crop="stretch")) if shape != G.image else image
 
 
 def draw_group(
@@ -206,7 +243,7 @@ def _select(G: TrainedGenerator, classes: list[int], options: GenerateOptions) -
     return SampleSelection(options.num, size, taken, options.share, options.balance)
 
 
-def _card(G: TrainedGenerator, selection: SampleSelection, options: GenerateOptions) -> dict:
+def _card(G: TrainedGenerator, selection: SampleSelection, options: GenerateOptions, shape: ImageSpec) -> dict:
     """Return the card of a set; `generated` holds all that its images are a function of."""
     origin = {key: value for key, value in G.origin.items() if key != "config"}
     generated = origin | {
@@ -217,15 +254,17 @@ def _card(G: TrainedGenerator, selection: SampleSelection, options: GenerateOpti
         "balance": selection.balance,
         "shard_images": selection.group_size,
     }
+    if shape != G.image:
+        generated["size"] = shape.size
     if options.share < 1:
         generated["filter_by"] = options.filter_by
     elif options.kind in ("png", "npy"):
         del generated["shard_images"]  # it only says how many are made at once
     return {
         "classes": [str(label) for label in range(G.num_classes)] or None,
-        "image": image_file.suffix(G.image),
-        "resolution": G.image.height if G.image.height == G.image.width else None,
-        **_card_of_values(G.image),
+        "image": image_file.suffix(shape),
+        "resolution": shape.height if shape.height == shape.width else None,
+        **_card_of_values(shape),
         "source": f"distgan generate, {origin['run']}, {origin['checkpoint']}",
         "candidates": selection.num_candidates,
         "config": G.origin["config"],
@@ -259,12 +298,15 @@ def _save(path: Path, pixels: np.ndarray, image: ImageSpec) -> None:
         part.write_bytes(data)
 
 
-def _write_grid(G: TrainedGenerator, target: Path, classes: list[int], options: GenerateOptions) -> str:
+def _write_grid(
+    G: TrainedGenerator, target: Path, classes: list[int], options: GenerateOptions, shape: ImageSpec
+) -> str:
     num = options.num
     columns = options.columns or (-(-num // len(classes)) if classes else math.ceil(math.sqrt(num)))
     labels = [classes[i // columns % len(classes)] for i in range(num)] if classes else None
     parts = G.sampler(options.seed).display(range(num), labels, bands=_bands(G))
-    tiles = [tile for part in parts for tile in part.permute(0, 2, 3, 1).cpu().numpy()]
+    seen = ImageSpec(shape.height, shape.width)
+    tiles = [fit(tile, seen, crop="stretch") for part in parts for tile in part.permute(0, 2, 3, 1).cpu().numpy()]
     image_grid.save_png(target, image_grid.grid(tiles, columns))
     return f"{num} images: {target}"
 
@@ -274,8 +316,12 @@ def _bands(G: TrainedGenerator) -> list[int]:
     return G.origin["config"].get("eval", {}).get("bands", [])
 
 
-def _write_video(G: TrainedGenerator, target: Path, classes: list[int], options: GenerateOptions) -> str:
+def _write_video(
+    G: TrainedGenerator, target: Path, classes: list[int], options: GenerateOptions, shape: ImageSpec
+) -> str:
     num, fps = options.num, options.fps
+    if shape != G.image:
+        raise ConfigError("--aspect: a video keeps the generator's own size; png, npy, shards and grid take --aspect")
     if len(classes) > MAX_TILES:
         raise ConfigError(
             f"a video shows {MAX_TILES} classes at most, and there are {len(classes)}: name some by --labels"

@@ -143,6 +143,7 @@ def _spec(config: Config, state: SavedState) -> Spec:
         dtype=config.data.dtype,
         range=list(config.data.range),
         alpha=config.data.alpha == "channel",
+        aspect=state.get("aspect", 0.0),
     )
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from distgan.distributed.device_copy import copy_to_device
 from distgan.image_spec import MAX_CHANNELS, DType, ImageSpec
 from distgan.inference import sampling
-from distgan.storage.saved_state import Classes
+from distgan.storage.saved_state import Aspect, Classes
 from distgan.storage.untrusted import Between, Positive
 
 Side = Annotated[int, Between(8, 1024)]
@@ -31,6 +31,7 @@ class Spec:
         settings: The family's own settings, `model.G` of a config.
         revision: Revision of the family's networks, see `distgan.models.Family`.
         unseen: Classes without an image in the training data.
+        aspect: Mean of width over height before the training data was stretched to its size; 0: it was not.
         channels, dtype, range, alpha: Of the images, see `ImageSpec`; an empty range: all levels of the dtype.
     """
 
@@ -45,6 +46,7 @@ class Spec:
     dtype: DType = "uint8"
     range: list[float] = field(default_factory=list)
     alpha: bool = False
+    aspect: Aspect = 0.0
 
     @property
     def image(self) -> ImageSpec:

@@ -8,6 +8,7 @@ from distgan.storage.untrusted import AtMost, Between, Count, Like, Name, Positi
 Classes = Annotated[int, Between(0, 1_000_000)]
 Seconds = Annotated[float, Between(0, 1e12)]
 FILE_NAME = r"\w[\w-]{0,100}\.(safetensors|json)"  # a plain name: no folder, no path out of the checkpoint
+Aspect = Annotated[float, Between(0, 1000)]  # width over height; 0 is none
 STEP_NAME = r"step-\d{12}"
 # What W&B refuses in an id would end the run later.
 WandbId = Annotated[str, Like(r"[^/\\#?%:\s\x00-\x1f]{1,128}", "an id of a W&B run")]
@@ -66,6 +67,7 @@ class SavedState(_Always, total=False):
     layout: Layout
     unseen: list[Classes]
     class_names: list[Name]
+    aspect: Aspect
     revision: Positive
     stats: Annotated[list[list[float]], AtMost(2**20)]
     controls: Controls

@@ -9,6 +9,7 @@ from torch import nn
 from distgan.config.load import from_dict
 from distgan.config.records import changes, for_records, to_dict
 from distgan.config.schema import Config, Optimizer, shapes_nets
+from distgan.data import dataset_card
 from distgan.data.shuffle import ShuffleLayout
 from distgan.errors import ConfigError, DataError
 from distgan.models import MODELS, networks
@@ -38,6 +39,7 @@ def save(learner: Learner, folder: Path) -> Path:
         "num_classes": learner.num_classes,
         "unseen": learner.unseen,
         "class_names": dataset.class_names,
+        "aspect": dataset_card.mean_aspect(dataset.urls) if world.is_main else 0.0,
         "revision": MODELS[config.model.family].revision,
         "stats": stats,
         "controls": controls,

@@ -148,3 +148,30 @@ def test_what_no_png_holds_is_refused_as_one(tmp_path: Path, capsys: pytest.Capt
     assert main(["generate", run, "--num", "2", "--as", "npy", "--labels", "0", "--out", str(out)]) == 0
     values = np.load(out / "000" / "00000000.npy")
     assert (values.shape, values.dtype) == ((12, 12, 5), np.float32)
+
+
+def test_a_stretch_is_undone(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """Pictures of 4:3 packed as squares come back as 4:3, in files, grids and from an export."""
+    (tmp_path / "wide").mkdir()
+    for i in range(24):
+        pixels = np.random.default_rng(i).integers(0, 256, (24, 32, 3), np.uint8)
+        Image.fromarray(pixels).save(tmp_path / "wide" / f"{i}.png")
+    shards, run = str(tmp_path / "shards"), str(tmp_path / "run")
+    assert main(["pack", str(tmp_path / "wide"), shards, "--resolution", "16", "--crop", "stretch"]) == 0
+    (tmp_path / "c.yaml").write_text(json.dumps({"data": {"shards": shards, "resolution": 16}}))
+    own = [*BASE, "model.conditional=false", "train.images=24", "checkpoint.every=24", f"run.dir={run}"]
+    assert main(["train", str(tmp_path / "c.yaml"), *own]) == 0
+    assert main(["export", run, str(tmp_path / "exported")]) == 0
+    for source in (run, str(tmp_path / "exported")):
+        out = tmp_path / f"made-{Path(source).name}"
+        assert main(["generate", source, "--num", "2", "--aspect", "--out", str(out)]) == 0
+        assert Image.open(out / "00000000.png").size == (21, 16)
+        grid = tmp_path / "grid.png"
+        more = ["--num", "4", "--as", "grid", "--columns", "2", "--out", str(grid)]
+        assert main(["generate", source, *more, "--aspect", "1:2"]) == 0
+        assert Image.open(grid).size == (32, 64)
+    assert main(["generate", run, "--num", "2", "--aspect", "0:3", "--out", str(tmp_path / "x")]) == 2
+    assert "--aspect 0:3" in capsys.readouterr().err
+    shards = str(tmp_path / "made-run-shards")
+    assert main(["generate", run, "--num", "2", "--aspect", "--as", "shards", "--out", shards]) == 0
+    assert json.loads((Path(shards) / "dataset.json").read_text())["width"] == 21

@@ -6,6 +6,7 @@ The file's first bytes tell which it is. A TIFF's directory: TIFF 6.0, section 2
 import contextlib
 import importlib.util
 import io
+import logging
 import lzma
 import struct
 import zlib
@@ -18,7 +19,6 @@ import numpy as np
 from distgan.data.channels import StoredPixels, wrong_count
 from distgan.data.image_format import MAX_BYTES, CorruptImage, TooLarge
 from distgan.data.memory_budget import MemoryBudget
-from distgan.errors import MachineError
 from distgan.image_spec import ImageSpec
 from distgan.storage.array_file import parse_npy
 
@@ -168,15 +168,15 @@ def read_tiff(
     """Read a TIFF of any bands and depth; where it has one band, its pages may be the channels of `image`.
 
     Raises:
-        CorruptImage: No such TIFF.
-        MachineError: `tifffile` is not installed, or what it needs.
+        CorruptImage: No such TIFF, or one that needs a package which is not installed.
     """
     if importlib.util.find_spec("tifffile") is None:
-        raise MachineError(
+        raise CorruptImage(
             f"a TIFF of {layout.samples} channel(s) of {layout.bits} bits needs tifffile: pip install 'distgan[tiff]'"
         )
     import tifffile
 
+    logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # what is wrong, it raises too
     try:
         with tifffile.TiffFile(io.BytesIO(data)) as file:
             pages: list[tifffile.TiffPage | tifffile.TiffFrame] = [file.pages.first]
@@ -187,7 +187,7 @@ def read_tiff(
         raise
     except Exception as error:  # tifffile raises of every kind on corrupt files
         if "imagecodecs" in str(error):
-            raise MachineError("this TIFF's compression needs another package: pip install imagecodecs") from None
+            raise CorruptImage("a TIFF whose compression needs imagecodecs: pip install imagecodecs") from None
         raise CorruptImage(f"corrupt ({type(error).__name__})") from None
     if len({(array.shape, array.dtype) for array in arrays}) > 1:
         raise CorruptImage("a TIFF of pages of several sizes")
@@ -209,6 +209,8 @@ def _page(
     height, width, bands = page.imagelength, page.imagewidth, page.samplesperpixel
     if height * width > max_pixels:
         raise TooLarge(max_pixels)
+    if min(height, width, bands) < 1:
+        raise CorruptImage("a TIFF without pixels")
     if page.imagedepth != 1 or page.dtype is None or page.dtype.kind not in "biuf":
         raise CorruptImage(f"a TIFF of {page.dtype}, depth {page.imagedepth}")
     segment = prod(page.chunks) * page.dtype.itemsize

@@ -80,7 +80,6 @@ def decode(
     Raises:
         CorruptImage: no image, a corrupt one, one of more than `max_pixels` pixels (checked before decoding), one of
             other channels, or one of floating-point numbers where 8 bits are asked for and no `value_range` is given.
-        MachineError: A package is missing that reads such images.
     """
     if not data:
         raise CorruptImage("empty file")

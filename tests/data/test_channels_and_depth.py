@@ -20,7 +20,7 @@ from distgan.data.open_shards import RankInfo
 from distgan.data.resize import FILTERS, cropped, fit
 from distgan.data.sample_parts import DatasetOptions
 from distgan.data.shuffle import ShuffleLayout, ShuffleOrder
-from distgan.errors import DataError, MachineError
+from distgan.errors import DataError
 from distgan.image_spec import DType, ImageSpec
 from distgan.storage.byte_ranges import ByteRangeReader
 
@@ -246,13 +246,30 @@ def test_a_damaged_tiff_of_bands_is_corrupt() -> None:
         assert "inflates" in str(reason) or "corrupt" in str(reason)
 
 
+@needs_tifffile
+def test_tiffs_with_changed_bytes_are_read_or_corrupt(caplog: pytest.LogCaptureFixture) -> None:
+    """Each byte of the directory becomes 0, 255 or another: nothing else is raised, nothing is logged."""
+    values = RNG.integers(0, 999, (8, 9, 5)).astype(np.uint16)
+    data = tiff(values, planarconfig="contig", photometric="minisblack", compression="zlib")
+    refused = 0
+    for at in range(4, min(len(data), 240)):
+        for value in (0, 255, data[at] ^ 1):
+            changed = data[:at] + bytes([value]) + data[at + 1 :]
+            try:
+                assert decode(changed, image=spec(5, "uint16")).pixels.shape[2] == 5
+            except CorruptImage:
+                refused += 1
+    assert refused > 50
+    assert not caplog.records
+
+
 def test_a_missing_reader_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "tifffile" else find(name))
     header = b"II*\0" + struct.pack("<IH", 8, 3)
     tags = [(256, 3, 1, 4), (257, 3, 1, 4), (277, 3, 1, 5)]
     data = header + b"".join(struct.pack("<HHII", *tag) for tag in tags) + struct.pack("<I", 0)
-    with pytest.raises(MachineError, match=r"distgan\[tiff\]"):
+    with pytest.raises(CorruptImage, match=r"distgan\[tiff\]"):
         decode(data, image=spec(5))
 
 

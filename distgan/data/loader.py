@@ -183,7 +183,7 @@ class Stream(Iterator[Batch]):
         """Return warnings about the data that are new since the last call."""
         disk = self.dataset.source.disk
         warnings = disk.pop_warnings() if disk is not None else []
-        if self.num_resized and not self._has_warned:
+        if self.num_resized and not self._has_warned and self._decode.crop != "random":  # which is drawn each time
             self._has_warned = True
             warnings.append("images are resized while training; `distgan pack --resolution` would do it once for all")
         return warnings

@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 from shards import image_bytes, tar_bytes, write_shards
 
+from distgan import open_stream
 from distgan.data import dataset_card
 from distgan.data.dataset import Dataset
 from distgan.data.decode import DecodeOptions
@@ -238,3 +239,15 @@ def test_a_range_that_values_hardly_fill_is_reported(tmp_path: Path) -> None:
     _, (warning,) = pixel_report(opened(tmp_path / "out"), DecodeOptions(ImageSpec(16, 16, 1, "uint16")))
     assert "6.2% of the range" in warning
     assert not pixel_report(opened(tmp_path / "out"), DecodeOptions(ImageSpec(16, 16, 1, "uint16", 0, 4095)))[1]
+
+
+def test_open_stream_gives_images_of_any_kind(tmp_path: Path) -> None:
+    values = RNG.normal(size=(8, 12, 16, 5)).astype(np.float32)
+    pack(arrays(tmp_path / "in", values), str(tmp_path / "out"), PackOptions(channels=5, dtype="float32"), workers=1)
+    wanted = {"batch": 4, "channels": 5, "dtype": "float32"}
+    with open_stream(str(tmp_path / "out"), resolution=(12, 16), **wanted) as stream:
+        batch = next(stream)
+        np.testing.assert_array_equal(batch.images, values[batch.samples])
+    for settings in ({"resolution": 0}, {"resolution": 8, "crop": "squeeze"}, {"resolution": 8, "channels": 40}):
+        with pytest.raises(ConfigError):
+            open_stream(str(tmp_path / "out"), **{**wanted, **settings})

@@ -71,6 +71,12 @@ SLOW = [
         "dcgan64.yaml",
         ("augment.pipe=diffaugment", "data.flip=true", "augment.instance_noise=0.1"),
     ),
+    Case("digits32 uint16", "digits32.yaml", ("data.channels=1", "data.dtype=uint16", "data.resolution=[24,32]")),
+    Case(
+        "digits32 bands",
+        "digits32.yaml",
+        ("data.channels=5", "data.dtype=float32", "data.range=[-3,2]", "augment.pipe=ada", "data.flip=true"),
+    ),
     Case("dcgan64 skip", "dcgan64.yaml", ("train.on_nan=skip",)),
     Case("dcgan64 ada", "dcgan64.yaml", ("augment.pipe=ada", "augment.target=0.6")),
 ]

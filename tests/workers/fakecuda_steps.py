@@ -19,7 +19,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import _disable_current_modes
 
 from distgan.config.batch_plan import make_batch_plan
-from distgan.config.schema import Config, restores
+from distgan.config.schema import Config, image_spec, restores
 from distgan.data.dataset import Dataset
 from distgan.data.loader import Batch
 from distgan.data.synthetic import write_shards
@@ -74,7 +74,8 @@ class Batches:
         self._config, self._num_classes, self._pairs, self._start = config, num_classes, pairs, 0
         self._noise = LatentSampler(config.train.seed, config.model.z_dim)
         self.num_arrays = 0
-        self._pictures = np.zeros((config.train.batch, *2 * (config.data.resolution,), 3), np.uint8)
+        image = image_spec(config.data)
+        self._pictures = np.zeros((config.train.batch, *image.shape), image.dtype)
 
     def __next__(self) -> Batch:
         positions = np.arange(self._start, self._start + self._config.train.batch)

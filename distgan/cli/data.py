@@ -84,7 +84,18 @@ def _add_pack(commands: Commands) -> None:
         help="array, or column of a table, with the labels",
     )
     parser.add_argument(
-        "--table", default="", metavar="FILE", help="CSV, TSV or JSON lines with the labels, a row for each image"
+        "--table",
+        default="",
+        metavar="FILE",
+        help="CSV, TSV or JSON lines with labels and conditions, a row for each image",
+    )
+    parser.add_argument(
+        "--condition",
+        nargs="+",
+        default=[],
+        metavar="COLUMN",
+        help="columns of the table (or arrays) that become conditions, beside the class; cls is the class itself; "
+        "COLUMN:KIND sets a kind: number, flag, class or vector (default: by the values)",
     )
     parser.add_argument("--no-labels", action="store_true", help="leave labels out")
     parser.add_argument("--image-part", default="", metavar="SUFFIX", help="suffix of the images, such as image.png")
@@ -129,6 +140,7 @@ def _pack(options: argparse.Namespace) -> None:
                 images=options.images,
                 labels_in=options.labels,
                 table=options.table,
+                conditions=tuple(options.condition),
             ),
             shard_mb=options.shard_mb,
             workers=options.workers,

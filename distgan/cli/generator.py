@@ -93,6 +93,7 @@ def _add_generate(commands: Commands) -> None:
         "images from a trained generator",
         "distgan generate runs/faces --num 64 --as grid --out faces.png",
         "distgan generate runs/faces --num 50000 --as shards --out data/made --keep-best 0.5",
+        "distgan generate runs/faces --as grid --sweep age=10:80:8 --out ages.png",
         "distgan generate runs/faces --num 250 --as video --out walk.webp",
         "distgan generate runs/restored --input holiday/ --out clean/",
     )
@@ -103,7 +104,22 @@ def _add_generate(commands: Commands) -> None:
     kinds = ("png", "npy", "shards", "grid", "video")
     parser.add_argument("--as", dest="kind", default="png", choices=kinds, help="png (default), ..., video")
     parser.add_argument("--seed", type=int, default=0, help="image i is a function of the seed and i (default 0)")
-    parser.add_argument("--labels", default="", help="classes used in turn, as 0,3,7 or 0-9 (default: all learned)")
+    parser.add_argument(
+        "--labels", default="", help="classes used in turn, as 0,3,7 or 0-9, or their names (default: all learned)"
+    )
+    parser.add_argument(
+        "--condition",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE,...",
+        help="conditions of all images, as age=40,kind=cat; given again: used in turn (default: as real images have)",
+    )
+    parser.add_argument(
+        "--sweep",
+        default="",
+        metavar="NAME=FIRST:LAST:NUMBER",
+        help="a grid with a latent to a row and a value of one condition to a column; or NAME=ONE;OTHER",
+    )
     parser.add_argument("--columns", type=int, help="columns of the grid (default: a square, or a row per class)")
     parser.add_argument("--keep-best", type=float, default=1.0, metavar="SHARE", help="keep this fraction, the best")
     parser.add_argument(
@@ -136,6 +152,8 @@ def _generate(options: argparse.Namespace) -> int:
     from distgan.inference.restore import RestoreOptions, restore
 
     common = {name: getattr(options, name) for name in ("kind", "seed", "labels", "columns")}
+    if options.input and (options.condition or options.sweep):
+        raise ConfigError("--condition and --sweep are of images made of noise: leave them out with --input")
     if options.input and (options.keep_best < 1 or options.balance):
         raise ConfigError("--keep-best and --balance choose among images made of noise: leave them out with --input")
     try:
@@ -152,6 +170,8 @@ def _generate(options: argparse.Namespace) -> int:
                 keyframes=options.keyframes,
                 fps=options.fps,
                 aspect=options.aspect,
+                conditions=tuple(options.condition),
+                sweep=options.sweep,
                 **common,
             )
             line = generate(options.checkpoint, options.out, generating, rank(), world)

@@ -53,6 +53,11 @@ class Data:
     )
     background: int = key(255, "gray level under transparent pixels", low=0, high=255)
     classes: int = key(0, "number of classes; 0: largest label plus one", low=0, high=1_000_000)
+    condition: list[str] = key(
+        [],
+        "conditions that G and D are given instead of the class, by the names in the data set's card (`distgan pack "
+        "--condition`); [all]: all of them",
+    )
     balance: Literal["none", "classes"] = key("none", "show every sample, or every class, equally often")
     image_key: str = key("", "suffix of the image part, or several such as rgb.png,nir.png to stack; empty: found")
     holdout: int = key(
@@ -101,7 +106,13 @@ class Data:
 class Model:
     family: str = key("dcgan", "network family")
     z_dim: int = key(128, "length of the latent vector", low=1, high=2**16)
-    conditional: bool = key(False, "whether G and D know the class")
+    conditional: bool = key(False, "whether G and D know the class, or data.condition")
+    condition_dropout: float = key(
+        0.0,
+        "probability that an image is shown without a condition, drawn for each; the unknown has a learned vector",
+        low=0,
+        high=0.99,
+    )
     minibatch_layer: Literal["none", "stddev", "discrimination"] = key(
         "none", "layer that shows D how images differ from others in their group (model.minibatch_group_size)"
     )
@@ -387,7 +398,7 @@ def image_spec(data: Data) -> ImageSpec:
 
 
 def network_options(config: Config) -> dict[str, Any]:
-    """Return the arguments of `models.networks.build_nets`, but for the number of classes."""
+    """Return the arguments of `models.networks.build_nets`, but for the number of classes or the kind of conditions."""
     model = config.model
     return {
         "family": model.family,
@@ -409,6 +420,11 @@ def restores(config: Config) -> bool:
 
 def shapes_nets(name: str) -> bool:
     """Return whether other values of this setting make other networks, which no saved weights fit."""
-    if name == "model.minibatch_group_size":
+    if name in ("model.minibatch_group_size", "model.condition_dropout"):
         return False
-    return name.startswith("model.") or name in ("data.resolution", "data.channels", "data.classes")
+    return name.startswith("model.") or name in (
+        "data.resolution",
+        "data.channels",
+        "data.classes",
+        "data.condition",
+    )

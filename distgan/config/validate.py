@@ -41,8 +41,34 @@ def _check_data(config: Config) -> Iterator[str]:
     yield from _check_values(data)
     if data.balance == "classes" and not config.model.conditional:
         yield "data.balance=classes needs class labels: set model.conditional=true, or data.balance=none"
+    yield from _check_condition(config)
     if data.shuffle_lanes and data.shuffle_lanes % config.train.batch:
         yield f"data.shuffle_lanes={data.shuffle_lanes} must be a multiple of train.batch={config.train.batch}, or 0"
+
+
+def _check_condition(config: Config) -> Iterator[str]:
+    """Yield what is wrong with the conditions of images."""
+    names, model = config.data.condition, config.model
+    if names and not model.conditional:
+        yield f"data.condition={names} is for networks that know it: set model.conditional=true, or data.condition=[]"
+    if len(set(names)) < len(names) or ("all" in names and len(names) > 1):
+        yield f"data.condition={names}: name each condition once, or all of them as [all]"
+    if model.condition_dropout and not names:
+        yield "model.condition_dropout drops conditions: set data.condition, or model.condition_dropout=0"
+    if names and config.data.balance == "classes":
+        yield "data.balance=classes balances by the class alone: set data.balance=none, or data.condition=[]"
+    if names and config.data.classes:
+        yield "data.classes counts class numbers, and data.condition replaces them: set data.classes=0"
+    if names and config.eval.labels != "empirical":
+        yield (
+            f"eval.labels={config.eval.labels} names classes; with data.condition, generated images have the "
+            "conditions of real ones: leave it out"
+        )
+    if names and restores(config):
+        yield (
+            "data.condition is for networks that make images of noise; model.family=restore takes classes alone: set "
+            "data.condition=[]"
+        )
 
 
 def _check_values(data: Data) -> Iterator[str]:

@@ -1,5 +1,6 @@
 """Shards as one data set: their samples, classes and offsets."""
 
+import contextlib
 import hashlib
 import itertools
 import json
@@ -12,7 +13,10 @@ from pathlib import Path
 
 import numpy as np
 
+from distgan.condition_spec import num_examples
 from distgan.data import index_cache
+from distgan.data.condition_table import PART
+from distgan.data.dataset_conditions import ConditionParts, read_fields, with_dropout
 from distgan.data.decode import DecodeOptions, decode_into
 from distgan.data.image_format import CorruptImage, check_bytes
 from distgan.data.open_shards import ALONE, LabelCounts, RankInfo, open_shards, renumbered
@@ -41,6 +45,7 @@ class SampleLocations:
         first: Offset of the sample's first tar header, from which its key can be read.
         degraded_offset, degraded_length: Bytes of the degraded image, where samples are pairs.
         stacked: Offsets and lengths of further parts of the image, whose channels follow.
+        condition: Offset and length of the part with the conditions, where these are asked for.
     """
 
     offset: np.ndarray
@@ -50,6 +55,7 @@ class SampleLocations:
     degraded_offset: np.ndarray | None = None
     degraded_length: np.ndarray | None = None
     stacked: tuple[Spans, ...] = ()
+    condition: Spans | None = None
 
     @property
     def images(self) -> list[list[Spans]]:
@@ -58,6 +64,11 @@ class SampleLocations:
         if self.degraded_offset is None or self.degraded_length is None:
             return [clean]
         return [clean, [(self.degraded_offset, self.degraded_length)]]
+
+    @property
+    def all_parts(self) -> list[Spans]:
+        """Return all parts that are read."""
+        return [part for image in self.images for part in image] + ([] if self.condition is None else [self.condition])
 
 
 class Dataset:
@@ -69,6 +80,9 @@ class Dataset:
         problems: What is wrong with the data, one line each, where that is allowed.
         counts: Samples of each shard to train on; int64 [shards].
         class_counts: Samples of each class; empty where labels are not asked for.
+        label_input: What networks are given as labels: the number of classes, or the kind of vectors.
+        conditions: The conditions that were asked for, None without them; a run that resumes sets its own.
+        dropout: As of the options.
         fingerprint: A hash of what the shards hold.
 
     Args:
@@ -94,7 +108,12 @@ class Dataset:
     ) -> None:
         self.urls, self.source = list(urls), source
         self.labels, self.pairs, self.num_held_out = options.labels, options.pairs, options.num_held_out
+        self.dropout = options.dropout
         self._cache_dir = (cache_dir or default_cache_dir()) / "index"
+        self._condition_parts, self.conditions = None, None
+        if options.conditions:
+            self._condition_parts = ConditionParts(read_fields(self.urls, source), options.conditions)
+            self.conditions = with_dropout(self._condition_parts.conditions, options.dropout)
         opened = open_shards(
             self.urls, source, self._cache_dir, join_classes=self.labels, ranks=ranks, should_stop=should_stop
         )
@@ -120,6 +139,7 @@ class Dataset:
         self.mean_bytes = sum(shard["size"] for shard in shards) / self.num_samples
         self.class_counts = _class_counts(opened.labels, self._parts, options.classes) if self.labels else []
         self.num_classes = len(self.class_counts)
+        self.label_input = self.num_classes if self.conditions is None else self.conditions.input
         self.fingerprint = _fingerprint(self.urls, shards, self._new_labels)
         self._digests = [shard["digest"] for shard in shards]
         room = max(LOCATED_BYTES // ranks.size, LOCATED_BYTES // 8) / (24 * max(1, self.counts.mean()))
@@ -159,6 +179,34 @@ class Dataset:
         except CorruptImage:
             out[:] = options.image.high
         return out
+
+    def condition(self, sample: int) -> np.ndarray:
+        """Read the values of a sample's conditions, float32 [R]. Raises CorruptImage."""
+        shard, located, place = self._find(sample)
+        return self.condition_at(shard, located, place)
+
+    def condition_at(self, shard: int, located: SampleLocations, place: int) -> np.ndarray:
+        """Read the values of the conditions of a sample that was found. Raises CorruptImage."""
+        assert self._condition_parts is not None
+        assert located.condition is not None
+        data = self.fetch(shard, [located.condition], place)
+        assert isinstance(data, bytes)  # of one part
+        return self._condition_parts.parse(data)
+
+    def example_conditions(self) -> np.ndarray:
+        """Return the values of conditions of some samples, by a fixed choice; float32 [N, R].
+
+        Corrupt samples are left out. Raises DataError where all are.
+        """
+        assert self.conditions is not None
+        num = min(num_examples(self.conditions.num_values), self.num_samples)
+        rows = []
+        for sample in self.fixed_samples(num, 0):
+            with contextlib.suppress(CorruptImage):
+                rows.append(self.condition(sample))
+        if not rows:
+            raise DataError(f"{public(self.urls[0])}: no sample among {num:,} has conditions that can be read")
+        return np.stack(rows)
 
     def stored(self, sample: int) -> list[bytes | list[bytes]]:
         """Read the bytes of a sample's image, or of both images of a pair. Raises CorruptImage for too many."""
@@ -215,12 +263,16 @@ class Dataset:
         columns = [*spans(self._parts.image), labels, index.first[good]]
         columns += spans(self._parts.degraded) if self._parts.degraded is not None else ()
         stacked = [spans(frozenset([suffix])) for suffix in self._parts.stacked]
+        condition = spans(frozenset([PART])) if self._condition_parts is not None else None
         held = np.zeros(int(good.sum()), bool)
         held[self._held[shard]] = True
 
         def chosen(samples: np.ndarray) -> SampleLocations:
             further = tuple((offset[samples], length[samples]) for offset, length in stacked)
-            return replace(SampleLocations(*(column[samples] for column in columns)), stacked=further)
+            found = replace(SampleLocations(*(column[samples] for column in columns)), stacked=further)
+            if condition is None:
+                return found
+            return replace(found, condition=(condition[0][samples], condition[1][samples]))
 
         return chosen(~held), chosen(held)
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, TypedDict, get_type_hints
 
+from distgan.condition_spec import Field
 from distgan.errors import DataError
 from distgan.image_spec import MAX_CHANNELS, DType, ImageSpec
 from distgan.storage.home import user_path
@@ -14,6 +15,8 @@ from distgan.storage.untrusted import Between, Count, Name, Share, parse, read_j
 from distgan.storage.urls import is_local, local_path, public
 
 log = logging.getLogger("distgan")
+
+FILE = "dataset.json"
 
 
 class Card(TypedDict, total=False):
@@ -23,6 +26,7 @@ class Card(TypedDict, total=False):
     resolution: Annotated[int, Between(1, 2**20)] | None
     classes: list[Name] | None
     class_counts: list[Count] | None
+    conditions: list[Field] | None
     crop: Name
     filter: Name
     image: Name
@@ -51,7 +55,7 @@ def read(shards: str) -> Card:
     if not is_local(shards):
         return {}
     path = user_path(local_path(shards))
-    file = (path if path.is_dir() else path.parent) / "dataset.json"
+    file = (path if path.is_dir() else path.parent) / FILE
     try:
         status = os.stat(file)
     except (OSError, ValueError):

@@ -29,6 +29,11 @@ def whole(file: File, most: int) -> bytes:
     return content
 
 
+def most_bytes(num_images: int) -> int:
+    """Return how large a table of so many images may be."""
+    return max(MAX_TABLE, MAX_ROW * num_images)
+
+
 def check_spec(spec: str) -> None:
     """Refuse what `--label` does not know."""
     if spec and not re.fullmatch(r"folders(:[1-9]\d*)?|(?!folders:|table:|archives:)[\w.]*\w(:.+)?", spec):
@@ -91,7 +96,8 @@ def _from_tables(files: Sequence[File], image_numbers: Sequence[int], tables: Se
     values: dict[tuple[str, str], object] = {}
     without = ""
     for number in tables:
-        table, rows = files[number], _rows(files[number], max(MAX_TABLE, MAX_ROW * len(image_numbers)))
+        table = files[number]
+        rows = dataset_rows(table, whole(table, most_bytes(len(image_numbers))))
         if rows is None:
             without = table.name
             continue
@@ -129,7 +135,7 @@ def _from_rows(files: Sequence[File], image_numbers: Sequence[int], column: str,
     found: list[Labels] = []
     for number in tables:
         try:
-            content = whole(files[number], max(MAX_TABLE, MAX_ROW * len(image_numbers)))
+            content = whole(files[number], most_bytes(len(image_numbers)))
             found.append(from_table(files[number], content, column, files, image_numbers))
         except DataError as error:
             refused.append(str(error))
@@ -147,10 +153,10 @@ def _no_table(column: str, refused: Sequence[str]) -> Labels:
     raise DataError(f"--labels {column}: {'; '.join(refused) or 'there is no table: --table FILE names one'}")
 
 
-def _rows(table: File, most: int) -> list[tuple[str, object]] | None:
-    """Read names and labels of a table; None where it says that there are none."""
+def dataset_rows(table: File, data: bytes) -> list[tuple[str, object]] | None:
+    """Return names and labels of a `dataset.json`; None where it says that there are none. Raises DataError."""
     try:
-        content = json_of(whole(table, most), table.name, allow_nan=True)
+        content = json_of(data, table.name, allow_nan=True)
     except DataError as error:
         raise DataError(f"{error}: repair or remove it; {SAY_OTHERWISE}") from None
     rows = content.get("labels") if isinstance(content, dict) else content

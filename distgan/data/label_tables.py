@@ -6,7 +6,8 @@ A row names its image by its path, its file name, or that without the suffix.
 import csv
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Container, Iterable, Sequence
+from typing import TypeVar
 
 from distgan.data.labels import File, Labels, as_classes, labels_of
 from distgan.errors import DataError
@@ -18,6 +19,7 @@ FOUND = re.compile(r"(metadata|labels|train|annotations)\.(csv|tsv|jsonl)", re.I
 
 
 Row = dict[str, object]
+T = TypeVar("T")
 
 
 def is_row_table(name: str) -> bool:
@@ -25,43 +27,76 @@ def is_row_table(name: str) -> bool:
     return FOUND.fullmatch(name.rpartition("/")[2]) is not None
 
 
-def from_table(table: File, content: bytes, column: str, files: Sequence[File], image_numbers: Sequence[int]) -> Labels:
+def from_table(
+    table: File,
+    content: bytes,
+    column: str,
+    files: Sequence[File],
+    image_numbers: Sequence[int],
+    *,
+    optional: bool = False,
+) -> Labels:
     """Return the classes of images by a table's rows.
 
     Args:
         table: The table, for messages and for the folder from which names may count.
         column: The one that holds the labels; empty: the first of the usual names.
+        optional: Whether there may be no labels in it.
 
     Raises:
         DataError: It is no table, or has no row for some image, or no label column.
     """
-    rows = _rows(table.name, content)
-    columns = list(dict.fromkeys(name for row in rows[:1000] for name in row))
-    named = _column(columns, NAMES) or (columns[0] if columns else "")
+    rows, columns, named = read_rows(table.name, content)
+    images = [files[number].name for number in image_numbers]
     labeled = column or _column(columns, LABELS) or (columns[1] if len(columns) == 2 and columns[0] == named else "")
+    if optional and not column and labeled not in columns:
+        return Labels(lacking=f"{table.name} has no column of labels that is found by its name")
     if not rows or labeled not in columns:
         asked = f"no column {column}" if column else "no column of labels that is found by its name"
         raise DataError(f"{table.name}: {asked}, only {', '.join(columns[:20])}: --labels NAME says which one it is")
-    values: dict[str, object] = {}
-    for row in rows:
-        name = str(row.get(named, "")).replace("\\", "/").removeprefix("./")
-        if values.setdefault(name, row.get(labeled)) != row.get(labeled):
-            raise DataError(f"{table.name} has two labels for {name}: {values[name]!r} and {row.get(labeled)!r}")
-    folder = table.name.rpartition("/")[0]
-    keys = [_key(files[number].name, folder, values) for number in image_numbers]
-    missing = [files[number].name for number, key in zip(image_numbers, keys) if key is None]
-    if missing:
-        raise DataError(
-            f"{table.name} has no row for {missing[0]} and {len(missing) - 1:,} more of {len(image_numbers):,} images "
-            f"(its column {named} has {next(iter(values))} first)"
-        )
-    if len({key for key in keys if key is not None}) < len(keys):
-        raise DataError(f"{table.name}: several images of the same name in other folders: name them by their paths")
-    found = _numbers([values[key] for key in keys if key is not None])
-    classes, numbers = as_classes(found, lambda i: f"{table.name}: the {labeled} of {keys[i]}")
+    keys, values = match_rows(table.name, [(str(row.get(named, "")), row.get(labeled)) for row in rows], named, images)
+    classes, numbers = as_classes(_numbers(values), lambda i: f"{table.name}: the {labeled} of {keys[i]}")
     if classes is None:
         return Labels(lacking=f"all are empty in {table.name}")
     return labels_of(classes, numbers, image_numbers, f"{table.name}, column {labeled}")
+
+
+def read_rows(name: str, content: bytes) -> tuple[list[Row], list[str], str]:
+    """Return the rows of a table, the names of its columns, and the column that names images; "" without columns."""
+    rows = _rows(name, content)
+    columns = list(dict.fromkeys(column for row in rows[:1000] for column in row))
+    return rows, columns, _column(columns, NAMES) or (columns[0] if columns else "")
+
+
+def match_rows(
+    table: str, named_values: Iterable[tuple[str, T]], column: str, images: Sequence[str]
+) -> tuple[list[str], list[T]]:
+    """Return the name by which a table knows each image, and the image's value.
+
+    Args:
+        named_values: Names and values of the rows; names count from the top or from the table's folder.
+        column: The one that names images, for messages.
+        images: Paths of the images.
+
+    Raises:
+        DataError: An image has no row, or two with other values, or a row is of several images.
+    """
+    values: dict[str, T] = {}
+    for written, value in named_values:
+        name = written.replace("\\", "/").removeprefix("./")
+        if values.setdefault(name, value) != value:
+            raise DataError(f"{table} has two labels for {name}: {values[name]!r} and {value!r}")
+    folder = table.rpartition("/")[0]
+    found = [_key(image, folder, values) for image in images]
+    keys = [key for key in found if key is not None]
+    if missing := [image for image, key in zip(images, found) if key is None]:
+        raise DataError(
+            f"{table} has no row for {missing[0]} and {len(missing) - 1:,} more of {len(images):,} images "
+            f"(its column {column} has {next(iter(values), 'nothing')} first)"
+        )
+    if len(set(keys)) < len(keys):
+        raise DataError(f"{table}: several images of the same name in other folders: name them by their paths")
+    return keys, [values[key] for key in keys]
 
 
 def _rows(name: str, content: bytes) -> list[Row]:
@@ -86,7 +121,7 @@ def _column(columns: Sequence[str], usual: Sequence[str]) -> str:
     return next((by_name[name] for name in usual if name in by_name), "")
 
 
-def _key(name: str, folder: str, values: dict[str, object]) -> str | None:
+def _key(name: str, folder: str, values: Container[str]) -> str | None:
     """Return under which name a table has an image; None where it has none."""
     below = name.removeprefix(f"{folder}/") if folder else name
     parts = below.split("/")

@@ -41,6 +41,7 @@ class Batch:
         drawn: What the stream's `draw` made of the positions.
         num_replaced: How many of them stand in for corrupt ones.
         degraded: The same of degraded forms, where samples are pairs.
+        conditions: The conditions as networks see them, float32 [B, V], where a run has some.
     """
 
     images: np.ndarray
@@ -50,8 +51,14 @@ class Batch:
     drawn: tuple[np.ndarray, ...] = ()
     num_replaced: int = 0
     degraded: np.ndarray | None = None
+    conditions: np.ndarray | None = None
     _crops: list[float] = field(default_factory=list)  # where each random crop is
     _tasks: list["Future[int]"] = field(default_factory=list)  # each decodes a part, and returns how many it replaced
+
+    @property
+    def given(self) -> np.ndarray:
+        """Return what networks are given as labels: conditions [B, V], or class numbers [B]."""
+        return self.labels if self.conditions is None else self.conditions
 
     @property
     def buffers(self) -> list[np.ndarray]:
@@ -122,7 +129,7 @@ class Stream(Iterator[Batch]):
         self.bad: dict[int, str] = {}
         self.closing = contextlib.ExitStack()
         self._draw, self._decode = draw, options.decode
-        self._crop_key = host_rng.key(plan.seed, "crop")
+        self._crop_key, self._dropout_key = (host_rng.key(plan.seed, purpose) for purpose in ("crop", "conditions"))
         self._num_reported, self._has_warned = 0, False
         self._max_bad = math.ceil(options.max_corrupt_fraction * dataset.num_samples)
         self._batch, self._local = options.batch, options.batch // ranks.size
@@ -208,6 +215,8 @@ class Stream(Iterator[Batch]):
                 samples = self.plan.ids(positions)
                 images, degraded = buffers if self.dataset.pairs else (buffers[0], None)
                 batch = Batch(images, np.empty(self._local, np.int64), positions, samples, degraded=degraded)
+                if self.dataset.conditions is not None:
+                    batch.conditions = np.empty((self._local, self.dataset.conditions.length), np.float32)
                 if self._decode.crop == "random":
                     batch._crops = host_rng.uniform(self._crop_key, positions).tolist()
                 shards, places = (x.tolist() for x in self.dataset.shard_of(samples))
@@ -235,9 +244,8 @@ class Stream(Iterator[Batch]):
         cuts = np.flatnonzero((np.diff(shards) != 0) | (np.diff(places) != 1)) + 1
         for shard, run in zip(shards[np.r_[0, cuts]], np.split(places, cuts)):
             located = self.dataset.located(int(shard))
-            parts = [part for image in located.images for part in image]
-            start = min(int(offset[run[0]]) for offset, _ in parts)
-            stop = max(int(offset[run[-1]]) + int(length[run[-1]]) for offset, length in parts)
+            start = min(int(offset[run[0]]) for offset, _ in located.all_parts)
+            stop = max(int(offset[run[-1]]) + int(length[run[-1]]) for offset, length in located.all_parts)
             self.dataset.source.prefetch(self.dataset.urls[shard], start, stop - start)
 
     def _fill(self, batch: Batch, part: range, shards: list[int], places: list[int]) -> int:
@@ -261,10 +269,24 @@ class Stream(Iterator[Batch]):
                 data = self.dataset.fetch(shard, parts, place)
                 if decode_into(data, images[i], self._decode, batch._crops[i] if batch._crops else None):
                     self.num_resized += 1
+            if batch.conditions is not None:
+                values = self.dataset.condition_at(shard, located, place)
+                batch.conditions[i] = self._encoded(values, int(batch.positions[i]))
         except CorruptImage as reason:
             self._record_corrupt(sample, str(reason))
             return None
         return int(located.label[place])
+
+    def _encoded(self, values: np.ndarray, position: int) -> np.ndarray:
+        """Return conditions as networks see them; each is dropped by chance, a function of the position alone."""
+        conditions, values = self.dataset.conditions, values[None]
+        assert conditions is not None
+        if self.dataset.dropout:
+            num = len(conditions.fields)
+            draws = host_rng.uniform(self._dropout_key, position * num + np.arange(num))
+            values = conditions.without(values, draws[None] < self.dataset.dropout)
+        encoded: np.ndarray = conditions.encode(values)[0]
+        return encoded
 
     def _replace(self, batch: Batch, i: int) -> int:
         """Fill a corrupt sample's slot with another one, by a rule that knows neither ranks nor threads."""

@@ -19,9 +19,11 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import ParamSpec, TextIO, TypeVar
 
+import numpy as np
 from tqdm import tqdm
 
 from distgan.data import index_cache
+from distgan.data.condition_table import PART, Statistics, to_bytes
 from distgan.data.decode import share_memory
 from distgan.data.encode import CHUNK_BYTES, PackOptions, StoredImage, encode_all
 from distgan.data.memory_budget import MemoryBudget
@@ -136,6 +138,7 @@ def _write(listing: InputListing, folder: Path, options: PackOptions, shard_byte
         assumed=listing.assumed,
         options=options,
     )
+    statistics = Statistics(listing.conditions)
     shards = ShardWriter(folder, shard_bytes)
     bar = tqdm(total=listing.total, unit=" images", disable=None, smoothing=0.05, desc="pack")
     chunks = _chunks(listing.entries)
@@ -161,6 +164,9 @@ def _write(listing: InputListing, folder: Path, options: PackOptions, shard_byte
                     if listing.classes:
                         parts["cls"] = b"%d" % entry.label
                         summary.class_counts[entry.label] += 1
+                    if listing.conditions:
+                        parts[PART] = to_bytes(entry.condition)
+                        statistics.add(np.array(entry.condition, np.float32))
                     shards.add(f"{summary.samples:08d}", parts)
                     summary.samples += 1
                     summary.sizes[result.size] += 1
@@ -171,6 +177,7 @@ def _write(listing: InputListing, folder: Path, options: PackOptions, shard_byte
     finally:
         shards.close()
     summary.shards = shards.done
+    summary.conditions = statistics.fields()
     if not summary.skipped:
         (folder / SKIPPED).unlink()
     return summary
@@ -262,6 +269,7 @@ def _finish(folder: Path, summary: PackSummary, source: str, options: PackOption
         "classes": summary.classes,
         "class_counts": summary.class_counts if summary.classes else None,
         "labels_from": summary.origin or None,
+        **({"conditions": [asdict(one) for one in summary.conditions]} if summary.conditions else {}),
         **how,
         "resolution": options.height if options.height and options.height == options.width else None,
         "pixel_sizes": None if options.resolution else [[f"{w}x{h}", n] for (w, h), n in sizes[:20]],

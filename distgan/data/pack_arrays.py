@@ -2,7 +2,7 @@
 
 import math
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -61,6 +61,18 @@ def list_arrays(path: Path, labels: bool, channels: int = 3, images: str = "", l
     if is_in_front:
         listing.assumed.append(f"{name} has its channels before height and width")
     return listing
+
+
+def array_columns(path: Path, num: int, names: Sequence[str]) -> list[list[object]]:
+    """Return the values of arrays [num] or [num, R], one list for each. Raises DataError."""
+    columns: list[list[object]] = []
+    with ArrayFile(path) as file:
+        for name in names:
+            shape = file.shape(_named(file, name, "--condition"))
+            if len(shape) not in (1, 2) or shape[0] != num:
+                raise DataError(f"{path}: --condition {name}: {list(shape)} is no value for each of {num:,} images")
+            columns.append(file.read(name).tolist())
+    return columns
 
 
 def _named(file: ArrayFile, name: str, option: str) -> str:

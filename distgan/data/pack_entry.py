@@ -7,8 +7,10 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from distgan.condition_spec import Field
 from distgan.data import archives
 from distgan.data.archives import Skipped
+from distgan.data.condition_table import check_columns
 from distgan.data.find_labels import check_spec
 from distgan.data.image_format import check_bytes
 from distgan.errors import ConfigError, DataError
@@ -20,7 +22,7 @@ class InputEntry:
     """One candidate for an image: where its bytes are (a file, a zip member, a range of a file), or they themselves.
 
     The label is -1 where there is none. `degraded` is the other half of a pair. What is too large was not read, and has
-    its `size` only.
+    its `size` only. `condition` are the values of the image's conditions, NaN where unknown.
     """
 
     name: str
@@ -31,6 +33,7 @@ class InputEntry:
     content: bytes | np.ndarray | None = None
     size: int = 0
     degraded: "InputEntry | None" = None
+    condition: tuple[float, ...] = ()
 
 
 @dataclass
@@ -44,6 +47,7 @@ class InputListing:
         lacking: Why there are no labels, where one might have expected some.
         origin: Where the labels come from.
         assumed: What was assumed, and how to say otherwise.
+        conditions: The conditions of each image, without statistics.
     """
 
     entries: Iterable[InputEntry]
@@ -53,6 +57,7 @@ class InputListing:
     lacking: str = ""
     origin: str = ""
     assumed: list[str] = field(default_factory=list)
+    conditions: list[Field] = field(default_factory=list)
 
 
 def pair(clean: InputListing, degraded: InputListing) -> InputListing:
@@ -158,6 +163,8 @@ class ListingOptions:
         images, labels_in: Names of the arrays of images and labels, or of a table's columns; empty: found.
         table: CSV, TSV or JSON-lines file with the labels.
         channels: Channels that the images are to have, by which arrays tell rows from channels.
+        conditions: Columns of the table, or arrays, that become conditions, perhaps each with its kind as "age:number";
+            "cls" is the class.
     """
 
     labels: bool = True
@@ -169,14 +176,16 @@ class ListingOptions:
     labels_in: str = ""
     table: str = ""
     channels: int = 3
+    conditions: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         check_spec(self.label)
+        check_columns(self.conditions)
         if self.label and not self.labels:
             raise ConfigError(f"--label {self.label} and --no-labels: leave out one of them")
         if "," in self.part:
             raise ConfigError(f"--image-part {self.part}: one suffix (data.image_key stacks several in training)")
         if self.labels_in and (self.label or not self.labels):
             raise ConfigError(f"--labels {self.labels_in} and --label or --no-labels: leave out one of them")
-        if self.table and (self.label or not self.labels):
+        if self.table and not self.conditions and (self.label or not self.labels):
             raise ConfigError(f"--table {self.table} and --label or --no-labels: leave out one of them")

@@ -1,6 +1,7 @@
 """List what `pack` packs: images in folders, zip and tar archives, .npz arrays, WebDataset shards."""
 
 import itertools
+import math
 import os
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
@@ -9,15 +10,17 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
+from distgan.condition_spec import Conditions
 from distgan.data import archives, dataset_card
 from distgan.data.archives import Skipped, hidden
+from distgan.data.condition_table import CLASS, class_field, conditions_of, find_conditions, split_column
 from distgan.data.find_labels import find_labels, is_table, left_out, part_of
 from distgan.data.image_format import ARRAYS, MAX_BYTES, SUFFIXES, looks_like_image
 from distgan.data.label_tables import from_table, is_row_table
 from distgan.data.labels import SAY_OTHERWISE, File, Labels
-from distgan.data.pack_arrays import list_arrays
+from distgan.data.pack_arrays import array_columns, list_arrays
 from distgan.data.pack_entry import InputEntry, InputListing, ListingOptions, pair
-from distgan.data.pack_parquet import list_parquet
+from distgan.data.pack_parquet import list_parquet, parquet_columns
 from distgan.data.pack_shards import are_regular, list_shards
 from distgan.data.shard_urls import find_shards
 from distgan.errors import ConfigError, DataError
@@ -57,9 +60,37 @@ class Item(NamedTuple):
 def list_inputs(source: str, wanted: ListingOptions = ALL) -> InputListing:
     """List the images of a source, or the pairs of two. Raises DataError where there are none to be found."""
     listing = _list_one(source, replace(wanted, part=wanted.part.lower().lstrip(".")))
+    if CLASS in wanted.conditions and CLASS not in [one.name for one in listing.conditions]:
+        listing.conditions = [*listing.conditions, class_field(listing.classes)]
+        listing.entries = map(_with_class, listing.entries)
+    try:
+        Conditions(listing.conditions)
+    except ValueError as error:
+        raise DataError(f"--condition: {error}") from None
     if not wanted.degraded:
         return listing
     return pair(listing, _list_one(wanted.degraded, ListingOptions(labels=False, allow_corrupt=wanted.allow_corrupt)))
+
+
+def _with_class(entry: InputEntry) -> InputEntry:
+    """Add the class of an image to its conditions."""
+    return replace(entry, condition=(*entry.condition, entry.label if entry.label >= 0 else math.nan))
+
+
+def _with_columns(
+    listing: InputListing, wanted: ListingOptions, read: Callable[[Sequence[str]], list[list[object]]], where: str
+) -> InputListing:
+    """Add conditions from columns that have a value for each image, in the listing's order."""
+    columns = [column for column in wanted.conditions if column != CLASS]
+    if not columns:
+        return listing
+    if wanted.table:
+        raise ConfigError(f"--table {wanted.table}: the conditions of {where} are its own columns")
+    values = read([split_column(column)[0] for column in columns])
+    found = conditions_of(columns, values, range(listing.total), where)
+    rows = (tuple(found.of[i].tolist()) for i in range(listing.total))
+    entries = (replace(entry, condition=row) for entry, row in zip(listing.entries, rows, strict=True))
+    return replace(listing, entries=entries, conditions=found.fields)
 
 
 def _list_one(source: str, wanted: ListingOptions) -> InputListing:
@@ -72,9 +103,11 @@ def _list_one(source: str, wanted: ListingOptions) -> InputListing:
             return _list_archives(find_shards(source), wanted)
         raise DataError(f"{public(source)}: no such file or folder")
     if path.name.lower().endswith(".npz"):
-        return list_arrays(path, wanted.labels, wanted.channels, wanted.images, wanted.labels_in)
+        listing = list_arrays(path, wanted.labels, wanted.channels, wanted.images, wanted.labels_in)
+        return _with_columns(listing, wanted, partial(array_columns, path, listing.total), path.name)
     if path.name.lower().endswith(".parquet"):
-        return list_parquet([path], wanted.labels, wanted.images, wanted.labels_in)
+        listing = list_parquet([path], wanted.labels, wanted.images, wanted.labels_in)
+        return _with_columns(listing, wanted, partial(parquet_columns, [path]), path.name)
     _refuse_names(source, wanted)
     if zipfile.is_zipfile(path) or path.name.lower().endswith(archives.ARCHIVES[1:]):
         return _list_archives([str(path)], wanted)
@@ -92,7 +125,9 @@ def _list_folder(folder: Path, wanted: ListingOptions) -> InputListing:
         raise DataError(f"{folder}: the folder is empty")
     tables = [name for name in names if name.lower().endswith(".parquet")]
     if tables and not any(_suffix(name) in SUFFIXES for name in names):
-        listing = list_parquet([folder / name for name in tables], wanted.labels, wanted.images, wanted.labels_in)
+        paths = [folder / name for name in tables]
+        listing = list_parquet(paths, wanted.labels, wanted.images, wanted.labels_in)
+        listing = _with_columns(listing, wanted, partial(parquet_columns, paths), folder.name)
         listing.skipped += [(name, "not a parquet file") for name in names if name not in tables]
         return listing
     _refuse_names(str(folder), wanted)
@@ -171,9 +206,11 @@ def _listing(items: Sequence[Item], wanted: ListingOptions, skipped: list[Skippe
     if wanted.part and not pictures:
         raise DataError(f"--image-part {wanted.part}: no file has this suffix; the first is {files[0].name}")
     labels = Labels(used={number for number, file in enumerate(files) if is_table(file.name)})
-    if wanted.table:
-        table, content = _read_table(wanted.table)
-        labels = from_table(table, content, wanted.labels_in, files, pictures)
+    named = _read_table(wanted.table) if wanted.table else None
+    conditions = find_conditions(wanted.conditions, files, pictures, named)
+    if named and wanted.labels and not wanted.label:
+        table, content = named
+        labels = from_table(table, content, wanted.labels_in, files, pictures, optional=bool(conditions.fields))
         labels.used |= {number for number, file in enumerate(files) if file.name.rpartition("/")[2] == table.name}
     elif wanted.labels:
         labels = find_labels(files, pictures, wanted.label, wanted.labels_in)
@@ -188,10 +225,28 @@ def _listing(items: Sequence[Item], wanted: ListingOptions, skipped: list[Skippe
 
     def entries() -> Iterator[InputEntry]:
         for stream, group in itertools.groupby(chosen, key=lambda number: items[number].stream):
-            labeled = (replace(items[number].entry, label=labels.of.get(number, -1)) for number in group)
+            labeled = (
+                replace(
+                    items[number].entry,
+                    label=labels.of.get(number, -1),
+                    condition=tuple(conditions.of[number].tolist()) if number in conditions.of else (),
+                )
+                for number in group
+            )
             yield from _streamed(stream, labeled, wanted.allow_corrupt) if stream else labeled
 
-    return InputListing(entries(), len(chosen), labels.classes, skipped, labels.lacking, labels.origin, labels.assumed)
+    if conditions.fields:  # what is no image by its name has no row
+        chosen = [number for number in chosen if number in conditions.of]
+    return InputListing(
+        entries(),
+        len(chosen),
+        labels.classes,
+        skipped,
+        labels.lacking,
+        labels.origin,
+        labels.assumed,
+        conditions.fields,
+    )
 
 
 def _read_table(name: str) -> tuple[File, bytes]:

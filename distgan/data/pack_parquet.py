@@ -70,6 +70,21 @@ def list_parquet(paths: Sequence[Path], labels: bool, images: str = "", labels_i
     return listing
 
 
+def parquet_columns(paths: Sequence[Path], names: Sequence[str]) -> list[list[object]]:
+    """Return the values of columns, row by row through all files. Raises DataError."""
+    import pyarrow.parquet
+
+    files = [pyarrow.parquet.ParquetFile(path) for path in paths]
+    known = files[0].schema_arrow.names
+    if missing := [name for name in names if name not in known]:
+        raise DataError(f"{paths[0]}: --condition {missing[0]}: there is no such column, only {known[:20]}")
+    try:
+        tables = [file.read(columns=list(names)) for file in files]
+    except (pyarrow.ArrowException, OSError) as error:
+        raise DataError(f"{paths[0]}: {str(error)[:200]}") from None
+    return [[value for table in tables for value in table.column(name).to_pylist()] for name in names]
+
+
 def _entry(cell: object, name: str, path: Path, label: int) -> InputEntry:
     """Return one image: its bytes, or a file that is named next to the table."""
     content, beside = (cell.get("bytes"), cell.get("path")) if isinstance(cell, dict) else (cell, None)

@@ -4,8 +4,10 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
-from distgan.data import index_cache, shard_index
+from distgan.data import dataset_card, index_cache, shard_index
+from distgan.data.condition_table import CLASS, PART, split_column
 from distgan.data.dataset import Dataset, DatasetOptions
+from distgan.data.dataset_conditions import ALL
 from distgan.data.image_format import SUFFIXES
 from distgan.data.pack_entry import InputEntry, InputListing, ListingOptions
 from distgan.errors import DataError
@@ -42,7 +44,12 @@ def list_shards(urls: Sequence[str], wanted: ListingOptions) -> InputListing:
     parts = {part for kind in index_cache.load(urls[0], source, default_cache_dir() / "index").kinds for part in kind}
     pairs = not wanted.part and not parts & SUFFIXES and any(part.startswith("clean.") for part in parts)
 
-    options = DatasetOptions(image=wanted.part, pairs=pairs, allow_corrupt=wanted.allow_corrupt)
+    names = tuple(split_column(column)[0] for column in wanted.conditions if column != CLASS)
+    if not names and PART in parts and "conditions" in dataset_card.read(urls[0]):
+        names = (ALL,)  # they stay what they are
+    if names and wanted.table:
+        raise DataError(f"--table {wanted.table}: the shards hold their own conditions")
+    options = DatasetOptions(image=wanted.part, pairs=pairs, allow_corrupt=wanted.allow_corrupt, conditions=names)
     data = Dataset(urls, source, options)
     labeled = wanted.labels and data.has_labels
     if labeled:
@@ -56,6 +63,8 @@ def list_shards(urls: Sequence[str], wanted: ListingOptions) -> InputListing:
                 one, *degraded = (
                     part(name, label, url, offset[i], length[i]) for ((offset, length),) in located.images
                 )
+                if data.conditions is not None:
+                    one = replace(one, condition=tuple(data.condition_at(number, located, i).tolist()))
                 yield replace(one, degraded=degraded[0]) if degraded else one
 
     def part(name: str, label: int, url: str, start: int, length: int) -> InputEntry:
@@ -64,10 +73,11 @@ def list_shards(urls: Sequence[str], wanted: ListingOptions) -> InputListing:
             return InputEntry(name, label, local_path(url), span=span)
         return InputEntry(name, label, content=source.cached(url, *span))
 
-    names = [str(i) for i in range(data.num_classes)]
-    if len(data.class_names) >= len(names):
-        names = data.class_names
+    class_names = [str(i) for i in range(data.num_classes)]
+    if len(data.class_names) >= len(class_names):
+        class_names = data.class_names
+    fields = [] if data.conditions is None else list(data.conditions.fields)
     lacking = "some samples have no cls part" if wanted.labels and not labeled and data.has_some_labels else ""
     if not labeled:
-        return InputListing(entries(), data.num_samples, lacking=lacking)
-    return InputListing(entries(), data.num_samples, names, origin="the cls parts")
+        return InputListing(entries(), data.num_samples, lacking=lacking, conditions=fields)
+    return InputListing(entries(), data.num_samples, class_names, origin="the cls parts", conditions=fields)

@@ -4,6 +4,7 @@ import os
 from collections import Counter
 from dataclasses import dataclass, field
 
+from distgan.condition_spec import Field
 from distgan.data.encode import PackOptions
 from distgan.data.pixels import Pixels
 
@@ -24,6 +25,7 @@ class PackSummary:
         lacking, origin, assumed: Why there are no labels, where they come from, and what was assumed.
         shards: Name, bytes, samples and sha256 of each shard.
         options: How images were stored.
+        conditions: The conditions of each image, with their statistics.
         sum_aspect: Width over height of all images before they were fitted, added up.
     """
 
@@ -41,6 +43,7 @@ class PackSummary:
     pixels: Pixels = field(default_factory=Pixels)
     options: PackOptions = field(default_factory=PackOptions)
     sum_aspect: float = 0.0
+    conditions: list[Field] = field(default_factory=list)
 
     @property
     def aspect(self) -> float:
@@ -76,6 +79,11 @@ def report(summary: PackSummary, out: str, seconds: float) -> list[str]:
         lines.append(f"labels from {summary.origin}: {classes}; {summary.skipped[UNLABELED]:,} images without a label")
     else:
         lines.append("no class labels" + (f": {summary.lacking}" if summary.lacking else ""))
+    if summary.conditions:
+        names = ",".join(one.name for one in summary.conditions)
+        lines.append(
+            f"conditions: {', '.join(map(_condition, summary.conditions))}; train with data.condition=[{names}]"
+        )
     lines += [f"assumed: {text}" for text in summary.assumed]
     if summary.skipped:
         listed = os.path.join(out, SKIPPED)
@@ -87,6 +95,17 @@ def report(summary: PackSummary, out: str, seconds: float) -> list[str]:
     lines += [f"warning: {line}" for line in summary.pixels.warnings(summary.options.range, summary.options.dtype)]
     lines.append(f"{summary.samples / max(seconds, 1e-9):,.0f} images/s")
     return lines
+
+
+def _condition(one: Field) -> str:
+    """Return a condition as text, with what it is like over all images."""
+    what = {
+        "number": f"number, {one.mean:.4g} +- {one.std:.4g}",
+        "flag": f"flag, set on {one.mean:.1%}",
+        "class": f"{len(one.classes)} classes",
+        "vector": f"vector of {one.length}",
+    }[one.kind]
+    return f"{one.name} ({what}{f', unknown of {one.missing:,}' if one.missing else ''})"
 
 
 def _kind(summary: PackSummary) -> list[str]:

@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from distgan.data.condition_table import PART
 from distgan.data.image_format import ARRAYS, SUFFIXES
 from distgan.data.shard_index import IndexHead
 from distgan.errors import DataError
@@ -22,6 +23,8 @@ class DatasetOptions:
             KEY.degraded.png.
         num_held_out: Samples that are kept out of training.
         allow_corrupt: Use the good samples of corrupt shards, and leave out incomplete samples.
+        conditions: Names of the conditions that every sample must have, or "all"; see `dataset_conditions`.
+        dropout: Share of samples, in training, that are shown without each of them.
     """
 
     labels: bool = False
@@ -30,6 +33,8 @@ class DatasetOptions:
     pairs: bool = False
     num_held_out: int = 0
     allow_corrupt: bool = False
+    conditions: tuple[str, ...] = ()
+    dropout: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -41,12 +46,14 @@ class SampleParts:
         degraded: Suffixes of which one marks the degraded image of a pair; None where samples are no pairs.
         needs_label: Whether there must be a `cls` part.
         stacked: Suffixes of parts whose channels follow those of the image part.
+        needs_condition: Whether there must be a `condition.npy` part.
     """
 
     image: frozenset[str]
     degraded: frozenset[str] | None
     needs_label: bool
     stacked: tuple[str, ...] = ()
+    needs_condition: bool = False
 
     def missing(self, kind: Sequence[str]) -> str:
         """Return what keeps a sample with these parts from being used; empty where nothing does."""
@@ -59,6 +66,8 @@ class SampleParts:
         for suffix in self.stacked:
             if kind.count(suffix) != 1:
                 return f"several {suffix} parts" if suffix in kind else f"no {suffix} part"
+        if self.needs_condition and PART not in kind:
+            return f"no {PART} part"
         return "no cls part" if self.needs_label and "cls" not in kind else ""
 
     def num_usable(self, shard: IndexHead) -> int:
@@ -77,12 +86,12 @@ class SampleParts:
 def choose_parts(shards: Sequence[IndexHead], options: DatasetOptions) -> SampleParts:
     """Return the parts that samples of these shards need. Raises DataError where the shards leave that open."""
     if options.pairs:
-        return SampleParts(*_pair_suffixes(shards), options.labels)
+        return SampleParts(*_pair_suffixes(shards), options.labels, needs_condition=bool(options.conditions))
     first, *stacked = (suffix.strip().lower().lstrip(".") for suffix in options.image.split(","))
     if (stacked and not first) or not all(stacked) or first in stacked or len(set(stacked)) < len(stacked):
         raise DataError(f"data.image_key={options.image}: name each part of an image once, as in red.png,nir.png")
     suffixes = _image_suffixes(shards, first, options.allow_corrupt)
-    return SampleParts(suffixes, None, options.labels, tuple(stacked))
+    return SampleParts(suffixes, None, options.labels, tuple(stacked), bool(options.conditions))
 
 
 def _image_suffixes(shards: Sequence[IndexHead], chosen: str, allow_corrupt: bool) -> frozenset[str]:

@@ -41,7 +41,7 @@ class Images(NamedTuple):
         numbers: int64 [B], on the host.
         pixels: What people see of them, uint8 [B, 3, H, W]; on the device of the generator that made them, else on the
             host.
-        labels: Class numbers, int64 [B], on the host; or None.
+        labels: Class numbers, int64 [B], or vectors of conditions, float32 [B, V], on the host; or None.
     """
 
     numbers: np.ndarray
@@ -209,13 +209,16 @@ def _read_ahead(images: ImageSet, chunks: Sequence[np.ndarray]) -> Iterator[Imag
             yield batch
 
 
-def draw_labels(policy: str, seed: int, num: int, class_counts: Sequence[int]) -> np.ndarray | None:
+def draw_labels(
+    policy: str, seed: int, num: int, class_counts: Sequence[int], class_names: Sequence[str] = ()
+) -> np.ndarray | None:
     """Draw classes of generated images, the i-th a function of (seed, i); int64 [num], None without classes.
 
     Args:
         policy: "empirical" draws classes with their frequency in the data set, "uniform" all that have images with the
-            same frequency; classes such as "0,3,7-9" are taken in turn.
+            same frequency; classes such as "0,3,7-9" or "cat,dog" are taken in turn.
         class_counts: Number of images of each class in the data set.
+        class_names: Names of classes 0, 1 ..., where they are known.
 
     Raises:
         ConfigError: A class does not exist, or has no image, so that the generator never saw it.
@@ -232,8 +235,8 @@ def draw_labels(policy: str, seed: int, num: int, class_counts: Sequence[int]) -
     if policy == "empirical":
         ends = np.cumsum(np.asarray(class_counts, np.int64))
         return np.searchsorted(ends, (bits % np.uint64(ends[-1])).astype(np.int64), side="right")
-    usage = "write empirical, uniform, or class numbers (not names) as 0,3,7-9"
-    asked = parse_classes(policy, num_classes, f"eval.labels={policy}", usage)
+    usage = "write empirical, uniform, or class numbers or names as 0,3,7-9 or cat,dog"
+    asked = parse_classes(policy, num_classes, f"eval.labels={policy}", usage, class_names)
     if unseen := [label for label in asked if not class_counts[label]]:
         raise ConfigError(f"eval.labels={policy}: class {unseen[0]} has no image in the training data; leave it out")
     return np.resize(np.array(asked, np.int64), num)

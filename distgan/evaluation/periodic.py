@@ -5,6 +5,7 @@ import math
 import time
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -14,6 +15,7 @@ from distgan.distributed.process_group import World
 from distgan.evaluation.image_sets import GeneratedImages, ShardImages, draw_labels
 from distgan.evaluation.measure import CheckStop, check_metrics, measure
 from distgan.evaluation.reference import is_statistics, load_reference, open_shards, shard_images
+from distgan.inference.condition_examples import ConditionExamples
 from distgan.metrics.extractors import open_extractor
 from distgan.metrics.names import EVAL_METRICS
 from distgan.metrics.reference_stats import Reference
@@ -30,12 +32,20 @@ class PeriodicEvaluation:
 
     Args:
         dataset: The training images, which are the real images unless the config names others.
+        examples: Conditions of real images, from which generated ones take theirs; None without conditions.
 
     Raises (on all ranks):
         ConfigError, DataError: The first evaluation would fail, for example because weights are missing.
     """
 
-    def __init__(self, config: Config, world: World, dataset: Dataset, folder: RunDir) -> None:
+    def __init__(
+        self,
+        config: Config,
+        world: World,
+        dataset: Dataset,
+        folder: RunDir,
+        examples: ConditionExamples | None = None,
+    ) -> None:
         settings, image = config.eval, image_spec(config.data)
         self._config, self._world, self._folder = config, world, folder
         self._extractor = world.run_on_all(
@@ -60,7 +70,13 @@ class PeriodicEvaluation:
             self._real is not None and self._real.has_points
         )
         check_metrics(settings.metrics, self._extractor, settings.num_images, has_points=has_points)
-        self._labels = draw_labels(settings.labels, settings.seed, settings.num_images, dataset.class_counts)
+        self._labels: np.ndarray | None
+        if examples is not None:
+            self._labels = examples.encoded(settings.seed, np.arange(settings.num_images))
+        else:
+            self._labels = draw_labels(
+                settings.labels, settings.seed, settings.num_images, dataset.class_counts, dataset.class_names
+            )
         self._has_reference = self._images is None
 
     def run(self, G_ema: nn.Module, images: int, check_stop: CheckStop) -> dict[str, float | None]:

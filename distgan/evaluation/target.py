@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -57,6 +58,7 @@ def open_target(target: str, overrides: Sequence[str], device: torch.device) -> 
     if is_exported(path):
         generator = load_generator(path, device)
         layers = [("exported generator", {"data": of_images(generator.image)})]
+        class_names = generator.spec.class_names
     elif (
         checkpoint_folder.names_best(path)
         or checkpoint_folder.newest_first(path)
@@ -78,12 +80,21 @@ def open_target(target: str, overrides: Sequence[str], device: torch.device) -> 
             )
     _require_reference(config)
     num_classes, unseen, policy = generator.num_classes, generator.spec.unseen, config.eval.labels
+    if generator.conditions is not None and policy != "empirical":
+        raise ConfigError(
+            f"eval.labels={policy} names classes, and this generator takes conditions, as real images have them: leave "
+            "it out"
+        )
     if not num_classes or policy != "empirical":
         counts = [int(label not in unseen) for label in range(num_classes)]
-        draw_labels(policy, 0, 1, counts)  # errors are raised before any work
+        draw_labels(policy, 0, 1, counts, class_names)  # errors are raised before any work
 
     def images(seed: int, class_counts: Sequence[int]) -> ImageSet:
-        labels = draw_labels(policy, seed, config.eval.num_images, class_counts if num_classes else [])
+        if generator.conditions is not None:
+            labels: np.ndarray | None = generator.conditions.encoded(seed, np.arange(config.eval.num_images))
+        else:
+            counts = class_counts if num_classes else []
+            labels = draw_labels(policy, seed, config.eval.num_images, counts, class_names)
         return GeneratedImages(
             generator.net,
             generator.z_dim,
@@ -99,7 +110,7 @@ def open_target(target: str, overrides: Sequence[str], device: torch.device) -> 
         "path": str(path.resolve()),
         "family": generator.spec.family,
         "weights": f"average of G, half-life {generator.half_life} images",
-        "labels": policy if num_classes else "none",
+        "labels": policy if num_classes else "conditions of real images" if generator.conditions else "none",
         "truncation": 1.0,
         "batch_norm": "running statistics" if _has_batch_norm(generator.net) else "none",
     }

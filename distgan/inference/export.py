@@ -120,6 +120,7 @@ def card(G: TrainedGenerator, kind: str, name: str) -> str:
         "pictures": f"| `pictures` | {shape} | to be restored; {_values_of(image)} |",
         "z": f"| `z` | float32 [B, {G.z_dim}] | standard normal |",
         "labels": f"| `labels` | int64 [B] | classes 0 to {classes - 1}{untrained} |",
+        "condition": f"| `condition` | float32 [B, {_condition_columns(G)} |",
     }
     names = list(example(G, 1))
     inputs = "\n".join(rows[name] for name in names)
@@ -155,6 +156,26 @@ bound, values may pass these ends a little. {_stored_by(image)} B is any number.
 The config of the training is in `{DESCRIPTION}`{place}. Whose images it was trained on, and under which terms, this
 card does not know: say so before you pass it on.
 """
+
+
+def _condition_columns(G: TrainedGenerator) -> str:
+    """Return the length of the vector of conditions and what its columns are, for a table."""
+    if G.conditions is None:
+        return "0] |"
+    rows, start = [], 0
+    for one in G.conditions.conditions.fields:
+        last = start + one.columns - 1
+        first = str(start) if last - 1 == start else f"{start} to {last - 1}"
+        what = {
+            "number": f"(value - {one.mean:.9g}) / {one.std:.9g}",
+            "flag": "0 or 1",
+            "class": f"one-hot of {', '.join(one.classes[:20])}{' ...' * (len(one.classes) > 20)}",
+            "vector": f"values / {one.std:.9g}",
+        }[one.kind]
+        unknown = f"column {last}: 1 where unknown, the others 0" if one.may_be_unknown else f"column {last}: 0"
+        rows.append(f"{printable(one.name)}: column {first}: {printable(what)}, {unknown}")
+        start = last + 1
+    return f"{start}] | {'; '.join(rows)}".replace("\n", " ")
 
 
 def _channels_of(image: ImageSpec) -> str:
@@ -215,6 +236,8 @@ def example(G: TrainedGenerator, num: int) -> Inputs:
         inputs["pictures"] = sampling.latents(1, range(num), math.prod(shape)).view(num, *shape).tanh()
     if _uses_latents(G):
         inputs["z"] = sampling.latents(0, range(num), G.z_dim)
+    if G.conditions is not None:
+        return inputs | {"condition": torch.from_numpy(G.conditions.encoded(0, range(num)))}
     return inputs | ({"labels": torch.arange(num) % G.num_classes} if G.num_classes else {})
 
 

@@ -2,25 +2,28 @@
 
 import functools
 import io
+import json
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from distgan.condition_spec import Conditions
 from distgan.data import image_file, image_grid, loader
 from distgan.data.resize import fit
 from distgan.distributed.device_copy import copy_to_device
 from distgan.errors import ConfigError, DataError
 from distgan.image_spec import ImageSpec, square
-from distgan.inference import shard_writer, video
+from distgan.inference import sampling, shard_writer, video
+from distgan.inference.condition_examples import ConditionExamples
 from distgan.inference.loading import load_generator, locate
 from distgan.inference.scoring import Score, open_score
 from distgan.inference.selection import GeneratedImage, SampleSelection, parse_classes
 from distgan.inference.trained_generator import TrainedGenerator
-from distgan.storage.atomic import replacing
+from distgan.storage.atomic import replace_file, replacing
 from distgan.storage.home import user_path
 from distgan.transforms.image_values import to_pixels
 
@@ -37,7 +40,11 @@ class GenerateOptions:
     Attributes:
         kind: "png", "npy", "shards", "grid" or "video".
         num: Number of images, or frames of a video.
-        labels: Classes that the images take in turn, "0,3" or "0-9"; empty for all learned. A grid has a row for each.
+        labels: Classes that the images take in turn, "0,3", "0-9" or "cat,dog"; empty for all learned. A grid has a row
+            for each.
+        conditions: Conditions that the images take in turn, such as "age=40,kind=cat", in place of classes; empty for
+            those of real images, by (seed, i). A grid has a row for each.
+        sweep: Values of one condition, as "age=10:80:8", that a grid shows side by side: a latent to a row.
         columns: Columns of a grid, or of a video's classes; None for a row per class, or a square.
         share: Share of the images made to keep, those with the best scores (see `SampleSelection`).
         filter_by: Name of the score, one of `scoring.SCORES`.
@@ -63,6 +70,8 @@ class GenerateOptions:
     keyframes: int = 0
     fps: float = 25
     aspect: str = ""
+    conditions: tuple[str, ...] = ()
+    sweep: str = ""
 
     def __post_init__(self) -> None:
         for name, value, low, high in (
@@ -101,14 +110,17 @@ def generate(path: str, out: str, options: GenerateOptions, rank: int = 0, world
         )
     shape = stretched(G, options.aspect)
     classes = parse_labels(options.labels, G)
+    given = parse_conditions(options.conditions, G, options.sweep)
+    if options.sweep:
+        return _write_sweep(G, target, given, options, shape)
     if options.is_file:
         target.parent.mkdir(parents=True, exist_ok=True)
         write = _write_grid if options.kind == "grid" else _write_video
-        return write(G, target, classes, options, shape)
+        return write(G, target, classes, given, options, shape)
 
     selection = _select(G, classes, options)
     score = open_score(options.filter_by, where, G.chunk, G.device) if options.share < 1 else None
-    draw = functools.partial(_draw, G, score, selection, options.seed, shape)
+    draw = functools.partial(_draw, G, score, selection, options.seed, shape, given)
     card = _card(G, selection, options, shape)
     groups = range(rank, selection.num_groups, world)
     if options.kind == "shards":
@@ -120,7 +132,11 @@ def generate(path: str, out: str, options: GenerateOptions, rank: int = 0, world
         # Class folders, as `distgan pack` reads them.
         subfolder = folder if image.label is None else folder / f"{image.label:03d}"
         subfolder.mkdir(exist_ok=True)
-        _save(subfolder / f"{image.number:08d}.{options.kind}", image.pixels, shape)
+        file = subfolder / f"{image.number:08d}.{options.kind}"
+        if image.condition is not None and G.conditions is not None:
+            text = json.dumps(dict(_named_values(G.conditions, image.condition)))
+            replace_file(file.with_suffix(".json"), text + "\n")
+        _save(file, image.pixels, shape)
     return f"{options.num} images: {target}"
 
 
@@ -150,15 +166,26 @@ def stretched(G: TrainedGenerator, aspect: str) -> ImageSpec:
 
 
 def _draw(
-    G: TrainedGenerator, score: Score | None, selection: SampleSelection, seed: int, shape: ImageSpec, group: int
+    G: TrainedGenerator,
+    score: Score | None,
+    selection: SampleSelection,
+    seed: int,
+    shape: ImageSpec,
+    given: np.ndarray | None,
+    group: int,
 ) -> Iterator[GeneratedImage]:
     """Yield the images of a group as they are written: of the size of `shape`."""
-    for image in draw_group(G, score, selection, seed, group):
+    for image in draw_group(G, score, selection, seed, group, given):
         yield image._replace(pixels=fit(image.pixels, shape, crop="stretch")) if shape != G.image else image
 
 
 def draw_group(
-    G: TrainedGenerator, score: Score | None, selection: SampleSelection, seed: int, group: int
+    G: TrainedGenerator,
+    score: Score | None,
+    selection: SampleSelection,
+    seed: int,
+    group: int,
+    given: np.ndarray | None = None,
 ) -> Iterator[GeneratedImage]:
     """Yield the images of a group, in order of number.
 
@@ -166,48 +193,92 @@ def draw_group(
     classes knows an image's class, and its logits of two classes need not be on one scale: `balance` compares within a
     class.
 
+    Args:
+        given: Values of conditions that images take in turn, [K, R]; None: those of real images.
+
     Raises:
         DataError: A score is not finite.
     """
+
+    def labels_of(numbers: range) -> tuple[sampling.Labels, Sequence[np.ndarray | None]]:
+        """Return what the network is given for some images, and the values of their conditions."""
+        if G.conditions is None:
+            return selection.labels(numbers), [None] * len(numbers)
+        values = condition_values(G.conditions, given, numbers, seed)
+        return G.conditions.conditions.encode(values), list(values)
+
     numbers = selection.candidates(group)
     if score is None:
-        for i, pixels in zip(numbers, G.pictures(numbers, seed, selection.labels(numbers))):
-            yield GeneratedImage(i, selection.label(i), pixels)
+        given_labels, values = labels_of(numbers)
+        for i, pixels, of_image in zip(numbers, G.pictures(numbers, seed, given_labels), values):
+            yield GeneratedImage(i, selection.label(i), pixels, condition=of_image)
         return
     best: list[GeneratedImage] = []
     first = numbers.start // G.chunk * G.chunk
     for start in range(first, numbers.stop, G.chunk):
         chunk = range(start, start + G.chunk)  # whole, since D may compare an image with its neighbors
-        images = G.images(chunk, seed, selection.labels(chunk))
-        labels = copy_to_device(np.array(selection.labels(chunk), np.int64), G.device) if selection.classes else None
+        given_labels, values = labels_of(chunk)
+        images = G.images(chunk, seed, given_labels)
+        labels = None if given_labels is None else copy_to_device(np.asarray(given_labels), G.device)
         with torch.no_grad():
             scores = score(images, labels).tolist()
         if not all(map(math.isfinite, scores)):
             raise DataError(
                 f"the scores of images {chunk.start} to {chunk.stop - 1} are not finite: --keep-best needs them"
             )
-        for i, value, pixels in zip(chunk, scores, to_pixels(images, G.image)):
+        for i, value, pixels, of_image in zip(chunk, scores, to_pixels(images, G.image), values):
             if i in numbers:
-                best.append(GeneratedImage(i, selection.label(i), pixels, value))
+                best.append(GeneratedImage(i, selection.label(i), pixels, value, of_image))
         best = selection.best(group, best)
     yield from best
 
 
+def parse_conditions(texts: Sequence[str], G: TrainedGenerator, sweep: str = "") -> np.ndarray | None:
+    """Return the values [K, R] that `--condition` names; None without any. Raises ConfigError for others than G's.
+
+    Args:
+        sweep: What `--sweep` says; its condition need not be named.
+    """
+    if not texts:
+        return None
+    if G.conditions is None:
+        takes = f"classes: --labels 0-{G.num_classes - 1}" if G.num_classes else "no conditions (data.condition)"
+        raise ConfigError(f"--condition {texts[0]}: this generator takes {takes}")
+    try:
+        return G.conditions.named(texts, swept=sweep.partition("=")[0])
+    except ValueError as error:
+        raise ConfigError(f"--condition: {error}") from None
+
+
+def condition_values(
+    known: ConditionExamples, given: np.ndarray | None, numbers: Sequence[int], seed: int
+) -> np.ndarray:
+    """Return the values of images' conditions, [n, R]: the given ones in turn, or those of real images."""
+    return known.drawn(seed, numbers) if given is None else given[np.asarray(numbers) % len(given)]
+
+
 def parse_labels(text: str, G: TrainedGenerator) -> list[int]:
     """Return the classes that `--labels` names, "0,3,7-9" -> [0, 3, 7, 8, 9]; "" -> all with training images.
+
+    Names that the training data gave its classes are taken, too.
 
     Raises:
         ConfigError: The generator has no such class, or did not learn it.
     """
     if not text:
         return [*G.seen]
+    if G.conditions is not None:
+        names = ", ".join(G.conditions.conditions.names)
+        raise ConfigError(f"--labels {text}: this generator takes conditions ({names}): --condition NAME=VALUE,...")
     if not G.num_classes:
         raise ConfigError("--labels: this generator was trained without classes (model.conditional=false)")
     usage = (
-        f"write class numbers as 0,3,7 or 0-9, of 0 to {G.num_classes - 1}; names are not known "
+        f"write class numbers as 0,3,7 or 0-9, of 0 to {G.num_classes - 1}"
+        if G.spec.class_names
+        else f"write class numbers as 0,3,7 or 0-9, of 0 to {G.num_classes - 1}; names are not known "
         "here, `classes` in the data set's dataset.json lists them in that order"
     )
-    classes = parse_classes(text, G.num_classes, f"--labels {text}", usage)
+    classes = parse_classes(text, G.num_classes, f"--labels {text}", usage, G.spec.class_names)
     if unseen := set(classes).intersection(G.spec.unseen):
         raise ConfigError(f"--labels {text}: class {min(unseen)} had no image in the training data; leave it out")
     return classes
@@ -226,6 +297,8 @@ def _check_target(target: Path, out: str, options: GenerateOptions) -> None:
         raise ConfigError(f"--out {out} is {f'a folder, a {kind} is one file' if options.is_file else 'a file'}")
     if options.is_file and (options.share < 1 or options.balance):
         raise ConfigError(f"--keep-best and --balance choose images of a set (--as png or shards); a {kind} is not one")
+    if options.sweep and kind != "grid":
+        raise ConfigError(f"--sweep {options.sweep} lays values side by side, in a grid: --as grid")
     if kind == "grid":
         require_grid(target)
     if kind == "video":
@@ -256,12 +329,17 @@ def _card(G: TrainedGenerator, selection: SampleSelection, options: GenerateOpti
     }
     if shape != G.image:
         generated["size"] = shape.size
+    conditions = {}
+    if G.conditions is not None:
+        generated["conditions"] = list(options.conditions)
+        conditions = {"conditions": [asdict(one) for one in G.conditions.conditions.fields]}
     if options.share < 1:
         generated["filter_by"] = options.filter_by
     elif options.kind in ("png", "npy"):
         del generated["shard_images"]  # it only says how many are made at once
     return {
         "classes": [str(label) for label in range(G.num_classes)] or None,
+        **conditions,
         "image": image_file.suffix(shape),
         "resolution": shape.height if shape.height == shape.width else None,
         **_card_of_values(shape),
@@ -299,16 +377,83 @@ def _save(path: Path, pixels: np.ndarray, image: ImageSpec) -> None:
 
 
 def _write_grid(
-    G: TrainedGenerator, target: Path, classes: list[int], options: GenerateOptions, shape: ImageSpec
+    G: TrainedGenerator,
+    target: Path,
+    classes: list[int],
+    given: np.ndarray | None,
+    options: GenerateOptions,
+    shape: ImageSpec,
 ) -> str:
     num = options.num
-    columns = options.columns or (-(-num // len(classes)) if classes else math.ceil(math.sqrt(num)))
-    labels = [classes[i // columns % len(classes)] for i in range(num)] if classes else None
+    groups = len(classes) if given is None else len(given)
+    columns = options.columns or (-(-num // groups) if groups else math.ceil(math.sqrt(num)))
+    rows = [i // columns for i in range(num)]
+    labels: sampling.Labels = [classes[row % len(classes)] for row in rows] if classes else None
+    if G.conditions is not None:
+        values = condition_values(G.conditions, given, range(rows[-1] + 1), options.seed)
+        labels = G.conditions.conditions.encode(values)[rows]
+        _write_legend(target, [f"row {i}: {G.conditions.conditions.text(row)}" for i, row in enumerate(values, 1)])
     parts = G.sampler(options.seed).display(range(num), labels, bands=_bands(G))
-    seen = ImageSpec(shape.height, shape.width)
-    tiles = [fit(tile, seen, crop="stretch") for part in parts for tile in part.permute(0, 2, 3, 1).cpu().numpy()]
-    image_grid.save_png(target, image_grid.grid(tiles, columns))
+    image_grid.save_png(target, image_grid.grid(_tiles(parts, shape), columns))
     return f"{num} images: {target}"
+
+
+def _write_sweep(
+    G: TrainedGenerator, target: Path, given: np.ndarray | None, options: GenerateOptions, shape: ImageSpec
+) -> str:
+    """Write a grid where each row is a latent and each column a value of one condition; the others stay."""
+    if G.conditions is None:
+        raise ConfigError(f"--sweep {options.sweep}: this generator has no conditions (data.condition)")
+    known = G.conditions.conditions
+    try:
+        place, swept, names = G.conditions.sweep(options.sweep)
+    except ValueError as error:
+        raise ConfigError(f"--sweep: {error}") from None
+    if options.columns not in (None, len(swept)):
+        raise ConfigError(
+            f"--columns {options.columns}: --sweep {options.sweep} has {len(swept)} of them: leave it out"
+        )
+    rows = max(1, options.num // len(swept))
+    values = condition_values(G.conditions, given, range(rows), options.seed)
+    columns = []
+    for value in swept:
+        values[:, place] = value
+        parts = G.sampler(options.seed).display(range(rows), known.encode(values), bands=_bands(G))
+        columns.append(_tiles(parts, shape))
+    target.parent.mkdir(parents=True, exist_ok=True)
+    image_grid.save_png(target, image_grid.grid([tile for row in zip(*columns) for tile in row], len(swept)))
+    legend = [f"column {i}: {name}" for i, name in enumerate(names, 1)]
+    texts = [", ".join(f"{name}={text}" for name, text in _texts(known, row, place)) for row in values]
+    legend += [f"row {i}: latent {i - 1}{', ' * bool(text)}{text}" for i, text in enumerate(texts, 1)]
+    _write_legend(target, legend)
+    return f"{rows} x {len(swept)} images, {names[0]} to {names[-1]}: {target}"
+
+
+def _texts(known: Conditions, row: np.ndarray, without: int) -> list[tuple[str, str]]:
+    """Return names and values of the conditions, as text, but for the one at a place."""
+    starts = np.cumsum([0, *(one.length for one in known.fields)]).tolist()
+    parts = zip(known.fields, known.split(row), starts)
+    return [(one.name, one.text(part)) for one, part, start in parts if start != without]
+
+
+def _named_values(known: ConditionExamples, row: np.ndarray) -> list[tuple[str, object]]:
+    """Return names and values of an image's conditions for JSON: names of classes, numbers, None where unknown."""
+    named: list[tuple[str, object]] = []
+    for one, part in zip(known.conditions.fields, known.conditions.split(row)):
+        value: object = one.text(part) if one.kind == "class" else part.tolist() if one.length > 1 else float(part[0])
+        named.append((one.name, None if np.isnan(part).any() else value))
+    return named
+
+
+def _write_legend(target: Path, lines: Sequence[str]) -> None:
+    """Write what a grid shows as a text next to it."""
+    replace_file(target.with_suffix(".txt"), "\n".join(lines) + "\n")
+
+
+def _tiles(parts: Iterator[torch.Tensor], shape: ImageSpec) -> list[np.ndarray]:
+    """Return what people see of images, at the size of `shape`."""
+    seen = ImageSpec(shape.height, shape.width)
+    return [fit(tile, seen, crop="stretch") for part in parts for tile in part.permute(0, 2, 3, 1).cpu().numpy()]
 
 
 def _bands(G: TrainedGenerator) -> list[int]:
@@ -317,20 +462,29 @@ def _bands(G: TrainedGenerator) -> list[int]:
 
 
 def _write_video(
-    G: TrainedGenerator, target: Path, classes: list[int], options: GenerateOptions, shape: ImageSpec
+    G: TrainedGenerator,
+    target: Path,
+    classes: list[int],
+    given: np.ndarray | None,
+    options: GenerateOptions,
+    shape: ImageSpec,
 ) -> str:
     num, fps = options.num, options.fps
     if shape != G.image:
         raise ConfigError("--aspect: a video keeps the generator's own size; png, npy, shards and grid take --aspect")
-    if len(classes) > MAX_TILES:
+    shown: list[int] | np.ndarray = classes
+    if G.conditions is not None:  # one of a real image, where none is named
+        shown = G.conditions.conditions.encode(G.conditions.drawn(options.seed, [0]) if given is None else given)
+    if len(shown) > MAX_TILES:
+        what, option = ("classes", "--labels") if classes else ("conditions", "--condition")
         raise ConfigError(
-            f"a video shows {MAX_TILES} classes at most, and there are {len(classes)}: name some by --labels"
+            f"a video shows {MAX_TILES} {what} at most, and there are {len(shown)}: name some by {option}"
         )
     if num < 2:
         raise ConfigError(f"--num {num}: a video has 2 frames or more")
     keyframes = options.keyframes or max(2, round(num / fps))
     if not 2 <= keyframes <= num:
         raise ConfigError(f"--keyframes {keyframes}: 2 to {num}, the number of frames (--num)")
-    columns = options.columns or math.ceil(math.sqrt(len(classes) or 1))
-    video.save(target, video.frames(G, options.seed, num, keyframes, classes, columns, _bands(G)), fps)
+    columns = options.columns or math.ceil(math.sqrt(len(shown) or 1))
+    video.save(target, video.frames(G, options.seed, num, keyframes, shown, columns, _bands(G)), fps)
     return f"{num} frames, {num / fps:.1f} s, by {keyframes} latents and back to the first: {target}"

@@ -91,7 +91,7 @@ def load_discriminator(path: str | Path, chunk: int, device: str | torch.device 
         raise ConfigError(f"{path} is an exported generator, which has no discriminator: name its run or checkpoint")
     _, tensors, config, state = _read_checkpoint(folder)
     with weight_budget(folder, tensors["G"], tensors["D"]):
-        _, D = networks.build_nets(**network_options(config), num_classes=state["num_classes"])
+        _, D = networks.build_nets(**network_options(config), num_classes=_spec(config, state).label_input)
     _require_arguments(D, ["images", "labels"], config.model.family)
     _load_weights(D, tensors["D"], folder)
     for tail in (module for module in D.modules() if isinstance(module, Epilogue)):
@@ -144,6 +144,9 @@ def _spec(config: Config, state: SavedState) -> Spec:
         range=list(config.data.range),
         alpha=config.data.alpha == "channel",
         aspect=state.get("aspect", 0.0),
+        class_names=state.get("class_names", []) if state["num_classes"] else [],
+        conditions=state.get("conditions", []),
+        examples=state.get("examples", []),
     )
 
 
@@ -163,12 +166,16 @@ def _origin(where: Path, config: dict[str, object], images: int) -> dict[str, ob
 
 def _build_generator(spec: Spec, weights: dict[str, Tensor], folder: Path) -> nn.Module:
     """Build the network that a spec describes, with initial weights; it is no larger than the weights to be loaded."""
+    try:
+        spec.condition_examples  # noqa: B018 (which it raises for)
+    except ValueError as error:
+        raise DataError(f"{folder}: {error}") from None
     settings = net_settings(spec.family, "G", spec.settings, f"{folder}: model.G")
     if spec.num_classes and len(set(spec.unseen)) >= spec.num_classes:
         raise DataError(f"{folder}: a generator of {spec.num_classes} classes, none of which was trained")
     # The fork keeps the caller's random state: the initial weights are replaced anyway.
     with torch.random.fork_rng(devices=[]), weight_budget(folder, weights):
-        return MODELS[spec.family].generator(spec.image, spec.z_dim, spec.num_classes, **settings)
+        return MODELS[spec.family].generator(spec.image, spec.z_dim, spec.label_input, **settings)
 
 
 def _require_arguments(net: nn.Module, expected: list[str], family: str) -> None:

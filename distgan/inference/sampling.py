@@ -15,6 +15,7 @@ from distgan.transforms.image_values import to_display, to_networks, to_pixels
 
 CHUNK = 64  # images of one forward; always whole, so that an image does not depend on which others are asked for
 
+Labels = Sequence[int] | np.ndarray | None  # of images: classes [n], or vectors of conditions [n, V]
 ReadDegraded = Callable[[list[int]], Tensor]  # numbers -> degraded images, stored values [n, H, W, C], on any device
 
 
@@ -47,7 +48,7 @@ class Sampler:
         return chunk_size(self.image)
 
     def pixels(
-        self, numbers: Sequence[int], labels: Sequence[int] | None = None, degraded: ReadDegraded | None = None
+        self, numbers: Sequence[int], labels: Labels = None, degraded: ReadDegraded | None = None
     ) -> Iterator[np.ndarray]:
         """Yield the images of some numbers, stored values [H, W, C] each, copied once a chunk. See `images`."""
         for part in self.images(numbers, labels, degraded):
@@ -56,7 +57,7 @@ class Sampler:
     def display(
         self,
         numbers: Sequence[int],
-        labels: Sequence[int] | None = None,
+        labels: Labels = None,
         degraded: ReadDegraded | None = None,
         bands: Sequence[int] = (),
     ) -> Iterator[Tensor]:
@@ -66,20 +67,21 @@ class Sampler:
 
     @torch.no_grad()
     def images(
-        self, numbers: Sequence[int], labels: Sequence[int] | None = None, degraded: ReadDegraded | None = None
+        self, numbers: Sequence[int], labels: Labels = None, degraded: ReadDegraded | None = None
     ) -> Iterator[Tensor]:
         """Yield the images of some numbers, at most `chunk` at a time; [B, C, H, W] in -1..1, on G's device.
 
         The host waits for nothing.
 
         Args:
-            labels: A class for each image, for a G with classes.
+            labels: A class for each image, for a G with classes; or vectors [n, V], for one with conditions.
             degraded: Reads the images that an image-to-image G restores.
         """
         device = next(self.G.parameters()).device
         was_training = self.G.training
         wanted = np.asarray(numbers, np.int64)
-        classes = None if labels is None else np.asarray(labels, np.int64)
+        given = None if labels is None else np.asarray(labels)
+        given = given if given is None or given.ndim == 2 else given.astype(np.int64)
         cuts = np.flatnonzero((np.diff(wanted // self.chunk) != 0) | (np.diff(wanted) <= 0)) + 1
         self.G.eval()
         try:
@@ -88,9 +90,9 @@ class Sampler:
                 rows = wanted[part] - first
                 z = copy_to_device(latents(self.seed, np.arange(first, first + self.chunk), self.z_dim), device)
                 chunk_labels = condition = None
-                if classes is not None:
-                    filled = np.full(self.chunk, classes[part[0]])  # rows that are not wanted may have any class
-                    filled[rows] = classes[part]
+                if given is not None:
+                    filled = np.repeat(given[part[:1]], self.chunk, axis=0)  # rows that are not wanted may have any
+                    filled[rows] = given[part]
                     chunk_labels = copy_to_device(filled, device)
                 rows_on_device = copy_to_device(rows, device)
                 if degraded is not None:

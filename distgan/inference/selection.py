@@ -21,6 +21,7 @@ class GeneratedImage(NamedTuple):
     label: int | None
     pixels: np.ndarray  # stored values [H, W, C]
     score: float = 0.0
+    condition: np.ndarray | None = None  # values [R], of a generator with conditions
 
 
 @dataclass(frozen=True)
@@ -107,10 +108,11 @@ class SampleSelection:
         return step * math.ceil(size / step / self.share - 1e-9)  # 7 / 0.7 is a little more than 10
 
 
-def parse_classes(text: str, num_classes: int, setting: str, usage: str) -> list[int]:
-    """Return the classes that a text names: "0,3,7-9" -> [0, 3, 7, 8, 9].
+def parse_classes(text: str, num_classes: int, setting: str, usage: str, names: Sequence[str] = ()) -> list[int]:
+    """Return the classes that a text names: "0,3,7-9" -> [0, 3, 7, 8, 9], or "cat,dog" by their names.
 
     Args:
+        names: Names of classes 0, 1 ..., where they are known. A number is never taken as a name.
         setting: The option or key with its value, for messages.
         usage: What to write instead, for the message about a text of another form.
 
@@ -119,9 +121,13 @@ def parse_classes(text: str, num_classes: int, setting: str, usage: str) -> list
     """
     classes: list[int] = []
     for part in text.split(","):
+        if part.strip() in names and not part.strip().isdecimal():
+            classes.append(list(names).index(part.strip()))
+            continue
         first, _, last = part.partition("-")
         if not first.isdecimal() or not (last or first).isdecimal():
-            raise ConfigError(f"{setting}: {usage}")
+            known = f"; the names are {', '.join(names[:10])}{' ...' * (len(names) > 10)}" if names else ""
+            raise ConfigError(f"{setting}: {usage}{known}")
         if not int(first) <= int(last or first) < num_classes:
             raise ConfigError(f"{setting}: the classes are 0 to {num_classes - 1}")
         classes += range(int(first), int(last or first) + 1)

@@ -24,6 +24,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from distgan.data import image_file, index_cache, tar
+from distgan.data.condition_table import PART, to_bytes
 from distgan.errors import ConfigError, DataError, MachineError
 from distgan.image_spec import ImageSpec
 from distgan.inference.selection import GeneratedImage, SampleSelection
@@ -188,6 +189,8 @@ def _encoded(of: ImageSpec, image: GeneratedImage) -> tuple[int | None, bytes]:
     parts = {image_file.suffix(of): image_file.to_bytes(image.pixels, of)}
     if image.label is not None:
         parts["cls"] = b"%d" % image.label
+    if image.condition is not None:
+        parts[PART] = to_bytes(image.condition.tolist())
     return image.label, tar.sample(f"{image.number:08d}", parts)
 
 

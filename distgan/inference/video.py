@@ -44,22 +44,23 @@ def frames(
     seed: int,
     num: int,
     keyframes: int,
-    classes: list[int],
+    classes: Sequence[int] | np.ndarray,
     columns: int,
     bands: Sequence[int] = (),
 ) -> Iterator[np.ndarray]:
     """Yield the frames of a path through images 0 ... keyframes - 1 of `seed`; uint8 [rows * H, columns * W, 3].
 
-    A frame has a tile for each class, all of the same latent. Of images that are no colors, `bands` are shown.
+    A frame has a tile for each class or vector of conditions, all of the same latent. Of images that are no
+    colors, `bands` are shown.
     """
     z = slerp_path(sampling.latents(seed, range(keyframes), G.z_dim), num)
-    tiles_per_frame = len(classes) or 1
+    tiles_per_frame = max(1, len(classes))
     num_tiles = num * tiles_per_frame
-    labels = classes * num  # of the tiles, frame by frame
+    labels = np.concatenate([np.asarray(classes)] * num)  # of the tiles, frame by frame
     tiles: list[np.ndarray] = []  # of frames that are not complete
     for start in range(0, num_tiles, G.chunk):
         part = range(start, min(start + G.chunk, num_tiles))
-        images = G(z[[i // tiles_per_frame for i in part]], labels[part.start : part.stop] if classes else None)
+        images = G(z[[i // tiles_per_frame for i in part]], labels[part.start : part.stop] if len(classes) else None)
         tiles += list(to_display(images, G.image, bands).permute(0, 2, 3, 1).cpu().numpy())
         while len(tiles) >= tiles_per_frame:
             yield image_grid.grid(tiles[:tiles_per_frame], columns)

@@ -16,7 +16,8 @@ class Family(NamedTuple):
 
     Attributes:
         generator: Class of G, made by (image, z_dim, num_classes, ...): G(z, labels) -> images [B, C, H, W] in
-            -1..1. A G that restores images is called as G(images, z, labels).
+            -1..1. A G that restores images is called as G(images, z, labels). Labels are class numbers [B]; or vectors
+            [B, V], where `num_classes` is a `VectorInput`.
         discriminator: Class of D, made by (image, num_classes, ...): D(images, labels, features=False) -> logits
             [B].
         revision: Number that is raised when the same weights come to mean another function; checkpoints and exports of

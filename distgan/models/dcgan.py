@@ -13,8 +13,10 @@ import math
 import torch
 from torch import Tensor, nn
 
+from distgan.condition_spec import VectorInput
 from distgan.image_spec import ImageSpec, check_size
 from distgan.models.epilogue import Epilogue, MakeEpilogue
+from distgan.models.label_embedding import label_embedding
 from distgan.models.weight_init import init_normal
 
 
@@ -23,7 +25,8 @@ class Generator(nn.Module):
 
     Args:
         image: Channels and size of the images.
-        num_classes: 0 for an unconditional generator; else an embedding of the label is appended to z.
+        num_classes: 0 for an unconditional generator; else an embedding of the label, which is a class number or a
+            vector [V] of conditions, is appended to z.
         base_channels: Channels of the last hidden stage, at half the resolution.
         max_channels: Upper bound on the channels of the other stages.
         norm: "none" or "batch".
@@ -34,7 +37,7 @@ class Generator(nn.Module):
         self,
         image: ImageSpec,
         z_dim: int,
-        num_classes: int,
+        num_classes: int | VectorInput,
         base_channels: int,
         max_channels: int,
         norm: str,
@@ -42,7 +45,7 @@ class Generator(nn.Module):
     ) -> None:
         super().__init__()
         check_size("dcgan", image)
-        self.embed = nn.Embedding(num_classes, embed_dim) if num_classes else None
+        self.embed = label_embedding(num_classes, embed_dim)
         channels = _channels(image, base_channels, max_channels)[::-1]
         z_dim += embed_dim if num_classes else 0
         grid = nn.ConvTranspose2d(z_dim, channels[0], image.start_grid, bias=norm == "none")
@@ -70,7 +73,7 @@ class Discriminator(nn.Module):
     def __init__(
         self,
         image: ImageSpec,
-        num_classes: int,
+        num_classes: int | VectorInput,
         base_channels: int,
         max_channels: int,
         norm: str,
@@ -88,7 +91,7 @@ class Discriminator(nn.Module):
         num = math.prod(image.start_grid)
         into_head = channels[-1] + self.epilogue.extra
         self.head = init_normal(nn.Conv2d(into_head, 1, image.start_grid), _std(num * into_head, norm))
-        self.embed = nn.Embedding(num_classes, channels[-1]) if num_classes else None
+        self.embed = label_embedding(num_classes, channels[-1])
         if num_classes:
             self.pool = nn.Parameter(torch.randn(channels[-1], *image.start_grid) / math.sqrt(num))  # weights of pixels
 

@@ -17,8 +17,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from distgan.condition_spec import VectorInput
 from distgan.image_spec import ImageSpec, nearest, setting
 from distgan.models.epilogue import Epilogue, MakeEpilogue
+from distgan.models.label_embedding import label_embedding
 from distgan.models.weight_init import init_normal
 
 Layer = TypeVar("Layer", bound=nn.Conv2d | nn.ConvTranspose2d | nn.Linear)
@@ -94,7 +96,8 @@ class Generator(nn.Module):
 
     Args:
         image: Channels and size of the images; H and W are multiples of 8.
-        num_classes: 0 for an unconditional generator; else an embedding of the label is appended to z.
+        num_classes: 0 for an unconditional generator; else an embedding of the label, which is a class number or a
+            vector [V] of conditions, is appended to z.
         base_channels: Channels at the widest sides; twice and four times as many further in.
         embed_dim: Length of the vector that a class label is mapped to.
         norm: "none" or "batch".
@@ -107,7 +110,7 @@ class Generator(nn.Module):
         self,
         image: ImageSpec,
         z_dim: int,
-        num_classes: int,
+        num_classes: int | VectorInput,
         base_channels: int = 128,
         embed_dim: int = 64,
         norm: str = "batch",
@@ -115,7 +118,7 @@ class Generator(nn.Module):
         super().__init__()
         _check(image, 8, "generator")
         self.shape = image.shape
-        self.embed = nn.Embedding(num_classes, embed_dim) if num_classes else None
+        self.embed = label_embedding(num_classes, embed_dim)
         z_dim += embed_dim if num_classes else 0
         dense = nn.Linear(z_dim, math.prod(image.shape), bias=False)
         self.dense = _init_weights(dense, z_dim, norm, nn.init.xavier_uniform_)
@@ -152,7 +155,7 @@ class Discriminator(nn.Module):
     def __init__(
         self,
         image: ImageSpec,
-        num_classes: int,
+        num_classes: int | VectorInput,
         base_channels: int = 128,
         norm: str = "batch",
         epilogue: MakeEpilogue = Epilogue,
@@ -164,7 +167,7 @@ class Discriminator(nn.Module):
         self.epilogue = epilogue(channels, grid)
         num = (channels + self.epilogue.extra) * math.prod(grid)
         self.head = _init_weights(nn.Linear(num, 1), num * ACTIVATED, norm, nn.init.xavier_uniform_)
-        self.embed = nn.Embedding(num_classes, channels) if num_classes else None
+        self.embed = label_embedding(num_classes, channels)
         if num_classes:
             self.pool = nn.Parameter(torch.randn(channels, *grid) / math.sqrt(math.prod(grid)))  # weights of pixels
 

@@ -13,8 +13,10 @@ import math
 import torch
 from torch import Tensor, nn
 
+from distgan.condition_spec import VectorInput
 from distgan.image_spec import ImageSpec, check_size, patches_error
 from distgan.models.epilogue import Epilogue, MakeEpilogue
+from distgan.models.label_embedding import label_embedding
 from distgan.models.weight_init import init_normal
 
 SLOPE = 0.2
@@ -41,7 +43,7 @@ class Generator(nn.Module):
         self,
         image: ImageSpec,
         z_dim: int,
-        num_classes: int,
+        num_classes: int | VectorInput,
         base_channels: int,
         max_channels: int,
         norm: str,
@@ -53,7 +55,7 @@ class Generator(nn.Module):
         super().__init__()
         check_size("restore", image)
         self.skips, self.residual, self.noise = skips, residual, noise
-        self.embed = nn.Embedding(num_classes, embed_dim) if num_classes else None
+        self.embed = label_embedding(num_classes, embed_dim)
         channels = _channels(image.doublings, base_channels, max_channels)
         num = math.prod(image.start_grid)
         self.down = nn.ModuleList()
@@ -111,7 +113,7 @@ class Discriminator(nn.Module):
     def __init__(
         self,
         image: ImageSpec,
-        num_classes: int,
+        num_classes: int | VectorInput,
         base_channels: int,
         max_channels: int,
         norm: str,
@@ -134,7 +136,7 @@ class Discriminator(nn.Module):
         into_head = channels[-1] + self.epilogue.extra
         head = nn.Conv2d(into_head, 1, grid) if patches == 1 else nn.Conv2d(into_head, 1, 3, 1, 1)
         self.head = init_normal(head, _std(head.weight[0].numel(), "none"))
-        self.embed = nn.Embedding(num_classes, channels[-1]) if num_classes else None
+        self.embed = label_embedding(num_classes, channels[-1])
         if num_classes and patches == 1:
             self.pool = nn.Parameter(torch.randn(channels[-1], *grid) / math.sqrt(math.prod(grid)))  # weights of pixels
 

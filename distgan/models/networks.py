@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from distgan.condition_spec import VectorInput
 from distgan.errors import ConfigError, DataError, MachineError
 from distgan.image_spec import ImageSpec
 from distgan.models import MODELS
@@ -54,7 +55,7 @@ def build_nets(
     family: str,
     image: ImageSpec,
     z_dim: int,
-    num_classes: int,
+    num_classes: int | VectorInput,
     G: dict[str, object],
     D: dict[str, object],
     *,
@@ -68,6 +69,8 @@ def build_nets(
     Args:
         family: A key of `MODELS`.
         image: Channels and size of the images.
+        num_classes: Number of classes, for labels int64 [B], 0 without; or the kind of vectors that labels are, float32
+            [B, V].
         G, D: The family's own arguments of each network, `model.G` and `model.D` of a config.
         minibatch, group, dropout: Arguments of D's epilogue.
 

@@ -12,9 +12,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from distgan.condition_spec import VectorInput
 from distgan.image_spec import ImageSpec, check_size
 from distgan.models.epilogue import Epilogue, MakeEpilogue
 from distgan.models.grouped_conv import Geometry, GroupedConv2d, grouped_conv2d
+from distgan.models.label_embedding import label_embedding
 from distgan.models.weight_init import init_fan_in
 
 SLOPE = 0.2  # of leaky ReLU
@@ -26,7 +28,8 @@ class Generator(nn.Module):
 
     Args:
         image: Channels and size of the images.
-        num_classes: 0 for an unconditional generator; else an embedding of the label is appended to z.
+        num_classes: 0 for an unconditional generator; else an embedding of the label, which is a class number or a
+            vector [V] of conditions, is appended to z.
         widths: Channels of the stages from the start grid, which is 4 x 4 where sides are powers of two, upwards;
             further stages have as many as the last one.
         blocks: Residual blocks of each stage.
@@ -41,7 +44,7 @@ class Generator(nn.Module):
         self,
         image: ImageSpec,
         z_dim: int,
-        num_classes: int,
+        num_classes: int | VectorInput,
         widths: Sequence[int] = (768,),
         blocks: int = 2,
         group_width: int = 8,
@@ -51,9 +54,9 @@ class Generator(nn.Module):
         check_size("r3gan", image)
         widths = _widths(image, widths, group_width)
         num_blocks = blocks * len(widths)
-        self.embed = nn.Embedding(num_classes, embed_dim) if num_classes else None
+        self.embed = label_embedding(num_classes, embed_dim)
         if self.embed is not None:  # the authors' linear layer over one-hot labels: fan-in is the number of classes
-            nn.init.normal_(self.embed.weight, std=num_classes**-0.5)
+            nn.init.normal_(self.embed.weight, std=_embedding_std(num_classes))
         z_dim += embed_dim if num_classes else 0
         self.dense = init_fan_in(nn.Linear(z_dim, widths[0], bias=False))
         self.basis = nn.Parameter(torch.randn(widths[0], *image.start_grid))
@@ -86,7 +89,7 @@ class Discriminator(nn.Module):
     def __init__(
         self,
         image: ImageSpec,
-        num_classes: int,
+        num_classes: int | VectorInput,
         widths: Sequence[int] = (768,),
         blocks: int = 2,
         group_width: int = 8,
@@ -107,10 +110,10 @@ class Discriminator(nn.Module):
         pool = init_fan_in(GroupedConv2d(into_head, into_head, image.start_grid, into_head, bias=False))
         dense = init_fan_in(nn.Linear(into_head, channels if num_classes else 1, bias=False))
         self.head = nn.Sequential(pool, nn.Flatten(), dense)
-        self.embed = nn.Embedding(num_classes, channels) if num_classes else None
+        self.embed = label_embedding(num_classes, channels)
         if self.embed is not None:
             # As in G, and divided by the root of the length of the dot product
-            nn.init.normal_(self.embed.weight, std=(num_classes * channels) ** -0.5)
+            nn.init.normal_(self.embed.weight, std=_embedding_std(num_classes, channels))
 
     def forward(
         self, images: Tensor, labels: Tensor | None = None, features: bool = False
@@ -177,6 +180,11 @@ class Downsample(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return grouped_conv2d(x, self.get_buffer("filter").to(x.dtype), None, self._geometry)
+
+
+def _embedding_std(labels: int | VectorInput, length: int = 1) -> float:
+    """Return the width of an embedding's initial weights, for dot products with vectors of some length."""
+    return ((labels.second_moment if isinstance(labels, VectorInput) else labels) * length) ** -0.5
 
 
 def _filter(channels: int, divisor: int) -> Tensor:

@@ -15,10 +15,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from distgan.condition_spec import VectorInput
 from distgan.image_spec import ImageSpec, check_size
 from distgan.models.epilogue import Epilogue, MakeEpilogue
+from distgan.models.label_embedding import label_embedding, label_moment
 from distgan.models.spectral_norm import add_spectral_norm
-from distgan.models.weight_init import init_fan_in
+from distgan.models.weight_init import init_fan_in, init_normal
 
 Affine = tuple[Tensor, Tensor] | tuple[()]  # gain and bias that a norm gets from outside, [B, C, 1, 1] each
 
@@ -56,7 +58,7 @@ class Generator(nn.Module):
         self,
         image: ImageSpec,
         z_dim: int,
-        num_classes: int,
+        num_classes: int | VectorInput,
         base_channels: int = 256,
         norm: str = "batch",
         attention: int = 0,
@@ -70,8 +72,8 @@ class Generator(nn.Module):
         _check_attention(attention, heights[1:])
         channels = [_generator_channels(image.doublings, i, base_channels) for i in range(image.doublings + 1)]
         self.start_grid = image.start_grid
-        self.embed = nn.Embedding(num_classes, embed_dim) if num_classes else None
-        self.appends = num_classes > 0 and norm != "conditional"
+        self.embed = label_embedding(num_classes, embed_dim)
+        self.appends = bool(num_classes) and norm != "conditional"
         z_dim += embed_dim if self.appends else 0
         self.dense = init_fan_in(nn.Linear(z_dim, channels[0] * math.prod(image.start_grid)))
         self.blocks = nn.ModuleList(
@@ -119,7 +121,7 @@ class Discriminator(nn.Module):
     def __init__(
         self,
         image: ImageSpec,
-        num_classes: int,
+        num_classes: int | VectorInput,
         base_channels: int = 128,
         spectral_norm: bool = True,
         attention: int = 0,
@@ -148,9 +150,9 @@ class Discriminator(nn.Module):
         self.scale = min(1.0, MOST_PIXELS / num_pixels)
         gain = 1.0 if spectral_norm else RELU / min(num_pixels, MOST_PIXELS)
         self.head = init_fan_in(nn.Linear(into_head, 1), gain)
-        self.embed = nn.Embedding(num_classes, channels[-1]) if num_classes else None
+        self.embed = label_embedding(num_classes, channels[-1])
         if self.embed is not None:
-            init_fan_in(self.embed, gain)
+            init_normal(self.embed, gain / math.sqrt(channels[-1] * label_moment(num_classes)))
         if spectral_norm:
             for part in (self.blocks, self.head, self.embed):
                 add_spectral_norm(part)

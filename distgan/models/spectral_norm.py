@@ -11,6 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from distgan.models.label_embedding import VectorEmbedding
+
 
 class SpectralNorm(nn.Module):
     """Divide a weight [out, ...] by its largest singular value as a matrix [out, the rest].
@@ -83,7 +85,7 @@ def _set_normalized(targets: list[Tensor], vectors: list[Tensor]) -> None:
 def add_spectral_norm(net: nn.Module | None) -> None:
     """Add spectral norm to every convolution, dense layer and embedding of a network."""
     for layer in list(net.modules()) if net is not None else []:
-        if isinstance(layer, nn.Conv2d | nn.Linear | nn.Embedding):
+        if isinstance(layer, nn.Conv2d | nn.Linear | nn.Embedding | VectorEmbedding):
             parametrize.register_parametrization(layer, "weight", SpectralNorm(layer.weight))
 
 

@@ -5,7 +5,9 @@ from typing import TypeVar
 
 from torch import nn
 
-Layer = TypeVar("Layer", bound=nn.Conv2d | nn.ConvTranspose2d | nn.Linear | nn.Embedding)
+from distgan.models.label_embedding import VectorEmbedding
+
+Layer = TypeVar("Layer", bound=nn.Conv2d | nn.ConvTranspose2d | nn.Linear | nn.Embedding | VectorEmbedding)
 
 
 def init_normal(layer: Layer, std: float) -> Layer:

@@ -2,6 +2,7 @@
 
 from typing import Annotated, TypedDict
 
+from distgan.condition_spec import MAX_EXAMPLES, MAX_LENGTH, Field
 from distgan.errors import DataError
 from distgan.storage.untrusted import AtMost, Between, Count, Like, Name, Positive, Sha256, Share, parse
 
@@ -68,6 +69,8 @@ class SavedState(_Always, total=False):
     unseen: list[Classes]
     class_names: list[Name]
     aspect: Aspect
+    conditions: Annotated[list[Field], AtMost(MAX_LENGTH)]
+    examples: Annotated[list[list[float | None]], AtMost(MAX_EXAMPLES)]
     revision: Positive
     stats: Annotated[list[list[float]], AtMost(2**20)]
     controls: Controls

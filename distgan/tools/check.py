@@ -34,7 +34,7 @@ def check(config: Config, batch_plan: BatchPlan) -> tuple[list[str], list[str]]:
     config = replace(config, data=replace(config.data, allow_pipe=False))  # a check runs no command of the config
     dataset = factory.open_dataset(config)
     config = factory.with_range(config, lambda: factory.range_of_cards(dataset))
-    G, D = factory.build_nets(config, dataset.num_classes)
+    G, D = factory.build_nets(config, dataset.label_input)
     lines = factory.describe(config, batch_plan, dataset, factory.choose_layout(config, dataset), G, D)
     card_lines, card_warnings = _card(config, dataset)
     disk_lines, disk_warnings = _disk(config, networks.checkpoint_bytes(G, D), dataset.num_classes)
@@ -55,7 +55,7 @@ def _evaluation(config: Config, dataset: Dataset) -> str:
     elif settings.reference:
         open_shards(config, settings.reference, 0, None)
     check_metrics(settings.metrics, extractor, settings.num_images, has_points=has_points)
-    draw_labels(settings.labels, settings.seed, 1, dataset.class_counts)
+    draw_labels(settings.labels, settings.seed, 1, dataset.class_counts, dataset.class_names)
     what = f"{', '.join(settings.metrics)} of {settings.num_images:,} images by {extractor.identity}"
     best = best_metric(settings)
     return f"evaluation: every {settings.every:,} images, {what}" + (f"; best kept by {best}" if best else "")
@@ -122,7 +122,7 @@ def _earlier(config: Config, dataset: Dataset) -> list[str]:
     if start is None:
         return [f"run folder: {config.run.dir}, a new run"]
     state = checkpoint_folder.read_state(start)
-    check_same_run(config, state, dataset.fingerprint, dataset.num_classes, start)
+    check_same_run(config, state, dataset, start)
     left = max(0, config.train.images - state["images"])
     where = start.name if is_own else start
     lines = [f"run folder: {config.run.dir}, resumes from {where}: {left:,} images are left"]

@@ -13,6 +13,7 @@ from distgan.config.schema import Config
 from distgan.data import image_grid
 from distgan.distributed import preemption
 from distgan.errors import DistganError, DivergedError, StopReason
+from distgan.storage.atomic import replace_file
 from distgan.storage.run_dir import RunDir
 from distgan.tracking.alerts import Alerts
 from distgan.tracking.console import LIVE, TICK, console_line, evaluation_line
@@ -55,6 +56,11 @@ class Tracker:
         if self._is_main:
             self._grids[name] = image_grid.grid(images, columns)
             image_grid.save_png(self._folder.samples / file, self._grids[name])
+
+    def write_legend(self, file: str, text: str) -> None:
+        """Write what the rows of grids show as a text among the samples."""
+        if self._is_main:
+            replace_file(self._folder.samples / file, text)
 
     def log_histogram(self, name: str, values: np.ndarray) -> None:
         """Keep a histogram of numbers, for W&B only; values that are not finite are left out."""

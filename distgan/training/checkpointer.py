@@ -1,15 +1,18 @@
 """Save the complete training state in a checkpoint, and load it."""
 
+import dataclasses
 import logging
 from pathlib import Path
 
 import torch
 from torch import nn
 
+from distgan.condition_spec import Conditions, rows_of
 from distgan.config.load import from_dict
 from distgan.config.records import changes, for_records, to_dict
 from distgan.config.schema import Config, Optimizer, shapes_nets
 from distgan.data import dataset_card
+from distgan.data.dataset import Dataset
 from distgan.data.shuffle import ShuffleLayout
 from distgan.errors import ConfigError, DataError
 from distgan.models import MODELS, networks
@@ -40,6 +43,7 @@ def save(learner: Learner, folder: Path) -> Path:
         "unseen": learner.unseen,
         "class_names": dataset.class_names,
         "aspect": dataset_card.mean_aspect(dataset.urls) if world.is_main else 0.0,
+        **_image_conditions(learner),
         "revision": MODELS[config.model.family].revision,
         "stats": stats,
         "controls": controls,
@@ -70,6 +74,7 @@ def load(learner: Learner, path: Path) -> SavedState:
         if f"opt_{name}" not in tensors:
             raise DataError(f"{path}: opt_{name}.safetensors is missing")
         load_optimizer(name, settings, optimizer, learner.nets[name], tensors[f"opt_{name}"])
+    _load_conditions(learner, saved)
     learner.step.stats.load_state(saved["stats"])
     learner.schedulers.load_state(saved["controls"])
     for name in vars(learner.state).keys() - {"num_replaced", "wandb_id"}:
@@ -99,7 +104,7 @@ def conditions(learner: Learner) -> dict[str, object]:
 
 def _read(learner: Learner, path: Path) -> tuple[checkpoint.Tensors, SavedState]:
     def expected(saved: SavedState) -> checkpoint.Shapes:  # once the state is known to be one of this run
-        check_same_run(learner.config, saved, learner.dataset.fingerprint, learner.num_classes, path)
+        check_same_run(learner.config, saved, learner.dataset, path)
         return {name: checkpoint.shapes_of(net.state_dict()) for name, net in learner.nets.items()}
 
     try:
@@ -132,11 +137,31 @@ def load_optimizer(
     return False
 
 
-def check_same_run(config: Config, state: SavedState, fingerprint: str, num_classes: int, path: Path) -> None:
+def _image_conditions(learner: Learner) -> dict[str, object]:
+    """Return what a generator must know of the conditions of images; nothing without conditions."""
+    conditions, examples = learner.dataset.conditions, learner.examples
+    if conditions is None or examples is None:
+        return {}
+    return {"conditions": [dataclasses.asdict(one) for one in conditions.fields], "examples": rows_of(examples)}
+
+
+def _load_conditions(learner: Learner, saved: SavedState) -> None:
+    """Take the statistics of conditions with which the networks were trained, which other data may not have."""
+    now = learner.dataset.conditions
+    if now is not None:
+        learner.dataset.conditions = Conditions(
+            [
+                dataclasses.replace(before, may_be_unknown=before.may_be_unknown or one.may_be_unknown)
+                for before, one in zip(saved["conditions"], now.fields)
+            ]
+        )
+
+
+def check_same_run(config: Config, state: SavedState, dataset: Dataset, path: Path) -> None:
     """Refuse to resume with other data or with settings that change the training, unless the config allows it; with
     other networks always."""
     require_resumable(state, path)
-    if state["fingerprint"] != fingerprint and not config.run.allow_data_change:
+    if state["fingerprint"] != dataset.fingerprint and not config.run.allow_data_change:
         raise DataError(
             "the shards are not those that the checkpoint was trained on; put them back, or set "
             "run.allow_data_change=true to continue with these"
@@ -145,8 +170,17 @@ def check_same_run(config: Config, state: SavedState, fingerprint: str, num_clas
     if misfits := [name for name in refused if shapes_nets(name)]:
         listed = "; ".join(f"{name} was {refused[name][0]!r}, is {refused[name][1]!r}" for name in misfits)
         raise ConfigError(f"the checkpoint is of other networks: {listed}. Put them back, or choose another run.dir")
-    if state["num_classes"] != num_classes:
-        had, has = (f"{num} classes" if num else "no classes" for num in (state["num_classes"], num_classes))
+    fields = [] if dataset.conditions is None else dataset.conditions.fields
+    before, now = ([one.described_fully for one in each] for each in (state.get("conditions", []), fields))
+    if before != now:
+        differ = next(i for i in range(1 + len(before)) if before[i : i + 1] != now[i : i + 1])
+        had, has = ((each[differ : differ + 1] or ["nothing"])[0] for each in (before, now))
+        raise ConfigError(
+            f"the checkpoint is of other networks: they know {had}, these shards give {has} (data.condition). Put back "
+            "the shards with those conditions, or choose another run.dir and start from scratch"
+        )
+    if state["num_classes"] != dataset.num_classes:
+        had, has = (f"{num} classes" if num else "no classes" for num in (state["num_classes"], dataset.num_classes))
         raise ConfigError(
             f"the checkpoint is of other networks: it knows {had}, these shards give {has} (data.classes, "
             "model.conditional). Put back the shards with those classes, set data.classes where it is larger than "

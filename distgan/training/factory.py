@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from distgan.condition_spec import VectorInput
 from distgan.config.batch_plan import BatchPlan
 from distgan.config.decode_options import decode_options
 from distgan.config.schema import Config, image_spec, network_options, restores
@@ -38,12 +39,14 @@ def open_dataset(config: Config, ranks: RankInfo = ALONE) -> Dataset:
     source = ByteRangeReader(timeout_sec=data.timeout_sec, cache_bytes=data.cache_mb * 2**20, disk=disk)
     urls = run_on_all(lambda: find_shards(data.shards, allow_pipe=data.allow_pipe), ranks.gather)
     options = DatasetOptions(
-        labels=config.model.conditional,
+        labels=config.model.conditional and not data.condition,
         classes=data.classes,
         image=data.image_key,
         pairs=restores(config) and not config.restore.degrade,
         num_held_out=data.holdout,
         allow_corrupt=data.allow_corrupt,
+        conditions=tuple(data.condition),
+        dropout=config.model.condition_dropout,
     )
     dataset = Dataset(urls, source, options, ranks, should_stop=preemption.stop_requested)
     if dataset.num_samples < config.train.batch:
@@ -119,9 +122,9 @@ def open_stream(
     return Stream(dataset, plan, options, start=start, ranks=ranks, draw=draw)
 
 
-def build_nets(config: Config, num_classes: int) -> tuple[nn.Module, nn.Module]:
-    """Build the G and D that a config describes, on the CPU."""
-    return networks.build_nets(**network_options(config), num_classes=num_classes)
+def build_nets(config: Config, label_input: int | VectorInput) -> tuple[nn.Module, nn.Module]:
+    """Build the G and D that a config describes, on the CPU, for a number of classes or vectors of conditions."""
+    return networks.build_nets(**network_options(config), num_classes=label_input)
 
 
 def build_optimizer(settings: OptimizerSettings, net: nn.Module) -> torch.optim.Optimizer:
@@ -198,6 +201,8 @@ def describe(
     """Describe what a run will do, in lines for the log."""
     train = config.train
     classes = f" of {dataset.num_classes} classes" if dataset.num_classes else ""
+    if dataset.conditions is not None:
+        classes = f" with {', '.join(dataset.conditions.names)}"
     held_out = f" ({dataset.num_held_out:,} more are held out)" if dataset.num_held_out else ""
     order = f"lanes {layout.lanes}, block {layout.block}, window {layout.window}"
     limit = f", at most {train.max_minutes:g} min" if train.max_minutes else ""

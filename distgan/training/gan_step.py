@@ -13,10 +13,12 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor, nn
 
+from distgan.condition_spec import VectorInput
 from distgan.distributed.process_group import World, allow_tf32
 from distgan.image_spec import ImageSpec
 from distgan.losses import gradient_penalty
 from distgan.losses.adversarial import LOSSES
+from distgan.models.label_embedding import blank_labels
 from distgan.models.networks import run_generator
 from distgan.models.spectral_norm import normalized_once, power_iteration_step, spectral_norm_layers
 from distgan.rng import device_rng
@@ -151,7 +153,7 @@ class GanStep:
         self.D.train(was_training)
         return max(0.0, variances[0]) / variances[1] if variances[1] > 0 else 0.0
 
-    def warm_up_ddp_buckets(self, num: int, image: ImageSpec, z_dim: int, num_classes: int) -> None:
+    def warm_up_ddp_buckets(self, num: int, image: ImageSpec, z_dim: int, labeled: int | VectorInput) -> None:
         """Run two backwards that change nothing, before any state is loaded.
 
         DDP rebuilds its buckets after its first backward, and from three ranks on the order of a sum depends on
@@ -161,7 +163,7 @@ class GanStep:
             return
         sides = image.channels, image.height, image.width
         blank = torch.zeros(num, *sides, device=self.world.device, dtype=self.options.dtype)
-        labels = torch.zeros(num, device=self.world.device, dtype=torch.long) if num_classes else None
+        labels = blank_labels(labeled, num, self.world.device)
         z, seeds = blank.new_zeros(num, z_dim), torch.zeros(num, device=self.world.device, dtype=torch.long)
         condition = blank if self.options.image_to_image is not None else None
         buffers = [*self.G.buffers(), *self.D.buffers()]

@@ -11,10 +11,12 @@ from dataclasses import dataclass, field
 import torch
 from torch import nn
 
+from distgan.condition_spec import VectorInput
 from distgan.config.batch_plan import BatchPlan
 from distgan.config.schema import Config
 from distgan.data.dataset import RankInfo
 from distgan.distributed.process_group import World
+from distgan.inference.condition_examples import ConditionExamples
 from distgan.training import ema, factory, memory_format
 from distgan.training.gan_step import GanStep
 from distgan.training.schedulers import OptimizerRates, Schedulers
@@ -40,13 +42,16 @@ class Learner:
     """A GAN and all that its updates depend on, on one rank.
 
     Args:
-        build_nets: Builds G and D from the config and the number of classes. Networks of no family are possible too.
+        build_nets: Builds G and D from the config and the number of classes, or the kind of conditions. Networks of no
+            family are possible too.
         saved_memory_format: Reads the memory format of the checkpoint that the run resumes from; "" for none.
 
     Attributes:
         config: The settings, with the range of values that the data set's card says where they have none.
         memory_format: A key of `memory_format.FORMATS`.
         layout: The constants of the data order, which a resumed run takes from its checkpoint.
+        label_input: The number of classes, or the kind of the vectors of conditions.
+        examples: Conditions of some real images, float32 [N, R]; None without conditions.
         unseen: Classes that no data of the run had an image of.
     """
 
@@ -55,17 +60,20 @@ class Learner:
         config: Config,
         world: World,
         batch_plan: BatchPlan,
-        build_nets: Callable[[Config, int], tuple[nn.Module, nn.Module]] = factory.build_nets,
+        build_nets: Callable[[Config, int | VectorInput], tuple[nn.Module, nn.Module]] = factory.build_nets,
         saved_memory_format: Callable[[], str] = str,
     ) -> None:
         self.dataset = factory.open_dataset(config, RankInfo(world.rank, world.size, world.all_gather_object))
         config = factory.with_range(config, lambda: world.run_on_main(lambda: factory.range_of_cards(self.dataset)))
         self.config, self.world, self.batch_plan = config, world, batch_plan
-        self.num_classes = self.dataset.num_classes
+        self.num_classes, self.label_input = self.dataset.num_classes, self.dataset.label_input
+        self.examples = None
+        if self.dataset.conditions is not None:
+            self.examples = world.run_on_main(self.dataset.example_conditions)
         self.memory_format = memory_format.choose(
-            config, world, saved_memory_format, lambda: build_nets(config, self.num_classes), batch_plan.micro_batch
+            config, world, saved_memory_format, lambda: build_nets(config, self.label_input), batch_plan.micro_batch
         )
-        self.G, self.D = build_nets(config, self.num_classes)
+        self.G, self.D = build_nets(config, self.label_input)
         for net in (self.G, self.D):
             memory_format.convert(net, self.memory_format)
         self.G_ema = copy.deepcopy(self.G).eval().requires_grad_(False).to(world.device)
@@ -78,7 +86,14 @@ class Learner:
         self.opt_D = factory.build_optimizer(config.optim.D, self.D)
         self.state, self.layout = TrainState(), factory.choose_layout(config, self.dataset)
         self.unseen = [label for label, count in enumerate(self.dataset.class_counts) if not count]
-        self.step.warm_up_ddp_buckets(batch_plan.micro_batch, options.image, config.model.z_dim, self.num_classes)
+        self.step.warm_up_ddp_buckets(batch_plan.micro_batch, options.image, config.model.z_dim, self.label_input)
+
+    @property
+    def condition_examples(self) -> ConditionExamples | None:
+        """Return conditions with the values of some real images; None without conditions."""
+        if self.dataset.conditions is None or self.examples is None:
+            return None
+        return ConditionExamples(self.dataset.conditions, self.examples)
 
     def d_step(self, batch: StepBatch, around_fakes: Callable[[], AbstractContextManager]) -> None:
         """Train D on the next real images; the clock moves past them."""

@@ -12,8 +12,10 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
+from distgan.condition_spec import VectorInput
 from distgan.config.schema import Config, image_spec, restores
 from distgan.distributed.process_group import World
+from distgan.models.label_embedding import VectorEmbedding, blank_labels
 from distgan.models.networks import run_generator
 
 log = logging.getLogger("distgan")
@@ -76,7 +78,9 @@ def time_passes(
     for net in (G, D):
         convert(net.to(device), memory_format)
     z, image = torch.randn(num, config.model.z_dim, device=device), image_spec(config.data)
-    labels = torch.zeros(num, device=device, dtype=torch.long) if config.model.conditional else None
+    vectors = next((module for module in D.modules() if isinstance(module, VectorEmbedding)), None)
+    labeled = int(config.model.conditional) if vectors is None else VectorInput(len(vectors.weight), 1.0)
+    labels = blank_labels(labeled, num, device)
     condition = torch.zeros(num, image.channels, image.height, image.width, device=device) if restores(config) else None
     is_paired = restores(config) and config.model.D["paired"]
     started = 0.0

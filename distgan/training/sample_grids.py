@@ -14,6 +14,7 @@ from distgan.data.dataset import Dataset
 from distgan.distributed.process_group import World
 from distgan.evaluation.restoration import RestorationEval
 from distgan.inference import sampling
+from distgan.inference.condition_examples import ConditionExamples
 from distgan.rng import device_rng
 from distgan.tracking.tracker import Tracker
 from distgan.transforms import degrade_spec
@@ -22,14 +23,28 @@ from distgan.transforms.image_values import display_pixels, to_display, to_netwo
 
 
 class SampleGrids:
-    """Logs grids of images in one layout, so that a run's grids can be compared side by side."""
+    """Logs grids of images in one layout, so that a run's grids can be compared side by side.
 
-    def __init__(self, config: Config, dataset: Dataset, tracker: Tracker) -> None:
+    Args:
+        examples: Conditions of real images, of which each row of a grid has one; None without conditions.
+    """
+
+    def __init__(
+        self, config: Config, dataset: Dataset, tracker: Tracker, examples: ConditionExamples | None = None
+    ) -> None:
         self._config, self._dataset, self._tracker = config, dataset, tracker
         seen = [label for label, count in enumerate(dataset.class_counts) if count]
         rows, self._columns = image_grid.grid_shape(config.sample.rows, config.sample.columns, len(seen))
         self._num = rows * self._columns
         self._labels = image_grid.grid_labels(rows, self._columns, seen)
+        self._given: sampling.Labels = self._labels
+        self._legend = ""
+        if examples is not None:
+            values = examples.drawn(config.train.seed, range(rows))
+            self._given = examples.conditions.encode(values).repeat(self._columns, axis=0)
+            self._legend = "".join(
+                f"row {row}: {examples.conditions.text(of_row)}\n" for row, of_row in enumerate(values, 1)
+            )
         self._image = image_spec(config.data)
         self._reals: np.ndarray | None = None
         self._held_out = None
@@ -44,6 +59,8 @@ class SampleGrids:
         """Log real images as the networks see them."""
         seen = display_pixels(self._stored_reals(), self._image, self._config.eval.bands)
         self._show("Samples/reals", "reals.png", list(seen))
+        if self._legend:
+            self._tracker.write_legend("fakes.txt", self._legend)
 
     def log_fakes(self, G_ema: nn.Module, images: int) -> None:
         """Log images of the average generator at that image count."""
@@ -98,7 +115,7 @@ class SampleGrids:
     def _generated(self, G: nn.Module) -> list[np.ndarray]:
         """Return what people see of a generator's images, uint8 [H, W, 3] each."""
         sampler = sampling.Sampler(G, self._config.model.z_dim, self._config.train.seed, self._image)
-        seen = sampler.display(range(self._num), self._labels, bands=self._config.eval.bands)
+        seen = sampler.display(range(self._num), self._given, bands=self._config.eval.bands)
         return [pixels for part in seen for pixels in part.permute(0, 2, 3, 1).cpu().numpy()]
 
     def _seen(self, images: Tensor) -> list[np.ndarray]:

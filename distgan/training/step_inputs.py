@@ -18,7 +18,7 @@ class StepBatch:
 
     Attributes:
         images: Stored values [B, H, W, C]; see `ImageSpec`.
-        labels: int64 [B], or None for unconditional networks.
+        labels: Class numbers, int64 [B]; vectors of conditions, float32 [B, V]; or None for unconditional networks.
         z_d, z_g: Latents of the fakes in the D step and in the G step, [B, Z].
         seeds: Keys of all other random numbers of an image, int64 [B]; see `rng.device_rng`.
         degraded: Of the same kind, where the data set brings along the images that G restores.

@@ -50,11 +50,15 @@ class Trainer:
         self._stop_agreement = StopAgreement(world)
         self._copy_to_device = DeviceCopy(world.device)
 
-        self.evaluation = PeriodicEvaluation(config, world, self.dataset, folder) if config.eval.every else None
+        self.evaluation = (
+            PeriodicEvaluation(config, world, self.dataset, folder, learner.condition_examples)
+            if config.eval.every
+            else None
+        )
         self._record_best()
         self.timer = PhaseTimer(world, self.state.train_sec, self.state.images)
         self.tracker = Tracker(config, folder, world.is_main, self.state.wandb_id, logged_images)
-        self.sample_grids = SampleGrids(config, self.dataset, self.tracker)
+        self.sample_grids = SampleGrids(config, self.dataset, self.tracker, learner.condition_examples)
         self._ticker = Ticker(learner)
         self._write_status("running")
         self.sample_log = self._open_sample_log()
@@ -177,10 +181,10 @@ class Trainer:
         if self.sample_log is not None:
             self.sample_log.write(batch)
         drawn_z_d, drawn_z_g, drawn_seeds = batch.drawn
-        images, numbers = self._copy_to_device(batch.buffers, [drawn_seeds, batch.labels, drawn_z_d, drawn_z_g])
+        images, numbers = self._copy_to_device(batch.buffers, [drawn_seeds, batch.given, drawn_z_d, drawn_z_g])
         seeds, labels, z_d, z_g = numbers
         degraded = images[1] if len(images) > 1 else None
-        return StepBatch(images[0], labels if self.learner.num_classes else None, z_d, z_g, seeds, degraded)
+        return StepBatch(images[0], labels if self.learner.label_input else None, z_d, z_g, seeds, degraded)
 
     def _phase(self, name: str) -> None:
         self.watchdog.phase(name)

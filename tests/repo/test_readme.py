@@ -82,6 +82,12 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for number in range(30 if "pictures" in folder else 14):
             shape = (32, 32, 3) if folder == "pictures" else (40, 48, 3)  # those of a generator are square
             Image.fromarray(rng.integers(0, 256, shape, dtype=np.uint8)).save(place / folder / f"{number}.png")
+    (place / "people").mkdir()
+    rows = ["file_name,age,smiling,hair"]
+    for number in range(14):
+        Image.fromarray(rng.integers(0, 256, (40, 48, 3), dtype=np.uint8)).save(place / "people" / f"{number}.png")
+        rows.append(f"{number}.png,{20 + 3 * number},{number % 2},{('red', 'black', 'blond')[number % 3]}")
+    (place / "people" / "metadata.csv").write_text("\n".join(rows))
     for name in ("cifar10", "cifar10-test"):
         with tarfile.open(place / f"{name}.tar.xz", "w:xz", preset=0) as archive:
             archive.add(place / "cifar10", name)

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 
+from distgan.condition_spec import VectorInput
 from distgan.distributed.process_group import World
 from distgan.image_spec import ImageSpec, square
 from distgan.losses.adversarial import LOSSES
@@ -76,15 +77,16 @@ def steps(
     family: str = "dcgan",
     memory_format: torch.memory_format = torch.contiguous_format,
     image: ImageSpec = PLAIN,
+    labeled: int | VectorInput = CLASSES,
 ) -> dict[str, torch.Tensor]:
     """What D's and G's step find, by name."""
     torch.manual_seed(0)
     g, d = SMALL[family]
-    G = MODELS[family].generator(image, Z_DIM, CLASSES, **g, embed_dim=3).double()
-    D = MODELS[family].discriminator(image, CLASSES, **d, epilogue=functools.partial(Epilogue, **epilogue)).double()
+    G = MODELS[family].generator(image, Z_DIM, labeled, **g, embed_dim=3).double()
+    D = MODELS[family].discriminator(image, labeled, **d, epilogue=functools.partial(Epilogue, **epilogue)).double()
     G, D = (net.to(memory_format=memory_format) for net in (G, D))
     step = GanStep(world, G, D, StepOptions(loss, image, accumulation_steps=passes, dtype=torch.float64, **more))
-    step.warm_up_ddp_buckets(len(batch.images) // passes, image, Z_DIM, CLASSES)
+    step.warm_up_ddp_buckets(len(batch.images) // passes, image, Z_DIM, labeled)
     sent = {"D": [0], "G": [0]}
     if world.size > 1:
         step.d_loss.register_comm_hook(sent["D"], count_reduced)
@@ -133,6 +135,12 @@ def main(out: str, passes: int, pairs: str) -> None:
         results |= steps(
             world, of_image, passes, "rpgan", f"{family} of {image.size}", now, {}, more, family, image=image
         )
+    vectors = torch.randn(BATCH, 5, generator=torch.Generator().manual_seed(1))
+    of_conditions = dataclasses.replace(batch, labels=vectors[mine])
+    for family in ("dcgan", "r3gan", "resnet"):
+        now = StepHyperparams(r1=2.0, r2=3.0)
+        name = f"{family} of conditions"
+        results |= steps(world, of_conditions, passes, "rpgan", name, now, {}, {}, family, labeled=VectorInput(5, 5.0))
     restoring = ImageToImageOptions(parse(RECIPE, square(RESOLUTION)), "charbonnier", 10.0, conditional_D=True)
     more = {"image_to_image": restoring, "feature_matching": 3.0, "augment": "ada", "flip": True}
     for loss in ("non_saturating", "rpgan"):

@@ -9,6 +9,7 @@ import copy
 import torch
 from torch import Tensor, nn
 
+from distgan.condition_spec import VectorInput
 from distgan.config.schema import Config, image_spec, restores
 from distgan.distributed.device_copy import DeviceCopy
 from distgan.distributed.process_group import allow_tf32
@@ -51,7 +52,7 @@ class BareLoop:
 
     def __init__(self, trainer: Trainer) -> None:
         config, self._world, self._stream = trainer.config, trainer.world, trainer.open_stream(with_noise=False)
-        self._conditional, self._z_dim = trainer.learner.num_classes > 0, config.model.z_dim
+        self._conditional, self._z_dim = bool(trainer.learner.label_input), config.model.z_dim
         self._n_critic, self._lazy, self._steps = config.train.n_critic, config.loss.penalty_interval, 0
         self._image = image_spec(config.data)
         self._passes, self._bf16 = trainer.batch_plan.passes, config.train.precision == "bf16"
@@ -105,7 +106,7 @@ class BareLoop:
         """Return the next images, in -1..1, and labels of each pass."""
         self._copy_to_device.wait()  # the stream takes the buffers of the last batch back now
         batch = next(self._stream)
-        (images, *_), (numbers,) = self._copy_to_device(batch.buffers, [batch.labels])
+        (images, *_), (numbers,) = self._copy_to_device(batch.buffers, [batch.given])
         real = to_networks(images, self._image)
         labels = numbers if self._conditional else None
         none = [None] * self._passes
@@ -189,6 +190,6 @@ class NullD(nn.Module):
         return (logits, [images]) if features else logits
 
 
-def null_nets(config: Config, num_classes: int) -> tuple[nn.Module, nn.Module]:
+def null_nets(config: Config, labeled: int | VectorInput) -> tuple[nn.Module, nn.Module]:
     """Return the least G and D that there are."""
     return NullG(image_spec(config.data)), NullD()

@@ -1,0 +1,223 @@
+"""Conditions from tables and arrays to batches: kinds, statistics, ranks, dropout, damage, refusals."""
+
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from packing import folder, png
+from shards import tar_bytes
+
+from distgan.data.condition_table import PART, to_bytes
+from distgan.data.dataset import Dataset, DatasetOptions
+from distgan.data.decode import DecodeOptions
+from distgan.data.encode import PackOptions
+from distgan.data.loader import Batch, Stream, StreamOptions
+from distgan.data.open_shards import ALONE, RankInfo
+from distgan.data.pack import pack
+from distgan.data.pack_entry import ListingOptions
+from distgan.data.pack_summary import PackSummary, report
+from distgan.data.shard_urls import find_shards
+from distgan.data.shuffle import ShuffleLayout, ShuffleOrder
+from distgan.errors import ConfigError, DataError
+from distgan.image_spec import square
+from distgan.storage.byte_ranges import ByteRangeReader
+
+NUM = 24
+KINDS = ["cat", "dog", "eel"]
+AGES = [None if i % 6 == 5 else 20 + 3 * i for i in range(NUM)]
+KNOWN_AGES = np.array([age for age in AGES if age is not None], np.float64)
+MIXED = ("age", "smiling", "kind", "code")
+
+
+def rows() -> list[dict[str, object]]:
+    return [
+        {
+            "file_name": f"{i:03d}.png",
+            "age": AGES[i],
+            "smiling": bool(i % 2),
+            "kind": KINDS[i % 3],
+            "code": [i / 4, -1.0],
+            "side": 2 * (i % 2) - 1,
+            "digit": 3 + i % 3,
+            "same": 7,
+        }
+        for i in range(NUM)
+    ]
+
+
+def packed(tmp_path: Path, columns: tuple[str, ...] = MIXED, **wanted: object) -> PackSummary:
+    files = {f"{i:03d}.png": png(i) for i in range(NUM)}
+    files["metadata.jsonl"] = "\n".join(map(json.dumps, rows())).encode()
+    source = folder(tmp_path / "in", files)
+    listing = ListingOptions(conditions=columns, **{"labels": False} | wanted)
+    return pack(source, str(tmp_path / "out"), PackOptions(), listing, workers=1, overwrite=True)
+
+
+def opened(path: Path | str, *names: str, dropout: float = 0.0, ranks: RankInfo = ALONE, **more: bool) -> Dataset:
+    options = DatasetOptions(conditions=names or ("all",), dropout=dropout, **more)
+    return Dataset(find_shards(str(path)), ByteRangeReader(), options, ranks)
+
+
+def batches(data: Dataset, num: int, start: int = 0, ranks: RankInfo = ALONE, batch: int = 12) -> list[Batch]:
+    plan = ShuffleOrder(data.counts, ShuffleLayout(24, 1, 4), seed=0)
+    options = StreamOptions(batch, DecodeOptions(square(16)), max_corrupt_fraction=0.5)
+    found = []
+    with Stream(data, plan, options, start=start, ranks=ranks) as stream:
+        for _ in range(num):
+            taken = next(stream)
+            found.append(
+                Batch(taken.images.copy(), taken.labels, taken.positions, taken.samples, conditions=taken.given)
+            )
+    return found
+
+
+def test_kinds_and_statistics_are_found_and_come_back(tmp_path: Path) -> None:
+    summary = packed(tmp_path, (*MIXED, "side", "digit:class"))
+    card = json.loads((tmp_path / "out" / "dataset.json").read_text())["conditions"]
+    kinds = [(one["name"], one["kind"], one["length"], one["classes"]) for one in card]
+    assert kinds == [
+        ("age", "number", 1, []),
+        ("smiling", "flag", 1, []),
+        ("kind", "class", 1, KINDS),
+        ("code", "vector", 2, []),
+        ("side", "flag", 1, []),
+        ("digit", "class", 1, ["3", "4", "5"]),
+    ]
+    age, smiling, _, code, *_ = card
+    assert (age["mean"], age["std"]) == pytest.approx((KNOWN_AGES.mean(), KNOWN_AGES.std()), rel=1e-6)
+    assert (age["known"], age["missing"], smiling["mean"]) == (20, 4, 0.5)
+    assert code["std"] == pytest.approx(np.sqrt(np.mean([(i / 4) ** 2 / 2 + 0.5 for i in range(NUM)])), rel=1e-6)
+    assert any("data.condition=[age,smiling,kind,code,side,digit]" in line for line in report(summary, "out", 1))
+
+    data = opened(tmp_path / "out")
+    assert data.conditions is not None
+    assert [one.may_be_unknown for one in data.conditions.fields] == [True] + [False] * 5
+    for i in range(NUM):
+        age_now = np.nan if AGES[i] is None else AGES[i]
+        expected = [age_now, i % 2, i % 3, i / 4, -1, i % 2, i % 3]
+        np.testing.assert_array_equal(data.condition(i), np.array(expected, np.float32))
+
+
+def test_a_run_takes_what_it_names_in_its_own_order(tmp_path: Path) -> None:
+    packed(tmp_path)
+    data = opened(tmp_path / "out", "kind", "age")
+    assert data.conditions is not None and data.conditions.names == ["kind", "age"]
+    assert data.condition(4).tolist() == [1, 32]
+    with pytest.raises(DataError, match=r"data\.condition=size: the data set has no such condition, only age, smiling"):
+        opened(tmp_path / "out", "size")
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+def test_batches_are_the_same_on_any_ranks_and_from_any_position(tmp_path: Path, dropout: float) -> None:
+    packed(tmp_path)
+    data = opened(tmp_path / "out", dropout=dropout)
+    assert data.conditions is not None
+    whole = batches(data, 40)
+    if not dropout:
+        for batch in whole[:4]:
+            expected = data.conditions.encode(np.stack([data.condition(i) for i in batch.samples.tolist()]))
+            np.testing.assert_array_equal(batch.given, expected)
+    resumed = batches(data, 2, start=24)
+    np.testing.assert_array_equal(resumed[1].given, whole[3].given)
+    for rank in range(2):
+        share = RankInfo(rank, 2)
+        of_rank = batches(data, 3, ranks=share)
+        for number, batch in enumerate(of_rank):
+            np.testing.assert_array_equal(batch.given, whole[number].given[6 * rank : 6 * rank + 6])
+    unknown = np.concatenate([batch.given[:, [3, 7, 10]] for batch in whole])  # of smiling, kind and code
+    assert unknown.mean() == pytest.approx(dropout, abs=4 * np.sqrt(dropout / unknown.size))
+    if dropout:  # each by itself
+        assert abs(np.corrcoef(unknown.T)[0, 1]) < 0.2
+
+
+def test_arrays_and_classes_become_conditions_and_are_packed_again(tmp_path: Path) -> None:
+    images, labels = np.zeros((NUM, 16, 16), np.uint8), np.arange(NUM) % 3
+    heat, code = np.linspace(270, 310, NUM), np.arange(2.0 * NUM).reshape(NUM, 2)
+    np.savez(tmp_path / "a.npz", images=images, labels=labels, heat=heat, code=code)
+    wanted = ListingOptions(conditions=("heat", "code", "cls"))
+    pack(str(tmp_path / "a.npz"), str(tmp_path / "one"), PackOptions(), wanted, workers=1)
+    pack(str(tmp_path / "one"), str(tmp_path / "two"), PackOptions(), workers=1)
+    for name in ("one", "two"):
+        data = opened(tmp_path / name)
+        assert data.conditions is not None and data.conditions.names == ["heat", "code", "cls"]
+        expected = np.column_stack([heat, code, labels]).astype(np.float32)
+        np.testing.assert_array_equal(np.stack([data.condition(i) for i in range(NUM)]), expected)
+    cards = [json.loads((tmp_path / name / "dataset.json").read_text())["conditions"] for name in ("one", "two")]
+    assert cards[0] == cards[1]
+
+
+def test_lists_of_dataset_json_are_a_vector(tmp_path: Path) -> None:
+    files = {f"{i}.png": png(i) for i in range(6)}
+    files["dataset.json"] = json.dumps({"labels": [[f"{i}.png", [i / 2, 1.5]] for i in range(6)]}).encode()
+    wanted = ListingOptions(conditions=("label",), labels=False)
+    pack(folder(tmp_path / "in", files), str(tmp_path / "out"), PackOptions(), wanted, workers=1)
+    assert opened(tmp_path / "out").condition(3).tolist() == [1.5, 1.5]
+
+
+def test_statistics_of_several_folders_are_those_of_all(tmp_path: Path) -> None:
+    heat = np.concatenate([np.full(10, 1.0) + np.arange(10), np.full(30, 100.0) + np.arange(30)])
+    for name, part in (("a", heat[:10]), ("b", heat[10:])):
+        np.savez(tmp_path / f"{name}.npz", images=np.zeros((len(part), 16, 16), np.uint8), heat=part)
+        wanted = ListingOptions(conditions=("heat",), labels=False)
+        pack(str(tmp_path / f"{name}.npz"), str(tmp_path / name), PackOptions(), wanted, workers=1)
+    data = opened(f"{tmp_path}/{{a,b}}/000000.tar")
+    assert data.conditions is not None
+    (one,) = data.conditions.fields
+    assert (one.mean, one.std, one.known) == pytest.approx((heat.mean(), heat.std(), 40), rel=1e-6)
+
+
+def test_damaged_conditions_are_corrupt_samples(tmp_path: Path) -> None:
+    """Other lengths, types and values are replaced by the next sample; a sample without them is an incomplete one."""
+    packed(tmp_path, ("age", "kind"))
+    short, double = io.BytesIO(), io.BytesIO()
+    np.save(short, np.zeros(1, np.float32))
+    np.save(double, np.zeros(2, np.float64))
+    damaged = {1: short.getvalue(), 2: double.getvalue(), 3: to_bytes([1, 3]), 4: to_bytes([float("inf"), 1]), 5: b""}
+    good = to_bytes([30, 2])
+    parts = {}
+    for i in range(NUM):
+        parts |= {f"{i:03d}.png": png(i), f"{i:03d}.{PART}": damaged.get(i, good)}
+    tar = tmp_path / "out" / "000000.tar"
+    (tmp_path / "out" / "000000.tar.index").unlink()
+    tar.write_bytes(tar_bytes(parts))
+    data = opened(tmp_path / "out")
+    with_all = batches(data, 4)
+    samples = np.concatenate([batch.samples for batch in with_all])
+    assert not set(samples.tolist()) & set(damaged)
+    assert data.conditions is not None
+    expected = data.conditions.encode(np.array([[30, 2]], np.float32))
+    assert all((batch.given == expected).all() for batch in with_all)
+
+    del parts[f"007.{PART}"]
+    tar.write_bytes(tar_bytes(parts))
+    with pytest.raises(DataError, match=r"1 sample\(s\) with no condition.npy part"):
+        opened(tmp_path / "out")
+    assert opened(tmp_path / "out", allow_corrupt=True).num_samples == NUM - 1
+
+
+def test_what_pack_cannot_use_is_refused(tmp_path: Path) -> None:
+    for columns, message in (
+        (("size",), "no such column in metadata.jsonl, only file_name, age"),
+        (("same",), "same is 7 wherever it is known"),
+        (("kind:number",), "kind is 'cat' somewhere: not a number"),
+        (("age:flag",), "age has other values than 0 and 1"),
+        (("code:number",), "code holds lists of numbers, which are no number"),
+        (("cls",), "no classes"),
+    ):
+        with pytest.raises(DataError, match=message):
+            packed(tmp_path, columns)
+    for columns, message in ((("age:old",), "the kind 'old' is none of"), (("age", "age:flag"), "named twice")):
+        with pytest.raises(ConfigError, match=message):
+            packed(tmp_path, columns)
+    (tmp_path / "in" / "metadata.jsonl").unlink()
+    with pytest.raises(DataError, match="there is no table next to the images: --table FILE names one"):
+        pack(str(tmp_path / "in"), str(tmp_path / "x"), PackOptions(), ListingOptions(conditions=("age",)), workers=1)
+
+
+def test_shards_without_a_card_are_refused(tmp_path: Path) -> None:
+    packed(tmp_path)
+    (tmp_path / "out" / "dataset.json").unlink()
+    with pytest.raises(DataError, match="no card that describes conditions"):
+        opened(tmp_path / "out")

@@ -1,0 +1,114 @@
+"""Runs with a mixed condition: killed and resumed is unbroken, other ranks see the same, and it is learned."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from processes import ranks, train, wait_for
+from runs import audit, metrics, weights, write_config
+from runs import train as train_here
+
+from distgan import load_generator
+from distgan.cli.main import main
+from distgan.data.encode import PackOptions
+from distgan.data.pack import pack
+from distgan.data.pack_entry import ListingOptions
+
+NUM = 240
+
+
+def make_set(folder: Path, seed: int = 0, num: int = NUM, unknown: bool = True) -> Path:
+    """Images whose gray level is their heat, of three classes; `side` says which half is darker."""
+    rng = np.random.default_rng(seed)
+    heat, side, labels = rng.uniform(0, 1, num), rng.integers(0, 2, num), rng.integers(0, 3, num)
+    images = np.repeat((55 + 200 * heat).astype(np.uint8)[:, None, None], 16, 1).repeat(16, 2)
+    for image, which in zip(images, side):
+        image[:, 8 * which : 8 * which + 8] //= 2
+    shown = 10 + 30 * heat
+    if unknown:
+        shown[::7] = np.nan
+    folder.mkdir(parents=True)
+    np.savez(folder / "a.npz", images=images, labels=labels, heat=shown, side=side, code=rng.normal(size=(num, 4)))
+    wanted = ListingOptions(conditions=("heat", "side", "code", "cls"))
+    pack(str(folder / "a.npz"), str(folder / "shards"), PackOptions(), wanted, workers=1)
+    return folder / "shards"
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("data")
+    path = write_config(folder / "tiny.yaml", make_set(folder / "set"))
+    text = path.read_text().replace("conditional: true", "conditional: true\n  condition_dropout: 0.2")
+    path.write_text(text.replace("resolution: 16}", "resolution: 16, condition: [heat, side, code, cls]}"))
+    return path
+
+
+@pytest.mark.multi
+def test_killed_on_two_ranks_and_resumed_equals_unbroken_and_one_rank(tmp_path: Path, config: Path) -> None:
+    arguments = [str(config), "train.images=480", "data.audit=true"]
+    whole, broken, single = (tmp_path / name for name in ("whole", "broken", "single"))
+    train(2, tmp_path / "log-whole", *arguments, f"run.dir={whole}")
+    again = [*arguments, f"run.dir={broken}"]
+    with ranks(2, ["-m", "distgan", "train", *again], tmp_path / "log-broken") as started:
+        path = broken / "metrics.jsonl"
+        wait_for(lambda: path.exists() and path.read_text().count("\n") >= 2)
+        for process in started:
+            process.kill()
+    train(2, tmp_path / "log-broken", *again)
+    assert weights(broken) == weights(whole)
+    assert metrics(broken) == metrics(whole)
+    assert audit(broken) == audit(whole)
+
+    assert train_here(config, single, "train.images=480", "data.audit=true") == 0
+    assert audit(single) == audit(whole)
+    for one, other in zip(metrics(single), metrics(whole), strict=True):
+        assert one["Loss/D"] == pytest.approx(other["Loss/D"], rel=1e-3)
+    states = [json.loads(max((run / "checkpoints").glob("step-*/state.json")).read_text()) for run in (single, whole)]
+    assert states[0]["conditions"] == states[1]["conditions"]
+    assert states[0]["examples"] == states[1]["examples"]
+    assert len(states[0]["examples"]) == NUM
+    legends = [(run / "samples" / "fakes.txt").read_text() for run in (single, whole)]
+    assert legends[0] == legends[1]
+    assert legends[0].startswith("row 1: heat=")
+
+
+def test_other_conditions_are_other_networks(tmp_path: Path, config: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = tmp_path / "run"
+    assert train_here(config, run, "train.images=240") == 0
+    for overrides, message in (
+        (["data.condition=[side,heat,code,cls]"], "of other networks: data.condition was"),
+        (["data.condition=[]", "model.condition_dropout=0"], "of other networks: data.condition was"),
+        (["data.condition=[heat,size]"], "data.condition=size: the data set has no such condition"),
+        (["model.conditional=false"], "set model.conditional=true, or data.condition=[]"),
+        (["data.balance=classes"], "data.balance=classes balances by the class alone"),
+        (["eval.labels=uniform"], "leave it out"),
+        (["model.condition_dropout=0.4"], "model.condition_dropout was 0.2, is 0.4"),
+    ):
+        assert train_here(config, run, "train.images=480", *overrides) in (2, 3)
+        assert message in capsys.readouterr().err
+    # Other data, allowed: the networks keep the statistics that they were trained with.
+    other = make_set(tmp_path / "other", seed=1)
+    more = [f"data.shards={other}", "run.allow_data_change=true", "train.images=480"]
+    before = json.loads(max((run / "checkpoints").glob("step-*/state.json")).read_text())["conditions"]
+    assert train_here(config, run, *more) == 0
+    assert json.loads(max((run / "checkpoints").glob("step-*/state.json")).read_text())["conditions"] == before
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_the_condition_has_its_effect(tmp_path: Path) -> None:
+    """The gray level of generated images follows the heat, and the darker half the side."""
+    path = write_config(tmp_path / "c.yaml", make_set(tmp_path / "set", num=2000, unknown=False))
+    path.write_text(path.read_text().replace("resolution: 16}", "resolution: 16, condition: [heat, side]}"))
+    settings = ["train.images=24k", "train.batch=32", "optim.G.lr=2e-3", "optim.D.lr=2e-3", "sample.every=0"]
+    assert main(["train", str(path), f"run.dir={tmp_path / 'run'}", "checkpoint.every=24k", *settings]) == 0
+    G = load_generator(tmp_path / "run", "cpu")
+    for side in (0, 1):
+        levels = [float(G(64, f"heat={heat},side={side}", seed=1).mean()) for heat in (13, 25, 37)]
+        truth = [(55 + 200 * (heat - 10) / 30) * 0.75 / 127.5 - 1 for heat in (13, 25, 37)]
+        assert levels == pytest.approx(truth, abs=0.15)
+        images = G(64, f"heat=25,side={side}", seed=1)
+        halves = torch.stack([images[..., :8].mean(), images[..., 8:].mean()])
+        assert int(halves.argmin()) == side

@@ -193,6 +193,10 @@ class Conditions:
         """Return what networks need to know of the vectors."""
         return VectorInput(self.length, max(1e-6, sum(one.second_moment for one in self.fields)))
 
+    def is_like(self, other: "Conditions") -> bool:
+        """Return whether others have the same names, kinds and sizes, whatever their statistics."""
+        return [one.described_fully for one in self.fields] == [one.described_fully for one in other.fields]
+
     def split(self, values: np.ndarray) -> list[np.ndarray]:
         """Split values [..., R] by fields."""
         return np.split(values, np.cumsum([one.length for one in self.fields])[:-1], axis=-1)
@@ -219,6 +223,18 @@ class Conditions:
     def text(self, values: np.ndarray) -> str:
         """Return the values [R] of one image as text, "age=40, kind=cat"."""
         return ", ".join(f"{one.name}={one.text(part)}" for one, part in zip(self.fields, self.split(values)))
+
+    def named(self, values: np.ndarray) -> dict[str, object]:
+        """Return the values [R] of one image by name, for JSON: names of classes, numbers, None where unknown."""
+        found: dict[str, object] = {}
+        for one, part in zip(self.fields, self.split(values)):
+            if np.isnan(part).any():
+                found[one.name] = None
+            else:
+                found[one.name] = (
+                    one.text(part) if one.kind == "class" else part.tolist() if one.kind == "vector" else float(part[0])
+                )
+        return found
 
     def values(self, given: str | Mapping[str, object], optional: str = "") -> np.ndarray:
         """Return the values [R] that "age=40,kind=cat" or {"age": 40, "kind": "cat"} means; fields may be missing.

@@ -41,7 +41,7 @@ class Images(NamedTuple):
         numbers: int64 [B], on the host.
         pixels: What people see of them, uint8 [B, 3, H, W]; on the device of the generator that made them, else on the
             host.
-        labels: Class numbers, int64 [B], or vectors of conditions, float32 [B, V], on the host; or None.
+        labels: Class numbers, int64 [B], on the host; or None.
     """
 
     numbers: np.ndarray
@@ -87,7 +87,8 @@ class GeneratedImages:
         """Read images by their numbers."""
         labels = None if self.labels is None else self.labels[numbers]
         parts = list(self._sampler.display(numbers.tolist(), labels, bands=self._bands))
-        return Images(numbers, torch.cat(parts), labels)
+        # Vectors of conditions are functions of the numbers, so nobody needs to gather them.
+        return Images(numbers, torch.cat(parts), labels if labels is None or labels.ndim == 1 else None)
 
 
 class ShardImages:

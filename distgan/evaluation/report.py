@@ -12,11 +12,14 @@ import numpy as np
 import torch
 
 from distgan.data import image_grid
+from distgan.data.dataset import Dataset, DatasetOptions
+from distgan.data.image_format import CorruptImage
 from distgan.distributed.process_group import World
-from distgan.errors import MachineError
+from distgan.errors import DataError, MachineError
 from distgan.evaluation.image_sets import ImageSet, ShardImages
 from distgan.evaluation.measure import ExtractedFeatures, Measurement
 from distgan.evaluation.target import Target
+from distgan.metrics.condition_probe import probe_conditions
 from distgan.metrics.extractors import Extractor
 from distgan.metrics.memorization import nearness
 from distgan.metrics.per_class import class_distances, probe_accuracies, share_classes
@@ -115,6 +118,7 @@ def make_report(evaluation: Evaluation, world: World, asked: dict) -> dict:
     subject, extractor, real = evaluation.subject, evaluation.extractor, evaluation.real
     warnings = [warning for measured in evaluation.measured for warning in measured.warnings]
     classes, class_warnings = _by_class(evaluation, world.device)
+    conditions, condition_warnings = _by_condition(evaluation, world.device)
     report = {
         "asked": asked,
         "values": _values(evaluation),
@@ -131,13 +135,13 @@ def make_report(evaluation: Evaluation, world: World, asked: dict) -> dict:
         },
         "extractor": {"name": extractor.name, "identity": extractor.identity, "dtype": "float32", "tf32": False},
         "pixels": "uint8, rounded to the nearest level",
-        "warnings": [*dict.fromkeys(warnings), *evaluation.warnings, *class_warnings],
+        "warnings": [*dict.fromkeys(warnings), *evaluation.warnings, *class_warnings, *condition_warnings],
         "software": {"distgan": __version__, "git": git_state(), "torch": torch.__version__},
         "device": world.device.type,
         "ranks": world.size,
         "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }
-    return report | ({"classes": classes} if classes else {})
+    return report | ({"classes": classes} if classes else {}) | ({"conditions": conditions} if conditions else {})
 
 
 def _values(evaluation: Evaluation) -> dict:
@@ -181,6 +185,31 @@ def _by_class(evaluation: Evaluation, device: torch.device) -> tuple[dict, list[
     kid = {number: _number(value) for number, value in class_distances(real, fake, num_classes).items()}
     accuracies = probe_accuracies(real, fake, num_classes)
     return {"kid": kid} | {name: _number(value) for name, value in accuracies.items()}, warnings
+
+
+def _by_condition(evaluation: Evaluation, device: torch.device) -> tuple[dict, list[str]]:
+    """Return how well generated images show each of their conditions, and warnings."""
+    known, reals = evaluation.subject.conditions, evaluation.real_images
+    if known is None or evaluation.extracted.num_nonfinite:
+        return {}, []
+    if reals is None:
+        return {}, ["eval.reference is a file of statistics, without conditions of real images: no values by condition"]
+    names = tuple(known.conditions.names)
+    data, settings = reals.dataset, evaluation.subject.config.data
+    options = DatasetOptions(image=settings.image_key, allow_corrupt=settings.allow_corrupt, conditions=names)
+    try:
+        labeled = Dataset(data.urls, data.source, options)
+        if labeled.num_samples != data.num_samples:
+            raise DataError(f"{data.num_samples - labeled.num_samples:,} real images have no conditions")
+        real_values = np.stack([labeled.condition(int(number)) for number in evaluation.real.numbers])
+    except (DataError, CorruptImage) as error:
+        return {}, [f"no values by condition: {error}"]
+    if labeled.conditions is None or not known.conditions.is_like(labeled.conditions):
+        return {}, ["the real images have conditions of other kinds than the generator's: no values by condition"]
+    fake_values = known.drawn(evaluation.seeds[-1], evaluation.extracted.numbers)
+    real, fake = evaluation.real.features.to(device), evaluation.features.to(device)
+    found = probe_conditions(known.conditions, (real.points, real_values), (fake.points, fake_values))
+    return {name: {key: _number(value) for key, value in values.items()} for name, values in found.items()}, []
 
 
 def memorization(evaluation: Evaluation, path: Path | None, device: torch.device) -> dict:
@@ -265,6 +294,11 @@ def table(report: dict) -> list[str]:
     rows += [(name, *(_short(v[k]) for k in ("mean", "sd", "standard_error"))) for name, v in report["values"].items()]
     classes, memorization = report.get("classes", {}), report.get("memorization", {})
     rows += [(name, _short(classes[name]), "", "") for name in classes if name.startswith("probe")]
+    rows += [
+        (f"{key} of {name}", _short(value), "", "")
+        for name, values in report.get("conditions", {}).items()
+        for key, value in values.items()
+    ]
     rows += [(f"kid of class {name}", _short(value), "", "") for name, value in classes.get("kid", {}).items()]
     rows += [
         (name, _short(memorization[name]), "", "") for name in ("nearness", "very_near", "exact_copies") if memorization

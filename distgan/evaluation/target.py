@@ -17,6 +17,7 @@ from distgan.data.pack_inputs import list_inputs
 from distgan.errors import ConfigError
 from distgan.evaluation.image_sets import GeneratedImages, ImageSet, ListedImages, draw_labels
 from distgan.image_spec import LEVELS, ImageSpec
+from distgan.inference.condition_examples import ConditionExamples
 from distgan.inference.exported_folder import is_exported
 from distgan.inference.loading import load_generator, locate
 from distgan.storage import checkpoint_folder
@@ -38,6 +39,7 @@ class Target:
         is_generated: Whether a generator makes them, so that other seeds give other images.
         unseen: Classes without images in the generator's training data.
         class_names: Names of the class folders, or of the cards of a run's training data.
+        conditions: The conditions that the generator takes, with those of real images; None without any.
     """
 
     config: Config
@@ -48,6 +50,7 @@ class Target:
     is_generated: bool
     unseen: Sequence[int] = ()
     class_names: Sequence[str] = ()
+    conditions: ConditionExamples | None = None
 
 
 def open_target(target: str, overrides: Sequence[str], device: torch.device) -> Target:
@@ -114,7 +117,7 @@ def open_target(target: str, overrides: Sequence[str], device: torch.device) -> 
         "truncation": 1.0,
         "batch_norm": "running statistics" if _has_batch_norm(generator.net) else "none",
     }
-    return Target(config, images, generator.image, origin, num_classes, True, unseen, class_names)
+    return Target(config, images, generator.image, origin, num_classes, True, unseen, class_names, generator.conditions)
 
 
 def of_images(image: ImageSpec) -> dict[str, Any]:

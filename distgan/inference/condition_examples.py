@@ -37,6 +37,10 @@ class ConditionExamples:
         bits = host_rng.bits(host_rng.key(seed, "conditions"), np.asarray(numbers, np.int64))
         return self.rows[(bits % np.uint64(len(self.rows))).astype(np.int64)]
 
+    def chosen(self, given: np.ndarray | None, numbers: Sequence[int] | np.ndarray, seed: int) -> np.ndarray:
+        """Return values for images by their numbers, [n, R]: the given ones [K, R] in turn, or those of real images."""
+        return self.drawn(seed, numbers) if given is None else given[np.asarray(numbers, np.int64) % len(given)]
+
     def encoded(self, seed: int, numbers: Sequence[int] | np.ndarray) -> np.ndarray:
         """Return what networks are given for them, float32 [n, V]."""
         return self.conditions.encode(self.drawn(seed, numbers))

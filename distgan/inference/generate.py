@@ -11,17 +11,16 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from distgan.condition_spec import Conditions
 from distgan.data import image_file, image_grid, loader
 from distgan.data.resize import fit
 from distgan.distributed.device_copy import copy_to_device
 from distgan.errors import ConfigError, DataError
 from distgan.image_spec import ImageSpec, square
 from distgan.inference import sampling, shard_writer, video
-from distgan.inference.condition_examples import ConditionExamples
 from distgan.inference.loading import load_generator, locate
 from distgan.inference.scoring import Score, open_score
 from distgan.inference.selection import GeneratedImage, SampleSelection, parse_classes
+from distgan.inference.sweep_grid import SweepOptions, bands_of, parse_conditions, tiles_of, write_legend, write_sweep
 from distgan.inference.trained_generator import TrainedGenerator
 from distgan.storage.atomic import replace_file, replacing
 from distgan.storage.home import user_path
@@ -112,7 +111,9 @@ def generate(path: str, out: str, options: GenerateOptions, rank: int = 0, world
     classes = parse_labels(options.labels, G)
     given = parse_conditions(options.conditions, G, options.sweep)
     if options.sweep:
-        return _write_sweep(G, target, given, options, shape)
+        return write_sweep(
+            G, target, given, SweepOptions(options.sweep, options.num, options.columns, options.seed), shape
+        )
     if options.is_file:
         target.parent.mkdir(parents=True, exist_ok=True)
         write = _write_grid if options.kind == "grid" else _write_video
@@ -134,7 +135,7 @@ def generate(path: str, out: str, options: GenerateOptions, rank: int = 0, world
         subfolder.mkdir(exist_ok=True)
         file = subfolder / f"{image.number:08d}.{options.kind}"
         if image.condition is not None and G.conditions is not None:
-            text = json.dumps(dict(_named_values(G.conditions, image.condition)))
+            text = json.dumps(G.conditions.conditions.named(image.condition))
             replace_file(file.with_suffix(".json"), text + "\n")
         _save(file, image.pixels, shape)
     return f"{options.num} images: {target}"
@@ -204,7 +205,7 @@ def draw_group(
         """Return what the network is given for some images, and the values of their conditions."""
         if G.conditions is None:
             return selection.labels(numbers), [None] * len(numbers)
-        values = condition_values(G.conditions, given, numbers, seed)
+        values = G.conditions.chosen(given, numbers, seed)
         return G.conditions.conditions.encode(values), list(values)
 
     numbers = selection.candidates(group)
@@ -231,30 +232,6 @@ def draw_group(
                 best.append(GeneratedImage(i, selection.label(i), pixels, value, of_image))
         best = selection.best(group, best)
     yield from best
-
-
-def parse_conditions(texts: Sequence[str], G: TrainedGenerator, sweep: str = "") -> np.ndarray | None:
-    """Return the values [K, R] that `--condition` names; None without any. Raises ConfigError for others than G's.
-
-    Args:
-        sweep: What `--sweep` says; its condition need not be named.
-    """
-    if not texts:
-        return None
-    if G.conditions is None:
-        takes = f"classes: --labels 0-{G.num_classes - 1}" if G.num_classes else "no conditions (data.condition)"
-        raise ConfigError(f"--condition {texts[0]}: this generator takes {takes}")
-    try:
-        return G.conditions.named(texts, swept=sweep.partition("=")[0])
-    except ValueError as error:
-        raise ConfigError(f"--condition: {error}") from None
-
-
-def condition_values(
-    known: ConditionExamples, given: np.ndarray | None, numbers: Sequence[int], seed: int
-) -> np.ndarray:
-    """Return the values of images' conditions, [n, R]: the given ones in turn, or those of real images."""
-    return known.drawn(seed, numbers) if given is None else given[np.asarray(numbers) % len(given)]
 
 
 def parse_labels(text: str, G: TrainedGenerator) -> list[int]:
@@ -390,75 +367,12 @@ def _write_grid(
     rows = [i // columns for i in range(num)]
     labels: sampling.Labels = [classes[row % len(classes)] for row in rows] if classes else None
     if G.conditions is not None:
-        values = condition_values(G.conditions, given, range(rows[-1] + 1), options.seed)
+        values = G.conditions.chosen(given, range(rows[-1] + 1), options.seed)
         labels = G.conditions.conditions.encode(values)[rows]
-        _write_legend(target, [f"row {i}: {G.conditions.conditions.text(row)}" for i, row in enumerate(values, 1)])
-    parts = G.sampler(options.seed).display(range(num), labels, bands=_bands(G))
-    image_grid.save_png(target, image_grid.grid(_tiles(parts, shape), columns))
+        write_legend(target, [f"row {i}: {G.conditions.conditions.text(row)}" for i, row in enumerate(values, 1)])
+    parts = G.sampler(options.seed).display(range(num), labels, bands=bands_of(G))
+    image_grid.save_png(target, image_grid.grid(tiles_of(parts, shape), columns))
     return f"{num} images: {target}"
-
-
-def _write_sweep(
-    G: TrainedGenerator, target: Path, given: np.ndarray | None, options: GenerateOptions, shape: ImageSpec
-) -> str:
-    """Write a grid where each row is a latent and each column a value of one condition; the others stay."""
-    if G.conditions is None:
-        raise ConfigError(f"--sweep {options.sweep}: this generator has no conditions (data.condition)")
-    known = G.conditions.conditions
-    try:
-        place, swept, names = G.conditions.sweep(options.sweep)
-    except ValueError as error:
-        raise ConfigError(f"--sweep: {error}") from None
-    if options.columns not in (None, len(swept)):
-        raise ConfigError(
-            f"--columns {options.columns}: --sweep {options.sweep} has {len(swept)} of them: leave it out"
-        )
-    rows = max(1, options.num // len(swept))
-    values = condition_values(G.conditions, given, range(rows), options.seed)
-    columns = []
-    for value in swept:
-        values[:, place] = value
-        parts = G.sampler(options.seed).display(range(rows), known.encode(values), bands=_bands(G))
-        columns.append(_tiles(parts, shape))
-    target.parent.mkdir(parents=True, exist_ok=True)
-    image_grid.save_png(target, image_grid.grid([tile for row in zip(*columns) for tile in row], len(swept)))
-    legend = [f"column {i}: {name}" for i, name in enumerate(names, 1)]
-    texts = [", ".join(f"{name}={text}" for name, text in _texts(known, row, place)) for row in values]
-    legend += [f"row {i}: latent {i - 1}{', ' * bool(text)}{text}" for i, text in enumerate(texts, 1)]
-    _write_legend(target, legend)
-    return f"{rows} x {len(swept)} images, {names[0]} to {names[-1]}: {target}"
-
-
-def _texts(known: Conditions, row: np.ndarray, without: int) -> list[tuple[str, str]]:
-    """Return names and values of the conditions, as text, but for the one at a place."""
-    starts = np.cumsum([0, *(one.length for one in known.fields)]).tolist()
-    parts = zip(known.fields, known.split(row), starts)
-    return [(one.name, one.text(part)) for one, part, start in parts if start != without]
-
-
-def _named_values(known: ConditionExamples, row: np.ndarray) -> list[tuple[str, object]]:
-    """Return names and values of an image's conditions for JSON: names of classes, numbers, None where unknown."""
-    named: list[tuple[str, object]] = []
-    for one, part in zip(known.conditions.fields, known.conditions.split(row)):
-        value: object = one.text(part) if one.kind == "class" else part.tolist() if one.length > 1 else float(part[0])
-        named.append((one.name, None if np.isnan(part).any() else value))
-    return named
-
-
-def _write_legend(target: Path, lines: Sequence[str]) -> None:
-    """Write what a grid shows as a text next to it."""
-    replace_file(target.with_suffix(".txt"), "\n".join(lines) + "\n")
-
-
-def _tiles(parts: Iterator[torch.Tensor], shape: ImageSpec) -> list[np.ndarray]:
-    """Return what people see of images, at the size of `shape`."""
-    seen = ImageSpec(shape.height, shape.width)
-    return [fit(tile, seen, crop="stretch") for part in parts for tile in part.permute(0, 2, 3, 1).cpu().numpy()]
-
-
-def _bands(G: TrainedGenerator) -> list[int]:
-    """Return the channels to show that the run chose."""
-    return G.origin["config"].get("eval", {}).get("bands", [])
 
 
 def _write_video(
@@ -486,5 +400,5 @@ def _write_video(
     if not 2 <= keyframes <= num:
         raise ConfigError(f"--keyframes {keyframes}: 2 to {num}, the number of frames (--num)")
     columns = options.columns or math.ceil(math.sqrt(len(shown) or 1))
-    video.save(target, video.frames(G, options.seed, num, keyframes, shown, columns, _bands(G)), fps)
+    video.save(target, video.frames(G, options.seed, num, keyframes, shown, columns, bands_of(G)), fps)
     return f"{num} frames, {num / fps:.1f} s, by {keyframes} latents and back to the first: {target}"

@@ -76,39 +76,53 @@ STRENGTHS = tuple(10.0**power for power in range(-4, 4))  # candidates for the s
 
 
 class Probe(NamedTuple):
-    """A linear classifier of features x: the largest of (x - mean) / scale @ weights + base."""
+    """A linear map of features x: (x - mean) / scale @ weights + base; of classes, the largest score is the class."""
 
     mean: Tensor
     scale: Tensor
     weights: Tensor
     base: Tensor
 
+    def scores(self, points: Tensor) -> Tensor:
+        """Return the values [n, k] of images with features [n, d]."""
+        return (points.double() - self.mean) / self.scale @ self.weights + self.base
+
     def accuracy(self, points: Tensor, labels: Tensor) -> float:
         """Return the share of images with features [n, d] that are classified correctly."""
-        scores = (points.double() - self.mean) / self.scale @ self.weights + self.base
-        return float((scores.argmax(dim=1) == labels).double().mean())
+        return float((self.scores(points).argmax(dim=1) == labels).double().mean())
+
+
+class Ridge:
+    """Ridge regressions on features [n, d], which share what depends on the features alone.
+
+    Their strength is chosen by generalized cross-validation (Golub, Heath and Wahba 1979). A closed form, without
+    random numbers or iterations.
+    """
+
+    def __init__(self, points: Tensor) -> None:
+        x = points.double()
+        self._mean, self._scale = x.mean(dim=0), x.std(dim=0).clamp_min(1e-8)
+        self._x = (x - self._mean) / self._scale
+        values, self._vectors = torch.linalg.eigh(self._x.T @ self._x)
+        self._values = values.clamp_min(0)
+
+    def fit(self, y: Tensor) -> Probe:
+        """Return the regression of values [n, k], float64."""
+        base = y.mean(dim=0)
+        y = y - base
+        values, vectors = self._values, self._vectors
+        rotated = vectors.T @ (self._x.T @ y)
+        power, num = rotated.square().sum(dim=1), len(self._x)
+
+        def score(strength: float) -> float:
+            share = 1 / (values + strength * num)
+            residue = y.square().sum() - (power * share * (2 - values * share)).sum()
+            return float(residue / (num - 1 - (values * share).sum()).clamp_min(1e-3) ** 2)
+
+        best = min(STRENGTHS, key=score)
+        return Probe(self._mean, self._scale, vectors @ (rotated / (values + best * num)[:, None]), base)
 
 
 def train_probe(points: Tensor, labels: Tensor, num_classes: int) -> Probe:
-    """Fit a ridge regression of the classes on features [n, d], its strength chosen by generalized cross-validation.
-
-    Golub, Heath and Wahba 1979. A closed form, without random numbers or iterations.
-    """
-    x = points.double()
-    mean, scale = x.mean(dim=0), x.std(dim=0).clamp_min(1e-8)
-    x = (x - mean) / scale
-    y = torch.nn.functional.one_hot(labels, num_classes).double()
-    base = y.mean(dim=0)
-    y = y - base
-    values, vectors = torch.linalg.eigh(x.T @ x)
-    values = values.clamp_min(0)
-    rotated = vectors.T @ (x.T @ y)
-    power, num = rotated.square().sum(dim=1), len(x)
-
-    def score(strength: float) -> float:
-        share = 1 / (values + strength * num)
-        residue = y.square().sum() - (power * share * (2 - values * share)).sum()
-        return float(residue / (num - 1 - (values * share).sum()).clamp_min(1e-3) ** 2)
-
-    best = min(STRENGTHS, key=score)
-    return Probe(mean, scale, vectors @ (rotated / (values + best * num)[:, None]), base)
+    """Fit a ridge regression of the classes on features [n, d]."""
+    return Ridge(points).fit(torch.nn.functional.one_hot(labels, num_classes).double())

@@ -17,6 +17,7 @@ from distgan.data.pack import pack
 from distgan.data.pack_entry import ListingOptions
 
 NUM = 240
+TOY = ["eval.extractor=toy", "eval.num_images=200"]
 
 
 def make_set(folder: Path, seed: int = 0, num: int = NUM, unknown: bool = True) -> Path:
@@ -95,6 +96,15 @@ def test_other_conditions_are_other_networks(tmp_path: Path, config: Path, capsy
     assert train_here(config, run, *more) == 0
     assert json.loads(max((run / "checkpoints").glob("step-*/state.json")).read_text())["conditions"] == before
 
+    out = tmp_path / "report.json"
+    assert main(["evaluate", str(run), *TOY, "--seeds", "1", "--out", str(out)]) == 0
+    found = json.loads(out.read_text())["conditions"]
+    assert list(found) == ["heat", "side", "code", "cls"]
+    assert set(found["heat"]) == {"error", "r2", "error_real", "r2_real"}
+    assert set(found["side"]) == set(found["cls"]) == {"accuracy", "accuracy_real"}
+    assert found["heat"]["r2_real"] > 0.9  # the gray level, which any features show
+    assert found["side"]["accuracy_real"] > 0.9
+
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
@@ -112,3 +122,8 @@ def test_the_condition_has_its_effect(tmp_path: Path) -> None:
         images = G(64, f"heat=25,side={side}", seed=1)
         halves = torch.stack([images[..., :8].mean(), images[..., 8:].mean()])
         assert int(halves.argmin()) == side
+    out = tmp_path / "report.json"
+    assert main(["evaluate", str(tmp_path / "run"), *TOY, "--seeds", "1", "--out", str(out)]) == 0
+    found = json.loads(out.read_text())["conditions"]
+    assert found["heat"]["r2"] > 0.8
+    assert found["side"]["accuracy"] > 0.9

@@ -84,7 +84,7 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
             Image.fromarray(rng.integers(0, 256, shape, dtype=np.uint8)).save(place / folder / f"{number}.png")
     (place / "people").mkdir()
     rows = ["file_name,age,smiling,hair"]
-    for number in range(14):
+    for number in range(30):
         Image.fromarray(rng.integers(0, 256, (40, 48, 3), dtype=np.uint8)).save(place / "people" / f"{number}.png")
         rows.append(f"{number}.png,{20 + 3 * number},{number % 2},{('red', 'black', 'blond')[number % 3]}")
     (place / "people" / "metadata.csv").write_text("\n".join(rows))

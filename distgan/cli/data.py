@@ -94,7 +94,7 @@ def _add_pack(commands: Commands) -> None:
         nargs="+",
         default=[],
         metavar="COLUMN",
-        help="columns of the table (or arrays) that become conditions, beside the class; cls is the class itself; "
+        help="columns of the table, or arrays, that become conditions; json:KEY or NAME.npy of parts; cls: the class; "
         "COLUMN:KIND sets a kind: number, flag, class or vector (default: by the values)",
     )
     parser.add_argument("--no-labels", action="store_true", help="leave labels out")

@@ -9,11 +9,12 @@ from typing import get_args
 import numpy as np
 
 from distgan.condition_spec import Conditions, Field, Kind
-from distgan.data.find_labels import dataset_rows, is_table, most_bytes, whole
+from distgan.data.find_labels import MAX_PART, beside_of, dataset_rows, is_table, most_bytes, part_value, whole
 from distgan.data.label_tables import Row, is_row_table, match_rows, read_rows
 from distgan.data.labels import File, number_order
 from distgan.data.shard_index import MAX_CLASSES
 from distgan.errors import ConfigError, DataError
+from distgan.storage.array_file import parse_npy
 
 PART = "condition.npy"  # of a sample: float32 [R], NaN where unknown
 FLAGS = {"true": 1.0, "false": 0.0, "yes": 1.0, "no": 0.0}
@@ -46,9 +47,23 @@ def check_columns(columns: Sequence[str]) -> None:
 
 
 def split_column(column: str) -> tuple[str, str]:
-    """Return name and kind of "age:number"; the kind is empty where it is to be found from the values."""
+    """Return name and kind of "age:number"; the kind is empty where it is to be found from the values.
+
+    Of a part next to the image, "json:age" or "clip.npy", the name is "age" or "clip".
+    """
+    if part := part_of_column(column):
+        rest = column[len(part) :].removeprefix(":") if part == "json" else part.removesuffix(".npy")
+        name, _, kind = rest.partition(":")
+        return name, kind
     name, _, kind = column.partition(":")
     return name, kind
+
+
+def part_of_column(column: str) -> str:
+    """Return the suffix of the files next to images that hold a condition; empty for a column of a table."""
+    if column.startswith("json:"):
+        return "json"
+    return column.lower() if column.lower() == "npy" or column.lower().endswith(".npy") else ""
 
 
 def find_conditions(
@@ -62,6 +77,11 @@ def find_conditions(
     columns = [column for column in columns if split_column(column)[0] != CLASS]
     if not columns:
         return ImageConditions()
+    if any(map(part_of_column, columns)):
+        if not all(map(part_of_column, columns)):
+            raise DataError(f"--condition {' '.join(columns)}: from parts next to the images, or a table, not both")
+        values = [_of_parts(column, files, image_numbers) for column in columns]
+        return conditions_of(columns, values, image_numbers, "the parts next to the images")
     if named is not None:
         return read_conditions(*named, columns, files, image_numbers)
     tables = [file for file in files if is_row_table(file.name) or is_table(file.name)]
@@ -69,6 +89,24 @@ def find_conditions(
         found = f"several tables ({', '.join(file.name for file in tables)})" if tables else "no table"
         raise DataError(f"--condition {columns[0]}: there is {found} next to the images: --table FILE names one")
     return read_conditions(tables[0], whole(tables[0], most_bytes(len(image_numbers))), columns, files, image_numbers)
+
+
+def _of_parts(column: str, files: Sequence[File], image_numbers: Sequence[int]) -> list[object]:
+    """Return the value of each image in the file next to it; None where there is no file, or no such key in it."""
+    part, name = part_of_column(column), split_column(column)[0]
+    beside = beside_of(files, image_numbers, part)
+    if not beside:
+        raise DataError(f"--condition {column}: no image has a part .{part} next to it")
+
+    def value(file: File) -> object:
+        if part == "json":
+            return part_value(file, name)
+        try:
+            return parse_npy(whole(file, MAX_PART)).ravel().tolist()
+        except DataError as error:
+            raise DataError(f"{file.name}: {error}") from None
+
+    return [value(files[beside[number]]) if number in beside else None for number in image_numbers]
 
 
 def read_conditions(

@@ -171,6 +171,7 @@ def facts(card: Card) -> list[tuple[str, str]]:
         ("size", f"{height} x {width} pixels" if height and width else "their own"),
         ("channels", _channels(card)),
         ("classes", f"{len(classes)}{batch_plan}" if classes else "none"),
+        ("conditions", ", ".join(str(one["name"]) for one in card.get("conditions") or [])),  # type: ignore[index]
         ("resampling", ", ".join(filter(None, (card.get("crop"), card.get("filter"))))),
         ("stored as", card.get("image", "")),
         ("skipped", _tally(card.get("skipped", {}))),

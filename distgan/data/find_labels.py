@@ -71,7 +71,7 @@ def find_labels(files: Sequence[File], image_numbers: Sequence[int], spec: str =
         labels = _from_tables(files, image_numbers, tables)
     elif spec == "table":
         raise DataError(f"--label table: there is no {TABLE}")
-    elif part_of(spec) and (beside := _beside(files, image_numbers, part_of(spec))):
+    elif part_of(spec) and (beside := beside_of(files, image_numbers, part_of(spec))):
         labels = _from_parts(files, image_numbers, beside, spec)
     elif spec and part_of(spec):
         raise DataError(f"--label {spec}: no image has a part of the same name with the suffix .{part_of(spec)}")
@@ -171,7 +171,7 @@ def dataset_rows(table: File, data: bytes) -> list[tuple[str, object]] | None:
     return [(name.replace("\\", "/").removeprefix("./"), value) for name, value in rows]
 
 
-def _beside(files: Sequence[File], image_numbers: Sequence[int], part: str) -> dict[int, int]:
+def beside_of(files: Sequence[File], image_numbers: Sequence[int], part: str) -> dict[int, int]:
     """Return, for images that have it, the file of the same name, cut at a dot, with the suffix `part`."""
     ending = f".{part}"
     parts = {
@@ -195,7 +195,7 @@ def _from_parts(files: Sequence[File], image_numbers: Sequence[int], beside: dic
     part, _, key = spec.partition(":")
     part = part or "cls"
     labeled = list(beside)
-    values = [_value(files[beside[number]], key) for number in labeled]
+    values = [part_value(files[beside[number]], key) for number in labeled]
     where = f" at {key}" if key else ""
     classes, numbers = as_classes(values, lambda i: f"{files[beside[labeled[i]]].name}: the label{where}")
     origin = f"the {part} parts" + (f", key {key}" if key else "")
@@ -225,7 +225,7 @@ def _suffix(name: str, part: str) -> str:
     return name[len(part.rpartition(".")[0]) + 1 :]
 
 
-def _value(file: File, key: str) -> object:
+def part_value(file: File, key: str) -> object:
     """Read a label file: a number or a name; of JSON, the value at the key, with dots between keys."""
     text = whole(file, MAX_PART).decode("utf-8", "replace").strip().strip("\ufeff\0")
     if key or file.name.lower().endswith(".json"):

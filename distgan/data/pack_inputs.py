@@ -13,7 +13,14 @@ from typing import NamedTuple
 from distgan.condition_spec import Conditions
 from distgan.data import archives, dataset_card
 from distgan.data.archives import Skipped, hidden
-from distgan.data.condition_table import CLASS, class_field, conditions_of, find_conditions, split_column
+from distgan.data.condition_table import (
+    CLASS,
+    class_field,
+    conditions_of,
+    find_conditions,
+    part_of_column,
+    split_column,
+)
 from distgan.data.find_labels import find_labels, is_table, left_out, part_of
 from distgan.data.image_format import ARRAYS, MAX_BYTES, SUFFIXES, looks_like_image
 from distgan.data.label_tables import from_table, is_row_table
@@ -84,6 +91,8 @@ def _with_columns(
     columns = [column for column in wanted.conditions if column != CLASS]
     if not columns:
         return listing
+    if from_parts := [column for column in columns if part_of_column(column)]:
+        raise ConfigError(f"--condition {from_parts[0]}: {where} has no parts next to its images: name its columns")
     if wanted.table:
         raise ConfigError(f"--table {wanted.table}: the conditions of {where} are its own columns")
     values = read([split_column(column)[0] for column in columns])
@@ -197,7 +206,12 @@ def _listing(items: Sequence[Item], wanted: ListingOptions, skipped: list[Skippe
     """Put labels to images. Of samples in several parts, and where a part is named, images alone are taken."""
     files = [item.file for item in items]
     pictures = [number for number, file in enumerate(files) if _is_image(file, wanted.part)]
-    arrays = [number for number, file in enumerate(files) if _suffix(file.name) in ARRAYS and not wanted.part]
+    reads_npy = any(part_of_column(column).endswith("npy") for column in wanted.conditions)
+    arrays = [
+        number
+        for number, file in enumerate(files)
+        if _suffix(file.name) in ARRAYS and not wanted.part and not reads_npy
+    ]
     if pictures and arrays:
         skipped += [(files[number].name, "an array next to images") for number in arrays]
         items = [item for item in items if _suffix(item.file.name) not in ARRAYS]
@@ -293,9 +307,11 @@ def _list_archives(urls: Sequence[str], wanted: ListingOptions, top: Path | None
     """List archives as one: shards with an image and its class in each sample, or folders packed in files."""
     far = [url for url in urls if not is_local(url)]
     plain = all(local_path(url).lower().endswith(".tar") for url in urls)
-    if far and wanted.table:
-        raise DataError(f"--table {wanted.table}: copy {public(far[0])} and the others to a local folder first")
-    by_shard = plain and wanted.label in ("", "cls") and not wanted.table
+    from_parts = [column for column in wanted.conditions if part_of_column(column)]
+    if far and (wanted.table or from_parts):
+        asked = f"--table {wanted.table}" if wanted.table else f"--condition {from_parts[0]}"
+        raise DataError(f"{asked}: copy {public(far[0])} and the others to a local folder first")
+    by_shard = plain and wanted.label in ("", "cls") and not wanted.table and not from_parts
     if far or (by_shard and (files := _items(urls[0], wanted, top, False, []))):
         samples = far or any(_suffix(item.file.name) == "cls" or ".clean." in item.file.name for item in files)
         if samples and (far or are_regular(urls, wanted)):
@@ -328,9 +344,11 @@ def _items(url: str, wanted: ListingOptions, top: Path | None, several: bool, sk
             item(InputEntry(name, path=archive, span=span), partial(archives.read_span, archive, span))
             for name, span in archives.tar_names(path, skipped, wanted.allow_corrupt)
         ]
+    parts = {part_of(wanted.label).rpartition(".")[2]}
+    parts |= {part_of_column(column).rpartition(".")[2] for column in wanted.conditions if part_of_column(column)}
     items, room = [], max(2**28, 4 * path.stat().st_size)  # for the bytes of labels, which are kept
     for place, (name, size, read) in enumerate(archives.unpacked(path, skipped, wanted.allow_corrupt)):
-        holds_label = is_table(name) or is_row_table(name) or _suffix(name) == part_of(wanted.label).rpartition(".")[2]
+        holds_label = is_table(name) or is_row_table(name) or _suffix(name) in parts
         is_known = _suffix(name) in SUFFIXES or _suffix(name) in NO_PICTURES
         content = read(room) if holds_label else b"" if is_known else read(16)
         room -= len(content)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from packing import folder, png
+from packing import archive, folder, png
 from shards import tar_bytes
 
 from distgan.data.condition_table import PART, to_bytes
@@ -154,6 +154,28 @@ def test_lists_of_dataset_json_are_a_vector(tmp_path: Path) -> None:
     wanted = ListingOptions(conditions=("label",), labels=False)
     pack(folder(tmp_path / "in", files), str(tmp_path / "out"), PackOptions(), wanted, workers=1)
     assert opened(tmp_path / "out").condition(3).tolist() == [1.5, 1.5]
+
+
+@pytest.mark.parametrize("kind", ["folder", "tar", "tar.gz"])
+def test_parts_next_to_images_are_conditions(tmp_path: Path, kind: str) -> None:
+    files = {}
+    for i in range(6):
+        code = io.BytesIO()
+        np.save(code, np.array([i, 0.5], np.float16))
+        shown = {"age": 20 + i, "person": {"hair": KINDS[i % 3]}} if i else {"person": {}}
+        files |= {f"{i}.png": png(i), f"{i}.json": json.dumps(shown).encode(), f"{i}.clip.npy": code.getvalue()}
+    source = folder(tmp_path / "in", files)
+    if kind != "folder":
+        source = archive(tmp_path / f"shard.{kind}", files)
+    wanted = ListingOptions(conditions=("json:age", "json:person.hair:class", "clip.npy"), labels=False)
+    summary = pack(source, str(tmp_path / "out"), PackOptions(), wanted, workers=1)
+    assert (summary.samples, [one.name for one in summary.conditions]) == (6, ["age", "person.hair", "clip"])
+    data = opened(tmp_path / "out")
+    assert data.condition(4).tolist() == [24, 1, 4, 0.5]
+    assert np.isnan(data.condition(0)).tolist() == [True, True, False, False]
+    for column, message in (("json:size", "size is empty for all"), ("x.npy", "no image has a part .x.npy")):
+        with pytest.raises(DataError, match=message):
+            pack(source, str(tmp_path / "x"), PackOptions(), ListingOptions(conditions=(column,)), workers=1)
 
 
 def test_statistics_of_several_folders_are_those_of_all(tmp_path: Path) -> None:

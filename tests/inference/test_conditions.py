@@ -1,5 +1,6 @@
 """A generator with conditions: what images it is asked for, by number, by text and by sweep; exports; refusals."""
 
+import importlib.util
 import json
 from dataclasses import asdict
 from pathlib import Path
@@ -143,11 +144,13 @@ def test_sets_hold_the_conditions_of_their_images(run: Path, G: TrainedGenerator
     assert generate(run, tmp_path / "best", *best, "--condition", "age=30") == 2  # another set is there
 
 
-@pytest.mark.parametrize("kind", ["safetensors", "torchscript"])
+@pytest.mark.parametrize("kind", ["safetensors", "torchscript", "onnx"])
 def test_exports_take_vectors_and_know_the_conditions(
     run: Path, G: TrainedGenerator, kind: str, tmp_path: Path
 ) -> None:
-    out = tmp_path / ("made" if kind == "safetensors" else "made.pt")
+    if kind == "onnx" and not all(map(importlib.util.find_spec, ("onnx", "onnxscript", "onnxruntime"))):
+        pytest.skip("onnx, onnxscript and onnxruntime are not installed")
+    out = tmp_path / {"safetensors": "made", "torchscript": "made.pt", "onnx": "made.onnx"}[kind]
     assert main(["export", str(run), str(out), "--as", kind]) == 0
     if kind == "safetensors":
         again = load_generator(out, "cpu")
@@ -158,6 +161,11 @@ def test_exports_take_vectors_and_know_the_conditions(
             "| `condition` | float32 [B, 8] | age: column 0: (value - 40) / 10, column 1: 0; kind: column 2 to 4"
             in card
         )
+    elif kind == "onnx":  # whose images were compared with the generator's before it was written
+        import onnxruntime
+
+        inputs = onnxruntime.InferenceSession(str(out)).get_inputs()
+        assert [(one.name, one.shape[1]) for one in inputs] == [("z", 8), ("condition", 8)]
     else:
         z, vectors = torch.randn(2, 8), torch.from_numpy(KNOWN.encode(EXAMPLES[:2]))
         torch.testing.assert_close(torch.jit.load(str(out))(z, vectors), G(z, vectors), atol=1e-5, rtol=0)

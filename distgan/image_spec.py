@@ -52,6 +52,8 @@ class ImageSpec:
             raise ValueError(f"images of {self.width}x{self.height} pixels")
         if not self.low < self.high:
             raise ValueError(f"a range from {self.low:g} to {self.high:g}: the second value must be the larger one")
+        if error := range_error(self.dtype, self.low, self.high):
+            raise ValueError(error)
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -72,6 +74,11 @@ class ImageSpec:
     def is_rgb8(self) -> bool:
         """Return whether the images are colors in 8 bits, all levels used: what a PNG shows as it is."""
         return (self.channels, self.dtype, self.low, self.high) == (3, "uint8", 0, 255)
+
+    @property
+    def has_all_levels(self) -> bool:
+        """Return whether the range is that of all values of the dtype, so that none is clipped."""
+        return (self.low, self.high) == (0, LEVELS.get(self.dtype))
 
     @property
     def num_colors(self) -> int:
@@ -102,6 +109,13 @@ class ImageSpec:
     def setting(self) -> str:
         """Return the size as `data.resolution` has it: "64" of a square, else "[H,W]"."""
         return setting(self.height, self.width)
+
+
+def range_error(dtype: str, low: float, high: float) -> str:
+    """Return why values of a dtype cannot be between `low` and `high`; "" where they can."""
+    if dtype not in LEVELS or (low == int(low) >= 0 and high == int(high) <= LEVELS[dtype]):
+        return ""
+    return f"a range from {low:g} to {high:g}: {dtype} has the whole numbers from 0 to {LEVELS[dtype]}"
 
 
 def square(side: int, channels: int = 3) -> ImageSpec:

@@ -10,7 +10,7 @@ from distgan.config.batch_plan import BatchPlan, batch_normed, divisors, setting
 from distgan.config.fields import leaves
 from distgan.config.model_schema import FAMILIES
 from distgan.config.schema import Config, Data, Eval, restores, sides
-from distgan.image_spec import LEVELS, ImageSpec, patches_error, size_error
+from distgan.image_spec import ImageSpec, patches_error, range_error, size_error
 from distgan.metrics.names import EVAL_METRICS
 from distgan.storage.formatting import one_of
 from distgan.transforms import degrade_spec
@@ -80,8 +80,8 @@ def _check_values(data: Data) -> Iterator[str]:
         )
     if data.range and (len(data.range) != 2 or not data.range[0] < data.range[1]):
         yield f"data.range={data.range}: two values, of which the second is larger: [low, high]"
-    elif data.range and data.dtype in LEVELS and not (data.range[0] < LEVELS[data.dtype] and data.range[1] > 0):
-        yield f"data.range={data.range}: no value of {data.dtype} lies in it, and all images would be of one color"
+    elif data.range and (error := range_error(data.dtype, *data.range)):
+        yield f"data.range={data.range}: {error}"
 
 
 def _check_bands(config: Config) -> Iterator[str]:

@@ -84,7 +84,7 @@ def decode(
     if not data:
         raise CorruptImage("empty file")
     if isinstance(data, list):
-        return _decode_stack(data, image, max_pixels, measure)
+        return _decode_stack(data, image, max_pixels, background, measure, hold)
     with contextlib.ExitStack() as own:
         hold = hold or own
         if data.startswith(JPEG):
@@ -156,13 +156,27 @@ def share_memory(budget: MemoryBudget) -> None:
 _memory = MemoryBudget()  # of the process, as memory is
 
 
-def _decode_stack(files: list[bytes], image: ImageSpec, max_pixels: int, measure: bool) -> DecodedImage:
+def _decode_stack(
+    files: list[bytes],
+    image: ImageSpec,
+    max_pixels: int,
+    background: int,
+    measure: bool,
+    hold: contextlib.ExitStack | None,
+) -> DecodedImage:
     """Decode several files as one image, with their channels one after the other."""
     counts = [_stored_colors(data) for data in files]
     if image.alpha or sum(counts) != image.channels:
         raise wrong_count(sum(counts), image)
     parts = [
-        decode(data, image=replace(image, channels=count), max_pixels=max_pixels, measure=measure)
+        decode(
+            data,
+            image=replace(image, channels=count),
+            max_pixels=max_pixels,
+            background=background,
+            measure=measure,
+            hold=hold,
+        )
         for data, count in zip(files, counts)
     ]
     sizes = {part.pixels.shape[:2] for part in parts}

@@ -194,7 +194,7 @@ def look(dataset: Dataset, options: DecodeOptions) -> Pixels:
                 pixels.add_values(image.values)
                 height, width = image.pixels.shape[:2]
                 pixels.add_crop(cropped(width, height, options.image, options.crop))
-                if options.image.dtype != "uint8":
+                if not options.image.has_all_levels or options.image.dtype != "uint8":
                     pixels.add_sampled(image.pixels[..., : options.image.num_colors].reshape(-1))
         except CorruptImage as reason:
             pixels.bad[str(reason)] += 1
@@ -222,14 +222,14 @@ def report(dataset: Dataset, options: DecodeOptions) -> tuple[list[str], list[st
         packed_lines, packed_warnings = _as_packed(card)
         lines += [f"packed: {folder}: {line}" for line in packed_lines]
         warnings += [f"{folder}: {line}" for line in [*packed_warnings, *dataset_card.mismatches(card, image)]]
-    is_plain = image.channels == 3 and image.dtype == "uint8"
+    is_plain = image.is_rgb8
     if is_plain and all(card.get("resolution") and "dtype" not in card for card in cards.values()):
         return lines, warnings  # images of 8 bits and of one size
     try:
         pixels = look(dataset, options)
     except DataError as error:
         raise DataError("; ".join([str(error), *warnings])) from None
-    value_range = None if image.dtype == "uint8" else (image.low, image.high)
+    value_range = None if image.dtype == "uint8" and image.has_all_levels else (image.low, image.high)
     sampled = f"of {pixels.num + pixels.bad.total()} images that were checked"
     lines += [f"pixels {sampled}: {line}" for line in pixels.facts(value_range, image.dtype)]
     warnings += [f"{sampled}: {line}" for line in pixels.warnings(value_range, image.dtype)]

@@ -87,7 +87,7 @@ class DeviceCopy:
     def _allocate(self, images: Sequence[np.ndarray], numbers: Sequence[np.ndarray]) -> _Buffers:
         size = sum(array.nbytes for array in numbers)
         self._packed = torch.empty(size, dtype=torch.uint8, pin_memory=True)
-        on_device = [torch.empty(array.shape, dtype=torch.uint8, device=self._device) for array in images]
+        on_device = [torch.empty(array.shape, dtype=_dtype(array), device=self._device) for array in images]
         return _Buffers(on_device, torch.empty(size, dtype=torch.uint8, device=self._device), torch.cuda.Event())
 
 

@@ -75,8 +75,9 @@ def open_target(target: str, overrides: Sequence[str], device: torch.device) -> 
     else:
         return _open_images(target, path, overrides)
     config = load_to_evaluate([*layers, ("evaluate", {"eval": {"num_images": NUM_IMAGES}})], overrides)
+    asked_images = of_images(image_spec(config.data))
     for name, made in of_images(generator.image).items():
-        if (asked := getattr(config.data, name)) != made:
+        if (asked := asked_images[name]) != made:
             raise ConfigError(
                 f"data.{name}={asked}: the generator makes images of data.{name}={made}, and real ones are compared as "
                 "such: leave it out"

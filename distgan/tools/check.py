@@ -33,7 +33,7 @@ def check(config: Config, batch_plan: BatchPlan) -> tuple[list[str], list[str]]:
     """Return lines that describe the run, and warnings. Raises what the run would raise before its first step."""
     config = replace(config, data=replace(config.data, allow_pipe=False))  # a check runs no command of the config
     dataset = factory.open_dataset(config)
-    config = factory.with_range(config, lambda: factory.range_of_cards(dataset))
+    config = factory.with_range(config, lambda: factory.range_of_data(config, dataset))
     G, D = factory.build_nets(config, dataset.label_input)
     lines = factory.describe(config, batch_plan, dataset, factory.choose_layout(config, dataset), G, D)
     card_lines, card_warnings = _card(config, dataset)

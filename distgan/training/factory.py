@@ -57,6 +57,11 @@ def open_dataset(config: Config, ranks: RankInfo = ALONE) -> Dataset:
     return dataset
 
 
+def range_of_data(config: Config, dataset: Dataset) -> list[float]:
+    """Return the range of values that a data set's cards give a run without one; empty: all levels of the dtype."""
+    return packed_range(dataset) if config.data.dtype in LEVELS else range_of_cards(dataset)
+
+
 def range_of_cards(dataset: Dataset) -> list[float]:
     """Return the range that a data set was packed with, or its least and largest value, as its cards say.
 
@@ -76,9 +81,18 @@ def range_of_cards(dataset: Dataset) -> list[float]:
     return [float(low), float(high)]
 
 
+def packed_range(dataset: Dataset) -> list[float]:
+    """Return the range that a data set of whole numbers was packed with; empty: none, so that all levels count."""
+    found = [dataset_card.value_range(card) for card in dataset_card.by_folder(dataset.urls).values()]
+    known = [one for one in found if one is not None]
+    if not known or len(known) < len(found):
+        return []
+    return [min(low for low, _ in known), max(high for _, high in known)]
+
+
 def with_range(config: Config, ranges: Callable[[], list[float]]) -> Config:
-    """Return the config with a range of values, which `ranges` reads where the config needs one and has none."""
-    if config.data.range or config.data.dtype in LEVELS:
+    """Return the config with a range of values, which `ranges` reads where the config has none."""
+    if config.data.range or config.data.dtype == "uint8":
         return config
     return dataclasses.replace(config, data=dataclasses.replace(config.data, range=ranges()))
 

@@ -64,7 +64,9 @@ class Learner:
         saved_memory_format: Callable[[], str] = str,
     ) -> None:
         self.dataset = factory.open_dataset(config, RankInfo(world.rank, world.size, world.all_gather_object))
-        config = factory.with_range(config, lambda: world.run_on_main(lambda: factory.range_of_cards(self.dataset)))
+        config = factory.with_range(
+            config, lambda: world.run_on_main(lambda: factory.range_of_data(config, self.dataset))
+        )
         self.config, self.world, self.batch_plan = config, world, batch_plan
         self.num_classes, self.label_input = self.dataset.num_classes, self.dataset.label_input
         self.examples = None

@@ -21,9 +21,10 @@ def to_networks(
     memory_format: torch.memory_format = torch.preserve_format,
 ) -> Tensor:
     """Map stored values [B, H, W, C] to [B, C, H, W]; those beyond the range are clipped to -1..1."""
+    assert pixels.dtype == TORCH[image.dtype], (pixels.dtype, image)
     values = pixels.permute(0, 3, 1, 2).to(dtype, memory_format=memory_format)
     scaled = (values - image.low if image.low else values) / image.half_range - 1
-    return scaled if has_all_levels(image) else scaled.clamp(-1, 1)
+    return scaled if image.has_all_levels else scaled.clamp(-1, 1)
 
 
 def to_stored(images: Tensor, image: ImageSpec) -> Tensor:
@@ -83,11 +84,6 @@ def _bands(image: ImageSpec, bands: Sequence[int]) -> list[int] | None:
     if image.num_colors in (1, 3) and not bands:
         return None
     return list(bands) or [min(i, image.num_colors - 1) for i in range(3)]
-
-
-def has_all_levels(image: ImageSpec) -> bool:
-    """Return whether no value of the dtype is beyond the range."""
-    return image.dtype in LEVELS and image.low <= 0 and image.high >= LEVELS[image.dtype]
 
 
 def _to_levels(images: Tensor) -> Tensor:

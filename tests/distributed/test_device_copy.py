@@ -9,11 +9,12 @@ import torch
 
 from distgan.distributed.device_copy import DeviceCopy
 
+VALUES = {"uint8": 1, "uint16": 1111, "float32": -0.37}  # which no smaller type holds
 SEEDS, LABELS = np.array([2**62, -5], np.int64), np.array([1, 0], np.int64)
 
 
-def batch(number: int) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    images = np.full((2, 4, 4, 3), number, np.uint8)
+def batch(number: int, dtype: str = "uint8") -> tuple[list[np.ndarray], list[np.ndarray]]:
+    images = (np.full((2, 4, 4, 3), number) * VALUES[dtype]).astype(dtype)
     latents = np.arange(6, dtype=np.float32).reshape(2, 3) * number
     return [images], [SEEDS + number, LABELS, latents, -latents]
 
@@ -68,10 +69,11 @@ def test_a_cpu_gets_the_arrays_themselves() -> None:
         assert np.shares_memory(tensor.numpy(), array)
 
 
-def test_what_arrives_is_what_was_sent(compute: Queue) -> None:
+@pytest.mark.parametrize("dtype", VALUES)
+def test_what_arrives_is_what_was_sent(compute: Queue, dtype: str) -> None:
     copy = on_gpu()
     for number in range(5):
-        sent, arrived = batch(number), copy(*batch(number))
+        sent, arrived = batch(number, dtype), copy(*batch(number, dtype))
         for arrays, tensors in zip(sent, arrived, strict=True):
             for array, tensor in zip(arrays, tensors, strict=True):
                 assert tensor.dtype is torch.from_numpy(array).dtype

@@ -25,7 +25,10 @@ KINDS = {
         ImageSpec(16, 24, 4, alpha=True),
         ["data.channels=4", "data.alpha=channel", "data.resolution=[16,24]", "augment.pipe=diffaugment"],
     ),
-    "deep": (ImageSpec(24, 16, 1, "uint16"), ["data.channels=1", "data.dtype=uint16", "data.resolution=[24,16]"]),
+    "deep": (
+        ImageSpec(24, 16, 1, "uint16"),
+        ["data.channels=1", "data.dtype=uint16", "data.range=[0,65535]", "data.resolution=[24,16]"],
+    ),
     "bands": (
         ImageSpec(12, 12, 5, "float32", -3, 2),
         ["data.channels=5", "data.dtype=float32", "data.range=[-3,2]", "data.resolution=12", "eval.bands=[4,2,0]"],
@@ -114,7 +117,9 @@ def test_two_ranks_resume_as_one_run(kind: str, tmp_path: Path) -> None:
         ("gray", ["data.resolution=[16,16,16]"], "is no size"),
         ("gray", ["data.channels=3", "data.alpha=channel"], "set data.channels=4"),
         ("gray", ["data.range=[5,1]"], "data.range=[5.0, 1.0]: two values"),
-        ("gray", ["data.range=[300,400]"], "no value of uint8 lies in it"),
+        ("gray", ["data.range=[0,256]"], "uint8 has the whole numbers from 0 to 255"),
+        ("gray", ["data.range=[0.5,200]"], "uint8 has the whole numbers from 0 to 255"),
+        ("deep", ["data.range=[0,70000]"], "uint16 has the whole numbers from 0 to 65535"),
         ("gray", ["eval.bands=[0,1,2]"], "eval.bands"),
         ("bands", ["eval.bands=[0,5,2]"], "eval.bands"),
         ("bands", ["eval.bands=[0,1]"], "eval.bands"),

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from distgan.data import image_file
-from distgan.data.decode import DecodeOptions, decode_into
+from distgan.data.decode import DecodeOptions, decode, decode_into
 from distgan.image_spec import ImageSpec, square
 
 SPECS = [
@@ -30,3 +30,12 @@ def test_a_file_is_read_as_it_was_written(image: ImageSpec) -> None:
     assert data.startswith(b"\x89PNG") == (image_file.suffix(image) == "png")
     assert not decode_into(data, back, DecodeOptions(image))
     np.testing.assert_allclose(back, values, rtol=0, atol=1e-5 if image.dtype == "float32" else 0)
+
+
+@pytest.mark.parametrize("background", [0, 255])
+def test_stacked_files_lie_on_the_same_background_as_one(background: int) -> None:
+    hidden = np.zeros((4, 4, 4), np.uint8)
+    colors = image_file.to_bytes(hidden, ImageSpec(4, 4, 4, alpha=True))
+    infrared = image_file.to_bytes(np.full((4, 4, 1), 7, np.uint8), square(4, 1))
+    pixels = decode([colors, infrared], image=square(4, 4), background=background).pixels
+    assert pixels[0, 0].tolist() == [*[background] * 3, 7]

@@ -180,3 +180,13 @@ def test_a_stretch_is_undone(tmp_path: Path, capsys: pytest.CaptureFixture) -> N
     shards = str(tmp_path / "made-run-shards")
     assert main(["generate", run, "--num", "2", "--aspect", "--as", "shards", "--out", shards]) == 0
     assert json.loads((Path(shards) / "dataset.json").read_text())["width"] == 21
+
+
+def test_16_bits_take_the_range_that_they_were_packed_with(tmp_path: Path) -> None:
+    write_shards(tmp_path / "shards", 60, KINDS["deep"][0])
+    card = {"samples": 60, "dtype": "uint16", "channels": 1, "range": [0, 4095]}
+    (tmp_path / "shards" / "dataset.json").write_text(json.dumps(card))
+    start = [text for text in arguments(tmp_path, "deep", "run", 24) if not text.startswith("data.range")]
+    assert main(start) == 0
+    image = load_generator(tmp_path / "run", "cpu").image
+    assert (image.low, image.high) == (0, 4095)

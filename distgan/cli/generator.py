@@ -156,6 +156,8 @@ def _generate(options: argparse.Namespace) -> int:
         raise ConfigError("--condition and --sweep are of images made of noise: leave them out with --input")
     if options.input and (options.keep_best < 1 or options.balance):
         raise ConfigError("--keep-best and --balance choose among images made of noise: leave them out with --input")
+    if options.input and options.aspect:
+        raise ConfigError("--aspect stretches images made of noise: leave it out with --input")
     try:
         if options.input:
             restoring = RestoreOptions(num=options.num, **common)

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import astuple
+from dataclasses import astuple, replace
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from distgan.data.dataset import Dataset
-from distgan.data.decode import DecodeOptions, decode, decode_array, decode_into
-from distgan.data.image_format import MAX_PIXELS, CorruptImage
+from distgan.data.decode import RGB, DecodeOptions, decode, decode_array, decode_into
+from distgan.data.image_format import CorruptImage
 from distgan.data.pack_entry import InputEntry, InputListing, all_entries, place, read_entry
 from distgan.errors import ConfigError, DataError
 from distgan.image_spec import ImageSpec
@@ -32,6 +32,9 @@ def chunk_size(device: torch.device, image: ImageSpec) -> int:
     forward = sampling.chunk_size(image)
     fitting = min(CHUNKS[device.type], PART_PIXELS // (image.height * image.width))
     return max(forward, fitting // forward * forward)
+
+
+PLAIN = DecodeOptions(RGB)
 
 
 class Images(NamedTuple):
@@ -134,19 +137,27 @@ class ShardImages:
 
 
 class ListedImages:
-    """Images of a folder, archive or array file, all of one size; they are not cropped or resized."""
+    """Images of a folder, archive or array file, all of one size; they are not cropped or resized.
+
+    Args:
+        how: Channels and values that they are decoded to; what it says of sizes is not used.
+        bands: Channels to show, see `image_values.to_display`.
+    """
 
     reads_files = True
 
-    def __init__(self, listing: InputListing, threads: int) -> None:
+    def __init__(
+        self, listing: InputListing, threads: int, how: DecodeOptions = PLAIN, bands: Sequence[int] = ()
+    ) -> None:
+        self._how, self._bands = how, bands
         self._entries = all_entries(listing)
         self.num, self._has_labels = len(self._entries), listing.classes is not None
         if self.num == 0:
             raise DataError("no images there")
         self._classes: np.ndarray | None = None
         self._pool = ThreadPoolExecutor(threads)
-        height, width, channels = self._decode(self._entries[0]).shape
-        self.image = ImageSpec(height, width, channels)
+        height, width, _ = self._decode(self._entries[0]).shape
+        self.image = replace(how.image, height=height, width=width)
 
     def renumber(self, classes: Sequence[int]) -> None:
         """Map class i to `classes[i]` from now on; without any, the images have no classes."""
@@ -166,15 +177,25 @@ class ListedImages:
         labels = np.array([entry.label for entry in entries]) if self._has_labels else None
         if labels is not None and self._classes is not None:
             labels = self._classes[labels]
-        return Images(numbers, _tensor(np.stack(pixels)), labels)
+        return Images(numbers, _tensor(display_pixels(np.stack(pixels), self.image, self._bands)), labels)
 
     def _decode(self, entry: InputEntry) -> np.ndarray:
         try:
             data = read_entry(entry)
             if isinstance(data, np.ndarray):
-                return decode_array(data).pixels
-            return decode(data, max_pixels=MAX_PIXELS).pixels
+                return decode_array(data, self._how.image, self._how.background).pixels
+            return decode(
+                data,
+                image=self._how.image,
+                max_pixels=self._how.max_pixels,
+                background=self._how.background,
+            ).pixels
         except (CorruptImage, OSError) as error:
+            if str(error).startswith("float pixels"):
+                raise DataError(
+                    f"{place(entry)}: {error}: set data.dtype=float32 and data.range=[LOW,HIGH], the values that are "
+                    "black and white"
+                ) from None
             raise DataError(
                 f"{place(entry)}: {error}: no image is skipped in an evaluation. Remove it, or evaluate shards: "
                 "`distgan pack` leaves such images out"

@@ -25,7 +25,7 @@ class RestorationEval:
 
     Args:
         recipe: Steps that degrade them; empty if the data set's samples are pairs.
-        decode: How their images are decoded and made square.
+        decode: How their images are decoded and resized.
         z_dim: Length of the generators' latents.
         bands: Channels to show, see `image_values.to_display`.
     """
@@ -89,7 +89,7 @@ class RestorationEval:
             return self._clean(numbers, device, degraded=True)
         seeds = host_rng.bits(host_rng.key(0, "held out, degraded"), np.asarray(numbers)).view(np.int64)
         clean = to_networks(self._clean(numbers, device), self._image)
-        return to_stored(degrade(clean, copy_to_device(seeds, device), self._recipe, self._image.dtype), self._image)
+        return to_stored(degrade(clean, copy_to_device(seeds, device), self._recipe, self._image), self._image)
 
     def _restored(self, G: nn.Module, numbers: Sequence[int], first: int = 0) -> Tensor:
         """Return restored images on G's device, stored values [n, H, W, C], with the latents from number `first` on."""
@@ -105,8 +105,10 @@ class RestorationEval:
         return torch.cat([to_stored(part, self._image) for part in images])
 
     def _psnr_and_ssim(self, restored: Tensor, clean: Tensor) -> Tensor:
-        """Return PSNR and SSIM of each image, whose range is 0..255 for that; float64 [n, 2]."""
+        """Return PSNR and SSIM of each image, float64 [n, 2]; its range is 0..255 for that, and it is clipped to it."""
         image = self._image
         scale = 255 / (image.high - image.low)
         levels = [(values.double().permute(0, 3, 1, 2) - image.low) * scale for values in (restored, clean)]
+        if not image.has_all_levels:  # G can make none beyond the range, which clean images may have
+            levels = [values.clamp(0, 255) for values in levels]
         return torch.stack([psnr(*levels).clamp(max=BEST_DB), ssim(*levels)], 1)

@@ -1,7 +1,7 @@
 """Open the target of `distgan evaluate`: a run, a checkpoint or an exported generator, or images that exist."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from distgan.config.decode_options import decode_options
 from distgan.config.load import load_to_evaluate
 from distgan.config.schema import Config, image_spec
 from distgan.data import dataset_card
@@ -143,14 +144,27 @@ def _require_reference(config: Config) -> None:
 
 def _open_images(target: str, path: Path, overrides: Sequence[str]) -> Target:
     listing = list_inputs(target)
-    _require_reference(load_to_evaluate([], overrides))  # errors are raised before images are read
-    images = ListedImages(listing, threads=4)
+    card = {} if path.is_file() and path.suffix != ".tar" else dataset_card.read(target)
+    kind = _kind_of_card(card, overrides)
+    config = load_to_evaluate([("card", {"data": kind})], overrides)
+    _require_reference(config)  # errors are raised before images are read
+    if config.data.dtype not in LEVELS and not config.data.range:
+        raise ConfigError(
+            f"data.dtype={config.data.dtype} needs the values that are black and white, and {public(target)} has no "
+            "card that says which there are: set data.range=[LOW,HIGH]"
+        )
+    try:
+        decode = decode_options(config.data, image_spec(replace(config.data, resolution=1)))
+    except ValueError as error:
+        raise ConfigError(f"{error} (data.channels, data.dtype, data.range and data.alpha)") from None
+    images = ListedImages(listing, 4, decode, config.eval.bands)
     if asked := [text for text in overrides if text.startswith("eval.num_images=")]:
         raise ConfigError(
             f"{asked[-1]} counts images to generate; {target} has {images.num:,} images, and all of them are "
             "measured: leave it out, or name a folder with fewer of them"
         )
-    config = load_to_evaluate([("images", {"data": of_images(images.image)})], overrides)
+    kind["resolution"] = images.image.resolution
+    config = load_to_evaluate([("images", {"data": kind})], overrides)
     if image_spec(config.data) != images.image:
         raise ConfigError(
             f"data.resolution={config.data.resolution}, but {public(target)} has images of {images.image.size} "
@@ -158,8 +172,32 @@ def _open_images(target: str, path: Path, overrides: Sequence[str]) -> Target:
             "`distgan pack --resolution` makes images of another size"
         )
     names = listing.classes or ()
-    origin = {"pictures": str(path.resolve()) if path.exists() else public(target), "num": images.num}
+    origin: dict[str, object] = {
+        "pictures": str(path.resolve()) if path.exists() else public(target),
+        "num": images.num,
+    }
+    if not images.image.is_rgb8:
+        origin |= {key: value for key, value in of_images(images.image).items() if key != "resolution"}
     return Target(config, lambda seed, counts: images, images.image, origin, len(names), False, class_names=names)
+
+
+def _kind_of_card(card: dataset_card.Card, overrides: Sequence[str]) -> dict[str, Any]:
+    """Return what a card says of channels, type and range, as settings of `data`, where overrides leave it open."""
+    given = {text.partition("=")[0] for text in overrides}
+    kind: dict[str, Any] = {}
+    if "channels" in card and "data.channels" not in given:
+        has_alpha = card.get("alpha", False)
+        keeps_alpha = has_alpha and "data.alpha=composite" not in overrides
+        kind["channels"] = card["channels"] - (has_alpha and not keeps_alpha)
+        kind["alpha"] = "channel" if keeps_alpha else "composite"
+    dtype = card.get("dtype", "uint8")
+    if dtype != "uint8" and ("data.dtype" not in given or f"data.dtype={dtype}" in overrides):
+        kind["dtype"] = dtype
+        # Values of `pack` are those found; those of `generate` are the range. Whole numbers need none.
+        is_range = dtype not in LEVELS or "generated" in card
+        if found := dataset_card.value_range(card) or (card.get("values") if is_range else None):
+            kind["range"] = [float(value) for value in found]
+    return kind
 
 
 def name_classes(subject: Target, real: Dataset) -> list[str]:

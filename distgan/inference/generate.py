@@ -102,11 +102,8 @@ def generate(path: str, out: str, options: GenerateOptions, rank: int = 0, world
         return ""
     where = locate(path)  # once: a run that trains may write a newer one meanwhile
     G = load_generator(where)
-    if options.kind == "png" and image_file.suffix(G.image) != "png":
-        raise ConfigError(
-            f"--as png: {G.image.channels} channel(s) of {G.image.dtype} do not fit into PNG files: --as npy or shards "
-            "keeps all, --as grid shows three channels"
-        )
+    if options.kind == "png":
+        require_png(G.image, "npy or shards")
     shape = stretched(G, options.aspect)
     classes = parse_labels(options.labels, G)
     given = parse_conditions(options.conditions, G, options.sweep)
@@ -137,7 +134,7 @@ def generate(path: str, out: str, options: GenerateOptions, rank: int = 0, world
         if image.condition is not None and G.conditions is not None:
             text = json.dumps(G.conditions.conditions.named(image.condition))
             replace_file(file.with_suffix(".json"), text + "\n")
-        _save(file, image.pixels, shape)
+        save_image(file, image.pixels, shape)
     return f"{options.num} images: {target}"
 
 
@@ -177,7 +174,12 @@ def _draw(
 ) -> Iterator[GeneratedImage]:
     """Yield the images of a group as they are written: of the size of `shape`."""
     for image in draw_group(G, score, selection, seed, group, given):
-        yield image._replace(pixels=fit(image.pixels, shape, crop="stretch")) if shape != G.image else image
+        yield image._replace(pixels=_stretch(image.pixels, shape)) if shape != G.image else image
+
+
+def _stretch(pixels: np.ndarray, shape: ImageSpec) -> np.ndarray:
+    """Resample an image to the size of `shape`; what a filter adds beyond the range at edges is clipped."""
+    return fit(pixels, shape, crop="stretch").clip(shape.low, shape.high).astype(shape.dtype, copy=False)
 
 
 def draw_group(
@@ -267,6 +269,19 @@ def require_grid(target: Path) -> None:
         raise ConfigError(f"--out {target}: a grid is a file that ends in {GRID_SUFFIX}")
 
 
+def require_png(image: ImageSpec, others: str) -> None:
+    """Refuse PNG files of images that do not fit into them. Raises ConfigError.
+
+    Args:
+        others: The kinds of files that hold any image.
+    """
+    if image_file.suffix(image) != "png":
+        raise ConfigError(
+            f"--as png: {image.channels} channel(s) of {image.dtype} do not fit into PNG files: --as {others} keeps "
+            "all, --as grid shows three channels"
+        )
+
+
 def _check_target(target: Path, out: str, options: GenerateOptions) -> None:
     """Raise ConfigError where the result cannot be written to `out`, or is no set although one is asked for."""
     kind = options.kind
@@ -341,8 +356,8 @@ def _card_of_values(image: ImageSpec) -> dict:
     }
 
 
-def _save(path: Path, pixels: np.ndarray, image: ImageSpec) -> None:
-    """Write one image's file, whole or not at all."""
+def save_image(path: Path, pixels: np.ndarray, image: ImageSpec) -> None:
+    """Write one image's file, .png or .npy as the path says, whole or not at all."""
     if path.suffix == ".png":
         data = image_file.to_bytes(pixels, image)
     else:

@@ -12,17 +12,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from distgan.data import image_file, image_grid
+from distgan.data import image_grid
 from distgan.data.decode import DecodeOptions, decode_array, decode_into
-from distgan.data.image_format import SUFFIXES, CorruptImage
+from distgan.data.image_format import ARRAYS, MAX_PIXELS, SUFFIXES, CorruptImage, TooLarge
 from distgan.data.pack_entry import InputEntry, ListingOptions, read_entry
 from distgan.data.pack_inputs import list_inputs
 from distgan.data.resize import fit
 from distgan.errors import ConfigError, DataError
-from distgan.inference.generate import parse_labels, require_grid
+from distgan.inference.generate import parse_labels, require_grid, require_png, save_image
 from distgan.inference.loading import load_generator, locate
+from distgan.inference.sweep_grid import bands_of
 from distgan.inference.trained_generator import TrainedGenerator
-from distgan.storage.atomic import replacing
 from distgan.storage.home import user_path
 from distgan.transforms.image_values import display_pixels
 
@@ -41,7 +41,7 @@ class RestoreOptions:
     """The options of `distgan generate --input`.
 
     Attributes:
-        kind: "png" or "grid".
+        kind: "png", "npy" or "grid".
         num: Number of images, the first ones of the source; None for all, or 64 of a grid.
         seed: Seed of the latents, for a generator that uses them.
         labels: Classes that the images take in turn, as for `generate`; empty for those of their class folders.
@@ -61,9 +61,9 @@ class RestoreOptions:
         for name, value in (("num", self.num), ("columns", self.columns)):
             if value is not None and value < 1:
                 raise ConfigError(f"--{name} {value}: at least 1")
-        if self.kind not in ("png", "grid"):
+        if self.kind not in ("png", "npy", "grid"):
             raise ConfigError(
-                f"--as {self.kind}: restored images (--input) become png or grid; `distgan pack` makes shards"
+                f"--as {self.kind}: restored images (--input) become png, npy or grid; `distgan pack` makes shards"
             )
 
 
@@ -81,10 +81,12 @@ def restore(path: str, source: str, out: str, options: RestoreOptions, rank: int
     if is_grid:
         require_grid(target)
     G = load_generator(locate(path), restores=True)
+    if options.kind == "png":
+        require_png(G.image, "npy")
     restoration = Restorer(G, options.seed, source, parse_labels(options.labels, G) if options.labels else [])
     if is_grid:
         return restoration.grid(options.num or 64, target, options.columns) if rank == 0 else ""
-    return restoration.files(options.num, target, rank, world)
+    return restoration.files(options.num, target, options.kind, rank, world)
 
 
 class Restorer:
@@ -96,12 +98,19 @@ class Restorer:
 
     def __init__(self, G: TrainedGenerator, seed: int, source: str, labels: list[int]) -> None:
         self._G, self._seed, self._source, self._labels = G, seed, source, labels
-        self._data = G.origin["config"]["data"]  # how images of other sizes were fitted in training
+        data = G.origin["config"]["data"]  # how images were decoded and fitted in training
+        self._decode = DecodeOptions(
+            G.image,
+            data["resize_filter"],
+            data["crop"],
+            data.get("max_pixels", MAX_PIXELS),
+            data.get("background", 255),  # older configs lack it
+        )
         self._num_resized = 0
         self._skipped: Counter[str] = Counter()
 
-    def files(self, num: int | None, target: Path, rank: int, world: int) -> str:
-        """Write a PNG file for each image, in the same folders and with the same name if it has one."""
+    def files(self, num: int | None, target: Path, kind: str, rank: int, world: int) -> str:
+        """Write a PNG or NPY file for each image, in the same folders and with the same name if it has one."""
         target.mkdir(parents=True, exist_ok=True)
         done, total = 0, 0
         taken: set[str] = set()
@@ -111,10 +120,9 @@ class Restorer:
             if number_of_chunk % world != rank:
                 continue
             for row in self._rows(chunk):
-                path = (target / names[row.number]).with_suffix(f".{image_file.suffix(self._G.image)}")
+                path = target / f"{names[row.number]}.{kind}"
                 path.parent.mkdir(parents=True, exist_ok=True)
-                with replacing(path) as part:
-                    part.write_bytes(image_file.to_bytes(row.restored, self._G.image))
+                save_image(path, row.restored, self._G.image)
                 done += 1
         return self._summary(done, total, target, world)
 
@@ -122,7 +130,8 @@ class Restorer:
         """Write degraded and restored images side by side, with the clean ones of pairs."""
         rows = [row for chunk in self._chunks(num) for row in self._rows(chunk)]
         summary = self._summary(len(rows), len(rows), target)
-        seen = [display_pixels(np.stack([x for x in row[1:] if x is not None]), self._G.image) for row in rows]
+        image, bands = self._G.image, bands_of(self._G)
+        seen = [display_pixels(np.stack([x for x in row[1:] if x is not None]), image, bands) for row in rows]
         joined = [np.concatenate(list(images), axis=1) for images in seen]
         target.parent.mkdir(parents=True, exist_ok=True)
         image_grid.save_png(target, image_grid.grid(joined, columns or math.ceil(math.sqrt(len(rows)))))
@@ -169,13 +178,16 @@ class Restorer:
 
     def _read(self, entry: InputEntry) -> np.ndarray:
         content = read_entry(entry)
-        image, (filter, crop) = self._G.image, (self._data["resize_filter"], self._data["crop"])
+        image, how = self._G.image, self._decode
         if isinstance(content, bytes):
             out = np.empty(image.shape, image.dtype)
-            self._num_resized += decode_into(content, out, DecodeOptions(image, filter, crop))
+            self._num_resized += decode_into(content, out, how)
             return out
+        if content.shape[0] * content.shape[1] > how.max_pixels:
+            raise TooLarge(how.max_pixels)
         self._num_resized += content.shape[:2] != image.shape[:2]
-        return fit(decode_array(content, image).pixels, image, filter, crop)
+        pixels = decode_array(content, image, how.background).pixels
+        return fit(pixels, image, how.filter, how.crop, background=how.background)
 
     def _summary(self, done: int, total: int, target: Path, world: int = 1) -> str:
         """Return a human-readable line; one of several processes counts its own images only.
@@ -192,10 +204,13 @@ class Restorer:
 
 
 def _file_name(name: str, number: int, taken: set[str]) -> str:
-    """Return the path of an image's file below the output folder; a name in an archive must not lead out of it."""
+    """Return the path of an image's file below the output folder, without a suffix.
+
+    A name in an archive must not lead out of the folder.
+    """
     stem, _, suffix = name.rpartition(".")
     parts = [part for part in stem.split("/") if part not in ("", ".", "..")]
-    path = "/".join(parts) if parts and suffix.lower() in SUFFIXES else f"{number:08d}"
+    path = "/".join(parts) if parts and suffix.lower() in (*SUFFIXES, *ARRAYS) else f"{number:08d}"
     path = path if path not in taken else f"{path}.{suffix}"
     taken.add(path)
-    return f"{path}.png"
+    return path

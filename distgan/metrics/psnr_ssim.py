@@ -13,7 +13,7 @@ def psnr(restored: Tensor, clean: Tensor) -> Tensor:
     It is infinite where there is no error.
 
     Args:
-        restored, clean: Levels 0..255, of any type; [B, 3, H, W].
+        restored, clean: Levels 0..255, of any type; [B, C, H, W].
     """
     error = (restored.double() - clean.double()).square().flatten(1).mean(1)
     return 10 * torch.log10(255**2 / error)

@@ -222,7 +222,7 @@ class GanStep:
             return real, None
         if batch.degraded is not None:
             return real, self._scaled(batch.degraded, batch.seeds)
-        return real, degrade(real, batch.seeds, self.options.image_to_image.degrade, self.options.image.dtype)
+        return real, degrade(real, batch.seeds, self.options.image_to_image.degrade, self.options.image)
 
     def _scaled(self, pixels: Tensor, seeds: Tensor) -> Tensor:
         """Map stored values [B, H, W, C] to [B, C, H, W] in -1..1, mirrored where the seed says so."""

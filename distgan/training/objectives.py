@@ -33,7 +33,7 @@ class DiscriminatorLoss(nn.Module):
         self.smoothing = {"smooth": options.label_smoothing} if options.label_smoothing else {}
 
     def forward(self, batch: MicroBatch, fake: Tensor, hp: StepHyperparams) -> DiscriminatorResult:
-        """Compute the loss of `batch.real` and `fake`, [B, 3, R, R] in -1..1 each."""
+        """Compute the loss of `batch.real` and `fake`, [B, C, H, W] in -1..1 each."""
         D, real = self.discriminator, batch.real
         assert real is not None
         of_real, of_fake = D.draw(real, batch, ("real", "fake"), hp)

@@ -12,10 +12,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from distgan.image_spec import LEVELS, DType
+from distgan.image_spec import LEVELS, ImageSpec, square
 from distgan.rng import device_rng
 from distgan.transforms.degrade_spec import Step
 
+RGB = square(1)  # 8-bit colors, of any size
 GREY = 128.0  # level of masked pixels
 STROKES, SEGMENTS = 4, 6  # brush strokes of an image at most, and straight pieces of each
 # The quantization tables of quality 50: ITU-T T.81 (1992), annex K, tables K.1 and K.2.
@@ -40,33 +41,33 @@ CHROMINANCE = """
 
 
 @torch.no_grad()
-def degrade(images: Tensor, seeds: Tensor, steps: Sequence[Step], dtype: DType = "uint8") -> Tensor:
-    """Apply steps of degradation in turn; [B, C, H, W] in -1..1 of the same type, rounded to the values of `dtype`.
+def degrade(images: Tensor, seeds: Tensor, steps: Sequence[Step], image: ImageSpec = RGB) -> Tensor:
+    """Apply steps of degradation in turn; [B, C, H, W] in -1..1 of the same type, rounded to values that can be stored.
 
     Args:
-        images: In -1..1, with values that `dtype` has; [B, C, H, W]. Steps see them in levels, where -1 is 0 and 1 is
-            255, whatever the depth.
+        images: In -1..1, with values that can be stored; [B, C, H, W]. Steps see them in levels, where -1 is 0 and 1 is
+            255, whatever the depth and range.
         seeds: int64 [B]; see `device_rng`.
         steps: As `degrade_spec.parse` returns them.
-        dtype: Of the images on the host. "float32" is not rounded.
+        image: Type and range of the images on the host; its size and channels do not matter. Floats are not rounded.
 
     Raises:
         ValueError: A step is not defined for this number of channels.
     """
-    x = _rounded((images + 1) * 127.5, dtype).float().contiguous()  # levels, 0..255
+    x = _rounded((images + 1) * 127.5, image).float().contiguous()  # levels, 0..255
     for number, step in enumerate(steps):
         purpose = f"degrade {number} {step.kind}"
         at, u = device_rng.uniform(seeds, purpose, 2).unbind(1)
         changed = KINDS[step.kind](x, _strength(u, step), seeds, f"{purpose} more", step)
         x = torch.where(_each(at < step.p), changed, x)
-    return (_rounded(x, dtype).clamp(0, 255).to(images.dtype) / 127.5) - 1
+    return (_rounded(x, image).clamp(0, 255).to(images.dtype) / 127.5) - 1
 
 
-def _rounded(levels: Tensor, dtype: DType) -> Tensor:
-    """Round levels of 0..255 to those that whole numbers of a type have."""
-    if dtype == "float32":
+def _rounded(levels: Tensor, image: ImageSpec) -> Tensor:
+    """Round levels, of which 0 is `image.low` and 255 is `image.high`, to those of whole numbers between."""
+    if image.dtype not in LEVELS:
         return levels
-    parts = LEVELS[dtype] / 255
+    parts = (image.high - image.low) / 255  # whole numbers from one 8-bit level to the next
     return levels.round() if parts == 1 else (levels * parts).round() / parts
 
 

@@ -1,6 +1,7 @@
 """Runs of gray, of transparent and of scientific images: from shards to generated files, and exactly resumed."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from distgan.data.decode import DecodeOptions
 from distgan.data.shard_urls import find_shards
 from distgan.data.synthetic import write_shards
 from distgan.image_spec import ImageSpec
+from distgan.inference.generate import _stretch
 from distgan.inference.loading import load_generator
 from distgan.storage.byte_ranges import ByteRangeReader
 
@@ -190,3 +192,52 @@ def test_16_bits_take_the_range_that_they_were_packed_with(tmp_path: Path) -> No
     assert main(start) == 0
     image = load_generator(tmp_path / "run", "cpu").image
     assert (image.low, image.high) == (0, 4095)
+
+
+@pytest.mark.parametrize("image", [ImageSpec(12, 12, 2, "float32", -3, 2), ImageSpec(16, 16, 1, "uint16", 101, 900)])
+def test_stretched_images_stay_in_the_range(image: ImageSpec) -> None:
+    """Lanczos overshoots at edges by up to a tenth of their height."""
+    ends = image.low, image.high
+    pixels = np.full(image.shape, ends[0], image.dtype)
+    pixels[:, image.width // 2 :] = ends[1]
+    wide = _stretch(pixels, replace(image, width=2 * image.width))
+    assert (wide.shape[1], wide.dtype) == (2 * image.width, image.dtype)
+    assert (wide.min(), wide.max()) == ends
+
+
+def evaluated(*arguments: str) -> list[str]:
+    """Names of the values in the report of an evaluation."""
+    report = Path(arguments[0]).parent / "report.json"
+    settings = ["eval.extractor=toy", "eval.metrics=[fd]", "--out", str(report)]
+    assert main(["evaluate", *arguments, *settings]) == 0
+    return list(json.loads(report.read_text())["values"])
+
+
+def test_folders_of_images_of_any_kind_are_evaluated(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """What they are, settings say, or the card of the folder; a set compared with itself has no distance."""
+    image = ImageSpec(12, 12, 5, "float32", -3, 2)
+    write_shards(tmp_path / "real", 100, image)
+    shards = str(tmp_path / "real")
+    reference = f"eval.reference={shards}"
+    asked = ["evaluate", shards, reference, "eval.extractor=toy"]
+    assert main([*asked, "data.channels=5"]) == 3
+    assert "set data.dtype=float32 and data.range=[LOW,HIGH]" in capsys.readouterr().err
+    assert main([*asked, "data.channels=5", "data.dtype=float32"]) == 2
+    assert "set data.range=[LOW,HIGH]" in capsys.readouterr().err
+    own = ["data.channels=5", "data.dtype=float32", "data.range=[-3,2]"]
+    assert evaluated(shards, reference, *own) == ["fd_toy_bands_0_1_2_100_full"]
+    assert evaluated(shards, reference, *own, "eval.bands=[4,2,0]") == ["fd_toy_bands_4_2_0_100_full"]
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert report["values"]["fd_toy_bands_4_2_0_100_full"]["mean"] == pytest.approx(0, abs=1e-6)
+    card = {"samples": 100, "channels": 5, "dtype": "float32", "alpha": False, "height": 12, "width": 12}
+    (tmp_path / "real" / "dataset.json").write_text(json.dumps(card | {"values": [-3, 2]}))
+    assert evaluated(shards, reference) == ["fd_toy_bands_0_1_2_100_full"]
+
+    (tmp_path / "gray").mkdir()
+    for i in range(64):
+        pixels = np.random.default_rng(i).integers(0, 256, (16, 16), np.uint8)
+        Image.fromarray(pixels).save(tmp_path / "gray" / f"{i}.png")
+    write_shards(tmp_path / "reals", 100, ImageSpec(16, 16, 1))
+    asked = [str(tmp_path / "gray"), f"eval.reference={tmp_path / 'reals'}"]
+    assert evaluated(*asked) == ["fd_toy_64_full"]
+    assert evaluated(*asked, "data.channels=1") == ["fd_toy_gray_64_full"]

@@ -23,8 +23,9 @@ from distgan.data.pack import pack
 from distgan.data.pack_entry import ListingOptions
 from distgan.data.shard_urls import find_shards
 from distgan.data.shuffle import held_out
+from distgan.data.synthetic import write_shards
 from distgan.errors import ConfigError
-from distgan.image_spec import square
+from distgan.image_spec import ImageSpec, square
 from distgan.inference.restore import RestoreOptions, restore
 from distgan.storage.byte_ranges import ByteRangeReader
 from distgan.transforms.image_values import to_pixels
@@ -201,6 +202,42 @@ def test_a_program_restores_what_the_command_does(tmp_path: Path, trained: Path)
         G.restore(torch.zeros(1, 3, 8, 8))
 
 
+def test_images_to_restore_are_decoded_as_in_training(
+    tmp_path: Path, config: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """Transparent pixels lie on the background of the training, and what was too large for it is left out."""
+    own = ["data.background=0", "data.max_pixels=300", "train.images=12", "sample.every=0"]
+    assert train(config, tmp_path / "run", *OWN, *own) == 0
+    (tmp_path / "in").mkdir()
+    Image.fromarray(np.zeros((16, 16, 4), np.uint8)).save(tmp_path / "in" / "a.png")
+    Image.fromarray(pixels(0, (20, 30))).save(tmp_path / "in" / "b.png")
+    command = ["generate", str(tmp_path / "run"), "--input", str(tmp_path / "in"), "--as", "grid"]
+    capsys.readouterr()
+    assert main([*command, "--out", str(tmp_path / "g.png")]) == 0
+    assert "skipped 1 too many pixels (more than 300)" in capsys.readouterr().out
+    assert not np.asarray(Image.open(tmp_path / "g.png"))[:, :16].any()
+
+
+def test_restored_images_that_no_png_holds_become_arrays(
+    tmp_path: Path, config: Path, capsys: pytest.CaptureFixture
+) -> None:
+    write_shards(tmp_path / "bands", 60, ImageSpec(16, 16, 5, "float32", -3, 2))
+    own = [f"data.shards={tmp_path / 'bands'}", "data.channels=5", "data.dtype=float32", "data.range=[-3,2]"]
+    own += ["data.holdout=6", "restore.degrade=[{noise: 20}]", "train.images=12", "sample.every=0"]
+    assert train(config, tmp_path / "run", *OWN, *own) == 0
+    (tmp_path / "in").mkdir()
+    np.save(tmp_path / "in" / "a.npy", np.random.default_rng(0).uniform(-3, 2, (16, 16, 5)).astype(np.float32))
+    command = ["generate", str(tmp_path / "run"), "--input", str(tmp_path / "in"), "--out", str(tmp_path / "out")]
+    capsys.readouterr()
+    assert main(command) == 2
+    assert "5 channel(s) of float32 do not fit into PNG files: --as npy keeps all" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+    assert main([*command, "--as", "npy"]) == 0
+    restored = np.load(tmp_path / "out" / "a.npy")
+    assert (restored.shape, restored.dtype) == ((16, 16, 5), np.float32)
+    assert -3 <= restored.min() < restored.max() <= 2
+
+
 def test_what_cannot_be_restored_is_refused_with_the_way_out(
     tmp_path: Path, trained: Path, config: Path, digits: Path, capsys: pytest.CaptureFixture
 ) -> None:
@@ -214,10 +251,11 @@ def test_what_cannot_be_restored_is_refused_with_the_way_out(
     assert "no usable image: 1 not an image" in capsys.readouterr().err
     command = ["generate", str(trained), "--input", str(digits), "--out", str(tmp_path / "x")]
     for more, told in (
-        (["--as", "shards"], "become png or grid"),
+        (["--as", "shards"], "become png, npy or grid"),
         (["--as", "grid", "--out", str(tmp_path / "g")], "a grid is a file that ends in .png"),
         (["--columns", "0"], "--columns 0: at least 1"),
         (["--keep-best", "0.5"], "leave them out with --input"),
+        (["--aspect"], "--aspect stretches images made of noise: leave it out with --input"),
         (["--num", "0"], "--num 0: at least 1"),
         (["--labels", "3"], "this generator was trained without classes"),
     ):

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from distgan.image_spec import ImageSpec, square
+from distgan.image_spec import DType, ImageSpec, square
 from distgan.transforms.degrade import KINDS, degrade, poisson
 from distgan.transforms.degrade_spec import KINDS as KNOWN
 from distgan.transforms.degrade_spec import Step, parse
@@ -288,13 +288,27 @@ def test_the_depth_of_images_is_kept() -> None:
     images = torch.rand(4, 2, 16, 16, generator=torch.Generator().manual_seed(3)).double() * 2 - 1
     steps = parse([{"noise": 5}], ImageSpec(16, 16, 2))
     deep = ((images + 1) * 32767.5).round() / 32767.5 - 1
-    assert torch.allclose(degrade(deep, seeds(4), [], "uint16"), deep, rtol=0, atol=1e-6)
-    assert torch.allclose(degrade(images, seeds(4), [], "float32"), images, rtol=0, atol=1e-6)
-    noisy = {dtype: degrade(images, seeds(4), steps, dtype) for dtype in ("uint8", "uint16", "float32")}
+    kinds = square(1), ImageSpec(1, 1, dtype="uint16"), ImageSpec(1, 1, 3, "float32", -1, 1)
+    assert torch.allclose(degrade(deep, seeds(4), [], kinds[1]), deep, rtol=0, atol=1e-6)
+    assert torch.allclose(degrade(images, seeds(4), [], kinds[2]), images, rtol=0, atol=1e-6)
+    noisy = {kind.dtype: degrade(images, seeds(4), steps, kind) for kind in kinds}
     for dtype, step in (("uint8", 1 / 127.5), ("uint16", 1 / 32767.5)):
         steps_from_zero = (noisy[dtype] + 1) / step
         assert torch.allclose(steps_from_zero, steps_from_zero.round(), rtol=0, atol=2e-2)
         assert (noisy[dtype] - noisy["float32"]).abs().max() <= step * 1.01
+
+
+@pytest.mark.parametrize(("dtype", "low", "high"), [("uint8", 0, 10), ("uint8", 3, 203), ("uint16", 100, 4096)])
+def test_degraded_images_of_a_range_are_values_that_can_be_stored(dtype: DType, low: float, high: float) -> None:
+    """They are whole numbers of the range, up to both ends, and an image without noise is unchanged."""
+    image = ImageSpec(32, 32, 2, dtype, low, high)
+    stored = np.random.default_rng(0).integers(low, high + 1, (4, 32, 32, 2))
+    given = torch.from_numpy((2 * (stored - low) / (high - low) - 1).astype(np.float32)).permute(0, 3, 1, 2)
+    assert torch.allclose(degrade(given, seeds(4), [], image), given, rtol=0, atol=1e-6)
+    out = degrade(given, seeds(4), parse([{"noise": 100}], image), image)
+    values = (out.double().numpy() + 1) * (high - low) / 2 + low
+    np.testing.assert_allclose(values, values.round(), rtol=0, atol=1e-6 * (high - low))
+    assert (values.round().min(), values.round().max()) == (low, high)
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ def config_errors(config: Config) -> list[str]:
     """Return settings that exclude one another or cannot work, each with its fix."""
     checks = (
         _check_data,
-        _check_bands,
+        bands_errors,
         _check_networks,
         _check_loss,
         _check_augment_and_balance,
@@ -84,7 +84,7 @@ def _check_values(data: Data) -> Iterator[str]:
         yield f"data.range={data.range}: {error}"
 
 
-def _check_bands(config: Config) -> Iterator[str]:
+def bands_errors(config: Config) -> Iterator[str]:
     """Yield what is wrong with the channels that people see."""
     bands, channels = config.eval.bands, config.data.channels - (config.data.alpha == "channel")
     if bands and (len(bands) != 3 or max(bands) >= channels or channels in (1, 3)):

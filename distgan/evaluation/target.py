@@ -12,6 +12,7 @@ from torch import nn
 from distgan.config.decode_options import decode_options
 from distgan.config.load import load_to_evaluate
 from distgan.config.schema import Config, image_spec
+from distgan.config.validate import bands_errors
 from distgan.data import dataset_card
 from distgan.data.dataset import Dataset
 from distgan.data.pack_inputs import list_inputs
@@ -84,6 +85,7 @@ def open_target(target: str, overrides: Sequence[str], device: torch.device) -> 
                 "such: leave it out"
             )
     _require_reference(config)
+    _require_bands(config)
     num_classes, unseen, policy = generator.num_classes, generator.spec.unseen, config.eval.labels
     if generator.conditions is not None and policy != "empirical":
         raise ConfigError(
@@ -142,12 +144,18 @@ def _require_reference(config: Config) -> None:
         )
 
 
+def _require_bands(config: Config) -> None:
+    if mistakes := list(bands_errors(config)):
+        raise ConfigError(mistakes[0])
+
+
 def _open_images(target: str, path: Path, overrides: Sequence[str]) -> Target:
     listing = list_inputs(target)
     card = {} if path.is_file() and path.suffix != ".tar" else dataset_card.read(target)
     kind = _kind_of_card(card, overrides)
     config = load_to_evaluate([("card", {"data": kind})], overrides)
     _require_reference(config)  # errors are raised before images are read
+    _require_bands(config)
     if config.data.dtype not in LEVELS and not config.data.range:
         raise ConfigError(
             f"data.dtype={config.data.dtype} needs the values that are black and white, and {public(target)} has no "

@@ -227,6 +227,8 @@ def test_folders_of_images_of_any_kind_are_evaluated(tmp_path: Path, capsys: pyt
     own = ["data.channels=5", "data.dtype=float32", "data.range=[-3,2]"]
     assert evaluated(shards, reference, *own) == ["fd_toy_bands_0_1_2_100_full"]
     assert evaluated(shards, reference, *own, "eval.bands=[4,2,0]") == ["fd_toy_bands_4_2_0_100_full"]
+    assert main([*asked, *own, "eval.bands=[0,5,1]"]) == 2
+    assert "eval.bands=[0, 5, 1]: three numbers of channels, from 0 to 4" in capsys.readouterr().err
     report = json.loads((tmp_path / "report.json").read_text())
     assert report["values"]["fd_toy_bands_4_2_0_100_full"]["mean"] == pytest.approx(0, abs=1e-6)
     card = {"samples": 100, "channels": 5, "dtype": "float32", "alpha": False, "height": 12, "width": 12}

@@ -51,7 +51,7 @@ class ImageSpec:
         if min(self.height, self.width) < 1:
             raise ValueError(f"images of {self.width}x{self.height} pixels")
         if not self.low < self.high:
-            raise ValueError(f"a range from {self.low:g} to {self.high:g}: the second value must be the larger one")
+            raise ValueError(f"a range from {self.low:.15g} to {self.high:.15g}: the second value must be larger")
         if error := range_error(self.dtype, self.low, self.high):
             raise ValueError(error)
 
@@ -62,13 +62,18 @@ class ImageSpec:
 
     @property
     def size(self) -> str:
-        """Return the size as text, "64x48": width first, as pictures are named."""
+        """Return the size as text, "64x48": width first, as all texts for readers have it."""
         return f"{self.width}x{self.height}"
 
     @property
     def resolution(self) -> int | list[int]:
-        """Return the size as a config has it: a side, or [height, width]."""
+        """Return the size as a config or a card holds it: a side, or [height, width]."""
         return self.height if self.height == self.width else [self.height, self.width]
+
+    @property
+    def setting(self) -> str:
+        """Return the size as `data.resolution` is given: "64" of a square, else "[H,W]"."""
+        return size_setting(self.height, self.width)
 
     @property
     def is_rgb8(self) -> bool:
@@ -98,24 +103,19 @@ class ImageSpec:
     @property
     def doublings(self) -> int:
         """Return how often networks double the sides of their start grid."""
-        return doublings(self.height, self.width)
+        return _num_doublings(self.height, self.width)
 
     @property
     def start_grid(self) -> tuple[int, int]:
         """Return H and W of the start grid, the first stage of G and the last one of D: (4, 4) of 2^n pixels."""
         return self.height >> self.doublings, self.width >> self.doublings
 
-    @property
-    def setting(self) -> str:
-        """Return the size as `data.resolution` has it: "64" of a square, else "[H,W]"."""
-        return setting(self.height, self.width)
-
 
 def range_error(dtype: str, low: float, high: float) -> str:
     """Return why values of a dtype cannot be between `low` and `high`; "" where they can."""
     if dtype not in LEVELS or (low == int(low) >= 0 and high == int(high) <= LEVELS[dtype]):
         return ""
-    return f"a range from {low:g} to {high:g}: {dtype} has the whole numbers from 0 to {LEVELS[dtype]}"
+    return f"a range from {low:.15g} to {high:.15g}: {dtype} has the whole numbers from 0 to {LEVELS[dtype]}"
 
 
 def square(side: int, channels: int = 3) -> ImageSpec:
@@ -123,15 +123,7 @@ def square(side: int, channels: int = 3) -> ImageSpec:
     return ImageSpec(side, side, channels)
 
 
-def doublings(height: int, width: int) -> int:
-    """Return how often both sides can be halved, down to 3 pixels at least: 4 for 64x64, 7 for 640x384."""
-    num = 0
-    while min(height, width) >> num + 1 >= START_SIDES[0] and not (height >> num) % 2 and not (width >> num) % 2:
-        num += 1
-    return num
-
-
-def setting(height: int, width: int) -> str:
+def size_setting(height: int, width: int) -> str:
     """Return a size as `data.resolution` has it: "64" of a square, else "[H,W]"."""
     return f"{height}" if height == width else f"[{height},{width}]"
 
@@ -150,8 +142,8 @@ def size_error(family: str, height: int, width: int) -> str:
             needs += f", and {LEAST_SIDES[family]} pixels at least"
     sizes = nearest(height, width, lambda *size: _fits(family, *size), LEAST_SIDES.get(family, 1))
     return (
-        f"data.resolution={setting(height, width)}: the {family} networks need {needs}, such as "
-        f"{' or '.join(setting(*size) for size in sizes)}"
+        f"data.resolution={size_setting(height, width)}: the {family} networks need {needs}, such as "
+        f"{' or '.join(size_setting(*size) for size in sizes)}"
     )
 
 
@@ -180,6 +172,14 @@ def nearest(height: int, width: int, fits: Callable[[int, int], bool], least: in
     return sorted(found, key=lambda size: (abs(size[0] - height) + abs(size[1] - width), size))[:2]
 
 
+def _num_doublings(height: int, width: int) -> int:
+    """Return how often both sides can be halved, down to 3 pixels at least: 4 for 64x64, 7 for 640x384."""
+    num = 0
+    while min(height, width) >> num + 1 >= START_SIDES[0] and not (height >> num) % 2 and not (width >> num) % 2:
+        num += 1
+    return num
+
+
 def _near(side: int, num: int) -> set[int]:
     """Return the multiples of 2^num around a side, and those that are nearest to it among the sides of networks."""
     below = side >> num
@@ -193,5 +193,5 @@ def _fits(family: str, height: int, width: int) -> bool:
         return False
     if family in MULTIPLES:
         return height % MULTIPLES[family] == 0 == width % MULTIPLES[family]
-    num = doublings(height, width)
+    num = _num_doublings(height, width)
     return num > 0 and all(side >> num in START_SIDES for side in (height, width))

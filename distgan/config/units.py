@@ -12,6 +12,8 @@ def convert(value: object, field: Field | None) -> object:
         return value
     if field.type in (list[str], "list[str]") and isinstance(value, str):
         return [value]
+    if value == "auto" and field.name == "range":
+        return []  # the levels of the type, or what the data set's card says
     if isinstance(value, str) and "${" in value:  # an interpolation: OmegaConf checks what it gives
         return value
     if value is False and get_origin(field.type) is Literal and "off" in get_args(field.type):

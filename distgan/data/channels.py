@@ -10,6 +10,7 @@ import numpy as np
 
 from distgan.data.image_format import CorruptImage, Range
 from distgan.image_spec import ImageSpec
+from distgan.storage.formatting import interval
 
 LUMA = (19595, 38470, 7471)  # of 65536: ITU-R BT.601, in the whole numbers of Pillow's mode L
 BAND_PIXELS = 2**22  # are put on another range at a time
@@ -48,16 +49,19 @@ class DecodedImage:
     values: tuple[float, float] | None = None
 
 
-def wrong_count(bands: int, image: ImageSpec) -> CorruptImage:
-    """Return the error for an image of a number of channels that `image` cannot hold."""
-    return CorruptImage(f"{bands} channel{'s' * (bands != 1)}, data.channels is {image.channels}")
+def wrong_count(bands: int, image: ImageSpec, has_alpha: bool = False) -> CorruptImage:
+    """Return the error for an image of a number of channels, with alpha among them or not, that `image` cannot hold."""
+    colors = bands - has_alpha
+    found = f"{colors} channel{'s' * (colors != 1)}{' and alpha' * has_alpha}, data.channels is {image.channels}"
+    keep = ": data.alpha=channel keeps it" if has_alpha and bands == image.channels else ""
+    return CorruptImage(found + keep)
 
 
 def check_count(bands: int, has_alpha: bool, image: ImageSpec) -> None:
     """Raise CorruptImage where that many channels cannot become those of `image`: gray and colors can."""
     colors = bands - has_alpha
     if colors != image.num_colors and not {colors, image.num_colors} <= {1, 3}:
-        raise wrong_count(bands, image)
+        raise wrong_count(bands, image, has_alpha)
 
 
 def convert(
@@ -171,7 +175,7 @@ def _to_dtype(
     if values.dtype == np.uint8 and is_levels:
         return values * np.uint16(257), ("8 bit",)
     if not 0 <= low <= high <= 65535:
-        raise CorruptImage(f"values of {low:g} to {high:g}, data.dtype is uint16", (low, high))
+        raise CorruptImage(f"values of {interval(low, high)}, data.dtype is uint16", (low, high))
     return values.astype(np.uint16), ()
 
 

@@ -128,6 +128,8 @@ def read_conditions(
         known, named = ["file_name", "label"], "file_name"
     else:
         rows, known, named = read_rows(table.name, content)
+    if not rows:
+        raise DataError(f"--condition {names[0]}: {table.name} has no rows: a row for each image has its conditions")
     if missing := [name for name in names if name not in known]:
         raise DataError(f"--condition {missing[0]}: no such column in {table.name}, only {', '.join(known[:20])}")
     images = [files[number].name for number in image_numbers]

@@ -146,9 +146,13 @@ def mismatches(card: Card, image: ImageSpec) -> list[str]:
         found.append("the images have alpha, which is put on data.background: data.alpha=channel keeps it")
     elif channels != image.channels and not (image.alpha and channels - alpha == image.num_colors):
         found.append(f"the images have {channels} channel(s), data.channels is {image.channels}: set it to {channels}")
-    if dtype != image.dtype:
-        more = " and data.range" if dtype != "uint8" else ""
-        found.append(f"the numbers are stored as {dtype}, data.dtype is {image.dtype}: set it{more}")
+    if dtype == "uint8" and image.dtype != "uint8":
+        found.append(
+            f"the numbers are stored as uint8, data.dtype is {image.dtype}: set it to uint8, or keep more of each "
+            f"number by `distgan pack --dtype {image.dtype}`"
+        )
+    elif dtype != image.dtype and image.dtype != "float32":  # which holds all of uint16
+        found.append(f"the numbers are stored as {dtype}, data.dtype is {image.dtype}: data.dtype={dtype} keeps them")
     return found
 
 
@@ -168,7 +172,7 @@ def facts(card: Card) -> list[tuple[str, str]]:
     height, width = card.get("height") or resolution, card.get("width") or resolution
     rows = [
         ("images", f"{card['samples']:,}" if "samples" in card else ""),
-        ("size", f"{height} x {width} pixels" if height and width else "their own"),
+        ("size", f"{width}x{height} pixels" if height and width else "their own"),
         ("channels", _channels(card)),
         ("classes", f"{len(classes)}{batch_plan}" if classes else "none"),
         ("conditions", ", ".join(str(one["name"]) for one in card.get("conditions") or [])),  # type: ignore[index]

@@ -4,13 +4,12 @@ An image becomes a PNG (or WebP, JPEG) where that holds its numbers, else an arr
 """
 
 import contextlib
-import io
 import math
 from dataclasses import dataclass
 
 import numpy as np
-from PIL import Image
 
+from distgan.data import image_file
 from distgan.data.channels import DecodedImage
 from distgan.data.decode import decode, decode_array
 from distgan.data.image_format import MAX_PIXELS, CorruptImage, TooLarge
@@ -19,13 +18,9 @@ from distgan.data.resize import CROPS, FILTERS, cropped, fit
 from distgan.errors import ConfigError
 from distgan.image_spec import DType, ImageSpec
 from distgan.rng import host_rng
+from distgan.storage.formatting import whole_number
 
 CHUNK_BYTES = 2**24  # of images that travel to a process, or back, together
-SAVE: dict[str, tuple[str, dict[str, int]]] = {  # Pillow's name of a format, and its settings
-    "png": ("PNG", {"compress_level": 1}),  # level 6 takes four times as long for a tenth of the bytes
-    "webp": ("WEBP", {"lossless": True, "method": 0}),
-    "jpg": ("JPEG", {"subsampling": 0}),
-}
 SAMPLED = 64  # values of each image by which the set's quantiles are known
 
 
@@ -59,21 +54,19 @@ class PackOptions:
     alpha: bool = False
 
     def __post_init__(self) -> None:
-        for name, allowed in (("crop", CROPS), ("filter", FILTERS), ("image", SAVE)):
+        for name, allowed in (("crop", CROPS), ("filter", FILTERS), ("image", image_file.FORMATS)):
             if getattr(self, name) not in allowed:
                 raise ConfigError(f"--{name} {getattr(self, name)!r}: choose one of {', '.join(allowed)}")
         if self.resolution and not 1 <= min(self.height, self.width) <= max(self.height, self.width) <= 8192:
-            raise ConfigError(f"--resolution {self.resolution}: 1 to 8192 pixels, or 0 for each image's own")
+            raise ConfigError(f"--resolution {self.height}x{self.width}: 1 to 8192 pixels, or 0 for each image's own")
         if not 1 <= self.max_pixels <= 178_000_000:
             raise ConfigError(f"--max-pixels {self.max_pixels}: 1 to 178,000,000, which is where Pillow stops")
         for name, low, high in (("quality", 1, 100), ("background", 0, 255)):
             if not low <= getattr(self, name) <= high:
                 raise ConfigError(f"--{name} {getattr(self, name)}: {low} to {high}")
         if self.range is not None and not -math.inf < self.range[0] < self.range[1] < math.inf:
-            black, white = self.range
-            raise ConfigError(
-                f"--range {black:g} {white:g}: the first value becomes black, the second, larger one white"
-            )
+            black, white = map(whole_number, self.range)
+            raise ConfigError(f"--range {black} {white}: the first value becomes black, the second, larger one white")
         try:
             self.spec  # noqa: B018 (which refuses what there is not)
         except ValueError as error:
@@ -104,9 +97,7 @@ class PackOptions:
     @property
     def suffix(self) -> str:
         """Return the suffix of a stored image: of its format where that holds its numbers, else npy."""
-        if self.dtype == "uint8" and (self.alpha or self.channels in (1, 3)):
-            return self.image
-        return "png" if self.dtype == "uint16" and self.channels == 1 else "npy"
+        return image_file.suffix(self.spec, self.image)
 
     @property
     def is_plain(self) -> bool:
@@ -165,7 +156,8 @@ def _encode_one(entry: InputEntry, options: PackOptions, name: str) -> StoredIma
         except TooLarge:
             return StoredImage(skipped=f"more than --max-pixels {options.max_pixels}")
         except CorruptImage as reason:
-            return StoredImage(skipped=str(reason).replace("data.", "--"), values=reason.values)
+            skipped = str(reason).replace("data.alpha=channel", "--alpha").replace("data.", "--")
+            return StoredImage(skipped=skipped, values=reason.values)
         except OSError as error:
             return StoredImage(skipped=f"unreadable ({error.strerror or error})")
         return _fit_and_save(decoded, options, name)
@@ -201,7 +193,7 @@ def _fit_and_save(decoded: DecodedImage, options: PackOptions, name: str) -> Sto
         place = float(host_rng.uniform(host_rng.key(0, "crop", name), np.zeros(1, np.int64))[0])
         pixels = fit(pixels, spec, options.filter, options.crop, background=options.background, place=place)
     try:
-        data = _save(pixels, options)
+        data = image_file.to_bytes(pixels, spec, options.suffix, options.quality)
     except (OSError, ValueError):  # WebP ends at 16383 pixels
         return StoredImage(skipped=f"too large for {options.image}")
     sampled = None
@@ -225,18 +217,3 @@ def _is_enlarged(height: int, width: int, options: PackOptions) -> bool:
     if options.crop == "pad":
         return height < options.height and width < options.width
     return height < options.height or width < options.width
-
-
-def _save(pixels: np.ndarray, options: PackOptions) -> bytes:
-    """Return an image as the bytes of a file."""
-    out = io.BytesIO()
-    if options.suffix == "npy":
-        np.save(out, np.ascontiguousarray(pixels.astype(pixels.dtype.newbyteorder("<"), copy=False)))
-        return out.getvalue()
-    pillow_format, settings = SAVE[options.suffix]
-    if options.suffix == "jpg":
-        settings = settings | {"quality": options.quality}
-    if options.alpha and options.suffix == "webp":
-        settings = settings | {"exact": True}
-    Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels).save(out, pillow_format, **settings)
-    return out.getvalue()

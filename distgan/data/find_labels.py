@@ -6,7 +6,7 @@ used is refused.
 """
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 
 from distgan.data.folder_labels import from_archives, from_folders, from_level
 from distgan.data.label_tables import from_table, is_row_table
@@ -54,11 +54,18 @@ def is_table(name: str) -> bool:
     return name.rpartition("/")[2] == TABLE
 
 
-def find_labels(files: Sequence[File], image_numbers: Sequence[int], spec: str = "", column: str = "") -> Labels:
+def find_labels(
+    files: Sequence[File],
+    image_numbers: Sequence[int],
+    spec: str = "",
+    column: str = "",
+    conditions: Collection[str] = (),
+) -> Labels:
     """Return the classes of the images of a source, whose numbers among its files are given.
 
     Args:
         column: The one of a table of rows that has the labels; such a table must be there then.
+        conditions: Columns of tables that are conditions, which are no labels unless `spec` or `column` asks for them.
     """
     tables = [number for number, file in enumerate(files) if is_table(file.name)]
     if not image_numbers:
@@ -66,8 +73,10 @@ def find_labels(files: Sequence[File], image_numbers: Sequence[int], spec: str =
     names = [files[number].name for number in image_numbers]
     refused: list[str] = []
     if column:
-        labels = _from_rows(files, image_numbers, column, refused) or _no_table(column, refused)
-    elif spec in ("", "table") and tables:
+        labels = _from_rows(files, image_numbers, column, refused, conditions) or _no_table(column, refused)
+    elif tables and not spec and "label" in conditions:
+        labels = Labels(lacking=f"label of {TABLE} is a condition: --label table makes it the class, too")
+    elif tables and spec in ("", "table"):
         labels = _from_tables(files, image_numbers, tables)
     elif spec == "table":
         raise DataError(f"--label table: there is no {TABLE}")
@@ -79,7 +88,7 @@ def find_labels(files: Sequence[File], image_numbers: Sequence[int], spec: str =
         labels = from_archives([files[number].archive for number in image_numbers], image_numbers)
     elif spec:
         labels = from_level(names, image_numbers, int(spec.partition(":")[2] or 0) or None)
-    elif rows := _from_rows(files, image_numbers, "", refused):
+    elif rows := _from_rows(files, image_numbers, "", refused, conditions):
         labels = rows
     else:
         labels = from_folders(names, image_numbers)
@@ -125,7 +134,9 @@ def _from_tables(files: Sequence[File], image_numbers: Sequence[int], tables: Se
     return labels_of(classes, numbers, image_numbers, files[tables[0]].name)
 
 
-def _from_rows(files: Sequence[File], image_numbers: Sequence[int], column: str, refused: list[str]) -> Labels | None:
+def _from_rows(
+    files: Sequence[File], image_numbers: Sequence[int], column: str, refused: list[str], conditions: Collection[str]
+) -> Labels | None:
     """Read the labels from the only table of rows that has one for each image; None without such a table.
 
     Args:
@@ -136,7 +147,7 @@ def _from_rows(files: Sequence[File], image_numbers: Sequence[int], column: str,
     for number in tables:
         try:
             content = whole(files[number], most_bytes(len(image_numbers)))
-            found.append(from_table(files[number], content, column, files, image_numbers))
+            found.append(from_table(files[number], content, column, files, image_numbers, conditions=conditions))
         except DataError as error:
             refused.append(str(error))
     if not found:

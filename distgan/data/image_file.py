@@ -1,4 +1,4 @@
-"""Write images as files: PNG where that holds them whole, NumPy arrays else."""
+"""Write images as files: PNG (or WebP, JPEG) where that holds them whole, NumPy arrays else."""
 
 import io
 
@@ -7,26 +7,43 @@ from PIL import Image
 
 from distgan.image_spec import LEVELS, ImageSpec
 
-PNG_LEVEL = 1  # of compression: 6 takes four times as long for a tenth of the bytes
+FORMATS: dict[str, tuple[str, dict[str, int]]] = {  # Pillow's name of a format, and its settings
+    "png": ("PNG", {"compress_level": 1}),  # level 6 takes four times as long for a tenth of the bytes
+    "webp": ("WEBP", {"lossless": True, "method": 0}),
+    "jpg": ("JPEG", {"subsampling": 0}),
+}
 
 
-def suffix(image: ImageSpec) -> str:
-    """Return the suffix of a file that holds such images: "png" for gray and colors in whole numbers, or "npy"."""
+def suffix(image: ImageSpec, wanted: str = "png") -> str:
+    """Return the suffix of a file that holds such images whole.
+
+    That is `wanted`, a key of `FORMATS`, for gray and colors of 8 bits, "png" for gray of 16 bits, "npy" for others.
+    """
     if image.dtype == "uint16":
         return "png" if image.channels == 1 else "npy"  # Pillow writes no colors of 16 bits
-    return "png" if image.dtype == "uint8" and image.num_colors in (1, 3) else "npy"
+    return wanted if image.dtype == "uint8" and image.num_colors in (1, 3) else "npy"
 
 
-def to_bytes(pixels: np.ndarray, image: ImageSpec) -> bytes:
-    """Return the bytes of a file, of the kind that `suffix` names, with an image [H, W, C]."""
+def to_bytes(pixels: np.ndarray, image: ImageSpec, kind: str = "", quality: int = 95) -> bytes:
+    """Return the bytes of a file with an image [H, W, C].
+
+    Args:
+        kind: A key of `FORMATS`, or "npy"; empty: what `suffix` names.
+        quality: Of "jpg".
+    """
+    kind = kind or suffix(image)
     pixels = _with_share(pixels, image)
     out = io.BytesIO()
-    if suffix(image) == "npy":
-        np.save(out, np.ascontiguousarray(pixels), allow_pickle=False)
-    else:
-        Image.fromarray(pixels[..., 0] if image.channels == 1 else pixels).save(
-            out, format="PNG", compress_level=PNG_LEVEL
-        )
+    if kind == "npy":
+        values = pixels.astype(pixels.dtype.newbyteorder("<"), copy=False)
+        np.save(out, np.ascontiguousarray(values), allow_pickle=False)
+        return out.getvalue()
+    pillow_format, settings = FORMATS[kind]
+    if kind == "jpg":
+        settings = settings | {"quality": quality}
+    if kind == "webp" and image.alpha:
+        settings = settings | {"exact": True}  # colors under full transparency, too
+    Image.fromarray(pixels[..., 0] if image.channels == 1 else pixels).save(out, pillow_format, **settings)
     return out.getvalue()
 
 

@@ -6,7 +6,7 @@ A row names its image by its path, its file name, or that without the suffix.
 import csv
 import io
 import re
-from collections.abc import Container, Iterable, Sequence
+from collections.abc import Collection, Container, Iterable, Sequence
 from typing import TypeVar
 
 from distgan.data.labels import File, Labels, as_classes, labels_of
@@ -34,6 +34,7 @@ def from_table(
     files: Sequence[File],
     image_numbers: Sequence[int],
     *,
+    conditions: Collection[str] = (),
     optional: bool = False,
 ) -> Labels:
     """Return the classes of images by a table's rows.
@@ -41,6 +42,7 @@ def from_table(
     Args:
         table: The table, for messages and for the folder from which names may count.
         column: The one that holds the labels; empty: the first of the usual names.
+        conditions: Columns that are conditions, which are no labels unless `column` names them.
         optional: Whether there may be no labels in it.
 
     Raises:
@@ -48,10 +50,13 @@ def from_table(
     """
     rows, columns, named = read_rows(table.name, content)
     images = [files[number].name for number in image_numbers]
-    labeled = column or _column(columns, LABELS) or (columns[1] if len(columns) == 2 and columns[0] == named else "")
-    if optional and not column and labeled not in columns:
+    only = columns[1] if len(columns) == 2 and columns[0] == named and columns[1] not in conditions else ""
+    labeled = column or _column([name for name in columns if name not in conditions], LABELS) or only
+    if optional and not labeled:
         return Labels(lacking=f"{table.name} has no column of labels that is found by its name")
-    if not rows or labeled not in columns:
+    if not rows:
+        raise DataError(f"{table.name} has no rows: a row for each image has its labels or conditions")
+    if labeled not in columns:
         asked = f"no column {column}" if column else "no column of labels that is found by its name"
         raise DataError(f"{table.name}: {asked}, only {', '.join(columns[:20])}: --labels NAME says which one it is")
     keys, values = match_rows(table.name, [(str(row.get(named, "")), row.get(labeled)) for row in rows], named, images)

@@ -221,13 +221,14 @@ def _listing(items: Sequence[Item], wanted: ListingOptions, skipped: list[Skippe
         raise DataError(f"--image-part {wanted.part}: no file has this suffix; the first is {files[0].name}")
     labels = Labels(used={number for number, file in enumerate(files) if is_table(file.name)})
     named = _read_table(wanted.table) if wanted.table else None
+    given = {split_column(column)[0] for column in wanted.conditions if column != CLASS and not part_of_column(column)}
     conditions = find_conditions(wanted.conditions, files, pictures, named)
     if named and wanted.labels and not wanted.label:
         table, content = named
-        labels = from_table(table, content, wanted.labels_in, files, pictures, optional=bool(conditions.fields))
+        labels = from_table(table, content, wanted.labels_in, files, pictures, conditions=given, optional=bool(given))
         labels.used |= {number for number, file in enumerate(files) if file.name.rpartition("/")[2] == table.name}
     elif wanted.labels:
-        labels = find_labels(files, pictures, wanted.label, wanted.labels_in)
+        labels = find_labels(files, pictures, wanted.label, wanted.labels_in, given)
     chosen = [number for number in range(len(items)) if number not in labels.used]
     if labels.parts or wanted.part:
         chosen = pictures

@@ -71,7 +71,10 @@ def tally(summary: PackSummary, before: str) -> str:
 def report(summary: PackSummary, out: str, seconds: float) -> list[str]:
     """Return the summary as readable lines."""
     total = sum(shard["bytes"] for shard in summary.shards)
-    size = "x".join(map(str, summary.sizes.most_common(1)[0][0])) if len(summary.sizes) == 1 else "of their own sizes"
+    size = "of their own sizes"
+    if len(summary.sizes) == 1:
+        (width, height), _ = summary.sizes.most_common(1)[0]
+        size = f"of {width}x{height} pixels"
     lines = [f"{summary.samples:,} images {size} in {len(summary.shards)} shard(s), {total / 1e6:,.1f} MB: {out}"]
     if summary.classes:
         least, most = min(summary.class_counts), max(summary.class_counts)
@@ -118,7 +121,7 @@ def _kind(summary: PackSummary) -> list[str]:
     if options.dtype != "uint8":
         keys.append(f"data.dtype={options.dtype}")
     if options.height != options.width:
-        keys.append(f"data.resolution=[{options.height},{options.width}]")
+        keys.append(f"data.resolution={options.spec.setting}")
     lines = [f"stored as {options.suffix}; train with {' '.join(keys)}"] if keys else []
     if summary.is_stretched:
         lines.append(

@@ -60,7 +60,9 @@ def to_8_bits(
     notes: list[str] = []
     values: Range | None = None
     if spec.num_colors not in (1, 3):
-        raise wrong_count(3 if image.mode == "P" else len(image.getbands()), spec)
+        num_colors = 1 if len(image.getbands()) < 3 and image.mode not in ("P", "PA") else 3
+        has_alpha = _has_alpha(image)
+        raise wrong_count(num_colors + has_alpha, spec, has_alpha)
     orientation = image.getexif().get(ORIENTATION, 1)
     if getattr(image, "is_animated", False):
         image.seek(0)

@@ -14,6 +14,7 @@ from distgan.data.image_format import CorruptImage, Range
 from distgan.data.resize import cropped
 from distgan.errors import DataError
 from distgan.image_spec import DType
+from distgan.storage.formatting import interval, rounded_by_distance, whole_number
 
 LARGEST = 65535  # white in images of more than 8 bits, where no range is given
 MAX_SAMPLED = 2**14  # images whose values are kept for quantiles
@@ -53,7 +54,7 @@ class Pixels:
         low, high = np.quantile(values.astype(np.float64), (0.001, 0.999)).tolist()
         if values.dtype.kind == "u":
             return math.floor(low), math.ceil(high)
-        return float(f"{low:.6g}"), float(f"{high:.6g}")
+        return rounded_by_distance(low, high)
 
     def add_sampled(self, values: np.ndarray | None) -> None:
         """Take in some values of one image; of many images, those of each second, fourth ... are kept."""
@@ -106,13 +107,13 @@ class Pixels:
         if self.quantiles is None:
             return []
         low, high = self.quantiles
-        stored = f"{self.values[0]:g} to {self.values[1]:g}" if self.values else "8-bit levels"
-        line = f"values are {stored}; 99.8 % of them are between {low:g} and {high:g}"
+        stored = interval(*self.values) if self.values else "8-bit levels"
+        line = f"values are {stored}; 99.8 % of them are between {interval(low, high, ' and ')}"
         if value_range is None:
-            return [f"{line}, so train with data.range=[{low:g},{high:g}] or another range"]
+            return [f"{line}, so train with {_setting(low, high)} or another range" if low < high else line]
         below, above = self.clipped(value_range)
         black, white = value_range
-        return [f"{line}; of the range {black:g} to {white:g}, {below:.2%} are below and {above:.2%} above"]
+        return [f"{line}; of the range {interval(black, white)}, {below:.2%} are below and {above:.2%} above"]
 
     def warnings(self, value_range: Range | None = None, dtype: DType = "uint8") -> list[str]:
         """Return what is probably not meant, and what to do about it."""
@@ -121,8 +122,7 @@ class Pixels:
         if self.values is None:
             return []
         if self.needs_range:
-            low, high = self.values
-            what = f"images of floating-point numbers, {low:g} to {high:g}, cannot be used without a range"
+            what = f"images of floating-point numbers, {interval(*self.values)}, cannot be used without a range"
             return [f"{what}. {_advice(self.values)}, or keep the numbers: --dtype float32, then data.dtype=float32"]
         return range_warnings(self.values, value_range)
 
@@ -132,13 +132,15 @@ class Pixels:
         below, above = self.clipped(value_range)
         low, high = self.quantiles
         used = (high - low) / (value_range[1] - value_range[0])
+        between = interval(low, high, " and ")
+        mend = _setting(low, high) if low < high else "choose another range"
         if below + above <= MANY_CLIPPED:
-            few = f"99.8 % of the values are between {low:g} and {high:g}, {used:.1%} of the range"
-            return [] if used >= LITTLE_USED else [f"{few}: the contrast is low; data.range=[{low:g},{high:g}]"]
+            few = f"99.8 % of the values are between {between}, {used:.1%} of the range"
+            return [] if used >= LITTLE_USED else [f"{few}: the contrast is low; {mend}"]
         share = "all" if below + above == 1 else f"{below + above:.1%}"
         line = (
-            f"{share} of the values are beyond the range {value_range[0]:g} to {value_range[1]:g} and are clipped; "
-            f"99.8 % of them are between {low:g} and {high:g}: data.range=[{low:g},{high:g}]"
+            f"{share} of the values are beyond the range {interval(*value_range)} and are clipped; "
+            f"99.8 % of them are between {between}: {mend}"
         )
         return [line]
 
@@ -148,7 +150,7 @@ def describe_range(values: Range, value_range: Range | None) -> str:
     (low, high), (black, white) = values, value_range or (0, LARGEST)
     clipped = low < black or high > white
     return (
-        f"stored values are {low:g} to {high:g}; {black:g} becomes black and {white:g} white"
+        f"stored values are {interval(low, high)}; {whole_number(black)} becomes black and {whole_number(white)} white"
         f"{', values beyond are clipped' if clipped else ''}"
     )
 
@@ -158,7 +160,7 @@ def range_warnings(values: Range, value_range: Range | None) -> list[str]:
     (low, high), (black, white) = values, value_range or (0, LARGEST)
     wrong = []
     if high <= black or low >= white:
-        wrong = [f"all stored values ({low:g} to {high:g}) are {'black' if high <= black else 'white'}"]
+        wrong = [f"all stored values ({interval(low, high)}) are {'black' if high <= black else 'white'}"]
     elif value_range is None:
         if high < LARGEST / 2:
             wrong.append(
@@ -166,7 +168,7 @@ def range_warnings(values: Range, value_range: Range | None) -> list[str]:
                 "255 at most"
             )
         if low < 0 or high > LARGEST:
-            wrong.append(f"values are {low:g} to {high:g}: those outside of 0 to {LARGEST} are clipped")
+            wrong.append(f"values are {interval(low, high)}: those outside of 0 to {LARGEST} are clipped")
     return [f"{'; '.join(wrong)}. {_advice(values)}"] if wrong else []
 
 
@@ -176,7 +178,11 @@ def _advice(values: Range) -> str:
         low, high = 0, 2 ** math.ceil(math.log2(high + 1)) - 1
     elif low >= 0 and high <= 1:
         low, high = 0, 1
-    return f"Say which values are black and white: `distgan pack SOURCE OUT --range {low:.10g} {high:.10g}`"
+    return f"Say which values are black and white: `distgan pack SOURCE OUT --range {interval(low, high, ' ')}`"
+
+
+def _setting(low: float, high: float) -> str:
+    return f"data.range=[{interval(low, high, ',')}]"
 
 
 def look(dataset: Dataset, options: DecodeOptions) -> Pixels:
@@ -258,6 +264,7 @@ def _as_packed(card: dataset_card.Card) -> tuple[list[str], list[str]]:
 
 def _channels_to_set(pixels: Pixels) -> list[str]:
     """Return the channels to train with where all images have the same, other ones."""
-    if len(pixels.bad) == 1 and (count := re.match(r"(\d+) channels?, data\.channels", next(iter(pixels.bad)))):
-        return [f"set data.channels={count[1]}"]
+    found = re.fullmatch(r"(\d+) channels?( and alpha)?, data\.channels is (\d+)", next(iter(pixels.bad), ""))
+    if found and len(pixels.bad) == 1 and found[1] != found[3]:
+        return [f"set data.channels={found[1]}{', which leaves alpha out' * bool(found[2])}"]
     return []

@@ -25,6 +25,7 @@ from distgan.models import networks
 from distgan.models.spectral_norm import spectral_norm_layers
 from distgan.storage import checkpoint
 from distgan.storage.atomic import aside
+from distgan.storage.formatting import whole_number
 from distgan.storage.home import user_path
 from distgan.storage.printable import printable
 from distgan.version import __version__
@@ -138,7 +139,7 @@ library_name: distgan
 tags: [gan, {tag}, {G.spec.family}]
 ---
 
-# {name}: {what} of {image.width} x {image.height} pixels{of_classes}
+# {name}: {what} of {image.size} pixels{of_classes}
 
 {use}
 
@@ -188,15 +189,16 @@ def _values_of(image: ImageSpec) -> str:
     """Return what the ends of the range mean."""
     if (image.dtype, image.low, image.high) == ("uint8", 0, 255):
         return "-1 is black and 1 is white"
-    return f"-1 is {image.low:g} and 1 is {image.high:g} of the training data ({image.dtype})"
+    return f"-1 is {whole_number(image.low)} and 1 is {whole_number(image.high)} of the training data ({image.dtype})"
 
 
 def _stored_by(image: ImageSpec) -> str:
     """Return a sentence with the formula of stored values."""
-    half, middle = image.half_range, image.low + image.half_range
+    numbers = image.half_range, image.low + image.half_range, image.low, image.high
+    half, middle, low, high = map(whole_number, numbers)
     as_what = {"uint8": "As bytes", "uint16": "As 16-bit numbers"}.get(image.dtype, "As in the training data")
     rounded = ".round()" if image.dtype in LEVELS else ""
-    return f"{as_what}: `(images * {half:g} + {middle:g}){rounded}.clip({image.low:g}, {image.high:g})`."
+    return f"{as_what}: `(images * {half} + {middle}){rounded}.clip({low}, {high})`."
 
 
 USE = {

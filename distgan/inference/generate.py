@@ -1,7 +1,6 @@
 """Generate images of a checkpoint: as PNG files, shards, a grid or a video."""
 
 import functools
-import io
 import json
 import math
 from collections.abc import Iterator, Sequence
@@ -352,20 +351,14 @@ def _card_of_values(image: ImageSpec) -> dict:
         "alpha": image.alpha,
         "height": image.height,
         "width": image.width,
-        "values": None if image.dtype == "uint8" else [image.low, image.high],
+        "range": None if image.dtype == "uint8" else [image.low, image.high],
     }
 
 
 def save_image(path: Path, pixels: np.ndarray, image: ImageSpec) -> None:
     """Write one image's file, .png or .npy as the path says, whole or not at all."""
-    if path.suffix == ".png":
-        data = image_file.to_bytes(pixels, image)
-    else:
-        out = io.BytesIO()
-        np.save(out, pixels, allow_pickle=False)
-        data = out.getvalue()
     with replacing(path) as part:
-        part.write_bytes(data)
+        part.write_bytes(image_file.to_bytes(pixels, image, path.suffix[1:]))
 
 
 def _write_grid(

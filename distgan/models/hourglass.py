@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from distgan.condition_spec import VectorInput
-from distgan.image_spec import ImageSpec, nearest, setting
+from distgan.image_spec import ImageSpec, nearest, size_setting
 from distgan.models.epilogue import Epilogue, MakeEpilogue
 from distgan.models.label_embedding import label_embedding
 from distgan.models.weight_init import init_normal
@@ -248,7 +248,7 @@ def _check(image: ImageSpec, multiple: int, network: str) -> None:
         return height % multiple == 0 == width % multiple
 
     if not fits(image.height, image.width):
-        sizes = " or ".join(setting(*size) for size in nearest(image.height, image.width, fits))
+        sizes = " or ".join(size_setting(*size) for size in nearest(image.height, image.width, fits))
         raise ValueError(
             f"data.resolution={image.setting}: the hourglass {network} needs multiples of {multiple} pixels on both "
             f"sides, such as {sizes}"

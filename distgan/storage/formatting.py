@@ -1,5 +1,6 @@
 """Numbers, sizes, alternatives, errors and tables as readable text."""
 
+import math
 from collections.abc import Sequence
 
 
@@ -12,6 +13,24 @@ def short_number(value: float) -> str:
         digits, power = f"{value:.3e}".split("e")
         return f"{digits.rstrip('0').rstrip('.')}e{int(power)}"
     return f"{value:.4g}"
+
+
+def whole_number(value: float) -> str:
+    """Return a number with all its digits, up to 15: what is copied into a setting or a formula."""
+    return f"{value:.15g}"
+
+
+def rounded_by_distance(low: float, high: float) -> tuple[float, float]:
+    """Round two numbers to six digits of their distance: their own size, such as 1e6 of 1013250, has no part in it."""
+    if not 0 < high - low < math.inf:
+        return low, high
+    digits = 5 - math.floor(math.log10(high - low))
+    return round(low, digits), round(high, digits)
+
+
+def interval(low: float, high: float, between: str = " to ") -> str:
+    """Return two numbers as text, with the digits by which they differ: "1013249 to 1013251"."""
+    return between.join(whole_number(value) for value in rounded_by_distance(low, high))
 
 
 def size(num_bytes: float) -> str:

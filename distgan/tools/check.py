@@ -70,12 +70,10 @@ def _card(config: Config, dataset: Dataset) -> tuple[list[str], list[str]]:
     height, width = found.get("height") or side, found.get("width") or side
     if isinstance(height, int) and isinstance(width, int) and (height, width) != (image.height, image.width):
         how = "enlarged" if height < image.height or width < image.width else "reduced"
-        is_square = image.height == image.width
-        wanted = str(image.height) if is_square else f"{image.height}x{image.width}"
+        option = image.setting.strip("[]").replace(",", "x")
         warned.append(
-            f"the images are stored at {height} x {width} and would be {how} to "
-            f"data.resolution={wanted if is_square else f'[{image.height},{image.width}]'} each time; "
-            f"`distgan pack SOURCE OUT --resolution {wanted}` does it once"
+            f"the images are stored at {width}x{height} pixels and would be {how} to {image.size} "
+            f"(data.resolution={image.setting}) each time; `distgan pack SOURCE OUT --resolution {option}` does it once"
         )
     if isinstance(classes, list) and len(classes) > 1 and not config.model.conditional:
         warned.append(f"the data set has {len(classes)} classes, which model.conditional=false does not use")

@@ -13,7 +13,7 @@ from distgan.config.batch_plan import BatchPlan
 from distgan.config.decode_options import decode_options
 from distgan.config.schema import Config, image_spec, network_options, restores
 from distgan.config.schema import Optimizer as OptimizerSettings
-from distgan.data import dataset_card
+from distgan.data import dataset_card, pixels
 from distgan.data.dataset import ALONE, Dataset, DatasetOptions, RankInfo
 from distgan.data.loader import Stream, StreamOptions, decoding_threads
 from distgan.data.shard_urls import find_shards
@@ -27,6 +27,7 @@ from distgan.models import networks
 from distgan.models.networks import checkpoint_bytes, num_weights
 from distgan.storage.byte_ranges import ByteRangeReader
 from distgan.storage.disk_cache import DiskCache
+from distgan.storage.formatting import interval, whole_number
 from distgan.storage.home import user_path
 from distgan.training.step_inputs import ImageToImageOptions, StepOptions
 from distgan.transforms import degrade_spec
@@ -66,9 +67,9 @@ def range_of_cards(dataset: Dataset) -> list[float]:
     """Return the range that a data set was packed with, or its least and largest value, as its cards say.
 
     Raises:
-        DataError: The cards say neither.
+        DataError: The cards say neither, or few values are so far from all others that these would be nearly one.
     """
-    cards = dataset_card.by_folder(dataset.urls).values()
+    cards = list(dataset_card.by_folder(dataset.urls).values())
     found = [dataset_card.value_range(card) or card.get("values") for card in cards]
     if not found or not all(found):
         raise DataError(
@@ -77,7 +78,23 @@ def range_of_cards(dataset: Dataset) -> list[float]:
         )
     low, high = min(values[0] for values in found if values), max(values[1] for values in found if values)
     if not low < high:
-        raise DataError(f"all values of the data set are {low:g}, as its card says: there is nothing to learn")
+        raise DataError(
+            f"all values of the data set are {whole_number(low)}, as its card says: there is nothing to learn"
+        )
+    most = [
+        card.get("quantiles") or values
+        for card, values in zip(cards, found)
+        if values and dataset_card.value_range(card) is None
+    ]
+    if len(most) == len(cards):
+        least, largest = min(values[0] for values in most), max(values[1] for values in most)
+        if largest - least < pixels.LITTLE_USED * (high - low):
+            narrow = f"data.range=[{interval(least, largest, ',')}] clips the others, " if least < largest else ""
+            raise DataError(
+                f"the values of the data set are {interval(low, high)}, and 99.8 % of them are between "
+                f"{interval(least, largest, ' and ')}, nearly one value of that range: choose. {narrow}"
+                f"data.range=[{whole_number(low)},{whole_number(high)}] keeps all"
+            )
     return [float(low), float(high)]
 
 

@@ -36,6 +36,11 @@ def test_defaults_file_and_overrides_in_that_order(basic: Path) -> None:
     assert config.run.dir == "runs/faces"
 
 
+def test_an_automatic_range_is_an_empty_one(basic: Path) -> None:
+    assert load(str(basic), ["data.range=auto"]).data.range == []
+    assert load(str(basic), ["data.dtype=uint16", "data.range=[3,40]"]).data.range == [3, 40]
+
+
 def test_a_chain_of_bases_is_merged_deepest_first(tmp_path: Path) -> None:
     (tmp_path / "models").mkdir()
     (tmp_path / "root.yaml").write_text(BASIC + "train: {batch: 8, seed: 1}\n")

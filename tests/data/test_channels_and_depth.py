@@ -113,6 +113,21 @@ def test_an_image_of_other_channels_is_refused_with_the_numbers() -> None:
             decode(data, image=spec(5))
     with pytest.raises(CorruptImage, match=r"^1 channel, data.channels is 5$"):
         decode(image_bytes(WORDS), image=spec(5, "uint16"))
+    cmyk = io.BytesIO()
+    Image.new("CMYK", (8, 8)).save(cmyk, "JPEG")
+    with pytest.raises(CorruptImage, match=r"^3 channels, data.channels is 4$"):  # it is read as colors
+        decode(cmyk.getvalue(), image=spec(4))
+
+
+@pytest.mark.parametrize("bands", [2, 4])
+def test_alpha_that_has_no_channel_is_named_with_the_setting(bands: int) -> None:
+    data = image_bytes(np.zeros((8, 8, bands), np.uint8))
+    found = "1 channel" if bands == 2 else "3 channels"
+    with pytest.raises(CorruptImage, match=rf"^{found} and alpha, data.channels is {bands}: data.alpha=channel keeps"):
+        decode(data, image=spec(bands))
+    with pytest.raises(CorruptImage, match=rf"^{found} and alpha, data.channels is 7$"):
+        decode(data, image=spec(7))
+    assert decode(data, image=spec(bands, alpha=True)).pixels.shape == (8, 8, bands)
 
 
 # Deeper.

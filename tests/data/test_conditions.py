@@ -243,3 +243,42 @@ def test_shards_without_a_card_are_refused(tmp_path: Path) -> None:
     (tmp_path / "out" / "dataset.json").unlink()
     with pytest.raises(DataError, match="no card that describes conditions"):
         opened(tmp_path / "out")
+
+
+@pytest.mark.parametrize("column", ["t", "label"])
+@pytest.mark.parametrize("named", [False, True])
+def test_a_column_of_conditions_is_no_label_unless_asked_for(named: bool, column: str, tmp_path: Path) -> None:
+    """Neither the only column beside the names, nor one of a usual name; folders stay classes next to a found table."""
+    text = f"file_name,{column}\n" + "".join(f"{'ab'[i % 2]}/{i}.png,{i / 2}\n" for i in range(6))
+    files = {f"{'ab'[i % 2]}/{i}.png": png(i) for i in range(6)}
+    table = tmp_path / "t.csv"
+    table.write_text(text)
+    source = folder(tmp_path / "in", files | ({} if named else {"metadata.csv": text.encode()}))
+    for labels_in, classes in (
+        ("", None if named else ["a", "b"]),
+        (column, ["0.0", "0.5", "1.0", "1.5", "2.0", "2.5"]),
+    ):
+        wanted = ListingOptions(conditions=(column,), table=str(table) if named else "", labels_in=labels_in)
+        found = pack(source, str(tmp_path / "out"), PackOptions(), wanted, workers=1, overwrite=True)
+        assert [one.name for one in found.conditions] == [column]
+        assert found.classes == classes
+
+
+def test_the_label_of_dataset_json_as_a_condition_is_no_class(tmp_path: Path) -> None:
+    files = {f"00/{i}.png": png(i) for i in range(6)} | {f"01/{i}.png": png(i) for i in range(6, 12)}
+    files["dataset.json"] = json.dumps({"labels": [[name, i] for i, name in enumerate(files)]}).encode()
+    source = folder(tmp_path / "in", files)
+    for label, num in (("", 0), ("table", 12)):
+        wanted = ListingOptions(conditions=("label",), label=label)
+        summary = pack(source, str(tmp_path / "out"), PackOptions(), wanted, workers=1, overwrite=True)
+        assert len(summary.classes or ()) == num
+        assert [one.name for one in summary.conditions] == ["label"]
+
+
+def test_a_table_of_a_header_alone_has_no_rows(tmp_path: Path) -> None:
+    source = folder(tmp_path / "in", {"0.png": png(0)})
+    (tmp_path / "t.csv").write_text("file_name,t\n")
+    for conditions in (("t",), ()):
+        wanted = ListingOptions(conditions=conditions, table=str(tmp_path / "t.csv"))
+        with pytest.raises(DataError, match=r"t\.csv has no rows"):
+            pack(source, str(tmp_path / "out"), PackOptions(), wanted, workers=1)

@@ -316,7 +316,7 @@ def test_what_was_changed_and_skipped_is_counted(tmp_path: Path) -> None:
     assert told["changed"] == summary.notes
     text = "\n".join(report(summary, "out", 3.0))
     for piece in (
-        "9 images 16x16 in 1 shard",
+        "9 images of 16x16 pixels in 1 shard",
         "3 classes with 2 to 4 images",
         "skipped 6: 3 not an image",
         "; each of them: out/skipped.jsonl\n",

@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -10,9 +11,9 @@ from PIL import Image
 from shards import image_bytes, tar_bytes, write_shards
 
 from distgan import open_stream
-from distgan.data import dataset_card
+from distgan.data import dataset_card, image_file
 from distgan.data.dataset import Dataset
-from distgan.data.decode import DecodeOptions
+from distgan.data.decode import DecodeOptions, decode
 from distgan.data.encode import PackOptions
 from distgan.data.pack import pack
 from distgan.data.pack_entry import ListingOptions
@@ -22,6 +23,7 @@ from distgan.data.shard_urls import find_shards
 from distgan.errors import ConfigError, DataError
 from distgan.image_spec import DType, ImageSpec, square
 from distgan.storage.byte_ranges import ByteRangeReader
+from distgan.training.factory import range_of_cards
 
 RNG = np.random.default_rng(0)
 
@@ -95,7 +97,7 @@ def test_a_range_of_deeper_images_is_kept_not_applied(tmp_path: Path) -> None:
     assert 60 < low < 75
     assert 125 < high < 140
     assert card(tmp_path / "out")["values"] == [values.min(), 1e6]
-    assert f"data.range=[{low:g},{high:g}]" in text
+    assert f"data.range=[{low},{high}]" in text
     options = PackOptions(channels=5, dtype="float32", range=(0, 110))
     summary = pack(str(tmp_path / "in"), str(tmp_path / "out"), options, workers=1, overwrite=True)
     text = "\n".join(report(summary, "out", 1))
@@ -251,3 +253,81 @@ def test_open_stream_gives_images_of_any_kind(tmp_path: Path) -> None:
     for settings in ({"resolution": 0}, {"resolution": 8, "crop": "squeeze"}, {"resolution": 8, "channels": 40}):
         with pytest.raises(ConfigError):
             open_stream(str(tmp_path / "out"), **{**wanted, **settings})
+
+
+@pytest.mark.parametrize(("middle", "half"), [(1013250, 1), (-1e6, 3), (0, 1e-9), (3, 1e9)])
+def test_a_range_far_from_zero_is_said_by_its_own_width(middle: float, half: float, tmp_path: Path) -> None:
+    """The setting that `pack` prints has nearly the quantiles' distance, whatever the size of the numbers."""
+    values = middle + half * RNG.uniform(-1, 1, (20, 8, 8, 1))
+    source = arrays(tmp_path / "in", values)
+    summary = pack(source, str(tmp_path / "out"), PackOptions(channels=1, dtype="float32"), workers=1)
+    found = re.search(r"data\.range=\[(\S+),(\S+)\]", "\n".join(report(summary, "out", 1)))
+    assert found is not None
+    low, high = map(float, found.groups())
+    step = float(np.spacing(np.float32(abs(middle) + half)))
+    assert 1.9 * half - step < high - low < 2 * half + 2 * step
+    assert [low, high] == card(tmp_path / "out")["quantiles"]
+    ImageSpec(8, 8, 1, "float32", low, high)  # accepts it
+
+
+def test_numbers_in_a_deeper_type_are_no_mismatch() -> None:
+    """A run may read numbers as a type that holds them all; what it would cut is named with the type that keeps it."""
+
+    def said(stored: DType, run: DType) -> str:
+        stored_as: dataset_card.Card = {"samples": 1, "resolution": 8, "channels": 1, "dtype": stored}
+        return "; ".join(dataset_card.mismatches(stored_as, ImageSpec(8, 8, 1, run, 0, 1)))
+
+    assert not said("uint16", "float32")
+    assert said("uint16", "uint8").endswith("data.dtype is uint8: data.dtype=uint16 keeps them")
+    assert said("float32", "uint16").endswith("data.dtype is uint16: data.dtype=float32 keeps them")
+    assert "distgan pack --dtype float32" in said("uint8", "float32")
+
+
+def test_a_card_names_width_and_height() -> None:
+    assert ("size", "64x48 pixels") in dataset_card.facts({"height": 48, "width": 64})
+
+
+@pytest.mark.parametrize(("bands", "found"), [(2, "1 channel"), (4, "3 channels")])
+def test_alpha_without_a_channel_is_named_with_the_option(bands: int, found: str, tmp_path: Path) -> None:
+    pixels = np.full((3, 8, 8, bands), 9, np.uint8)
+    (tmp_path / "in").mkdir()
+    for i, one in enumerate(pixels):
+        (tmp_path / "in" / f"{i}.png").write_bytes(image_bytes(one))
+    with pytest.raises(DataError, match=rf"{found} and alpha, --channels is {bands}: --alpha keeps it"):
+        pack(str(tmp_path / "in"), str(tmp_path / "out"), PackOptions(channels=bands), workers=1)
+    files = [(f"{i}.png", image_bytes(one)) for i, one in enumerate(pixels)]
+    (tmp_path / "0.tar").write_bytes(tar_bytes(files))
+    data = Dataset([str(tmp_path / "0.tar")], ByteRangeReader(), cache_dir=tmp_path / "cache")
+    with pytest.raises(DataError) as error:
+        pixel_report(data, DecodeOptions(ImageSpec(8, 8, bands)))
+    assert str(error.value).endswith("data.alpha=channel keeps it")
+
+
+@pytest.mark.parametrize("outlier", [1e30, 900.0, 20.0])
+def test_a_range_by_few_far_values_is_a_choice(outlier: float, tmp_path: Path) -> None:
+    values = RNG.uniform(0, 10, (40, 16, 16, 1)).astype(np.float32)
+    values[0, 0, 0, 0] = outlier
+    pack(arrays(tmp_path / "in", values), str(tmp_path / "out"), PackOptions(channels=1, dtype="float32"), workers=1)
+    data = opened(tmp_path / "out")
+    low, high = card(tmp_path / "out")["values"]
+    if outlier == 20:  # the values fill half of it
+        assert range_of_cards(data) == [low, high]
+        return
+    with pytest.raises(DataError, match="nearly one value of that range: choose") as error:
+        range_of_cards(data)
+    narrow, whole = re.findall(r"data\.range=\[([^,]+),([^\]]+)\]", str(error.value))
+    np.testing.assert_allclose([float(value) for value in narrow], card(tmp_path / "out")["quantiles"], rtol=1e-4)
+    np.testing.assert_allclose([float(value) for value in whole], [low, high], rtol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "float32"])
+@pytest.mark.parametrize(("channels", "alpha"), [(1, False), (2, True), (3, False), (4, True), (4, False)])
+def test_pack_and_generated_files_have_one_rule(channels: int, alpha: bool, dtype: DType) -> None:
+    options = PackOptions(8, image="webp", channels=channels, dtype=dtype, alpha=alpha)
+    suffix = image_file.suffix(options.spec, "webp")
+    assert options.suffix == suffix
+    pixels = RNG.integers(1, 200, (8, 8, channels)).astype(dtype)
+    if alpha and dtype == "float32":
+        pixels /= 200  # alpha is a share
+    read = decode(image_file.to_bytes(pixels, options.spec, suffix), image=options.spec).pixels
+    np.testing.assert_array_equal(read, pixels)

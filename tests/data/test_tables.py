@@ -78,7 +78,7 @@ def test_tables_that_do_not_fit(tmp_path: Path) -> None:
         (b"file_name,label\ncat/0.png,1\n", {}, "no row for cat/1.png and 4 more"),
         (b"file_name,label\n0.png,1\n1.png,2\n", {}, "several images of the same name"),
         (b"file_name,label\n0.png,1\n0.png,2\n", {}, "two labels for 0.png"),
-        (b"", {}, "no column"),
+        (b"", {}, "t.csv has no rows"),
     ]
     for content, wanted, message in cases:
         (tmp_path / "t.csv").write_bytes(content)

@@ -36,7 +36,8 @@ from distgan.config.load import load
 from distgan.data import shard_index
 from distgan.data.dataset import Dataset, DatasetOptions
 from distgan.data.decode import decode
-from distgan.data.encode import SAVE, PackOptions
+from distgan.data.encode import PackOptions
+from distgan.data.image_file import FORMATS
 from distgan.data.pack import pack
 from distgan.data.resize import fit
 from distgan.data.shard_urls import find_shards
@@ -191,7 +192,7 @@ def by_hand(source: Path, resolution: int) -> Run:
     def run() -> None:
         for path in sorted(source.glob("*.jpg")):
             pixels = fit(decode(path.read_bytes()).pixels, square(resolution))
-            Image.fromarray(pixels).save(io.BytesIO(), SAVE["png"][0], **SAVE["png"][1])
+            Image.fromarray(pixels).save(io.BytesIO(), FORMATS["png"][0], **FORMATS["png"][1])
 
     return run
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from distgan import load_generator
 from distgan.cli.main import main
 from distgan.errors import DataError
+from distgan.image_spec import ImageSpec
 from distgan.inference import export as exports
 from distgan.inference.export import export
 from distgan.inference.trained_generator import TrainedGenerator
@@ -98,7 +99,7 @@ def test_the_card_states_what_a_user_must_know(tmp_path: Path) -> None:
     assert sorted(p.name for p in (tmp_path / "mine").iterdir()) == ["README.md", "config.json", "model.safetensors"]
     card = (tmp_path / "mine" / "README.md").read_text()
     for told in (
-        "# mine: images of 16 x 16 pixels, 3 classes",
+        "# mine: images of 16x16 pixels, 3 classes",
         "| `z` | float32 [B, 8] | standard normal |",
         "| `labels` | int64 [B] | classes 0 to 2 |",
         "float32 [B, 3, 16, 16], red, green, blue; -1 is black and 1 is white",
@@ -127,7 +128,7 @@ def test_one_that_restores_and_looks_at_no_latents_is_not_given_any(tmp_path: Pa
     card = exports.card(any_generator(run), kind, "mine")
     assert "| `pictures` | float32 [B, 3, 16, 16] | to be restored; -1 is black and 1 is white |" in card
     assert "`z`" not in card
-    assert "# mine: restored images of 16 x 16 pixels" in card
+    assert "# mine: restored images of 16x16 pixels" in card
     program = card.split("```python\n")[1].split("```")[0].replace('"mine"', repr(str(tmp_path / "mine")))
     pictures = inputs(2, 0, 16)[0]
     found = {"pictures": pictures.numpy() if kind == "onnx" else pictures}
@@ -220,3 +221,10 @@ def test_missing_packages_and_sizes_beyond_the_format_are_told(
     monkeypatch.setattr(exports, "ONNX_BYTES", 1000)
     assert main(["export", str(run), str(tmp_path / "g.onnx"), "--as", "onnx"]) == 2
     assert "an ONNX file ends at 2 GB: use safetensors" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("low", "high"), [(1013249.5, 1013250.75), (-1e-9, 2e-9), (0.1, 0.7), (-3, 1e6 + 1 / 8)])
+def test_the_formula_of_a_card_gives_the_ends_of_the_range(low: float, high: float) -> None:
+    formula = exports._stored_by(ImageSpec(8, 8, 1, "float32", low, high)).split("`")[1]
+    ends = eval(formula, {"images": np.array([-1.0, 1.0])})
+    np.testing.assert_allclose(ends - low, [0, high - low], atol=1e-8 * (high - low) + 1e-14 * abs(low))

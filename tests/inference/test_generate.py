@@ -20,8 +20,9 @@ from runs import make_digits, untrained, write_config
 from distgan import data, load_generator, open_stream
 from distgan.cli.main import main
 from distgan.errors import ConfigError
+from distgan.image_spec import ImageSpec
 from distgan.inference import scoring
-from distgan.inference.generate import GenerateOptions, generate
+from distgan.inference.generate import GenerateOptions, _card_of_values, generate
 from distgan.inference.loading import load_discriminator
 from distgan.inference.scoring import NUM_REALS
 from distgan.metrics.extractors import Toy, open_extractor
@@ -343,3 +344,11 @@ def test_what_cannot_be_generated_is_refused_with_the_way_out(
         assert main(["generate", str(source), "--out", out, *arguments]) == 2, arguments
         assert told in capsys.readouterr().err
     assert not list(tmp_path.glob("x*"))
+
+
+def test_a_card_has_the_range_of_the_training() -> None:
+    """Not values that were measured, which nobody did."""
+    facts = _card_of_values(ImageSpec(8, 8, 2, "float32", -3, 5))
+    assert facts["range"] == [-3, 5]
+    assert "values" not in facts
+    assert _card_of_values(ImageSpec(8, 8, 2))["range"] is None

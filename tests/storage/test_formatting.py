@@ -2,7 +2,7 @@
 
 import pytest
 
-from distgan.storage.formatting import one_line, one_of, short_number, size, table
+from distgan.storage.formatting import interval, one_line, one_of, rounded_by_distance, short_number, size, table
 
 
 @pytest.mark.parametrize(
@@ -19,6 +19,23 @@ from distgan.storage.formatting import one_line, one_of, short_number, size, tab
 )
 def test_numbers_in_few_characters(value: float, told: str) -> None:
     assert short_number(value) == told
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "told"),
+    [
+        (1013249, 1013251, "1013249 to 1013251"),
+        (0.1234567, 0.2, "0.1234567 to 0.2"),
+        (0, 0.123456789, "0 to 0.123457"),
+        (-1e30, 1e30, "-1e+30 to 1e+30"),
+        (5, 5, "5 to 5"),
+        (float("-inf"), 3, "-inf to 3"),
+    ],
+)
+def test_an_interval_has_the_digits_by_which_its_ends_differ(low: float, high: float, told: str) -> None:
+    assert interval(low, high) == told
+    near, far = rounded_by_distance(low, high)
+    assert (near, far) == (low, high) or far - near == pytest.approx(high - low, rel=1e-5)
 
 
 def test_sizes_change_their_unit_before_they_have_four_digits() -> None:

@@ -42,7 +42,7 @@ def test_the_plan_in_numbers(tmp_path: Path, config: Path, capsys: pytest.Captur
     assert found["batch"] == "12 images = 3 rank(s) x 2 pass(es) x 2, 2 D step(s) to a G step"
     assert found["length"] == f"1,200 images, {1200 / 1797:.1f} epochs, 100 D and 50 G steps"
     assert found["data"].startswith("1,797 images of 10 classes in")
-    assert "size 16 x 16 pixels" in found["data set card"]
+    assert "size 16x16 pixels" in found["data set card"]
     assert "source digits.npz" in found["data set card"]
     assert found["run folder"] == f"{run}, a new run"
     assert found["wandb"] == "disabled (from WANDB_MODE)"
@@ -86,7 +86,10 @@ def test_a_disk_that_is_too_small(
 def test_a_data_set_that_does_not_go_with_the_config(config: Path, capsys: pytest.CaptureFixture) -> None:
     assert main(["check", str(config), "data.resolution=32", "model.conditional=false"]) == 0
     lines = capsys.readouterr().out
-    assert "warning: the images are stored at 16 x 16 and would be enlarged to data.resolution=32 each time" in lines
+    assert (
+        "warning: the images are stored at 16x16 pixels and would be enlarged to 32x32 (data.resolution=32) each time"
+        in lines
+    )
     assert "warning: the data set has 10 classes, which model.conditional=false does not use" in lines
 
 

@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from distgan.image_spec import ImageSpec, setting, size_error, square
+from distgan.image_spec import ImageSpec, size_error, size_setting, square
 
 
 @pytest.mark.parametrize(
@@ -84,7 +84,7 @@ def test_sizes_that_a_family_can_make(family: str, size: tuple[int, int]) -> Non
 )
 def test_the_nearest_sizes_are_named(family: str, size: tuple[int, int], such_as: str) -> None:
     told = size_error(family, *size)
-    assert re.search(rf"{re.escape(setting(*size))}: the {family} networks need .*such as {such_as}$", told)
+    assert re.search(rf"{re.escape(size_setting(*size))}: the {family} networks need .*such as {such_as}$", told)
 
 
 @pytest.mark.parametrize("family", FITTING)

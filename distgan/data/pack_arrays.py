@@ -2,7 +2,7 @@
 
 import math
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -18,13 +18,21 @@ IMAGES = ("images", "image", "x", "x_train", "data", "arr_0")  # usual names of 
 LABELS = ("labels", "label", "y", "y_train", "targets", "arr_1")
 
 
-def list_arrays(path: Path, labels: bool, channels: int = 3, images: str = "", labels_in: str = "") -> InputListing:
+def list_arrays(
+    path: Path,
+    labels: bool,
+    channels: int = 3,
+    images: str = "",
+    labels_in: str = "",
+    conditions: Collection[str] = (),
+) -> InputListing:
     """List the images [N, H, W], [N, H, W, C] or [N, C, H, W] of an .npz, perhaps with labels [N].
 
     Args:
         labels: Whether there shall be labels.
         channels: Channels that the images are to have; gray and colors become each other.
         images, labels_in: Names of their arrays; empty: found by usual names or, of images, as the only such array.
+        conditions: Names of arrays that are conditions, and so no labels unless `labels_in` names them.
     """
     if not zipfile.is_zipfile(path):
         raise DataError(f"{path}: not an .npz file")
@@ -46,7 +54,7 @@ def list_arrays(path: Path, labels: bool, channels: int = 3, images: str = "", l
             raise DataError(f"{path}: images with {fewest} channels, expected {channels}: --channels {fewest}")
         if not 0 < height * width <= MAX_BYTES // (3 * dtype.itemsize):
             raise DataError(f"{path}: images of {width}x{height} pixels")
-        classes, numbers = _array_classes(file, num, labels_in) if labels else (None, np.empty(0, np.int64))
+        classes, numbers = _array_classes(file, num, labels_in, conditions) if labels else (None, np.empty(0, np.int64))
 
     def entries() -> Iterator[InputEntry]:
         with ArrayFile(path) as file:
@@ -88,9 +96,12 @@ def _only_images(file: ArrayFile) -> str:
     return found[0] if len(found) == 1 else ""
 
 
-def _array_classes(file: ArrayFile, num: int, labels_in: str) -> tuple[list[str] | None, np.ndarray]:
+def _array_classes(
+    file: ArrayFile, num: int, labels_in: str, conditions: Collection[str]
+) -> tuple[list[str] | None, np.ndarray]:
     """Return names of the classes in an array file, and the class of each image; no names without labels."""
-    name = _named(file, labels_in, "--labels") or _first_array(file, LABELS, (0, 1, 2))
+    usual = tuple(name for name in LABELS if name not in conditions)
+    name = _named(file, labels_in, "--labels") or _first_array(file, usual, (0, 1, 2))
     if not name:
         return None, np.empty(0, np.int64)
     if labels_in and (math.prod(file.shape(name)) != num or file.dtype(name).kind not in "iu"):  # rows or names

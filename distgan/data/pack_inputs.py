@@ -102,6 +102,11 @@ def _with_columns(
     return replace(listing, entries=entries, conditions=found.fields)
 
 
+def _condition_names(wanted: ListingOptions) -> set[str]:
+    """Return the columns that are conditions."""
+    return {split_column(column)[0] for column in wanted.conditions if column != CLASS and not part_of_column(column)}
+
+
 def _list_one(source: str, wanted: ListingOptions) -> InputListing:
     """List the images of one source; which kind it is, its name and its content tell."""
     path = user_path(source)
@@ -112,10 +117,11 @@ def _list_one(source: str, wanted: ListingOptions) -> InputListing:
             return _list_archives(find_shards(source), wanted)
         raise DataError(f"{public(source)}: no such file or folder")
     if path.name.lower().endswith(".npz"):
-        listing = list_arrays(path, wanted.labels, wanted.channels, wanted.images, wanted.labels_in)
+        given = _condition_names(wanted)
+        listing = list_arrays(path, wanted.labels, wanted.channels, wanted.images, wanted.labels_in, given)
         return _with_columns(listing, wanted, partial(array_columns, path, listing.total), path.name)
     if path.name.lower().endswith(".parquet"):
-        listing = list_parquet([path], wanted.labels, wanted.images, wanted.labels_in)
+        listing = list_parquet([path], wanted.labels, wanted.images, wanted.labels_in, _condition_names(wanted))
         return _with_columns(listing, wanted, partial(parquet_columns, [path]), path.name)
     _refuse_names(source, wanted)
     if zipfile.is_zipfile(path) or path.name.lower().endswith(archives.ARCHIVES[1:]):
@@ -135,7 +141,7 @@ def _list_folder(folder: Path, wanted: ListingOptions) -> InputListing:
     tables = [name for name in names if name.lower().endswith(".parquet")]
     if tables and not any(_suffix(name) in SUFFIXES for name in names):
         paths = [folder / name for name in tables]
-        listing = list_parquet(paths, wanted.labels, wanted.images, wanted.labels_in)
+        listing = list_parquet(paths, wanted.labels, wanted.images, wanted.labels_in, _condition_names(wanted))
         listing = _with_columns(listing, wanted, partial(parquet_columns, paths), folder.name)
         listing.skipped += [(name, "not a parquet file") for name in names if name not in tables]
         return listing
@@ -221,7 +227,7 @@ def _listing(items: Sequence[Item], wanted: ListingOptions, skipped: list[Skippe
         raise DataError(f"--image-part {wanted.part}: no file has this suffix; the first is {files[0].name}")
     labels = Labels(used={number for number, file in enumerate(files) if is_table(file.name)})
     named = _read_table(wanted.table) if wanted.table else None
-    given = {split_column(column)[0] for column in wanted.conditions if column != CLASS and not part_of_column(column)}
+    given = _condition_names(wanted)
     conditions = find_conditions(wanted.conditions, files, pictures, named)
     if named and wanted.labels and not wanted.label:
         table, content = named

@@ -1,7 +1,7 @@
 """Images to be packed from parquet files, such as the exports of Hugging Face's data sets: the only door to pyarrow."""
 
 import importlib.util
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,12 +19,15 @@ LABELS = ("label", "labels", "class", "category", "target", "fine_label", "cls")
 ROWS = 64  # are read at a time
 
 
-def list_parquet(paths: Sequence[Path], labels: bool, images: str = "", labels_in: str = "") -> InputListing:
+def list_parquet(
+    paths: Sequence[Path], labels: bool, images: str = "", labels_in: str = "", conditions: Collection[str] = ()
+) -> InputListing:
     """List the images in a column of encoded images: binary, or a struct with `bytes` and `path`.
 
     Args:
         labels: Whether there shall be labels.
         images, labels_in: Names of the columns; empty: found by their types and usual names.
+        conditions: Columns that are conditions, and so no labels unless `labels_in` names them.
 
     Raises:
         DataError: Files that are not parquet, or without such a column.
@@ -42,7 +45,7 @@ def list_parquet(paths: Sequence[Path], labels: bool, images: str = "", labels_i
                 raise DataError(f"{path.name} has other columns than {paths[0].name}")
         features = _features(schema, paths[0])
         image = _image_column(schema, images, paths[0])
-        label = _label_column(schema, features, labels_in, paths[0]) if labels else ""
+        label = _label_column(schema, features, labels_in, conditions, paths[0]) if labels else ""
         values: list[object] = []
         if label:
             for file in files:
@@ -135,12 +138,15 @@ def _image_column(schema: "pyarrow.Schema", asked: str, path: Path) -> str:
     return usual[0] if usual else found[0]
 
 
-def _label_column(schema: "pyarrow.Schema", features: dict[str, dict], asked: str, path: Path) -> str:
+def _label_column(
+    schema: "pyarrow.Schema", features: dict[str, dict], asked: str, conditions: Collection[str], path: Path
+) -> str:
     """Return the column of the labels; empty where there is none."""
     if asked and asked not in schema.names:
         raise DataError(f"{path}: --labels {asked}: there is no such column, only {schema.names[:20]}")
-    noted = [name for name in schema.names if features.get(name, {}).get("_type") == "ClassLabel"]
-    usual = [name for name in LABELS if name in schema.names]
+    others = [name for name in schema.names if name not in conditions]
+    noted = [name for name in others if features.get(name, {}).get("_type") == "ClassLabel"]
+    usual = [name for name in LABELS if name in others]
     if not asked and not usual and len(noted) > 1:
         raise DataError(f"{path}: several columns of labels ({', '.join(noted)}): --labels NAME says which one to take")
     return asked or (usual or noted or [""])[0]

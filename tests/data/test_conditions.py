@@ -282,3 +282,21 @@ def test_a_table_of_a_header_alone_has_no_rows(tmp_path: Path) -> None:
         wanted = ListingOptions(conditions=conditions, table=str(tmp_path / "t.csv"))
         with pytest.raises(DataError, match=r"t\.csv has no rows"):
             pack(source, str(tmp_path / "out"), PackOptions(), wanted, workers=1)
+
+
+@pytest.mark.parametrize("kind", ["npz", "parquet"])
+def test_an_array_or_a_column_of_conditions_is_no_label_unless_asked_for(kind: str, tmp_path: Path) -> None:
+    """Also where it has a usual name of labels."""
+    images, values = np.zeros((6, 4, 4, 3), np.uint8), np.arange(6)
+    source = tmp_path / f"set.{kind}"
+    if kind == "npz":
+        np.savez(source, images=images, label=values)
+    else:
+        pyarrow = pytest.importorskip("pyarrow", reason="pyarrow is not installed (pip install 'distgan[parquet]')")
+        parquet = pytest.importorskip("pyarrow.parquet")
+        parquet.write_table(pyarrow.table({"image": [png(i) for i in range(6)], "label": values}), source)
+    for labels_in, num in (("", 0), ("label", 6)):
+        wanted = ListingOptions(conditions=("label",), labels_in=labels_in)
+        summary = pack(str(source), str(tmp_path / "out"), PackOptions(), wanted, workers=1, overwrite=True)
+        assert len(summary.classes or ()) == num
+        assert [one.name for one in summary.conditions] == ["label"]

@@ -13,13 +13,14 @@ from typing import TypeVar, cast
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, DistributedType
+from accelerate.utils import DistributedDataParallelKwargs, DistributedType, GradientAccumulationPlugin
 from torch import Tensor, nn
 
 from distgan.distributed import gpus, launch_env, preemption
 from distgan.errors import ConfigError, MachineError, of_kind, with_hint
 
 T = TypeVar("T")
+SettingsT = TypeVar("SettingsT", DistributedDataParallelKwargs, GradientAccumulationPlugin)
 NCCL_HEARTBEAT_SEC = 480  # torch's own value
 
 
@@ -58,6 +59,8 @@ class World:
             os.environ.setdefault("NCCL_NVLS_ENABLE", "0")  # sums inside of a switch, whose order is not fixed
         launch_env.choose_gpu(gpus.require_usable_gpus())
         self.device_warnings: list[str] = []
+        accumulation = settled(GradientAccumulationPlugin(num_steps=1))  # micro-batches are counted by the step itself
+        ddp = settled(DistributedDataParallelKwargs(gradient_as_bucket_view=True, bucket_cap_mb=bucket_mb))
         try:
             with preemption.exit_on_signal("the other ranks"):
                 if promised > 1 and not dist.is_initialized():
@@ -65,9 +68,8 @@ class World:
                 self._accelerator = Accelerator(
                     cpu=torch.backends.mps.is_available(),  # which has no float64, and no second rank
                     mixed_precision="no",  # autocast is in the losses, where penalties have a precision of their own
-                    kwargs_handlers=[
-                        DistributedDataParallelKwargs(gradient_as_bucket_view=True, bucket_cap_mb=bucket_mb)
-                    ],
+                    gradient_accumulation_plugin=accumulation,
+                    kwargs_handlers=[ddp],
                 )
         except NotImplementedError as error:  # Accelerate's, of GPUs whose old driver cannot reach one another
             raise MachineError(
@@ -249,6 +251,17 @@ class World:
         if self.size > 1 and dist.is_initialized():
             self.barrier()
             dist.destroy_process_group()
+
+
+def settled(settings: SettingsT) -> SettingsT:
+    """Return settings for Accelerate, with what differs from its defaults found now.
+
+    To find that, Accelerate empties the environment of the process for a moment, each time that it wraps a module.
+    Threads of a process group read the environment meanwhile, and could crash, so it is asked before there are any.
+    """
+    arguments = settings.to_kwargs()
+    settings.to_kwargs = lambda: dict(arguments)
+    return settings
 
 
 def _join(timeout_sec: float, bf16: bool) -> list[str]:

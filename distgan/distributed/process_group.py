@@ -1,5 +1,6 @@
 """This process among the ranks of a run. The only door to Accelerate and torch.distributed."""
 
+import atexit
 import contextlib
 import copy
 import math
@@ -250,6 +251,9 @@ class World:
         """Leave the process group together with the others; the last thing that a rank does."""
         if self.size > 1 and dist.is_initialized():
             self.barrier()
+            # Modules in DDP may outlive the group. Whatever lets go of it last waits for its threads: C++ would do that
+            # with Python's lock held, for which those threads wait to free their last tensors. Python does it without.
+            atexit.register(lambda group: None, dist.group.WORLD)
             dist.destroy_process_group()
 
 

@@ -148,7 +148,8 @@ def _generate(options: argparse.Namespace) -> int:
     world = init_rank_env()
 
     log_to_stderr()
-    from distgan.inference.generate import GenerateOptions, generate
+    from distgan.inference.generate import generate
+    from distgan.inference.request import GenerateOptions
     from distgan.inference.restore import RestoreOptions, restore
 
     common = {name: getattr(options, name) for name in ("kind", "seed", "labels", "columns")}

@@ -19,9 +19,10 @@ from distgan.data.pack_entry import InputEntry, ListingOptions, read_entry
 from distgan.data.pack_inputs import list_inputs
 from distgan.data.resize import fit
 from distgan.errors import ConfigError, DataError
-from distgan.inference.generate import parse_labels, require_grid, require_png, save_image
+from distgan.inference.generate import require_png, save_image
 from distgan.inference.loading import load_generator, locate
-from distgan.inference.sweep_grid import bands_of
+from distgan.inference.picture_grid import bands_of, require_grid
+from distgan.inference.request import parse_labels
 from distgan.inference.trained_generator import TrainedGenerator
 from distgan.storage.home import user_path
 from distgan.transforms.image_values import display_pixels

@@ -1,6 +1,7 @@
 """Write a video of images along a closed path through a generator's latents."""
 
 import itertools
+import math
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
@@ -13,11 +14,14 @@ from torch import Tensor
 from distgan.data import image_grid
 from distgan.errors import ConfigError, MachineError
 from distgan.inference import sampling
+from distgan.inference.picture_grid import bands_of
+from distgan.inference.request import Request
 from distgan.inference.trained_generator import TrainedGenerator
 from distgan.storage.atomic import replacing
 from distgan.transforms.image_values import to_display
 
 LOSSLESS_PIXELS = 256 * 256  # images up to this size lose more to WebP than they save
+MAX_TILES = 64  # classes that a video shows side by side
 SUFFIXES = (".webp", ".mp4")
 
 
@@ -65,6 +69,30 @@ def frames(
         while len(tiles) >= tiles_per_frame:
             yield image_grid.grid(tiles[:tiles_per_frame], columns)
             del tiles[:tiles_per_frame]
+
+
+def write(G: TrainedGenerator, target: Path, request: Request) -> str:
+    """Write a video with a tile for each class or condition; returns a line that says where. Raises ConfigError."""
+    options, classes, given = request.options, request.classes, request.conditions
+    num, fps = options.num, options.fps
+    if request.image != G.image:
+        raise ConfigError("--aspect: a video keeps the generator's own size; png, npy, shards and grid take --aspect")
+    shown: list[int] | np.ndarray = classes
+    if G.conditions is not None:  # one of a real image, where none is named
+        shown = G.conditions.conditions.encode(G.conditions.drawn(options.seed, [0]) if given is None else given)
+    if len(shown) > MAX_TILES:
+        what, option = ("classes", "--labels") if classes else ("conditions", "--condition")
+        raise ConfigError(
+            f"a video shows {MAX_TILES} {what} at most, and there are {len(shown)}: name some by {option}"
+        )
+    if num < 2:
+        raise ConfigError(f"--num {num}: a video has 2 frames or more")
+    keyframes = options.keyframes or max(2, round(num / fps))
+    if not 2 <= keyframes <= num:
+        raise ConfigError(f"--keyframes {keyframes}: 2 to {num}, the number of frames (--num)")
+    columns = options.columns or math.ceil(math.sqrt(len(shown) or 1))
+    save(target, frames(G, options.seed, num, keyframes, shown, columns, bands_of(G)), fps)
+    return f"{num} frames, {num / fps:.1f} s, by {keyframes} latents and back to the first: {target}"
 
 
 def save(target: Path, images: Iterator[np.ndarray], fps: float) -> None:

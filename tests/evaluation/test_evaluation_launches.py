@@ -20,7 +20,7 @@ FAULTY = [
     Case("evaluate look", "dcgan64.yaml", TOY, "a number of the device"),
 ]
 # A chunk's pixels become files on the host, and images are chosen there by their scores. Nothing else is waited for.
-PIXELS, SCORES = "image_values.py:to_pixels copies to the host", "generate.py:draw_group copies to the host"
+PIXELS, SCORES = "image_values.py:to_pixels copies to the host", "generate.py:_draw_best copies to the host"
 ALLOWED = {"generate": {PIXELS: 1}, "keep-best": {PIXELS: 1, SCORES: 1}}
 
 

@@ -17,7 +17,8 @@ from distgan.evaluation.evaluate import _class_counts
 from distgan.evaluation.target import open_target
 from distgan.image_spec import square
 from distgan.inference.export import card
-from distgan.inference.generate import GenerateOptions, generate, parse_labels
+from distgan.inference.generate import generate
+from distgan.inference.request import GenerateOptions, parse_labels
 from distgan.inference.trained_generator import TrainedGenerator
 from distgan.metrics.frechet import Gaussian
 from distgan.metrics.per_class import class_distances, probe_accuracies, share_classes

@@ -226,6 +226,8 @@ def test_class_names_stand_for_class_numbers(tmp_path: Path, capsys: pytest.Capt
     for name, labels in (("names", "two words,cat"), ("numbers", "2,0")):
         assert generate(run, tmp_path / f"{name}.png", "--as", "grid", "--num", "4", "--labels", labels) == 0
     np.testing.assert_array_equal(tiles(tmp_path / "names.png"), tiles(tmp_path / "numbers.png"))
+    assert generate(run, tmp_path / "made", "--as", "shards", "--num", "4") == 0
+    assert json.loads((tmp_path / "made" / "dataset.json").read_text())["classes"] == ["cat", "dog", "two words"]
     assert generate(run, tmp_path / "x", "--labels", "fox") == 2
     assert "the names are cat, dog, two words" in capsys.readouterr().err
     with pytest.raises(ValueError, match="label 'fox': the names of the classes are cat, dog, two words"):

@@ -22,8 +22,9 @@ from distgan.cli.main import main
 from distgan.errors import ConfigError
 from distgan.image_spec import ImageSpec
 from distgan.inference import scoring
-from distgan.inference.generate import GenerateOptions, _card_of_values, generate
+from distgan.inference.generate import _card_of_values, generate
 from distgan.inference.loading import load_discriminator
+from distgan.inference.request import GenerateOptions
 from distgan.inference.scoring import NUM_REALS
 from distgan.metrics.extractors import Toy, open_extractor
 from distgan.storage.checkpoint import load as load_checkpoint

@@ -24,6 +24,7 @@ from distgan.evaluation import measure
 from distgan.evaluation.image_sets import CHUNKS, GeneratedImages, Images, ImageSet
 from distgan.evaluation.restoration import RestorationEval
 from distgan.inference import generate, sampling
+from distgan.inference.request import GenerateOptions, resolve
 from distgan.inference.sampling import CHUNK
 from distgan.inference.selection import SampleSelection
 from distgan.inference.trained_generator import Spec, TrainedGenerator
@@ -101,7 +102,9 @@ def extract(images: ImageSet, config: Config, keep: int, mark: Mark) -> None:
 
 def write_files(config: Config, mark: Mark) -> None:
     """The chunks of `distgan generate`, up to the pixels on the host."""
-    for i, _ in enumerate(generate.draw_group(trained(config), None, selection(1.0), 0, 0)):
+    for i, _ in enumerate(
+        generate.draw_group(G := trained(config), None, selection(1.0), resolve(GenerateOptions(), G), 0)
+    ):
         if (i + 1) % CHUNK == 0:
             mark()
 
@@ -114,7 +117,8 @@ def write_best(config: Config, mark: Mark) -> None:
         mark()
         return D(images, labels).float()
 
-    list(generate.draw_group(trained(config), score, selection(0.5), 0, 0))
+    G = trained(config)
+    list(generate.draw_group(G, score, selection(0.5), resolve(GenerateOptions(), G), 0))
 
 
 def selection(share: float) -> SampleSelection:

@@ -44,17 +44,19 @@ def _add_report(commands: Commands) -> None:
         commands,
         "report",
         _report,
-        "write a run as one HTML file: samples over time, curves, metrics, data, settings",
+        "write a run as one HTML file: samples over time, curves, metrics, data, settings; several runs side by side",
         "distgan report runs/faces",
+        "distgan report runs/hinge runs/r3gan --out compared.html",
     )
-    parser.add_argument("run_folder", metavar="RUN", help="run folder")
-    parser.add_argument("--out", default="", help=".html file (default: report.html of the run)")
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="run folders")
+    where = "report.html of the run; of several runs, report.html in the current folder"
+    parser.add_argument("--out", default="", help=f".html file (default: {where})")
 
 
 def _report(options: argparse.Namespace) -> None:
     from distgan.tools.report.page import report
 
-    show(*report(options.run_folder, options.out))
+    show(*report(options.runs, options.out))
 
 
 def _add_doctor(commands: Commands) -> None:

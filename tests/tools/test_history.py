@@ -10,7 +10,8 @@ from made_runs import jsonl, make_run, rows
 from distgan.config.renamed import RENAMED_LOG_KEYS
 from distgan.errors import ConfigError
 from distgan.metrics.names import better
-from distgan.tools.report.curves import names, panels, thinned
+from distgan.tools.report.curves import panels, thinned
+from distgan.tools.report.groups import group
 from distgan.tools.report.history import Series, read
 
 
@@ -104,8 +105,8 @@ def test_an_old_log_key_gives_its_new_name(tmp_path: Path) -> None:
 
 def test_runs_that_are_called_alike_are_named_by_their_paths(tmp_path: Path) -> None:
     runs = [read(make_run(tmp_path / x / "run")) for x in "ab"]
-    assert names(runs) == [str(tmp_path / x / "run") for x in "ab"]
-    assert names(runs[:1]) == ["run"]
+    assert [one.name for one in group(runs)] == [str(tmp_path / x / "run") for x in "ab"]
+    assert [one.name for one in group(runs[:1])] == ["run"]
 
 
 def test_a_thinned_curve_keeps_its_ends_and_peaks() -> None:

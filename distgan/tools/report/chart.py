@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from distgan.storage.formatting import short_number
 from distgan.tools.report.curves import COLORS, HUGE, drawable
@@ -11,15 +11,17 @@ from distgan.tools.report.history import Series
 WIDTH, HEIGHT = 340, 190
 LEFT, RIGHT, TOP, BOTTOM = 52, 14, 10, 24  # margins
 FEW = 30  # points, of which each is shown
+Band = tuple[Series, Series] | None
 
 
 @dataclass(frozen=True)
 class Curve:
-    """A name, a color, and points in pixels."""
+    """A name, a color, and points in pixels; `band`: the corners of an area around it, of several runs."""
 
     name: str
     color: str
     points: list[tuple[float, float]]
+    band: list[tuple[float, float]] = field(default_factory=list)
 
     @property
     def has_dots(self) -> bool:
@@ -45,15 +47,19 @@ class Chart:
     left, right, top, bottom = LEFT, WIDTH - RIGHT, TOP, HEIGHT - BOTTOM  # of the axes
 
 
-def lay_out(curves: Sequence[tuple[str, Series]], log: bool = False) -> Chart:
+def lay_out(curves: Sequence[tuple[str, Series]], log: bool = False, bands: Sequence[Band] = ()) -> Chart:
     """Lay out named curves over thousands of images.
 
     Args:
         log: Whether the axis of values is logarithmic, which cannot show what is not above 0.
+        bands: For each curve, the lower and the upper bound of the area around it, or None.
     """
-    shown = [(name, drawable(curve, 0 if log else -HUGE)) for name, curve in curves]
-    values = [value for _, curve in shown for value in curve.values]
-    kimg = [at for _, curve in shown for at in curve.kimg]
+    above = 0 if log else -HUGE
+    shown = [(name, drawable(curve, above)) for name, curve in curves]
+    edges = [[drawable(edge, above) for edge in band or ()] for band in bands or [None] * len(shown)]
+    all_curves = [*(curve for _, curve in shown), *(edge for band in edges for edge in band)]
+    values = [value for curve in all_curves for value in curve.values]
+    kimg = [at for curve in all_curves for at in curve.kimg]
     if not values:
         return Chart([], [(WIDTH / 2, "no numbers")], [], (0.0, 1.0), (0.0, 1.0), log)
     scale: Callable[[float], float] = math.log10 if log else float
@@ -66,10 +72,17 @@ def lay_out(curves: Sequence[tuple[str, Series]], log: bool = False) -> Chart:
     def y(value: float) -> float:
         return HEIGHT - BOTTOM - (scale(value) - y0) / (y1 - y0) * (HEIGHT - TOP - BOTTOM)
 
+    def points(curve: Series) -> list[tuple[float, float]]:
+        return [(x(at), y(value)) for at, value in zip(curve.kimg, curve.values)]
+
+    def area(band: Sequence[Series]) -> list[tuple[float, float]]:
+        low, high = band if band else (Series(), Series())
+        return points(low) + points(high)[::-1]
+
     return Chart(
         [
-            Curve(name, COLORS[i % len(COLORS)], [(x(at), y(value)) for at, value in zip(curve.kimg, curve.values)])
-            for i, (name, curve) in enumerate(shown)
+            Curve(name, COLORS[i % len(COLORS)], points(curve), area(band))
+            for i, ((name, curve), band) in enumerate(zip(shown, edges))
         ],
         [(LEFT - 18, "kimg"), *((x(at), short_number(at)) for at in ticks(x0, x1))],
         [(y(value), short_number(value)) for value in (_log_ticks(y0, y1) if log else ticks(y0, y1))],

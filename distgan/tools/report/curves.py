@@ -65,12 +65,6 @@ def panels(runs: Sequence[History], keys: Sequence[str] = ()) -> list[Panel]:
     return found
 
 
-def names(runs: Sequence[History]) -> list[str]:
-    """Return what to call each run: its folder's name, or its path where two are called alike."""
-    short = [run.name for run in runs]
-    return short if len(set(short)) == len(short) else [str(run.path) for run in runs]
-
-
 def thinned(series: Series, points: int = POINTS) -> Series:
     """Return at most `points` points of a series that draw the same curve: the extremes of each stretch."""
     num = len(series.values)

@@ -1,14 +1,14 @@
-"""`distgan report`: a run as one HTML file that opens from disk.
+"""`distgan report RUN`: a run as one HTML file that opens from disk.
 
 Nothing in it comes from elsewhere, and whatever the run's files hold is shown as text: `render` escapes it, and the
 page's own policy forbids scripts and styles other than page.js and page.css.
 """
 
-import base64
-import hashlib
 import io
 import statistics
+from collections.abc import Sequence
 from dataclasses import asdict
+from pathlib import Path
 
 from distgan.config.load import load
 from distgan.config.model_schema import FAMILIES
@@ -23,9 +23,10 @@ from distgan.storage.formatting import short_number
 from distgan.storage.home import user_path
 from distgan.storage.urls import public
 from distgan.tools.report.chart import HEIGHT, WIDTH, lay_out
+from distgan.tools.report.comparison import comparison_page
 from distgan.tools.report.curves import panels, thinned
 from distgan.tools.report.history import History, kimg, read, read_mapping
-from distgan.tools.report.render import TEMPLATES, render
+from distgan.tools.report.render import page_parts, render
 from distgan.tools.report.samples import sample_figures
 
 CONFIG_BYTES = 2**20
@@ -36,28 +37,35 @@ NOT_HELD = (
 )
 
 
-def report(path: str, out: str = "") -> list[str]:
-    """Write the report of a run; returns readable lines.
+def report(paths: Sequence[str], out: str = "") -> list[str]:
+    """Write the report of a run, or of several on one page; returns readable lines.
 
     Args:
-        out: An .html file; empty: report.html in the run's folder.
+        out: An .html file; empty: report.html in the run's folder, or here where there are several.
 
     Raises:
         ConfigError: for what is not a run folder.
         MachineError: where the file cannot be written.
     """
-    run = read(path)
-    target = user_path(out) if out else run.path / "report.html"
+    runs = [read(path) for path in paths]
+    target = user_path(out) if out else (runs[0].path if len(runs) == 1 else Path()) / "report.html"
+    text = page(runs[0]) if len(runs) == 1 else comparison_page(runs)
+    size = write_page(text, target)
+    return [*(f"warning: {problem}" for run in runs for problem in run.problems), f"{target}, {size}"]
+
+
+def write_page(text: str, target: Path) -> str:
+    """Write a page completely or not at all; returns its size, readable. Raises ConfigError and MachineError."""
     if target.suffix.lower() not in (".html", ".htm"):
         raise ConfigError(f"--out {target}: the name must end in .html")
-    data = page(run).encode("utf-8", "replace")  # names of files may hold what is no text
+    data = text.encode("utf-8", "replace")  # names of files may hold what is no text
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with replacing(target) as part:
             part.write_bytes(data)
     except OSError as error:
         raise MachineError(f"{target}: {error.strerror}; choose another place by --out") from None
-    return [*(f"warning: {problem}" for problem in run.problems), f"{target}, {formatting.size(len(data))}"]
+    return formatting.size(len(data))
 
 
 def page(run: History) -> str:
@@ -65,12 +73,9 @@ def page(run: History) -> str:
     settings = _settings(run)
     state, reason = _state(run)
     starts, versions = _environment(run)
-    style, script = ((TEMPLATES / f"page.{kind}").read_text() for kind in ("css", "js"))
     return render(
         "page.html",
-        policy=f"default-src 'none'; img-src data:; style-src '{_hash(style)}'; script-src '{_hash(script)}'",
-        style=style,
-        script=script,
+        **page_parts(),
         name=run.name,
         state=state,
         reason=reason,
@@ -92,10 +97,6 @@ def page(run: History) -> str:
         log=_log(run),
         problems=run.problems,
     )
-
-
-def _hash(text: str) -> str:
-    return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
 
 
 # Numbers.

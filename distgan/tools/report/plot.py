@@ -9,7 +9,8 @@ from distgan.storage.atomic import replacing
 from distgan.storage.home import user_path
 from distgan.storage.printable import printable
 from distgan.tools.report.chart import Chart, lay_out
-from distgan.tools.report.curves import COLORS, Panel, names, panels, thinned
+from distgan.tools.report.curves import COLORS, Panel, panels, thinned
+from distgan.tools.report.groups import Group, group
 from distgan.tools.report.history import History, read
 from distgan.tools.report.sheet import arrange, write
 
@@ -19,6 +20,8 @@ MAX_PANELS = 300
 
 def plot(paths: Sequence[str], out: str = "", keys: Sequence[str] = ()) -> list[str]:
     """Draw the curves of runs into one file; returns readable lines.
+
+    Runs that differ in their seed alone become one curve, their mean, with a band from the least to the greatest value.
 
     Args:
         out: A .png or .svg; empty: plots/curves.png in the run's folder, or curves.png here where there are several.
@@ -36,8 +39,9 @@ def plot(paths: Sequence[str], out: str = "", keys: Sequence[str] = ()) -> list[
     shown = panels(runs, keys)
     if not shown:
         raise ConfigError(f"{', '.join(paths)}: no metrics yet: the first line comes after a few steps")
-    called = [printable(name) for name in names(runs)]
-    charts = list(_by_panel(runs[0], shown) if len(runs) == 1 else _by_key(runs, called, shown))
+    groups = group(runs)
+    called = [printable(one.name) for one in groups]
+    charts = list(_by_panel(runs[0], shown) if len(runs) == 1 else by_key(groups, shown))
     if len(charts) > MAX_PANELS:
         raise ConfigError(f"{len(charts):,} panels, and one file shows {MAX_PANELS} at most: choose some by --keys")
     if len(runs) == 1:
@@ -53,7 +57,7 @@ def plot(paths: Sequence[str], out: str = "", keys: Sequence[str] = ()) -> list[
     lines = [f"warning: {problem}" for run in runs for problem in run.problems]
     lines += [f"warning: {path} has no metrics yet" for path, run in zip(paths, runs) if not run.log_keys()]
     for key in keys:
-        if lacking := [name for run, name in zip(runs, called) if not run.series(key).values]:
+        if lacking := [name for name, one in zip(called, groups) if not one.series(key).values]:
             lines.append(f"warning: {key} is not in {', '.join(lacking)}")
     return [*lines, f"{len(sheet.charts)} panel(s) of {len(runs)} run(s): {target}"]
 
@@ -64,12 +68,14 @@ def _by_panel(run: History, shown: Sequence[Panel]) -> Iterator[tuple[str, Chart
         yield _title(panel, panel.title), lay_out([(key, thinned(run.series(key))) for key in panel.keys], panel.log)
 
 
-def _by_key(runs: Sequence[History], called: Sequence[str], shown: Sequence[Panel]) -> Iterator[tuple[str, Chart]]:
-    """Yield a title and a chart of all runs for each key, with a color for each run."""
+def by_key(groups: Sequence[Group], shown: Sequence[Panel]) -> Iterator[tuple[str, Chart]]:
+    """Yield a title and a chart of all groups of runs for each key, with a color for each group."""
     for panel in shown:
         for key in panel.keys:
-            curves = [(name, thinned(run.series(key))) for run, name in zip(runs, called)]
-            yield _title(panel, key), lay_out(curves, panel.log)
+            curves = [(printable(one.name), thinned(one.series(key))) for one in groups]
+            bands = [one.band(key) for one in groups]
+            thin = [None if band is None else (thinned(band[0]), thinned(band[1])) for band in bands]
+            yield _title(panel, key), lay_out(curves, panel.log, thin)
 
 
 def _title(panel: Panel, name: str) -> str:

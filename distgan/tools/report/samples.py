@@ -53,24 +53,37 @@ def sample_figures(run: History, restored: bool) -> list[Figure]:
     Args:
         restored: Whether G restores images, so that grids of fakes show each next to what it was made of.
     """
+    kinds = _files(run)
+    titles = KINDS | ({"fakes": TRIPLES} if restored else {})
+    figures = []
+    for kind in [*(kind for kind in titles if kind in kinds), *(kind for kind in kinds if kind not in titles)]:
+        grids = [_grid(run, file, kimg) for _, kimg, file in _evenly(kinds[kind], GRIDS)]
+        figures.append(Figure(titles.get(kind, kind), [grid for grid in grids if grid]))
+    return [figure for figure in figures if figure.grids]
+
+
+def newest_figure(run: History) -> Figure | None:
+    """Return the newest grid of generated images; None where there is none that can be read."""
+    for _, kimg, file in _files(run).get("fakes", [])[:-3:-1]:  # a run that trains may replace the newest
+        if grid := _grid(run, file, kimg):
+            return Figure(KINDS["fakes"], [grid])
+    return None
+
+
+def _files(run: History) -> dict[str, list[tuple[float, str, Path]]]:
+    """Return the files of samples by kind, in order: thousands of images, the same as text, and the file."""
     folder = run.path / "samples"
     if folder.is_symlink():
         run.problems.append(f"{folder}: a link, not a folder of the run: skipped")
-        return []
-    files: dict[str, list[tuple[float, str, Path]]] = {}  # kind: thousands of images, as text, and the file
+        return {}
+    files: dict[str, list[tuple[float, str, Path]]] = {}
     single: dict[str, list[tuple[float, str, Path]]] = {}
     for file in sorted(folder.glob("*.png")):
         if found := re.fullmatch(r"(\w+)-(\d+(?:\.\d+)?)", file.stem, re.ASCII):
             files.setdefault(found[1], []).append((float(found[2]), f"{float(found[2]):g}", file))
         elif not file.name.startswith("."):
             single[file.stem] = [(0.0, "", file)]
-    titles = KINDS | ({"fakes": TRIPLES} if restored else {})
-    kinds = dict(sorted(files.items())) | single
-    figures = []
-    for kind in [*(kind for kind in titles if kind in kinds), *(kind for kind in kinds if kind not in titles)]:
-        grids = [_grid(run, file, kimg) for _, kimg, file in _evenly(sorted(kinds[kind]), GRIDS)]
-        figures.append(Figure(titles.get(kind, kind), [grid for grid in grids if grid]))
-    return [figure for figure in figures if figure.grids]
+    return {kind: sorted(of_kind) for kind, of_kind in (dict(sorted(files.items())) | single).items()}
 
 
 def _evenly(items: Sequence[T], most: int) -> Sequence[T]:

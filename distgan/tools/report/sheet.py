@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageColor, ImageDraw, ImageFont
 
 from distgan.tools.report.chart import HEIGHT, WIDTH, Chart
 from distgan.tools.report.render import render
@@ -12,6 +12,7 @@ from distgan.tools.report.render import render
 COLUMNS, GAP, LINE = 3, 24, 18  # of charts; pixels between them, and of a line of text
 PAPER, INK, SOFT, GRID = "#ffffff", "#1d1f23", "#6a7078", "#e4e5e3"
 SCALE = 2  # pixels of a .png for one of the sheet
+BAND = 0.18  # opacity of the area around a curve
 FINE = 2  # a .png is drawn this many times larger, then reduced, so that its curves are smooth
 
 
@@ -75,7 +76,9 @@ def arrange(title: str, legend: Sequence[tuple[str, str]], charts: Sequence[tupl
 def write(sheet: Sheet, file: Path, kind: str) -> None:
     """Write a sheet as ".svg" or ".png"."""
     if kind == ".svg":
-        file.write_text(render("sheet.svg", sheet=sheet, paper=PAPER, ink=INK, soft=SOFT, grid=GRID), encoding="utf-8")
+        file.write_text(
+            render("sheet.svg", sheet=sheet, paper=PAPER, ink=INK, soft=SOFT, grid=GRID, band=BAND), encoding="utf-8"
+        )
     else:
         _image(sheet).save(file, "PNG")
 
@@ -106,12 +109,20 @@ def _curves(chart: Chart) -> Image.Image:
     for y, _ in chart.y_ticks:
         pen.line([(chart.left * scale, y * scale), (chart.right * scale, y * scale)], GRID, scale)
     for curve in chart.curves:
+        if len(curve.band) > 2:
+            pen.polygon([(x * scale, y * scale) for x, y in curve.band], _pale(curve.color))
+    for curve in chart.curves:
         points = [(x * scale, y * scale) for x, y in curve.points]
         if len(points) > 1:
             pen.line(points, curve.color, round(1.5 * scale), "curve")
         for point in points if curve.has_dots else ():
             pen.circle(point, 2 * scale, curve.color)
     return image.reduce(FINE)
+
+
+def _pale(color: str) -> tuple[int, ...]:
+    """Return a color of few parts on paper."""
+    return tuple(round(255 + BAND * (part - 255)) for part in ImageColor.getrgb(color))
 
 
 def _dot(color: str) -> Image.Image:

@@ -9,13 +9,15 @@ for (const slider of document.querySelectorAll('input[type="range"]')) {
 
 // The pointer over a chart reads its curves there, from the places of their points.
 for (const chart of document.querySelectorAll("svg.chart")) {
-  const [label, ...values] = chart.parentElement.querySelectorAll("output"), cursor = chart.querySelector(".cursor");
+  const label = chart.parentElement.querySelector("output"), cursor = chart.querySelector(".cursor");
+  const legend = chart.parentElement.querySelector(".legend") ?? document.querySelector(".legend.shared");
+  const values = legend ? [...legend.querySelectorAll("output")] : [];
   const { left, right, top, bottom, x0, x1, y0, y1, log } =
     Object.fromEntries(Object.entries(chart.dataset).map(([name, value]) => [name, Number(value)]));
   const curves = [...chart.querySelectorAll("polyline")].map((line) => ({
     name: line.dataset.name, points: line.getAttribute("points").split(" ").map((pair) => pair.split(",").map(Number)),
   }));
-  const names = [...chart.parentElement.querySelectorAll(".legend span")].map((key) => key.dataset.name);
+  const names = (legend ? [...legend.querySelectorAll("span")] : []).map((key) => key.dataset.name);
   const nearest = (points, x) => points.reduce((best, p) => (Math.abs(p[0] - x) < Math.abs(best[0] - x) ? p : best));
   const value = (y) => {
     const height = y0 + ((bottom - y) / (bottom - top)) * (y1 - y0);

@@ -1,4 +1,4 @@
-"""`distgan plot`, `report`, `doctor` and `bench`: what a run wrote, what a machine offers, and how fast both are."""
+"""`distgan plot`, `report`, `compare`, `doctor`, `bench`: what runs wrote, what a machine offers, how fast both are."""
 
 import argparse
 import os
@@ -11,9 +11,10 @@ from distgan.storage.printable import show
 
 
 def add_commands(commands: Commands) -> None:
-    """Add plot, report, doctor and bench."""
+    """Add plot, report, compare, doctor and bench."""
     _add_plot(commands)
     _add_report(commands)
+    _add_compare(commands)
     _add_doctor(commands)
     _add_bench(commands)
 
@@ -57,6 +58,40 @@ def _report(options: argparse.Namespace) -> None:
     from distgan.tools.report.page import report
 
     show(*report(options.runs, options.out))
+
+
+def _add_compare(commands: Commands) -> None:
+    parser = add_command(
+        commands,
+        "compare",
+        _compare,
+        "train recipes with the same seeds and budget, evaluate them alike, and tell them apart",
+        "distgan compare hinge.yaml rpgan.yaml train.images=500k --out compared",
+        "distgan compare a.yaml b.yaml --out compared --launch launch/local.sh",
+        "distgan compare a.yaml b.yaml --out both --list > runs.txt; sbatch --array=1-6 slurm/sweep.sbatch runs.txt",
+    )
+    parser.add_argument(
+        "overrides", nargs="+", metavar="CONFIG|key=value", help="config files, and settings of all of them"
+    )
+    parser.add_argument("--out", required=True, metavar="FOLDER", help="where trainings, numbers and the page go")
+    parser.add_argument("--seeds", type=int, default=3, metavar="N", help="trainings of each config (default 3)")
+    parser.add_argument(
+        "--evaluations", type=int, default=1, metavar="N", help="evaluations of each, averaged (default 1)"
+    )
+    parser.add_argument(
+        "--launch", default="", metavar="COMMAND", help="starts a training, as launch/local.sh (default: one process)"
+    )
+    parser.add_argument("--list", action="store_true", help="print each training's arguments, for slurm/sweep.sbatch")
+
+
+def _compare(options: argparse.Namespace) -> int:
+    if init_rank_env() > 1:
+        raise ConfigError("compare starts its trainings itself: leave the launcher out, and name it by --launch")
+
+    from distgan.tools.compare.compare import CompareOptions, compare
+
+    chosen = CompareOptions(options.out, options.seeds, options.evaluations, options.launch, options.list)
+    return compare(options.overrides, chosen)
 
 
 def _add_doctor(commands: Commands) -> None:

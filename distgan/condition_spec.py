@@ -264,7 +264,13 @@ class Conditions:
         return np.concatenate(parts)
 
     def _by_name(self, text: str) -> dict[str, object]:
-        pairs = [part.partition("=") for part in text.split(",") if part.strip()]
+        pairs: list[tuple[str, str, str]] = []
+        for part in text.split(","):
+            if pairs and "=" not in part and part.strip():  # of a class whose name has a comma
+                name, equals, before = pairs[-1]
+                pairs[-1] = name, equals, f"{before},{part}"
+            elif part.strip():
+                pairs.append(part.partition("="))
         if wrong := [name for name, equals, _ in pairs if not equals]:
             raise ValueError(f"{wrong[0]!r}: write {self.names[0]}=VALUE, fields separated by commas")
         names = [name.strip() for name, _, _ in pairs]

@@ -124,7 +124,7 @@ def _add_generate(commands: Commands) -> None:
     parser.add_argument("--keep-best", type=float, default=1.0, metavar="SHARE", help="keep this fraction, the best")
     parser.add_argument(
         "--filter-by",
-        default="discriminator",
+        default="",
         choices=("discriminator", "nearest-real"),
         help="what is best: D's logit, or features near to those of a real image (default discriminator)",
     )
@@ -141,7 +141,7 @@ def _add_generate(commands: Commands) -> None:
     parser.add_argument(
         "--keyframes", type=int, default=0, help="latents between which a video moves (default: one a second)"
     )
-    parser.add_argument("--fps", type=float, default=25, help="frames of a video per second (default 25)")
+    parser.add_argument("--fps", type=float, help="frames of a video per second (default 25)")
 
 
 def _generate(options: argparse.Namespace) -> int:
@@ -157,8 +157,9 @@ def _generate(options: argparse.Namespace) -> int:
         raise ConfigError("--condition and --sweep are of images made of noise: leave them out with --input")
     if options.input and (options.keep_best < 1 or options.balance):
         raise ConfigError("--keep-best and --balance choose among images made of noise: leave them out with --input")
-    if options.input and options.aspect:
-        raise ConfigError("--aspect stretches images made of noise: leave it out with --input")
+    for name in ("aspect", "shard_images", "keyframes", "fps", "filter_by") if options.input else ():
+        if getattr(options, name):
+            raise ConfigError(f"--{name.replace('_', '-')} is of images made of noise: leave it out with --input")
     try:
         if options.input:
             restoring = RestoreOptions(num=options.num, **common)

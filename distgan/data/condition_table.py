@@ -15,6 +15,7 @@ from distgan.data.labels import File, number_order
 from distgan.data.shard_index import MAX_CLASSES
 from distgan.errors import ConfigError, DataError
 from distgan.storage.array_file import parse_npy
+from distgan.storage.untrusted import json_of
 
 PART = "condition.npy"  # of a sample: float32 [R], NaN where unknown
 FLAGS = {"true": 1.0, "false": 0.0, "yes": 1.0, "no": 0.0}
@@ -28,10 +29,12 @@ class ImageConditions:
     Attributes:
         fields: What there is, without statistics.
         of: Values of each image, float32 [R], by its number.
+        assumed: What was left out or assumed.
     """
 
     fields: list[Field] = field(default_factory=list)
     of: dict[int, np.ndarray] = field(default_factory=dict)
+    assumed: list[str] = field(default_factory=list)
 
 
 def check_columns(columns: Sequence[str]) -> None:
@@ -134,8 +137,8 @@ def read_conditions(
         raise DataError(f"--condition {missing[0]}: no such column in {table.name}, only {', '.join(known[:20])}")
     images = [files[number].name for number in image_numbers]
     named_rows = [(str(row.get(named, "")), tuple(row.get(name) for name in names)) for row in rows]
-    _, values = match_rows(table.name, named_rows, named, images)
-    return conditions_of(columns, list(zip(*values)), image_numbers, table.name)
+    _, values, without = match_rows(table.name, named_rows, named, images)
+    return replace(conditions_of(columns, list(zip(*values)), image_numbers, table.name), assumed=without)
 
 
 def conditions_of(
@@ -158,19 +161,25 @@ def conditions_of(
 
 def _field(name: str, kind: str, values: Sequence[object], where: str) -> tuple[Field, np.ndarray]:
     """Return a field and its values, float32 [images, length]; its kind is found where none is given."""
+    values = _lists(values, f"{where}: {name}")
     numbers = [_number(value) for value in values]
     if any(isinstance(value, list) for value in values):
         if kind not in ("", "vector"):
             raise DataError(f"{where}: {name} holds lists of numbers, which are no {kind}")
         return _vectors(name, values, where)
-    is_text = any(number is None for number in numbers)
-    if kind == "class" or (is_text and not kind):
+    texts = [value for value, number in zip(values, numbers) if number is None]
+    words = {str(value).strip().lower() for value, number in zip(values, numbers) if not _is_unknown(number)}
+    if kind == "class" or (texts and not kind and words <= FLAGS.keys()):
         return _classes(name, values, where)
-    if is_text:
-        bad = next(value for value, number in zip(values, numbers) if number is None)
-        raise DataError(f"{where}: {name} is {str(bad)[:60]!r} somewhere: not a number")
+    if texts and not kind:
+        raise DataError(
+            f"{where}: {name} is {str(texts[0])[:60]!r} somewhere and a number elsewhere: mend it, or name "
+            f"{name}:class, which takes all values as names"
+        )
+    if texts:
+        raise DataError(f"{where}: {name} is {str(texts[0])[:60]!r} somewhere: not a number")
     array = np.array(numbers, np.float64)
-    if np.isinf(array.astype(np.float32)).any():
+    if np.isinf(array).any() or (np.abs(array) > np.finfo(np.float32).max).any():
         raise DataError(f"{where}: {name} has values that are not finite, or beyond 3e38")
     distinct = set(array[~np.isnan(array)].tolist())
     if kind in ("", "flag") and distinct <= {-1.0, 1.0} and -1.0 in distinct:  # as CelebA writes its attributes
@@ -180,6 +189,18 @@ def _field(name: str, kind: str, values: Sequence[object], where: str) -> tuple[
         raise DataError(f"{where}: {name} has other values than 0 and 1: {sorted(distinct - {0.0, 1.0})[:3]}")
     found: Kind = "flag" if is_flag and kind != "number" else "number"
     return Field(name, "vector" if kind == "vector" else found), array.astype(np.float32)[:, None]
+
+
+def _lists(values: Sequence[object], where: str) -> Sequence[object]:
+    """Return values with lists for texts such as "[0.5, -1]", as tables of text have them. Raises DataError."""
+    texts = [value.strip() for value in values if isinstance(value, str) and value.strip()]
+    if not texts or not all(text.startswith("[") and text.endswith("]") for text in texts):
+        return values
+    return [json_of(value, where) if isinstance(value, str) and value.strip() else None for value in values]
+
+
+def _is_unknown(number: float | None) -> bool:
+    return number is None or math.isnan(number)
 
 
 def _number(value: object) -> float | None:
@@ -202,11 +223,8 @@ def _number(value: object) -> float | None:
 def _classes(name: str, values: Sequence[object], where: str) -> tuple[Field, np.ndarray]:
     texts = [None if value is None or not str(value).strip() else _class_name(value) for value in values]
     names = sorted({text for text in texts if text is not None}, key=number_order)
-    if len(names) > MAX_CLASSES or any(mark in text for text in names for mark in ",="):
-        bad = next((text for text in names if "," in text or "=" in text), "")
-        raise DataError(
-            f"{where}: {name}: " + (f"the class {bad[:60]!r} has a comma or =" if bad else f"{len(names):,} classes")
-        )
+    if len(names) > MAX_CLASSES:
+        raise DataError(f"{where}: {name}: {len(names):,} classes, at most {MAX_CLASSES:,}")
     number = {text: float(i) for i, text in enumerate(names)}
     numbers = [math.nan if text is None else number[text] for text in texts]
     return Field(name, "class", classes=names), np.array(numbers, np.float32)[:, None]

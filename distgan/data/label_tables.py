@@ -59,11 +59,14 @@ def from_table(
     if labeled not in columns:
         asked = f"no column {column}" if column else "no column of labels that is found by its name"
         raise DataError(f"{table.name}: {asked}, only {', '.join(columns[:20])}: --labels NAME says which one it is")
-    keys, values = match_rows(table.name, [(str(row.get(named, "")), row.get(labeled)) for row in rows], named, images)
+    named_rows = [(str(row.get(named, "")), row.get(labeled)) for row in rows]
+    keys, values, without = match_rows(table.name, named_rows, named, images)
     classes, numbers = as_classes(_numbers(values), lambda i: f"{table.name}: the {labeled} of {keys[i]}")
     if classes is None:
         return Labels(lacking=f"all are empty in {table.name}")
-    return labels_of(classes, numbers, image_numbers, f"{table.name}, column {labeled}")
+    found = labels_of(classes, numbers, image_numbers, f"{table.name}, column {labeled}")
+    found.assumed += without
+    return found
 
 
 def read_rows(name: str, content: bytes) -> tuple[list[Row], list[str], str]:
@@ -75,8 +78,8 @@ def read_rows(name: str, content: bytes) -> tuple[list[Row], list[str], str]:
 
 def match_rows(
     table: str, named_values: Iterable[tuple[str, T]], column: str, images: Sequence[str]
-) -> tuple[list[str], list[T]]:
-    """Return the name by which a table knows each image, and the image's value.
+) -> tuple[list[str], list[T], list[str]]:
+    """Return the name by which a table knows each image, the image's value, and a note if rows have no image.
 
     Args:
         named_values: Names and values of the rows; names count from the top or from the table's folder.
@@ -84,11 +87,13 @@ def match_rows(
         images: Paths of the images.
 
     Raises:
-        DataError: An image has no row, or two with other values, or a row is of several images.
+        DataError: An image has no row, or two with other values, or a row is of several images or names none.
     """
     values: dict[str, T] = {}
-    for written, value in named_values:
+    for number, (written, value) in enumerate(named_values, 1):
         name = written.replace("\\", "/").removeprefix("./")
+        if not name.strip():
+            raise DataError(f"{table}: its column {column!r} is empty in row {number}: it should name an image")
         if values.setdefault(name, value) != value:
             raise DataError(f"{table} has two labels for {name}: {values[name]!r} and {value!r}")
     folder = table.rpartition("/")[0]
@@ -101,7 +106,10 @@ def match_rows(
         )
     if len(set(keys)) < len(keys):
         raise DataError(f"{table}: several images of the same name in other folders: name them by their paths")
-    return keys, [values[key] for key in keys]
+    others = values.keys() - set(keys)
+    example = min(others, default="")
+    without = [f"{len(others):,} row(s) of {table} have no image here (e.g. {example})"] if others else []
+    return keys, [values[key] for key in keys], without
 
 
 def _rows(name: str, content: bytes) -> list[Row]:

@@ -15,6 +15,7 @@ from distgan.data import archives, dataset_card
 from distgan.data.archives import Skipped, hidden
 from distgan.data.condition_table import (
     CLASS,
+    PART,
     class_field,
     conditions_of,
     find_conditions,
@@ -265,7 +266,7 @@ def _listing(items: Sequence[Item], wanted: ListingOptions, skipped: list[Skippe
         skipped,
         labels.lacking,
         labels.origin,
-        labels.assumed,
+        list(dict.fromkeys([*labels.assumed, *conditions.assumed])),
         conditions.fields,
     )
 
@@ -320,7 +321,7 @@ def _list_archives(urls: Sequence[str], wanted: ListingOptions, top: Path | None
         raise DataError(f"{asked}: copy {public(far[0])} and the others to a local folder first")
     by_shard = plain and wanted.label in ("", "cls") and not wanted.table and not from_parts
     if far or (by_shard and (files := _items(urls[0], wanted, top, False, []))):
-        samples = far or any(_suffix(item.file.name) == "cls" or ".clean." in item.file.name for item in files)
+        samples = far or any(_is_of_sample(item.file.name) for item in files)
         if samples and (far or are_regular(urls, wanted)):
             if wanted.label not in ("", "cls"):
                 raise DataError(f"--label {wanted.label}: copy {public(far[0])} and the others to a local folder first")
@@ -328,6 +329,11 @@ def _list_archives(urls: Sequence[str], wanted: ListingOptions, top: Path | None
     skipped: list[Skipped] = []
     items = [item for url in urls for item in _items(url, wanted, top, len(urls) > 1, skipped)]
     return _listing(items, wanted, skipped)
+
+
+def _is_of_sample(name: str) -> bool:
+    """Return whether a file of this name is a part of a sample, which single images have not."""
+    return _suffix(name) == "cls" or ".clean." in name or name.endswith(f".{PART}")
 
 
 def _items(url: str, wanted: ListingOptions, top: Path | None, several: bool, skipped: list[Skipped]) -> list[Item]:

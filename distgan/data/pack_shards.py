@@ -8,7 +8,7 @@ from distgan.data import dataset_card, index_cache, shard_index
 from distgan.data.condition_table import CLASS, PART, split_column
 from distgan.data.dataset import Dataset, DatasetOptions
 from distgan.data.dataset_conditions import ALL
-from distgan.data.image_format import SUFFIXES
+from distgan.data.image_format import ARRAYS, SUFFIXES
 from distgan.data.pack_entry import InputEntry, InputListing, ListingOptions
 from distgan.errors import DataError
 from distgan.storage.byte_ranges import ByteRangeReader
@@ -19,7 +19,7 @@ from distgan.storage.urls import is_local, local_path, public
 def are_regular(urls: Sequence[str], wanted: ListingOptions) -> bool:
     """Return whether the index says all of these shards: parts are neighbors, keys lack dots, classes are numbers."""
     source = ByteRangeReader()
-    pictures = {wanted.part} if wanted.part else SUFFIXES
+    pictures = {wanted.part} if wanted.part else SUFFIXES | ARRAYS
     for url in urls:
         try:
             summary = index_cache.summary(url, source, default_cache_dir() / "index")

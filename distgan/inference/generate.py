@@ -19,7 +19,7 @@ from distgan.inference import sampling, shard_writer, video
 from distgan.inference.loading import load_generator, locate
 from distgan.inference.picture_grid import require_grid, write_grid, write_sweep
 from distgan.inference.request import GenerateOptions, Request, resolve
-from distgan.inference.scoring import Score, open_score
+from distgan.inference.scoring import SCORES, Score, open_score
 from distgan.inference.selection import GeneratedImage, SampleSelection
 from distgan.inference.trained_generator import TrainedGenerator
 from distgan.storage.atomic import replace_file, replacing
@@ -51,7 +51,7 @@ def generate(path: str, out: str, options: GenerateOptions, rank: int = 0, world
         return write(G, target, request)
 
     selection = _select(G, request)
-    score = open_score(options.filter_by, where, G.chunk, G.device) if options.share < 1 else None
+    score = open_score(options.filter_by or SCORES[0], where, G.chunk, G.device) if options.share < 1 else None
     draw = functools.partial(draw_group, G, score, selection, request)
     card = _card(G, selection, request)
     groups = range(rank, selection.num_groups, world)
@@ -198,7 +198,7 @@ def _card(G: TrainedGenerator, selection: SampleSelection, request: Request) -> 
         generated["conditions"] = list(options.conditions)
         conditions = {"conditions": [asdict(one) for one in G.conditions.conditions.fields]}
     if options.share < 1:
-        generated["filter_by"] = options.filter_by
+        generated["filter_by"] = options.filter_by or SCORES[0]
     elif options.kind in ("png", "npy"):
         del generated["shard_images"]  # it only says how many are made at once
     return {

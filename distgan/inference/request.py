@@ -11,6 +11,8 @@ from distgan.image_spec import ImageSpec
 from distgan.inference.selection import parse_classes
 from distgan.inference.trained_generator import TrainedGenerator
 
+FPS = 25.0
+
 
 @dataclass(frozen=True)
 class GenerateOptions:
@@ -26,11 +28,11 @@ class GenerateOptions:
         sweep: Values of one condition, as "age=10:80:8", that a grid shows side by side: a latent to a row.
         columns: Columns of a grid, or of a video's classes; None for a row per class, or a square.
         share: Share of the images made to keep, those with the best scores (see `SampleSelection`).
-        filter_by: Name of the score, one of `scoring.SCORES`.
+        filter_by: Name of the score, one of `scoring.SCORES`; empty for the first.
         balance: Whether all classes have the same number of images.
         shard_images: Images of a shard; 0 for a number by the resolution.
         keyframes: Latents that a video passes through; 0 for one per second.
-        fps: Frames of a video per second.
+        fps: Frames of a video per second; None for 25.
         aspect: Proportions "W:H" that images are stretched to, "data" for those of the training data; "" for none.
 
     Raises:
@@ -43,11 +45,11 @@ class GenerateOptions:
     labels: str = ""
     columns: int | None = None
     share: float = 1.0
-    filter_by: str = "discriminator"
+    filter_by: str = ""
     balance: bool = False
     shard_images: int = 0
     keyframes: int = 0
-    fps: float = 25
+    fps: float | None = None
     aspect: str = ""
     conditions: tuple[str, ...] = ()
     sweep: str = ""
@@ -58,11 +60,21 @@ class GenerateOptions:
             ("columns", 1 if self.columns is None else self.columns, 1, math.inf),
             ("keep-best", self.share, 1e-4, 1),
             ("shard-images", self.shard_images, 0, math.inf),
-            ("fps", self.fps, 1, 240),
+            ("fps", FPS if self.fps is None else self.fps, 1, 240),
         ):
             if not low <= value <= high:
                 allowed = f"at least {low}" if high == math.inf else f"{low:g} to {high:g}"
                 raise ConfigError(f"--{name} {value:g}: {allowed}")
+        for name, is_given, kinds in (
+            ("shard-images", self.shard_images, ("shards",)),
+            ("keyframes", self.keyframes, ("video",)),
+            ("fps", self.fps is not None, ("video",)),
+            ("columns", self.columns is not None, ("grid", "video")),
+        ):
+            if is_given and self.kind not in kinds:
+                raise ConfigError(f"--{name} is for --as {' and '.join(kinds)}, not {self.kind}: leave it out")
+        if self.filter_by and self.share == 1:
+            raise ConfigError(f"--filter-by {self.filter_by} says what is best: name the share to keep by --keep-best")
 
     @property
     def is_file(self) -> bool:
@@ -89,6 +101,8 @@ class Request:
 def resolve(options: GenerateOptions, G: TrainedGenerator) -> Request:
     """Return what options ask of a generator. Raises ConfigError for what it did not learn."""
     image = stretched(G, options.aspect)
+    if options.balance and G.conditions is not None:
+        raise ConfigError("--balance is about classes, and this generator takes conditions: leave it out")
     classes = parse_labels(options.labels, G)
     return Request(options, classes, parse_conditions(options.conditions, G, options.sweep), image)
 

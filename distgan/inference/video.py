@@ -15,7 +15,7 @@ from distgan.data import image_grid
 from distgan.errors import ConfigError, MachineError
 from distgan.inference import sampling
 from distgan.inference.picture_grid import bands_of
-from distgan.inference.request import Request
+from distgan.inference.request import FPS, Request
 from distgan.inference.trained_generator import TrainedGenerator
 from distgan.storage.atomic import replacing
 from distgan.transforms.image_values import to_display
@@ -74,7 +74,7 @@ def frames(
 def write(G: TrainedGenerator, target: Path, request: Request) -> str:
     """Write a video with a tile for each class or condition; returns a line that says where. Raises ConfigError."""
     options, classes, given = request.options, request.classes, request.conditions
-    num, fps = options.num, options.fps
+    num, fps = options.num, FPS if options.fps is None else options.fps
     if request.image != G.image:
         raise ConfigError("--aspect: a video keeps the generator's own size; png, npy, shards and grid take --aspect")
     shown: list[int] | np.ndarray = classes

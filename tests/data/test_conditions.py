@@ -2,6 +2,7 @@
 
 import io
 import json
+import math
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,8 @@ import pytest
 from packing import archive, folder, png
 from shards import tar_bytes
 
-from distgan.data.condition_table import PART, to_bytes
+from distgan.condition_spec import Conditions, Field
+from distgan.data.condition_table import PART, conditions_of, to_bytes
 from distgan.data.dataset import Dataset, DatasetOptions
 from distgan.data.decode import DecodeOptions
 from distgan.data.encode import PackOptions
@@ -148,6 +150,22 @@ def test_arrays_and_classes_become_conditions_and_are_packed_again(tmp_path: Pat
     assert cards[0] == cards[1]
 
 
+@pytest.mark.parametrize("kind", ["png", "npy"])
+@pytest.mark.parametrize("whole", [True, False])
+def test_conditions_without_classes_are_packed_again(tmp_path: Path, kind: str, whole: bool) -> None:
+    images, heat = np.zeros((6, 16, 16), np.uint8 if kind == "png" else np.float32), np.arange(6.0)
+    images[:, 0] = 1
+    np.savez(tmp_path / "a.npz", images=images, heat=heat)
+    wanted = ListingOptions(conditions=("heat",), labels=False, channels=1 if kind == "npy" else 3)
+    options = PackOptions() if kind == "png" else PackOptions(channels=1, dtype="float32", range=(0, 1))
+    pack(str(tmp_path / "a.npz"), str(tmp_path / "one"), options, wanted, workers=1)
+    source = tmp_path / "one" if whole else tmp_path / "one" / "000000.tar"
+    summary = pack(str(source), str(tmp_path / "two"), options, workers=1)
+    assert summary.skipped == {}
+    data = opened(tmp_path / "two")
+    assert [data.condition(i).tolist() for i in range(6)] == [[i] for i in range(6)]
+
+
 def test_lists_of_dataset_json_are_a_vector(tmp_path: Path) -> None:
     files = {f"{i}.png": png(i) for i in range(6)}
     files["dataset.json"] = json.dumps({"labels": [[f"{i}.png", [i / 2, 1.5]] for i in range(6)]}).encode()
@@ -236,6 +254,53 @@ def test_what_pack_cannot_use_is_refused(tmp_path: Path) -> None:
     (tmp_path / "in" / "metadata.jsonl").unlink()
     with pytest.raises(DataError, match="there is no table next to the images: --table FILE names one"):
         pack(str(tmp_path / "in"), str(tmp_path / "x"), PackOptions(), ListingOptions(conditions=("age",)), workers=1)
+
+
+def test_rows_without_an_image_and_without_a_name_are_told(tmp_path: Path) -> None:
+    source = folder(tmp_path / "in", {f"{i}.png": png(i) for i in range(4)})
+    table = tmp_path / "t.csv"
+    table.write_text("file,age\n" + "".join(f"{i}.png,{i}\n" for i in range(6)))
+    wanted = ListingOptions(conditions=("age",), table=str(table), labels=False)
+    summary = pack(source, str(tmp_path / "out"), PackOptions(), wanted, workers=1)
+    assert summary.assumed == ["2 row(s) of t.csv have no image here (e.g. 4.png)"]
+    table.write_text("file,age\n0.png,1\n,2\n")
+    with pytest.raises(DataError, match="its column 'file' is empty in row 2: it should name an image"):
+        pack(source, str(tmp_path / "x"), PackOptions(), wanted, workers=1)
+    for huge in (str(10**60), "1e39", "-inf"):
+        with pytest.raises(DataError, match="not finite, or beyond 3e38"):
+            of_column("1", huge)
+
+
+def of_column(*values: object, kind: str = "") -> tuple[Field, list]:
+    """The field of a column of a text table, and its values."""
+    found = conditions_of([f"c:{kind}" if kind else "c"], [values], range(len(values)), "t.csv")
+    return found.fields[0], [row.tolist() for row in found.of.values()]
+
+
+def test_lists_in_a_text_table_are_vectors() -> None:
+    one, values = of_column("[0.5, -1]", "", " [2,3] ")
+    assert (one.kind, one.length) == ("vector", 2)
+    np.testing.assert_array_equal(values, [[0.5, -1], [math.nan, math.nan], [2, 3]])
+    for bad, message in (("[1, NaN]", "t.csv: c"), ("[1]", "lists of 1, 2 numbers"), ("[1, [2]]", "more than lists")):
+        with pytest.raises(DataError, match=message):
+            of_column("[0.5, -1]", bad)
+
+
+def test_names_of_classes_may_have_any_character(tmp_path: Path) -> None:
+    one, _ = of_column("two, words", "a=b", "x;y", "", "a=b")
+    assert one.classes == ["a=b", "two, words", "x;y"]
+    known = Conditions([Field("age", "number"), one])
+    for i, name in enumerate(one.classes):
+        assert known.values(f"c={name},age=4").tolist() == known.values(f"age=4,c={name}").tolist() == [4, i]
+    with pytest.raises(ValueError, match="no condition 'agge'"):
+        known.values("c=two, words,agge=4")
+
+
+def test_a_text_among_numbers_is_asked_about() -> None:
+    with pytest.raises(DataError, match="c is '4O' somewhere and a number elsewhere: mend it, or name c:class"):
+        of_column("30", "4O", "50")
+    assert of_column("30", "4O", "50", kind="class")[0].classes == ["4O", "30", "50"]
+    assert of_column("yes", "no", "maybe")[0].classes == ["maybe", "no", "yes"]
 
 
 def test_shards_without_a_card_are_refused(tmp_path: Path) -> None:

@@ -255,7 +255,8 @@ def test_what_cannot_be_restored_is_refused_with_the_way_out(
         (["--as", "grid", "--out", str(tmp_path / "g")], "a grid is a file that ends in .png"),
         (["--columns", "0"], "--columns 0: at least 1"),
         (["--keep-best", "0.5"], "leave them out with --input"),
-        (["--aspect"], "--aspect stretches images made of noise: leave it out with --input"),
+        (["--aspect"], "--aspect is of images made of noise: leave it out with --input"),
+        (["--fps", "5"], "--fps is of images made of noise: leave it out with --input"),
         (["--num", "0"], "--num 0: at least 1"),
         (["--labels", "3"], "this generator was trained without classes"),
     ):

@@ -215,6 +215,11 @@ def test_checkpoints_that_do_not_fit_are_refused(
     assert message in capsys.readouterr().err
 
 
+def test_no_classes_are_balanced(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert generate(untrained(tmp_path / "run"), tmp_path / "x", "--balance") == 2
+    assert "--balance is about classes, and this generator takes conditions" in capsys.readouterr().err
+
+
 def test_class_names_stand_for_class_numbers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = of_classes(tmp_path / "run")
     where = next((run / "checkpoints").glob("step-*"))

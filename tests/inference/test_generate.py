@@ -236,6 +236,24 @@ def test_what_stands_in_the_way_of_a_set_is_named(tmp_path: Path, run: Path, cap
     assert (tmp_path / "notes" / "notes.txt").read_text() == "mine"
 
 
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--shard-images", "7"], "--shard-images is for --as shards, not png: leave it out"),
+        (["--as", "grid", "--keyframes", "3"], "--keyframes is for --as video, not grid: leave it out"),
+        (["--as", "shards", "--fps", "25"], "--fps is for --as video, not shards: leave it out"),
+        (["--as", "npy", "--columns", "2"], "--columns is for --as grid and video, not npy: leave it out"),
+        (["--filter-by", "discriminator"], "--filter-by discriminator says what is best: name the share to keep"),
+    ],
+)
+def test_an_option_that_would_do_nothing_is_refused(
+    tmp_path: Path, run: Path, capsys: pytest.CaptureFixture, arguments: list[str], told: str
+) -> None:
+    assert main(["generate", str(run), "--num", "8", "--out", str(tmp_path / "out"), *arguments]) == 2
+    assert told in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 def test_other_readers_and_another_training_take_a_set(
     tmp_path: Path, run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -143,8 +143,8 @@ def _evaluated(training: Training, evaluations: int) -> tuple[Result, int]:
 def _settings(training: Training) -> list[str]:
     """Return what an evaluation measures, as overrides: a saved run may have other settings of it."""
     own, defaults = asdict(training.config.eval), asdict(Eval())
-    # Without its metrics, an evaluation measures all that it can.
-    changed = {k: v for k, v in own.items() if k not in NOT_MEASURED and (k == "metrics" or v != defaults[k])}
+    named = ("metrics", "num_images")  # without these, `evaluate` takes all metrics, and the number of papers
+    changed = {k: v for k, v in own.items() if k not in NOT_MEASURED and (k in named or v != defaults[k])}
     return [f"eval.{key}={json.dumps(value)}" for key, value in changed.items()]
 
 

@@ -210,6 +210,12 @@ class Optimizer:
     )
     eps: float = key(1e-8, "added to the root of the second moment", low=0)
     weight_decay: float = key(0.0, "weight decay of adamw", low=0)
+    freeze: list[str] = key(
+        [], "weights that stay as they are: those of the first N layers from the input side, or patterns of names"
+    )
+    lr_factors: list[str] = key(
+        [], "factors of the learning rate of some weights, as 'embed=0.1'; of patterns, the first that matches holds"
+    )
 
 
 @dataclass

@@ -27,6 +27,7 @@ def config_errors(config: Config) -> list[str]:
         _check_loss,
         _check_augment_and_balance,
         _check_train,
+        _check_optimizers,
         _check_restore,
     )
     return [line for check in checks for line in check(config)] + eval_errors(config.eval)
@@ -179,6 +180,24 @@ def _check_train(config: Config) -> Iterator[str]:
             f"train.batch={train.batch} is not a multiple of train.micro_batch={train.micro_batch}: "
             f"choose one of {one_of(divisors(train.batch))}"
         )
+
+
+def _check_optimizers(config: Config) -> Iterator[str]:
+    for name, settings in (("G", config.optim.G), ("D", config.optim.D)):
+        for text in settings.lr_factors:
+            pattern, _, number = text.rpartition("=")
+            if not pattern or not _is_factor(number):
+                yield (
+                    f"optim.{name}.lr_factors: {text!r}: write PATTERN=FACTOR with a factor of 0 or more, such as "
+                    "'embed=0.1'"
+                )
+
+
+def _is_factor(text: str) -> bool:
+    try:
+        return 0 <= float(text) < math.inf
+    except ValueError:
+        return False
 
 
 def _check_restore(config: Config) -> Iterator[str]:

@@ -65,9 +65,10 @@ def between(real: Tensor, fake: Tensor, mix: Tensor) -> Tensor:
 
 @torch.no_grad()
 def clip_weights(D: nn.Module, limit: float) -> None:
-    """Clamp every weight to -limit..limit after D's step (Arjovsky et al. 2017, algorithm 1)."""
+    """Clamp every trained weight to -limit..limit after D's step (Arjovsky et al. 2017, algorithm 1)."""
     for parameter in D.parameters():
-        parameter.clamp_(-limit, limit)
+        if parameter.requires_grad:  # a frozen one stays as it is
+            parameter.clamp_(-limit, limit)
 
 
 def is_due(images: int, batch: int, every: int) -> bool:

@@ -189,13 +189,16 @@ def require_shapes(tensors: Mapping[str, Tensor], wanted: dict[str, tuple[int, .
 def optimizer_tensors(optimizer: torch.optim.Optimizer, net: nn.Module) -> dict[str, Tensor]:
     """Return an optimizer's state as "<weight>/<slot>". Its settings are functions of config and images seen."""
     state = optimizer.state_dict()["state"]
-    names = [name for name, _ in net.named_parameters()]
+    names = _names_in_order(optimizer, net)
     return {f"{names[i]}/{slot}": value for i, slots in state.items() for slot, value in slots.items()}
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, net: nn.Module, tensors: dict[str, Tensor]) -> None:
-    """Undo `optimizer_tensors`. Raises DataError for tensors of another network."""
-    numbers = {name: i for i, (name, _) in enumerate(net.named_parameters())}
+    """Undo `optimizer_tensors`. What was frozen when they were saved starts from zero.
+
+    Raises DataError for tensors of another network.
+    """
+    numbers = {name: i for i, name in enumerate(_names_in_order(optimizer, net))}
     weights = dict(net.named_parameters())
     shapes = shapes_of(weights)
     state: dict[int, dict[str, Tensor]] = {}
@@ -206,7 +209,16 @@ def load_optimizer(optimizer: torch.optim.Optimizer, net: nn.Module, tensors: di
         if value.shape:  # in the memory format of the weight, which fused optimizers rely on
             value = torch.empty_strided(value.shape, weights[weight].stride(), dtype=value.dtype).copy_(value)
         state.setdefault(numbers[weight], {})[slot] = value
+    for number, slots in optimizer.state_dict()["state"].items():
+        if number not in state:
+            state[number] = {slot: torch.zeros_like(value) for slot, value in slots.items()}
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def _names_in_order(optimizer: torch.optim.Optimizer, net: nn.Module) -> list[str]:
+    """Return the names of an optimizer's weights, in the order in which its state counts them: group by group."""
+    names = {id(weight): name for name, weight in net.named_parameters()}
+    return [names[id(weight)] for group in optimizer.param_groups for weight in group["params"]]
 
 
 def _write(path: Path, data: bytes) -> dict:

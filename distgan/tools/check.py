@@ -35,6 +35,9 @@ def check(config: Config, batch_plan: BatchPlan) -> tuple[list[str], list[str]]:
     dataset = factory.open_dataset(config)
     config = factory.with_range(config, lambda: factory.range_of_data(config, dataset))
     G, D = factory.build_nets(config, dataset.label_input)
+    factory.freeze_weights(config, G, D)
+    for name, net in (("G", G), ("D", D)):
+        factory.build_optimizer(getattr(config.optim, name), net, f"optim.{name}")
     lines = factory.describe(config, batch_plan, dataset, factory.choose_layout(config, dataset), G, D)
     card_lines, card_warnings = _card(config, dataset)
     disk_lines, disk_warnings = _disk(config, networks.checkpoint_bytes(G, D), dataset.num_classes)

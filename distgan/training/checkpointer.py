@@ -128,7 +128,7 @@ def load_optimizer(
     if kept == factory.optimizer_slots(settings):
         checkpoint.load_optimizer(optimizer, net, tensors)
         return True
-    optimizer.load_state_dict(factory.build_optimizer(settings, net).state_dict())
+    optimizer.load_state_dict(factory.build_optimizer(settings, net, f"optim.{name}").state_dict())
     if kept:
         log.warning(
             f"warning: the checkpoint has {', '.join(sorted(kept))} of {name}'s optimizer, which optim.{name} does not "

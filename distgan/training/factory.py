@@ -29,6 +29,7 @@ from distgan.storage.byte_ranges import ByteRangeReader
 from distgan.storage.disk_cache import DiskCache
 from distgan.storage.formatting import interval, whole_number
 from distgan.storage.home import user_path
+from distgan.training import parameter_groups
 from distgan.training.step_inputs import ImageToImageOptions, StepOptions
 from distgan.transforms import degrade_spec
 
@@ -158,8 +159,20 @@ def build_nets(config: Config, label_input: int | VectorInput) -> tuple[nn.Modul
     return networks.build_nets(**network_options(config), num_classes=label_input)
 
 
-def build_optimizer(settings: OptimizerSettings, net: nn.Module) -> torch.optim.Optimizer:
-    """Build an optimizer; its fused form where there is one, which is several times faster, on the CPU too."""
+def freeze_weights(config: Config, G: nn.Module, D: nn.Module) -> dict[str, list[str]]:
+    """Freeze the weights that a config names; returns their names by network. Raises ConfigError."""
+    return {
+        "G": parameter_groups.freeze(G, config.optim.G.freeze, "optim.G.freeze"),
+        "D": parameter_groups.freeze(D, config.optim.D.freeze, "optim.D.freeze"),
+    }
+
+
+def build_optimizer(settings: OptimizerSettings, net: nn.Module, key: str = "optim") -> torch.optim.Optimizer:
+    """Build an optimizer; its fused form where there is one, which is several times faster, on the CPU too.
+
+    Args:
+        key: The group of settings, for messages.
+    """
     beta1, beta2 = (float(beta) for beta in settings.betas)
     betas, eps = (beta1, beta2), settings.eps
     kinds: dict[str, Callable] = {
@@ -170,11 +183,12 @@ def build_optimizer(settings: OptimizerSettings, net: nn.Module) -> torch.optim.
         "sgd": functools.partial(torch.optim.SGD, momentum=beta1, fused=True),
         "rmsprop": functools.partial(torch.optim.RMSprop, alpha=beta2, eps=eps, momentum=beta1, foreach=True),
     }
-    optimizer = kinds[settings.name](net.parameters(), lr=settings.lr[0])
+    groups = parameter_groups.parameter_groups(settings, net, f"{key}.lr_factors")
+    optimizer = kinds[settings.name](groups, lr=settings.lr[0])
     if settings.name == "sgd" and beta1:
         # The fused form makes these in its first step and fills them there, unless that step is skipped: then it would
         # continue from whatever was in memory. From zeros, the first step is the same.
-        for weight in net.parameters():
+        for weight in filter(lambda weight: weight.requires_grad, net.parameters()):
             optimizer.state[weight]["momentum_buffer"] = torch.zeros_like(weight)
     return optimizer
 
@@ -246,6 +260,9 @@ def describe(
         f"length: {train.images:,} images, {train.images / dataset.num_samples:,.1f} epochs, {steps}{limit}",
         f"networks: {config.model.family}, {weights} weights, {checkpoint_bytes(G, D) / 1e6:.0f} MB to a checkpoint",
     ]
+    for name, net in (("G", G), ("D", D)):
+        frozen = [weight for weight, value in net.named_parameters() if not value.requires_grad]
+        lines += parameter_groups.describe(name, net, frozen)
     if config.data.balance == "classes":
         counts = np.bincount(dataset.read_labels()).tolist() if dataset.num_held_out else dataset.class_counts
         sizes = [size for size in counts if size]

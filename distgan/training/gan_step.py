@@ -74,6 +74,7 @@ class GanStep:
         # A compiled graph has its own: it takes no tensor that is another one in each step.
         self._normalized_once = self._spectral_norms if options.compile == "off" else []
         self._weights = {"G": list(G.parameters()), "D": list(D.parameters())}
+        self._trained_D = [weight for weight in D.parameters() if weight.requires_grad]  # the others are frozen
         # Running statistics; what is not in a checkpoint is constant.
         kept = [value for net in (G, D) for name, value in net.named_buffers() if name in net.state_dict()]
         self._restored_buffers = kept if options.restore_buffers else []
@@ -117,14 +118,14 @@ class GanStep:
         """
         self._begin()
         buffers = [buffer.clone() for buffer in self._restored_buffers]
-        self.D.requires_grad_(False)
+        self._train_D(False)
         for micro, is_last in self._micro_batches(batch, batch.z_g, with_real=self.looks_at_real):
             with self.world.grad_sync(self.g_loss, last=is_last):
                 with normalized_once(self._normalized_once):
                     loss, terms = self.g_loss(micro, hp)
                 self._backward(loss)
             self.stats.add_g_pass(terms)
-        self.D.requires_grad_(True)
+        self._train_D(True)
         self._update("G", optimizer, buffers)
 
     def last_scores(self) -> tuple[Tensor, Tensor, Tensor]:
@@ -171,14 +172,19 @@ class GanStep:
         for _ in range(2):
             batch = MicroBatch(z, labels, seeds, blank.clone(), condition)
             (0 * self.d_loss(batch, blank.clone(), StepHyperparams()).loss).backward()
-            self.D.requires_grad_(False)
+            self._train_D(False)
             loss, _ = self.g_loss(MicroBatch(z, labels, seeds, blank, condition), StepHyperparams())
             (0 * loss).backward()
-            self.D.requires_grad_(True)
+            self._train_D(True)
         self.G.zero_grad(set_to_none=True)
         self.D.zero_grad(set_to_none=True)
         for buffer, value in zip(buffers, kept):
             buffer.copy_(value)
+
+    def _train_D(self, is_trained: bool) -> None:
+        """Let D's weights have gradients, or not while G is trained; frozen ones never have."""
+        for weight in self._trained_D:
+            weight.requires_grad_(is_trained)
 
     def _begin(self) -> None:
         if self.options.cuda_graphs:

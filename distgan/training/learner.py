@@ -52,6 +52,7 @@ class Learner:
         layout: The constants of the data order, which a resumed run takes from its checkpoint.
         label_input: The number of classes, or the kind of the vectors of conditions.
         examples: Conditions of some real images, float32 [N, R]; None without conditions.
+        frozen: Names of the weights of G and of D that are not trained.
         unseen: Classes that no data of the run had an image of.
     """
 
@@ -79,13 +80,14 @@ class Learner:
         for net in (self.G, self.D):
             memory_format.convert(net, self.memory_format)
         self.G_ema = copy.deepcopy(self.G).eval().requires_grad_(False).to(world.device)
+        self.frozen = factory.freeze_weights(config, self.G, self.D)  # before DDP knows the networks
         self.schedulers = Schedulers(config, world)
         options = dataclasses.replace(
             factory.step_options(config, batch_plan), memory_format=memory_format.FORMATS[self.memory_format]
         )
         self.step = GanStep(world, self.G, self.D, options, on_logits=self.schedulers.observe)
-        self.opt_G = factory.build_optimizer(config.optim.G, self.G)
-        self.opt_D = factory.build_optimizer(config.optim.D, self.D)
+        self.opt_G = factory.build_optimizer(config.optim.G, self.G, "optim.G")
+        self.opt_D = factory.build_optimizer(config.optim.D, self.D, "optim.D")
         self.state, self.layout = TrainState(), factory.choose_layout(config, self.dataset)
         self.unseen = [label for label, count in enumerate(self.dataset.class_counts) if not count]
         self.step.warm_up_ddp_buckets(batch_plan.micro_batch, options.image, config.model.z_dim, self.label_input)
@@ -144,6 +146,6 @@ class Learner:
 def set_rates(optimizer: torch.optim.Optimizer, rates: OptimizerRates) -> None:
     """Set an optimizer's learning rate, and its betas if it has them."""
     for group in optimizer.param_groups:
-        group["lr"] = rates.lr
+        group["lr"] = rates.lr * group.get("lr_factor", 1.0)
         if "betas" in group:
             group["betas"] = rates.betas

@@ -219,6 +219,18 @@ class Optimizer:
 
 
 @dataclass
+class Init:
+    source: str = key(
+        "",
+        "weights to start from, with an own clock and optimizers: a run, a checkpoint, an exported folder, a file of "
+        "tensors (.safetensors, .pt). A run that resumes does not read it. Empty: initial weights by train.seed",
+    )
+    parts: list[str] = key(
+        ["G", "D", "G_ema"], "networks that take weights from it; without G_ema, the average starts as a copy of G"
+    )
+
+
+@dataclass
 class Optim:
     G: Optimizer = field(default_factory=Optimizer)
     D: Optimizer = field(default_factory=Optimizer)
@@ -374,6 +386,7 @@ class Config:
     data: Data = field(default_factory=Data)
     model: Model = field(default_factory=Model)
     loss: Loss = field(default_factory=Loss)
+    init: Init = field(default_factory=Init)
     restore: Restore = field(default_factory=Restore)
     augment: Augment = field(default_factory=Augment)
     balance: Balance = field(default_factory=Balance)

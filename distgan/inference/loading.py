@@ -61,9 +61,9 @@ def load_generator(
     if is_exported(folder):
         spec, weights, origin = read_exported(folder)
     else:
-        where, tensors, config, state = _read_checkpoint(folder)
+        where, tensors, config, state = read_checkpoint(folder)
         spec, weights = _spec(config, state), tensors["G_ema"]
-        origin = _origin(where, state["config"], state["images"])
+        origin = origin_of(where, state["config"], state["images"])
     net = _build_generator(spec, weights, folder)
     G = TrainedGenerator(net, spec, origin)
     if restores is not None and restores != G.restores:
@@ -89,7 +89,7 @@ def load_discriminator(path: str | Path, chunk: int, device: str | torch.device 
     folder = user_path(path)
     if is_exported(folder):
         raise ConfigError(f"{path} is an exported generator, which has no discriminator: name its run or checkpoint")
-    _, tensors, config, state = _read_checkpoint(folder)
+    _, tensors, config, state = read_checkpoint(folder)
     with weight_budget(folder, tensors["G"], tensors["D"]):
         _, D = networks.build_nets(**network_options(config), num_classes=_spec(config, state).label_input)
     _require_arguments(D, ["images", "labels"], config.model.family)
@@ -104,10 +104,10 @@ def load_config(path: str | Path) -> Config:
     folder = user_path(path)
     if is_exported(folder):
         raise ConfigError(f"{path} is an exported generator: name its run or checkpoint, which know the real images")
-    return _read_checkpoint(folder)[2]
+    return read_checkpoint(folder)[2]
 
 
-def _read_checkpoint(folder: Path) -> tuple[Path, checkpoint.Tensors, Config, SavedState]:
+def read_checkpoint(folder: Path) -> tuple[Path, checkpoint.Tensors, Config, SavedState]:
     """Return the path, the tensors, the config and the state of the checkpoint that a folder names."""
     where = checkpoint_folder.find(folder)
     try:
@@ -150,7 +150,7 @@ def _spec(config: Config, state: SavedState) -> Spec:
     )
 
 
-def _origin(where: Path, config: dict[str, object], images: int) -> dict[str, object]:
+def origin_of(where: Path, config: dict[str, object], images: int) -> dict[str, object]:
     """Return the origin of a generator for files that are passed on, without paths of this machine."""
     values = to_dict(without_secrets(from_dict(config)))
     data = values["data"] | {"shards": [os.path.basename(os.path.normpath(url)) for url in values["data"]["shards"]]}

@@ -1,9 +1,12 @@
 """Report what a config would do, without training: shards, batch plan, networks, disk, W&B."""
 
+import copy
 import math
 import os
 import shutil
 from dataclasses import replace
+
+from torch import nn
 
 from distgan.config.batch_plan import BatchPlan
 from distgan.config.decode_options import decode_options
@@ -24,7 +27,7 @@ from distgan.storage.run_dir import file_in_the_way
 from distgan.storage.urls import public
 from distgan.tools.doctor.services import wandb_mode
 from distgan.tools.report.history import read
-from distgan.training import factory
+from distgan.training import factory, initial_weights
 from distgan.training.checkpointer import changed_settings, check_same_run, difference_lines
 from distgan.transforms.image_values import shown_as
 
@@ -39,6 +42,7 @@ def check(config: Config, batch_plan: BatchPlan) -> tuple[list[str], list[str]]:
     for name, net in (("G", G), ("D", D)):
         factory.build_optimizer(getattr(config.optim, name), net, f"optim.{name}")
     lines = factory.describe(config, batch_plan, dataset, factory.choose_layout(config, dataset), G, D)
+    lines += _initial_weights(config, dataset, G, D)
     card_lines, card_warnings = _card(config, dataset)
     disk_lines, disk_warnings = _disk(config, networks.checkpoint_bytes(G, D), dataset.num_classes)
     if config.eval.every:
@@ -46,6 +50,17 @@ def check(config: Config, batch_plan: BatchPlan) -> tuple[list[str], list[str]]:
     pixel_lines, pixel_warnings = pixels.report(dataset, decode_options(config.data))
     lines += [*card_lines, *pixel_lines, *disk_lines, *_earlier(config, dataset), _wandb(config)]
     return lines, [*warnings(config, batch_plan), *pixel_warnings, *card_warnings, *disk_warnings]
+
+
+def _initial_weights(config: Config, dataset: Dataset, G: nn.Module, D: nn.Module) -> list[str]:
+    """Return what a new run would take from other weights."""
+    start, _ = checkpoint_folder.choose(user_path(config.run.dir) / "checkpoints", config.run.resume)
+    if not config.init.source or start is not None:
+        return []
+    source = initial_weights.read_source(config.init.source)
+    nets = {"G": G, "D": D, "G_ema": copy.deepcopy(G)}
+    fits = initial_weights.initialize(nets, config, source, dataset.class_names, dataset.num_classes)
+    return [fit.line for fit in fits]
 
 
 def _evaluation(config: Config, dataset: Dataset) -> str:

@@ -160,7 +160,7 @@ def origin_of(where: Path, config: dict[str, object], images: int) -> dict[str, 
         # Of the manifest, which holds a hash of every file, and so of the checkpoint.
         "sha256": hashlib.sha256(read(where / "manifest.json", MAX_JSON_BYTES, follow_links=False)).hexdigest(),
         "images": images,
-        "config": {key: value for key, value in values.items() if key not in ("run", "wandb")} | {"data": data},
+        "config": {key: value for key, value in values.items() if key not in ("run", "wandb", "init")} | {"data": data},
     }
 
 

@@ -70,9 +70,11 @@ class GanStep:
         self._generator = G if options.compile == "off" else compiled(G)
         self.d_loss = world.prepare(DiscriminatorLoss(self._discriminator, options))
         self.g_loss = world.prepare(GeneratorLoss(G, self._discriminator, options, self._generator))
-        self._spectral_norms = [*spectral_norm_layers(G), *spectral_norm_layers(D)]
+        spectral_norms = [*spectral_norm_layers(G), *spectral_norm_layers(D)]
+        # Of a frozen weight, the vectors stay too, so that its layer stays the same function.
+        self._spectral_norms = [(norm, weight) for norm, weight in spectral_norms if weight.requires_grad]
         # A compiled graph has its own: it takes no tensor that is another one in each step.
-        self._normalized_once = self._spectral_norms if options.compile == "off" else []
+        self._normalized_once = spectral_norms if options.compile == "off" else []
         self._weights = {"G": list(G.parameters()), "D": list(D.parameters())}
         self._trained_D = [weight for weight in D.parameters() if weight.requires_grad]  # the others are frozen
         # Running statistics; what is not in a checkpoint is constant.

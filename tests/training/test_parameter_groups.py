@@ -11,12 +11,16 @@ from torch import nn
 from distgan.cli.main import main
 from distgan.config.load import load
 from distgan.config.schema import Optimizer
+from distgan.distributed.process_group import World
 from distgan.errors import ConfigError
+from distgan.image_spec import square
 from distgan.losses.gradient_penalty import clip_weights
 from distgan.storage import checkpoint, checkpoint_folder
 from distgan.training import factory, parameter_groups
+from distgan.training.gan_step import GanStep
 from distgan.training.learner import set_rates
 from distgan.training.schedulers import OptimizerRates
+from distgan.training.step_inputs import StepOptions
 
 FREEZE = ("optim.D.freeze=2", "optim.G.freeze=[layers.0,embed]", "optim.D.lr_factors=[head=0.5,embed=2]")
 
@@ -149,3 +153,15 @@ def test_what_was_frozen_starts_from_zero_once_it_is_trained(tmp_path: Path, con
     state = newest(run)["opt_D"]
     assert "stages.0.0.weight/momentum_buffer" in state
     assert all(value.abs().max() < 100 for value in state.values())
+
+
+def test_a_frozen_layer_under_spectral_norm_keeps_its_vectors() -> None:
+    settings = load(str(processes.ROOT / "configs" / "sngan-cifar10.yaml"), ["data.shards=x", "run.dir=y"])
+    settings.model.G["base_channels"] = settings.model.D["base_channels"] = 8
+    G, D = factory.build_nets(settings, 3)
+    frozen = parameter_groups.freeze(D, ["1"], "optim.D.freeze")
+    step = GanStep(World(), G, D, StepOptions("hinge", square(32)))
+    stepped = {id(weight) for _, weight in step._spectral_norms}
+    names = {name for name, weight in D.named_parameters() if id(weight) in stepped}
+    assert frozen and not names & set(frozen)
+    assert names == {name for name, _ in D.named_parameters() if name.endswith("original")} - set(frozen)

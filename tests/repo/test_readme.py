@@ -47,6 +47,10 @@ ELSEWHERE = {  # what is run by continuous integration itself, or by another tes
         "OMP_NUM_THREADS=1 distgan bench configs/dcgan64.yaml data.shards=synthetic train.batch=16 model.G.norm=none "
         "model.D.norm=none --scaling 2"
     ),
+    # test_compare
+    "distgan compare a.yaml b.yaml train.images=500k --out ab",
+    "distgan compare hinge.yaml rpgan.yaml train.images=500k --seeds 3 --out compared",
+    "distgan compare hinge.yaml rpgan.yaml train.images=500k --out compared --launch launch/local.sh",
     # test_speed
     "PYTHONPATH=.:tests/helpers OMP_NUM_THREADS=1 python tests/e2e/benchmark.py [loader] [pack] [peer] ...",
     "OMP_NUM_THREADS=1 PYTHONPATH=. python tests/e2e/memory_formats.py configs/sngan-cifar10-small.yaml 16",

@@ -38,6 +38,7 @@ from distgan.storage.urls import public, public_text
 MAX_TOLD = 50  # mistakes, one a line
 MAX_PATH = 1000  # characters
 MAX_FILES = 100  # that a config is made of, by `base:`
+OTHER_SPELLINGS = {"init.from": "init.source"}  # `from` is no name of a field in Python
 _KEY = re.compile(r"[\w.<-]{0,100}")
 
 
@@ -106,6 +107,7 @@ def _merged(layers: Sequence[tuple[str, dict]], own: Sequence[tuple[str, dict]],
     granted = {name: value for _, values in own for name, value in flat(values) if name in PERSONAL}
     for i, (layer, values) in enumerate([*layers, *own]):
         for name, value in flat(values):
+            name = OTHER_SPELLINGS.get(name, name)
             if not _KEY.fullmatch(name):  # it may be a line of any file
                 mistakes.append(f"{layer}: a key of {len(name):,} characters, which is not the name of a setting")
                 continue
@@ -270,6 +272,8 @@ def _files(file: Path, chain: tuple[Path, ...], read: list[Path], is_saved: bool
 def _override_layers(overrides: Sequence[str]) -> Iterator[tuple[str, dict]]:
     for i, text in enumerate(overrides, 1):
         name, equals, typed = text.partition("=")
+        name = OTHER_SPELLINGS.get(name, name)
+        text = name + equals + typed
         layer = f"override {i} {public(text)[:200]!r}"
         if text.startswith("-") and not equals:
             raise ConfigError(f"{public(text)}: there is no such option")

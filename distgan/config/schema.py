@@ -15,7 +15,12 @@ from distgan.transforms import degrade_spec
 @dataclass
 class Run:
     dir: str = key("", "run folder; empty: runs/<name of the config file>", free=True)
-    resume: str = key("auto", "auto: resume from the newest good checkpoint; never; or a checkpoint folder", free=True)
+    resume: str = key(
+        "auto",
+        "auto: go on with the run, from its newest good checkpoint; never; or go on from a checkpoint folder, with its "
+        "clock and optimizers (a new run starts from weights by init)",
+        free=True,
+    )
     expected_world_size: int = key(0, "refuse to run on any other number of ranks; 0: any", free=True, low=0)
     timeout_sec: int = key(
         600, "seconds that a rank waits for another before the run fails", free=True, low=10, high=10**6
@@ -125,6 +130,21 @@ class Model:
 
 
 @dataclass
+class Init:
+    source: str = key(
+        "",
+        "weights that a new run starts from: a run, RUN/best, a checkpoint, an exported folder, a .safetensors or .pt "
+        "file; also written init.from. To go on with a run, start it again, or see run.resume",
+    )
+    parts: list[str] = key([], "networks that start from them, of G, D and G_ema; empty: all that are there")
+    classes: list[str] = key(
+        [],
+        "classes that start from others, as NEW=OLD; those of one name do, or of one number where there are no names, "
+        "and others from the mean",
+    )
+
+
+@dataclass
 class Loss:
     name: Literal["minimax", "non_saturating", "lsgan", "hinge", "wasserstein", "rpgan"] = key(
         "rpgan", "adversarial loss"
@@ -215,18 +235,6 @@ class Optimizer:
     )
     lr_factors: list[str] = key(
         [], "factors of the learning rate of some weights, as 'embed=0.1'; of patterns, the first that matches holds"
-    )
-
-
-@dataclass
-class Init:
-    source: str = key(
-        "",
-        "weights to start from, with an own clock and optimizers: a run, a checkpoint, an exported folder, a file of "
-        "tensors (.safetensors, .pt). A run that resumes does not read it. Empty: initial weights by train.seed",
-    )
-    parts: list[str] = key(
-        ["G", "D", "G_ema"], "networks that take weights from it; without G_ema, the average starts as a copy of G"
     )
 
 
@@ -385,8 +393,8 @@ class Config:
     run: Run = field(default_factory=Run)
     data: Data = field(default_factory=Data)
     model: Model = field(default_factory=Model)
-    loss: Loss = field(default_factory=Loss)
     init: Init = field(default_factory=Init)
+    loss: Loss = field(default_factory=Loss)
     restore: Restore = field(default_factory=Restore)
     augment: Augment = field(default_factory=Augment)
     balance: Balance = field(default_factory=Balance)

@@ -13,7 +13,6 @@ from distgan.config.schema import Config, Data, Eval, restores, sides
 from distgan.image_spec import ImageSpec, patches_error, range_error, size_error
 from distgan.metrics.names import EVAL_METRICS
 from distgan.storage.formatting import one_of
-from distgan.storage.home import user_path
 from distgan.transforms import degrade_spec
 
 LOSSES_WITH_TARGET = ("minimax", "non_saturating", "lsgan")
@@ -25,12 +24,12 @@ def config_errors(config: Config) -> list[str]:
         _check_data,
         bands_errors,
         _check_networks,
+        _check_init,
         _check_loss,
         _check_augment_and_balance,
         _check_train,
         _check_optimizers,
         _check_restore,
-        _check_init,
     )
     return [line for check in checks for line in check(config)] + eval_errors(config.eval)
 
@@ -85,21 +84,6 @@ def _check_values(data: Data) -> Iterator[str]:
         yield f"data.range={data.range}: two values, of which the second is larger: [low, high]"
     elif data.range and (error := range_error(data.dtype, *data.range)):
         yield f"data.range={data.range}: {error}"
-
-
-def _check_init(config: Config) -> Iterator[str]:
-    init = config.init
-    if unknown := [part for part in init.parts if part not in ("G", "D", "G_ema")]:
-        yield f"init.parts={unknown[0]}: choose from G, D, G_ema"
-    if not init.source:
-        return
-    if not init.parts:
-        yield "init.parts is empty, and init.source names weights: name the networks that take them, as [G,D,G_ema]"
-    if config.run.dir and user_path(init.source).resolve() == user_path(config.run.dir).resolve():
-        yield (
-            f"init.source={init.source} is run.dir itself: the same command goes on with that run (run.resume). One "
-            "that starts from its weights needs another run.dir"
-        )
 
 
 def bands_errors(config: Config) -> Iterator[str]:
@@ -196,6 +180,21 @@ def _check_train(config: Config) -> Iterator[str]:
         yield (
             f"train.batch={train.batch} is not a multiple of train.micro_batch={train.micro_batch}: "
             f"choose one of {one_of(divisors(train.batch))}"
+        )
+
+
+def _check_init(config: Config) -> Iterator[str]:
+    init = config.init
+    if unknown := [name for name in init.parts if name not in ("G", "D", "G_ema")]:
+        yield f"init.parts={init.parts}: {unknown[0]!r} is none of G, D, G_ema"
+    if bad := [text for text in init.classes if not all(text.partition("=")[::2])]:
+        yield f"init.classes: {bad[0]!r}: write NEW=OLD, such as 'seven=one'"
+    if (init.parts or init.classes) and not init.source:
+        yield "init.parts and init.classes are of weights to start from: set init.from, or leave them out"
+    if init.source and config.run.resume not in ("auto", "never"):
+        yield (
+            f"run.resume={config.run.resume} goes on with a run, and init.from={init.source} starts a new one from "
+            "weights: set one of them"
         )
 
 

@@ -120,17 +120,21 @@ class World:
         if self.size == 1:
             return module.to(self.device)
         if self._flat:
-            module.to(self.device)
-            for tensor in module.state_dict().values():
-                same = tensor.contiguous()  # of another memory format, it would be refused
-                dist.broadcast(same, 0)
-                tensor.copy_(same)
+            self.broadcast_weights(module.to(self.device))
             return module
         wrapped = self._accelerator.prepare(module)
         wrapped.broadcast_buffers = False
         if self._bf16_gradients:
             wrapped.register_comm_hook(self.size, _average_rounded)
         return wrapped
+
+    def broadcast_weights(self, *modules: nn.Module) -> None:
+        """Give all ranks the weights and buffers of rank 0."""
+        for tensor in (tensor for module in modules for tensor in module.state_dict().values()):
+            if self.size > 1:
+                same = tensor.contiguous()  # of another memory format, it would be refused
+                dist.broadcast(same, 0)
+                tensor.copy_(same)
 
     def grad_sync(self, module: nn.Module, last: bool) -> contextlib.AbstractContextManager:
         """Let gradients be reduced over the ranks in the last pass only; a context for a forward and its backward."""

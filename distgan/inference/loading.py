@@ -62,7 +62,7 @@ def load_generator(
         spec, weights, origin = read_exported(folder)
     else:
         where, tensors, config, state = read_checkpoint(folder)
-        spec, weights = _spec(config, state), tensors["G_ema"]
+        spec, weights = spec_of(config, state), tensors["G_ema"]
         origin = origin_of(where, state["config"], state["images"])
     net = _build_generator(spec, weights, folder)
     G = TrainedGenerator(net, spec, origin)
@@ -91,7 +91,7 @@ def load_discriminator(path: str | Path, chunk: int, device: str | torch.device 
         raise ConfigError(f"{path} is an exported generator, which has no discriminator: name its run or checkpoint")
     _, tensors, config, state = read_checkpoint(folder)
     with weight_budget(folder, tensors["G"], tensors["D"]):
-        _, D = networks.build_nets(**network_options(config), num_classes=_spec(config, state).label_input)
+        _, D = networks.build_nets(**network_options(config), num_classes=spec_of(config, state).label_input)
     _require_arguments(D, ["images", "labels"], config.model.family)
     _load_weights(D, tensors["D"], folder)
     for tail in (module for module in D.modules() if isinstance(module, Epilogue)):
@@ -128,7 +128,7 @@ def read_checkpoint(folder: Path) -> tuple[Path, checkpoint.Tensors, Config, Sav
     return where, tensors, config, state
 
 
-def _spec(config: Config, state: SavedState) -> Spec:
+def spec_of(config: Config, state: SavedState) -> Spec:
     """Return the spec of a checkpoint's generator."""
     model = config.model
     return Spec(
@@ -153,6 +153,7 @@ def _spec(config: Config, state: SavedState) -> Spec:
 def origin_of(where: Path, config: dict[str, object], images: int) -> dict[str, object]:
     """Return the origin of a generator for files that are passed on, without paths of this machine."""
     values = to_dict(without_secrets(from_dict(config)))
+    init = values["init"] | {"source": os.path.basename(os.path.normpath(values["init"]["source"]))}
     data = values["data"] | {"shards": [os.path.basename(os.path.normpath(url)) for url in values["data"]["shards"]]}
     return {
         "run": where.resolve().parent.parent.name,
@@ -160,7 +161,8 @@ def origin_of(where: Path, config: dict[str, object], images: int) -> dict[str, 
         # Of the manifest, which holds a hash of every file, and so of the checkpoint.
         "sha256": hashlib.sha256(read(where / "manifest.json", MAX_JSON_BYTES, follow_links=False)).hexdigest(),
         "images": images,
-        "config": {key: value for key, value in values.items() if key not in ("run", "wandb", "init")} | {"data": data},
+        "config": {key: value for key, value in values.items() if key not in ("run", "wandb")}
+        | {"data": data, "init": init if values["init"]["source"] else values["init"]},
     }
 
 

@@ -51,7 +51,8 @@ def find(path: Path) -> Path:
     if all((path / file).exists() for file in EXPORT):
         raise DataError(
             f"{path} is what `distgan export` wrote: a generator alone, without the discriminator and the optimizers "
-            "that resuming needs. Name the run that it was made of, or one of its checkpoints"
+            "that resuming needs. Name the run that it was made of, or one of its checkpoints; a new run starts from "
+            "such weights with init.from"
         )
     newest, refused = newest_good(path if newest_first(path) else path / "checkpoints")
     if newest is not None:

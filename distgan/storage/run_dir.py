@@ -34,7 +34,7 @@ class RunDir:
 
     config.yaml       the whole config, which `distgan train` takes again
     environment.json  versions, machine and command line of each start
-    init.json         with init.source, the weights that the run started from
+    init.json         with init.from, the weights that the run started from, with their sha256
     status.json       what state the run is in, replaced as a whole
     log.txt           what the console showed
     logs/             what ranks other than 0 have to say
@@ -94,10 +94,6 @@ class RunDir:
     def write_config(self, text: str) -> None:
         """Replace config.yaml."""
         replace_file(self.path / "config.yaml", text)
-
-    def write_init(self, record: dict[str, object]) -> None:
-        """Replace init.json: from which weights the run started, and what became of them."""
-        replace_file(self.path / "init.json", json.dumps(record, indent=1) + "\n")
 
     def record_changes(self, changes: dict[str, tuple]) -> None:
         """Add to this start's entry of environment.json what settings are others than before, as key -> [old, new]."""

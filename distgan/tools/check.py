@@ -1,6 +1,5 @@
 """Report what a config would do, without training: shards, batch plan, networks, disk, W&B."""
 
-import copy
 import math
 import os
 import shutil
@@ -27,7 +26,7 @@ from distgan.storage.run_dir import file_in_the_way
 from distgan.storage.urls import public
 from distgan.tools.doctor.services import wandb_mode
 from distgan.tools.report.history import read
-from distgan.training import factory, initial_weights
+from distgan.training import factory, init_weights
 from distgan.training.checkpointer import changed_settings, check_same_run, difference_lines
 from distgan.transforms.image_values import shown_as
 
@@ -42,25 +41,13 @@ def check(config: Config, batch_plan: BatchPlan) -> tuple[list[str], list[str]]:
     for name, net in (("G", G), ("D", D)):
         factory.build_optimizer(getattr(config.optim, name), net, f"optim.{name}")
     lines = factory.describe(config, batch_plan, dataset, factory.choose_layout(config, dataset), G, D)
-    lines += _initial_weights(config, dataset, G, D)
     card_lines, card_warnings = _card(config, dataset)
     disk_lines, disk_warnings = _disk(config, networks.checkpoint_bytes(G, D), dataset.num_classes)
     if config.eval.every:
         lines.append(_evaluation(config, dataset))
     pixel_lines, pixel_warnings = pixels.report(dataset, decode_options(config.data))
-    lines += [*card_lines, *pixel_lines, *disk_lines, *_earlier(config, dataset), _wandb(config)]
+    lines += [*card_lines, *pixel_lines, *disk_lines, *_earlier(config, dataset, G, D), _wandb(config)]
     return lines, [*warnings(config, batch_plan), *pixel_warnings, *card_warnings, *disk_warnings]
-
-
-def _initial_weights(config: Config, dataset: Dataset, G: nn.Module, D: nn.Module) -> list[str]:
-    """Return what a new run would take from other weights."""
-    start, _ = checkpoint_folder.choose(user_path(config.run.dir) / "checkpoints", config.run.resume)
-    if not config.init.source or start is not None:
-        return []
-    source = initial_weights.read_source(config.init.source)
-    nets = {"G": G, "D": D, "G_ema": copy.deepcopy(G)}
-    fits = initial_weights.initialize(nets, config, source, dataset.class_names, dataset.num_classes)
-    return [fit.line for fit in fits]
 
 
 def _evaluation(config: Config, dataset: Dataset) -> str:
@@ -129,14 +116,17 @@ def _disk(config: Config, checkpoint_bytes: int, num_classes: int) -> tuple[list
     return [line], [f"the disk may become full: {size(needed)} needed, {size(free)} free; {ways}"]
 
 
-def _earlier(config: Config, dataset: Dataset) -> list[str]:
+def _earlier(config: Config, dataset: Dataset, G: nn.Module, D: nn.Module) -> list[str]:
     """Return what the run folder holds, and how long the rest would take at the speed that was seen there."""
     folder = user_path(config.run.dir)
     resume = config.run.resume
     checkpoint_folder.require_left(folder / "checkpoints", resume, config.train.images, config.train.max_minutes)
     start, is_own = checkpoint_folder.choose(folder / "checkpoints", resume)
     if start is None:
-        return [f"run folder: {config.run.dir}, a new run"]
+        return [
+            f"run folder: {config.run.dir}, a new run",
+            *(init_weights.plan(config, dataset, G, D).lines() if config.init.source else []),
+        ]
     state = checkpoint_folder.read_state(start)
     check_same_run(config, state, dataset, start)
     left = max(0, config.train.images - state["images"])

@@ -26,6 +26,9 @@ log = logging.getLogger("distgan")
 FORMER_CONDITIONS: dict[str, object] = {"memory format": "contiguous"}  # of checkpoints by versions without a choice
 
 
+AS_A_START = "init.from starts a new run from the weights of this one, while run.resume goes on with it"
+
+
 def save(learner: Learner, folder: Path) -> Path:
     """Write a checkpoint and delete old ones; called by all ranks. Of what a rank has alone, only sums are kept."""
     config, world, dataset = learner.config, learner.world, learner.dataset
@@ -169,7 +172,9 @@ def check_same_run(config: Config, state: SavedState, dataset: Dataset, path: Pa
     _, refused = changes(from_dict(state["config"], path), config)
     if misfits := [name for name in refused if shapes_nets(name)]:
         listed = "; ".join(f"{name} was {refused[name][0]!r}, is {refused[name][1]!r}" for name in misfits)
-        raise ConfigError(f"the checkpoint is of other networks: {listed}. Put them back, or choose another run.dir")
+        raise ConfigError(
+            f"the checkpoint is of other networks: {listed}. Put them back, or choose another run.dir; {AS_A_START}"
+        )
     fields = [] if dataset.conditions is None else dataset.conditions.fields
     before, now = ([one.described_fully for one in each] for each in (state.get("conditions", []), fields))
     if before != now:
@@ -177,14 +182,14 @@ def check_same_run(config: Config, state: SavedState, dataset: Dataset, path: Pa
         had, has = ((each[differ : differ + 1] or ["nothing"])[0] for each in (before, now))
         raise ConfigError(
             f"the checkpoint is of other networks: they know {had}, these shards give {has} (data.condition). Put back "
-            "the shards with those conditions, or choose another run.dir and start from scratch"
+            f"the shards with those conditions, or choose another run.dir and start from scratch; {AS_A_START}"
         )
     if state["num_classes"] != dataset.num_classes:
         had, has = (f"{num} classes" if num else "no classes" for num in (state["num_classes"], dataset.num_classes))
         raise ConfigError(
             f"the checkpoint is of other networks: it knows {had}, these shards give {has} (data.classes, "
             "model.conditional). Put back the shards with those classes, set data.classes where it is larger than "
-            "what they hold, or choose another run.dir and start from scratch"
+            f"what they hold, or choose another run.dir and start from scratch; {AS_A_START}"
         )
     networks.require_revision(config.model.family, state.get("revision", 1), path)
     if config.run.allow_config_change:

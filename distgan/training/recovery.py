@@ -7,8 +7,7 @@ from distgan.config.schema import Config
 from distgan.errors import DivergedError
 from distgan.storage import checkpoint_folder
 from distgan.storage.run_dir import RunDir
-from distgan.storage.urls import public
-from distgan.training import checkpointer, initial_weights
+from distgan.training import checkpointer, init_weights
 from distgan.training.checkpointer import changed_settings, difference_lines
 from distgan.training.learner import Learner
 
@@ -39,30 +38,12 @@ def resume(learner: Learner, folder: RunDir, path: Path | None, is_own: bool) ->
         for what, value in checkpointer.conditions(learner).items():
             if before.get(what, value) != value:
                 log.info(f"{what}: {before[what]} before, {value} now: same samples and noise, other last bits of sums")
+    elif config.init.source:
+        init_weights.start(learner, folder)
     logged_images = world.run_on_main(lambda: folder.truncate_after(state.images))
-    if path is None and config.init.source:
-        start_from(learner, folder)
     if path is None and logged_images:
         log.warning(f"the previous start reached {logged_images} images but saved no checkpoint: starting from scratch")
     return logged_images
-
-
-def start_from(learner: Learner, folder: RunDir) -> None:
-    """Give the networks the weights of `init.source`, on all ranks, and record what was taken from where."""
-    config, world = learner.config, learner.world
-    source = world.run_on_all(lambda: initial_weights.read_source(config.init.source))
-    world.require_same_on_all_ranks(**{"init.source": source.origin["sha256"]})
-    names, num_classes = learner.dataset.class_names, learner.num_classes
-    fits = initial_weights.initialize(learner.nets, config, source, names, num_classes)
-    for line in (fit.line for fit in fits):
-        log.info(line)
-    origin = {key: value for key, value in source.origin.items() if key != "config"}
-    record: dict[str, object] = {
-        "source": public(config.init.source),
-        "origin": origin,
-        "parts": [vars(fit) for fit in fits],
-    }
-    world.run_on_main(lambda: folder.write_init(record))
 
 
 def saved_memory_format(path: Path | None) -> str:

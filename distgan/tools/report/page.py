@@ -25,7 +25,7 @@ from distgan.storage.urls import public
 from distgan.tools.report.chart import HEIGHT, WIDTH, lay_out
 from distgan.tools.report.comparison import comparison_page
 from distgan.tools.report.curves import panels, thinned
-from distgan.tools.report.history import History, Row, kimg, read, read_mapping
+from distgan.tools.report.history import History, kimg, read, read_mapping
 from distgan.tools.report.render import page_parts, render
 from distgan.tools.report.samples import sample_figures
 
@@ -73,7 +73,6 @@ def page(run: History) -> str:
     settings = _settings(run)
     state, reason = _state(run)
     starts, versions = _environment(run)
-    init = read_mapping(run.path / "init.json", run.problems)
     return render(
         "page.html",
         **page_parts(),
@@ -90,8 +89,7 @@ def page(run: History) -> str:
         ],
         width=WIDTH,
         height=HEIGHT,
-        data=_data(settings),
-        init=_init(init),
+        data=[*_data(settings), *_origin(run)],
         changed=_changed(settings),
         config_text=_config_text(run),
         starts=starts,
@@ -195,21 +193,10 @@ def _data(settings: Config | None) -> list[tuple[str, str]]:
     return [("shards", named), *dataset_card.facts(dataset_card.read(settings.data.shards[0]))]
 
 
-def _init(record: Row) -> list[tuple[str, str]]:
-    """Return from which weights the run started; nothing for initial ones."""
-    origin = record.get("origin")
-    facts = [("source", str(record["source"]))] if "source" in record else []
-    if isinstance(origin, dict):
-        facts += [(str(name), str(value)) for name, value in origin.items()]
-    for part in parts if isinstance(parts := record.get("parts"), list) else []:
-        if isinstance(part, dict):
-            told = [f"{part.get('taken')} tensors taken"]
-            named = [(what, part.get(what)) for what in ("made", "new", "left")]
-            told += [
-                f"{what}: {', '.join(map(str, names))}" for what, names in named if isinstance(names, list) and names
-            ]
-            facts.append((str(part.get("part")), "; ".join(told)))
-    return facts
+def _origin(run: History) -> list[tuple[str, str]]:
+    """Return what weights the run started from; nothing where it started from none."""
+    found = read_mapping(run.path / "init.json", run.problems)
+    return [(f"weights {name}", str(found[name])) for name in ("from", "sha256") if name in found]
 
 
 def _environment(run: History) -> tuple[list[tuple[str, ...]], list[tuple[str, str]]]:

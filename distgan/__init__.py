@@ -11,10 +11,20 @@ from distgan.version import __version__ as __version__
 if TYPE_CHECKING:
     from distgan.api import open_stream, train
     from distgan.inference.loading import load_generator
+    from distgan.training.callbacks import Callback as Callback
 
-__all__ = ["load_generator", "open_stream", "train"]
+__all__ = ["Callback", "load_generator", "open_stream", "train"]
 
-_HOMES = {"load_generator": "distgan.inference.loading", "open_stream": "distgan.api", "train": "distgan.api"}
+_HOMES = {
+    "Callback": "distgan.training.callbacks",
+    "load_generator": "distgan.inference.loading",
+    "open_stream": "distgan.api",
+    "train": "distgan.api",
+}
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]
 
 
 def __getattr__(name: str) -> object:

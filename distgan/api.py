@@ -1,11 +1,12 @@
 """Train and read shards from your own program: `from distgan import train, open_stream`."""
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from distgan.config.batch_plan import make_batch_plan
-from distgan.config.load import load
+from distgan.config.load import load, load_mapping
 from distgan.data.dataset import Dataset
 from distgan.data.decode import DecodeOptions
 from distgan.data.loader import Stream, StreamOptions
@@ -20,11 +21,18 @@ from distgan.errors import ConfigError
 from distgan.image_spec import DType, ImageSpec
 from distgan.storage.byte_ranges import ByteRangeReader
 
+if TYPE_CHECKING:
+    from distgan.training.callbacks import Callback
 
-def train(config: str | Path, *overrides: str) -> int:
+
+def train(config: str | Path | Mapping[str, object], *overrides: str, callbacks: "Sequence[Callback]" = ()) -> int:
     """Train as `distgan train CONFIG key=value ...` does, and resume a run that was stopped.
 
     To be called in the main thread, since signals ask it to save and stop; by all ranks, where a launcher started many.
+
+    Args:
+        config: A YAML file, a run folder, or what such a file holds, with `run.dir`.
+        callbacks: What your program does during the run, see `distgan.Callback`.
 
     Returns:
         0 finished, 75 saved on a signal, 130 saved on Ctrl-C.
@@ -32,16 +40,19 @@ def train(config: str | Path, *overrides: str) -> int:
     Raises:
         ConfigError, DataError, DivergedError, MachineError: of `distgan.errors`; their messages are human-readable.
     """
-    if not isinstance(config, (str, Path)) or not all(isinstance(one, str) for one in overrides):
+    if not isinstance(config, (str, Path, Mapping)) or not all(isinstance(one, str) for one in overrides):
         raise ConfigError('train takes a file and settings as words: train("a.yaml", "train.batch=64", "run.dir=a")')
     with handle_signals():
         world = init_rank_env()
-        settings = load(str(config), overrides)
+        if isinstance(config, Mapping):
+            settings = load_mapping(config, overrides)
+        else:
+            settings = load(str(config), overrides)
         make_batch_plan(settings, world)
 
         from distgan.training import run
 
-        return run.train(settings)
+        return run.train(settings, callbacks)
 
 
 def open_stream(

@@ -11,7 +11,7 @@ import io
 import json
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import Field, asdict
 from pathlib import Path
 from typing import Any
@@ -72,6 +72,19 @@ def load(path: str, overrides: Sequence[str] = (), *, is_saved: bool = False) ->
     result.run.dir = result.run.dir or f"runs/{file.stem}"
     mistakes = out_of_bounds(result) + config_errors(result)
     if mistakes:
+        raise _error(mistakes)
+    return result
+
+
+def load_mapping(values: Mapping[str, object], overrides: Sequence[str] = ()) -> Config:
+    """Return the config of a mapping of a program's own, as a YAML file would hold it, with overrides applied.
+
+    Raises:
+        ConfigError: with every mistake, one line each. `run.dir` must be given, since there is no file's name for it.
+    """
+    result = _merged([("the config", dict(values))], list(_override_layers(overrides)), "the config")
+    mistakes = [] if result.run.dir else ["run.dir: a config without a file needs it"]
+    if mistakes := mistakes + out_of_bounds(result) + config_errors(result):
         raise _error(mistakes)
     return result
 

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -19,13 +20,14 @@ from distgan.storage.checkpoint_folder import choose, newest_first, require_left
 from distgan.storage.run_dir import RunDir, command_line
 from distgan.tracking.console import start_logging
 from distgan.training import factory, recovery
+from distgan.training.callbacks import Callback
 from distgan.training.learner import Learner
 from distgan.training.trainer import Trainer
 
 log = logging.getLogger("distgan")
 
 
-def train(config: Config) -> int:
+def train(config: Config, callbacks: Sequence[Callback] = ()) -> int:
     """Train until done; returns the exit code: 0 finished, 75 saved on a signal, 130 saved on Ctrl-C."""
     world = open_world(config)
     world.require_same_on_all_ranks(
@@ -45,7 +47,7 @@ def train(config: Config) -> int:
                 log.warning(f"warning: {line}")
         resumed, is_own = world.run_on_main(lambda: choose(folder.checkpoints, config.run.resume))
         learner = Learner(config, world, batch_plan, saved_memory_format=lambda: recovery.saved_memory_format(resumed))
-        reason = _train(learner, folder, recovery.resume(learner, folder, resumed, is_own))
+        reason = _train(learner, folder, recovery.resume(learner, folder, resumed, is_own), callbacks)
     except StoppedError as stopped:
         reason = stopped.reason
         log.info(str(stopped))
@@ -65,7 +67,7 @@ def train(config: Config) -> int:
     return reason.exit_code
 
 
-def _train(learner: Learner, folder: RunDir, logged_images: int) -> StopReason:
+def _train(learner: Learner, folder: RunDir, logged_images: int, callbacks: Sequence[Callback]) -> StopReason:
     """Train what was resumed; a run that is finished already stays so, and status.json says it."""
     config = learner.config
     if learner.is_done and not (config.eval.every and learner.state.evaluation_pending):
@@ -81,7 +83,7 @@ def _train(learner: Learner, folder: RunDir, logged_images: int) -> StopReason:
     if learner.world.is_main:
         for line in warnings(config, learner.batch_plan):
             log.warning(f"warning: {line}")
-    return Trainer(learner, folder, logged_images).train()
+    return Trainer(learner, folder, logged_images, callbacks=callbacks).train()
 
 
 def open_world(config: Config) -> World:

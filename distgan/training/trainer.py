@@ -4,7 +4,7 @@ import faulthandler
 import logging
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from distgan.config.decode_options import decode_options
 from distgan.data import pixels
@@ -22,6 +22,7 @@ from distgan.storage.printable import public_line, show
 from distgan.storage.run_dir import RunDir
 from distgan.tracking.tracker import Tracker
 from distgan.training import checkpointer, ema, factory, pace, recovery
+from distgan.training.callbacks import Callback, Callbacks
 from distgan.training.learner import Learner
 from distgan.training.sample_grids import SampleGrids
 from distgan.training.step_inputs import LatentSampler, StepBatch
@@ -37,16 +38,22 @@ class Trainer:
     Args:
         logged_images: The image count of the last line of metrics that earlier starts left.
         on_phase: Called with the name of each phase of the loop when it begins.
+        callbacks: What the caller's program does in between.
     """
 
     def __init__(
-        self, learner: Learner, folder: RunDir, logged_images: int, on_phase: Callable[[str], None] = lambda name: None
+        self,
+        learner: Learner,
+        folder: RunDir,
+        logged_images: int,
+        on_phase: Callable[[str], None] = lambda name: None,
+        callbacks: Sequence[Callback] = (),
     ) -> None:
         config, world = learner.config, learner.world
         self.learner, self.config, self.world, self.folder = learner, config, world, folder
         self.batch_plan, self.dataset, self.state = learner.batch_plan, learner.dataset, learner.state
         self._on_phase, self._tick_images = on_phase, config.train.tick or max(1000, 32 * self.batch_plan.batch)
-        self.ema_decay = 0.0
+        self.ema_decay, self._call = 0.0, Callbacks(callbacks, self._phase)
         self._stop_agreement = StopAgreement(world)
         self._copy_to_device = DeviceCopy(world.device)
 
@@ -69,6 +76,7 @@ class Trainer:
         """Train until done or asked to stop. Returns the reason."""
         try:
             self._describe_pixels()
+            self._call("on_start", self)
             if self.state.images == 0:
                 self._log_first_samples()
             reason = self._run_pending_evaluation() if self._evaluation_pending() else StopReason.NONE
@@ -89,6 +97,7 @@ class Trainer:
         finally:
             self.close()
         self._finish(reason)
+        self._call("on_stop", self, reason)
         return reason
 
     def train_iteration(self) -> StopReason:
@@ -105,7 +114,9 @@ class Trainer:
         self._phase("between two iterations")
         self.state.iterations += 1
         self.tracker.update_progress(self.state.images)
-        return self._run_what_is_due(before)
+        reason = self._run_what_is_due(before)
+        self._call("on_step", self)
+        return reason
 
     def _run_what_is_due(self, before: int) -> StopReason:
         """Evaluate, draw samples, log metrics and save, in this order, where an interval ended in this iteration."""
@@ -123,6 +134,7 @@ class Trainer:
             ema.copy_buffers(self.learner.G_ema, self.learner.G)
         if sampling:
             self.tracker.log_restoration(images, self._log_samples())
+            self._call("on_sample", self)
         # Neither samples nor checkpoints cut a line of metrics short. The line of a run that ends before one is due
         # covers what there is, and leaves it to the next one too, in case the run is made longer.
         is_due = self._passed(self._tick_images, before)
@@ -200,7 +212,7 @@ class Trainer:
     def _stop_reason(self) -> StopReason:
         """Return why to stop now, the same on every rank."""
         own = preemption.stop_requested()
-        if not own and self.learner.is_out_of_time(self.timer.total_sec):
+        if not own and (self._call.stop_requested or self.learner.is_out_of_time(self.timer.total_sec)):
             own = StopReason.FINISHED
         return self._stop_agreement.reason(own)
 
@@ -225,6 +237,7 @@ class Trainer:
         row["Perf/eval_pct"] = 100 * self.state.eval_sec / self.timer.total_sec
         is_best = self.world.run_on_main(lambda: evaluation.is_best(row))
         self.tracker.log_evaluation(row, is_best)
+        self._call("on_evaluate", self, row)
         return reason, is_best
 
     def _check_stop_of_evaluation(self) -> None:
@@ -269,6 +282,7 @@ class Trainer:
         self._report_corrupt()
         self.tracker.log_metrics(self.state.images, row)
         self._write_status("running")
+        self._call("on_tick", self, row)
 
     def _report_corrupt(self) -> None:
         """Log the corrupt samples and the warnings of the stream since the last call."""
@@ -288,6 +302,7 @@ class Trainer:
         path = checkpointer.save(self.learner, self.folder.checkpoints)
         self._record_best()
         self.tracker.log_checkpoint(path, self.state.images, is_best)
+        self._call("on_checkpoint", self, path)
 
     def _record_best(self) -> None:
         if self.evaluation is not None:

@@ -150,6 +150,11 @@ def _of_torch_file(path: Path) -> WeightSource:
         nets = {"": {name: value for name, value in values.items() if isinstance(value, Tensor)}}
     else:
         ignored = [name for name in values if name not in PARTS]
+    if not any(nets.values()):
+        raise DataError(
+            f"init.from={path}: no state dict in it, only {', '.join(list(values)[:10]) or 'nothing'}: save "
+            "{'G': G.state_dict(), 'D': D.state_dict(), 'G_ema': G_ema.state_dict()}, or some of these"
+        )
     for net, tensors in nets.items():
         for name, tensor in tensors.items():
             require_own_memory(f"{net}.{name}", tensor, path)

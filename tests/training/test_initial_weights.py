@@ -1,6 +1,8 @@
 """Runs that start from other weights: what is taken, what is made of it, what is refused."""
 
+import fcntl
 import json
+import shutil
 import zipfile
 from pathlib import Path
 
@@ -8,6 +10,7 @@ import pytest
 import torch
 from processes import ROOT
 from processes import train as train_ranks
+from runs import make_digits, train, weights, write_config
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -18,7 +21,7 @@ from distgan.errors import ConfigError, DataError
 from distgan.inference.trained_generator import Spec
 from distgan.inference.weight_source import WeightSource, read_source
 from distgan.models.r3gan import Downsample, Upsample
-from distgan.storage import checkpoint
+from distgan.storage import checkpoint, checkpoint_folder
 from distgan.training import transfer
 from distgan.training.factory import build_nets
 from distgan.training.transfer import Fitted, Target
@@ -171,6 +174,7 @@ class Evil:
 def test_files_that_are_no_weights_are_refused(tmp_path: Path) -> None:
     torch.save({"G": Evil()}, tmp_path / "evil.pt")
     torch.save([torch.zeros(2)], tmp_path / "list.pt")
+    torch.save({"weights": {"a": torch.zeros(3)}, "lr": 1}, tmp_path / "foreign.pt")
     torch.save({"a": torch.tensor([1.0, float("nan")])}, tmp_path / "nan.pt")
     torch.save({"a": torch.zeros(1).expand(2**30)}, tmp_path / "huge.pt")
     with zipfile.ZipFile(tmp_path / "nan.pt") as whole, zipfile.ZipFile(tmp_path / "zip.pt", "w", 8) as packed:
@@ -182,6 +186,7 @@ def test_files_that_are_no_weights_are_refused(tmp_path: Path) -> None:
     for name, message in (
         ("evil.pt", "to load that would run code"),
         ("list.pt", "it holds a list, not a state dict"),
+        ("foreign.pt", "no state dict in it, only weights, lr"),
         ("nan.pt", "a is not finite"),
         ("huge.pt", "without as many numbers"),
         ("zip.pt", "compressed, which torch.save never does"),
@@ -226,18 +231,76 @@ def test_a_run_starts_from_another_and_resumes_without_it(
     assert "this is the run itself" in capsys.readouterr().err
 
 
-def test_ranks_start_alike_from_what_rank_0_read(tmp_path: Path) -> None:
-    """The source may lie on a disk that rank 0 alone has; two ranks train what one does."""
-    digits, data = str(ROOT / "distgan" / "data" / "digits.npz"), str(tmp_path / "data")
-    assert main(["pack", digits, data, "--resolution", "16"]) == 0
-    small = ["model.G.base_channels=8", "model.D.base_channels=8", "train.batch=16", "data.resolution=16"]
-    config = [str(ROOT / "configs" / "digits32.yaml"), f"data.shards={data}", *small, "optim.D.freeze=1"]
-    train_ranks(1, tmp_path / "a", *config, f"run.dir={tmp_path}/a", "train.images=32", "train.seed=5")
-    runs = {}
-    for world in (1, 2):
-        start_from = [f"run.dir={tmp_path}/{world}", f"init.from={tmp_path}/a", "train.images=32"]
-        train_ranks(world, tmp_path / str(world), *config, *start_from)
-        runs[world] = checkpoint.load(next((tmp_path / str(world) / "checkpoints").glob("step-*")))[0]
-    for net in ("G", "D", "G_ema"):
-        for name, value in runs[1][net].items():
-            torch.testing.assert_close(runs[2][net][name], value, rtol=1e-3, atol=1e-4)
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_digits(tmp_path_factory.mktemp("data") / "digits")
+
+
+@pytest.fixture
+def tiny(tmp_path: Path, digits: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    return write_config(tmp_path / "tiny.yaml", digits)
+
+
+def newest(run: Path) -> Path:
+    return checkpoint_folder.newest_first(run / "checkpoints")[0]
+
+
+@pytest.fixture
+def trained(tmp_path: Path, tiny: Path) -> Path:
+    assert train(tiny, tmp_path / "source", "train.images=24", "train.seed=9") == 0
+    return tmp_path / "source"
+
+
+def test_a_run_starts_at_zero_from_each_form_and_resumes_without_it(tmp_path: Path, tiny: Path, trained: Path) -> None:
+    tensors = checkpoint.load(newest(trained))[0]
+    torch.save({name: tensors[name] for name in ("G", "D", "G_ema")} | {"args": {"lr": 1}}, tmp_path / "all.pt")
+    assert main(["export", str(trained), str(tmp_path / "export")]) == 0
+    whole = tmp_path / "whole"
+    assert train(tiny, whole, "train.images=24", f"init.from={trained}") == 0
+    for number, form in enumerate((newest(trained), tmp_path / "all.pt")):
+        run = tmp_path / f"run{number}"
+        assert train(tiny, run, "train.images=24", f"init.from={form}") == 0
+        assert weights(run) == weights(whole)
+    for number, form in enumerate((newest(trained) / "D.safetensors", tmp_path / "export")):
+        run = tmp_path / f"part{number}"
+        assert train(tiny, run, "train.images=12", f"init.from={form}") == 0
+        assert "starts new" in (run / "log.txt").read_text()
+    broken, own = tmp_path / "broken", f"init.from={trained}"
+    assert train(tiny, broken, "train.images=12", own) == 0
+    record = json.loads((broken / "init.json").read_text())
+    assert len(record["sha256"]) == 64
+    assert record["from"] == str(newest(trained))
+    shutil.rmtree(trained)
+    assert main(["check", str(tiny), f"run.dir={broken}", own]) == 0
+    assert train(tiny, broken, "train.images=24", own) == 0
+    assert weights(broken) == weights(whole)
+    assert main(["report", str(broken)]) == 0
+    assert record["sha256"] in (broken / "report.html").read_text()
+
+
+@pytest.mark.multi
+@pytest.mark.parametrize("sync", ["ddp", "flat"])
+def test_all_ranks_start_from_what_the_first_one_read(tmp_path: Path, tiny: Path, trained: Path, sync: str) -> None:
+    """A step with a learning rate of zero leaves the weights of the source, on two ranks as on one."""
+    run, again = tmp_path / "two", ["optim.G.lr=0", "optim.D.lr=0", "ema.half_life=0", "train.images=12"]
+    own = [f"run.dir={run}", f"init.from={trained}", f"train.grad_sync={sync}"]
+    train_ranks(2, tmp_path / "log", str(tiny), *again, *own)
+    of_source, of_run = (checkpoint.load(newest(one))[0] for one in (trained, run))
+    for name in ("G", "D"):
+        assert all(torch.equal(of_run[name][key], value) for key, value in of_source[name].items())
+
+
+def test_a_run_that_is_being_trained_is_no_source_but_its_checkpoints_are(tmp_path: Path, trained: Path) -> None:
+    with open(trained / ".lock", "a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(DataError, match="being trained now"):
+            read_source(str(trained), str(tmp_path / "new"))
+        assert isinstance(read_source(str(newest(trained)), str(tmp_path / "new")), WeightSource)
+
+
+def test_going_on_and_starting_from_weights_exclude_one_another(tiny: Path, trained: Path) -> None:
+    with pytest.raises(ConfigError, match="goes on with a run"):
+        load(str(tiny), [f"run.resume={trained}", f"init.from={trained}"])
+    with pytest.raises(ConfigError, match="none of G, D, G_ema"):
+        load(str(tiny), [f"init.from={trained}", "init.parts=[E]"])

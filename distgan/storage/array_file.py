@@ -22,6 +22,7 @@ import numpy as np
 from distgan.errors import DataError
 
 RATIO, FREE = 1000, 2**20  # an array inflates to at most this many times its bytes in the file, and so many more
+MAX_EMPTY = 10**6  # rows that take no bytes of a file
 WHOLE = 2**28  # bytes of an array that is read whole; more where the file really has a fourth of them
 MAX_HEADER = 10_000  # bytes, as NumPy has it
 MAX_DIMENSIONS = 32
@@ -187,6 +188,8 @@ def _header(file: IO[bytes]) -> tuple[int, tuple[np.dtype, tuple[int, ...], bool
     sizes = [*shape, prod(shape), prod(n for n in shape if n > 0) * dtype.itemsize]
     if len(shape) > MAX_DIMENSIONS or any(isinstance(n, bool) or not 0 <= n < 2**62 for n in sizes):
         raise ValueError(f"a shape that no array has: {str(shape)[:80]}")
+    if shape and shape[0] > MAX_EMPTY and not dtype.itemsize * prod(shape[1:]):  # each is an object all the same
+        raise ValueError(f"{shape[0]:,} rows without any values")
     return len(np.lib.format.MAGIC_PREFIX) + 2 + counted + length, (dtype, tuple(shape), is_fortran)
 
 

@@ -162,6 +162,8 @@ def conditions_of(
 def _field(name: str, kind: str, values: Sequence[object], where: str) -> tuple[Field, np.ndarray]:
     """Return a field and its values, float32 [images, length]; its kind is found where none is given."""
     values = _lists(values, f"{where}: {name}")
+    if any(isinstance(value, dict) for value in values):
+        raise DataError(f"{where}: {name} holds objects of several values: name one as a column of its own")
     numbers = [_number(value) for value in values]
     if any(isinstance(value, list) for value in values):
         if kind not in ("", "vector"):
@@ -182,6 +184,11 @@ def _field(name: str, kind: str, values: Sequence[object], where: str) -> tuple[
     if np.isinf(array).any() or (np.abs(array) > np.finfo(np.float32).max).any():
         raise DataError(f"{where}: {name} has values that are not finite, or beyond 3e38")
     distinct = set(array[~np.isnan(array)].tolist())
+    if distinct and 0 < np.nanstd(array) < 8 * np.spacing(np.float32(max(map(abs, distinct)))):
+        raise DataError(
+            f"{where}: {name} has numbers between {min(distinct):.15g} and {max(distinct):.15g}, which differ by less "
+            "than float32 tells apart: subtract a constant"
+        )
     if kind in ("", "flag") and distinct <= {-1.0, 1.0} and -1.0 in distinct:  # as CelebA writes its attributes
         array, distinct = np.where(np.isnan(array), np.nan, array > 0), {0.0, 1.0}
     is_flag = distinct <= {0.0, 1.0}
@@ -242,9 +249,12 @@ def _vectors(name: str, values: Sequence[object], where: str) -> tuple[Field, np
         )
     length = lengths.pop()
     blank = [math.nan] * length
+    if any(isinstance(number, (str, bool)) for value in values if isinstance(value, list) for number in value):
+        raise DataError(f"{where}: {name} has lists of texts or flags, not of numbers")
     try:
         rows = [value if isinstance(value, list) else blank if value is None else [math.inf] for value in values]
-        array = np.array(rows, np.float32).reshape(len(values), length)
+        with np.errstate(over="ignore"):  # infinite then, which is refused
+            array = np.array(rows, np.float32).reshape(len(values), length)
     except (ValueError, TypeError):
         raise DataError(f"{where}: {name} holds more than lists of {length} numbers") from None
     if not length or np.isinf(array).any():

@@ -303,6 +303,25 @@ def test_a_text_among_numbers_is_asked_about() -> None:
     assert of_column("yes", "no", "maybe")[0].classes == ["maybe", "no", "yes"]
 
 
+def test_numbers_that_would_become_equal_are_refused() -> None:
+    with pytest.raises(
+        DataError, match="between 1700000000 and 1700000039, which differ by less than float32 tells apart"
+    ):
+        of_column(*(1_700_000_000 + i for i in range(40)))
+    assert of_column(*(1_700_000_000 + 1000 * i for i in range(40)))[0].kind == "number"
+    assert of_column(*np.random.default_rng(0).random(20_000))[0].kind == "number"  # some become equal, to no harm
+
+
+def test_objects_and_lists_of_texts_are_no_conditions() -> None:
+    with pytest.raises(DataError, match="c holds objects of several values"):
+        of_column({"a": 0}, {"a": 1})
+    for bad in (["3", "2"], [True, False]):
+        with pytest.raises(DataError, match="c has lists of texts or flags"):
+            of_column([1.0, 2.0], bad)
+    with pytest.raises(DataError, match="not finite"):
+        of_column([1.0, 2.0], [1e300, 0.0])
+
+
 def test_shards_without_a_card_are_refused(tmp_path: Path) -> None:
     packed(tmp_path)
     (tmp_path / "out" / "dataset.json").unlink()

@@ -113,10 +113,14 @@ class Field:
             return np.array([text.lower() in ("true", "yes")], np.float32)
         try:
             if self.kind == "vector" and text.endswith(".npy"):
-                values = np.load(text, allow_pickle=False).astype(np.float32).ravel()
+                array = np.load(text, allow_pickle=False)
+                if not isinstance(array, np.ndarray) or array.dtype.kind not in "fiub":
+                    raise ValueError
+                with np.errstate(over="ignore"):  # infinite then, which no field accepts
+                    values = array.astype(np.float32).ravel()
             else:
                 values = np.array([float(word) for word in text.split(";")])
-        except (OSError, ValueError):
+        except (OSError, EOFError, ValueError):
             raise ValueError(f"{self.name}={text}: not {self.described}") from None
         if np.isnan(values).any():
             raise ValueError(f"{self.name}={text}: not {self.described}")
@@ -254,7 +258,11 @@ class Conditions:
             if isinstance(value, str):
                 part = one.parse(value)
             else:
-                part = one.checked(np.atleast_1d(np.asarray(value, np.float64)))
+                try:
+                    numbers = np.atleast_1d(np.asarray(value, np.float64))
+                except (TypeError, ValueError, OverflowError):
+                    raise ValueError(f"{one.name}={str(value)[:60]}: not {one.described}") from None
+                part = one.checked(numbers)
             if np.isnan(part).any() and not one.may_be_unknown and one.name != optional:
                 raise ValueError(
                     f"{one.name} is missing, and it never was in training: name it, as {one.name}=..., or train with "

@@ -148,7 +148,11 @@ def conditions_of(
     found = [_field(*split_column(column), of_column, where) for column, of_column in zip(columns, values)]
     rows = np.concatenate([numbers for _, numbers in found], axis=1)
     conditions = ImageConditions([one for one, _ in found], dict(zip(image_numbers, rows)))
-    for one, part in zip(conditions.fields, Conditions(conditions.fields).split(rows)):
+    try:
+        parts = Conditions(conditions.fields).split(rows)
+    except ValueError as error:
+        raise DataError(f"{where}: {error}: leave one out of --condition") from None
+    for one, part in zip(conditions.fields, parts):
         known = part[~np.isnan(part).any(axis=1)]
         if not len(known):
             raise DataError(f"{where}: {one.name} is empty for all images: leave it out of --condition")
@@ -215,7 +219,10 @@ def _number(value: object) -> float | None:
     if value is None:
         return math.nan
     if isinstance(value, (bool, int, float)):
-        return float(value)
+        try:
+            return float(value)
+        except OverflowError:  # a whole number of hundreds of digits
+            return math.inf
     text = str(value).strip()
     if not text:
         return math.nan
@@ -255,7 +262,7 @@ def _vectors(name: str, values: Sequence[object], where: str) -> tuple[Field, np
         rows = [value if isinstance(value, list) else blank if value is None else [math.inf] for value in values]
         with np.errstate(over="ignore"):  # infinite then, which is refused
             array = np.array(rows, np.float32).reshape(len(values), length)
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, OverflowError):
         raise DataError(f"{where}: {name} holds more than lists of {length} numbers") from None
     if not length or np.isinf(array).any():
         raise DataError(f"{where}: {name} has lists without numbers, or with some that are not finite")
@@ -287,7 +294,9 @@ class Statistics:
         self.num = 0
 
     def add(self, values: np.ndarray) -> None:
-        """Count the values [R] of an image."""
+        """Count the values [R] of an image; a vector that lacks a number is unknown, as it is for networks."""
+        parts = self._conditions.split(values)
+        values = np.concatenate([np.full_like(part, np.nan) if np.isnan(part).any() else part for part in parts])
         known = ~np.isnan(values)
         self._first = np.where(np.isnan(self._first), values, self._first)
         # Around the first value, so that a large mean costs no digits.

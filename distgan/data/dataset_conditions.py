@@ -105,9 +105,11 @@ def _kind(one: Field) -> tuple[object, ...]:
 
 def _joined(parts: Sequence[Field]) -> Field:
     """Return the statistics of several sets as of one."""
-    first, known = parts[0], [max(1, one.known) for one in parts]
+    first = parts[0]
     if len(parts) == 1:
         return first
+    # A set where it is always unknown has no mean to add; cards without counts weigh the same.
+    known = [one.known for one in parts] if any(one.known for one in parts) else [1] * len(parts)
     means, stds = np.array([one.mean for one in parts]), np.array([one.std for one in parts])
     mean = float(np.average(means, weights=known)) if first.kind != "vector" else 0.0
     spread = np.average(stds**2 + (means - mean) ** 2, weights=known) if first.kind != "flag" else 1.0

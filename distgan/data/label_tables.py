@@ -114,7 +114,11 @@ def match_rows(
 
 def _rows(name: str, content: bytes) -> list[Row]:
     """Return the rows of a table by its suffix: JSON lines, or text with a header."""
-    text = content.decode("utf-8-sig", "replace")
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise DataError(f"{name}: line {line} is not UTF-8: save it as UTF-8, so that names stay as they are") from None
     if name.lower().endswith((".jsonl", ".ndjson")):
         rows = [json_of(line, f"{name}:{i + 1}") for i, line in enumerate(text.splitlines()) if line.strip()]
         if not all(isinstance(row, dict) for row in rows):

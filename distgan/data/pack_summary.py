@@ -61,8 +61,9 @@ class PackSummary:
 
 def tally(summary: PackSummary, before: str) -> str:
     """Return what was skipped, and why; nothing at all where nothing was."""
+    examples = {reason: f" (e.g. {name})" for reason, name in summary.examples.items()}
     text = ", ".join(
-        f"{count:,} {reason}" + (f" (e.g. {summary.examples[reason]})" if reason in summary.examples else "")
+        f"{count:,} {'with ' * reason[:1].isdigit()}{reason}{examples.get(reason, '')}"
         for reason, count in summary.skipped.most_common()
     )
     return before + text if text else ""

@@ -11,10 +11,12 @@ from packing import archive, folder, png
 from shards import tar_bytes
 
 from distgan.condition_spec import Conditions, Field
-from distgan.data.condition_table import PART, conditions_of, to_bytes
+from distgan.data.condition_table import PART, Statistics, conditions_of, to_bytes
 from distgan.data.dataset import Dataset, DatasetOptions
+from distgan.data.dataset_conditions import _joined
 from distgan.data.decode import DecodeOptions
 from distgan.data.encode import PackOptions
+from distgan.data.label_tables import read_rows
 from distgan.data.loader import Batch, Stream, StreamOptions
 from distgan.data.open_shards import ALONE, RankInfo
 from distgan.data.pack import pack
@@ -384,3 +386,54 @@ def test_an_array_or_a_column_of_conditions_is_no_label_unless_asked_for(kind: s
         summary = pack(str(source), str(tmp_path / "out"), PackOptions(), wanted, workers=1, overwrite=True)
         assert len(summary.classes or ()) == num
         assert [one.name for one in summary.conditions] == ["label"]
+
+
+def test_statistics_of_vectors_are_those_of_the_ones_that_networks_see() -> None:
+    rows = [[1.0, math.nan], [math.nan, 2.0], [100.0, math.nan], [3.0, 4.0], [5.0, 6.0]]
+    statistics = Statistics([Field("v", "vector", 2)])
+    for row in rows:
+        statistics.add(np.array(row, np.float32))
+    (found,) = statistics.fields()
+    assert (found.known, found.missing) == (2, 3)
+    assert found.std == pytest.approx(np.sqrt(np.mean(np.square([3, 4, 5, 6]))))
+
+
+@pytest.mark.parametrize("kind", ["number", "flag"])
+def test_a_set_where_a_condition_is_always_unknown_adds_nothing_to_its_statistics(kind: str) -> None:
+    known = Field("a", kind, mean=0.5, std=0.25, known=3)
+    joined = _joined([known, Field("a", kind, missing=5)])
+    assert (joined.mean, joined.known, joined.missing) == (0.5, 3, 5)
+    assert kind == "flag" or joined.std == 0.25
+
+
+@pytest.mark.parametrize(
+    "values",
+    [[10**400, 1, 2], [[10**400, 1], [1, 2]], [f"c{i}" for i in range(70_000)]],
+    ids=["number", "list", "classes"],
+)
+def test_values_that_are_too_large_or_too_many_are_refused(values: list) -> None:
+    with pytest.raises(DataError, match=r"not finite|more than lists|at most"):
+        conditions_of(["a"], [values], range(len(values)), "t.csv")
+
+
+def test_tables_that_are_not_utf_8_are_refused_since_their_names_would_become_one() -> None:
+    with pytest.raises(DataError, match="line 2 is not UTF-8"):
+        read_rows("t.csv", "file,town\n1.png,Orl\u00e9\n2.png,Orl\u00e8\n".encode("latin1"))
+
+
+@pytest.mark.parametrize("value", [10**400, {}, ["q", 2], [[1], [2, 3]]], ids=["huge", "mapping", "word", "ragged"])
+def test_values_in_python_that_are_no_numbers_are_refused(value: object) -> None:
+    with pytest.raises(ValueError, match=r"v=.*: not 2 numbers"):
+        Conditions([Field("v", "vector", 2)]).values({"v": value})
+
+
+@pytest.mark.parametrize("content", ["empty", "npz", "complex"])
+def test_a_file_that_holds_no_vector_is_refused(content: str, tmp_path: Path) -> None:
+    file = tmp_path / "v.npy"
+    with file.open("wb") as out:
+        if content == "npz":
+            np.savez(out, a=[1.0, 2.0])
+        elif content == "complex":
+            np.save(out, np.array([1 + 2j, 3]))
+    with pytest.raises(ValueError, match="not 2 numbers"):
+        Conditions([Field("v", "vector", 2)]).values(f"v={file}")

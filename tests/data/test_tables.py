@@ -185,5 +185,5 @@ def test_a_folder_of_satellite_images(tmp_path: Path) -> None:
     summary = pack(source, str(tmp_path / "out"), options, workers=1)
     assert summary.samples == 6
     assert summary.classes == KINDS
-    with pytest.raises(DataError, match="6 5 channels, --channels is 3"):
+    with pytest.raises(DataError, match="6 with 5 channels, --channels is 3"):
         pack(source, str(tmp_path / "no"), PackOptions(), workers=1)

@@ -46,6 +46,23 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]
     yield cache
 
 
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Shards of small digits, which tests read."""
+    from runs import make_digits  # with torch, which not every test needs
+
+    return make_digits(tmp_path_factory.mktemp("data") / "digits")
+
+
+@pytest.fixture
+def config(tmp_path: Path, digits: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The config of a run that takes seconds, without W&B."""
+    from runs import write_config
+
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    return write_config(tmp_path / "tiny.yaml", digits)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Files that start processes come first, since they take longest: no worker is left with one of them at the end."""
     long = {item.path for item in items if item.get_closest_marker("multi")}

@@ -65,7 +65,7 @@ def _add_compare(commands: Commands) -> None:
         commands,
         "compare",
         _compare,
-        "train recipes with the same seeds and budget, evaluate them alike, and tell them apart",
+        "train recipes with the same seeds and budget, evaluate them alike, and compare the numbers",
         "distgan compare hinge.yaml rpgan.yaml train.images=500k --out compared",
         "distgan compare a.yaml b.yaml --out compared --launch launch/local.sh",
         "distgan compare a.yaml b.yaml --out both --list > runs.txt; sbatch --array=1-6 slurm/sweep.sbatch runs.txt",

@@ -1,6 +1,7 @@
 """Runs with a mixed condition: killed and resumed is unbroken, other ranks see the same, and it is learned."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -47,26 +48,37 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.mark.multi
-def test_killed_on_two_ranks_and_resumed_equals_unbroken_and_one_rank(tmp_path: Path, config: Path) -> None:
-    arguments = [str(config), "train.images=480", "data.audit=true"]
+def lines(file: Path) -> int:
+    return file.read_text().count("\n") if file.exists() else 0
+
+
+def require_resumed(tmp_path: Path, arguments: list[str], is_time: Callable[[Path], bool]) -> tuple[Path, Path]:
+    """A run killed on two ranks and resumed is the unbroken one, bit for bit, and one rank learns the same.
+
+    Returns the unbroken run and that of one rank.
+    """
     whole, broken, single = (tmp_path / name for name in ("whole", "broken", "single"))
     train(2, tmp_path / "log-whole", *arguments, f"run.dir={whole}")
     again = [*arguments, f"run.dir={broken}"]
     with ranks(2, ["-m", "distgan", "train", *again], tmp_path / "log-broken") as started:
-        path = broken / "metrics.jsonl"
-        wait_for(lambda: path.exists() and path.read_text().count("\n") >= 2)
+        wait_for(lambda: is_time(broken))
         for process in started:
             process.kill()
     train(2, tmp_path / "log-broken", *again)
     assert weights(broken) == weights(whole)
     assert metrics(broken) == metrics(whole)
     assert audit(broken) == audit(whole)
-
-    assert train_here(config, single, "train.images=480", "data.audit=true") == 0
+    train(1, tmp_path / "log-single", *arguments, f"run.dir={single}")
     assert audit(single) == audit(whole)
     for one, other in zip(metrics(single), metrics(whole), strict=True):
         assert one["Loss/D"] == pytest.approx(other["Loss/D"], rel=1e-3)
+    return whole, single
+
+
+@pytest.mark.multi
+def test_killed_on_two_ranks_and_resumed_equals_unbroken_and_one_rank(tmp_path: Path, config: Path) -> None:
+    arguments = [str(config), "train.images=480", "data.audit=true"]
+    whole, single = require_resumed(tmp_path, arguments, lambda run: lines(run / "metrics.jsonl") >= 2)
     states = [json.loads(max((run / "checkpoints").glob("step-*/state.json")).read_text()) for run in (single, whole)]
     assert states[0]["conditions"] == states[1]["conditions"]
     assert states[0]["examples"] == states[1]["examples"]
@@ -102,21 +114,7 @@ def test_images_of_any_kind_with_mixed_conditions_resume_as_they_were(tmp_path: 
     config = write_config(tmp_path / "tiny.yaml", tmp_path / "shards")
     start = [str(config), *own, "data.condition=[heat,side,cls]", "model.conditional=true", "train.images=96"]
     start += ["augment.pipe=ada", "data.audit=true", "checkpoint.every=48"]
-    whole, broken, single = (tmp_path / name for name in ("whole", "broken", "single"))
-    train(2, tmp_path / "log-whole", *start, f"run.dir={whole}")
-    again = [*start, f"run.dir={broken}"]
-    with ranks(2, ["-m", "distgan", "train", *again], tmp_path / "log-broken") as started:
-        wait_for(lambda: any((broken / "checkpoints").glob("step-*/manifest.json")))
-        for process in started:
-            process.kill()
-    train(2, tmp_path / "log-broken", *again)
-    assert weights(broken) == weights(whole)
-    assert metrics(broken) == metrics(whole)
-    assert audit(broken) == audit(whole)
-    train(1, tmp_path / "log-single", *start, f"run.dir={single}")
-    assert audit(single) == audit(whole)
-    for one, other in zip(metrics(single), metrics(whole), strict=True):
-        assert one["Loss/D"] == pytest.approx(other["Loss/D"], rel=1e-3)
+    require_resumed(tmp_path, start, lambda run: any((run / "checkpoints").glob("step-*/manifest.json")))
 
 
 def test_other_conditions_are_other_networks(tmp_path: Path, config: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -27,17 +27,6 @@ from distgan.training.schedulers import OptimizerRates, Schedulers
 from distgan.transforms.image_values import to_pixels
 
 
-@pytest.fixture(scope="module")
-def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_digits(tmp_path_factory.mktemp("data") / "digits")
-
-
-@pytest.fixture
-def config(tmp_path: Path, digits: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("WANDB_MODE", "disabled")
-    return write_config(tmp_path / "tiny.yaml", digits)
-
-
 def test_what_a_run_leaves_behind(tmp_path: Path, config: Path, capsys: pytest.CaptureFixture) -> None:
     run = tmp_path / "run"
     assert train(config, run, "train.images=360") == 0

@@ -11,21 +11,10 @@ from types import SimpleNamespace
 
 import pytest
 from processes import environment
-from runs import make_digits, write_config
+from runs import write_config
 
 from distgan.cli.main import main
 from distgan.tools import check
-
-
-@pytest.fixture(scope="module")
-def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_digits(tmp_path_factory.mktemp("data") / "digits")
-
-
-@pytest.fixture
-def config(tmp_path: Path, digits: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("WANDB_MODE", "disabled")
-    return write_config(tmp_path / "tiny.yaml", digits)
 
 
 def told(capsys: pytest.CaptureFixture, config: Path, *arguments: str) -> dict[str, str]:

@@ -201,6 +201,15 @@ def test_what_is_no_comparison_is_refused_before_anything_starts(
     assert not (tmp_path / "out").exists()
 
 
+def test_a_file_in_the_way_is_told_before_anything_starts(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], programs: Programs
+) -> None:
+    (tmp_path / "out").touch()
+    assert main(["compare", *write_configs(tmp_path), "--out", str(tmp_path / "out")]) == 2
+    assert "is a file: name a folder" in capsys.readouterr().err
+    assert programs.trained == []
+
+
 def test_two_configs_of_one_name_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     paths = [write_configs(folder)[0] for folder in (tmp_path / "x", tmp_path / "y") if folder.mkdir() is None]
     assert main(["compare", *paths, "--out", str(tmp_path / "out")]) == 2

@@ -10,7 +10,7 @@ import pytest
 import torch
 from processes import ROOT
 from processes import train as train_ranks
-from runs import make_digits, train, weights, write_config
+from runs import train, weights
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -29,7 +29,7 @@ from distgan.training.transfer import Fitted, Target
 NETS = {"dcgan": "digits32", "r3gan": "r3gan-cifar10-small"}
 
 
-def config(*settings: str, family: str = "dcgan") -> Config:
+def configured(*settings: str, family: str = "dcgan") -> Config:
     small = ("model.G.base_channels=8", "model.D.base_channels=8") if family == "dcgan" else ()
     more = ("data.shards=x", "data.resolution=16", "model.conditional=true", "model.z_dim=8", "run.dir=y")
     return load(str(ROOT / "configs" / f"{NETS[family]}.yaml"), [*more, *small, *settings])
@@ -69,7 +69,7 @@ def out(net: nn.Module, labels: list[int]) -> Tensor:
 
 
 def test_shared_classes_make_the_same_images_and_others_begin_at_the_mean() -> None:
-    settings = config()
+    settings = configured()
     before, now = nets(settings, 3), nets(settings, 4, seed=1)
     fits = start(now, settings, source(before, settings, 3, ["a", "b", "c"]), 4, ["b", "x", "c", "y"], "y=a")
     assert torch.equal(out(now["G"], [0, 2, 3]), out(before["G"], [1, 2, 0]))
@@ -82,14 +82,14 @@ def test_shared_classes_make_the_same_images_and_others_begin_at_the_mean() -> N
 
 @pytest.mark.parametrize(("names", "same"), [(["a", "b", "c"], True), (["c", "b", "a"], False), ([], True)])
 def test_as_many_classes_are_the_same_ones_unless_names_say_otherwise(names: list[str], same: bool) -> None:
-    settings = config()
+    settings = configured()
     before, now = nets(settings, 3), nets(settings, 3, seed=1)
     start(now, settings, source(before, settings, 3, ["a", "b", "c"]), 3, names)
     assert torch.equal(out(now["G"], [0, 1]), out(before["G"], [0 if same else 2, 1]))
 
 
 def test_classes_are_given_to_networks_that_had_none() -> None:
-    settings, plain = config(), config("model.conditional=false")
+    settings, plain = configured(), configured("model.conditional=false")
     before, now = nets(plain, 0), nets(settings, 3, seed=1)
     fits = start(now, settings, source(before, plain, 0), 3, [])
     z = torch.randn(2, 8, generator=torch.Generator().manual_seed(0))
@@ -99,7 +99,7 @@ def test_classes_are_given_to_networks_that_had_none() -> None:
 
 
 def test_gray_and_colors_begin_as_the_same_function() -> None:
-    gray, colors = config("data.channels=1"), config()
+    gray, colors = configured("data.channels=1"), configured()
     images = torch.rand(2, 1, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1
     labels = torch.tensor([0, 2])
     before, now = nets(gray, 3), nets(colors, 3, seed=1)
@@ -116,7 +116,7 @@ def test_gray_and_colors_begin_as_the_same_function() -> None:
 
 
 def test_r3gan_grows_and_makes_the_same_images_at_first() -> None:
-    small, large = config(family="r3gan"), config("data.resolution=32", family="r3gan")
+    small, large = configured(family="r3gan"), configured("data.resolution=32", family="r3gan")
     before, now = nets(small, 3), nets(large, 3, seed=1)
     for net in before.values():  # as after training: residual branches do something
         for weight in net.parameters():
@@ -130,16 +130,16 @@ def test_r3gan_grows_and_makes_the_same_images_at_first() -> None:
 
 
 def test_what_other_networks_hold_is_refused_or_told() -> None:
-    settings = config()
+    settings = configured()
     before = nets(settings, 3)
     given = source(before, settings, 3)
-    wide = config("model.G.base_channels=16", "model.D.base_channels=16")
+    wide = configured("model.G.base_channels=16", "model.D.base_channels=16")
     fits = start(nets(wide, 3), wide, given, 3, [])  # some are of the same shape
     assert "layers.0.0.weight" in fits["G"].new and "layers.0.0.weight" in fits["G"].left
     others = {part: {f"other.{name}": value for name, value in net.items()} for part, net in given.nets.items()}
     for wrong, now, message in (
-        (given, config(family="r3gan"), "networks are of the family dcgan, and model.family=r3gan"),
-        (given, config("data.resolution=32"), "Only r3gan grows; set data.resolution=16"),
+        (given, configured(family="r3gan"), "networks are of the family dcgan, and model.family=r3gan"),
+        (given, configured("data.resolution=32"), "Only r3gan grows; set data.resolution=16"),
         (WeightSource(Path("there"), others, None, ""), settings, "none of its 7 tensors is of the generator"),
     ):
         with pytest.raises((ConfigError, DataError), match=message):
@@ -149,7 +149,7 @@ def test_what_other_networks_hold_is_refused_or_told() -> None:
 
 
 def test_files_of_tensors_are_read_in_the_usual_forms(tmp_path: Path) -> None:
-    settings = config()
+    settings = configured()
     named = nets(settings, 3)
     G, D = named["G"].state_dict(), named["D"].state_dict()
     flat = {f"{part}.{name}": value for part, net in named.items() for name, value in net.state_dict().items()}
@@ -231,49 +231,40 @@ def test_a_run_starts_from_another_and_resumes_without_it(
     assert "this is the run itself" in capsys.readouterr().err
 
 
-@pytest.fixture(scope="module")
-def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_digits(tmp_path_factory.mktemp("data") / "digits")
-
-
-@pytest.fixture
-def tiny(tmp_path: Path, digits: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("WANDB_MODE", "disabled")
-    return write_config(tmp_path / "tiny.yaml", digits)
-
-
 def newest(run: Path) -> Path:
     return checkpoint_folder.newest_first(run / "checkpoints")[0]
 
 
 @pytest.fixture
-def trained(tmp_path: Path, tiny: Path) -> Path:
-    assert train(tiny, tmp_path / "source", "train.images=24", "train.seed=9") == 0
+def trained(tmp_path: Path, config: Path) -> Path:
+    assert train(config, tmp_path / "source", "train.images=24", "train.seed=9") == 0
     return tmp_path / "source"
 
 
-def test_a_run_starts_at_zero_from_each_form_and_resumes_without_it(tmp_path: Path, tiny: Path, trained: Path) -> None:
+def test_a_run_starts_at_zero_from_each_form_and_resumes_without_it(
+    tmp_path: Path, config: Path, trained: Path
+) -> None:
     tensors = checkpoint.load(newest(trained))[0]
     torch.save({name: tensors[name] for name in ("G", "D", "G_ema")} | {"args": {"lr": 1}}, tmp_path / "all.pt")
     assert main(["export", str(trained), str(tmp_path / "export")]) == 0
     whole = tmp_path / "whole"
-    assert train(tiny, whole, "train.images=24", f"init.from={trained}") == 0
+    assert train(config, whole, "train.images=24", f"init.from={trained}") == 0
     for number, form in enumerate((newest(trained), tmp_path / "all.pt")):
         run = tmp_path / f"run{number}"
-        assert train(tiny, run, "train.images=24", f"init.from={form}") == 0
+        assert train(config, run, "train.images=24", f"init.from={form}") == 0
         assert weights(run) == weights(whole)
     for number, form in enumerate((newest(trained) / "D.safetensors", tmp_path / "export")):
         run = tmp_path / f"part{number}"
-        assert train(tiny, run, "train.images=12", f"init.from={form}") == 0
+        assert train(config, run, "train.images=12", f"init.from={form}") == 0
         assert "starts new" in (run / "log.txt").read_text()
     broken, own = tmp_path / "broken", f"init.from={trained}"
-    assert train(tiny, broken, "train.images=12", own) == 0
+    assert train(config, broken, "train.images=12", own) == 0
     record = json.loads((broken / "init.json").read_text())
     assert len(record["sha256"]) == 64
     assert record["from"] == str(newest(trained))
     shutil.rmtree(trained)
-    assert main(["check", str(tiny), f"run.dir={broken}", own]) == 0
-    assert train(tiny, broken, "train.images=24", own) == 0
+    assert main(["check", str(config), f"run.dir={broken}", own]) == 0
+    assert train(config, broken, "train.images=24", own) == 0
     assert weights(broken) == weights(whole)
     assert main(["report", str(broken)]) == 0
     assert record["sha256"] in (broken / "report.html").read_text()
@@ -281,11 +272,11 @@ def test_a_run_starts_at_zero_from_each_form_and_resumes_without_it(tmp_path: Pa
 
 @pytest.mark.multi
 @pytest.mark.parametrize("sync", ["ddp", "flat"])
-def test_all_ranks_start_from_what_the_first_one_read(tmp_path: Path, tiny: Path, trained: Path, sync: str) -> None:
+def test_all_ranks_start_from_what_the_first_one_read(tmp_path: Path, config: Path, trained: Path, sync: str) -> None:
     """A step with a learning rate of zero leaves the weights of the source, on two ranks as on one."""
     run, again = tmp_path / "two", ["optim.G.lr=0", "optim.D.lr=0", "ema.half_life=0", "train.images=12"]
     own = [f"run.dir={run}", f"init.from={trained}", f"train.grad_sync={sync}"]
-    train_ranks(2, tmp_path / "log", str(tiny), *again, *own)
+    train_ranks(2, tmp_path / "log", str(config), *again, *own)
     of_source, of_run = (checkpoint.load(newest(one))[0] for one in (trained, run))
     for name in ("G", "D"):
         assert all(torch.equal(of_run[name][key], value) for key, value in of_source[name].items())
@@ -299,8 +290,8 @@ def test_a_run_that_is_being_trained_is_no_source_but_its_checkpoints_are(tmp_pa
         assert isinstance(read_source(str(newest(trained)), str(tmp_path / "new")), WeightSource)
 
 
-def test_going_on_and_starting_from_weights_exclude_one_another(tiny: Path, trained: Path) -> None:
+def test_going_on_and_starting_from_weights_exclude_one_another(config: Path, trained: Path) -> None:
     with pytest.raises(ConfigError, match="goes on with a run"):
-        load(str(tiny), [f"run.resume={trained}", f"init.from={trained}"])
+        load(str(config), [f"run.resume={trained}", f"init.from={trained}"])
     with pytest.raises(ConfigError, match="none of G, D, G_ema"):
-        load(str(tiny), [f"init.from={trained}", "init.parts=[E]"])
+        load(str(config), [f"init.from={trained}", "init.parts=[E]"])

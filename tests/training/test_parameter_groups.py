@@ -5,7 +5,7 @@ from pathlib import Path
 import processes
 import pytest
 import torch
-from runs import make_digits, train, weights, write_config
+from runs import train, weights
 from torch import nn
 
 from distgan.cli.main import main
@@ -23,17 +23,6 @@ from distgan.training.schedulers import OptimizerRates
 from distgan.training.step_inputs import StepOptions
 
 FREEZE = ("optim.D.freeze=2", "optim.G.freeze=[layers.0,embed]", "optim.D.lr_factors=[head=0.5,embed=2]")
-
-
-@pytest.fixture(scope="module")
-def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_digits(tmp_path_factory.mktemp("data") / "digits")
-
-
-@pytest.fixture
-def config(tmp_path: Path, digits: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("WANDB_MODE", "disabled")
-    return write_config(tmp_path / "tiny.yaml", digits)
 
 
 def newest(run: Path) -> checkpoint.Tensors:

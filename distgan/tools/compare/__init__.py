@@ -1,1 +1,1 @@
-"""`distgan compare`: train recipes with the same seeds and the same budget, evaluate them alike, tell them apart."""
+"""`distgan compare`: train recipes with the same seeds and the same budget, evaluate and compare them alike."""

@@ -62,6 +62,8 @@ def compare(words: Sequence[str], options: CompareOptions) -> int:
     """
     if options.evaluations < 1:
         raise ConfigError(f"--evaluations {options.evaluations}: at least 1")
+    if user_path(options.out).exists() and not user_path(options.out).is_dir():
+        raise ConfigError(f"--out {options.out} is a file: name a folder")
     plan = make_plan(words, options.out, options.seeds)
     finished = [_is_finished(training) for training in plan]  # errors before anything starts
     if options.only_list:
@@ -107,7 +109,7 @@ def _is_finished(training: Training) -> bool:
 def _run(command: Sequence[str]) -> int:
     """Run a command to its end and return its exit code; signals that ask to stop are passed on to it.
 
-    It has a process group of its own: else Ctrl-C would reach it twice, which a training takes for impatience.
+    It has a process group of its own: else Ctrl-C would reach it twice, which a training takes as two requests.
     """
     children: list[subprocess.Popen] = []
 

@@ -11,6 +11,7 @@ from distgan.storage.formatting import short_number
 from distgan.storage.untrusted import read_json
 from distgan.tools.compare.plan import Training
 from distgan.tools.compare.statistics import Difference, Spread, paired_difference, spread
+from distgan.tools.report.comparison import spread_text
 from distgan.tools.report.history import History
 
 MINUTES, SPEED = TIMES = "minutes", "images/s"
@@ -84,7 +85,7 @@ def rows(results: Sequence[Result]) -> list[list[str]]:
     table = [["", *recipes, *(f"{name} - {first}" for name in others)]]
     for value in names(results):
         if value in TIMES or better(value):
-            means = [_spread_text(_spread(results, name, value)) for name in recipes]
+            means = [spread_text([*_by_seed(results, name, value).values()]) for name in recipes]
             differences = [_difference_text(_difference(results, first, name, value), value) for name in others]
             table.append([value, *means, *differences])
     return [*table, ["seeds", *(_seeds_text(_of(results, name)) for name in recipes), *("" for _ in others)]]
@@ -114,12 +115,6 @@ def _seeds_text(own: Sequence[Result]) -> str:
     """Return the number of seeds with values, and why others have none."""
     num, without = sum(bool(one.values) for one in own), dict.fromkeys(one.state for one in own if not one.values)
     return f"{num} of {len(own)} ({', '.join(without)})" if without else str(num)
-
-
-def _spread_text(found: Spread | None) -> str:
-    if found is None:
-        return ""
-    return short_number(found.mean) + (f" ± {short_number(found.sd)}" if found.sd is not None else "")
 
 
 def _difference_text(found: Difference | None, value: str) -> str:

@@ -31,11 +31,11 @@ def comparison_page(runs: Sequence[History], title: str = "", more: Sequence[Tab
     names = [printable(one.name) for one in groups]
     metrics = _metrics(groups)
     samples = [figure for one, name in zip(groups, names) if (figure := _samples(one, name))]
-    settings = [(key, *map(_or_dash, values)) for key, values in differing(groups)]
+    settings = [(key, *map(or_dash, values)) for key, values in differing(groups)]
     return render(
         "comparison.html",
         **page_parts(),
-        title=title or ", ".join(names),
+        name=title or ", ".join(names),
         problems=[problem for run in runs for problem in run.problems],
         tables=[
             *more,
@@ -67,15 +67,15 @@ def _row(one: Group, metrics: Sequence[str]) -> list[str]:
     """Return a group's line: states, and the mean of its last numbers with the standard deviation over seeds."""
     states = dict.fromkeys(str(run.status.get("state") or "unknown") for run in one.runs)
     row = [printable(one.name), ", ".join(states), str(len(one.runs))]
-    row.append(_spread([run.last("Progress/images") for run in one.runs]))
-    row.append(_spread([hours and 60 * hours for hours in (run.last("Perf/total_hours") for run in one.runs)]))
+    row.append(spread_text([run.last("Progress/images") for run in one.runs]))
+    row.append(spread_text([hours and 60 * hours for hours in (run.last("Perf/total_hours") for run in one.runs)]))
     for name in metrics:
         values = [run.series(f"Metrics/{name}").values for run in one.runs]
-        row.append(_spread([series[-1] if series else None for series in values]))
+        row.append(spread_text([series[-1] if series else None for series in values]))
     return row
 
 
-def _spread(values: Sequence[float | None]) -> str:
+def spread_text(values: Sequence[float | None]) -> str:
     """Return a mean and, of several, the standard deviation; of none, nothing."""
     known = [value for value in values if value is not None]
     if not known:
@@ -84,5 +84,6 @@ def _spread(values: Sequence[float | None]) -> str:
     return mean if len(known) < 2 or len(set(known)) == 1 else f"{mean} ± {short_number(float(np.std(known, ddof=1)))}"
 
 
-def _or_dash(value: object) -> str:
+def or_dash(value: object) -> str:
+    """Return a setting as text; what is empty as a dash."""
     return str(value) if value not in ("", None, [], {}) else "-"

@@ -23,7 +23,7 @@ from distgan.storage.formatting import short_number
 from distgan.storage.home import user_path
 from distgan.storage.urls import public
 from distgan.tools.report.chart import HEIGHT, WIDTH, lay_out
-from distgan.tools.report.comparison import comparison_page
+from distgan.tools.report.comparison import comparison_page, or_dash
 from distgan.tools.report.curves import panels, thinned
 from distgan.tools.report.history import History, kimg, read, read_mapping
 from distgan.tools.report.render import page_parts, render
@@ -167,11 +167,7 @@ def _changed(settings: Config | None) -> list[tuple[str, str, str]]:
     family = settings.model.family
     G, D = (asdict(schema()) for schema in FAMILIES[family])
     free, others = changes(Config(model=Model(family=family, G=G, D=D)), settings)
-    return [(name, _or_dash(new), _or_dash(old)) for name, (old, new) in sorted({**others, **free}.items())]
-
-
-def _or_dash(value: object) -> str:
-    return str(value) if value not in ("", None, [], {}) else "-"
+    return [(name, or_dash(new), or_dash(old)) for name, (old, new) in sorted({**others, **free}.items())]
 
 
 def _config_text(run: History) -> str:

@@ -127,9 +127,18 @@ def _rows(name: str, content: bytes) -> list[Row]:
     first = text.partition("\n")[0]
     delimiter = max("\t,;", key=first.count)
     try:
-        return [dict(row) for row in csv.DictReader(io.StringIO(text), delimiter=delimiter, restkey="")]
+        head, *cells = [row for row in csv.reader(io.StringIO(text), delimiter=delimiter) if row] or [[]]
     except csv.Error as error:
         raise DataError(f"{name}: {error}") from None
+    if twice := [column for column in head if column and head.count(column) > 1]:
+        raise DataError(f"{name}: two columns are called {twice[0]}: rename one")
+    for number, row in enumerate(cells, 1):  # in a row that is shifted, cells would count for other columns
+        if len(row) < len(head) or any(row[len(head) :]):
+            raise DataError(
+                f"{name}: row {number} has {len(row)} cells, and the header {len(head)}: put quotes around cells that "
+                f"hold {delimiter!r}"
+            )
+    return [dict(zip(head, row)) for row in cells]
 
 
 def _column(columns: Sequence[str], usual: Sequence[str]) -> str:

@@ -56,6 +56,24 @@ def test_a_table_has_the_labels(where: str, suffix: str, named_by: str, tmp_path
     assert "column label" in summary.origin
 
 
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("file,label\n0.png,cat, gray\n1.png,dog\n", "row 1 has 3 cells, and the header 2: put quotes"),
+        ("file,label,age\n0.png,cat,3\n1.png,4\n", "row 2 has 2 cells, and the header 3"),
+        ("file,label,label\n0.png,cat,dog\n1.png,dog,cat\n", "two columns are called label: rename one"),
+    ],
+)
+def test_shifted_rows_and_columns_of_one_name_are_refused(tmp_path: Path, text: str, message: str) -> None:
+    source, table = folder(tmp_path / "in", {f"{i}.png": png(i) for i in range(2)}), tmp_path / "t.csv"
+    wanted = ListingOptions(table=str(table))
+    table.write_text(text)
+    with pytest.raises(DataError, match=message):
+        pack(source, str(tmp_path / "out"), PackOptions(), wanted, workers=1)
+    table.write_text("file,label,\n0.png,cat,,\n\n1.png,dog,\n")  # cells without a word
+    assert pack(source, str(tmp_path / "out"), PackOptions(), wanted, workers=1).classes == ["cat", "dog"]
+
+
 def test_a_table_in_an_archive_and_numbers_as_classes(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
         for i in range(9):

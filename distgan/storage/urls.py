@@ -6,11 +6,13 @@ from urllib.parse import quote, unquote
 HIDDEN_COMMAND = "pipe:[not shown]"  # in place of a command, which may hold a token anywhere
 _SCHEME = re.compile(r"(?<![\w+.\-/?#;&%@])(?!file://)[\w+.-]*://")  # not within an address, whose secret may hold ://
 _COMMAND = re.compile(r"(?:^|(?<=[\s=\[,'\"{:]))pipe:")
-# Joins addresses to a chain. Any other name after it may be part of a user, a password or a token.
-_LINKED = re.compile(
-    r"::(?=(?:file|local|memory|https?|s?ftp|ssh|s3a?|gc?s|az|abfss?|adl|hf|oss|(?:web)?hdfs|github|zip|tar"
-    r"|(?:simple|file|block)cache)(?:://|::))"
+# What may begin another address behind the first one. Any other name may be part of a user, a password or a token.
+_KNOWN = (
+    r"(?:file|local|memory|https?|s?ftp|ssh|s3a?|gc?s|az|abfss?|adl|hf|oss|(?:web)?hdfs|github|zip|tar"
+    r"|(?:simple|file|block)cache)"
 )
+_LINKED = re.compile(rf"::(?={_KNOWN}(?:://|::))")  # joins addresses to a chain
+_KNOWN_SCHEME = re.compile(rf"{_KNOWN}://")
 _SECRET_FROM = re.compile(r"[?#;]")
 _SHORTEST = 3  # shorter parts of a secret are replaced only together with the rest
 
@@ -69,7 +71,8 @@ def _schemes(text: str) -> list[re.Match[str]]:
         rest = text[schemes[-1].end() if schemes else 0 : scheme.start()]
         host, slash, _ = rest.rpartition("@")[2].partition("/")
         is_place = slash and not re.search(r":(?!\d*$)", host)
-        if not schemes or ((is_place or "@" not in text[scheme.start() :]) and not _SECRET_FROM.search(rest)):
+        is_clear = (is_place or "@" not in text[scheme.start() :]) and not _SECRET_FROM.search(rest)
+        if not schemes or (is_clear and _KNOWN_SCHEME.fullmatch(scheme[0])):
             schemes.append(scheme)
     return schemes
 
@@ -101,7 +104,8 @@ def _secrets(url: str) -> set[str]:
         schemes = _schemes(link)
         for scheme, end in zip(schemes, _ends(schemes, link)):
             user, _, hidden = _cut(link[scheme.end() : end])
-            secrets |= {user, user.partition(":")[2], *re.split(r"[:/@?#;]", user)}
-            secrets |= {hidden[1:], *re.split(r"[?#;&=]", hidden)}
+            secrets |= {user, user.partition(":")[2], hidden[1:], *re.split(r"[?#;&=]", hidden)}
+            # What may be a user may be a query instead, and the other way round: both fall into the parts of both.
+            secrets |= {piece for part in (user, hidden) for piece in re.split(r"[:/@?#;&=]", part)}
     secrets |= {spelled for part in secrets for spelled in (unquote(part), quote(part), repr(part)[1:-1])}
     return {part for part in secrets if len(part) >= _SHORTEST}

@@ -38,8 +38,9 @@ from distgan.distributed.process_group import World
 from distgan.metrics.extractors import EXTRACTORS, Extractor
 from distgan.metrics.extractors.inception import Inception
 from distgan.tools.bench.harness import running_trainer, temporary_run
-from distgan.training.factory import build_nets, build_optimizer, step_options
+from distgan.training.factory import build_nets, step_options
 from distgan.training.gan_step import GanStep
+from distgan.training.optimizers import build_optimizer
 from distgan.training.step_inputs import StepBatch, StepHyperparams
 from distgan.training.trainer import Trainer
 

@@ -33,8 +33,28 @@ def add_command(commands: Commands, name: str, body: Body, help: str, *examples:
     return parser
 
 
+def add_plugin_argument(parser: Parser) -> None:
+    """Add --plugin."""
+    parser.add_argument(
+        "--plugin",
+        action="append",
+        default=[],
+        metavar="FILE|MODULE",
+        help="Python code with parts of your own (docs/plugins.md), which runs; may be given several times",
+    )
+
+
+def load_plugins(options: argparse.Namespace) -> None:
+    """Load what --plugin names, for a command that reads no config of its own."""
+    if options.plugin:
+        from distgan.config.plugins import load_plugins
+
+        load_plugins((name, None) for name in options.plugin)
+
+
 def add_config_arguments(parser: Parser) -> None:
-    """Add CONFIG and the overrides behind it."""
+    """Add CONFIG, the overrides behind it, and --plugin."""
+    add_plugin_argument(parser)
     parser.add_argument("config", help="YAML file or run folder")
     about = "settings that override the file's"
     # Where an argument is missing, argparse would name this one too if it had no default.

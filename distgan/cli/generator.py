@@ -3,7 +3,7 @@
 import argparse
 import logging
 
-from distgan.cli.arguments import Commands, add_command
+from distgan.cli.arguments import Commands, add_command, add_plugin_argument, load_plugins
 from distgan.cli.process import leave, log_to_stderr
 from distgan.distributed.launch_env import init_rank_env, rank
 from distgan.errors import ConfigError, MachineError
@@ -26,6 +26,7 @@ def _add_evaluate(commands: Commands) -> None:
         "distgan evaluate runs/faces eval.extractor=efficientnet_lite0",
         "distgan evaluate pictures/ eval.reference=data/faces --memorization",
     )
+    add_plugin_argument(parser)
     parser.add_argument(
         "target", nargs="?", default="", help="run, RUN/best, checkpoint, exported generator, or images"
     )
@@ -53,6 +54,7 @@ def _evaluate(options: argparse.Namespace) -> int:
         raise ConfigError("name a run folder, a checkpoint, or a folder of images")
 
     log_to_stderr()
+    load_plugins(options)
     from distgan.config.load import load_to_evaluate
     from distgan.distributed.process_group import World
     from distgan.evaluation import selfcheck, watch
@@ -97,6 +99,7 @@ def _add_generate(commands: Commands) -> None:
         "distgan generate runs/faces --num 250 --as video --out walk.webp",
         "distgan generate runs/restored --input holiday/ --out clean/",
     )
+    add_plugin_argument(parser)
     parser.add_argument("checkpoint", help="run folder, RUN/best, checkpoint or exported generator")
     parser.add_argument("--num", type=int, help="number of images; of a video, frames (default 64; of --input, all)")
     parser.add_argument("--input", default="", metavar="SOURCE", help="images to restore: folder, archive, shards")
@@ -148,6 +151,7 @@ def _generate(options: argparse.Namespace) -> int:
     world = init_rank_env()
 
     log_to_stderr()
+    load_plugins(options)
     from distgan.inference.generate import generate
     from distgan.inference.request import GenerateOptions
     from distgan.inference.restore import RestoreOptions, restore
@@ -195,6 +199,7 @@ def _add_export(commands: Commands) -> None:
         "distgan export runs/faces faces-128",
         "distgan export runs/faces faces-128.onnx --as onnx",
     )
+    add_plugin_argument(parser)
     parser.add_argument("checkpoint", help="run folder, RUN/best, checkpoint or exported generator")
     parser.add_argument("out", help="folder for safetensors, file for torchscript and onnx; must not exist")
     forms = ("safetensors", "torchscript", "onnx")
@@ -206,6 +211,7 @@ def _export(options: argparse.Namespace) -> int:
     if rank() > 0:
         return 0
     log_to_stderr()
+    load_plugins(options)
 
     from distgan.inference.export import export
 

@@ -145,7 +145,7 @@ def _bench(options: argparse.Namespace) -> int:
 
     os.environ["WANDB_MODE"] = "disabled"  # which wins over the config
     world = init_rank_env()
-    config = load(options.config, options.overrides)
+    config = load(options.config, options.overrides, more_plugins=options.plugin)
     make_batch_plan(config, world)
 
     if options.images < 0 or options.rounds < 1:

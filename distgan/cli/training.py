@@ -2,7 +2,7 @@
 
 import argparse
 
-from distgan.cli.arguments import Commands, add_command, add_config_arguments
+from distgan.cli.arguments import Commands, add_command, add_config_arguments, add_plugin_argument, load_plugins
 from distgan.cli.process import leave
 from distgan.distributed.launch_env import init_rank_env, rank
 from distgan.distributed.preemption import handle_signals
@@ -38,7 +38,7 @@ def _train(options: argparse.Namespace) -> int:
         return _check(options)
     with handle_signals():
         world = init_rank_env()  # first: rank 0 alone prints, and this sets the rank
-        config = load(options.config, options.overrides)
+        config = load(options.config, options.overrides, more_plugins=options.plugin)
         make_batch_plan(config, world)
 
         from distgan.training.run import train
@@ -68,7 +68,7 @@ def _check(options: argparse.Namespace) -> int:
     world = launched if asked is None else asked
     if world < 1:
         raise ConfigError(f"--ranks {world}: at least 1")
-    config = load(options.config, options.overrides)
+    config = load(options.config, options.overrides, more_plugins=options.plugin)
     batch_plan = make_batch_plan(config, world)
     if rank() > 0:
         return 0
@@ -90,6 +90,7 @@ def _add_config(commands: Commands) -> None:
         "distgan config --help-keys loss",
         "distgan config --diff runs/faces configs/folder128.yaml",
     )
+    add_plugin_argument(parser)
     parser.add_argument("config", nargs="?", help="YAML file or run folder")
     parser.add_argument("overrides", nargs="*", metavar="key=value")
     parser.add_argument("--ranks", type=int, default=0, help="refuse a batch that this number of ranks cannot share")
@@ -101,19 +102,21 @@ def _add_config(commands: Commands) -> None:
 def _config(options: argparse.Namespace) -> int:
     from distgan.config.batch_plan import make_batch_plan
     from distgan.config.docs import diff, help_keys, markdown
-    from distgan.config.load import load, to_yaml
+    from distgan.config.load import is_run, load, to_yaml
     from distgan.config.records import without_secrets
 
     if options.help_keys is not None:
+        load_plugins(options)
         show(*(markdown() if options.markdown else help_keys(options.help_keys)))
     elif options.diff:
         if options.config is not None:
             raise ConfigError(f"--diff compares two files, without overrides: {options.config} is one too many")
-        show(*diff(*(without_secrets(load(path)) for path in options.diff)))
+        load_plugins(options)
+        show(*diff(*(without_secrets(load(path, is_saved=is_run(path))) for path in options.diff)))
     elif options.config is None:
         raise ConfigError("name a config file, or pass --help-keys or --diff")
     else:
-        config = load(options.config, options.overrides)
+        config = load(options.config, options.overrides, more_plugins=options.plugin)
         if options.ranks:
             make_batch_plan(config, options.ranks)
         show(*to_yaml(without_secrets(config)).rstrip("\n").split("\n"))

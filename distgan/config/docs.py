@@ -2,10 +2,10 @@
 
 from collections.abc import Iterator
 from dataclasses import Field, dataclass
-from typing import Literal, get_args, get_origin
+from typing import Any, Literal, get_args, get_origin
 
+from distgan.config.choices import CHOOSERS, names, own_schemas
 from distgan.config.fields import default_of, leaves
-from distgan.config.model_schema import FAMILIES
 from distgan.config.records import changes
 from distgan.config.renamed import new_name
 from distgan.config.schema import Config
@@ -20,6 +20,7 @@ TYPES: dict[object, str] = {
     dict: "settings",
     list[str]: "texts",
     list[dict]: "list of settings",
+    list[Any]: "list",
     list[int]: "integers",
     list[float]: "numbers",
     tuple[float, float]: "two numbers",
@@ -29,45 +30,47 @@ COMMAND = "distgan config --help-keys --markdown"
 
 @dataclass(frozen=True)
 class Row:
-    """One setting. `family` is that of a network's own settings, else ""; `free`: a resumed run may change it."""
+    """One setting. `of`: what chooses the part that has it, as "model.family=dcgan"; `free`: a resume may change it."""
 
     key: str
     type: str
     default: str
     unit: str
     about: str
-    family: str
+    of: str
     free: bool
 
     @property
     def group(self) -> str:
-        return f"model.family={self.family}" if self.family else self.key.split(".")[0]
+        return self.of or self.key.split(".")[0]
 
 
 def rows() -> Iterator[Row]:
-    """Yield every setting there is, in the schema's order; those of the networks last, family by family."""
+    """Yield every setting there is, in the schema's order; those that parts have of their own last, part by part."""
     for name, field in leaves(Config):
         yield _row(name, field, "")
-    for family, schemas in FAMILIES.items():
-        for net, schema in zip("GD", schemas):
-            for name, field in leaves(schema, f"model.{net}."):
-                yield _row(name, field, family)
+    for group, part, schema in own_schemas():
+        for name, field in leaves(schema, f"{group}."):
+            yield _row(name, field, f"{CHOOSERS[group]}={part}")
 
 
-def _row(name: str, field: Field, family: str) -> Row:
-    about, choices = field.metadata, ()
+def _row(name: str, field: Field, of: str) -> Row:
+    about = field.metadata
+    choices = tuple(names(about["choices"])) if about["choices"] else ()
     if about["unit"].endswith("schedule"):
         kind = "schedule"
     elif about["unit"] == "size":
         kind = "size"
     elif get_origin(field.type) is Literal:
         kind, choices = "choice", get_args(field.type)
+    elif choices and field.type is str:
+        kind = "choice"
     else:
         kind = TYPES[field.type]
     value = default_of(field)
     text = about["help"] + (f" ({', '.join(choice or 'empty' for choice in choices)})" if choices else "")
     unit = about["unit"].removesuffix("schedule").strip().replace("size", "pixels")
-    return Row(name, kind, _default(value, about["unit"]), unit, text, family, about["free"])
+    return Row(name, kind, _default(value, about["unit"]), unit, text, of, about["free"])
 
 
 def _default(value: object, unit: str) -> str:
@@ -98,7 +101,7 @@ def help_keys(wanted: str = "") -> list[str]:
         groups = dict.fromkeys(row.key.split(".")[0] for row in known)
         raise ConfigError(f"no settings start with {wanted!r}; groups are {', '.join(groups)}")
     cells = [
-        (row.key, row.type, row.default, row.unit, f"{row.family}: {row.about}" if row.family else row.about)
+        (row.key, row.type, row.default, row.unit, f"{row.of.partition('=')[2]}: {row.about}" if row.of else row.about)
         for row in found
     ]
     return table(cells)

@@ -14,6 +14,7 @@ def key(
     personal: bool = False,
     low: float | None = None,
     high: float | None = None,
+    choices: str = "",
 ) -> Any:
     """Return a setting: a dataclass field with its default, help, unit and bounds.
 
@@ -23,8 +24,10 @@ def key(
         free: Whether a resumed run may change it without asking.
         personal: Whether it gives rights that only who starts a command has: no file may set it, not a checkpoint's.
         low, high: Bounds, both allowed.
+        choices: Which parts it names, see `choices.names`.
     """
     about = {"help": help, "unit": unit, "free": free, "personal": personal, "low": low, "high": high}
+    about["choices"] = choices
     if isinstance(default, (list, dict)):
         return field(default_factory=lambda: type(default)(default), metadata=about)
     return field(default=default, metadata=about)

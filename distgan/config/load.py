@@ -20,16 +20,18 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from distgan.config import yaml_text
+from distgan.config import choices, yaml_text
+from distgan.config.choices import CHOOSERS, group_of, own_schema
 from distgan.config.fields import default_of, leaves
 from distgan.config.model_schema import FAMILIES, net_settings
 from distgan.config.permissions import PERSONAL, how_to_grant, is_granted_by_environment, read_environment
+from distgan.config.plugins import how_to_load, load_plugins
 from distgan.config.records import flat
 from distgan.config.renamed import earlier_version, new_name
 from distgan.config.schema import Config
 from distgan.config.suggestions import other_places
 from distgan.config.units import convert
-from distgan.config.validate import config_errors, eval_errors, out_of_bounds
+from distgan.config.validate import config_errors, eval_errors, out_of_bounds, steps_errors
 from distgan.config.yaml_text import EscapedDumper, as_typed, text_settings
 from distgan.errors import ConfigError, DataError
 from distgan.storage.home import user_path
@@ -39,14 +41,19 @@ MAX_TOLD = 50  # mistakes, one a line
 MAX_PATH = 1000  # characters
 MAX_FILES = 100  # that a config is made of, by `base:`
 OTHER_SPELLINGS = {"init.from": "init.source"}  # `from` is no name of a field in Python
+VALIDATED = ("degradations", "host transforms")  # kinds of parts whose steps are checked with their strengths
 _KEY = re.compile(r"[\w.<-]{0,100}")
 
 
-def load(path: str, overrides: Sequence[str] = (), *, is_saved: bool = False) -> Config:
-    """Return the config of a YAML file (or of a run folder) with overrides applied.
+def load(
+    path: str, overrides: Sequence[str] = (), *, is_saved: bool = False, more_plugins: Sequence[str] = ()
+) -> Config:
+    """Return the config of a YAML file (or of a run folder) with overrides applied, and its plugins loaded.
 
     Args:
-        is_saved: Whether the file is one that a run wrote, as that of a run folder is.
+        is_saved: Whether to read a file that a run wrote, for what it says: no plugin is loaded, and parts that there
+            are not here are let through.
+        more_plugins: Plugins of the command line. A run folder loads no others.
 
     Raises:
         ConfigError: with every mistake of every layer, one line each.
@@ -57,23 +64,35 @@ def load(path: str, overrides: Sequence[str] = (), *, is_saved: bool = False) ->
         file = folder / "config.yaml"
         if not file.exists():
             raise ConfigError(f"{path} is a folder without config.yaml: neither a config nor a run")
-    is_saved = is_saved or bool(folder)
+    is_of_folder = is_saved or bool(folder)
     here = [("run folder", {"run": {"dir": str(folder)}})] if folder else []  # it may have been moved or copied
     try:
-        layers = [*_files(file, (), [], is_saved), *here]
+        layers = [*_files(file, (), [], is_of_folder), *here]
         own = list(_override_layers(overrides))
     except RecursionError:
         raise ConfigError(f"{file}: nested too deeply") from None
-    if is_saved or (file.parent / "environment.json").exists():  # of a run
+    if is_of_folder or is_run(path):
         require_own_names(dict(layers)[str(file)], str(file))
-    if is_saved:
+    if is_of_folder:
         _require_resolved(dict(layers)[str(file)], str(file))
-    result = _merged(layers, own, str(file))
+    if is_saved:
+        result = _merged(layers, own, str(file), known=None)
+        result.plugins = _plugin_names("", dict(layers)[str(file)])
+    else:
+        where = _load_plugins(layers, own, more_plugins, file if folder or is_run(path) else None)
+        result = _merged(layers, own, str(file))
+        result.plugins = where
     result.run.dir = result.run.dir or f"runs/{file.stem}"
-    mistakes = out_of_bounds(result) + config_errors(result)
+    mistakes = [*out_of_bounds(result), *config_errors(result), *([] if is_saved else steps_errors(result))]
     if mistakes:
         raise _error(mistakes)
     return result
+
+
+def is_run(path: str) -> bool:
+    """Return whether a path names a run folder, or the config in one."""
+    file = user_path(path)
+    return (file if file.is_dir() else file.parent).joinpath("environment.json").exists()
 
 
 def load_mapping(values: Mapping[str, object], overrides: Sequence[str] = ()) -> Config:
@@ -82,9 +101,12 @@ def load_mapping(values: Mapping[str, object], overrides: Sequence[str] = ()) ->
     Raises:
         ConfigError: with every mistake, one line each. `run.dir` must be given, since there is no file's name for it.
     """
-    result = _merged([("the config", dict(values))], list(_override_layers(overrides)), "the config")
+    layers, own = [("the config", dict(values))], list(_override_layers(overrides))
+    where = _load_plugins(layers, own, (), None)
+    result = _merged(layers, own, "the config")
+    result.plugins = where
     mistakes = [] if result.run.dir else ["run.dir: a config without a file needs it"]
-    if mistakes := mistakes + out_of_bounds(result) + config_errors(result):
+    if mistakes := [*mistakes, *out_of_bounds(result), *config_errors(result), *steps_errors(result)]:
         raise _error(mistakes)
     return result
 
@@ -104,28 +126,71 @@ def load_to_evaluate(layers: Sequence[tuple[str, dict]], overrides: Sequence[str
     for layer, values in layers:
         require_own_names(values, layer)
         _require_resolved(values, layer)
-    result = _merged(layers, list(_override_layers(overrides)), "config")
-    if mistakes := out_of_bounds(result) + eval_errors(result.eval):
+    result = _merged(layers, list(_override_layers(overrides)), "config", known="eval.")
+    if mistakes := [*out_of_bounds(result), *eval_errors(result.eval), *steps_errors(result)]:
         raise _error(mistakes)
     return result
 
 
-def _merged(layers: Sequence[tuple[str, dict]], own: Sequence[tuple[str, dict]], origin: str) -> Config:
-    """Return the defaults with layers of values on top, bounds not checked; `own` come from the command line."""
+def _load_plugins(
+    layers: Sequence[tuple[str, dict]], own: Sequence[tuple[str, dict]], more: Sequence[str], saved: Path | None
+) -> list[str]:
+    """Load the plugins of all layers, and return what `config.plugins` says of them.
+
+    Args:
+        saved: The config that a run wrote, if that is one of the layers: what it names must be named once more.
+
+    Raises:
+        ConfigError: One is not as it should be, or a run's own is not named by who starts the command.
+    """
+    named: list[tuple[str, Path | None]] = []
+    for layer, values in layers:
+        folder = Path(layer).parent if Path(layer).is_file() else None  # a path in a file is from that file
+        if layer != str(saved):
+            named += [(name, folder) for name in _plugin_names(layer, values)]
+    named += [(name, None) for layer, values in own for name in _plugin_names(layer, values)]
+    named += [(name, None) for name in more]
+    if saved is not None:
+        given = {os.path.basename(name) for name, _ in named}
+        recorded = [os.path.basename(name) for name in _plugin_names(str(saved), dict(layers)[str(saved)])]
+        if missing := [name for name in recorded if name not in given]:
+            raise ConfigError(f"{saved}: it was trained with a plugin, {how_to_load(missing, saved.parent)}")
+    return load_plugins(named) if named else []
+
+
+def _plugin_names(layer: str, values: Mapping[str, object]) -> list[str]:
+    """Return the plugins that a layer names."""
+    found = values.get("plugins", [])
+    found = [found] if isinstance(found, str) else found or []
+    if not isinstance(found, list) or not all(isinstance(name, str) and name for name in found):
+        raise ConfigError(f"{layer}: plugins: a list of Python files, or of names of modules, such as [my_parts.py]")
+    return found
+
+
+def _merged(
+    layers: Sequence[tuple[str, dict]], own: Sequence[tuple[str, dict]], origin: str, known: str | None = ""
+) -> Config:
+    """Return the defaults with layers of values on top, bounds not checked; `own` come from the command line.
+
+    Args:
+        known: Beginning of the settings that must name parts which there are here, such as "eval."; None: no setting.
+    """
     schema = dict(leaves(Config))
     config = _defaults()
     mistakes: list[str] = []
-    given: set[str] = set()
-    nets: dict[str, tuple[str, object]] = {}  # the networks' own settings: key -> (layer, value)
+    given: dict[str, str] = {}  # setting -> the layer that gave it
+    of_parts: dict[str, tuple[str, object]] = {}  # settings of parts' own: key -> (layer, value)
     granted = {name: value for _, values in own for name, value in flat(values) if name in PERSONAL}
-    for i, (layer, values) in enumerate([*layers, *own]):
-        for name, value in flat(values):
+    for i, (layer, values) in enumerate([*layers, *_choosers_first(own)]):
+        for name, value in sorted(flat(values), key=lambda item: item[0] not in CHOOSERS.values()):
             name = OTHER_SPELLINGS.get(name, name)
             if not _KEY.fullmatch(name):  # it may be a line of any file
                 mistakes.append(f"{layer}: a key of {len(name):,} characters, which is not the name of a setting")
                 continue
-            if line := new_name(name, value):
+            if not _has_own(config, name) and (line := new_name(name, value)):
                 mistakes.append(f"{layer}: {line}")
+                continue
+            if name == "plugins":  # `_load_plugins` took them
                 continue
             if name in PERSONAL and i < len(layers):
                 if value is not False and not granted.get(name) and not is_granted_by_environment(name):
@@ -133,23 +198,18 @@ def _merged(layers: Sequence[tuple[str, dict]], own: Sequence[tuple[str, dict]],
                         f"{layer}: {name}={value}: a file cannot set it: {how_to_grant(name)}, or leave it out"
                     )
                 continue
-            if name == "model.family":  # a layer that chooses another family starts from that family's defaults
-                if value not in list(FAMILIES):
-                    mistakes.append(
-                        f"{layer}: model.family={public(str(value))!r}: choose one of {', '.join(FAMILIES)}"
-                    )
-                    continue
-                nets = {} if value != config.model.family else nets
-            if name.startswith(("model.G.", "model.D.")):
-                nets[name] = (layer, value)
+            if name == "model.family" and known == "" and value not in list(FAMILIES):
+                mistakes.append(f"{layer}: {_unknown(name, value, 'families')}")
                 continue
-            if name in ("model.G", "model.D") and value not in ({}, None):
-                mistakes.append(
-                    f"{layer}: {name}: is a group of settings, not a value: set one of its keys, such as "
-                    f"{name}.{next(leaves(FAMILIES[config.model.family]['GD'.index(name[-1])]))[0]}"
-                )
+            if name in CHOOSERS.values() and value != OmegaConf.select(config, name):  # another part has its own
+                of_parts = {key: of for key, of in of_parts.items() if CHOOSERS[group_of(key)] != name}
+            if group_of(name):
+                of_parts[name] = (layer, value)
                 continue
-            given.add(name)
+            if name in CHOOSERS and value not in ({}, None):
+                mistakes.append(f"{layer}: {name}: {_is_group(name, OmegaConf.select(config, CHOOSERS[name]))}")
+                continue
+            given[name] = layer
             if mistake := _put(config, name, value, schema):
                 if mistake.startswith("Key ") and "Did you mean" not in mistake:
                     mistake += other_places(name, schema, config.model.family)
@@ -159,10 +219,12 @@ def _merged(layers: Sequence[tuple[str, dict]], own: Sequence[tuple[str, dict]],
         if name not in granted:
             OmegaConf.update(config, name, is_granted_by_environment(name))
     mistakes += _resolve(config)
+    if known is not None:
+        mistakes += _unknown_parts(config, {name: of for name, of in given.items() if name.startswith(known)}, schema)
     if config.loss.name != default_of(schema["loss.name"]):  # the default penalties are those of the default loss
         for name in {"r1", "r2"} - {name.removeprefix("loss.") for name in given}:
             config.loss[name] = [0.0]
-    mistakes += _merge_nets(config, nets)
+    mistakes += _merge_own(config, of_parts, known)
     if mistakes:
         raise _error(mistakes)
     try:
@@ -170,6 +232,58 @@ def _merged(layers: Sequence[tuple[str, dict]], own: Sequence[tuple[str, dict]],
     except OmegaConfBaseException as error:
         raise ConfigError(f"{origin}: {error.full_key or ''}: {_first_line(error)}") from None
     return result
+
+
+def _choosers_first(own: Sequence[tuple[str, dict]]) -> list[tuple[str, dict]]:
+    """Return overrides with those first that choose a part, whose own settings may be written before it."""
+    return sorted(own, key=lambda layer: not any(name in CHOOSERS.values() for name, _ in flat(layer[1])))
+
+
+def _unknown(name: str, value: object, kind: str) -> str:
+    """Return that there is no such part, with those that there are."""
+    known = choices.names(kind)
+    near = difflib.get_close_matches(str(value), known, n=1)
+    hint = f". Did you mean {near[0]}?" if near else ""
+    there = ", ".join(repr(one) if one == "" else one for one in known) or "none but those of plugins"
+    return f"{name}={public(str(value))!r}: choose one of {there}{hint}"
+
+
+def _unknown_parts(config: DictConfig, given: Mapping[str, str], schema: dict[str, Field]) -> list[str]:
+    """Return settings that name parts which there are not; `given`: the layer that gave a setting."""
+    mistakes = []
+    for name, layer in given.items():
+        kind = schema[name].metadata["choices"] if name in schema else ""
+        if not kind or kind in VALIDATED:
+            continue
+        value = OmegaConf.select(config, name)
+        for one in [value] if isinstance(value, str) else value or []:
+            if one not in choices.names(kind):
+                mistakes.append(f"{layer}: {_unknown(name, one, kind)}")
+    return mistakes
+
+
+def _has_own(config: DictConfig, name: str) -> bool:
+    """Return whether the part that is chosen so far has, or may have, a setting of this name of its own."""
+    if not (group := group_of(name)):
+        return False
+    part = OmegaConf.select(config, CHOOSERS[group])
+    schema = own_schema(group, part)
+    if schema is None:
+        return not _is_known(CHOOSERS[group], part)  # then it may have any
+    return name.removeprefix(f"{group}.") in dict(leaves(schema))
+
+
+def _is_known(chooser: str, part: str) -> bool:
+    """Return whether there is such a part."""
+    return part in choices.names(dict(leaves(Config))[chooser].metadata["choices"])
+
+
+def _is_group(name: str, part: str) -> str:
+    """Return that a part's own settings are no value, with one of them."""
+    schema = own_schema(name, part)
+    if schema is None:
+        return f"{CHOOSERS[name]}={part} has no settings of its own: leave it out"
+    return f"is a group of settings, not a value: set one of its keys, such as {name}.{next(leaves(schema))[0]}"
 
 
 @functools.cache
@@ -336,18 +450,27 @@ def _resolve(config: DictConfig) -> list[str]:
     return []
 
 
-def _merge_nets(config: DictConfig, nets: dict[str, tuple[str, object]]) -> list[str]:
-    """Check the networks' own settings against their family, and fill in its defaults. Returns mistakes."""
+def _merge_own(config: DictConfig, given: dict[str, tuple[str, object]], known: str | None) -> list[str]:
+    """Check parts' own settings against what the parts have, and fill in the defaults. Returns mistakes."""
     mistakes = []
-    for net, schema in zip("GD", FAMILIES[config.model.family]):
-        own = OmegaConf.structured(schema)
-        known = dict(leaves(schema))
-        for name, (layer, value) in nets.items():
-            if not name.startswith(f"model.{net}."):
-                continue
-            if mistake := _put(own, name.removeprefix(f"model.{net}."), value, known):
-                mistakes.append(f"{layer}: {name}: {mistake}")
-        OmegaConf.update(config, f"model.{net}", OmegaConf.to_container(own), merge=False)
+    for group, chooser in CHOOSERS.items():
+        part = OmegaConf.select(config, chooser)
+        schema = own_schema(group, part)
+        values = {name.removeprefix(f"{group}."): of for name, of in given.items() if group_of(name) == group}
+        if schema is None:  # of an unknown part they are kept as they are, for whoever knows it
+            is_known = _is_known(chooser, part)
+            if is_known and values:
+                name, (layer, _) = next(iter(values.items()))
+                mistakes.append(f"{layer}: {group}.{name}: {chooser}={part} has no settings of its own: leave it out")
+            elif not is_known and known != "":
+                for name, (_, value) in values.items():
+                    OmegaConf.update(config, f"{group}.{name}", value)
+            continue
+        own, fields = OmegaConf.structured(schema), dict(leaves(schema))
+        for name, (layer, value) in values.items():
+            if mistake := _put(own, name, value, fields):
+                mistakes.append(f"{layer}: {group}.{name}: {mistake}")
+        OmegaConf.update(config, group, OmegaConf.to_container(own), merge=False)
     return mistakes
 
 

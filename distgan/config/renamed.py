@@ -83,7 +83,10 @@ def new_last_part(last: str) -> str:
 def earlier_version(settings: Iterable[tuple[str, object]]) -> str:
     """Return one line about settings (keys with dots, values) that an earlier version of distgan saved; empty where
     all names are of this version."""
-    lines = [line for line in (new_name(key, value) for key, value in settings) if line]
+    values = dict(settings)
+    if values.get("plugins"):  # earlier versions had none, and networks of plugins may have any settings
+        values = {key: value for key, value in values.items() if not key.startswith(("model.G.", "model.D."))}
+    lines = [line for line in (new_name(key, value) for key, value in values.items()) if line]
     if not lines:
         return ""
     more = f", and {len(lines) - 1} more settings have new names" if len(lines) > 1 else ""

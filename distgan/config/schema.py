@@ -9,7 +9,6 @@ from typing import Any, Literal
 from distgan.config.fields import key
 from distgan.image_spec import ImageSpec
 from distgan.metrics.names import EVAL_METRICS
-from distgan.transforms import degrade_spec
 
 
 @dataclass
@@ -26,6 +25,7 @@ class Run:
         600, "seconds that a rank waits for another before the run fails", free=True, low=10, high=10**6
     )
     log_system_metrics: bool = key(False, "log the load of every node, as System/node<n>_...", free=True)
+    trackers: list[str] = key([], "where metrics go too, of plugins", free=True, choices="trackers")
     allow_config_change: bool = key(False, "resume although settings that change the training differ", free=True)
     allow_data_change: bool = key(False, "resume although the shards differ from those at the start", free=True)
 
@@ -75,6 +75,11 @@ class Data:
         "in training; by stretching; or by bars of data.background",
     )
     flip: bool = key(False, "mirror half of the real images, chosen again in each epoch")
+    transforms: list[Any] = key(
+        [],
+        "changes of a decoded image before its resize, as [NAME] or [{NAME: {OPTION: VALUE}}], of plugins",
+        choices="host transforms",
+    )
     max_pixels: int = key(100_000_000, "larger images count as corrupt", low=1, high=178_000_000)
     max_corrupt_fraction: float = key(
         0.01, "share of corrupt images above which the run fails", free=True, low=0, high=1
@@ -109,7 +114,7 @@ class Data:
 
 @dataclass
 class Model:
-    family: str = key("dcgan", "network family")
+    family: str = key("dcgan", "network family", choices="families")
     z_dim: int = key(128, "length of the latent vector", low=1, high=2**16)
     conditional: bool = key(False, "whether G and D know the class, or data.condition")
     condition_dropout: float = key(
@@ -146,9 +151,8 @@ class Init:
 
 @dataclass
 class Loss:
-    name: Literal["minimax", "non_saturating", "lsgan", "hinge", "wasserstein", "rpgan"] = key(
-        "rpgan", "adversarial loss"
-    )
+    name: str = key("rpgan", "adversarial loss", choices="losses")
+    options: dict = key({}, "the settings of a loss of a plugin")
     r1: list[float] = key(
         [1.0],
         "gamma of the gradient penalty on real images; 0 where another loss is chosen without it",
@@ -176,8 +180,9 @@ class Loss:
 class Restore:
     degrade: list[dict] = key(
         [],
-        "steps that degrade clean images, in this order, as [{blur: [0.5, 2]}, {noise: 25, p: 0.5}] "
-        f"({', '.join(degrade_spec.KINDS)}); empty: the shards hold pairs",
+        "steps that degrade clean images, in this order, as [{blur: [0.5, 2]}, {noise: 25, p: 0.5}]; empty: the shards "
+        "hold pairs",
+        choices="degradations",
     )
     pixel_loss: Literal["l1", "l2", "charbonnier"] = key("l1", "distance between restored and clean images")
     pixel_weight: float = key(100.0, "weight of that distance in G's loss, next to the adversarial loss", low=0)
@@ -185,9 +190,7 @@ class Restore:
 
 @dataclass
 class Augment:
-    pipe: Literal["none", "flip", "diffaugment", "ada", "ada-cutout"] = key(
-        "none", "augmentation of every image that D sees, real and fake"
-    )
+    pipe: str = key("none", "augmentation of every image that D sees, real and fake", choices="none or augmentations")
     p: list[float] = key([1.0], "probability of each transformation", unit="schedule", low=0, high=1)
     target: float = key(0.0, "adaptive p: the mean sign of D on real images to aim at; 0: p as given", low=0, high=1)
     speed: int = key(500_000, "adaptive p: images that it needs at least from 0 to 1", unit="images", low=1)
@@ -217,7 +220,8 @@ class Balance:
 
 @dataclass
 class Optimizer:
-    name: Literal["adam", "adamw", "sgd", "rmsprop"] = key("adam", "optimizer")
+    name: str = key("adam", "optimizer", choices="optimizers")
+    options: dict = key({}, "the settings of an optimizer of a plugin")
     lr: list[float] = key([2e-4], "learning rate", unit="schedule", low=0)
     betas: tuple[float, float] = key(
         (0.0, 0.99),
@@ -302,7 +306,7 @@ class Train:
     schedule_images: int = key(
         10_000_000, "images over which schedules go from their first to their last value", unit="images", low=1
     )
-    schedule_shape: Literal["cosine", "linear"] = key("cosine", "curve of the schedules")
+    schedule_shape: str = key("cosine", "curve of the schedules", choices="schedules")
     deterministic: Literal["fast", "warn", "strict"] = key(
         "fast", "GPU: fastest kernels; or deterministic ones, warning of or refusing those that have none"
     )
@@ -330,18 +334,21 @@ class Eval:
     num_images: int = key(10_000, "generated images of an evaluation", unit="images", free=True, low=2)
     metrics: list[str] = key(
         ["fd", "kid"],
-        "metrics: fd, kid, kid_full, is, pr (precision, recall) and dc (density, coverage)",
+        "metrics; pr is precision and recall, dc density and coverage",
         free=True,
+        choices="metrics",
     )
-    best_metric: Literal["", "fd", "kid", "kid_full", "is"] = key(
+    best_metric: str = key(
         "",
         "metric whose best checkpoint is kept forever; empty: the first of eval.metrics with a best value",
         free=True,
+        choices="empty or best metrics",
     )
-    extractor: Literal["inception", "dinov2_vitl14", "efficientnet_lite0", "toy"] = key(
+    extractor: str = key(
         "efficientnet_lite0",
         "network that computes features of images; values from two networks are not comparable",
         free=True,
+        choices="extractors",
     )
     weights: str = key("", "file of its weights, or a folder that holds it; empty: the usual places", free=True)
     download: bool = key(False, "download its weights if they are missing", free=True)
@@ -390,6 +397,9 @@ class Wandb:
 
 @dataclass
 class Config:
+    plugins: list[str] = key(
+        [], "Python files, or names of modules, that add parts of their own; also `--plugin`", free=True
+    )
     run: Run = field(default_factory=Run)
     data: Data = field(default_factory=Data)
     model: Model = field(default_factory=Model)

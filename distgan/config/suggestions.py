@@ -3,14 +3,15 @@
 import difflib
 from dataclasses import Field
 
+from distgan.config.choices import own_schemas
 from distgan.config.fields import leaves
-from distgan.config.model_schema import FAMILIES
 from distgan.config.renamed import new_last_part
 
 
 def other_places(name: str, schema: dict[str, Field], family: str) -> str:
     """Return the sentence that names the settings whose last part is, or nearly is, that of an unknown name."""
-    nets = [f"model.{net}.{key}" for net, own in zip("GD", FAMILIES[family]) for key, _ in leaves(own)]
+    own = [(group, schema) for group, part, schema in own_schemas() if part == family or group[:6] != "model."]
+    nets = [f"{group}.{key}" for group, schema in own for key, _ in leaves(schema)]
     last = name.rpartition(".")[2]
     last = new_last_part(last) or last
     places = [known for known in [*schema, *nets] if known.rpartition(".")[2] == last]

@@ -10,7 +10,7 @@ def convert(value: object, field: Field | None) -> object:
     """Return a value as the schema has it. Raises ValueError for one that is not of the setting's unit."""
     if field is None:
         return value
-    if field.type in (list[str], "list[str]") and isinstance(value, str):
+    if field.type in (list[str], list[Any]) and isinstance(value, str):
         return [value]
     if value == "auto" and field.name == "range":
         return []  # the levels of the type, or what the data set's card says

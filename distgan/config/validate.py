@@ -4,14 +4,16 @@ Like the schema, without torch and OmegaConf, so that errors are reported at onc
 """
 
 import math
+import operator
 from collections.abc import Iterator
 
 from distgan.config.batch_plan import BatchPlan, batch_normed, divisors, settings_that_compare
+from distgan.config.choices import CHOOSERS, own_schema
 from distgan.config.fields import leaves
 from distgan.config.model_schema import FAMILIES
 from distgan.config.schema import Config, Data, Eval, restores, sides
+from distgan.data import host_transforms
 from distgan.image_spec import ImageSpec, patches_error, range_error, size_error
-from distgan.metrics.names import EVAL_METRICS
 from distgan.storage.formatting import one_of
 from distgan.transforms import degrade_spec
 
@@ -46,6 +48,19 @@ def _check_data(config: Config) -> Iterator[str]:
     yield from _check_condition(config)
     if data.shuffle_lanes and data.shuffle_lanes % config.train.batch:
         yield f"data.shuffle_lanes={data.shuffle_lanes} must be a multiple of train.batch={config.train.batch}, or 0"
+
+
+def steps_errors(config: Config) -> Iterator[str]:
+    """Yield what is wrong with lists of steps, which may be of plugins: changes of decoded images, and degradations."""
+    try:
+        host_transforms.parse(config.data.transforms)
+    except ValueError as error:
+        yield f"data.transforms{error}"
+    if image := _image(config.data):
+        try:
+            degrade_spec.parse(config.restore.degrade, image)
+        except ValueError as error:
+            yield f"restore.degrade{error}"
 
 
 def _check_condition(config: Config) -> Iterator[str]:
@@ -109,7 +124,7 @@ def _image(data: Data) -> ImageSpec | None:
 
 def _check_networks(config: Config) -> Iterator[str]:
     model = config.model
-    if image := _image(config.data):
+    if (image := _image(config.data)) and model.family in FAMILIES:
         if error := size_error(model.family, image.height, image.width):
             yield error
         elif error := patches_error(model.D.get("patches", 1), image):
@@ -147,7 +162,7 @@ def _check_loss(config: Config) -> Iterator[str]:
 
 def _check_augment_and_balance(config: Config) -> Iterator[str]:
     augment, balance = config.augment, config.balance
-    if augment.target and not augment.pipe.startswith("ada"):
+    if augment.target and augment.pipe in ("none", "flip", "diffaugment"):
         yield "augment.target adapts the probability of ADA: set augment.pipe=ada, or augment.target=0"
     if balance.adapt == "augment" and (augment.pipe == "none" or augment.target):
         yield "balance.adapt=augment moves augment.p: set augment.pipe=ada and augment.target=0"
@@ -224,18 +239,11 @@ def _check_restore(config: Config) -> Iterator[str]:
             "eval.every compares images that G makes of noise with real ones; what is restored is measured by PSNR and "
             "SSIM, on data.holdout images at every sample.every: set eval.every=0"
         )
-    if image := _image(config.data):
-        try:
-            degrade_spec.parse(config.restore.degrade, image)
-        except ValueError as error:
-            yield f"restore.degrade{error}"
 
 
 def eval_errors(settings: Eval) -> list[str]:
     """Return what is wrong with the settings of an evaluation."""
     mistakes = []
-    if unknown := [name for name in settings.metrics if name not in EVAL_METRICS]:
-        mistakes.append(f"eval.metrics={unknown[0]}: choose from {', '.join(EVAL_METRICS)}")
     if not settings.metrics:
         mistakes.append("eval.metrics is empty: name one, such as fd")
     if settings.best_metric and settings.best_metric not in settings.metrics:
@@ -285,8 +293,9 @@ def out_of_bounds(config: Config) -> list[str]:
     mistakes = []
     values = dict(leaves(config))
     known = dict(leaves(Config))
-    for net, schema in zip("GD", FAMILIES[config.model.family]):
-        known |= dict(leaves(schema, f"model.{net}."))
+    for group, chooser in CHOOSERS.items():
+        part = operator.attrgetter(chooser)(config)
+        known |= dict(leaves(schema, f"{group}.")) if (schema := own_schema(group, part)) is not None else {}
     for name, field in known.items():
         low, high = field.metadata["low"], field.metadata["high"]
         value = values.get(name)

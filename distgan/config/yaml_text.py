@@ -10,8 +10,8 @@ from typing import Any
 
 import yaml
 
+from distgan.config.choices import own_schemas
 from distgan.config.fields import leaves
-from distgan.config.model_schema import FAMILIES
 from distgan.config.schema import Config
 from distgan.errors import ConfigError, DataError
 from distgan.storage import untrusted
@@ -72,9 +72,8 @@ def _require_short(value: object, seen: set[int]) -> None:
 def text_settings(kind: object) -> frozenset[str]:
     """Return the settings that are texts, or with `list[str]` lists of them."""
     known = [*leaves(Config)]
-    for schemas in FAMILIES.values():
-        for net, schema in zip("GD", schemas):
-            known += leaves(schema, f"model.{net}.")
+    for group, _, schema in own_schemas():
+        known += leaves(schema, f"{group}.")
     return frozenset(name for name, field in known if field.type in (kind, getattr(kind, "__name__", ""), str(kind)))
 
 

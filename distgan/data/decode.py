@@ -6,6 +6,7 @@ everything else goes through Pillow. What a file is, its first bytes tell, not i
 """
 
 import contextlib
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -14,6 +15,7 @@ from PIL import Image
 
 from distgan.data import array_image, image_structure
 from distgan.data.channels import DecodedImage, StoredPixels, check_count, convert, extent, wrong_count
+from distgan.data.host_transforms import MIDDLE, TransformStep
 from distgan.data.image_format import MAX_PIXELS, CorruptImage, Range, TooLarge, open_image, silence_pillow
 from distgan.data.memory_budget import MemoryBudget
 from distgan.data.pillow_image import ORIENTATION, TURNS, load, to_8_bits, to_deep, upright
@@ -38,7 +40,8 @@ class DecodeOptions:
         max_pixels: Larger images count as corrupt.
         background: Gray level from 0 to 255 under transparent pixels, and of bars.
         scaled: Skip the finest frequencies of a JPEG that is at least four times as large, which the resize would
-            remove; what is decoded is still twice as large as the result.
+            remove; what is decoded is still twice as large as the result. Not with `transforms`, which see all pixels.
+        transforms: Changes of the decoded image, in this order, before it is brought to its size.
     """
 
     image: ImageSpec
@@ -47,6 +50,7 @@ class DecodeOptions:
     max_pixels: int = MAX_PIXELS
     background: int = 255
     scaled: bool = False
+    transforms: tuple[TransformStep, ...] = ()
 
 
 def decode(
@@ -206,11 +210,18 @@ def _stored_colors(data: bytes) -> int:
         return 1
 
 
-def decode_into(data: bytes | list[bytes], out: np.ndarray, options: DecodeOptions, place: float | None = None) -> bool:
+def decode_into(
+    data: bytes | list[bytes],
+    out: np.ndarray,
+    options: DecodeOptions,
+    place: float | None = None,
+    draws: Sequence[np.ndarray] | None = None,
+) -> bool:
     """Decode an image into `out`, [H, W, C] of `options.image`; returns whether it had to be resized for that.
 
     Args:
         place: Where a random crop is, from 0 to below 1; None: the center.
+        draws: The numbers of each transform; None: each is 0.5.
     """
     image = options.image
     if (
@@ -218,6 +229,7 @@ def decode_into(data: bytes | list[bytes], out: np.ndarray, options: DecodeOptio
         and data.startswith(JPEG)
         and image.dtype == "uint8"
         and image.channels in (1, 3)
+        and not options.transforms
         and not _may_be_turned(data)
     ):
         try:
@@ -232,15 +244,18 @@ def decode_into(data: bytes | list[bytes], out: np.ndarray, options: DecodeOptio
         except ValueError:
             pass  # `decode` says why
     with contextlib.ExitStack() as hold:
-        least = (2 * image.height, 2 * image.width) if options.scaled else (0, 0)
+        least = (2 * image.height, 2 * image.width) if options.scaled and not options.transforms else (0, 0)
         pixels = decode(
             data, image=image, max_pixels=options.max_pixels, background=options.background, least=least, hold=hold
         ).pixels
+        for number, transform in enumerate(options.transforms):
+            drawn = np.full(transform.num_draws, MIDDLE, np.float32) if draws is None else draws[number]
+            pixels = transform(pixels, drawn)
         if pixels.shape == out.shape:
             out[:] = pixels
             return False
         out[:] = fit(pixels, image, options.filter, options.crop, background=options.background, place=place)
-        return True
+        return not options.transforms  # which may crop: their size says nothing about the stored one
 
 
 def _decode_jpeg(

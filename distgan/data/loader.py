@@ -130,6 +130,8 @@ class Stream(Iterator[Batch]):
         self.closing = contextlib.ExitStack()
         self._draw, self._decode = draw, options.decode
         self._crop_key, self._dropout_key = (host_rng.key(plan.seed, purpose) for purpose in ("crop", "conditions"))
+        transforms = enumerate(options.decode.transforms)
+        self._transform_keys = [host_rng.key(plan.seed, "transform", i, step.name) for i, step in transforms]
         self._num_reported, self._has_warned = 0, False
         self._max_bad = math.ceil(options.max_corrupt_fraction * dataset.num_samples)
         self._batch, self._local = options.batch, options.batch // ranks.size
@@ -264,10 +266,12 @@ class Stream(Iterator[Batch]):
         if sample in self.bad:
             return None
         located = self.dataset.located(shard)
+        crop = batch._crops[i] if batch._crops else None
+        draws = self._transform_draws(int(batch.positions[i])) if self._transform_keys else None
         try:
-            for parts, images in zip(located.images, batch.buffers):
+            for parts, images in zip(located.images, batch.buffers):  # a pair is changed alike
                 data = self.dataset.fetch(shard, parts, place)
-                if decode_into(data, images[i], self._decode, batch._crops[i] if batch._crops else None):
+                if decode_into(data, images[i], self._decode, crop, draws):
                     self.num_resized += 1
             if batch.conditions is not None:
                 values = self.dataset.condition_at(shard, located, place)
@@ -276,6 +280,11 @@ class Stream(Iterator[Batch]):
             self._record_corrupt(sample, str(reason))
             return None
         return int(located.label[place])
+
+    def _transform_draws(self, position: int) -> list[np.ndarray]:
+        """Return the numbers of each transform for an image, a function of its position alone."""
+        nums = [step.num_draws for step in self._decode.transforms]
+        return [host_rng.uniform(key, position * num + np.arange(num)) for key, num in zip(self._transform_keys, nums)]
 
     def _encoded(self, values: np.ndarray, position: int) -> np.ndarray:
         """Return conditions as networks see them; each is dropped by chance, a function of the position alone."""

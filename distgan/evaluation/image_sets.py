@@ -113,6 +113,8 @@ class ShardImages:
         }
         if options.background != 255:
             self.origin["background"] = options.background
+        if options.transforms:
+            self.origin["transforms"] = [step.identity for step in options.transforms]
         if not options.image.is_rgb8:
             self.origin["values"] = [str(x) for x in astuple(options.image)[2:]]
 

@@ -1,12 +1,14 @@
 """The folder that `distgan export` writes: weights, and a description of the generator and of its origin."""
 
 import hashlib
+import logging
 from dataclasses import asdict
 from pathlib import Path
 from typing import TypedDict
 
 from torch import Tensor
 
+from distgan.config import plugins
 from distgan.config.load import require_own_names
 from distgan.errors import DataError
 from distgan.inference.trained_generator import Spec, TrainedGenerator
@@ -15,6 +17,8 @@ from distgan.storage import checkpoint
 from distgan.storage.checkpoint import machine_memory
 from distgan.storage.untrusted import MAX_JSON_BYTES, Count, Name, Sha256, json_of, parse, read
 from distgan.version import __version__
+
+log = logging.getLogger("distgan")
 
 FORMAT = "distgan generator 2"
 READABLE = ("distgan generator 1", FORMAT)  # the first has no channels, dtype, range and alpha: colors in 8 bits
@@ -45,7 +49,11 @@ class _Settings(TypedDict):
     ema: _Ema
 
 
-class _Origin(TypedDict):
+class _Plugins(TypedDict, total=False):
+    plugins: dict[str, Sha256]
+
+
+class _Origin(_Plugins):
     run: Name
     checkpoint: Name
     sha256: Name
@@ -106,7 +114,10 @@ def read_exported(folder: Path) -> tuple[Spec, dict[str, Tensor], dict]:
         raise DataError(f"{where}: generator: {error}") from None
     if hashlib.sha256(data).hexdigest() != expected:
         raise DataError(f"{folder}: {WEIGHTS} is not what was written ({len(data)} bytes): export it again")
-    networks.require_family(spec.family, folder)
+    trained_with = origin.get("plugins", {})
+    networks.require_family(spec.family, folder, plugins.how_to_load(trained_with, None))
+    for line in plugins.others(trained_with):
+        log.warning(f"warning: {folder}: {line}")
     networks.require_revision(spec.family, spec.revision, folder)
     require_own_names(dict(origin["config"]), f"{folder}: {DESCRIPTION}")
     return spec, checkpoint.tensors_of(data, folder / WEIGHTS), dict(origin)

@@ -4,6 +4,7 @@ import hashlib
 import inspect
 import logging
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 from distgan.config.load import from_dict
 from distgan.config.model_schema import net_settings
+from distgan.config.plugins import how_to_load, load_plugins, others
 from distgan.config.records import to_dict, without_secrets
 from distgan.config.schema import Config, image_spec, network_options
 from distgan.distributed.gpus import require_usable_gpus
@@ -45,25 +47,31 @@ def locate(path: str | Path) -> Path:
 
 
 def load_generator(
-    path: str | Path, device: str | torch.device | None = None, *, restores: bool | None = False
+    path: str | Path,
+    device: str | torch.device | None = None,
+    *,
+    restores: bool | None = False,
+    plugins: Sequence[str] = (),
 ) -> TrainedGenerator:
     """Load the average generator of a run's newest checkpoint, of a checkpoint, or of an exported folder.
 
     Args:
         device: Where to put it; None: this process's GPU if there is one, or else the CPU.
         restores: Whether it must be an image-to-image generator; None accepts both kinds.
+        plugins: Python files or modules with its family, which run (docs/plugins.md).
 
     Raises:
         DataError: There is none, it is corrupt, or its weights are of another network.
         ConfigError: This version does not have its family, or its inputs are not latents.
     """
+    load_plugins((name, None) for name in plugins)
     folder = user_path(path)
     if is_exported(folder):
         spec, weights, origin = read_exported(folder)
     else:
         where, tensors, config, state = read_checkpoint(folder)
         spec, weights = spec_of(config, state), tensors["G_ema"]
-        origin = origin_of(where, state["config"], state["images"])
+        origin = origin_of(where, state["config"], state["images"]) | {"plugins": state.get("plugins", {})}
     net = _build_generator(spec, weights, folder)
     G = TrainedGenerator(net, spec, origin)
     if restores is not None and restores != G.restores:
@@ -117,7 +125,10 @@ def read_checkpoint(folder: Path) -> tuple[Path, checkpoint.Tensors, Config, Sav
     if missing := [name for name in ("G", "D", "G_ema") if name not in tensors]:
         raise DataError(f"{where}: {missing[0]}.safetensors is missing")
     config = from_dict(state["config"], where)
-    networks.require_family(config.model.family, folder)
+    trained_with = state.get("plugins", {})
+    networks.require_family(config.model.family, folder, how_to_load(trained_with, where.resolve().parent.parent))
+    for line in others(trained_with):
+        log.warning(f"warning: {where}: {line}")
     networks.require_revision(config.model.family, state.get("revision", 1), where)
     if not config.data.resolution:
         raise DataError(f"{where}: state.json: config.data.resolution: got 0, expected the side of the images")
@@ -162,7 +173,11 @@ def origin_of(where: Path, config: dict[str, object], images: int) -> dict[str, 
         "sha256": hashlib.sha256(read(where / "manifest.json", MAX_JSON_BYTES, follow_links=False)).hexdigest(),
         "images": images,
         "config": {key: value for key, value in values.items() if key not in ("run", "wandb")}
-        | {"data": data, "init": init if values["init"]["source"] else values["init"]},
+        | {
+            "data": data,
+            "init": init if values["init"]["source"] else values["init"],
+            "plugins": [os.path.basename(name) for name in values["plugins"]],
+        },
     }
 
 

@@ -1,12 +1,14 @@
 """Adversarial losses on logits. Each is a pair of functions, D's loss and G's loss.
 
-To add one, write the two functions and a line in `LOSSES`; the tests pick it up. Both get logits of real images and of
+To add one, write the two functions and a line in `LOSSES`; the tests pick it up (docs/plugins.md: from a file of your
+own). Both get logits of real images and of
 fakes, [B] each, or [B, P] where D gives a logit for each of P patches, and return the mean over the batch and the
 patches. A loss whose G part needs real logits too is `paired`: real and fake images at the same place of the batch are
 compared, so they share position and label.
 """
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 from torch import Tensor
@@ -20,13 +22,15 @@ class Loss(NamedTuple):
 
     Attributes:
         d: (real, fake) -> D's loss; some take `smooth` too.
-        g: (fake, real or None) -> G's loss.
+        g: (fake, real or None) -> G's loss; with `options`, both take these too.
         paired: Whether `g` needs real logits.
+        options: Dataclass of its own settings, of which both get an object as `options`; None without any.
     """
 
     d: Callable[..., Tensor]
-    g: Callable[[Tensor, Tensor | None], Tensor]
+    g: Callable[..., Tensor]
     paired: bool = False
+    options: type | None = None
 
 
 def cross_entropy_d(real: Tensor, fake: Tensor, smooth: float = 0.0) -> Tensor:
@@ -95,3 +99,12 @@ LOSSES: dict[str, Loss] = {
     "wasserstein": Loss(wasserstein_d, critic_g),
     "rpgan": Loss(relativistic_d, relativistic_g, paired=True),
 }
+
+
+def open_loss(name: str, options: Mapping[str, object]) -> Loss:
+    """Return a loss of `LOSSES` with its own settings given to both functions."""
+    loss = LOSSES[name]
+    if loss.options is None:
+        return loss
+    own = loss.options(**options)
+    return loss._replace(d=functools.partial(loss.d, options=own), g=functools.partial(loss.g, options=own))

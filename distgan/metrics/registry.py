@@ -14,6 +14,7 @@ from torch import Tensor
 from distgan.metrics import frechet, inception_score, kid, precision_recall
 from distgan.metrics.extractors import Extractor
 from distgan.metrics.frechet import Gaussian
+from distgan.metrics.names import Direction
 from distgan.metrics.weights import WEIGHTS
 from distgan.rng import host_rng
 
@@ -58,6 +59,7 @@ class Metric(NamedTuple):
         needs_points: Whether the features of real images are needed, not only their Gaussian.
         needs_logits: Whether the extractor must be a classifier.
         least: Smallest number of images of each side for which the metric is defined.
+        direction: Whether a lower or a higher value is better; "" where it should not choose the best checkpoint.
     """
 
     values: Callable[[Features, Features, bool], Values]
@@ -65,6 +67,7 @@ class Metric(NamedTuple):
     needs_points: bool = True
     needs_logits: bool = False
     least: int = 2
+    direction: Direction = "lower"
 
 
 def _frechet(real: Features, fake: Features, with_errors: bool) -> Values:
@@ -111,9 +114,11 @@ METRICS: dict[str, Metric] = {
     "fd": Metric(_frechet, ("fd",), needs_points=False),
     "kid": Metric(_kid, ("kid", "kid_subset_std")),
     "kid_full": Metric(_kid_full, ("kid_full",)),
-    "is": Metric(_inception_score, ("is", "is_split_std"), needs_points=False, needs_logits=True, least=10),
-    "pr": Metric(_precision_recall, ("precision_k3", "recall_k3"), least=4),
-    "dc": Metric(_density_coverage, ("density_k5", "coverage_k5"), least=6),
+    "is": Metric(
+        _inception_score, ("is", "is_split_std"), needs_points=False, needs_logits=True, least=10, direction="higher"
+    ),
+    "pr": Metric(_precision_recall, ("precision_k3", "recall_k3"), least=4, direction=""),
+    "dc": Metric(_density_coverage, ("density_k5", "coverage_k5"), least=6, direction=""),
 }
 
 

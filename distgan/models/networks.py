@@ -20,13 +20,12 @@ def run_generator(G: Callable[..., Tensor], z: Tensor, condition: Tensor | None,
     return G(z, labels) if condition is None else G(condition, z, labels)
 
 
-def require_family(family: str, where: str | Path) -> None:
-    """Refuse networks of a family that this version does not have. Raises ConfigError."""
+def require_family(family: str, where: str | Path, hint: str = "") -> None:
+    """Refuse networks of a family that there is not. Raises ConfigError; `hint` says how to have it."""
     if family not in MODELS:
-        raise ConfigError(
-            f"{where}: its networks are of the family {family!r}, which this version of distgan does not have; "
-            f"it has {', '.join(MODELS)}"
-        )
+        missing = f"which this version of distgan does not have; it has {', '.join(MODELS)}"
+        of = f"of a plugin, {hint}" if hint else missing
+        raise ConfigError(f"{where}: its networks are of the family {family!r}{' ' if hint else ', '}{of}")
 
 
 def require_revision(family: str, revision: int, where: str | Path) -> None:

@@ -2,6 +2,7 @@
 
 import fcntl
 import functools
+import hashlib
 import io
 import json
 import logging
@@ -12,20 +13,21 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 
 from distgan.errors import OTHERS_END, DataError, DistganError, MachineError
-from distgan.storage.atomic import replace_file, sweep
+from distgan.storage.atomic import replace_file, replacing, sweep
 from distgan.storage.home import user_path
 from distgan.storage.printable import public_line
-from distgan.storage.untrusted import MAX_LINES_BYTES, open_to_append, parse, read_json, read_lines
+from distgan.storage.untrusted import MAX_LINES_BYTES, open_to_append, parse, read, read_json, read_lines
 from distgan.storage.urls import public
 
 log = logging.getLogger("distgan")
 
 PACKAGES = ("torch", "accelerate", "webdataset", "wandb", "omegaconf", "numpy", "pillow", "simplejpeg", "safetensors")
+MAX_PLUGIN_BYTES = 2**20  # of a file of a plugin
 PROGRESS = ("images", "step", "total_images", "checkpoint")  # of status.json: kept when a later start fails
 
 
@@ -43,6 +45,7 @@ class RunDir:
     quarantine.jsonl  a line per corrupt sample, where there are any
     samples/          reals.png, fakes-<kimg>.png
     checkpoints/      see `checkpoint`
+    plugins/          the source of the run's plugins, with their sha256 in plugins.json
     audit/            with data.audit, a line per consumed sample of each rank
     """
 
@@ -94,6 +97,32 @@ class RunDir:
     def write_config(self, text: str) -> None:
         """Replace config.yaml."""
         replace_file(self.path / "config.yaml", text)
+
+    def keep_plugins(self, plugins: Mapping[str, object], files: Sequence[tuple[str, bytes]]) -> None:
+        """Write the source of the run's plugins, and what there is to know of them.
+
+        Former sources stay, each in a folder that is called by the beginning of its sha256.
+
+        Args:
+            plugins: What `plugins.record` returns.
+            files: Name and content of each file.
+        """
+        folder = self.path / "plugins"
+        if not files and not folder.exists():
+            return
+        try:
+            for name, content in files:
+                path = folder / name
+                path.parent.mkdir(parents=True, exist_ok=True)
+                if path.exists() and (old := read(path, MAX_PLUGIN_BYTES, follow_links=False)) != content:
+                    former = folder / hashlib.sha256(old).hexdigest()[:12] / name
+                    former.parent.mkdir(parents=True, exist_ok=True)
+                    path.replace(former)
+                with replacing(path, sync=True) as part:
+                    part.write_bytes(content)
+            replace_file(folder / "plugins.json", json.dumps(plugins, indent=1) + "\n")
+        except OSError as error:
+            raise MachineError(f"{folder}: {error.strerror}") from None
 
     def record_changes(self, changes: dict[str, tuple]) -> None:
         """Add to this start's entry of environment.json what settings are others than before, as key -> [old, new]."""

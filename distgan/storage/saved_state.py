@@ -72,6 +72,7 @@ class SavedState(_Always, total=False):
     conditions: Annotated[list[Field], AtMost(MAX_LENGTH)]
     examples: Annotated[list[list[float | None]], AtMost(MAX_EXAMPLES)]
     revision: Positive
+    plugins: dict[str, Sha256]
     stats: Annotated[list[list[float]], AtMost(2**20)]
     controls: Controls
 

@@ -24,9 +24,10 @@ from distgan.storage.formatting import size
 from distgan.storage.home import user_path
 from distgan.storage.run_dir import file_in_the_way
 from distgan.storage.urls import public
+from distgan.tools.conformance import conformance
 from distgan.tools.doctor.services import wandb_mode
 from distgan.tools.report.history import read
-from distgan.training import factory, init_weights
+from distgan.training import factory, init_weights, optimizers
 from distgan.training.checkpointer import changed_settings, check_same_run, difference_lines
 from distgan.transforms.image_values import shown_as
 
@@ -36,17 +37,20 @@ def check(config: Config, batch_plan: BatchPlan) -> tuple[list[str], list[str]]:
     config = replace(config, data=replace(config.data, allow_pipe=False))  # a check runs no command of the config
     dataset = factory.open_dataset(config)
     config = factory.with_range(config, lambda: factory.range_of_data(config, dataset))
+    part_lines, wrong = conformance(config, dataset.label_input)
+    if wrong:
+        raise ConfigError("parts of plugins are not as training needs them", *wrong)
     G, D = factory.build_nets(config, dataset.label_input)
     factory.freeze_weights(config, G, D)
     for name, net in (("G", G), ("D", D)):
-        factory.build_optimizer(getattr(config.optim, name), net, f"optim.{name}")
+        optimizers.build_optimizer(getattr(config.optim, name), net, f"optim.{name}")
     lines = factory.describe(config, batch_plan, dataset, factory.choose_layout(config, dataset), G, D)
     card_lines, card_warnings = _card(config, dataset)
     disk_lines, disk_warnings = _disk(config, networks.checkpoint_bytes(G, D), dataset.num_classes)
     if config.eval.every:
         lines.append(_evaluation(config, dataset))
     pixel_lines, pixel_warnings = pixels.report(dataset, decode_options(config.data))
-    lines += [*card_lines, *pixel_lines, *disk_lines, *_earlier(config, dataset, G, D), _wandb(config)]
+    lines += [*part_lines, *card_lines, *pixel_lines, *disk_lines, *_earlier(config, dataset, G, D), _wandb(config)]
     return lines, [*warnings(config, batch_plan), *pixel_warnings, *card_warnings, *disk_warnings]
 
 

@@ -14,8 +14,8 @@ class AlertRule:
     text: str
 
 
-ALERT_RULES = (
-    AlertRule(
+ALERT_RULES: dict[str, AlertRule] = {
+    "data-wait": AlertRule(
         "Perf/data_wait_pct",
         50.0,
         5,
@@ -23,7 +23,7 @@ ALERT_RULES = (
         "training waits for images {value:.0f}% of the time, for {lines} lines of metrics now: raise "
         "data.decode_threads or data.prefetch, pack the images at data.resolution, or put the shards on a nearer disk",
     ),
-    AlertRule(
+    "strong-D": AlertRule(
         "Logits/D_accuracy",
         0.99,
         20,
@@ -31,7 +31,7 @@ ALERT_RULES = (
         "D orders {value:.1%} of pairs correctly, for {lines} lines of metrics now: try augment.pipe=ada with "
         "augment.target=0.6, a larger loss.r1, or balance.adapt=d_lr",
     ),
-)
+}
 
 
 class Alerts:
@@ -43,9 +43,9 @@ class Alerts:
     def check(self, row: dict[str, float]) -> list[tuple[str, str]]:
         """Return titles and texts of the warnings that this line of metrics makes due."""
         due = []
-        for rule in ALERT_RULES:
+        for name, rule in ALERT_RULES.items():
             value = row.get(rule.key, 0.0)
-            self._counts[rule] = self._counts[rule] + 1 if value > rule.above else 0
-            if self._counts[rule] == rule.lines:
+            self._counts[name] = self._counts[name] + 1 if value > rule.above else 0
+            if self._counts[name] == rule.lines:
                 due.append((rule.title, rule.text.format(value=value, lines=rule.lines)))
         return due

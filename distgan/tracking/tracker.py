@@ -17,6 +17,7 @@ from distgan.storage.atomic import replace_file
 from distgan.storage.run_dir import RunDir
 from distgan.tracking.alerts import Alerts
 from distgan.tracking.console import LIVE, TICK, console_line, evaluation_line
+from distgan.tracking.trackers import TRACKERS, RunTracker, TrackedRun
 from distgan.tracking.wandb_logger import FINISH_SEC, WandbLogger, start_wandb
 
 log = logging.getLogger("distgan")
@@ -37,6 +38,7 @@ class Tracker:
         self._folder, self._is_main, self.logged_images = folder, is_main, logged_images
         self._train, self._alerts = config.train, Alerts()
         self._wandb: WandbLogger | None = None
+        self._others: list[RunTracker] = []
         self._grids: dict[str, np.ndarray] = {}
         self._histograms: dict[str, tuple[np.ndarray, np.ndarray]] = {}
         self._evaluated: dict[str, float] = {}
@@ -50,6 +52,8 @@ class Tracker:
             self._wandb = start_wandb(
                 recorded.wandb, folder, settings, wandb_id, lambda: preemption.request_stop(StopReason.FINISHED)
             )
+            run = TrackedRun(folder.path, settings, logged_images)
+            self._others = [TRACKERS[name](run) for name in config.run.trackers]
 
     def log_images(self, name: str, file: str, images: list[np.ndarray], columns: int) -> None:
         """Save a grid of images among the samples; W&B gets it with the next row."""
@@ -100,8 +104,8 @@ class Tracker:
         line = console_line(row, self._train.images, self._train.max_minutes)
         log.info(line + self._last_metric, extra=TICK)
         self._last_row, self._row_at = row, time.monotonic()
-        if self._wandb is not None and images > self.logged_images:
-            self._wandb.log(images, self._evaluated | row, self._grids, self._histograms)
+        if images > self.logged_images:
+            self._send(images, self._evaluated | row)
         self._grids, self._histograms, self._evaluated = {}, {}, {}
         for title, text in self._alerts.check(row):
             self.alert(title, text)
@@ -109,10 +113,16 @@ class Tracker:
     def flush_images(self, images: int) -> None:
         """Send images and evaluations that came between two lines of metrics; they have a step of their own."""
         pending = bool(self._grids or self._histograms or self._evaluated)
-        if self._wandb is not None and pending and (images > self.logged_images or images == self.logged_images == 0):
-            progress = {"Progress/images": images, "Progress/kimg": images / 1000}
-            self._wandb.log(images, self._evaluated | progress, self._grids, self._histograms)
+        if pending and (images > self.logged_images or images == self.logged_images == 0):
+            self._send(images, self._evaluated | {"Progress/images": images, "Progress/kimg": images / 1000})
         self._grids, self._histograms, self._evaluated = {}, {}, {}
+
+    def _send(self, images: int, row: dict[str, float]) -> None:
+        """Give W&B and other trackers a row, with the images since the last one."""
+        if self._wandb is not None:
+            self._wandb.log(images, row, self._grids, self._histograms)
+        for tracker in self._others:
+            tracker.log(images, row, self._grids)
 
     def update_progress(self, images: int) -> None:
         """Move the live line of a terminal; all but progress and time is of the last line of metrics."""
@@ -143,9 +153,12 @@ class Tracker:
     def finish(self, reason: StopReason, images: int) -> None:
         """End the records of a run that finished or was asked to stop; its checkpoint is written."""
         log.info("", extra=LIVE)
+        if self._evaluated:  # made after the last row, which has taken that step
+            self._grids, self._histograms = {}, {}
+            self._send(images + 1, self._evaluated)
+        for tracker in self._others:
+            tracker.finish(reason.word)
         if self._wandb is not None:
-            if self._evaluated:  # made after the last row, which has taken that step
-                self._wandb.log(images + 1, self._evaluated, {}, {})
             if reason == StopReason.PREEMPTED:
                 self._wandb.alert("Preempted", f"saved at {images} images; the same command resumes from there", "WARN")
             self._wandb.finish(reason.exit_code, {"images": images, "state": reason.word}, FINISH_SEC)
@@ -153,6 +166,11 @@ class Tracker:
     def fail(self, error: Exception, images: int) -> None:
         """End the records of a run that failed; the command line reports the error."""
         log.info("", extra=LIVE)
+        for tracker in self._others:
+            try:
+                tracker.finish("failed")
+            except Exception as problem:  # the run's own error counts
+                log.warning(f"{type(tracker).__name__} could not be finished: {type(problem).__name__}: {problem}")
         if self._wandb is not None:
             title = "Diverged" if isinstance(error, DivergedError) else "Failed"
             self._wandb.alert(title, f"at {images} images: {type(error).__name__}: {error}", "ERROR")

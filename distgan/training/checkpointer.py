@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from distgan.condition_spec import Conditions, rows_of
+from distgan.config import plugins
 from distgan.config.load import from_dict
 from distgan.config.records import changes, for_records, to_dict
 from distgan.config.schema import Config, Optimizer, shapes_nets
@@ -18,7 +19,7 @@ from distgan.errors import ConfigError, DataError
 from distgan.models import MODELS, networks
 from distgan.storage import checkpoint, checkpoint_folder
 from distgan.storage.saved_state import SavedState, require_resumable
-from distgan.training import factory
+from distgan.training import optimizers
 from distgan.training.learner import Learner
 
 log = logging.getLogger("distgan")
@@ -51,6 +52,7 @@ def save(learner: Learner, folder: Path) -> Path:
         "stats": stats,
         "controls": controls,
         **conditions(learner),
+        "plugins": plugins.digests(config.plugins),
         "config": to_dict(for_records(config)),
     }
 
@@ -128,10 +130,10 @@ def load_optimizer(
     One of another kind, or one that was saved before its first step, starts from zero.
     """
     kept = {key.rpartition("/")[2] for key in tensors}
-    if kept == factory.optimizer_slots(settings):
+    if kept == optimizers.optimizer_slots(settings, net):
         checkpoint.load_optimizer(optimizer, net, tensors)
         return True
-    optimizer.load_state_dict(factory.build_optimizer(settings, net, f"optim.{name}").state_dict())
+    optimizer.load_state_dict(optimizers.build_optimizer(settings, net, f"optim.{name}").state_dict())
     if kept:
         log.warning(
             f"warning: the checkpoint has {', '.join(sorted(kept))} of {name}'s optimizer, which optim.{name} does not "

@@ -12,7 +12,7 @@ from distgan.losses import gradient_penalty
 from distgan.models.epilogue import Epilogue
 from distgan.rng import device_rng
 from distgan.training.step_inputs import MicroBatch, StepHyperparams
-from distgan.transforms.augment import NUM_DRAWS, Plan, apply_plan, plan
+from distgan.transforms.augment import AUGMENTATIONS, Plan, apply_plan, plan
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,8 @@ class AugmentedDiscriminator:
         noises: list[Tensor] | list[None] = [None] * len(tags)
         dtype = torch.promote_types(images.dtype, torch.float32)
         if self._augment != "none":
-            draws = device_rng.uniform(batch.seeds, [f"augment {tag}" for tag in tags], NUM_DRAWS[self._augment])
+            num = AUGMENTATIONS[self._augment].num_draws
+            draws = device_rng.uniform(batch.seeds, [f"augment {tag}" for tag in tags], num)
             p: Tensor | float = hp.augment_p
             if self._plan is not plan:  # a graph is made for one number, but for any value of a tensor
                 p = torch.full((), hp.augment_p, device=images.device)

@@ -1,7 +1,6 @@
 """Config -> objects: the data set, its stream, the networks, the optimizers."""
 
 import dataclasses
-import functools
 from collections.abc import Callable
 
 import numpy as np
@@ -12,7 +11,6 @@ from distgan.condition_spec import VectorInput
 from distgan.config.batch_plan import BatchPlan
 from distgan.config.decode_options import decode_options
 from distgan.config.schema import Config, image_spec, network_options, restores
-from distgan.config.schema import Optimizer as OptimizerSettings
 from distgan.data import dataset_card, pixels
 from distgan.data.dataset import ALONE, Dataset, DatasetOptions, RankInfo
 from distgan.data.loader import Stream, StreamOptions, decoding_threads
@@ -167,47 +165,11 @@ def freeze_weights(config: Config, G: nn.Module, D: nn.Module) -> dict[str, list
     }
 
 
-def build_optimizer(settings: OptimizerSettings, net: nn.Module, key: str = "optim") -> torch.optim.Optimizer:
-    """Build an optimizer; its fused form where there is one, which is several times faster, on the CPU too.
-
-    Args:
-        key: The group of settings, for messages.
-    """
-    beta1, beta2 = (float(beta) for beta in settings.betas)
-    betas, eps = (beta1, beta2), settings.eps
-    kinds: dict[str, Callable] = {
-        "adam": functools.partial(torch.optim.Adam, betas=betas, eps=eps, fused=True),
-        "adamw": functools.partial(
-            torch.optim.AdamW, betas=betas, eps=eps, weight_decay=settings.weight_decay, fused=True
-        ),
-        "sgd": functools.partial(torch.optim.SGD, momentum=beta1, fused=True),
-        "rmsprop": functools.partial(torch.optim.RMSprop, alpha=beta2, eps=eps, momentum=beta1, foreach=True),
-    }
-    groups = parameter_groups.parameter_groups(settings, net, f"{key}.lr_factors")
-    optimizer = kinds[settings.name](groups, lr=settings.lr[0])
-    if settings.name == "sgd" and beta1:
-        # The fused form makes these in its first step and fills them there, unless that step is skipped: then it would
-        # continue from whatever was in memory. From zeros, the first step is the same.
-        for weight in filter(lambda weight: weight.requires_grad, net.parameters()):
-            optimizer.state[weight]["momentum_buffer"] = torch.zeros_like(weight)
-    return optimizer
-
-
-def optimizer_slots(settings: OptimizerSettings) -> set[str]:
-    """Return the names of what such an optimizer keeps for each weight, once it has made a step."""
-    momentum = {"momentum_buffer"} if settings.betas[0] else set()
-    return {
-        "adam": {"step", "exp_avg", "exp_avg_sq"},
-        "adamw": {"step", "exp_avg", "exp_avg_sq"},
-        "sgd": momentum,
-        "rmsprop": {"step", "square_avg"} | momentum,
-    }[settings.name]
-
-
 def step_options(config: Config, batch_plan: BatchPlan) -> StepOptions:
     """Return what a step needs to know of the config."""
     return StepOptions(
         loss=config.loss.name,
+        loss_options=config.loss.options,
         image=image_spec(config.data),
         accumulation_steps=batch_plan.passes,
         bf16=config.train.precision == "bf16",

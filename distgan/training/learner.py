@@ -17,7 +17,7 @@ from distgan.config.schema import Config
 from distgan.data.dataset import RankInfo
 from distgan.distributed.process_group import World
 from distgan.inference.condition_examples import ConditionExamples
-from distgan.training import ema, factory, memory_format
+from distgan.training import ema, factory, memory_format, optimizers
 from distgan.training.gan_step import GanStep
 from distgan.training.schedulers import OptimizerRates, Schedulers
 from distgan.training.step_inputs import StepBatch
@@ -86,8 +86,8 @@ class Learner:
             factory.step_options(config, batch_plan), memory_format=memory_format.FORMATS[self.memory_format]
         )
         self.step = GanStep(world, self.G, self.D, options, on_logits=self.schedulers.observe)
-        self.opt_G = factory.build_optimizer(config.optim.G, self.G, "optim.G")
-        self.opt_D = factory.build_optimizer(config.optim.D, self.D, "optim.D")
+        self.opt_G = optimizers.build_optimizer(config.optim.G, self.G, "optim.G")
+        self.opt_D = optimizers.build_optimizer(config.optim.D, self.D, "optim.D")
         self.state, self.layout = TrainState(), factory.choose_layout(config, self.dataset)
         self.unseen = [label for label, count in enumerate(self.dataset.class_counts) if not count]
         self.step.warm_up_ddp_buckets(batch_plan.micro_batch, options.image, config.model.z_dim, self.label_input)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from distgan.losses import gradient_penalty
-from distgan.losses.adversarial import LOSSES
+from distgan.losses.adversarial import open_loss
 from distgan.losses.reconstruction import PIXEL, feature_matching
 from distgan.models.networks import run_generator
 from distgan.training.discriminator import AugmentedDiscriminator, autocast
@@ -29,7 +29,8 @@ class DiscriminatorLoss(nn.Module):
     def __init__(self, discriminator: AugmentedDiscriminator, options: StepOptions) -> None:
         super().__init__()
         self.D = discriminator.D  # registers D's weights, which DDP reduces the gradients of
-        self.discriminator, self.loss, self.bf16 = discriminator, LOSSES[options.loss], options.bf16
+        self.loss = open_loss(options.loss, options.loss_options)
+        self.discriminator, self.bf16 = discriminator, options.bf16
         self.smoothing = {"smooth": options.label_smoothing} if options.label_smoothing else {}
 
     def forward(self, batch: MicroBatch, fake: Tensor, hp: StepHyperparams) -> DiscriminatorResult:
@@ -75,7 +76,7 @@ class GeneratorLoss(nn.Module):
         super().__init__()
         self.G = G
         self.discriminator = discriminator  # not a module: DDP has nothing to do with D's weights here
-        self.loss, self.options = LOSSES[options.loss], options
+        self.loss, self.options = open_loss(options.loss, options.loss_options), options
         # Each restored image has a real one of its own to match.
         self.group = 1 if options.image_to_image else options.group
         # In a list, so that it does not count as a second module.

@@ -3,6 +3,7 @@
 import logging
 from pathlib import Path
 
+from distgan.config import plugins
 from distgan.config.schema import Config
 from distgan.errors import DivergedError
 from distgan.storage import checkpoint_folder
@@ -34,6 +35,8 @@ def resume(learner: Learner, folder: RunDir, path: Path | None, is_own: bool) ->
             for line in difference_lines(changed):
                 log.info(line)
             world.run_on_main(lambda: folder.record_changes(changed))
+        for line in plugins.differences(saved.get("plugins", {}), plugins.digests(config.plugins)):
+            log.warning(f"warning: since the checkpoint, {line}")
         before = checkpointer.FORMER_CONDITIONS | dict(saved)
         for what, value in checkpointer.conditions(learner).items():
             if before.get(what, value) != value:

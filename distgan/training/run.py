@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from distgan.config import plugins
 from distgan.config.batch_plan import less_memory, make_batch_plan
 from distgan.config.records import to_dict
 from distgan.config.schema import Config
@@ -31,13 +32,17 @@ def train(config: Config, callbacks: Sequence[Callback] = ()) -> int:
     """Train until done; returns the exit code: 0 finished, 75 saved on a signal, 130 saved on Ctrl-C."""
     world = open_world(config)
     world.require_same_on_all_ranks(
-        config=digest(json.dumps(to_dict(config)).encode()), code=digest_of_code(), torch=torch.__version__
+        config=digest(json.dumps(to_dict(config)).encode()),
+        code=digest_of_code(),
+        plugins=digest(json.dumps(plugins.digests(config.plugins)).encode()),
+        torch=torch.__version__,
     )
     batch_plan = make_batch_plan(config, world.size)
     folder = RunDir(config.run.dir)
     length = config.train
     world.run_on_main(lambda: require_left(folder.checkpoints, config.run.resume, length.images, length.max_minutes))
     world.run_on_main(lambda: folder.open(command_line()))
+    world.run_on_main(lambda: folder.keep_plugins(*plugins.record(config.plugins)))
     if world.is_main:
         preemption.call_on_forced_exit(lambda: folder.record_end("failed", "interrupted without saving", world.size))
     try:

@@ -18,7 +18,7 @@ from distgan.inference.condition_examples import ConditionExamples
 from distgan.rng import device_rng
 from distgan.tracking.tracker import Tracker
 from distgan.transforms import degrade_spec
-from distgan.transforms.augment import NUM_DRAWS, augment
+from distgan.transforms.augment import AUGMENTATIONS, augment
 from distgan.transforms.image_values import display_pixels, to_display, to_networks
 
 
@@ -83,7 +83,7 @@ class SampleGrids:
         if config.augment.pipe != "none":
             reals = to_networks(torch.from_numpy(self._stored_reals()), self._image)
             draws = device_rng.uniform(
-                torch.arange(self._num) + images, "augment gallery", NUM_DRAWS[config.augment.pipe]
+                torch.arange(self._num) + images, "augment gallery", AUGMENTATIONS[config.augment.pipe].num_draws
             )
             augmented = augment(reals, draws, config.augment.pipe, p, config.augment.color, self._image.alpha)
             self._show("Samples/reals_augmented", "reals-augmented.png", self._seen(augmented))

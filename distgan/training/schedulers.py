@@ -1,7 +1,7 @@
 """Schedules and controllers: learning rates, penalty weights, D steps per G step, as functions of the images seen."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -145,15 +145,24 @@ class Schedulers:
                 kept.copy_(sums if self._world.is_main else torch.zeros_like(sums))
 
 
+# Share of the images that are done, 0..1 -> share of the way from the first value to the last, 0 at 0 and 1 at 1.
+SCHEDULES: dict[str, Callable[[float], float]] = {
+    "cosine": lambda done: (1 - math.cos(math.pi * done)) / 2,
+    "linear": lambda done: done,
+}
+
+
 def value_at(images: int, ends: Sequence[float], ramp: int, shape: str) -> float:
-    """Interpolate from the first of `ends` at the start to the last after `ramp` images; one end is a constant."""
+    """Interpolate from the first of `ends` at the start to the last after `ramp` images; one end is a constant.
+
+    Args:
+        shape: A key of `SCHEDULES`.
+    """
     first, last = ends[0], ends[-1]
     if first == last or images >= ramp:
         return last
     done = images / ramp
-    if shape == "cosine":
-        done = (1 - math.cos(math.pi * done)) / 2
-    return first + (last - first) * done
+    return first + (last - first) * SCHEDULES[shape](done)
 
 
 def warm_up(images: int, duration: int) -> float:

@@ -1,7 +1,7 @@
 """The inputs of a step: a batch on the device, the numbers drawn for it, and the hyperparameters of the moment."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -123,7 +123,7 @@ class StepOptions:
     """Options of `GanStep` that stay the same for a whole run.
 
     Attributes:
-        loss: A key of `losses.LOSSES`.
+        loss, loss_options: A key of `losses.LOSSES`, and the settings that it has of its own.
         image: Channels and values of the images; their size does not count here.
         accumulation_steps: Micro-batches whose gradients are summed before an optimizer step.
         bf16: Whether the networks run under bfloat16 autocast.
@@ -133,7 +133,7 @@ class StepOptions:
         label_smoothing: How far below 1 the target for real images is, for losses that have a target.
         feature_matching: Weight of feature matching in G's loss.
         group: Images over which feature matching takes its means; 0 for all of a pass.
-        augment, color: Augmentation, a key of `transforms.augment.NUM_DRAWS` or "none", and its strength of color.
+        augment, color: Augmentation, a key of `transforms.augment.AUGMENTATIONS` or "none", and its strength of color.
         flip: Whether half of the real images, chosen by their seeds, are mirrored.
         image_to_image: None for a G that makes images of latents alone.
         compile: What is compiled: "off", "g" (G, and D where no penalty is applied) or "all".
@@ -146,6 +146,7 @@ class StepOptions:
 
     loss: str
     image: ImageSpec = square(1)
+    loss_options: Mapping[str, object] = field(default_factory=dict)
     accumulation_steps: int = 1
     bf16: bool = False
     penalty_precision: str = "fp32"

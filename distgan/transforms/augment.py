@@ -25,14 +25,40 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-# Uniform numbers per image, by pipe: for each operation the one that decides whether it is applied, then its values.
-# flip: 1, which decides and is the value.
-# diffaugment: brightness 2, saturation 2, contrast 2, translation 3 (x, y), cutout 3 (x, y).
-# ada: flip 2, quarter turns 2, whole-pixel translation 3, scaling 2, first rotation 2, stretching 2, second rotation 2,
-# translation 3; then brightness 2, contrast 2, luma flip 2, hue 2, saturation 2. ada-cutout: these, then cutout 3.
-NUM_DRAWS: dict[str, int] = {"flip": 1, "diffaugment": 12, "ada": 28, "ada-cutout": 31}
-
 Plan = tuple[Tensor, ...]  # what a pipe does to each image, [B, ...] each, by the pipe
+
+
+class PlanOptions(NamedTuple):
+    """What a pipe's plan depends on beside its random numbers; see `plan`."""
+
+    shape: tuple[int, int, int]
+    p: Tensor | float = 1.0
+    color: float = 1.0
+    dtype: torch.dtype = torch.float32
+    alpha: bool = False
+
+    @property
+    def size(self) -> "Size":
+        return Size(*self.shape[1:])
+
+    @property
+    def num_colors(self) -> int:
+        return self.shape[0] - self.alpha
+
+
+class Augmentation(NamedTuple):
+    """An entry of `AUGMENTATIONS`. Each image is changed by its own numbers alone; with p = 0 none is.
+
+    Attributes:
+        num_draws: Uniform numbers that an image needs.
+        plan: (draws [B, num_draws], options) -> what to do to each image, tensors [B, ...]; nothing with a gradient.
+        apply: (images [B, C, H, W] in float32 or float64, plan, alpha) -> images of the same shape; twice
+            differentiable.
+    """
+
+    num_draws: int
+    plan: Callable[[Tensor, PlanOptions], Plan]
+    apply: Callable[[Tensor, Plan, bool], Tensor]
 
 
 def augment(
@@ -60,9 +86,9 @@ def plan(
 
     Args:
         draws: In [0, 1), on a grid of 2^-24 as `device_rng.uniform` makes them; float32 or float64 [B,
-            NUM_DRAWS[pipe]].
-        pipe: A key of `NUM_DRAWS`. "flip" mirrors half of the images where p = 1, "diffaugment" is all of Zhao et al.,
-            "ada" is the pipe that Karras et al. call bgc, "ada-cutout" adds their cutout.
+            num_draws].
+        pipe: A key of `AUGMENTATIONS`. "flip" mirrors half of the images where p = 1, "diffaugment" is all of Zhao et
+            al., "ada" is the pipe that Karras et al. call bgc, "ada-cutout" adds their cutout.
         p: Probability of each operation, 0..1. The host does not wait for the value of a tensor of no dimensions. With
             0 the images are returned unchanged.
         color: Operations on color have `color` times the probability p; 0.5 in R3GAN (Huang et al. 2024).
@@ -70,42 +96,65 @@ def plan(
         alpha: Whether the last channel is transparency. It moves with the colors, and what is cut out or comes from
             outside of an image is zero in it too, half transparent; operations on color leave it alone.
     """
-    assert draws.shape[1] == NUM_DRAWS[pipe], f"{tuple(draws.shape)} draws for {pipe}"
+    kind = AUGMENTATIONS[pipe]
+    assert draws.shape[1] == kind.num_draws, f"{tuple(draws.shape)} draws for {pipe}"
     assert draws.dtype in (torch.float32, torch.float64), f"{draws.dtype} is too coarse to draw in"
+    channels, height, width = shape
     dtype = torch.promote_types(dtype, torch.float32)
-    num_colors, size = shape[0] - alpha, Size(*shape[1:])
-    if pipe == "flip":
-        return (draws < p / 2,)
-    if pipe == "diffaugment":
-        return (
-            _jitter_strengths(draws[:, :6], p * color).to(dtype),
-            *_translation(draws[:, 6:9], p, size),
-            _whole_rectangle(draws[:, 9:], p, size),
-        )
-    strengths, is_general = _ada_strengths(draws, p, color, is_square=size.height == size.width)
-    inverse = _inverse_map(strengths[:10], size).to(dtype)
-    matrix = _color_matrix(strengths[10:], num_colors).to(dtype)
-    cutout = (_rectangle(draws[:, 28:], p, size),) if pipe == "ada-cutout" else ()
-    return (*_neighbors(inverse, size), is_general, matrix, *cutout)
+    return kind.plan(draws, PlanOptions((channels, height, width), p, color, dtype, alpha))
 
 
 def apply_plan(images: Tensor, planned: Plan, pipe: str, alpha: bool = False) -> Tensor:
     """Return images [B, C, H, W] augmented as `plan` decided; the same shape and type."""
     x = images.to(torch.promote_types(images.dtype, torch.float32))
-    if pipe == "flip":
-        (is_mirrored,) = planned
-        x = torch.where(is_mirrored[:, :, None, None], x.flip(3), x)
-    elif pipe == "diffaugment":
-        strengths, index, is_outside, is_cut = planned
-        x = _of_colors(x, alpha, _jitter, strengths)
-        x = _pixels(x, index).masked_fill(is_outside[:, None], 0.0)
-        x = x.masked_fill(is_cut[:, None], 0.0)
-    else:
-        index, weights, is_general, matrix = planned[:4]
-        x = _of_colors(_move(x, index, weights, is_general), alpha, _recolor, matrix)
-        if pipe == "ada-cutout":
-            x = x.masked_fill(planned[4][:, None], 0.0)
-    return x.to(images.dtype)
+    return AUGMENTATIONS[pipe].apply(x, planned, alpha).to(images.dtype)
+
+
+def _plan_flip(draws: Tensor, options: PlanOptions) -> Plan:
+    return (draws < options.p / 2,)
+
+
+def _flip(x: Tensor, planned: Plan, alpha: bool) -> Tensor:
+    (is_mirrored,) = planned
+    return torch.where(is_mirrored[:, :, None, None], x.flip(3), x)
+
+
+def _plan_diffaugment(draws: Tensor, options: PlanOptions) -> Plan:
+    p, size = options.p, options.size
+    return (
+        _jitter_strengths(draws[:, :6], p * options.color).to(options.dtype),
+        *_translation(draws[:, 6:9], p, size),
+        _whole_rectangle(draws[:, 9:], p, size),
+    )
+
+
+def _diffaugment(x: Tensor, planned: Plan, alpha: bool) -> Tensor:
+    strengths, index, is_outside, is_cut = planned
+    x = _of_colors(x, alpha, _jitter, strengths)
+    x = _pixels(x, index).masked_fill(is_outside[:, None], 0.0)
+    return x.masked_fill(is_cut[:, None], 0.0)
+
+
+def _plan_ada(draws: Tensor, options: PlanOptions) -> Plan:
+    size = options.size
+    strengths, is_general = _ada_strengths(draws, options.p, options.color, is_square=size.height == size.width)
+    inverse = _inverse_map(strengths[:10], size).to(options.dtype)
+    matrix = _color_matrix(strengths[10:], options.num_colors).to(options.dtype)
+    return (*_neighbors(inverse, size), is_general, matrix)
+
+
+def _ada(x: Tensor, planned: Plan, alpha: bool) -> Tensor:
+    index, weights, is_general, matrix = planned
+    return _of_colors(_move(x, index, weights, is_general), alpha, _recolor, matrix)
+
+
+def _plan_ada_cutout(draws: Tensor, options: PlanOptions) -> Plan:
+    return (*_plan_ada(draws, options), _rectangle(draws[:, 28:], options.p, options.size))
+
+
+def _ada_cutout(x: Tensor, planned: Plan, alpha: bool) -> Tensor:
+    *of_ada, is_cut = planned
+    return _ada(x, tuple(of_ada), alpha).masked_fill(is_cut[:, None], 0.0)
 
 
 def _of_colors(images: Tensor, alpha: bool, change: Callable[[Tensor, Tensor], Tensor], how: Tensor) -> Tensor:
@@ -387,3 +436,16 @@ def _is_in_stretch(center: Tensor, length: float, side: int) -> Tensor:
     """
     distance = torch.arange(side, device=center.device) + 0.5 - center[:, None] + length / 2
     return (distance >= 0) & (distance < length)
+
+
+# Numbers of an image: for each operation the one that decides whether it is applied, then its values.
+# flip: 1, which decides and is the value.
+# diffaugment: brightness 2, saturation 2, contrast 2, translation 3 (x, y), cutout 3 (x, y).
+# ada: flip 2, quarter turns 2, whole-pixel translation 3, scaling 2, first rotation 2, stretching 2, second rotation 2,
+# translation 3; then brightness 2, contrast 2, luma flip 2, hue 2, saturation 2. ada-cutout: these, then cutout 3.
+AUGMENTATIONS: dict[str, Augmentation] = {
+    "flip": Augmentation(1, _plan_flip, _flip),
+    "diffaugment": Augmentation(12, _plan_diffaugment, _diffaugment),
+    "ada": Augmentation(28, _plan_ada, _ada),
+    "ada-cutout": Augmentation(31, _plan_ada_cutout, _ada_cutout),
+}

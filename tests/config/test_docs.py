@@ -25,8 +25,8 @@ def basic(tmp_path: Path) -> Path:
 
 def test_every_setting_is_explained() -> None:
     found = list(rows())
-    assert {row.key for row in found if not row.family} == {name for name, _ in leaves(Config)}
-    assert {row.family for row in found} == {"", *FAMILIES}
+    assert {row.key for row in found if not row.of} == {name for name, _ in leaves(Config)}
+    assert {row.of for row in found} == {"", *(f"model.family={name}" for name in FAMILIES)}
     assert all(row.about and row.type for row in found)
 
 
@@ -48,7 +48,7 @@ def test_the_table_of_a_group() -> None:
 
 def test_a_part_of_a_name_finds_its_keys() -> None:
     assert {line.split()[0] for line in help_keys("half_life")} == {"ema.half_life"}
-    with pytest.raises(ConfigError, match="groups are run, data, model"):
+    with pytest.raises(ConfigError, match="groups are plugins, run, data, model"):
         help_keys("nonsense")
 
 

@@ -1,14 +1,12 @@
 """Runs with a mixed condition: killed and resumed is unbroken, other ranks see the same, and it is learned."""
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from processes import ranks, train, wait_for
-from runs import audit, metrics, weights, write_config
+from runs import lines, require_resumed, write_config
 from runs import train as train_here
 
 from distgan import load_generator
@@ -46,33 +44,6 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
     text = path.read_text().replace("conditional: true", "conditional: true\n  condition_dropout: 0.2")
     path.write_text(text.replace("resolution: 16}", "resolution: 16, condition: [heat, side, code, cls]}"))
     return path
-
-
-def lines(file: Path) -> int:
-    return file.read_text().count("\n") if file.exists() else 0
-
-
-def require_resumed(tmp_path: Path, arguments: list[str], is_time: Callable[[Path], bool]) -> tuple[Path, Path]:
-    """A run killed on two ranks and resumed is the unbroken one, bit for bit, and one rank learns the same.
-
-    Returns the unbroken run and that of one rank.
-    """
-    whole, broken, single = (tmp_path / name for name in ("whole", "broken", "single"))
-    train(2, tmp_path / "log-whole", *arguments, f"run.dir={whole}")
-    again = [*arguments, f"run.dir={broken}"]
-    with ranks(2, ["-m", "distgan", "train", *again], tmp_path / "log-broken") as started:
-        wait_for(lambda: is_time(broken))
-        for process in started:
-            process.kill()
-    train(2, tmp_path / "log-broken", *again)
-    assert weights(broken) == weights(whole)
-    assert metrics(broken) == metrics(whole)
-    assert audit(broken) == audit(whole)
-    train(1, tmp_path / "log-single", *arguments, f"run.dir={single}")
-    assert audit(single) == audit(whole)
-    for one, other in zip(metrics(single), metrics(whole), strict=True):
-        assert one["Loss/D"] == pytest.approx(other["Loss/D"], rel=1e-3)
-    return whole, single
 
 
 @pytest.mark.multi

@@ -164,7 +164,7 @@ def test_the_randomness_of_others_is_left_alone(tmp_path: Path, config: Path, mo
         (("eval.weights=/nowhere.pth", "eval.extractor=efficientnet_lite0"), 2, "/nowhere.pth"),
         (("eval.labels=10",), 2, "the classes are 0 to 9"),
         (("eval.num_images=1",), 2, "eval.num_images=1: must be at least 2"),
-        (("eval.metrics=[fd,sfid]",), 2, "eval.metrics=sfid: choose from fd, kid"),
+        (("eval.metrics=[fd,sfid]",), 2, "eval.metrics='sfid': choose one of fd, kid"),
         (("eval.best_metric=is",), 2, "eval.best_metric=is is not measured"),
         (("eval.reference=/nowhere.npz",), 3, "No such file"),
     ],

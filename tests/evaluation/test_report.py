@@ -165,7 +165,7 @@ def test_statistics_written_once_serve_again(tmp_path: Path, run: Path, capsys: 
         (("eval.num_images=0",), 2, "eval.num_images=0: must be at least 2"),
         (("--seeds", "0"), 2, "--seeds 0: at least 1"),
         (("eval.labels=10",), 2, "eval.labels=10: the classes are 0 to 9"),
-        (("eval.metrics=fid",), 2, "eval.metrics=fid: choose from fd, kid"),
+        (("eval.metrics=fid",), 2, "eval.metrics='fid': choose one of fd, kid"),
         (("eval.num_images=3", "eval.metrics=pr"), 2, "eval.metrics=pr needs 4 images at least, not 3"),
         (
             ("eval.extractor=inception",),

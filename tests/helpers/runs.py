@@ -6,10 +6,13 @@ import hashlib
 import json
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import pytest
 import torch
+from processes import ranks, wait_for
+from processes import train as train_ranks
 
 from distgan.cli.main import main
 from distgan.config.load import load
@@ -107,3 +110,30 @@ def audit(run: Path) -> dict[int, str]:
 
 def status(run: Path) -> dict:
     return json.loads((run / "status.json").read_text())
+
+
+def lines(file: Path) -> int:
+    return file.read_text().count("\n") if file.exists() else 0
+
+
+def require_resumed(tmp_path: Path, arguments: list[str], is_time: Callable[[Path], bool]) -> tuple[Path, Path]:
+    """A run killed on two ranks and resumed is the unbroken one, bit for bit, and one rank learns the same.
+
+    Returns the unbroken run and that of one rank.
+    """
+    whole, broken, single = (tmp_path / name for name in ("whole", "broken", "single"))
+    train_ranks(2, tmp_path / "log-whole", *arguments, f"run.dir={whole}")
+    again = [*arguments, f"run.dir={broken}"]
+    with ranks(2, ["-m", "distgan", "train", *again], tmp_path / "log-broken") as started:
+        wait_for(lambda: is_time(broken))
+        for process in started:
+            process.kill()
+    train_ranks(2, tmp_path / "log-broken", *again)
+    assert weights(broken) == weights(whole)
+    assert metrics(broken) == metrics(whole)
+    assert audit(broken) == audit(whole)
+    train_ranks(1, tmp_path / "log-single", *arguments, f"run.dir={single}")
+    assert audit(single) == audit(whole)
+    for one, other in zip(metrics(single), metrics(whole), strict=True):
+        assert one["Loss/D"] == pytest.approx(other["Loss/D"], rel=1e-3)
+    return whole, single

@@ -51,6 +51,18 @@ ELSEWHERE = {  # what is run by continuous integration itself, or by another tes
     "distgan compare a.yaml b.yaml train.images=500k --out ab",
     "distgan compare hinge.yaml rpgan.yaml train.images=500k --seeds 3 --out compared",
     "distgan compare hinge.yaml rpgan.yaml train.images=500k --out compared --launch launch/local.sh",
+    # test_plugin_runs
+    "distgan train configs/digits32.yaml plugins=[my_parts.py] loss.name=margin model.family=mlp",
+    (
+        "distgan check configs/digits32.yaml --plugin my_parts.py loss.name=margin model.family=mlp "
+        "data.transforms=[dim]"
+    ),
+    "distgan config --help-keys margin --plugin my_parts.py",
+    (
+        "distgan train configs/digits32.yaml --plugin my_parts.py loss.name=margin model.family=mlp "
+        "data.transforms=[dim] run.dir=runs/mine"
+    ),
+    "distgan generate runs/mine --num 64 --as grid --out mine.png --plugin my_parts.py",
     # test_speed
     "PYTHONPATH=.:tests/helpers OMP_NUM_THREADS=1 python tests/e2e/benchmark.py [loader] [pack] [peer] ...",
     "OMP_NUM_THREADS=1 PYTHONPATH=. python tests/e2e/memory_formats.py configs/sngan-cifar10-small.yaml 16",

@@ -72,7 +72,7 @@ def test_a_long_phase_gives_signs_of_life(monkeypatch: pytest.MonkeyPatch, caplo
     assert "still evaluating, for 0 s" in [record.message for record in caplog.records]
 
 
-@pytest.mark.parametrize("trouble", ALERT_RULES, ids=lambda trouble: trouble.key)
+@pytest.mark.parametrize("trouble", ALERT_RULES.values(), ids=ALERT_RULES)
 def test_a_trouble_is_told_once_until_it_was_gone(trouble: object) -> None:
     alerts, bad, good = Alerts(), {trouble.key: trouble.above * 1.005}, {trouble.key: trouble.above}
     told = [alerts.check(bad) for _ in range(3 * trouble.lines)]

@@ -14,7 +14,7 @@ from distgan.errors import ConfigError
 from distgan.image_spec import square
 from distgan.models import MODELS
 from distgan.storage import checkpoint
-from distgan.training import factory, memory_format
+from distgan.training import memory_format, optimizers
 from distgan.training.gan_step import GanStep
 from distgan.training.memory_format import FORMATS, choose
 from distgan.training.step_inputs import StepBatch, StepHyperparams, StepOptions
@@ -94,7 +94,7 @@ class Run:
         options = StepOptions("hinge", dtype=torch.float64, augment="ada")
         self.step = GanStep(World(), self.nets["G"], self.nets["D"], options)
         settings = Optimizer(lr=[1e-3, 1e-3])
-        self.optimizers = {key: factory.build_optimizer(settings, net) for key, net in self.nets.items()}
+        self.optimizers = {key: optimizers.build_optimizer(settings, net) for key, net in self.nets.items()}
 
     def train(self, number: int) -> None:
         g = torch.Generator().manual_seed(number)

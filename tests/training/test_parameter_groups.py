@@ -16,7 +16,7 @@ from distgan.errors import ConfigError
 from distgan.image_spec import square
 from distgan.losses.gradient_penalty import clip_weights
 from distgan.storage import checkpoint, checkpoint_folder
-from distgan.training import factory, parameter_groups
+from distgan.training import factory, optimizers, parameter_groups
 from distgan.training.gan_step import GanStep
 from distgan.training.learner import set_rates
 from distgan.training.schedulers import OptimizerRates
@@ -112,7 +112,7 @@ def test_a_factor_scales_the_step_of_sgd() -> None:
     """In closed form: w - factor * lr * gradient."""
     net = nn.ModuleDict({"a": nn.Linear(2, 1), "b": nn.Linear(2, 1), "c": nn.Linear(2, 1)})
     settings = Optimizer(name="sgd", lr=[0.5], betas=(0.0, 0.9), lr_factors=["a.weight=0", "a=3", "b=0.25"])
-    optimizer = factory.build_optimizer(settings, net, "optim.G")
+    optimizer = optimizers.build_optimizer(settings, net, "optim.G")
     before = {name: weight.detach().clone() for name, weight in net.named_parameters()}
 
     set_rates(optimizer, OptimizerRates(0.5, (0.0, 0.9)))

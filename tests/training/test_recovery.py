@@ -14,8 +14,8 @@ from distgan.config.schema import Optimizer
 from distgan.distributed.process_group import World
 from distgan.image_spec import square
 from distgan.models import MODELS
-from distgan.training.factory import build_optimizer
 from distgan.training.gan_step import GanStep
+from distgan.training.optimizers import build_optimizer
 from distgan.training.step_inputs import LatentSampler, StepBatch, StepHyperparams, StepOptions
 
 FAULT = [str(WORKERS / "nan_run.py"), "260"]  # within the iteration that ends at 264 images

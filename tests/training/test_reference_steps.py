@@ -17,9 +17,9 @@ from distgan.distributed.process_group import World
 from distgan.image_spec import square
 from distgan.models import r3gan
 from distgan.training import ema
-from distgan.training.factory import build_optimizer
 from distgan.training.gan_step import GanStep
 from distgan.training.learner import set_rates
+from distgan.training.optimizers import build_optimizer
 from distgan.training.schedulers import Schedulers
 from distgan.training.step_inputs import LatentSampler, StepBatch, StepOptions
 

@@ -21,7 +21,7 @@ from distgan.errors import DataError
 from distgan.evaluation.target import open_target
 from distgan.models import MODELS
 from distgan.storage import checkpoint, checkpoint_folder
-from distgan.training import factory, memory_format, recovery
+from distgan.training import memory_format, optimizers, recovery
 from distgan.training.checkpointer import load_optimizer
 
 
@@ -161,7 +161,7 @@ KINDS = [(name, momentum) for name in ("adam", "adamw", "sgd", "rmsprop") for mo
 def stepped(settings: OptimizerSettings, num: int = 1) -> tuple[torch.optim.Optimizer, torch.nn.Module]:
     torch.manual_seed(0)
     net = torch.nn.Linear(3, 2)
-    optimizer = factory.build_optimizer(settings, net)
+    optimizer = optimizers.build_optimizer(settings, net)
     for _ in range(num):
         optimizer.zero_grad()
         net(torch.ones(4, 3)).square().sum().backward()
@@ -173,7 +173,7 @@ def stepped(settings: OptimizerSettings, num: int = 1) -> tuple[torch.optim.Opti
 def test_what_an_optimizer_keeps_is_known(name: str, momentum: float) -> None:
     settings = OptimizerSettings(name=name, lr=[0.1], betas=(momentum, 0.9))
     kept = checkpoint.optimizer_tensors(*stepped(settings))
-    assert {key.rpartition("/")[2] for key in kept} == factory.optimizer_slots(settings)
+    assert {key.rpartition("/")[2] for key in kept} == optimizers.optimizer_slots(settings, torch.nn.Linear(3, 2))
 
 
 @pytest.mark.parametrize(("name", "momentum"), KINDS)
@@ -186,7 +186,8 @@ def test_an_optimizer_of_another_kind_begins_anew(name: str, momentum: float) ->
         for found in (saved, {}):
             going_on, net = stepped(settings)
             goes_on = load_optimizer("G", settings, going_on, net, found)
-            fits = factory.optimizer_slots(settings) == (factory.optimizer_slots(before) if found else set())
+            now, then = (optimizers.optimizer_slots(one, net) for one in (settings, before))
+            fits = now == (then if found else set())
             assert goes_on == fits
             if fits:
                 continue

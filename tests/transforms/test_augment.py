@@ -13,7 +13,7 @@ from torch import Tensor
 
 from distgan.training.controllers import Ada
 from distgan.transforms.augment import (
-    NUM_DRAWS,
+    AUGMENTATIONS,
     Size,
     _ada_strengths,
     _color_matrix,
@@ -23,6 +23,7 @@ from distgan.transforms.augment import (
     plan,
 )
 
+NUM_DRAWS = {name: one.num_draws for name, one in AUGMENTATIONS.items()}
 PIPES = list(NUM_DRAWS)
 LAST = 1 - 2**-24  # the largest number that is drawn
 # Where each operation's numbers begin, by pipe: the one that decides, then its values.

@@ -8,7 +8,9 @@ import torch
 from torch import Tensor
 
 from distgan.transforms import augment as module
-from distgan.transforms.augment import NUM_DRAWS, augment
+from distgan.transforms.augment import AUGMENTATIONS, augment
+
+NUM_DRAWS = {name: one.num_draws for name, one in AUGMENTATIONS.items()}
 
 COLOR_PIPES = ["diffaugment", "ada", "ada-cutout"]
 LAST = 1 - 2**-24  # the largest number that is drawn: with p = 1/2, the operation is not applied

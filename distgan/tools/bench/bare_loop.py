@@ -18,7 +18,7 @@ from distgan.image_spec import ImageSpec
 from distgan.losses.adversarial import LOSSES
 from distgan.losses.gradient_penalty import gradient_penalty, squared_gradient
 from distgan.training.discriminator import autocast
-from distgan.training.factory import build_optimizer
+from distgan.training.optimizers import build_optimizer
 from distgan.training.trainer import Trainer
 from distgan.transforms.image_values import to_networks
 
@@ -26,6 +26,7 @@ KEEP = 0.999  # of the average, in each iteration
 # Settings that the loop has no words for, with the values that leave them out.
 WITHOUT = {
     "augment.pipe": "none",
+    "loss.options": {},
     "augment.instance_noise": [0.0],
     "loss.feature_matching": 0.0,
     "loss.weight_clip": 0.0,

@@ -134,6 +134,7 @@ def _evaluated(training: Training, evaluations: int) -> tuple[Result, int]:
     settings = _settings(training)
     if (report := _report(file, run, settings, evaluations)) is None:
         command = [sys.executable, "-m", "distgan", "evaluate", str(training.folder), *settings]
+        command += [word for plugin in training.config.plugins for word in ("--plugin", plugin)]
         code = _run([*command, "--seeds", str(evaluations), "--out", str(file)])
         report = _report(file, run, settings, evaluations)
         if code or report is None:

@@ -125,7 +125,7 @@ def _tiles(run: History) -> list[tuple[str, str]]:
         found.append(("ranks", str(run.status["world"])))
     for key in (key for key in run.log_keys() if key.startswith("Metrics/")):
         name, values = key.partition("/")[2], run.series(key).values
-        if best := better(name):
+        if best := better(name, _directions(run)):
             found.append((f"best {name}", short_number(best(values))))
     return found[:8]
 
@@ -137,7 +137,11 @@ def _metrics(run: History) -> dict[str, list] | None:
     if not keys:
         return None
     names = [key.partition("/")[2] for key in keys]
-    best = {key: choose(run.series(key).values) for key, name in zip(keys, names) if (choose := better(name))}
+    best = {
+        key: choose(run.series(key).values)
+        for key, name in zip(keys, names)
+        if (choose := better(name, _directions(run)))
+    }
 
     def cell(key: str, value: object) -> tuple[str, bool]:
         text = short_number(value) if isinstance(value, (int, float)) else "" if value is None else str(value)
@@ -165,7 +169,7 @@ def _changed(settings: Config | None) -> list[tuple[str, str, str]]:
     if settings is None:
         return []
     family = settings.model.family
-    G, D = (asdict(schema()) for schema in FAMILIES[family])
+    G, D = (asdict(schema()) for schema in FAMILIES[family]) if family in FAMILIES else ({}, {})
     free, others = changes(Config(model=Model(family=family, G=G, D=D)), settings)
     return [(name, or_dash(new), or_dash(old)) for name, (old, new) in sorted({**others, **free}.items())]
 
@@ -190,9 +194,21 @@ def _data(settings: Config | None) -> list[tuple[str, str]]:
 
 
 def _origin(run: History) -> list[tuple[str, str]]:
-    """Return what weights the run started from; nothing where it started from none."""
+    """Return what weights the run started from, and the plugins that it was trained with; nothing without them."""
     found = read_mapping(run.path / "init.json", run.problems)
-    return [(f"weights {name}", str(found[name])) for name in ("from", "sha256") if name in found]
+    rows = [(f"weights {name}", str(found[name])) for name in ("from", "sha256") if name in found]
+    plugins = read_mapping(run.path / "plugins" / "plugins.json", run.problems).get("plugins")
+    for name, about in plugins.items() if isinstance(plugins, dict) else ():
+        adds = about.get("adds") if isinstance(about, dict) else None
+        parts = f": {', '.join(map(str, adds))}" if isinstance(adds, list) else ""
+        rows.append(("plugin", f"{name}{parts}; sha256 {about.get('sha256') if isinstance(about, dict) else '?'}"))
+    return rows
+
+
+def _directions(run: History) -> dict[str, str]:
+    """Return in which direction the values of a run's plugins are better, as it noted it."""
+    found = read_mapping(run.path / "plugins" / "plugins.json", []).get("directions")
+    return {name: str(word) for name, word in found.items()} if isinstance(found, dict) else {}
 
 
 def _environment(run: History) -> tuple[list[tuple[str, ...]], list[tuple[str, str]]]:

@@ -17,7 +17,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import webdataset
 from PIL import Image
+from torch.utils.data import DataLoader
 
 import distgan
 from distgan.cli.main import main
@@ -107,6 +109,57 @@ with distgan.open_stream(str(place / "digits"), batch=128, resolution=32, labels
 
 right = (reader(fakes.flatten(1)).argmax(1) == labels).float().mean().item()
 print(f"a classifier of real digits reads {right:.0%} of the generated ones as they were asked for")
+
+# %% [markdown]
+# PyTorch's `DataLoader` gives the same batches, with any number of worker processes; and webdataset's pipelines and
+# decoders take the samples in the same order, with all their parts as they are stored.
+
+# %%
+batches = distgan.StreamDataset(str(place / "digits"), 128, resolution=32, labels=True)
+first_images, first_labels = next(iter(DataLoader(batches, batch_size=None, num_workers=2)))
+
+samples = distgan.SampleDataset(str(place / "digits"), 128, labels=True)
+pipeline = webdataset.DataPipeline(samples, webdataset.decode("rgb8"), webdataset.to_tuple("png", "cls"))
+image, label = next(iter(pipeline))
+assert label == first_labels[0]
+assert np.array_equal(image, first_images[0].permute(1, 2, 0))
+
+# %% [markdown]
+# ## Your own part in a run
+#
+# A callback is called at the start, after steps, lines of metrics, samples, evaluations and checkpoints, and at the
+# end; its return may end the run. `load_config` gives all settings, checked, as `distgan.Config`. Networks and
+# optimizers may be objects of your own, which are saved and resumed like any other; for networks that commands can load
+# again, see [plugins.md](plugins.md).
+
+
+# %%
+class Diary(distgan.Callback):
+    def on_tick(self, trainer, metrics):
+        print(f"{trainer.state.images} images, D orders {metrics['Logits/D_accuracy']:.0%} of pairs correctly")
+        return trainer.state.images >= 4000  # enough
+
+
+class LinearG(torch.nn.Linear):
+    """z [B, 64] -> images [B, 3, 32, 32] in -1..1."""
+
+    def forward(self, z, labels=None):
+        return super().forward(z).tanh().unflatten(1, (3, 32, 32))
+
+
+class LinearD(torch.nn.Linear):
+    """images [B, 3, 32, 32] -> logits [B]; with `features`, features too."""
+
+    def forward(self, images, labels=None, features=False):
+        logits = super().forward(images.flatten(1)).flatten()
+        return (logits, [images]) if features else logits
+
+
+own = ["model.conditional=false", "train.images=6k", "train.tick=2k", "sample.every=0"]
+settings = distgan.load_config(config, f"data.shards={place / 'digits'}", f"run.dir={place / 'own'}", *own)
+networks = LinearG(64, 3 * 32 * 32), LinearD(3 * 32 * 32, 1)
+adams = tuple(torch.optim.AdamW(net.parameters()) for net in networks)  # with the learning rates of `settings`
+distgan.train(settings, callbacks=[Diary()], networks=networks, optimizers=adams)
 
 # %% [markdown]
 # ## What a run wrote

@@ -125,6 +125,11 @@ def read_checkpoint(folder: Path) -> tuple[Path, checkpoint.Tensors, Config, Sav
     if missing := [name for name in ("G", "D", "G_ema") if name not in tensors]:
         raise DataError(f"{where}: {missing[0]}.safetensors is missing")
     config = from_dict(state["config"], where)
+    if state.get("own_networks"):
+        raise ConfigError(
+            f"{where}: its networks are objects of a program's own (`distgan.train(networks=...)`): load "
+            "G_ema.safetensors there, or make them a family of a plugin (docs/plugins.md) and train again"
+        )
     trained_with = state.get("plugins", {})
     networks.require_family(config.model.family, folder, how_to_load(trained_with, where.resolve().parent.parent))
     for line in others(trained_with):

@@ -73,6 +73,7 @@ class SavedState(_Always, total=False):
     examples: Annotated[list[list[float | None]], AtMost(MAX_EXAMPLES)]
     revision: Positive
     plugins: dict[str, Sha256]
+    own_networks: bool
     stats: Annotated[list[list[float]], AtMost(2**20)]
     controls: Controls
 

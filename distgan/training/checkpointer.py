@@ -53,6 +53,7 @@ def save(learner: Learner, folder: Path) -> Path:
         "controls": controls,
         **conditions(learner),
         "plugins": plugins.digests(config.plugins),
+        "own_networks": learner.own.networks is not None,
         "config": to_dict(for_records(config)),
     }
 
@@ -78,7 +79,10 @@ def load(learner: Learner, path: Path) -> SavedState:
         settings = getattr(learner.config.optim, name)
         if f"opt_{name}" not in tensors:
             raise DataError(f"{path}: opt_{name}.safetensors is missing")
-        load_optimizer(name, settings, optimizer, learner.nets[name], tensors[f"opt_{name}"])
+        if learner.own.optimizers is None:
+            load_optimizer(name, settings, optimizer, learner.nets[name], tensors[f"opt_{name}"])
+        else:
+            checkpoint.load_optimizer(optimizer, learner.nets[name], tensors[f"opt_{name}"])
     _load_conditions(learner, saved)
     learner.step.stats.load_state(saved["stats"])
     learner.schedulers.load_state(saved["controls"])

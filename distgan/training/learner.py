@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import functools
 import os
 import secrets
 from collections.abc import Callable
@@ -14,7 +15,7 @@ from torch import nn
 from distgan.condition_spec import VectorInput
 from distgan.config.batch_plan import BatchPlan
 from distgan.config.schema import Config
-from distgan.data.dataset import RankInfo
+from distgan.data.dataset import Dataset, RankInfo
 from distgan.distributed.process_group import World
 from distgan.inference.condition_examples import ConditionExamples
 from distgan.training import ema, factory, memory_format, optimizers
@@ -38,6 +39,18 @@ class TrainState:
     wandb_id: str = field(default_factory=lambda: os.environ.get("WANDB_RUN_ID") or secrets.token_hex(4))
 
 
+@dataclass(frozen=True)
+class OwnObjects:
+    """A program's own objects in place of what the config describes; None: as the config says. See `distgan.train`."""
+
+    networks: tuple[nn.Module, nn.Module] | None = None
+    optimizers: tuple[torch.optim.Optimizer, torch.optim.Optimizer] | None = None
+    dataset: Dataset | None = None
+
+
+AS_CONFIGURED = OwnObjects()
+
+
 class Learner:
     """A GAN and all that its updates depend on, on one rank.
 
@@ -45,6 +58,7 @@ class Learner:
         build_nets: Builds G and D from the config and the number of classes, or the kind of conditions. Networks of no
             family are possible too.
         saved_memory_format: Reads the memory format of the checkpoint that the run resumes from; "" for none.
+        own: Objects of the caller's.
 
     Attributes:
         config: The settings, with the range of values that the data set's card says where they have none.
@@ -63,8 +77,14 @@ class Learner:
         batch_plan: BatchPlan,
         build_nets: Callable[[Config, int | VectorInput], tuple[nn.Module, nn.Module]] = factory.build_nets,
         saved_memory_format: Callable[[], str] = str,
+        own: OwnObjects = AS_CONFIGURED,
     ) -> None:
-        self.dataset = factory.open_dataset(config, RankInfo(world.rank, world.size, world.all_gather_object))
+        self.own = own
+        if own.networks is not None:
+            build_nets = functools.partial(_given, own.networks)
+        self.dataset = own.dataset or factory.open_dataset(
+            config, RankInfo(world.rank, world.size, world.all_gather_object)
+        )
         config = factory.with_range(
             config, lambda: world.run_on_main(lambda: factory.range_of_data(config, self.dataset))
         )
@@ -74,7 +94,11 @@ class Learner:
         if self.dataset.conditions is not None:
             self.examples = world.run_on_main(self.dataset.example_conditions)
         self.memory_format = memory_format.choose(
-            config, world, saved_memory_format, lambda: build_nets(config, self.label_input), batch_plan.micro_batch
+            config,
+            world,
+            saved_memory_format,
+            lambda: copy.deepcopy(build_nets(config, self.label_input)),
+            batch_plan.micro_batch,
         )
         self.G, self.D = build_nets(config, self.label_input)
         for net in (self.G, self.D):
@@ -86,8 +110,10 @@ class Learner:
             factory.step_options(config, batch_plan), memory_format=memory_format.FORMATS[self.memory_format]
         )
         self.step = GanStep(world, self.G, self.D, options, on_logits=self.schedulers.observe)
-        self.opt_G = optimizers.build_optimizer(config.optim.G, self.G, "optim.G")
-        self.opt_D = optimizers.build_optimizer(config.optim.D, self.D, "optim.D")
+        self.opt_G, self.opt_D = own.optimizers or (
+            optimizers.build_optimizer(config.optim.G, self.G, "optim.G"),
+            optimizers.build_optimizer(config.optim.D, self.D, "optim.D"),
+        )
         self.state, self.layout = TrainState(), factory.choose_layout(config, self.dataset)
         self.unseen = [label for label, count in enumerate(self.dataset.class_counts) if not count]
         self.step.warm_up_ddp_buckets(batch_plan.micro_batch, options.image, config.model.z_dim, self.label_input)
@@ -141,6 +167,12 @@ class Learner:
     def is_out_of_time(self, train_sec: float) -> bool:
         """Return whether `train_sec` seconds of training reach the limit of the run."""
         return 0 < self.config.train.max_minutes * 60 <= train_sec
+
+
+def _given(
+    networks: tuple[nn.Module, nn.Module], config: Config, label_input: int | VectorInput
+) -> tuple[nn.Module, nn.Module]:
+    return networks
 
 
 def set_rates(optimizer: torch.optim.Optimizer, rates: OptimizerRates) -> None:

@@ -22,13 +22,13 @@ from distgan.storage.run_dir import RunDir, command_line
 from distgan.tracking.console import start_logging
 from distgan.training import factory, recovery
 from distgan.training.callbacks import Callback
-from distgan.training.learner import Learner
+from distgan.training.learner import AS_CONFIGURED, Learner, OwnObjects
 from distgan.training.trainer import Trainer
 
 log = logging.getLogger("distgan")
 
 
-def train(config: Config, callbacks: Sequence[Callback] = ()) -> int:
+def train(config: Config, callbacks: Sequence[Callback] = (), own: OwnObjects = AS_CONFIGURED) -> int:
     """Train until done; returns the exit code: 0 finished, 75 saved on a signal, 130 saved on Ctrl-C."""
     world = open_world(config)
     world.require_same_on_all_ranks(
@@ -51,7 +51,9 @@ def train(config: Config, callbacks: Sequence[Callback] = ()) -> int:
             for line in (*world.device_warnings, *launch_env.ignored_settings(config.train.precision)):
                 log.warning(f"warning: {line}")
         resumed, is_own = world.run_on_main(lambda: choose(folder.checkpoints, config.run.resume))
-        learner = Learner(config, world, batch_plan, saved_memory_format=lambda: recovery.saved_memory_format(resumed))
+        learner = Learner(
+            config, world, batch_plan, saved_memory_format=lambda: recovery.saved_memory_format(resumed), own=own
+        )
         reason = _train(learner, folder, recovery.resume(learner, folder, resumed, is_own), callbacks)
     except StoppedError as stopped:
         reason = stopped.reason

@@ -124,6 +124,8 @@ def test_the_bare_loop_says_what_it_lacks(config: Path) -> None:
     check_supported(load(str(config)))
     with pytest.raises(ConfigError, match=r"has no augment\.pipe=ada; compare with augment\.pipe=none"):
         check_supported(load(str(config), ["augment.pipe=ada"]))
+    with pytest.raises(ConfigError, match=r"has no optim\.D\.freeze=\['1'\]; compare with optim\.D\.freeze=\[\]"):
+        check_supported(load(str(config), ["optim.D.freeze=1"]))
 
 
 @pytest.mark.parametrize(

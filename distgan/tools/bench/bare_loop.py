@@ -5,6 +5,7 @@ average generator. It has no schedules, controllers, norms, checkpoints or stops
 """
 
 import copy
+import operator
 
 import torch
 from torch import Tensor, nn
@@ -34,6 +35,7 @@ WITHOUT = {
     "data.flip": False,
     "balance.adapt": "",
     "model.dropout": 0.0,
+    **{f"optim.{net}.{key}": [] for net in "GD" for key in ("freeze", "lr_factors")},
 }
 
 
@@ -42,8 +44,7 @@ def check_supported(config: Config) -> None:
     if restores(config):
         raise ConfigError("--baseline bare: the bare loop makes images of noise, and model.family=restore does not")
     for key, value in WITHOUT.items():
-        group, name = key.split(".")
-        if (set_to := getattr(getattr(config, group), name)) != value:
+        if (set_to := operator.attrgetter(key)(config)) != value:
             written = value if value != "" else "''"
             raise ConfigError(f"--baseline bare: the bare loop has no {key}={set_to}; compare with {key}={written}")
 

@@ -128,4 +128,5 @@ def test_a_mapping_is_checked_as_a_file_is(config: dict) -> None:
     ):
         with pytest.raises(ConfigError, match=message):
             distgan.train(wrong)
-    assert set(dir(distgan)) == {"Callback", "load_generator", "open_stream", "train", "__version__"}
+    assert set(dir(distgan)) == {*distgan.__all__, "__version__"}
+    assert {"Callback", "Config", "load_config", "load_generator", "open_stream", "train"} <= set(distgan.__all__)

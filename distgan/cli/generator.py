@@ -123,6 +123,13 @@ def _add_generate(commands: Commands) -> None:
         metavar="NAME=FIRST:LAST:NUMBER",
         help="a grid with a latent to a row and a value of one condition to a column; or NAME=ONE;OTHER",
     )
+    parser.add_argument(
+        "--truncation",
+        type=float,
+        metavar="PSI",
+        help="fewer kinds of images, but better ones: of stylegan2, how much of w's way from its mean is kept (such as "
+        "0.7; 1: all); of others, the deviations at which latents are cut off",
+    )
     parser.add_argument("--columns", type=int, help="columns of the grid (default: a square, or a row per class)")
     parser.add_argument("--keep-best", type=float, default=1.0, metavar="SHARE", help="keep this fraction, the best")
     parser.add_argument(
@@ -161,6 +168,8 @@ def _generate(options: argparse.Namespace) -> int:
         raise ConfigError("--condition and --sweep are of images made of noise: leave them out with --input")
     if options.input and (options.keep_best < 1 or options.balance):
         raise ConfigError("--keep-best and --balance choose among images made of noise: leave them out with --input")
+    if options.input and options.truncation is not None:
+        raise ConfigError("--truncation is of images made of noise: leave it out with --input")
     for name in ("aspect", "shard_images", "keyframes", "fps", "filter_by") if options.input else ():
         if getattr(options, name):
             raise ConfigError(f"--{name.replace('_', '-')} is of images made of noise: leave it out with --input")
@@ -180,6 +189,7 @@ def _generate(options: argparse.Namespace) -> int:
                 aspect=options.aspect,
                 conditions=tuple(options.condition),
                 sweep=options.sweep,
+                truncation=options.truncation,
                 **common,
             )
             line = generate(options.checkpoint, options.out, generating, rank(), world)

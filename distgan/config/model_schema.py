@@ -82,6 +82,31 @@ class ResnetDiscriminator:
 
 
 @dataclass
+class Stylegan2Generator:
+    channel_base: int = key(16384, "channels of a stage are this divided by its side (4, 8, 16 ...)", low=4, high=2**20)
+    max_channels: int = key(512, "bound on the channels", low=1, high=2**14)
+    w_dim: int = key(512, "length of w, and numbers that a class label becomes", low=1, high=2**14)
+    mapping_layers: int = key(8, "layers of the mapping network", low=1, high=64)
+    architecture: Literal["orig", "skip", "resnet"] = key(
+        "skip", "the image is made by the last stage, by all of them, or by the last of residual stages"
+    )
+    noise: bool = key(True, "add noise in each layer, in training drawn for each image")
+    mixing: float = key(
+        0.9, "probability that an image in training has the styles of a second latent from some layer on", low=0, high=1
+    )
+
+
+@dataclass
+class Stylegan2Discriminator:
+    channel_base: int = key(16384, "channels of a stage are this divided by its side (4, 8, 16 ...)", low=4, high=2**20)
+    max_channels: int = key(512, "bound on the channels", low=1, high=2**14)
+    mapping_layers: int = key(8, "layers of the network that maps labels", low=1, high=64)
+    architecture: Literal["orig", "skip", "resnet"] = key(
+        "resnet", "stages are residual, or each sees the image at its size too, or neither"
+    )
+
+
+@dataclass
 class RestoreGenerator:
     base_channels: int = key(64, "channels at half the resolution; they double as the side halves", low=1, high=2**14)
     max_channels: int = key(512, "bound on the channels", low=1, high=2**14)
@@ -113,6 +138,7 @@ FAMILIES: dict[str, tuple[type, type]] = {
     "r3gan": (R3ganGenerator, R3ganDiscriminator),
     "resnet": (ResnetGenerator, ResnetDiscriminator),
     "hourglass": (HourglassGenerator, HourglassDiscriminator),
+    "stylegan2": (Stylegan2Generator, Stylegan2Discriminator),
     "restore": (RestoreGenerator, RestoreDiscriminator),
 }
 

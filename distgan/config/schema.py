@@ -171,6 +171,10 @@ class Loss:
         0.0, "one-sided label smoothing: the target for real images is 1 minus this", low=0, high=0.5
     )
     feature_matching: float = key(0.0, "weight of G's distance to real images in the mean of D's features", low=0)
+    path_length: float = key(0.0, "weight of path length regularization, of a G with styles (stylegan2)", low=0)
+    path_length_interval: int = key(
+        4, "G steps from one application of loss.path_length to the next; its weight is multiplied by it", low=1
+    )
     penalty_interval: int = key(
         1, "D steps from one application of r1, r2 and gp to the next; their weight is multiplied by it", low=1
     )

@@ -151,6 +151,11 @@ def _check_loss(config: Config) -> Iterator[str]:
             "loss.name=wasserstein needs a Lipschitz critic: set loss.gp=10 (and train.n_critic=5), or "
             "loss.weight_clip=0.01"
         )
+    if loss.path_length and "w_dim" not in config.model.G:
+        yield (
+            f"loss.path_length is of a G with styles, and model.family={config.model.family} has none: set "
+            "model.family=stylegan2, or loss.path_length=0"
+        )
     if loss.weight_clip and any(loss.gp):
         yield "loss.weight_clip and loss.gp have the same purpose: set one of them to 0"
     if loss.label_smoothing and loss.name not in LOSSES_WITH_TARGET:
@@ -185,6 +190,12 @@ def _check_train(config: Config) -> Iterator[str]:
         yield (
             f"train.compile={train.compile} cannot trace the draws of model.dropout: set model.dropout=0, or "
             "train.compile=off"
+        )
+    draws = config.model.G.get("noise", False) is True or config.model.G.get("mixing", 0) > 0
+    if train.compile != "off" and "w_dim" in config.model.G and draws:
+        yield (
+            f"train.compile={train.compile} cannot trace what stylegan2 draws: set model.G.noise=false and "
+            "model.G.mixing=0, or train.compile=off"
         )
     if train.penalty_precision == "bf16" and train.precision != "bf16":
         yield (

@@ -22,6 +22,7 @@ from distgan.inference.request import GenerateOptions, Request, resolve
 from distgan.inference.scoring import SCORES, Score, open_score
 from distgan.inference.selection import GeneratedImage, SampleSelection
 from distgan.inference.trained_generator import TrainedGenerator
+from distgan.inference.truncation import truncated
 from distgan.storage.atomic import replace_file, replacing
 from distgan.storage.home import user_path
 from distgan.transforms.image_values import to_pixels
@@ -42,6 +43,8 @@ def generate(path: str, out: str, options: GenerateOptions, rank: int = 0, world
         return ""
     where = locate(path)  # once: a run that trains may write a newer one meanwhile
     G = load_generator(where)
+    if options.truncation is not None:
+        G = truncated(G, options.truncation)
     if options.kind == "png":
         require_png(G.image, "npy or shards")
     request = resolve(options, G)
@@ -191,6 +194,8 @@ def _card(G: TrainedGenerator, selection: SampleSelection, request: Request) -> 
         "balance": selection.balance,
         "shard_images": selection.group_size,
     }
+    if options.truncation is not None:
+        generated["truncation"] = options.truncation
     if image != G.image:
         generated["size"] = image.size
     conditions = {}

@@ -33,6 +33,7 @@ class GenerateOptions:
         shard_images: Images of a shard; 0 for a number by the resolution.
         keyframes: Latents that a video passes through; 0 for one per second.
         fps: Frames of a video per second; None for 25.
+        truncation: See `truncation.truncated`; None for none.
         aspect: Proportions "W:H" that images are stretched to, "data" for those of the training data; "" for none.
 
     Raises:
@@ -53,6 +54,7 @@ class GenerateOptions:
     aspect: str = ""
     conditions: tuple[str, ...] = ()
     sweep: str = ""
+    truncation: float | None = None
 
     def __post_init__(self) -> None:
         for name, value, low, high in (

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from torch import nn
 
-from distgan.models import dcgan, hourglass, image_to_image, r3gan, resnet
+from distgan.models import dcgan, hourglass, image_to_image, r3gan, resnet, stylegan2
 
 
 class Family(NamedTuple):
@@ -36,5 +36,6 @@ MODELS: dict[str, Family] = {
     "r3gan": Family(r3gan.Generator, r3gan.Discriminator, 2, "the resampling filter is the authors' [1, 3, 3, 1]"),
     "resnet": Family(resnet.Generator, resnet.Discriminator),
     "hourglass": Family(hourglass.Generator, hourglass.Discriminator),
+    "stylegan2": Family(stylegan2.Generator, stylegan2.Discriminator),
     "restore": Family(image_to_image.Generator, image_to_image.Discriminator),
 }

@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from distgan.condition_spec import VectorInput
 from distgan.image_spec import ImageSpec, check_size
 from distgan.models.epilogue import Epilogue, MakeEpilogue
-from distgan.models.grouped_conv import Geometry, GroupedConv2d, grouped_conv2d
+from distgan.models.grouped_conv import GroupedConv2d
 from distgan.models.label_embedding import label_embedding
+from distgan.models.resample import Downsample, Upsample
 from distgan.models.weight_init import init_fan_in
 
 SLOPE = 0.2  # of leaky ReLU
@@ -151,46 +152,9 @@ class Block(nn.Module):
         return x + self.project(inner)
 
 
-class Upsample(nn.Module):
-    """Double the sides of [B, C, H, W] with the filter [1, 3, 3, 1] / 4 in both directions and zeros beyond the border.
-
-    The authors' [1, 2, 1] convolved with [1, 1]. Its length is even, so it is centered between pixels: images do not
-    move, and a mirrored input gives the mirrored output. Away from the border this is bilinear interpolation.
-    """
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.register_buffer("filter", _filter(channels, 4), persistent=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        weight = self.get_buffer("filter").to(x.dtype)
-        return F.conv_transpose2d(x, weight, stride=2, padding=1, groups=len(weight))
-
-
-class Downsample(nn.Module):
-    """Halve the sides of [B, C, H, W] with the filter [1, 3, 3, 1] / 8 in both directions and zeros beyond the border.
-
-    A quarter of the transpose of `Upsample`.
-    """
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.register_buffer("filter", _filter(channels, 8), persistent=False)
-        self._geometry = Geometry((2, 2), (1, 1), (1, 1), channels)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return grouped_conv2d(x, self.get_buffer("filter").to(x.dtype), None, self._geometry)
-
-
 def _embedding_std(labels: int | VectorInput, length: int = 1) -> float:
     """Return the width of an embedding's initial weights, for dot products with vectors of some length."""
     return ((labels.second_moment if isinstance(labels, VectorInput) else labels) * length) ** -0.5
-
-
-def _filter(channels: int, divisor: int) -> Tensor:
-    """Return [1, 3, 3, 1] / divisor in both directions, for each channel by itself; [C, 1, 4, 4]."""
-    row = torch.tensor([1.0, 3.0, 3.0, 1.0]) / divisor
-    return torch.outer(row, row).expand(channels, 1, 4, 4).contiguous()
 
 
 def _widths(image: ImageSpec, widths: Sequence[int], group_width: int) -> list[int]:

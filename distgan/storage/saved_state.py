@@ -74,6 +74,7 @@ class SavedState(_Always, total=False):
     revision: Positive
     plugins: dict[str, Sha256]
     own_networks: bool
+    mean_path_length: Annotated[float, Between(0, 1e30)]
     stats: Annotated[list[list[float]], AtMost(2**20)]
     controls: Controls
 

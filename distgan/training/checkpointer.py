@@ -53,6 +53,7 @@ def save(learner: Learner, folder: Path) -> Path:
         "controls": controls,
         **conditions(learner),
         "plugins": plugins.digests(config.plugins),
+        "mean_path_length": float(learner.step.mean_path_length),
         "own_networks": learner.own.networks is not None,
         "config": to_dict(for_records(config)),
     }
@@ -86,6 +87,7 @@ def load(learner: Learner, path: Path) -> SavedState:
     _load_conditions(learner, saved)
     learner.step.stats.load_state(saved["stats"])
     learner.schedulers.load_state(saved["controls"])
+    learner.step.mean_path_length.fill_(saved.get("mean_path_length", 0.0))
     for name in vars(learner.state).keys() - {"num_replaced", "wandb_id"}:
         setattr(learner.state, name, saved.get(name, getattr(learner.state, name)))
     counts, size = saved["num_replaced"], learner.world.size

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from distgan.losses import gradient_penalty
-from distgan.models.epilogue import Epilogue
+from distgan.models.image_seeds import drawing_modules, set_seeds
 from distgan.rng import device_rng
 from distgan.training.step_inputs import MicroBatch, StepHyperparams
 from distgan.transforms.augment import AUGMENTATIONS, Plan, apply_plan, plan
@@ -77,7 +77,7 @@ class AugmentedDiscriminator:
         self.D, self._augment, self._color, self._alpha = D, augment, color, alpha
         self._bf16_penalties, self._evaluates_twice = bf16_penalties, bf16 and not bf16_penalties
         self._sees_condition, self._compiles_penalties = sees_condition, compile == "all"
-        self._epilogues = [module for module in D.modules() if isinstance(module, Epilogue)]
+        self._drawing = drawing_modules(D)
         self._forward = self._augmented if compile == "off" else compiled(self._augmented)
         self._plan = plan if compile == "off" else compiled(plan)
         self._penalty = compiled(self._squared_gradient) if self._compiles_penalties else self._squared_gradient
@@ -156,8 +156,7 @@ class AugmentedDiscriminator:
 
     def set_dropout_seeds(self, seeds: Tensor, tag: str) -> None:
         """Set which images D's dropout is about to see: its masks are a function of their seeds."""
-        for epilogue in self._epilogues:
-            epilogue.seeds, epilogue.tag = seeds, tag
+        set_seeds(self._drawing, seeds, tag)
 
     def _augmented(
         self,

@@ -18,6 +18,8 @@ from distgan.distributed.process_group import World, allow_tf32
 from distgan.image_spec import ImageSpec
 from distgan.losses import gradient_penalty
 from distgan.losses.adversarial import LOSSES
+from distgan.losses.path_length import DECAY
+from distgan.models.image_seeds import drawing_modules, set_seeds
 from distgan.models.label_embedding import blank_labels
 from distgan.models.networks import run_generator
 from distgan.models.spectral_norm import normalized_once, power_iteration_step, spectral_norm_layers
@@ -67,6 +69,9 @@ class GanStep:
             sees_condition=to_image is not None and to_image.conditional_D,
             alpha=options.image.alpha,
         )
+        self._drawing = drawing_modules(G)
+        # The running mean of path lengths, of all ranks: a state of the training, which a checkpoint keeps.
+        self.mean_path_length = torch.zeros((), dtype=torch.float64, device=world.device)
         self._generator = G if options.compile == "off" else compiled(G)
         self.d_loss = world.prepare(DiscriminatorLoss(self._discriminator, options))
         self.g_loss = world.prepare(GeneratorLoss(G, self._discriminator, options, self._generator))
@@ -99,6 +104,7 @@ class GanStep:
         if self._spectral_norms:
             power_iteration_step(self._spectral_norms)
         for micro, is_last in self._micro_batches(batch, batch.z_d, with_real=True):
+            set_seeds(self._drawing, micro.seeds, "of D")
             with torch.no_grad(), around_fakes(), autocast(micro.z, self.options.bf16):
                 fake = run_generator(self._generator, micro.z, micro.condition, micro.labels).to(self.options.dtype)
             with self.world.grad_sync(self.d_loss, last=is_last), allow_tf32(self.world.device, tf32):
@@ -121,14 +127,25 @@ class GanStep:
         self._begin()
         buffers = [buffer.clone() for buffer in self._restored_buffers]
         self._train_D(False)
+        lengths = []
         for micro, is_last in self._micro_batches(batch, batch.z_g, with_real=self.looks_at_real):
             with self.world.grad_sync(self.g_loss, last=is_last):
                 with normalized_once(self._normalized_once):
-                    loss, terms = self.g_loss(micro, hp)
-                self._backward(loss)
-            self.stats.add_g_pass(terms)
+                    result = self.g_loss(micro, hp, self.mean_path_length)
+                self._backward(result.loss)
+            self.stats.add_g_pass(result.terms)
+            lengths += [] if result.path_lengths is None else [result.path_lengths]
         self._train_D(True)
+        if lengths:
+            self._follow_path_lengths(torch.cat(lengths))
         self._update("G", optimizer, buffers)
+
+    def _follow_path_lengths(self, lengths: Tensor) -> None:
+        """Move the running mean toward that of all ranks; it stays where that is not finite."""
+        lengths = lengths.double()
+        sums = self.world.all_reduce_sum(torch.stack([lengths.sum(), lengths.new_full((), len(lengths))]))
+        moved = self.mean_path_length.lerp(sums[0] / sums[1], DECAY)
+        self.mean_path_length = torch.where(moved.isfinite(), moved, self.mean_path_length)
 
     def last_scores(self) -> tuple[Tensor, Tensor, Tensor]:
         """Return this rank's last pass of a D step: real images, [B, C, H, W] in -1..1, and D's scores of them and of
@@ -175,7 +192,7 @@ class GanStep:
             batch = MicroBatch(z, labels, seeds, blank.clone(), condition)
             (0 * self.d_loss(batch, blank.clone(), StepHyperparams()).loss).backward()
             self._train_D(False)
-            loss, _ = self.g_loss(MicroBatch(z, labels, seeds, blank, condition), StepHyperparams())
+            loss = self.g_loss(MicroBatch(z, labels, seeds, blank, condition), StepHyperparams()).loss
             (0 * loss).backward()
             self._train_D(True)
         self.G.zero_grad(set_to_none=True)

@@ -8,8 +8,11 @@ from torch import Tensor, nn
 
 from distgan.losses import gradient_penalty
 from distgan.losses.adversarial import open_loss
+from distgan.losses.path_length import path_lengths
 from distgan.losses.reconstruction import PIXEL, feature_matching
+from distgan.models.image_seeds import drawing_modules, set_seeds
 from distgan.models.networks import run_generator
+from distgan.rng import device_rng
 from distgan.training.discriminator import AugmentedDiscriminator, autocast
 from distgan.training.step_inputs import MicroBatch, StepHyperparams, StepOptions
 
@@ -21,6 +24,14 @@ class DiscriminatorResult(NamedTuple):
     terms: dict[str, Tensor]
     real_scores: Tensor
     fake_scores: Tensor
+
+
+class GeneratorResult(NamedTuple):
+    """The G loss, its terms by log key, and the path lengths where they were computed, [B]; the last two detached."""
+
+    loss: Tensor
+    terms: dict[str, Tensor]
+    path_lengths: Tensor | None = None
 
 
 class DiscriminatorLoss(nn.Module):
@@ -79,18 +90,29 @@ class GeneratorLoss(nn.Module):
         self.loss, self.options = open_loss(options.loss, options.loss_options), options
         # Each restored image has a real one of its own to match.
         self.group = 1 if options.image_to_image else options.group
+        self._drawing = drawing_modules(G)
         # In a list, so that it does not count as a second module.
         self._generator: Sequence[Callable[..., Tensor]] = [G if forward is None else forward]
 
-    def forward(self, batch: MicroBatch, hp: StepHyperparams) -> tuple[Tensor, dict[str, Tensor]]:
-        """Compute the loss. Returns it, and its terms by log key, detached."""
+    def forward(self, batch: MicroBatch, hp: StepHyperparams, mean_length: Tensor | None = None) -> GeneratorResult:
+        """Compute the loss.
+
+        Args:
+            mean_length: The running mean of path lengths, where `hp.path_length` is set.
+        """
         D, options = self.discriminator, self.options
         features = options.feature_matching > 0
         tags = ("G's fake", "G's real") if self.loss.paired or features else ("G's fake",)
         real_logits: Tensor | None = None
         real_features: list[Tensor] = []
+        set_seeds(self._drawing, batch.seeds, "of G")
+        styles = None
         with autocast(batch.z, options.bf16):
-            fake = run_generator(self._generator[0], batch.z, batch.condition, batch.labels)
+            if hp.path_length:  # of styles, by a G that has some
+                styles = self.G.styles(batch.z, batch.labels)  # type: ignore[operator]
+                fake = self.G.synthesize(styles)  # type: ignore[operator]
+            else:
+                fake = run_generator(self._generator[0], batch.z, batch.condition, batch.labels)
             of_fake, *of_real = D.draw(fake, batch, tags, hp)
             fake_logits, fake_features = D.logits_and_features(fake, batch, of_fake, features=features)
             if of_real:
@@ -105,9 +127,18 @@ class GeneratorLoss(nn.Module):
         if to_image := options.image_to_image:
             assert batch.real is not None
             terms["Loss/pixel"] = to_image.pixel_weight * PIXEL[to_image.pixel_loss](as_float32(fake), batch.real)
+        lengths = None
         adversarial, *others = terms.values()
+        if styles is not None:
+            assert mean_length is not None
+            noise = device_rng.normal(batch.seeds, "path length", fake[0].numel()).to(styles.dtype)
+            lengths = path_lengths(as_float32(fake), styles, noise)
+            penalty = hp.path_length * (lengths - mean_length.to(lengths.dtype)).square().mean()
+            terms["Loss/path"] = penalty.detach() / hp.path_length_interval  # what it adds on average over all steps
+            others.append(penalty)
         total = sum(others, adversarial)
-        return total, {name: term.detach() for name, term in {**terms, "Loss/G": total}.items()}
+        detached = {name: term.detach() for name, term in {**terms, "Loss/G": total}.items()}
+        return GeneratorResult(total, detached, None if lengths is None else lengths.detach())
 
 
 def as_float32(logits: Tensor) -> Tensor:

@@ -64,11 +64,23 @@ class Schedulers:
         due = is_due(images, self._config.train.batch, loss.penalty_interval)
         r1, r2, gp = (self._at(images, getattr(loss, x)) * loss.penalty_interval if due else 0.0 for x in PENALTIES)
         noise = self._at(images, augment.instance_noise)
-        return StepHyperparams(r1, r2, gp, noise, self.augment_p(images), loss.penalty_interval)
+        every = loss.path_length_interval
+        is_due_for_G = is_due(images, self._config.train.batch * self._config.train.n_critic, every)
+        return StepHyperparams(
+            r1,
+            r2,
+            gp,
+            noise,
+            self.augment_p(images),
+            loss.penalty_interval,
+            loss.path_length * every if is_due_for_G else 0.0,
+            every,
+        )
 
     def penalties(self, images: int) -> set[str]:
         """Return log keys of the penalties that are in use."""
-        return {f"Loss/{name}" for name in PENALTIES if self._at(images, getattr(self._config.loss, name)) > 0}
+        used = {f"Loss/{name}" for name in PENALTIES if self._at(images, getattr(self._config.loss, name)) > 0}
+        return used | ({"Loss/path"} if self._config.loss.path_length else set())
 
     def augment_p(self, images: int) -> float:
         """Return the probability of each augmentation."""

@@ -85,6 +85,9 @@ class StepHyperparams:
         r1, r2, gp: Weights of the penalties; 0 where one is not applied in this step.
         instance_noise: Standard deviation of the noise on all images that D sees, which range over -1..1.
         augment_p: Probability of each augmentation.
+        path_length: Weight of path length regularization; 0 where it is not applied in this G step. Like the penalties,
+            it is already multiplied by its interval.
+        path_length_interval: G steps from one application of it to the next.
         penalty_interval: D steps from one application of the penalties to the next. `r1`, `r2` and `gp` are already
             multiplied by it.
     """
@@ -95,6 +98,8 @@ class StepHyperparams:
     instance_noise: float = 0.0
     augment_p: float = 0.0
     penalty_interval: int = 1
+    path_length: float = 0.0
+    path_length_interval: int = 1
 
     @property
     def has_penalty(self) -> bool:

@@ -43,6 +43,7 @@ class Ticker:
             "Progress/ema_beta": ema_decay,
             "EMA/rel_distance": ema.distance(learner.G_ema, learner.step.G),
             **learner.schedulers.row(state.images),
+            **({"Styles/path_length": float(learner.step.mean_path_length)} if self._config.loss.path_length else {}),
             "Diversity/fake_over_real": self._diversity(tracker),
             "Optim/rollbacks": state.num_rollbacks,
             "Data/replaced": sum(self._world.all_gather_object(state.num_replaced)),

@@ -13,7 +13,7 @@ log = logging.getLogger("distgan")
 
 TERMS = {  # of D's and of G's loss, which is their sum
     "Loss/D": ("Loss/D_adv", "Loss/r1", "Loss/r2", "Loss/gp"),
-    "Loss/G": ("Loss/G_adv", "Loss/fm", "Loss/pixel"),
+    "Loss/G": ("Loss/G_adv", "Loss/fm", "Loss/pixel", "Loss/path"),
 }
 LOSSES = tuple(name for total, terms in TERMS.items() for name in (total, *terms))
 STATISTICS = ("mean", "square", "sign")  # of logits, each of real images and of fakes
@@ -118,7 +118,7 @@ class TrainingStats:
         no pass had has no key.
 
         Args:
-            penalties: Terms in use. Where no pass had one of them, D's loss is not known and has no key either.
+            penalties: Terms in use. Where no pass had one of them, the loss that has it is not known and has no key.
             keep: Whether the next flush covers these images once more.
         """
         sums = self._of_all_ranks()

@@ -1,5 +1,6 @@
 """Fit weights of other networks to those of a run: what is taken, what is made of them, and what starts new."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -13,6 +14,7 @@ from distgan.inference.weight_source import WeightSource
 from distgan.models.label_embedding import VectorEmbedding
 from distgan.models.spectral_norm import power_iteration_step, spectral_norm_layers
 
+EQUALIZED = ("stylegan2",)  # families whose layers divide weights by the root of their inputs
 SHOWN = 6  # names in a line of the table
 POWER_ITERATIONS = 15  # for weights that were made, as for initial ones
 
@@ -105,20 +107,21 @@ def fit(
             continue
         found = given[name].detach().to(value.device)
         is_embedding = any(name.startswith(f"{one}.") for one in embeddings) and name.endswith(("weight", "original"))
+        rate = _rate(found, value, is_embedding) if target.family in EQUALIZED else 1.0
         if is_embedding and (made := _of_classes(found, value, classes, source, target)) is not None:
             if made[1]:
                 fitted.made[name] = made[1]
             else:
                 fitted.taken.append(name)
-            fitted.tensors[name] = made[0].to(value.dtype)
+            fitted.tensors[name] = (rate * made[0]).to(value.dtype)
         elif found.shape == value.shape and not is_embedding:
             fitted.tensors[name] = found.to(value.dtype)
             fitted.taken.append(name)
         elif (channels := _of_channels(found, value, source, target, is_D)) is not None:
-            fitted.tensors[name] = channels.to(value.dtype)
+            fitted.tensors[name] = (rate * channels).to(value.dtype)
             fitted.made[name] = f"{source.image.channels if source.image else '?'} to {target.image.channels} channels"
         elif (padded := _of_more_inputs(found, value, source, target, is_D)) is not None:
-            fitted.tensors[name] = padded.to(value.dtype)
+            fitted.tensors[name] = (rate * padded).to(value.dtype)
             fitted.made[name] = "zeros for the class"
         else:
             fitted.tensors[name] = value
@@ -178,6 +181,12 @@ def _class_number(name: str, names: list[str], num: int, text: str) -> int:
         return int(name)
     known = _listed(names) if names else f"0 to {num - 1}"
     raise ConfigError(f"init.classes: {text!r}: there is no class {name!r}: choose from {known}, as NEW=OLD")
+
+
+def _rate(found: Tensor, own: Tensor, is_embedding: bool) -> float:
+    """Return by what weights of other inputs are multiplied where a network divides them by the root of its inputs."""
+    sizes = [len(one) if is_embedding else one[0].numel() if one.dim() else 1 for one in (found, own)]
+    return math.sqrt(sizes[1] / sizes[0])
 
 
 def _of_classes(

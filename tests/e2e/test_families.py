@@ -40,6 +40,14 @@ OWN = {
         "loss.gp=10",
         "train.n_critic=2",
     ],
+    "stylegan2": [
+        "data.resolution=16",
+        "model.G={channel_base: 64, w_dim: 16, mapping_layers: 2}",
+        "model.D={channel_base: 64, mapping_layers: 2}",
+        "model.minibatch_layer=stddev",
+        "model.minibatch_group_size=4",
+        "loss={name: non_saturating, r1: 1, penalty_interval: 4, path_length: 2, path_length_interval: 2}",
+    ],
     "restore": [
         "model.G={base_channels: 8, max_channels: 16, skips: true, residual: true, noise: true}",
         "model.D={base_channels: 8, max_channels: 16, paired: true, patches: 8}",

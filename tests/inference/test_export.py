@@ -27,6 +27,7 @@ SMALL = {
     "r3gan": ["model.G={widths: [16], group_width: 4}"],
     "resnet": ["model.G={base_channels: 8, norm: conditional, attention: 8}"],  # "batch" without classes
     "hourglass": ["model.G.base_channels=4"],
+    "stylegan2": ["model.G={channel_base: 64, w_dim: 16, mapping_layers: 2}"],
     "restore": ["model.G={base_channels: 4, max_channels: 16, noise: true}"],
 }
 

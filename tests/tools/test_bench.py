@@ -108,7 +108,7 @@ def test_the_bare_loop_minimises_what_a_run_does(loss: str) -> None:
     for total in (
         ours(batch, fake.clone(), StepHyperparams(2.0, 3.0)).loss,
         theirs(real.clone(), fake.clone(), labels, True),
-        GeneratorLoss(G, discriminator, options)(MicroBatch(z, labels, seeds, real), StepHyperparams())[0],
+        GeneratorLoss(G, discriminator, options)(MicroBatch(z, labels, seeds, real), StepHyperparams()).loss,
         GLoss(G, D, loss, False)(z, real, labels),
     ):
         (total).backward()

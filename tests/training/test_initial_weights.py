@@ -26,7 +26,7 @@ from distgan.training import transfer
 from distgan.training.factory import build_nets
 from distgan.training.transfer import Fitted, Target
 
-NETS = {"dcgan": "digits32", "r3gan": "r3gan-cifar10-small"}
+NETS = {"dcgan": "digits32", "r3gan": "r3gan-cifar10-small", "stylegan2": "stylegan2-small"}
 
 
 def configured(*settings: str, family: str = "dcgan") -> Config:
@@ -126,6 +126,18 @@ def test_r3gan_grows_and_makes_the_same_images_at_first() -> None:
     images, labels = out(now["G"], [0, 1]).detach(), torch.tensor([0, 1])
     torch.testing.assert_close(
         now["D"](images, labels), before["D"](Downsample(3)(images), labels), rtol=1e-4, atol=1e-3
+    )
+
+
+def test_stylegan2_starts_as_the_same_function_though_its_scales_are_of_its_inputs() -> None:
+    small = ("model.G.w_dim=8", "model.G.channel_base=64", "model.D.channel_base=64")
+    gray, colors = (configured(*small, f"data.channels={num}", family="stylegan2") for num in (1, 3))
+    before, now = nets(gray, 3), nets(colors, 4, seed=1)
+    start(now, colors, source(before, gray, 3, ["a", "b", "c"]), 4, ["c", "x", "a", "b"])
+    images = torch.rand(2, 1, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    torch.testing.assert_close(out(now["G"], [0, 2]), out(before["G"], [2, 0]).expand(-1, 3, -1, -1))
+    torch.testing.assert_close(
+        now["D"](images.expand(-1, 3, -1, -1), torch.tensor([0, 2])), before["D"](images, torch.tensor([2, 0]))
     )
 
 

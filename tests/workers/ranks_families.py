@@ -28,6 +28,11 @@ SMALL = {  # settings of G and of D, and a resolution
     "r3gan": 2 * ({"widths": [4], "blocks": 1, "group_width": 2},) + (16,),
     "resnet": ({"base_channels": 8, "norm": "conditional"}, {"base_channels": 4}, 16),
     "hourglass": ({"base_channels": 4}, {"base_channels": 4}, 32),
+    "stylegan2": (
+        {"channel_base": 32, "max_channels": 8, "w_dim": 6, "mapping_layers": 2},
+        {"channel_base": 32, "max_channels": 8, "mapping_layers": 2},
+        16,
+    ),
     "restore": (
         {
             "base_channels": 4,
@@ -65,6 +70,8 @@ def main(pairs: str, first: int) -> None:
         step.warm_up_ddp_buckets(4, square(resolution), 4, 3)
         optimizers = [torch.optim.Adam(net.parameters(), 1e-3, fused=True) for net in (G, D)]
         now = StepHyperparams(r1=1.0) if family in ("r3gan", "resnet") else StepHyperparams()
+        if family == "stylegan2":
+            now = StepHyperparams(r1=1.0, path_length=2.0)
         started = digest(G)
         for number in range(2):
             positions = np.arange(4) + 8 * number + 4 * world.rank

@@ -28,6 +28,10 @@ SMALL = {  # settings of G and of D
     "dcgan": 2 * ({"base_channels": 4, "max_channels": 8, "norm": "none"},),
     "r3gan": 2 * ({"widths": [4], "blocks": 1, "group_width": 2},),
     "resnet": ({"base_channels": 4, "norm": "none"}, {"base_channels": 4, "attention": 8}),
+    "stylegan2": (
+        {"channel_base": 32, "max_channels": 8, "w_dim": 5, "mapping_layers": 2},
+        {"channel_base": 32, "max_channels": 8, "mapping_layers": 2},
+    ),
     "restore": (
         {"base_channels": 4, "max_channels": 8, "norm": "none", "skips": True, "residual": True, "noise": True},
         {"base_channels": 4, "max_channels": 8, "norm": "none", "paired": True, "patches": 4},
@@ -82,7 +86,11 @@ def steps(
     """What D's and G's step find, by name."""
     torch.manual_seed(0)
     g, d = SMALL[family]
-    G = MODELS[family].generator(image, Z_DIM, labeled, **g, embed_dim=3).double()
+    g = g if family == "stylegan2" else {**g, "embed_dim": 3}
+    G = MODELS[family].generator(image, Z_DIM, labeled, **g).double()
+    for key, weight in G.named_parameters():
+        if key.endswith("noise_strength"):
+            weight.data.fill_(0.3)
     D = MODELS[family].discriminator(image, labeled, **d, epilogue=functools.partial(Epilogue, **epilogue)).double()
     G, D = (net.to(memory_format=memory_format) for net in (G, D))
     step = GanStep(world, G, D, StepOptions(loss, image, accumulation_steps=passes, dtype=torch.float64, **more))
@@ -99,6 +107,7 @@ def steps(
         for net, module in (("D", D), ("G", G)):
             assert sent[net][0] == sum(p.numel() for p in module.parameters()), (loss, name, net, sent)
     found = {f"{loss}/{name}/diversity": torch.tensor(step.diversity())} if passes == 1 else {}  # it is of one pass
+    found[f"{loss}/{name}/path length"] = step.mean_path_length
     found[f"{loss}/{name}/report"] = torch.tensor(list(step.stats.flush().values()))
     for net, recorder in (("D", of_d), ("G", of_g)):
         found |= {f"{loss}/{name}/{net}.{key}": gradient for key, gradient in recorder.gradients.items()}
@@ -141,6 +150,10 @@ def main(out: str, passes: int, pairs: str) -> None:
         now = StepHyperparams(r1=2.0, r2=3.0)
         name = f"{family} of conditions"
         results |= steps(world, of_conditions, passes, "rpgan", name, now, {}, {}, family, labeled=VectorInput(5, 5.0))
+    for minibatch in ("none", "stddev"):
+        now = StepHyperparams(r1=2.0, path_length=8.0, path_length_interval=4)
+        epilogue, name = {"minibatch": minibatch, "group": 2}, f"stylegan2, {minibatch}"
+        results |= steps(world, batch, passes, "non_saturating", name, now, epilogue, {}, "stylegan2")
     restoring = ImageToImageOptions(parse(RECIPE, square(RESOLUTION)), "charbonnier", 10.0, conditional_D=True)
     more = {"image_to_image": restoring, "feature_matching": 3.0, "augment": "ada", "flip": True}
     for loss in ("non_saturating", "rpgan"):

@@ -31,6 +31,7 @@ WITHOUT = {
     "augment.instance_noise": [0.0],
     "loss.feature_matching": 0.0,
     "loss.weight_clip": 0.0,
+    "loss.path_length": 0.0,
     "loss.label_smoothing": 0.0,
     "data.flip": False,
     "balance.adapt": "",

@@ -26,7 +26,7 @@ class Panel:
 
 PANELS = (
     Panel("Losses", ("Loss/D", "Loss/G")),
-    Panel("Penalties", (), optional=("Loss/r1", "Loss/r2", "Loss/gp", "Loss/fm")),
+    Panel("Penalties", (), optional=("Loss/r1", "Loss/r2", "Loss/gp", "Loss/fm", "Loss/path")),
     Panel("Logits", ("Logits/real_mean", "Logits/fake_mean")),
     Panel("Logits: real minus fake", ("Logits/real_minus_fake",)),
     Panel("D's verdicts", ("Logits/D_accuracy", "Logits/sign_real", "Logits/sign_fake")),

@@ -171,6 +171,12 @@ class Loss:
         0.0, "one-sided label smoothing: the target for real images is 1 minus this", low=0, high=0.5
     )
     feature_matching: float = key(0.0, "weight of G's distance to real images in the mean of D's features", low=0)
+    penalty: Literal["exact", "finite"] = key(
+        "exact",
+        "R1 and R2 by D's gradient; or by differences of its logits where noise is added to images, which needs no "
+        "second derivative",
+    )
+    finite_sigma: float = key(0.01, "deviation of that noise, on a scale of -1..1", low=1e-4, high=1)
     path_length: float = key(0.0, "weight of path length regularization, of a G with styles (stylegan2)", low=0)
     path_length_interval: int = key(
         4, "G steps from one application of loss.path_length to the next; its weight is multiplied by it", low=1

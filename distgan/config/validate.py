@@ -151,6 +151,17 @@ def _check_loss(config: Config) -> Iterator[str]:
             "loss.name=wasserstein needs a Lipschitz critic: set loss.gp=10 (and train.n_critic=5), or "
             "loss.weight_clip=0.01"
         )
+    if loss.penalty == "finite":
+        if any(loss.gp):
+            yield (
+                "loss.penalty=finite is of r1 and r2, and loss.gp needs D's gradient: set loss.gp=0, or "
+                "loss.penalty=exact"
+            )
+        if config.train.penalty_precision == "bf16":
+            yield (
+                "loss.penalty=finite takes differences that bf16 cannot tell apart: set train.penalty_precision=fp32, "
+                "for which D sees the images twice more in such a step, or loss.penalty=exact"
+            )
     if loss.path_length and "w_dim" not in config.model.G:
         yield (
             f"loss.path_length is of a G with styles, and model.family={config.model.family} has none: set "

@@ -21,6 +21,16 @@ def squared_gradient(logits: Tensor, images: Tensor) -> Tensor:
     return mean_square(gradient)
 
 
+def finite_squared_gradient(logits: Tensor, moved: Tensor, sigma: float) -> Tensor:
+    """Estimate E ||dD/dx||^2 by the logits of images and of the same images with noise of deviation `sigma`.
+
+    The square of a difference over sigma is the square of the slope in a random direction, which is the squared norm of
+    the gradient on average (for small sigma). It needs first derivatives alone. In APT (Lin et al. 2025), which calls
+    it approximated R1, the division by sigma^2 is part of the weight.
+    """
+    return ((score(moved) - score(logits)) / sigma).square().mean()
+
+
 def gradient_penalty(
     D: Callable[[Tensor, Tensor | None], Tensor], real: Tensor, fake: Tensor, labels: Tensor | None, mix: Tensor
 ) -> Tensor:

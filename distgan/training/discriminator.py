@@ -1,6 +1,7 @@
 """D behind its augmentation: logits and gradient penalties. Compilation, bfloat16 and double backward stay in here."""
 
 import contextlib
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -55,6 +56,7 @@ class AugmentedDiscriminator:
         bf16: Whether callers evaluate under autocast.
         bf16_penalties: Whether penalties are those of this evaluation in bfloat16. Else they are in float32, for which
             D evaluates the images once more where `bf16` is set.
+        finite_sigma: Deviation of the noise by which penalties are estimated, in float32; 0: by the gradient.
         compile: "off"; "g": where no gradient of a gradient is needed; "all": there too.
         compiled: Returns the compiled form of a function.
         sees_condition: Whether D gets the image that G started from, too.
@@ -69,6 +71,7 @@ class AugmentedDiscriminator:
         *,
         bf16: bool = False,
         bf16_penalties: bool = False,
+        finite_sigma: float = 0.0,
         compile: str = "off",
         compiled: Callable[[Callable], Callable] = lambda function: function,
         sees_condition: bool = False,
@@ -76,6 +79,7 @@ class AugmentedDiscriminator:
     ) -> None:
         self.D, self._augment, self._color, self._alpha = D, augment, color, alpha
         self._bf16_penalties, self._evaluates_twice = bf16_penalties, bf16 and not bf16_penalties
+        self._finite_sigma = finite_sigma
         self._sees_condition, self._compiles_penalties = sees_condition, compile == "all"
         self._drawing = drawing_modules(D)
         self._forward = self._augmented if compile == "off" else compiled(self._augmented)
@@ -105,6 +109,9 @@ class AugmentedDiscriminator:
     def evaluate(self, images: Tensor, batch: MicroBatch, numbers: RandomNumbers, *, penalize: bool) -> Evaluation:
         """Evaluate images [B, C, H, W] in -1..1. With `penalize`, their squared gradient can be computed."""
         self.set_dropout_seeds(batch.seeds, numbers.tag)
+        if self._finite_sigma:
+            logits = self._forward(images, batch.labels, numbers.plan, numbers.noise, batch.condition)[0]
+            return Evaluation(logits, functools.partial(self._finite, images, batch, numbers, logits))
         images.requires_grad_(penalize and not self._compiles_penalties)
         inputs = (images, batch.labels, numbers.plan, numbers.noise, batch.condition)
 
@@ -122,6 +129,17 @@ class AugmentedDiscriminator:
             return gradient_penalty.squared_gradient(self._augmented(*inputs)[0], images)
 
         return Evaluation(self._forward(*inputs)[0], in_float32)
+
+    def _finite(self, images: Tensor, batch: MicroBatch, numbers: RandomNumbers, logits: Tensor) -> Tensor:
+        """Estimate E ||dD/dx||^2 by a difference. Both sides have the same augmentation, noise and dropout."""
+        inputs = batch.labels, numbers.plan, numbers.noise, batch.condition
+        if self._evaluates_twice:  # outside of autocast, since the logits in bfloat16 are too coarse for a difference
+            self.set_dropout_seeds(batch.seeds, numbers.tag)
+            logits = self._forward(images, *inputs)[0]
+        drawn = device_rng.normal(batch.seeds, f"finite {numbers.tag}", images[0].numel()).view_as(images)
+        self.set_dropout_seeds(batch.seeds, numbers.tag)
+        moved = self._forward(images + self._finite_sigma * drawn.to(images.dtype), *inputs)[0]
+        return gradient_penalty.finite_squared_gradient(logits, moved, self._finite_sigma)
 
     def logits_and_features(
         self, images: Tensor, batch: MicroBatch, numbers: RandomNumbers, *, features: bool

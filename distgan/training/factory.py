@@ -174,6 +174,7 @@ def step_options(config: Config, batch_plan: BatchPlan) -> StepOptions:
         accumulation_steps=batch_plan.passes,
         bf16=config.train.precision == "bf16",
         penalty_precision=config.train.penalty_precision,
+        finite_sigma=config.loss.finite_sigma if config.loss.penalty == "finite" else 0.0,
         weight_clip=config.loss.weight_clip,
         label_smoothing=config.loss.label_smoothing,
         feature_matching=config.loss.feature_matching,

@@ -64,6 +64,7 @@ class GanStep:
             options.color,
             bf16=options.bf16,
             bf16_penalties=options.penalty_precision == "bf16",
+            finite_sigma=options.finite_sigma,
             compile=options.compile,
             compiled=compiled,
             sees_condition=to_image is not None and to_image.conditional_D,

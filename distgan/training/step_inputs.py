@@ -134,6 +134,7 @@ class StepOptions:
         bf16: Whether the networks run under bfloat16 autocast.
         penalty_precision: Of gradient penalties: "fp32"; "tf32": the same with TF32 kernels, on a GPU; "bf16": that of
             the networks, which is bfloat16 then.
+        finite_sigma: Deviation of the noise by which R1 and R2 are estimated; 0: by the gradient.
         weight_clip: Bound on D's weights after each D step; 0 for none.
         label_smoothing: How far below 1 the target for real images is, for losses that have a target.
         feature_matching: Weight of feature matching in G's loss.
@@ -155,6 +156,7 @@ class StepOptions:
     accumulation_steps: int = 1
     bf16: bool = False
     penalty_precision: str = "fp32"
+    finite_sigma: float = 0.0
     weight_clip: float = 0.0
     label_smoothing: float = 0.0
     feature_matching: float = 0.0

@@ -154,6 +154,9 @@ def main(out: str, passes: int, pairs: str) -> None:
         now = StepHyperparams(r1=2.0, path_length=8.0, path_length_interval=4)
         epilogue, name = {"minibatch": minibatch, "group": 2}, f"stylegan2, {minibatch}"
         results |= steps(world, batch, passes, "non_saturating", name, now, epilogue, {}, "stylegan2")
+    more = {"finite_sigma": 0.1, "augment": "diffaugment", "flip": True}
+    now = StepHyperparams(r1=2.0, r2=3.0, instance_noise=0.2, augment_p=0.7)
+    results |= steps(world, batch, passes, "non_saturating", "finite", now, {"dropout": 0.3}, more)
     restoring = ImageToImageOptions(parse(RECIPE, square(RESOLUTION)), "charbonnier", 10.0, conditional_D=True)
     more = {"image_to_image": restoring, "feature_matching": 3.0, "augment": "ada", "flip": True}
     for loss in ("non_saturating", "rpgan"):

@@ -32,6 +32,7 @@ WITHOUT = {
     "loss.feature_matching": 0.0,
     "loss.weight_clip": 0.0,
     "loss.path_length": 0.0,
+    "loss.penalty": "exact",
     "loss.label_smoothing": 0.0,
     "data.flip": False,
     "balance.adapt": "",

@@ -1,4 +1,4 @@
-"""`distgan evaluate`, `generate` and `export`: use a trained generator."""
+"""`distgan evaluate`, `generate`, `directions` and `export`: use a trained generator."""
 
 import argparse
 import logging
@@ -11,9 +11,10 @@ from distgan.storage.printable import show
 
 
 def add_commands(commands: Commands) -> None:
-    """Add evaluate, generate and export."""
+    """Add evaluate, generate, directions and export."""
     _add_evaluate(commands)
     _add_generate(commands)
+    _add_directions(commands)
     _add_export(commands)
 
 
@@ -197,6 +198,42 @@ def _generate(options: argparse.Namespace) -> int:
         raise MachineError(f"--out {options.out}: {error.strerror or error}") from None
     if rank() == 0:
         show(line)
+    return 0
+
+
+def _add_directions(commands: Commands) -> None:
+    parser = add_command(
+        commands,
+        "directions",
+        _directions,
+        "directions of latents in which images change most, and walks along them",
+        "distgan directions runs/faces faces-directions --num 12",
+    )
+    add_plugin_argument(parser)
+    parser.add_argument("checkpoint", help="run folder, RUN/best, checkpoint or exported generator")
+    parser.add_argument("out", help="folder for directions.npy and a grid of each")
+    parser.add_argument("--num", type=int, default=8, metavar="N", help="number of directions (default 8)")
+    parser.add_argument("--method", default="sefa", help="sefa: by the weights (default); pca: of many w, of stylegan2")
+    parser.add_argument(
+        "--strength", type=float, default=3.0, metavar="S", help="how far walks go, in deviations (default 3)"
+    )
+    parser.add_argument("--rows", type=int, default=4, metavar="N", help="latents of a grid (default 4)")
+    parser.add_argument("--columns", type=int, default=7, metavar="N", help="steps of a walk (default 7)")
+    parser.add_argument("--seed", type=int, default=0, help="of the latents that are moved (default 0)")
+
+
+def _directions(options: argparse.Namespace) -> int:
+    init_rank_env()
+    if rank() > 0:
+        return 0
+    log_to_stderr()
+    load_plugins(options)
+
+    from distgan.inference.directions import DirectionOptions, directions
+
+    fields = ("num", "method", "strength", "rows", "columns", "seed")
+    chosen = DirectionOptions(**{name: getattr(options, name) for name in fields})
+    show(directions(options.checkpoint, options.out, chosen))
     return 0
 
 

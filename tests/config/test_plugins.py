@@ -102,7 +102,7 @@ def test_a_layer_that_chooses_another_part_starts_from_its_settings(mine: Path) 
             "two metrics call a value 'fd'",
         ),
         (LOSS.format(name="mine") + "1 / 0", "line 4: ZeroDivisionError"),
-        ("\0", "SyntaxError"),
+        ("\0", "null bytes"),
         ("#" * 2**21, "has more than 1,048,576 bytes"),
     ],
 )

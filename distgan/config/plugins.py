@@ -101,7 +101,14 @@ def record(where: Sequence[str]) -> tuple[dict[str, object], list[tuple[str, byt
     """Return what a run folder keeps of the plugins of a config: what they are, with the direction of their metrics for
     who reads the run without them; and their files."""
     found = loaded(where)
-    about = {plugin.name: {"sha256": plugin.sha256, "adds": [" ".join(one) for one in plugin.adds]} for plugin in found}
+    halves = [other for _, other in PAIRS]
+    about = {
+        plugin.name: {
+            "sha256": plugin.sha256,
+            "adds": [f"{kind} {name}" for kind, name in plugin.adds if kind not in halves],
+        }
+        for plugin in found
+    }
     metrics = [name for plugin in found for kind, name in plugin.adds if kind == "metric"]
     better = {value: VALUES[value] for name in metrics for value in _dictionary("metric")[name].names}
     return {"plugins": about, "directions": better}, [file for plugin in found for file in plugin.files]

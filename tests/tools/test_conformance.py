@@ -32,6 +32,7 @@ def test_what_is_built_in_passes(path: Path, kind: str, name: str) -> None:
         "r3gan": ["model.G.widths=[8]", "model.D.widths=[8]"],
         "resnet": ["model.G.base_channels=8", "model.D.base_channels=8"],
         "hourglass": ["model.G.base_channels=4", "model.D={base_channels: 4, norm: none}"],
+        "stylegan2": ["model.G={channel_base: 64, w_dim: 8}", "model.D.channel_base=64"],
     }
     text = path.read_text().replace("  G: {base_channels: 8, max_channels: 16}\n", "")
     path.write_text(text.replace("  D: {base_channels: 8, max_channels: 16}\n", ""))

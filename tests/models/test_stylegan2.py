@@ -1,7 +1,10 @@
 """StyleGAN2: numbers of weights of the paper, layers against plain references, and what is drawn for each image."""
 
+import ast
 import functools
+import importlib.util
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -90,6 +93,24 @@ def test_a_styled_convolution_is_one_with_modulated_weights_for_each_image(up: b
             out = F.conv2d(x[i : i + 1], weight, padding=1)
         out = out + layer.noise_strength * noise[i].view(8, 6) + layer.bias[:, None, None]
         torch.testing.assert_close(found[i : i + 1], math.sqrt(2) * F.leaky_relu(out, 0.2), rtol=1e-10, atol=1e-12)
+
+
+def test_a_styled_convolution_is_that_of_another_implementation() -> None:
+    """`Conv2DMod` of the package stylegan2-pytorch (MIT), whose styles are ours minus one; only that class is run."""
+    package = importlib.util.find_spec("stylegan2_pytorch")
+    if package is None or not package.submodule_search_locations:
+        pytest.skip("pip install --no-deps stylegan2-pytorch")
+    source = (Path(package.submodule_search_locations[0]) / "stylegan2_pytorch.py").read_text()
+    (theirs,) = (node for node in ast.parse(source).body if getattr(node, "name", "") == "Conv2DMod")
+    names: dict = {"nn": nn, "torch": torch, "F": F}
+    exec(compile(ast.Module([theirs], []), "stylegan2_pytorch", "exec"), names)
+    torch.manual_seed(0)
+    ours, other = stylegan2.StyledConv(5, 7, (9, 9), 4, up=False, noise=False), names["Conv2DMod"](5, 7, 3)
+    ours, other = ours.double(), other.double()
+    other.weight.data.copy_(ours.weight)
+    x, w = torch.randn(3, 5, 9, 9).double(), torch.randn(3, 4).double()
+    expected = math.sqrt(2) * F.leaky_relu(other(x, ours.affine(w) - 1), 0.2)
+    torch.testing.assert_close(ours(x, w, None), expected, rtol=1e-10, atol=1e-12)
 
 
 def test_an_image_layer_scales_its_styles_and_does_not_demodulate() -> None:

@@ -9,6 +9,7 @@ import importlib
 import importlib.util
 import os
 import re
+import shlex
 import sys
 import types
 from collections.abc import Iterable, Sequence
@@ -141,7 +142,8 @@ def how_to_load(names: Iterable[str], folder: Path | None) -> str:
     for name in names:
         is_file = name.endswith(".py") and os.path.basename(name) == name
         copy = folder / "plugins" / name if folder and is_file else None
-        words.append(f"--plugin {copy if copy is not None and copy.exists() else name}")
+        # A checkpoint may hold any name, and people paste what a message says.
+        words.append(f"--plugin {shlex.quote(str(copy if copy is not None and copy.exists() else name))}")
     if not words:
         return ""
     return f"whose code runs only if you name it: add {' '.join(words)}"

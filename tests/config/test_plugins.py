@@ -183,6 +183,13 @@ def test_what_differs_between_plugins_is_named() -> None:
     assert plugins.differences(now, before)[0] == "the plugin b.py is new"
 
 
+def test_a_name_that_a_checkpoint_gives_is_quoted_where_it_would_be_pasted() -> None:
+    assert plugins.how_to_load(["a.py; rm -r x", "../b.py"], None).endswith(
+        "add --plugin 'a.py; rm -r x' --plugin ../b.py"
+    )
+    assert plugins.how_to_load([], None) == ""
+
+
 def test_a_run_folder_starts_no_plugin(tmp_path: Path, mine: Path, capsys: pytest.CaptureFixture) -> None:
     """Only what the command line names runs; what is merely shown needs none."""
     run = tmp_path / "run"

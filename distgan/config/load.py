@@ -25,7 +25,7 @@ from distgan.config.choices import CHOOSERS, group_of, own_schema
 from distgan.config.fields import default_of, leaves
 from distgan.config.model_schema import FAMILIES, net_settings
 from distgan.config.permissions import PERSONAL, how_to_grant, is_granted_by_environment, read_environment
-from distgan.config.plugins import how_to_load, load_plugins
+from distgan.config.plugins import load_named, named_by
 from distgan.config.records import flat
 from distgan.config.renamed import earlier_version, new_name
 from distgan.config.schema import Config
@@ -77,9 +77,9 @@ def load(
         _require_resolved(dict(layers)[str(file)], str(file))
     if is_saved:
         result = _merged(layers, own, str(file), known=None)
-        result.plugins = _plugin_names("", dict(layers)[str(file)])
+        result.plugins = named_by("", dict(layers)[str(file)])
     else:
-        where = _load_plugins(layers, own, more_plugins, file if folder or is_run(path) else None)
+        where = load_named(layers, own, more_plugins, file if folder or is_run(path) else None)
         result = _merged(layers, own, str(file))
         result.plugins = where
     result.run.dir = result.run.dir or f"runs/{file.stem}"
@@ -102,7 +102,7 @@ def load_mapping(values: Mapping[str, object], overrides: Sequence[str] = ()) ->
         ConfigError: with every mistake, one line each. `run.dir` must be given, since there is no file's name for it.
     """
     layers, own = [("the config", dict(values))], list(_override_layers(overrides))
-    where = _load_plugins(layers, own, (), None)
+    where = load_named(layers, own, (), None)
     result = _merged(layers, own, "the config")
     result.plugins = where
     mistakes = [] if result.run.dir else ["run.dir: a config without a file needs it"]
@@ -132,41 +132,6 @@ def load_to_evaluate(layers: Sequence[tuple[str, dict]], overrides: Sequence[str
     return result
 
 
-def _load_plugins(
-    layers: Sequence[tuple[str, dict]], own: Sequence[tuple[str, dict]], more: Sequence[str], saved: Path | None
-) -> list[str]:
-    """Load the plugins of all layers, and return what `config.plugins` says of them.
-
-    Args:
-        saved: The config that a run wrote, if that is one of the layers: what it names must be named once more.
-
-    Raises:
-        ConfigError: One is not as it should be, or a run's own is not named by who starts the command.
-    """
-    named: list[tuple[str, Path | None]] = []
-    for layer, values in layers:
-        folder = Path(layer).parent if Path(layer).is_file() else None  # a path in a file is from that file
-        if layer != str(saved):
-            named += [(name, folder) for name in _plugin_names(layer, values)]
-    named += [(name, None) for layer, values in own for name in _plugin_names(layer, values)]
-    named += [(name, None) for name in more]
-    if saved is not None:
-        given = {os.path.basename(name) for name, _ in named}
-        recorded = [os.path.basename(name) for name in _plugin_names(str(saved), dict(layers)[str(saved)])]
-        if missing := [name for name in recorded if name not in given]:
-            raise ConfigError(f"{saved}: it was trained with a plugin, {how_to_load(missing, saved.parent)}")
-    return load_plugins(named) if named else []
-
-
-def _plugin_names(layer: str, values: Mapping[str, object]) -> list[str]:
-    """Return the plugins that a layer names."""
-    found = values.get("plugins", [])
-    found = [found] if isinstance(found, str) else found or []
-    if not isinstance(found, list) or not all(isinstance(name, str) and name for name in found):
-        raise ConfigError(f"{layer}: plugins: a list of Python files, or of names of modules, such as [my_parts.py]")
-    return found
-
-
 def _merged(
     layers: Sequence[tuple[str, dict]], own: Sequence[tuple[str, dict]], origin: str, known: str | None = ""
 ) -> Config:
@@ -190,7 +155,7 @@ def _merged(
             if not _has_own(config, name) and (line := new_name(name, value)):
                 mistakes.append(f"{layer}: {line}")
                 continue
-            if name == "plugins":  # `_load_plugins` took them
+            if name == "plugins":  # `plugins.load_named` took them
                 continue
             if name in PERSONAL and i < len(layers):
                 if value is not False and not granted.get(name) and not is_granted_by_environment(name):

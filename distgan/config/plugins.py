@@ -12,19 +12,19 @@ import re
 import shlex
 import sys
 import types
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from distgan.config import choices, yaml_text
-from distgan.errors import ConfigError
+from distgan.errors import ConfigError, DataError
 from distgan.metrics.names import EVAL_METRICS, VALUES
 from distgan.storage.home import user_path
+from distgan.storage.untrusted import MAX_SOURCE_BYTES, read
 
 GROUP = "distgan.plugins"  # of entry points, by which an installed package names its plugins
-MAX_BYTES = 2**20  # of a plugin's file
 
 # Kind of part -> module and name of its dictionary. By name, since most import torch, and stand above this module; they
 # are imported when there is a plugin, before it runs.
@@ -86,6 +86,41 @@ def load_plugins(names: Iterable[tuple[str, Path | None]]) -> list[str]:
         ConfigError: One is missing, fails, or takes a name that there is.
     """
     return list(dict.fromkeys(_load(name, folder).where for name, folder in names))
+
+
+def load_named(
+    layers: Sequence[tuple[str, dict]], own: Sequence[tuple[str, dict]], more: Sequence[str], saved: Path | None
+) -> list[str]:
+    """Load the plugins of all layers, and return what `config.plugins` says of them.
+
+    Args:
+        saved: The config that a run wrote, if that is one of the layers: what it names must be named once more.
+
+    Raises:
+        ConfigError: One is not as it should be, or a run's own is not named by who starts the command.
+    """
+    named: list[tuple[str, Path | None]] = []
+    for layer, values in layers:
+        folder = Path(layer).parent if Path(layer).is_file() else None  # a path in a file is from that file
+        if layer != str(saved):
+            named += [(name, folder) for name in named_by(layer, values)]
+    named += [(name, None) for layer, values in own for name in named_by(layer, values)]
+    named += [(name, None) for name in more]
+    if saved is not None:
+        given = {os.path.basename(name) for name, _ in named}
+        recorded = [os.path.basename(name) for name in named_by(str(saved), dict(layers)[str(saved)])]
+        if missing := [name for name in recorded if name not in given]:
+            raise ConfigError(f"{saved}: it was trained with a plugin, {how_to_load(missing, saved.parent)}")
+    return load_plugins(named) if named else []
+
+
+def named_by(layer: str, values: Mapping[str, object]) -> list[str]:
+    """Return the plugins that a layer names."""
+    found = values.get("plugins", [])
+    found = [found] if isinstance(found, str) else found or []
+    if not isinstance(found, list) or not all(isinstance(name, str) and name for name in found):
+        raise ConfigError(f"{layer}: plugins: a list of Python files, or of names of modules, such as [my_parts.py]")
+    return found
 
 
 def loaded(where: Sequence[str]) -> list[Plugin]:
@@ -196,13 +231,11 @@ def _module_name(name: str) -> str:
 
 def _read(path: Path) -> bytes:
     try:
-        with open(path, "rb") as file:
-            content = file.read(MAX_BYTES + 1)
-    except OSError as error:
-        raise ConfigError(f"{path}: {error.strerror}: name a Python file, or a module") from None
-    if len(content) > MAX_BYTES:
-        raise ConfigError(f"{path} has more than {MAX_BYTES:,} bytes: it is no plugin")
-    return content
+        return read(path, MAX_SOURCE_BYTES)
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such file: name a Python file, or a module") from None
+    except DataError as error:
+        raise ConfigError(f"{error}: name a Python file, or a module") from None
 
 
 def _run_file(path: Path, source: bytes, digest: str) -> None:

@@ -111,12 +111,12 @@ class Generator(nn.Module):
         if seeds is not None and self.noise_sizes:
             drawn = device_rng.normal(seeds, f"noise {self.tag}", sum(self.noise_sizes))
             noises[: len(self.noise_sizes)] = drawn.split(self.noise_sizes, 1)
-        picture: Tensor | None = None
+        images: Tensor | None = None
         for number, block in enumerate(self.blocks):
             used = max(0, 2 * number - 1)  # layers before
-            x, picture = block(x, picture, styles[:, used:], noises[used:])
-        assert picture is not None  # the last block makes one
-        return picture
+            x, images = block(x, images, styles[:, used:], noises[used:])
+        assert images is not None  # the last block makes one
+        return images
 
     @property
     def _training_seeds(self) -> Tensor | None:
@@ -196,7 +196,7 @@ class SynthesisBlock(nn.Module):
         self.up_image = Upsample(shown) if shown and inputs and architecture == "skip" else None
 
     def forward(
-        self, x: Tensor, picture: Tensor | None, styles: Tensor, noises: list[Tensor | None]
+        self, x: Tensor, images: Tensor | None, styles: Tensor, noises: list[Tensor | None]
     ) -> tuple[Tensor, Tensor | None]:
         """Take the styles of this stage's layers, of its image, and perhaps of others, [B, L, w_dim]; noises alike."""
         before = x
@@ -206,8 +206,8 @@ class SynthesisBlock(nn.Module):
             x = (x + self.shortcut(before)) * ROOT_HALF
         if self.to_image is not None:
             own = self.to_image(x, styles[:, len(self.layers)])
-            picture = own if picture is None or self.up_image is None else self.up_image(picture) + own
-        return x, picture
+            images = own if images is None or self.up_image is None else self.up_image(images) + own
+        return x, images
 
 
 class StyledConv(nn.Module):

@@ -21,13 +21,20 @@ from distgan.errors import OTHERS_END, DataError, DistganError, MachineError
 from distgan.storage.atomic import replace_file, replacing, sweep
 from distgan.storage.home import user_path
 from distgan.storage.printable import public_line
-from distgan.storage.untrusted import MAX_LINES_BYTES, open_to_append, parse, read, read_json, read_lines
+from distgan.storage.untrusted import (
+    MAX_LINES_BYTES,
+    MAX_SOURCE_BYTES,
+    open_to_append,
+    parse,
+    read,
+    read_json,
+    read_lines,
+)
 from distgan.storage.urls import public
 
 log = logging.getLogger("distgan")
 
 PACKAGES = ("torch", "accelerate", "webdataset", "wandb", "omegaconf", "numpy", "pillow", "simplejpeg", "safetensors")
-MAX_PLUGIN_BYTES = 2**20  # of a file of a plugin
 PROGRESS = ("images", "step", "total_images", "checkpoint")  # of status.json: kept when a later start fails
 
 
@@ -114,7 +121,7 @@ class RunDir:
             for name, content in files:
                 path = folder / name
                 path.parent.mkdir(parents=True, exist_ok=True)
-                if path.exists() and (old := read(path, MAX_PLUGIN_BYTES, follow_links=False)) != content:
+                if path.exists() and (old := read(path, MAX_SOURCE_BYTES, follow_links=False)) != content:
                     former = folder / hashlib.sha256(old).hexdigest()[:12] / name
                     former.parent.mkdir(parents=True, exist_ok=True)
                     path.replace(former)

@@ -24,6 +24,7 @@ from distgan.errors import DataError, MachineError
 MAX_JSON_BYTES = 32 * 2**20  # of one document
 MAX_LINES_BYTES = 2**30  # of a file of lines
 MAX_LINE_BYTES = 2**20
+MAX_SOURCE_BYTES = 2**20  # of a file of Python
 MAX_DEPTH = 64  # of lists and mappings in one another
 MAX_DIGITS = 100  # of a number
 KINDS = (

@@ -26,7 +26,7 @@ class TrackedRun:
 class RunTracker(Protocol):
     """Where metrics go. Only rank 0 makes and calls one; an exception ends the run as failed."""
 
-    def log(self, images: int, values: Mapping[str, float], pictures: Mapping[str, np.ndarray]) -> None:
+    def log(self, images: int, values: Mapping[str, float], grids: Mapping[str, np.ndarray]) -> None:
         """Take numbers by log key, and grids of images uint8 [H, W, 3] by name. Each image count comes once, rising;
         a resumed run does not repeat those of earlier starts."""
         ...

@@ -103,7 +103,7 @@ def test_a_layer_that_chooses_another_part_starts_from_its_settings(mine: Path) 
         ),
         (LOSS.format(name="mine") + "1 / 0", "line 4: ZeroDivisionError"),
         ("\0", "null bytes"),
-        ("#" * 2**21, "has more than 1,048,576 bytes"),
+        ("#" * 2**21, "no such file has more than 1,048,576"),
     ],
 )
 def test_a_bad_plugin_is_an_error_with_its_line_and_leaves_nothing(tmp_path: Path, code: str, told: str) -> None:
@@ -120,7 +120,7 @@ def test_a_bad_plugin_is_an_error_with_its_line_and_leaves_nothing(tmp_path: Pat
 @pytest.mark.parametrize(
     ("named", "told"),
     [
-        ("nope.py", "No such file or directory: name a Python file, or a module"),
+        ("nope.py", "no such file: name a Python file, or a module"),
         ("no.such.module", "there is no such module"),
         ("json", "it adds nothing"),
         ([3], "there is no such module"),

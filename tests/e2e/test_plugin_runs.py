@@ -118,8 +118,8 @@ class Lines:
     def __init__(self, run):
         self.file = open(run.folder / "lines.txt", "a")
 
-    def log(self, images, values, pictures):
-        print(images, *pictures, file=self.file, flush=True)
+    def log(self, images, values, grids):
+        print(images, *grids, file=self.file, flush=True)
 
     def finish(self, state):
         print(state, file=self.file, flush=True)

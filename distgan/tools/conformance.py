@@ -351,6 +351,8 @@ def _check_extractor(name: str, config: Config, label_input: int | VectorInput) 
     (once, logits), (again, _) = extractor(images), extractor(images)
     if not torch.equal(once, again):
         yield "gives other features each time"
+    if open_extractor(name, weights).identity != extractor.identity:
+        yield "has other weights each time it is built, so that no two evaluations compare"
     if not once.isfinite().all() or (logits is not None and not logits.isfinite().all()):
         yield "gives features that are not finite"
 

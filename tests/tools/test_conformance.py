@@ -178,6 +178,19 @@ BAD = {
         ),
         "keeps 'num' as int",
     ),
+    "an extractor of weights by chance": (
+        (
+            "from distgan.metrics.extractors import *\n"
+            "class Net(nn.Module):\n"
+            "    def __init__(self):\n"
+            "        super().__init__()\n"
+            "        self.layer = nn.Linear(3, 4)\n"
+            "    def forward(self, x):\n"
+            "        return self.layer(x.mean((2, 3))), None\n"
+            "EXTRACTORS['x'] = Kind(Net, 'mean', 16, 'bilinear', (0.0,) * 3, (1.0,) * 3, dim=4)"
+        ),
+        "has other weights each time it is built",
+    ),
     "a rule that cannot be filled in": (
         (
             "from distgan.tracking.alerts import *\n"

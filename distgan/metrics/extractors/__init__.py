@@ -5,6 +5,8 @@ everything else is a Fréchet distance in other features, and has another name.
 """
 
 import contextlib
+import hashlib
+import sys
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
@@ -185,7 +187,8 @@ def open_extractor(
     if name not in WEIGHTS:
         if weights:
             raise ConfigError(f"eval.weights={weights}: the extractor {name} has no file of weights; leave it empty")
-        digest, net = "none", kind.build()
+        net = kind.build()
+        digest = _digest(kind, net)
     else:
         path, digest = find_weights(name, weights, download), WEIGHTS[name].sha256
         with torch.device("meta"):  # no weights are drawn, so the random state of a training stays the same
@@ -194,6 +197,20 @@ def open_extractor(
         # The number of batches that a norm saw in training is not used in evaluation.
         net.load_state_dict({k: v for k, v in state.items() if not k.endswith("num_batches_tracked")}, assign=True)
     return Extractor(name, kind, net, digest, resizer or kind.resizer, torch.device(device), shown)
+
+
+def _digest(kind: Kind, net: nn.Module) -> str:
+    """Return a digest of an extractor without a published file: of its weights, and of the plugin that it is of.
+
+    "none" where it has neither, so that nothing but its other marks tells it apart.
+    """
+    plugin = getattr(sys.modules.get(kind.build.__module__), "__sha256__", "")
+    if not plugin and not any(True for _ in net.parameters()):
+        return "none"
+    digest = hashlib.sha256(plugin.encode())
+    for name, value in net.state_dict().items():
+        digest.update(name.encode() + value.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _random_weights(purpose: str, inputs: int, outputs: int) -> Tensor:

@@ -1,5 +1,8 @@
 """Extractors: who they say they are, what they take, and features that nothing around them changes."""
 
+import sys
+import types
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -181,3 +184,24 @@ def test_names_that_do_not_exist_are_told_with_those_that_do() -> None:
 def test_weights_for_an_extractor_that_has_none_are_refused() -> None:
     with pytest.raises(ConfigError, match=r"eval\.weights=mine\.pth: the extractor toy has no file of weights"):
         open_extractor("toy", weights="mine.pth")
+
+
+def test_an_extractor_of_a_plugin_is_told_apart_by_its_weights_and_its_source(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that statistics of real images, which are kept by its identity, are never those of another network."""
+
+    def identity(scale: float, source: str) -> str:
+        def build() -> torch.nn.Module:
+            net = torch.nn.Linear(2, 2)
+            torch.nn.init.constant_(net.weight, scale)
+            torch.nn.init.zeros_(net.bias)
+            return net
+
+        build.__module__ = "a_plugin"
+        monkeypatch.setitem(sys.modules, "a_plugin", types.SimpleNamespace(__sha256__=source))
+        monkeypatch.setitem(EXTRACTORS, "mine", EXTRACTORS["toy"]._replace(build=build))
+        return open_extractor("mine").identity
+
+    assert identity(1.0, "a") == identity(1.0, "a")
+    assert len({identity(1.0, "a"), identity(2.0, "a"), identity(1.0, "b")}) == 3
+    assert ":none:" not in identity(1.0, "")
+    assert open_extractor("toy").identity.startswith("toy:none:")
